@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` shows it, `make test` checks it. Both set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint types layers tests programs lock format clean
+
+help:
+	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
+	@echo 'make test     every check: lint, types, layers, tests'
+	@echo 'make setup    .venv with the locked dependencies: .venv/bin/nixcache-oci is the program'
+	@echo 'make lock     resolve requirements.lock anew from pyproject.toml'
+
+setup: .venv/.done
+
+.venv/.done: requirements.lock pyproject.toml scripts/setup
+	scripts/setup '$(PYTHON)'
+
+demo: setup
+	@exec $(BIN)/nixcache-oci demo
+
+test: setup programs lint types layers tests
+
+programs:
+	scripts/test-programs
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+tests: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=85
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet pip-tools
+	.venv-lock/bin/pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.lock pyproject.toml
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .venv-lock build *.egg-info .mypy_cache .hypothesis .coverage*
