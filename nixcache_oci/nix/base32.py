@@ -1,0 +1,56 @@
+"""nix32: the base 32 in which Nix writes hashes.
+
+It is the ordinary base 32 of the bytes in reverse order, with an alphabet of its own, and with the bits that
+fill up the last letter at the front. So the standard library's fast codec does the work, given whole groups
+of five bytes (eight letters).
+
+Source: Nix manual, "Store path", digest; Nix, ``libutil/base-nix-32``.
+"""
+
+import base64
+import re
+from typing import Final
+
+from nixcache_oci.errors import FormatError
+
+ALPHABET: Final = "0123456789abcdfghijklmnpqrsvwxyz"
+LETTER: Final = "[0-9a-df-np-sv-z]"
+"""One letter of the alphabet, as a regular expression."""
+
+_STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_TO_NIX = bytes.maketrans(_STANDARD, ALPHABET.encode())
+_FROM_NIX = bytes.maketrans(ALPHABET.encode(), _STANDARD)
+_TEXT = re.compile(f"{LETTER}*")
+_GROUP_BYTES = 5
+_GROUP_LETTERS = 8
+
+
+def encoded_length(size: int) -> int:
+    """Tell how many letters this many bytes take."""
+    return -(-size * 8 // 5)
+
+
+def encode(data: bytes) -> str:
+    """Write bytes as nix32."""
+    padding = bytes(-len(data) % _GROUP_BYTES)
+    letters = base64.b32encode(padding + data[::-1]).translate(_TO_NIX).decode()
+    return letters[len(letters) - encoded_length(len(data)) :]
+
+
+def decode(text: str) -> bytes:
+    """Read nix32.
+
+    Raises:
+        FormatError: a letter outside the alphabet (e, o, t, u, capitals), a length that no number of bytes
+            has, or a number too large for the bytes that its length stands for.
+    """
+    if not _TEXT.fullmatch(text):
+        raise FormatError(f"nix32: expected letters of {ALPHABET}, got {text[:80]!r}")
+    size = len(text) * 5 // 8
+    if encoded_length(size) != len(text):
+        raise FormatError(f"nix32: nothing is {len(text)} letters long: {text[:80]!r}")
+    filled = ALPHABET[0] * (-len(text) % _GROUP_LETTERS) + text
+    data = base64.b32decode(filled.encode().translate(_FROM_NIX))[::-1]
+    if any(data[size:]):
+        raise FormatError(f"nix32: the bits that fill up the first letter are not zero: {text[:80]!r}")
+    return data[:size]

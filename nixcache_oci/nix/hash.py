@@ -1,0 +1,71 @@
+"""Hashes as Nix writes them: NarHash, FileHash, and the hash in a content address.
+
+Source: Nix manual, "Store path" and narinfo examples; SRI is W3C "Subresource Integrity".
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix import base32
+
+DIGEST_SIZES: Final = MappingProxyType({"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64})
+"""Bytes in the digest of each algorithm that every Nix knows."""
+
+_HEX = re.compile(r"[0-9A-Fa-f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class NixHash:
+    """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``.
+
+    Attributes:
+        digest: the raw digest, as long as its algorithm has it.
+        algorithm: a key of ``DIGEST_SIZES``.
+    """
+
+    digest: bytes
+    algorithm: str = "sha256"
+
+    def __post_init__(self) -> None:
+        size = DIGEST_SIZES.get(self.algorithm)
+        if size is None:
+            known = ", ".join(DIGEST_SIZES)
+            raise FormatError(f"hash: expected one of {known}, got {self.algorithm[:40]!r}")
+        if len(self.digest) != size:
+            raise FormatError(f"hash: {self.algorithm} has {size} bytes, got {len(self.digest)}")
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{base32.encode(self.digest)}"
+
+    @property
+    def digest_hex(self) -> str:
+        """The digest in lower-case hex: for a FileHash the hex of the blob's digest."""
+        return self.digest.hex()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<algorithm>:`` with base 16, nix32 or base 64 behind it, or SRI's ``<algorithm>-<base 64>``.
+
+        Which of them it is shows in the length.
+
+        Raises:
+            FormatError: none of these, or an algorithm that not every Nix knows.
+        """
+        match = re.match(r"([a-z0-9]+)([:-])", text)
+        if match is None or match[1] not in DIGEST_SIZES:
+            raise FormatError(f"hash: expected <algorithm>:<digest>, got {text[:80]!r}")
+        algorithm, rest = match[1], text[match.end() :]
+        size = DIGEST_SIZES[algorithm]
+        if match[2] == ":" and len(rest) == 2 * size and _HEX.fullmatch(rest):
+            return cls(bytes.fromhex(rest), algorithm)
+        if match[2] == ":" and len(rest) == base32.encoded_length(size):
+            return cls(base32.decode(rest), algorithm)
+        try:
+            return cls(base64.b64decode(rest, validate=True), algorithm)
+        except (ValueError, binascii.Error, FormatError):
+            raise FormatError(f"hash: no {algorithm} in base 16, nix32 or base 64: {text[:160]!r}") from None

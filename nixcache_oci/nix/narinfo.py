@@ -1,0 +1,192 @@
+"""Narinfos: what a binary cache tells about a store object.
+
+Strict exactly where some Nix from 2.8 on stops with a hard error, for that ends a user's build: better no
+narinfo than one of those. Lenient where every Nix is, and then written in the one form that Nix writes.
+
+Source: Nix, ``libstore/nar-info`` (there is no specification); what real versions do was observed.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.content_address import ContentAddress
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.signature import Signature
+from nixcache_oci.nix.store_path import StorePath
+
+COMPRESSIONS: Final = frozenset(
+    {"none", "xz", "bzip2", "gzip", "zstd", "br", "lzma", "lz4", "lzip", "compress"}
+)
+"""What every Nix can unpack; another value ends newer ones."""
+
+_MISSING_COMPRESSION = "bzip2"
+_UNKNOWN_DERIVER = "unknown-deriver"
+_SINGLE_FIELDS = frozenset(
+    {
+        "StorePath",
+        "URL",
+        "Compression",
+        "FileHash",
+        "FileSize",
+        "NarHash",
+        "NarSize",
+        "References",
+        "Deriver",
+        "CA",
+    }
+)
+_FIELDS = _SINGLE_FIELDS | {"Sig"}
+_LINE = re.compile(r"(?P<name>[^:\s\x00-\x1f\x7f]+): (?P<value>[^\x00-\x08\x0a-\x1f\x7f]*)")
+_SIZE = re.compile(r"[0-9]{1,20}")
+_MAX_SIZE = 2**64 - 1
+_ABSOLUTE_URL = re.compile(r"https?://[^/?#]+.*")
+_URL = re.compile(r"[\x21-\x7e]+")
+_FIRST_SEGMENT = re.compile(r"[^/?#]*")
+
+
+@dataclass(frozen=True, slots=True)
+class NarInfo:
+    """One narinfo; every value can be written without breaking its line.
+
+    Attributes:
+        store_path: the object that this is about.
+        url: where its NAR is: relative to the cache's root, or absolute.
+        compression: of the NAR at ``url``; one of ``COMPRESSIONS``.
+        nar_hash: sha256 of the NAR, uncompressed.
+        nar_size: bytes in the NAR, uncompressed; not 0.
+        file_hash: sha256 of what lies at ``url``; None where not told. Clients do not check it.
+        file_size: bytes of what lies at ``url``; None where not told.
+        references: base names of the objects that this one refers to, itself possibly among them.
+        deriver: base name of the derivation that built it.
+        sigs: who vouches for it.
+        ca: its content address, as written.
+        extra: further fields that Nix ignores, names and values.
+    """
+
+    store_path: StorePath
+    url: str
+    compression: str
+    nar_hash: NixHash
+    nar_size: int
+    file_hash: NixHash | None = None
+    file_size: int | None = None
+    references: tuple[str, ...] = ()
+    deriver: str | None = None
+    sigs: tuple[Signature, ...] = ()
+    ca: str | None = None
+    extra: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_url(self.url)
+        if self.compression not in COMPRESSIONS:
+            raise FormatError(f"narinfo: no Nix knows the compression {self.compression[:40]!r}")
+        if {self.nar_hash.algorithm, (self.file_hash or self.nar_hash).algorithm} != {"sha256"}:
+            raise FormatError("narinfo: NarHash and FileHash have to be sha256")
+        if not 0 < self.nar_size <= _MAX_SIZE or not 0 <= (self.file_size or 0) <= _MAX_SIZE:
+            raise FormatError("narinfo: NarSize has to be above 0, both sizes below 2^64")
+        for base_name in (*self.references, *([] if self.deriver is None else [self.deriver])):
+            StorePath.from_base_name(base_name, self.store_path.store_dir)
+        if self.ca is not None:
+            ContentAddress.parse(self.ca)
+        for name, value in self.extra:
+            if name in _FIELDS or not _LINE.fullmatch(f"{name}: {value}"):
+                raise FormatError(f"narinfo: cannot be a further field: {name[:80]!r}: {value[:80]!r}")
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Read a narinfo.
+
+        A field that may stand once and stands twice is refused, although Nix takes the last of most of them:
+        no writer does this, and nobody can tell which was meant.
+
+        Raises:
+            FormatError: some Nix would stop at this.
+        """
+        single: dict[str, str] = {}
+        sigs: list[Signature] = []
+        extra: list[tuple[str, str]] = []
+        for name, value in _read_lines(text):
+            if name == "Sig":
+                sigs.append(Signature.parse(value))
+            elif name not in _SINGLE_FIELDS:
+                extra.append((name, value))
+            elif name in single:
+                raise FormatError(f"narinfo: two lines of {name}")
+            else:
+                single[name] = value
+        file_hash, deriver = single.get("FileHash"), single.get("Deriver")
+        return cls(
+            store_path=StorePath.parse(_required(single, "StorePath")),
+            url=_required(single, "URL"),
+            compression=single.get("Compression") or _MISSING_COMPRESSION,
+            file_hash=None if file_hash is None else NixHash.parse(file_hash),
+            file_size=_read_size(single["FileSize"]) if "FileSize" in single else None,
+            nar_hash=NixHash.parse(_required(single, "NarHash")),
+            nar_size=_read_size(_required(single, "NarSize")),
+            references=tuple(dict.fromkeys(filter(None, single.get("References", "").split(" ")))),
+            deriver=None if deriver == _UNKNOWN_DERIVER else deriver,
+            sigs=tuple(dict.fromkeys(sigs)),
+            ca=single.get("CA") or None,
+            extra=tuple(extra),
+        )
+
+    def render(self) -> str:
+        """Write the narinfo as ``nix copy`` writes it: no empty line, a newline behind every line."""
+        return "".join(f"{name}: {value}\n" for name, value in self._fields())
+
+    def _fields(self) -> Iterator[tuple[str, object]]:
+        yield "StorePath", self.store_path
+        yield "URL", self.url
+        yield "Compression", self.compression
+        if self.file_hash is not None:
+            yield "FileHash", self.file_hash
+        if self.file_size is not None:
+            yield "FileSize", self.file_size
+        yield "NarHash", self.nar_hash
+        yield "NarSize", self.nar_size
+        # Without references the line ends in its space, else Nix takes the next line for the value.
+        yield "References", " ".join(self.references)
+        if self.deriver is not None:
+            yield "Deriver", self.deriver
+        for signature in self.sigs:
+            yield "Sig", signature
+        if self.ca is not None:
+            yield "CA", self.ca
+        yield from self.extra
+
+
+def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            raise FormatError("narinfo: not UTF-8") from None
+    if not text.endswith("\n"):
+        raise FormatError("narinfo: empty, or the last line does not end")
+    for line in text[:-1].split("\n"):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise FormatError(f"narinfo: expected <field>: <value>, got {line[:160]!r}")
+        yield match["name"], match["value"]
+
+
+def _required(fields: Mapping[str, str], name: str) -> str:
+    if name not in fields:
+        raise FormatError(f"narinfo: {name} is missing")
+    return fields[name]
+
+
+def _read_size(text: str) -> int:
+    if not _SIZE.fullmatch(text):
+        raise FormatError(f"narinfo: expected a size in bytes, got {text[:40]!r}")
+    return int(text)
+
+
+def _check_url(url: str) -> None:
+    first_segment = _FIRST_SEGMENT.match(url)
+    is_plain = first_segment is not None and first_segment[0] != "" and ":" not in first_segment[0]
+    if not _URL.fullmatch(url) or not (is_plain or _ABSOLUTE_URL.fullmatch(url)):
+        raise FormatError(f"narinfo: URL is neither relative nor http(s): {url[:300]!r}")

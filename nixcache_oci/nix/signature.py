@@ -1,0 +1,217 @@
+"""Signatures of store objects: Nix's ed25519 keys, and the fingerprint that is signed.
+
+Source: Nix manual, "Store object signatures"; Nix, ``libutil/signature`` and ``ValidPathInfo::fingerprint``.
+"""
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, Self
+
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.store_path import StorePath
+
+SIGNATURE_BYTES: Final = 64
+PUBLIC_KEY_BYTES: Final = 32
+SEED_BYTES: Final = 32
+
+_KEY_NAME = re.compile(r"[^:\s\x00-\x1f\x7f]+")
+
+
+class Signable(Protocol):
+    """The parts of a narinfo that a signature covers. The URL is not among them."""
+
+    @property
+    def store_path(self) -> StorePath:
+        """The object that is vouched for."""
+
+    @property
+    def nar_hash(self) -> NixHash:
+        """The sha256 of its NAR."""
+
+    @property
+    def nar_size(self) -> int:
+        """Bytes in its NAR."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Base names, its own possibly among them."""
+
+
+class Signed(Signable, Protocol):
+    """What can be signed, with the signatures that it has."""
+
+    @property
+    def sigs(self) -> tuple["Signature", ...]:
+        """Who vouches for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One signature; ``str()`` gives ``<key name>:<base 64>`` as in a Sig field.
+
+    Attributes:
+        key_name: which key made it.
+        raw: the 64 bytes of ed25519.
+    """
+
+    key_name: str
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        _check("signature", self.key_name, self.raw, SIGNATURE_BYTES)
+
+    def __str__(self) -> str:
+        return _join(self.key_name, self.raw)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<key name>:<base 64>``.
+
+        Raises:
+            FormatError: no key name, bad base 64, or not 64 bytes.
+        """
+        return cls(*_split("signature", text))
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key that signatures are checked with; ``str()`` gives ``<name>:<base 64>``.
+
+    Attributes:
+        name: as the signatures made with it say.
+        raw: the 32 bytes of ed25519.
+    """
+
+    name: str
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        _check("public key", self.name, self.raw, PUBLIC_KEY_BYTES)
+
+    def __str__(self) -> str:
+        return _join(self.name, self.raw)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<name>:<base 64>``, white space around it allowed.
+
+        Raises:
+            FormatError: no name, bad base 64, or not 32 bytes.
+        """
+        return cls(*_split("public key", text.strip()))
+
+    def verify(self, signed_fingerprint: str, signature: Signature) -> bool:
+        """Tell whether this key made this signature of this fingerprint."""
+        if signature.key_name != self.name:
+            return False
+        try:
+            VerifyKey(self.raw).verify(signed_fingerprint.encode(), signature.raw)
+        except BadSignatureError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKey:
+    """A key that signs; nothing but ``render`` shows its secret.
+
+    Attributes:
+        name: what its signatures say.
+        seed: the 32 secret bytes of ed25519.
+    """
+
+    name: str
+    seed: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check("secret key", self.name, self.seed, SEED_BYTES)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<name>:<base 64 of seed and public key>``, white space around it allowed.
+
+        Raises:
+            FormatError: no such key; the message does not repeat the text.
+        """
+        name, raw = _split("secret key", text.strip(), is_secret=True)
+        if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
+            raise FormatError(f"secret key {name}: expected seed and public key, 64 bytes, got {len(raw)}")
+        key = cls(name, raw[:SEED_BYTES])
+        if key.public_key.raw != raw[SEED_BYTES:]:
+            raise FormatError(f"secret key {name}: its public half belongs to another key")
+        return key
+
+    @classmethod
+    def generate(cls, name: str) -> Self:
+        """Make a new key.
+
+        Raises:
+            FormatError: the name is empty, or holds a colon or white space.
+        """
+        return cls(name, bytes(SigningKey.generate()))
+
+    @property
+    def public_key(self) -> PublicKey:
+        """What others check this key's signatures with."""
+        return PublicKey(self.name, bytes(SigningKey(self.seed).verify_key))
+
+    def sign(self, fingerprint_to_sign: str) -> Signature:
+        """Sign a fingerprint."""
+        return Signature(self.name, SigningKey(self.seed).sign(fingerprint_to_sign.encode()).signature)
+
+    def render(self) -> str:
+        """Write the key as Nix keeps it in a file, without a newline."""
+        return _join(self.name, self.seed + self.public_key.raw)
+
+
+def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
+    """Read a set of keys; one that is given twice counts once.
+
+    Raises:
+        FormatError: no key, or two keys of one name: Nix would know only one of them.
+    """
+    keys: dict[str, PublicKey] = {}
+    for text in texts:
+        key = PublicKey.parse(text)
+        if keys.setdefault(key.name, key) != key:
+            raise FormatError(f"public key: two different keys are named {key.name}; give one another name")
+    return tuple(keys.values())
+
+
+def fingerprint(narinfo: Signable) -> str:
+    """Write what a signature of this narinfo covers."""
+    path = narinfo.store_path
+    references = ",".join(f"{path.store_dir}/{reference}" for reference in sorted(set(narinfo.references)))
+    return f"1;{path};{narinfo.nar_hash};{narinfo.nar_size};{references}"
+
+
+def is_signed_by(narinfo: Signed, keys: Sequence[PublicKey]) -> bool:
+    """Tell whether at least one of these keys made one of the narinfo's signatures."""
+    covered = fingerprint(narinfo)
+    return any(key.verify(covered, signature) for signature in narinfo.sigs for key in keys)
+
+
+def _check(noun: str, name: str, raw: bytes, size: int) -> None:
+    if not _KEY_NAME.fullmatch(name):
+        raise FormatError(f"{noun}: a key's name has no colon or white space, got {name[:80]!r}")
+    if len(raw) != size:
+        raise FormatError(f"{noun} of {name}: expected {size} bytes, got {len(raw)}")
+
+
+def _join(name: str, raw: bytes) -> str:
+    return f"{name}:{base64.b64encode(raw).decode()}"
+
+
+def _split(noun: str, text: str, *, is_secret: bool = False) -> tuple[str, bytes]:
+    name, _, encoded = text.partition(":")
+    try:
+        return name, base64.b64decode(encoded, validate=True)
+    except ValueError:
+        shown = "" if is_secret else f", got {text[:160]!r}"
+        raise FormatError(f"{noun}: expected <key name>:<base 64>{shown}") from None

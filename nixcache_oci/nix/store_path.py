@@ -1,0 +1,130 @@
+"""Store paths: ``<store dir>/<hash part>-<name>``.
+
+Source: Nix manual, "Store path" and "Complete store path calculation".
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix import base32
+
+_HASH_BYTES = 20
+_HASH_LETTERS = 32
+_HASH_PART = re.compile(f"{base32.LETTER}{{{_HASH_LETTERS}}}")
+# No newer Nix takes a name whose first part, up to a dash, is "." or "..". Other leading dots are fine.
+_NAME = re.compile(r"(?!\.{1,2}(?:-|$))[0-9A-Za-z+\-._?=]{1,211}")
+_STORE_DIR = re.compile(r"(?:/[^/\x00-\x1f\x7f]+)+")
+
+
+class HashPart(str):
+    """The 32 nix32 letters that name a store object in a URL or store path."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check the letters; ``parse`` tells the rule."""
+        if not _HASH_PART.fullmatch(text):
+            raise FormatError(f"hash part: expected {_HASH_LETTERS} nix32 letters, got {text[:80]!r}")
+        return super().__new__(cls, text)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Check the letters that name a store object in a URL or store path.
+
+        Args:
+            text: 32 nix32 letters, which encode 20 bytes.
+
+        Raises:
+            FormatError: wrong length, or a letter outside nix32 (e, o, t, u).
+        """
+        return cls(text)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StorePath:
+    """Where a store object lies; ``str()`` gives the full path.
+
+    Attributes:
+        store_dir: an absolute path without a trailing slash.
+        hash_part: what names the object.
+        name: 1 to 211 letters, digits and ``+-._?=``; it does not start with ``.-`` or ``..-``.
+    """
+
+    store_dir: str
+    hash_part: HashPart
+    name: str
+
+    def __post_init__(self) -> None:
+        check_store_dir(self.store_dir)
+        if not _NAME.fullmatch(self.name):
+            raise FormatError(f"store path: no name of a store object: {self.name[:240]!r}")
+
+    def __str__(self) -> str:
+        return f"{self.store_dir}/{self.base_name}"
+
+    @property
+    def base_name(self) -> str:
+        """``<hash part>-<name>``, as References write it."""
+        return f"{self.hash_part}-{self.name}"
+
+    @classmethod
+    def parse(cls, text: str, store_dir: str | None = None) -> Self:
+        """Read a full store path.
+
+        Args:
+            text: the path of a store object, not of a file inside one.
+            store_dir: where it has to lie; None takes any store dir.
+
+        Raises:
+            FormatError: not a store path, or one of another store dir.
+        """
+        parent, _, base_name = text.rpartition("/")
+        if store_dir is not None and parent != store_dir:
+            raise FormatError(f"store path: expected one right below {store_dir}, got {text[:300]!r}")
+        return cls.from_base_name(base_name, parent)
+
+    @classmethod
+    def from_base_name(cls, base_name: str, store_dir: str) -> Self:
+        """Put a base name below its store dir.
+
+        Raises:
+            FormatError: not ``<hash part>-<name>``, or no store dir.
+        """
+        if base_name[_HASH_LETTERS : _HASH_LETTERS + 1] != "-":
+            raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
+        return cls(store_dir, HashPart(base_name[:_HASH_LETTERS]), base_name[_HASH_LETTERS + 1 :])
+
+
+def check_store_dir(store_dir: str) -> None:
+    """Make sure that store paths can lie here.
+
+    Raises:
+        FormatError: not absolute, a trailing slash, or a part that is empty, ``.`` or ``..``.
+    """
+    if not _STORE_DIR.fullmatch(store_dir) or not {".", ".."}.isdisjoint(store_dir.split("/")):
+        raise FormatError(
+            f"store dir: expected an absolute path without a trailing slash, got {store_dir[:300]!r}"
+        )
+
+
+def make_store_path(path_type: str, inner_digest_hex: str, name: str, store_dir: str) -> StorePath:
+    """Calculate the path of a store object from what identifies it.
+
+    Args:
+        path_type: such as ``output:out``, or ``source`` or ``text`` with the references behind it.
+        inner_digest_hex: the sha256 of what the type says, in hex.
+        name: the object's name.
+        store_dir: where it lies; another store dir gives another hash part.
+
+    Raises:
+        FormatError: no name, or no store dir.
+    """
+    pre_image = f"{path_type}:sha256:{inner_digest_hex}:{store_dir}:{name}"
+    digest = hashlib.sha256(pre_image.encode()).digest()
+    folded = bytearray(_HASH_BYTES)
+    for position, byte in enumerate(digest):
+        folded[position % _HASH_BYTES] ^= byte
+    return StorePath(store_dir, HashPart(base32.encode(bytes(folded))), name)

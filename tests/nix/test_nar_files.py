@@ -1,0 +1,149 @@
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.nar import CHUNK_BYTES, Directory, File, Node, Symlink, dump_tree
+from nixcache_oci.nix.nar_files import CASE_HACK, dump, restore
+from tests.nix.samples import FIXTURES, TREE, trees
+
+
+def _nar(tree: Node) -> bytes:
+    return b"".join(dump_tree(tree))
+
+
+def _dump(path: Path, *, use_case_hack: bool = False) -> bytes:
+    return b"".join(dump(path, use_case_hack=use_case_hack))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    restore(dump_tree(TREE), tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def test_files_are_dumped_as_nix_dumps_them(tree: Path) -> None:
+    """Executables, links, empty directories, names that are not text: byte for byte as real Nix."""
+    assert _dump(tree) == (FIXTURES / "tree.nar").read_bytes()
+    assert _dump(tree / "executable") == (FIXTURES / "executable.nar").read_bytes()
+    assert _dump(tree / "dangling") == (FIXTURES / "symlink.nar").read_bytes()
+
+
+def test_only_the_owner_decides_what_is_executable(tree: Path) -> None:
+    """Nix looks at the owner's x bit alone."""
+    (tree / "executable").chmod(0o744)
+    (tree / "group-executable").chmod(0o654)
+    assert _dump(tree) == (FIXTURES / "tree.nar").read_bytes()
+
+
+def test_the_case_hack_is_undone(tree: Path) -> None:
+    """What Nix appended to a name is left out, and the names that are written are what is sorted."""
+    assert _dump(tree, use_case_hack=True) == (FIXTURES / "tree-case-hack.nar").read_bytes()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A NAR with a name twice could not be read again."""
+    (tmp_path / "a").touch()
+    (tmp_path / os.fsdecode(b"a" + CASE_HACK + b"1")).touch()
+    with pytest.raises(FormatError, match="two files are named 'a'"):
+        _dump(tmp_path, use_case_hack=True)
+
+
+@settings(max_examples=50)
+@given(made=trees)
+def test_what_is_restored_dumps_the_same(tmp_path_factory: pytest.TempPathFactory, made: Node) -> None:
+    """Both directions agree, for any tree."""
+    target = tmp_path_factory.mktemp("restored") / "tree"
+    nar = _nar(made)
+    restore([nar], target)
+    assert _dump(target) == nar
+
+
+def _make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _make_socket(path: Path) -> None:
+    # A socket's path may have about 100 bytes only.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+
+
+@pytest.mark.parametrize(("make", "kind"), [(_make_fifo, "a fifo"), (_make_socket, "a socket")])
+def test_special_files_are_refused_by_name(tmp_path: Path, make: object, kind: str) -> None:
+    """A NAR cannot hold them, and reading a fifo would wait for ever."""
+    assert callable(make)
+    make(tmp_path / "special")
+    with pytest.raises(FormatError, match=f"{tmp_path}/special is {kind}"):
+        _dump(tmp_path)
+
+
+@pytest.mark.parametrize("new_size", [0, CHUNK_BYTES, 3 * CHUNK_BYTES + 1, 4 * CHUNK_BYTES])
+def test_a_file_that_changes_size_is_an_error(tmp_path: Path, new_size: int) -> None:
+    """The size stands before the contents: what comes must be as much, or the NAR is broken."""
+    path = tmp_path / "growing"
+    path.write_bytes(bytes(3 * CHUNK_BYTES))
+    chunks = dump(path)
+    next(chunks)
+    os.truncate(path, new_size)
+    with pytest.raises(FormatError, match="growing changed its size"):
+        list(chunks)
+
+
+def test_a_dump_that_is_given_up_closes_its_file(tmp_path: Path) -> None:
+    """A client that hangs up leaves no open file behind."""
+    (tmp_path / "file").write_bytes(bytes(3 * CHUNK_BYTES))
+    chunks = dump(tmp_path / "file")
+    assert isinstance(chunks, Iterator)
+    next(chunks)
+    open_files = _open_files()
+    del chunks
+    assert len(open_files - _open_files()) == 1
+
+
+def _open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- names are all that is asked
+
+
+def test_modes_are_set(tree: Path) -> None:
+    """What is executable becomes so for its owner, nothing else does."""
+    assert (tree / "executable").stat().st_mode & stat.S_IXUSR
+    assert not (tree / "aligned").stat().st_mode & stat.S_IXUSR
+
+
+def test_a_bad_nar_leaves_nothing(tmp_path: Path) -> None:
+    """Half an object that looks like a whole one is worse than none."""
+    for whole in (_nar(TREE), _nar(File(b"x" * 100))):
+        with pytest.raises(FormatError, match="cut short"):
+            restore([whole[:-8]], tmp_path / "target")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("existing", ["file", "directory", "link", "dangling"])
+def test_what_is_there_is_left_alone(tmp_path: Path, existing: str) -> None:
+    """Nothing is written into, over or through what is there, and it is not cleaned up either."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("directory")
+    (tmp_path / "dangling").symlink_to("nothing")
+    before = _dump(tmp_path)
+    for made in (TREE, File(b"a"), Symlink(b"a")):
+        with pytest.raises(FileExistsError):
+            restore(dump_tree(made), tmp_path / existing)
+    assert _dump(tmp_path) == before
+
+
+@given(st.sampled_from([b"/etc", b"..", b"../../outside"]))
+def test_links_are_made_but_not_followed(tmp_path_factory: pytest.TempPathFactory, target: bytes) -> None:
+    """A link may point anywhere; what sorts behind it lies beside it."""
+    place = tmp_path_factory.mktemp("links")
+    restore(dump_tree(Directory({b"a": Symlink(target), b"b": File(b"b")})), place / "tree")
+    assert os.readlink(os.fsencode(place / "tree" / "a")) == target  # noqa: PTH115 -- raw bytes are compared
+    assert [path.name for path in place.iterdir()] == ["tree"]

@@ -1,0 +1,151 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import (
+    PublicKey,
+    SecretKey,
+    Signature,
+    fingerprint,
+    is_signed_by,
+    parse_public_keys,
+)
+from tests.nix.samples import FIXTURES, KEY, NARINFOS, SECOND_KEY, SECRET_KEY, narinfo_text
+
+_OTHER_KEY = SecretKey(SECRET_KEY.name, bytes(32)).public_key
+
+key_names = st.text(min_size=1, max_size=20).filter(
+    lambda name: ":" not in name and name.isprintable() and " " not in name
+)
+
+
+@pytest.mark.parametrize("path", NARINFOS, ids=[path.stem for path in NARINFOS])
+def test_we_sign_as_nix_signs(path: Path) -> None:
+    """ed25519 has one signature for a key and a text: ours is Nix's, byte for byte."""
+    narinfo = NarInfo.parse(path.read_text())
+    assert SECRET_KEY.sign(fingerprint(narinfo)) == narinfo.sigs[0]
+    assert is_signed_by(narinfo, [KEY])
+
+
+def test_the_fingerprint_names_full_paths() -> None:
+    """References are covered as sorted full paths, in whatever order they were written, self included."""
+    narinfo = NarInfo.parse(narinfo_text("dependent"))
+    backwards = dataclasses.replace(narinfo, references=narinfo.references[::-1])
+    assert fingerprint(backwards) == fingerprint(narinfo)
+    assert fingerprint(narinfo) == (
+        "1;/nix/store/mnj1v5pc1kw7zg9mkljprjarphsn2k6n-dependent;"
+        "sha256:17mbxhcv5c0cnyn18vp45d3rxlpxrcg832h4i4ck157gajy27s1b;264;"
+        "/nix/store/m8hih8zfj545qhflcblkalczi1c3944j-text,"
+        "/nix/store/qx0s1w6cyyx9cs11nb6yvyp68mhj2c9p-src,"
+        "/nix/store/wh95ph7yyj7a9gqziw85bhapwkb96vln-plain"
+    )
+
+
+def test_a_signature_covers_what_a_client_relies_on() -> None:
+    """Nothing but where the NAR lies, and how it is compressed, may change under a signature."""
+    narinfo = NarInfo.parse(narinfo_text("dependent"))
+    assert is_signed_by(dataclasses.replace(narinfo, url="nar/elsewhere", compression="none"), [KEY])
+    assert not is_signed_by(dataclasses.replace(narinfo, nar_size=narinfo.nar_size + 1), [KEY])
+    assert not is_signed_by(dataclasses.replace(narinfo, references=narinfo.references[1:]), [KEY])
+    path = dataclasses.replace(narinfo.store_path, name="other")
+    assert not is_signed_by(dataclasses.replace(narinfo, store_path=path), [KEY])
+
+
+def test_one_good_signature_by_a_known_key_is_enough() -> None:
+    """Signatures of unknown keys are passed over; a known name with another key is not trusted."""
+    (text,) = [text for path in NARINFOS if "second.example-2" in (text := path.read_text())]
+    narinfo = NarInfo.parse(text)
+    assert is_signed_by(narinfo, [SECOND_KEY])
+    assert is_signed_by(narinfo, [_OTHER_KEY, SECOND_KEY])
+    assert not is_signed_by(narinfo, [_OTHER_KEY])
+    assert not is_signed_by(narinfo, [])
+    assert not is_signed_by(dataclasses.replace(narinfo, sigs=()), [KEY, SECOND_KEY])
+
+
+def test_a_name_alone_is_no_signature() -> None:
+    """The bytes of one key's signature under another key's name do not count."""
+    covered = fingerprint(NarInfo.parse(narinfo_text("dependent")))
+    signature = SECRET_KEY.sign(covered)
+    assert KEY.verify(covered, signature)
+    assert not KEY.verify(covered, Signature("other-1", signature.raw))
+    assert not _OTHER_KEY.verify(covered, signature)
+
+
+@given(key_names, st.binary(min_size=64, max_size=64))
+def test_signatures_are_written_as_read(name: str, raw: bytes) -> None:
+    """Both directions agree."""
+    assert Signature.parse(str(Signature(name, raw))) == Signature(name, raw)
+
+
+@given(key_names, st.binary(min_size=32, max_size=32), st.text())
+def test_keys_are_written_as_read(name: str, seed: bytes, covered: str) -> None:
+    """A key survives its file, and what it signs, its public key verifies."""
+    key = SecretKey(name, seed)
+    assert SecretKey.parse(key.render()) == key
+    assert PublicKey.parse(str(key.public_key)) == key.public_key
+    assert key.public_key.verify(covered, key.sign(covered))
+
+
+def test_key_files_are_those_of_nix() -> None:
+    """A key pair of nix-store --generate-binary-cache-key is read and written byte for byte."""
+    assert SECRET_KEY.public_key == KEY
+    assert SECRET_KEY.render() == (FIXTURES / "fixtures-1.sec").read_text()
+    assert str(KEY) == (FIXTURES / "fixtures-1.pub").read_text()
+    assert PublicKey.parse(f"{KEY}\n") == KEY
+    assert SecretKey.parse(f"{SECRET_KEY.render()}\n") == SECRET_KEY
+
+
+def test_new_keys_differ() -> None:
+    """Each generated key is its own."""
+    assert SecretKey.generate("a-1") != SecretKey.generate("a-1")
+
+
+def test_a_secret_is_not_shown() -> None:
+    """Neither repr, str nor an error gives the secret away."""
+    _, encoded = SECRET_KEY.render().split(":")
+    for text in (repr(SECRET_KEY), str(SECRET_KEY), f"{SECRET_KEY}"):
+        assert encoded[:20] not in text
+        assert repr(SECRET_KEY.seed) not in text
+    with pytest.raises(FormatError) as caught:
+        SecretKey.parse(f"{SECRET_KEY.render()}*")
+    assert encoded[:20] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name",
+        ":AAAA",
+        "name:",
+        "name:AAAA",
+        "na me:" + "A" * 86 + "==",
+        "name:" + "*" * 88,
+        "n:" + "A" * 87 + "=",
+    ],
+)
+def test_bad_signatures_are_refused(text: str) -> None:
+    """A malformed signature ends newer Nix, a short one under a trusted name ends all."""
+    with pytest.raises(FormatError, match="signature"):
+        Signature.parse(text)
+
+
+def test_the_halves_of_a_secret_key_belong_together() -> None:
+    """A key file whose public half is another's would sign what nobody can verify."""
+    name, encoded = SECRET_KEY.render().split(":")
+    with pytest.raises(FormatError, match="public half"):
+        SecretKey.parse(f"{name}:{'A' * 8}{encoded[8:]}")
+    with pytest.raises(FormatError, match="64 bytes"):
+        SecretKey.parse(str(KEY))
+
+
+def test_names_in_a_key_set_are_unique() -> None:
+    """Of two keys of one name Nix would know only one; the same key twice is no harm."""
+    assert parse_public_keys([str(KEY), str(SECOND_KEY), str(KEY)]) == (KEY, SECOND_KEY)
+    with pytest.raises(FormatError, match="two different keys are named fixtures-1"):
+        parse_public_keys([str(KEY), str(_OTHER_KEY)])
