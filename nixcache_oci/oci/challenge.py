@@ -1,0 +1,86 @@
+"""Challenges: how a server says which credentials it wants, in ``WWW-Authenticate``.
+
+A header may hold several challenges, and commas part challenges as well as their parameters. So the text is
+first cut at the commas outside quoted strings; then each piece shows what it is: ``key=value`` belongs to the
+challenge before it, anything else starts a new one. What cannot be read is skipped, since the challenges
+beside it may serve; a skipped piece ends its challenge, so that no parameter goes to the wrong one.
+
+Source: RFC 9110, sections 11.2 to 11.6.1 and 5.6.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_PIECE = re.compile(rf'(?:{_QUOTED}|[^",])+|".*', re.DOTALL)
+# Wider than the grammar: some servers leave the quotes around a URL out.
+_PARAMETER = re.compile(rf'({_NAME})[ \t]*=[ \t]*({_QUOTED}|[^ \t",=][^ \t",]*)', re.DOTALL)
+_START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?", re.DOTALL)
+_TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way in.
+
+    Attributes:
+        scheme: in lower case, such as ``bearer``.
+        parameters: by name in lower case, unquoted. A token68 is not kept: no scheme used here has one.
+    """
+
+    scheme: str
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+def parse_challenges(header_values: Iterable[str]) -> tuple[Challenge, ...]:
+    """Read all ``WWW-Authenticate`` headers of an answer; never fails.
+
+    Args:
+        header_values: the value of each such header, in order.
+    """
+    challenges: list[Challenge] = []
+    for value in header_values:
+        challenges += _parse_header(value)
+    return tuple(challenges)
+
+
+def _parse_header(value: str) -> list[Challenge]:
+    challenges: list[Challenge] = []
+    current: Challenge | None = None
+    for match in _PIECE.finditer(value):
+        piece = match[0].strip(" \t")
+        if not piece:
+            continue
+        if parameter := _PARAMETER.fullmatch(piece):
+            if current is not None:
+                _add(current, parameter)
+            continue
+        current = _parse_start(piece)
+        if current is not None:
+            challenges.append(current)
+    return challenges
+
+
+def _parse_start(piece: str) -> Challenge | None:
+    start = _START.fullmatch(piece)
+    if start is None:
+        return None
+    challenge = Challenge(start[1].lower())
+    rest = start[2]
+    if rest is None or _TOKEN68.fullmatch(rest):
+        return challenge
+    parameter = _PARAMETER.fullmatch(rest)
+    if parameter is None:
+        return None
+    _add(challenge, parameter)
+    return challenge
+
+
+def _add(challenge: Challenge, parameter: re.Match[str]) -> None:
+    name, value = parameter[1].lower(), parameter[2]
+    if value.startswith('"'):
+        value = _ESCAPED.sub(r"\1", value[1:-1])
+    challenge.parameters.setdefault(name, value)

@@ -1,0 +1,109 @@
+"""Descriptors: how manifests and image indexes point at content.
+
+Source: OCI image specification, "Content Descriptors".
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type as types
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.document import (
+    clip,
+    get_annotations,
+    get_list,
+    get_optional_text,
+    get_others,
+    get_text,
+    parse_object,
+    within,
+)
+
+_KNOWN = ("annotations", "artifactType", "digest", "mediaType", "size")
+_MAX_SIZE = 2**63 - 1  # Go programs, which all registries are, read it into an int64
+_MEDIA_TYPE = re.compile(
+    r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII
+)  # RFC 6838
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """Points at content.
+
+    Attributes:
+        media_type: what the content is.
+        digest: what it hashes to.
+        size: its length in bytes.
+        annotations: free text by key.
+        artifact_type: what a manifest that is pointed at is for.
+        extra: fields that are not known here (``platform``, ``urls``, ``data``), as JSON gave them.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str | None = None
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, text in (("mediaType", self.media_type), ("artifactType", self.artifact_type)):
+            if text is not None and not _MEDIA_TYPE.fullmatch(text):
+                raise FormatError(f"{name}: expected type/subtype, got {clip(text)}")
+        if type(self.size) is not int or not 0 <= self.size <= _MAX_SIZE:  # True is an int, too
+            raise FormatError(f"size: expected a number of bytes, got {clip(self.size)}")
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read a descriptor from parsed JSON.
+
+        Raises:
+            FormatError: names the field that is missing or wrong.
+        """
+        fields = parse_object(value)
+        return cls(
+            media_type=get_text(fields, "mediaType"),
+            digest=Digest.parse(get_text(fields, "digest")),
+            size=_get_size(fields),
+            annotations=get_annotations(fields),
+            artifact_type=get_optional_text(fields, "artifactType") or None,
+            extra=get_others(fields, _KNOWN),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Give what a JSON writer takes; the fields that were not known are among it."""
+        fields: dict[str, object] = {
+            **self.extra,
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size,
+        }
+        if self.artifact_type is not None:
+            fields["artifactType"] = self.artifact_type
+        if self.annotations:
+            fields["annotations"] = dict(self.annotations)
+        return fields
+
+
+def get_descriptors(fields: Mapping[str, object], name: str) -> tuple[Descriptor, ...]:
+    """Read a list of descriptors that must be there."""
+    descriptors = []
+    for position, value in enumerate(get_list(fields, name)):
+        with within(f"{name}[{position}]"):
+            descriptors.append(Descriptor.from_json(value))
+    return tuple(descriptors)
+
+
+def _get_size(fields: Mapping[str, object]) -> int:
+    size = fields.get("size")
+    if not isinstance(size, int):
+        raise FormatError(f"size: expected a number of bytes, got {clip(size)}")
+    return size
+
+
+EMPTY_CONFIG_CONTENT = b"{}"
+EMPTY_CONFIG = Descriptor(types.EMPTY, Digest.of(EMPTY_CONFIG_CONTENT), len(EMPTY_CONFIG_CONTENT))
+"""The config of a manifest that is not a container image; its blob is ``EMPTY_CONFIG_CONTENT``."""

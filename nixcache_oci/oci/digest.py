@@ -1,0 +1,54 @@
+"""Digests: the names of blobs and manifests.
+
+Source: OCI image specification, "Descriptors", digests. Only sha256 is used by this format.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from nixcache_oci.errors import DigestError, FormatError
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A sha256 digest; ``str()`` gives ``sha256:<64 hex>``."""
+
+    hex: str
+
+    def __post_init__(self) -> None:
+        if not _HEX.fullmatch(self.hex):
+            raise FormatError(f"digest: expected 64 lower-case hex digits, got {self.hex[:80]!r}")
+
+    def __str__(self) -> str:
+        return f"sha256:{self.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``sha256:<64 hex>``.
+
+        Raises:
+            FormatError: another algorithm, or not 64 lower-case hex digits.
+        """
+        algorithm, _, digits = text.partition(":")
+        if algorithm != "sha256":
+            raise FormatError(f"digest: expected sha256:<64 hex>, got {text[:80]!r}")
+        return cls(digits)
+
+    @classmethod
+    def of(cls, content: bytes | bytearray) -> Self:
+        """Name these bytes."""
+        return cls(hashlib.sha256(content).hexdigest())
+
+    def check(self, content: bytes | bytearray) -> None:
+        """Make sure that the bytes are the ones that this digest names.
+
+        Raises:
+            DigestError: they are not.
+        """
+        actual = self.of(content)
+        if actual != self:
+            raise DigestError(f"{self}: the {len(content)} bytes received have digest {actual}")

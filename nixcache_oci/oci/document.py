@@ -1,0 +1,128 @@
+"""JSON documents as manifests use them: read strictly, written so that equal values give equal bytes.
+
+Go programs write an empty list or map as ``null``, so that is read as empty; a field that is missing is not.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from nixcache_oci.errors import FormatError
+
+
+def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
+    """Read one JSON object.
+
+    Args:
+        content: UTF-8 text.
+        what: names the document in errors.
+        limit: bytes that it may have at most.
+
+    Raises:
+        FormatError: too long, not UTF-8, not JSON (NaN is not), nested too deeply, or not an object.
+    """
+    if len(content) > limit:
+        raise FormatError(f"{what}: {len(content)} bytes, and {limit} is the limit")
+    try:
+        document = json.loads(
+            content.decode(), parse_constant=_refuse_constant, parse_float=_parse_finite_float
+        )
+    except ValueError as error:
+        raise FormatError(f"{what}: not a JSON document in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise FormatError(f"{what}: nested too deeply") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{what}: expected a JSON object, got {clip(document)}")
+    return document
+
+
+def render_document(document: Mapping[str, object], what: str) -> bytes:
+    """Write a JSON object: compact, keys sorted, ASCII only.
+
+    Raises:
+        FormatError: it holds something that JSON cannot carry, or is nested too deeply.
+    """
+    try:
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"{what}: cannot be written as JSON: {error}") from error
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Say in every format error where in the document it is."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def parse_object(value: object) -> dict[str, object]:
+    """Make sure that a value is a JSON object."""
+    if not isinstance(value, dict):
+        raise FormatError(f"expected an object, got {clip(value)}")
+    return value
+
+
+def get_text(fields: Mapping[str, object], name: str) -> str:
+    """Read a string that must be there."""
+    text = get_optional_text(fields, name)
+    if text is None:
+        raise FormatError(f"{name}: is missing")
+    return text
+
+
+def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
+    """Read a string that may be missing."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise FormatError(f"{name}: expected a string, got {clip(value)}")
+    return value
+
+
+def get_list(fields: Mapping[str, object], name: str) -> list[object]:
+    """Read a list that must be there."""
+    if name not in fields:
+        raise FormatError(f"{name}: is missing")
+    value = fields[name]
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise FormatError(f"{name}: expected a list, got {clip(value)}")
+    return value
+
+
+def get_annotations(fields: Mapping[str, object]) -> dict[str, str]:
+    """Read the map of annotations, which may be missing."""
+    value = fields.get("annotations")
+    if value is None:
+        return {}
+    annotations: dict[str, str] = {}
+    with within("annotations"):
+        for key, text in parse_object(value).items():
+            if not isinstance(text, str):
+                raise FormatError(f"{key[:80]!r}: expected a string, got {clip(text)}")
+            annotations[key] = text
+    return annotations
+
+
+def get_others(fields: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
+    """Read all fields that are not known, so that a rewrite can carry them over."""
+    return {name: value for name, value in fields.items() if name not in known}
+
+
+def clip(value: object) -> str:
+    """Show a stranger's value in an error: one line, not long."""
+    return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:80]
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parse_finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value

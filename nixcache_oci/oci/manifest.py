@@ -1,0 +1,153 @@
+"""Image manifests, and how to tell them from image indexes.
+
+Both readings of one document are never possible: whoever checked it may have meant the other one
+(CVE-2021-41190). Docker's second schema is the same under other names.
+Source: OCI image specification, "Image Manifest".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type as types
+from nixcache_oci.oci.descriptor import Descriptor, get_descriptors
+from nixcache_oci.oci.document import (
+    clip,
+    get_annotations,
+    get_optional_text,
+    parse_document,
+    render_document,
+    within,
+)
+
+MAX_MANIFEST_BYTES = 4 * 2**20
+"""What is read at most, of a manifest or an image index: registries refuse larger ones."""
+MAX_WRITTEN_MANIFEST_BYTES = 2**20
+"""What is written at most: far from where registries stop."""
+
+_ONLY_IN_MANIFESTS = ("config", "fsLayers", "layers")
+_ONLY_IN_IMAGE_INDEXES = ("manifests",)
+_ALL_TYPES = types.MANIFESTS + types.IMAGE_INDEXES
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A list of layers.
+
+    Attributes:
+        artifact_type: what the manifest is for, if it is not a container image.
+        config: a blob that describes the layers.
+        layers: the blobs.
+        annotations: free text by key.
+        media_type: as the document states it; None where it does not.
+    """
+
+    artifact_type: str | None
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    media_type: str | None = types.IMAGE_MANIFEST
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read an OCI or Docker image manifest; fields that are not known are dropped.
+
+        Raises:
+            FormatError: names the field that is missing or wrong.
+        """
+        fields = parse_fields(content, "manifest", types.MANIFESTS)
+        with within("manifest"):
+            with within("config"):
+                config = Descriptor.from_json(fields.get("config"))
+            return cls(
+                artifact_type=get_optional_text(fields, "artifactType") or None,
+                config=config,
+                layers=get_descriptors(fields, "layers"),
+                annotations=get_annotations(fields),
+                media_type=get_optional_text(fields, "mediaType"),
+            )
+
+    def render(self) -> bytes:
+        """Write it: equal manifests give equal bytes, and so the same digest."""
+        fields: dict[str, object] = {
+            "schemaVersion": 2,
+            "config": self.config.to_json(),
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+        if self.media_type is not None:
+            fields["mediaType"] = self.media_type
+        if self.artifact_type is not None:
+            fields["artifactType"] = self.artifact_type
+        if self.annotations:
+            fields["annotations"] = dict(self.annotations)
+        return render_document(fields, "manifest")
+
+
+def parse_media_type(content: bytes, stated: str = "") -> str:
+    """Tell whether content is a manifest or an image index, and of which kind.
+
+    Args:
+        content: the document.
+        stated: the media type that its repository gives; something general, such as ``application/json``,
+            counts as nothing.
+
+    Returns:
+        One of ``media_type.MANIFESTS`` or ``media_type.IMAGE_INDEXES``.
+
+    Raises:
+        FormatError: it is neither, or it is stored as something else than it calls itself.
+    """
+    what = "manifest or image index"
+    fields = parse_document(content, what, MAX_MANIFEST_BYTES)
+    with within(what):
+        media_type = _choose_media_type(fields, stated.partition(";")[0].strip().lower())
+        _refuse_fields_of_the_other_kind(fields, media_type)
+    return media_type
+
+
+def parse_fields(content: bytes, what: str, media_types: tuple[str, ...]) -> dict[str, object]:
+    """Read the fields of a manifest or an image index.
+
+    Args:
+        content: the document.
+        what: names it in errors.
+        media_types: what it may call itself; it may also say nothing.
+
+    Raises:
+        FormatError: not a JSON object, another schema, or the other kind of document.
+    """
+    fields = parse_document(content, what, MAX_MANIFEST_BYTES)
+    with within(what):
+        version = fields.get("schemaVersion")
+        if isinstance(version, bool) or version != 2:  # noqa: PLR2004 # a name would only repeat the field's
+            raise FormatError(f"schemaVersion: expected 2, got {clip(version)}")
+        media_type = get_optional_text(fields, "mediaType")
+        if media_type is not None and media_type not in media_types:
+            raise FormatError(f"mediaType: expected {media_types[0]}, got {clip(media_type)}")
+        _refuse_fields_of_the_other_kind(fields, media_types[0])
+    return fields
+
+
+def _choose_media_type(fields: Mapping[str, object], stated: str) -> str:
+    own = get_optional_text(fields, "mediaType")
+    if own is not None and own not in _ALL_TYPES:
+        raise FormatError(f"mediaType: {clip(own)} is neither")
+    if stated in _ALL_TYPES:
+        if own not in (None, stated):
+            raise FormatError(f"it is stored as {stated}, but mediaType says {own}")
+        return stated
+    if own is not None:
+        return own
+    if "layers" in fields:
+        return types.IMAGE_MANIFEST
+    if "manifests" in fields:
+        return types.IMAGE_INDEX
+    raise FormatError("it has neither mediaType nor layers nor manifests")
+
+
+def _refuse_fields_of_the_other_kind(fields: Mapping[str, object], media_type: str) -> None:
+    is_image_index = media_type in types.IMAGE_INDEXES
+    for name in _ONLY_IN_MANIFESTS if is_image_index else _ONLY_IN_IMAGE_INDEXES:
+        if name in fields:
+            raise FormatError(f"{name}: does not belong in {media_type}")

@@ -1,0 +1,147 @@
+"""References: which repository at which registry, and what may stand behind it.
+
+Sources: OCI distribution specification, "Pulling manifests" (names and tags); RFC 3986 (hosts).
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.digest import Digest
+
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(?P<port>[0-9]{1,5}))?")
+_DNS_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_MAX_DNS_NAME = 253  # characters; RFC 1035 less the length bytes
+_MAX_PORT = 65535
+
+_REPOSITORY_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_REPOSITORY_PART}(/{_REPOSITORY_PART})*")
+_MAX_REPOSITORY = 255  # characters; the specification's advice, and what registries enforce
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReference:
+    """A repository at a registry; ``str()`` gives ``ghcr.io/owner/name/nix-cache``.
+
+    Attributes:
+        host: ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case.
+        plain_http: whether the registry speaks HTTP without TLS.
+        repository: the name within the registry, in lower case.
+    """
+
+    host: str
+    plain_http: bool
+    repository: str
+
+    def __post_init__(self) -> None:
+        _parse_host_name(self.host)
+        if not is_repository(self.repository):
+            raise FormatError(
+                f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, parted"
+                f" by '/', '.', '_', '__' or dashes, at most {_MAX_REPOSITORY} characters"
+            )
+
+    @classmethod
+    def of(cls, registry: str, repo: str, image: str) -> Self:
+        """Put a reference together from what a user says.
+
+        Args:
+            registry: ``host[:port]``; ``http://`` in front asks for plain HTTP, which loopback hosts get
+                anyway, and ``https://`` for TLS.
+            repo: GitHub's ``owner/name``, in any case; empty when the registry is used by one alone.
+            image: the last part of the name.
+
+        Raises:
+            FormatError: a part that no registry takes; names it.
+        """
+        if "@" in registry:  # not shown: it may be a password
+            raise FormatError("registry: user and password do not belong into the address")
+        scheme, separator, host = registry.rpartition("://")
+        scheme = scheme.lower()
+        host = host.removesuffix("/").lower()
+        if scheme not in ("", "http", "https") or (separator and not scheme):
+            raise FormatError(
+                f"registry {registry[:80]!r}: {scheme}:// is not spoken here, only http and https"
+            )
+        if "/" in host:
+            raise FormatError(
+                f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
+                " the path is made of the repository (owner/name) and the image"
+            )
+        plain_http = scheme == "http" or (scheme == "" and _is_loopback(_parse_host_name(host)))
+        return cls(host, plain_http, "/".join(part for part in (repo.lower(), image.lower()) if part))
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.repository}"
+
+    @property
+    def base_url(self) -> str:
+        """The registry's address, without a slash at its end: ``https://ghcr.io``."""
+        return f"{'http' if self.plain_http else 'https'}://{self.host}"
+
+
+def is_repository(name: str) -> bool:
+    """Tell whether registries take this name of a repository."""
+    return len(name) <= _MAX_REPOSITORY and _REPOSITORY.fullmatch(name) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Tell whether registries take this name of a tag."""
+    return _TAG.fullmatch(text) is not None
+
+
+def is_digest(tag_or_digest: str) -> bool:
+    """Tell a digest from a tag; a digest that is not well-formed is neither."""
+    try:
+        Digest.parse(tag_or_digest)
+    except FormatError:
+        return False
+    return True
+
+
+def parse_tag_or_digest(text: str) -> str | Digest:
+    """Tell a tag (which stays text) from a digest.
+
+    Raises:
+        FormatError: it is neither.
+    """
+    if ":" in text:
+        return Digest.parse(text)
+    if not is_tag(text):
+        raise FormatError(
+            f"tag {text[:140]!r}: expected 1 to 128 letters, digits, '.', '_' or '-',"
+            " the first neither '.' nor '-'"
+        )
+    return text
+
+
+def _parse_host_name(host: str) -> str:
+    """Check ``host[:port]`` and give the part without the port."""
+    match = _AUTHORITY.fullmatch(host)
+    if match is None:
+        hint = " (an IPv6 address goes into brackets)" if host.count(":") > 1 else ""
+        raise FormatError(f"registry {host[:80]!r}: expected host or host:port{hint}")
+    name, port = match["name"], match["port"]
+    if port is not None and not 0 < int(port) <= _MAX_PORT:
+        raise FormatError(f"registry {host[:80]!r}: a port lies between 1 and {_MAX_PORT}")
+    if name.startswith("["):
+        try:
+            ipaddress.IPv6Address(name[1:-1])
+        except ValueError as error:
+            raise FormatError(f"registry {host[:80]!r}: {error}") from error
+    elif len(name) > _MAX_DNS_NAME or not _DNS_NAME.fullmatch(name):
+        raise FormatError(f"registry {host[:80]!r}: {name[:80]!r} is not the name of a host")
+    return name
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

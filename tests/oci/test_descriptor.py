@@ -1,0 +1,111 @@
+"""Descriptors point at content by type, digest and size, all three checked."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
+from nixcache_oci.oci.digest import Digest
+from tests.oci.strategies import descriptors, json_values
+
+_DIGEST = "sha256:" + "ab" * 32
+_FIELDS: dict[str, object] = {"mediaType": "text/plain", "digest": _DIGEST, "size": 5}
+
+
+@given(descriptors)
+def test_round_trip(descriptor: Descriptor) -> None:
+    """Whatever can be made can be written and read back."""
+    assert Descriptor.from_json(descriptor.to_json()) == descriptor
+
+
+def test_unknown_fields_survive() -> None:
+    """A rewrite carries over verbatim what it does not understand."""
+    fields: dict[str, object] = {
+        **_FIELDS,
+        "annotations": {"key": "value"},
+        "artifactType": "a/b",
+        "platform": {"os": "linux", "os.features": ["x", None, 1.5]},
+        "urls": ["https://example.org"],
+    }
+    assert Descriptor.from_json(fields).to_json() == fields
+
+
+@pytest.mark.parametrize("name", ["mediaType", "digest", "size"])
+def test_required_field(name: str) -> None:
+    """A descriptor without one of the three points at nothing, and the error names which."""
+    with pytest.raises(FormatError, match=rf"\A{name}: "):
+        Descriptor.from_json({key: value for key, value in _FIELDS.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", -1),
+        ("size", 2**63),
+        ("size", True),
+        ("size", 5.0),
+        ("size", "5"),
+        ("size", None),
+        ("digest", "sha256:" + "AB" * 32),
+        ("digest", "sha512:" + "ab" * 64),
+        ("digest", "ab" * 32),
+        ("digest", 7),
+        ("digest", "sha256:" + "ab" * 32 + "\n"),
+        ("mediaType", ""),
+        ("mediaType", "text"),
+        ("mediaType", "text/plain\n"),
+        ("mediaType", "text/plain; charset=utf-8"),
+        ("mediaType", ["text/plain"]),
+        ("artifactType", "text"),
+        ("artifactType", 5),
+        ("annotations", ["a"]),
+        ("annotations", {"a": 1}),
+        ("annotations", {"a": None}),
+    ],
+)
+def test_wrong_field(name: str, value: object) -> None:
+    """What is malformed is refused, and the error names the field."""
+    with pytest.raises(FormatError, match=rf"\A{name}: "):
+        Descriptor.from_json({**_FIELDS, name: value})
+
+
+@pytest.mark.parametrize("name", ["annotations", "artifactType"])
+def test_null_is_absent(name: str) -> None:
+    """Go programs write empty maps and lists as null."""
+    assert Descriptor.from_json({**_FIELDS, name: None}) == Descriptor.from_json(_FIELDS)
+
+
+@given(json_values | st.fixed_dictionaries(dict.fromkeys(_FIELDS, json_values)))
+def test_any_json(value: object) -> None:
+    """No JSON makes the parser fail in another way."""
+    with suppress(FormatError):
+        Descriptor.from_json(value)
+
+
+def test_made_by_hand() -> None:
+    """A descriptor is valid however it was made."""
+    with pytest.raises(FormatError, match="size"):
+        Descriptor("text/plain", Digest.parse(_DIGEST), -1)
+    with pytest.raises(FormatError, match="size"):
+        Descriptor("text/plain", Digest.parse(_DIGEST), True)
+    with pytest.raises(FormatError, match="mediaType"):
+        Descriptor("", Digest.parse(_DIGEST), 0)
+
+
+def test_hash() -> None:
+    """Descriptors can be members of sets; equal ones count once."""
+    one, two = Descriptor.from_json(_FIELDS), Descriptor.from_json({**_FIELDS, "annotations": {"a": "b"}})
+    assert len({one, two, Descriptor.from_json(_FIELDS)}) == 2
+
+
+def test_empty_config() -> None:
+    """The empty config is the one that the specification prints."""
+    assert EMPTY_CONFIG.to_json() == {
+        "mediaType": "application/vnd.oci.empty.v1+json",
+        "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        "size": 2,
+    }
+    EMPTY_CONFIG.digest.check(EMPTY_CONFIG_CONTENT)

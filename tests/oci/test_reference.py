@@ -1,0 +1,174 @@
+"""What users write into NIXCACHE_REGISTRY, NIXCACHE_REPO and NIXCACHE_IMAGE."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.reference import (
+    RegistryReference,
+    is_digest,
+    is_repository,
+    is_tag,
+    parse_tag_or_digest,
+)
+
+_DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("registry", "base_url"),
+    [
+        ("ghcr.io", "https://ghcr.io"),
+        ("GHCR.io", "https://ghcr.io"),
+        ("https://ghcr.io", "https://ghcr.io"),
+        ("https://ghcr.io/", "https://ghcr.io"),
+        ("registry.example:5000", "https://registry.example:5000"),
+        ("http://registry.example:5000", "http://registry.example:5000"),
+        ("HTTP://registry.example", "http://registry.example"),
+        ("localhost", "http://localhost"),
+        ("localhost:5000", "http://localhost:5000"),
+        ("LocalHost:5000", "http://localhost:5000"),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("127.8.9.10", "http://127.8.9.10"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("[::1]", "http://[::1]"),
+        ("https://127.0.0.1:5000", "https://127.0.0.1:5000"),
+        ("https://localhost", "https://localhost"),
+        ("[2001:DB8::1]:5000", "https://[2001:db8::1]:5000"),
+        ("10.0.0.1:5000", "https://10.0.0.1:5000"),
+        ("localhost.example", "https://localhost.example"),
+        ("127.0.0.1.example", "https://127.0.0.1.example"),
+    ],
+)
+def test_registry(registry: str, base_url: str) -> None:
+    """Only loopback hosts speak plain HTTP unasked: a token must not cross a network in the clear."""
+    reference = RegistryReference.of(registry, "owner/name", "nix-cache")
+    assert reference.base_url == base_url
+    assert str(reference) == base_url.partition("://")[2] + "/owner/name/nix-cache"
+
+
+@pytest.mark.parametrize(
+    ("registry", "message"),
+    [
+        ("", "expected host or host:port"),
+        ("ghcr.io/owner", "without a path"),
+        ("https://ghcr.io/owner/", "without a path"),
+        ("ghcr.io//", "without a path"),
+        ("ftp://ghcr.io", "ftp:// is not spoken here"),
+        ("://ghcr.io", "is not spoken here"),
+        ("oci:/srv/cache", "without a path"),
+        ("ghcr.io?x", "expected host"),
+        ("ghcr.io#x", "expected host"),
+        ("ghcr.io ", "expected host"),
+        ("ghcr.io\n", "expected host"),
+        ("gh\u0441r.io", "expected host"),
+        ("ghcr.io:", "expected host"),
+        ("ghcr.io:http", "expected host"),
+        ("ghcr.io:0", "between 1 and 65535"),
+        ("ghcr.io:65536", "between 1 and 65535"),
+        ("ghcr..io", "not the name of a host"),
+        (".ghcr.io", "not the name of a host"),
+        ("-ghcr.io", "not the name of a host"),
+        ("a." * 127 + "io", "not the name of a host"),
+        ("::1", "goes into brackets"),
+        ("[::1", "expected host"),
+        ("[::g]", "expected host"),
+        ("[1::2::3]", "At most one"),
+    ],
+)
+def test_wrong_registry(registry: str, message: str) -> None:
+    """One clear line says what is wrong with it."""
+    with pytest.raises(FormatError, match=rf"\Aregistry [^\n]*{message}[^\n]*\Z"):
+        RegistryReference.of(registry, "owner/name", "nix-cache")
+
+
+def test_password_in_the_registry() -> None:
+    """A password that was written into the address is not repeated in logs."""
+    with pytest.raises(FormatError, match="user and password") as caught:
+        RegistryReference.of("https://user:secret@ghcr.io", "owner/name", "nix-cache")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("repo", "image", "repository"),
+    [
+        ("owner/name", "nix-cache", "owner/name/nix-cache"),
+        ("Owner/Name.js", "Nix-Cache", "owner/name.js/nix-cache"),
+        ("my-org/a__b_c-d--e.f", "x", "my-org/a__b_c-d--e.f/x"),
+        ("group/sub/name", "x", "group/sub/name/x"),
+        ("", "nix-cache", "nix-cache"),
+    ],
+)
+def test_repository(repo: str, image: str, repository: str) -> None:
+    """GitHub's names may have capitals, registries' names may not."""
+    assert RegistryReference.of("ghcr.io", repo, image).repository == repository
+
+
+@pytest.mark.parametrize(
+    ("repo", "image"),
+    [
+        ("", ""),
+        ("owner/.github", "x"),
+        ("owner/a..b", "x"),
+        ("owner/a___b", "x"),
+        ("owner/-a", "x"),
+        ("owner/a-", "x"),
+        ("/name", "x"),
+        ("owner/", "x"),
+        ("owner//name", "x"),
+        ("owner/name", "x/"),
+        ("owner/name", "x:tag"),
+        ("owner/na me", "x"),
+        ("owner/../name", "x"),
+        ("https://github.com/owner/name", "x"),
+        ("owner/name\n", "x"),
+        ("owner/n\u00e4me", "x"),
+        ("o/" + "n" * 252, "x"),
+        ("o" + "-" * 5000, "x"),
+    ],
+)
+def test_wrong_repository(repo: str, image: str) -> None:
+    """A name that registries refuse is refused here, before any request."""
+    with pytest.raises(FormatError, match=r"\Arepository [^\n]*: registries take lower-case"):
+        RegistryReference.of("ghcr.io", repo, image)
+
+
+@given(st.text(max_size=30), st.text(max_size=10), st.text(max_size=10))
+def test_any_text(registry: str, repo: str, image: str) -> None:
+    """Every reference that can be made is one that registries take, whatever the input."""
+    try:
+        reference = RegistryReference.of(registry, repo, image)
+    except FormatError:
+        return
+    assert is_repository(reference.repository)
+    assert "/" not in reference.host
+    assert RegistryReference.of(reference.base_url, reference.repository, "") == reference
+
+
+def test_made_by_hand() -> None:
+    """A reference is valid however it was made."""
+    with pytest.raises(FormatError, match="registry"):
+        RegistryReference("GHCR.IO", plain_http=False, repository="a/b")
+    with pytest.raises(FormatError, match="repository"):
+        RegistryReference("ghcr.io", plain_http=False, repository="A/b")
+
+
+def test_tags() -> None:
+    """Tags are what the distribution specification says."""
+    good = ["a", "_", "A1._-", "cache-index", "segment-20261121T031500Z-" + "ab" * 32, "x" * 128]
+    bad = ["", ".a", "-a", "a/b", "a:b", "a b", "a\n", "x" * 129, "\u00e4"]
+    assert [tag for tag in good + bad if is_tag(tag)] == good
+
+
+def test_tag_or_digest() -> None:
+    """A tag never looks like a digest; what is neither is refused."""
+    assert is_digest(_DIGEST)
+    assert parse_tag_or_digest(_DIGEST) == Digest.parse(_DIGEST)
+    assert parse_tag_or_digest("cache-index") == "cache-index"
+    for text in ("", "latest", _DIGEST.upper(), _DIGEST[:-1], _DIGEST + "\n", "sha512:" + "ab" * 64):
+        assert not is_digest(text)
+    for text in ("", "a/b", _DIGEST[:-1], "sha512:" + "ab" * 64, "../" + _DIGEST):
+        with pytest.raises(FormatError, match=r"\A(tag|digest)"):
+            parse_tag_or_digest(text)
