@@ -1,0 +1,155 @@
+"""Faults on demand, and the record of what was asked."""
+
+import asyncio
+import re
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Literal, TypeAlias, get_args
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+FaultKind: TypeAlias = Literal[
+    "cut", "cut_request", "lost", "wrong_byte", "stall", "refuse", "reset", "status", "garbage", "truncated"
+]
+
+Operation: TypeAlias = Literal[
+    "token",
+    "ping",
+    "manifest-head",
+    "manifest-get",
+    "manifest-put",
+    "manifest-delete",
+    "blob-head",
+    "blob-get",
+    "blob-delete",
+    "upload-post",
+    "upload-get",
+    "upload-patch",
+    "upload-put",
+    "upload-delete",
+    "tags",
+    "storage-get",
+    "storage-head",
+    "package-get",
+    "package-versions",
+    "package-version-get",
+    "package-delete",
+    "package-restore",
+    "unknown",
+]
+OPERATIONS: frozenset[str] = frozenset(get_args(Operation))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with one request; ``kind`` is explained at ``GhcrDouble.fault``."""
+
+    match: str
+    kind: FaultKind
+    after: int = 0
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def fits(self, operation: str, method: str, path: str) -> bool:
+        """Compare an operation's name, else search ``METHOD path?query`` for the regular expression."""
+        if self.match in OPERATIONS:
+            return self.match == operation
+        return re.search(self.match, f"{method} {path}") is not None
+
+
+@dataclass(slots=True)
+class _Pending:
+    fault: Fault
+    skip: int
+    times: int | None
+
+
+class Faults:
+    """Faults that wait for their request; the first that fits is taken."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._pending: list[_Pending] = []
+        self.release_count = 0
+
+    def add(self, fault: Fault, skip: int, times: int | None) -> None:
+        with self._lock:
+            self._pending.append(_Pending(fault, skip, times))
+
+    def take(self, operation: str, method: str, path: str) -> Fault | None:
+        with self._lock:
+            for pending in self._pending:
+                if not pending.fault.fits(operation, method, path):
+                    continue
+                if pending.skip:
+                    pending.skip -= 1
+                    continue
+                if pending.times is not None:
+                    pending.times -= 1
+                    if not pending.times:
+                        self._pending.remove(pending)
+                return pending.fault
+        return None
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pending.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Let stalled answers go on."""
+        self.release_count += 1
+
+    async def stall(self, transport: asyncio.Transport | None) -> None:
+        """Wait until a release, or until the connection is gone."""
+        count = self.release_count
+        while self.release_count == count and transport is not None and not transport.is_closing():  # noqa: ASYNC110  a transport's end is no event, and releases come from other threads
+            await asyncio.sleep(0.02)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as the double saw it.
+
+    Attributes:
+        operation: such as ``manifest-get``.
+        method: of HTTP.
+        path: as sent, with the query.
+        headers: of the request; names are compared without case.
+        status: what was answered; 0 while nothing is.
+        bytes_sent: of the answer's body, so far.
+        bytes_received: of the request's body, so far.
+    """
+
+    operation: Operation
+    method: str
+    path: str
+    headers: CIMultiDictProxy[str]
+    status: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Records:
+    """Every request since the last reset, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._records: list[RequestRecord] = []
+
+    def add(
+        self, operation: Operation, method: str, path: str, headers: CIMultiDictProxy[str]
+    ) -> RequestRecord:
+        record = RequestRecord(operation, method, path, CIMultiDictProxy(CIMultiDict(headers)))
+        with self._lock:
+            self._records.append(record)
+        return record
+
+    def snapshot(self) -> list[RequestRecord]:
+        with self._lock:
+            return [replace(record) for record in self._records]
+
+    def reset(self) -> None:
+        with self._lock:
+            self._records.clear()

@@ -1,0 +1,168 @@
+"""The registry's own origin of the GHCR double: manifests, tags, blobs and uploads."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.digest import Digest
+from tests.support.ghcr_access import SignedUrls
+from tests.support.ghcr_manners import Manners
+from tests.support.ghcr_routes import Target
+from tests.support.ghcr_store import GhcrStore, HeldManifest, HeldRepository
+from tests.support.ghcr_uploads import Uploads
+from tests.support.ghcr_wire import Answer, FilePart, json_answer, oci_error
+
+NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_NAME_UNKNOWN = oci_error(404, "NAME_UNKNOWN", "repository name not known to registry")
+_MANIFEST_UNKNOWN = oci_error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+_BLOB_UNKNOWN = oci_error(404, "BLOB_UNKNOWN", "blob unknown to registry")
+_UNSUPPORTED = oci_error(405, "UNSUPPORTED", "The operation is unsupported.")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to the registry, with what is needed of it."""
+
+    target: Target
+    query: Mapping[str, str]
+    accept: str
+    content_type: str
+    content_range: str | None
+    chunks: AsyncIterator[bytes]
+    host: str
+
+
+class Registry:
+    """Answers what has passed the check of its token."""
+
+    def __init__(self, manners: Manners, store: GhcrStore, urls: SignedUrls) -> None:
+        self._manners = manners
+        self._store = store
+        self._urls = urls
+        self.uploads = Uploads(manners, store)
+
+    async def answer(self, asked: Asked, storage_host: str) -> Answer:
+        operation = asked.target.operation
+        prefix = "" if self._manners.relative_location else f"http://{asked.host}"
+        if operation.startswith("upload-"):
+            return await self._upload(asked, prefix)
+        if operation == "manifest-put":
+            return await self._put_manifest(asked, prefix)
+        if operation.endswith("-delete"):
+            return _UNSUPPORTED
+        return json_answer(200, {}) if operation == "ping" else self._read(asked, storage_host)
+
+    def _read(self, asked: Asked, storage_host: str) -> Answer:
+        target, operation = asked.target, asked.target.operation
+        held = self._store.find(target.name)
+        if held is None or not (self._store.exists(target.name) or operation.startswith("blob-")):
+            return _NAME_UNKNOWN
+        if operation.startswith("manifest-"):
+            return self._get_manifest(held, target.reference, asked.accept)
+        if operation == "tags":
+            return self._list_tags(held, target.name, asked.query)
+        return self._get_blob(held, target, storage_host)
+
+    async def _upload(self, asked: Asked, prefix: str) -> Answer:
+        match asked.target.operation:
+            case "upload-post":
+                return self.uploads.post(asked.target, prefix)
+            case "upload-get":
+                return self.uploads.get(asked.target, prefix)
+            case "upload-patch":
+                return await self.uploads.patch(asked.target, prefix, asked.content_range, asked.chunks)
+            case "upload-put":
+                return await self.uploads.put(asked.target, prefix, asked.query.get("digest"), asked.chunks)
+            case _:
+                return self.uploads.delete(asked.target)
+
+    def _get_manifest(self, held: HeldRepository, reference: str, accept: str) -> Answer:
+        manifest = held.find(reference)
+        if manifest is None or held.is_lagging(reference):
+            return _MANIFEST_UNKNOWN
+        if self._manners.strict_accept and manifest.media_type not in _media_types(accept):
+            return oci_error(
+                404, "MANIFEST_UNKNOWN", f"found {manifest.media_type}, which Accept does not list"
+            )
+        headers = {"Content-Type": manifest.media_type, "Docker-Content-Digest": str(manifest.digest)}
+        return Answer(200, headers, manifest.content)
+
+    async def _put_manifest(self, asked: Asked, prefix: str) -> Answer:
+        target = asked.target
+        content = b"".join([chunk async for chunk in asked.chunks])
+        if len(content) >= self._manners.manifest_limit:
+            return Answer(500)
+        try:
+            refusal = self._check_manifest(target, content, asked.content_type)
+        except (FormatError, ValueError, KeyError, TypeError, AttributeError) as error:
+            refusal = oci_error(400, "MANIFEST_INVALID", f"manifest invalid: {error}")
+        if refusal:
+            return refusal
+        manifest = self._store.put_manifest(target.name, target.reference, content, asked.content_type)
+        held = self._store.get_or_make(target.name)
+        for key in {target.reference, str(manifest.digest)}:
+            held.delay(key, self._manners.lag_answers, self._manners.lag_seconds)
+        location = f"{prefix}/v2/{target.name}/manifests/{manifest.digest}"
+        return Answer(201, {"Location": location, "Docker-Content-Digest": str(manifest.digest)})
+
+    def _check_manifest(self, target: Target, content: bytes, media_type: str) -> Answer | None:
+        document = json.loads(content)
+        if document.get("schemaVersion") != 2 or document.get("mediaType", media_type) != media_type:
+            return oci_error(400, "MANIFEST_INVALID", "schemaVersion or mediaType is not what was announced")
+        digest = Digest.of(content)
+        if ":" in target.reference:
+            if target.reference != str(digest):
+                return oci_error(400, "DIGEST_INVALID", f"the manifest's digest is {digest}")
+        elif not _TAG.fullmatch(target.reference):
+            return oci_error(400, "TAG_INVALID", "this cannot be a tag")
+        held = self._store.get_or_make(target.name)
+        manifest = HeldManifest(0, digest, content, media_type, 0)
+        sizes = {digest: len(each.content) for digest, each in held.manifests.items()}
+        for code, wanted, present in (
+            ("MANIFEST_BLOB_UNKNOWN", manifest.blobs(), held.blobs),
+            ("MANIFEST_UNKNOWN", manifest.children(), sizes),
+        ):
+            for digest, size in wanted if self._manners.check_manifests else ():
+                if digest not in present:
+                    return oci_error(400, code, f"{digest} is unknown to registry")
+                if present[digest] != size:
+                    return oci_error(
+                        400, "MANIFEST_INVALID", f"{digest} has {present[digest]} bytes, not {size}"
+                    )
+        return None
+
+    def _list_tags(self, held: HeldRepository, name: str, query: Mapping[str, str]) -> Answer:
+        """List in push order: ``last`` is the last tag of the page before."""
+        tags = list(held.tags)
+        size = min(int(query.get("n", self._manners.tags_page)), self._manners.tags_page_max)
+        last = query.get("last")
+        start = 0 if not last else tags.index(last) + 1 if last in tags else len(tags)
+        page = tags[start : start + size]
+        headers = {}
+        if page and start + size < len(tags):
+            headers["Link"] = f'</v2/{name}/tags/list?last={quote(page[-1])}&n={size}>; rel="next"'
+        return json_answer(200, {"name": name, "tags": page}, headers)
+
+    def _get_blob(self, held: HeldRepository, target: Target, storage_host: str) -> Answer:
+        try:
+            digest = Digest.parse(target.reference)
+        except FormatError as error:
+            return oci_error(400, "DIGEST_INVALID", str(error))
+        if digest not in held.blobs or held.is_lagging(str(digest)):
+            return _BLOB_UNKNOWN
+        is_head = target.operation == "blob-head"
+        redirects = self._manners.blob_head_status == 307 if is_head else self._manners.blob_get_redirects
+        if redirects:
+            return Answer(307, {"Location": self._urls.make(storage_host, digest)})
+        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": str(digest)}
+        if self._manners.accept_ranges:
+            headers["Accept-Ranges"] = "bytes"
+        return Answer(200, headers, FilePart(self._store.blob_path(digest), 0, held.blobs[digest]))
+
+
+def _media_types(accept: str) -> set[str]:
+    return {item.partition(";")[0].strip() for item in accept.split(",")}

@@ -1,0 +1,44 @@
+"""The marker ``needs``: which real programs a test runs.
+
+A test whose program is missing is skipped, and the reason names the program. Where CI=true it fails instead:
+there a missing program is a mistake, not a choice.
+"""
+
+import os
+import shutil
+
+import pytest
+
+
+def find_program(name: str) -> str | None:
+    """Find a program in PATH or where Debian puts servers; None where it is missing."""
+    return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def require_program(name: str) -> str:
+    """Find a program.
+
+    Raises:
+        RuntimeError: it is missing; the test lacks the marker.
+    """
+    path = find_program(name)
+    if path is None:
+        raise RuntimeError(f"{name} is not installed; mark the test with needs({name!r})")
+    return path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): the real programs that this test runs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, before any fixture looks for the program."""
+    names = [name for mark in item.iter_markers("needs") for name in mark.args]
+    missing = sorted({name for name in names if find_program(name) is None})
+    if not missing:
+        return
+    reason = f"not installed: {', '.join(missing)} (scripts/test-programs installs what is missing)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

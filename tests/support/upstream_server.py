@@ -1,0 +1,132 @@
+"""Upstream binary caches for tests: real servers on a free loopback port."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TypedDict, Unpack
+
+from aiohttp import web
+
+from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.nix.store_path import HashPart
+
+HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Options(TypedDict, total=False):
+    """Arguments of the client, as it names them."""
+
+    connect_seconds: float
+    answer_seconds: float
+    stall_seconds: float
+    resume_pause_seconds: float
+    clock: Callable[[], float]
+    is_public: Callable[[str], bool]
+
+
+def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:
+    return (
+        f"StorePath: /nix/store/{hash_part}-hello-2.12\n"
+        f"URL: {url}\n"
+        "Compression: zstd\n"
+        f"NarHash: sha256:{'0' * 52}\n"
+        "NarSize: 120\n"
+        "References: \n"
+    )
+
+
+def answering(*, status: int = 200, text: str = "", seconds: float = 0.0) -> Handler:
+    """Make a handler that gives one answer to everything."""
+
+    async def handle(_request: web.Request) -> web.Response:
+        await asyncio.sleep(seconds)
+        return web.Response(status=status, text=text)
+
+    return handle
+
+
+@asynccontextmanager
+async def serve(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Serve HTTP; gives the base URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, 0)
+        await site.start()
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """Serve whatever a function says on each connection; gives the base URL."""
+
+    conversations: set[asyncio.Task[None]] = set()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        conversations.add(task)
+        try:
+            await conversation(reader, writer)
+            writer.close()
+            await writer.wait_closed()  # everything said was sent
+        except (OSError, EOFError):
+            pass  # the client has gone, which is the story of some tests
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(converse, host, 0)
+    try:
+        yield f"http://{host}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in conversations:
+            task.cancel()
+        await asyncio.gather(*conversations, return_exceptions=True)
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next turn
+
+
+@contextmanager
+def unreachable() -> Iterator[str]:
+    """Listen, never accept, and fill the queue, so that connecting takes for ever; gives the base URL."""
+    with ExitStack() as sockets:
+        listening = sockets.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def refusing() -> str:
+    """Name the base URL of a port where nobody listens."""
+    with socket.socket() as once:
+        once.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{once.getsockname()[1]}"
+
+
+async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Accept, read, and never answer."""
+    while await reader.read(65536):
+        pass
+
+
+@asynccontextmanager
+async def asking(*urls: str, **options: Unpack[Options]) -> AsyncIterator[Upstreams]:
+    """Make a client of these upstreams."""
+    upstreams = Upstreams([parse_upstream(url) for url in urls], **options)
+    try:
+        yield upstreams
+    finally:
+        await upstreams.close()
