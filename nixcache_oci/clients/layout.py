@@ -1,0 +1,116 @@
+"""A repository in a folder: an OCI image layout, which other programs read and copy as ``oci:/path``."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from threading import Event
+
+from nixcache_oci.clients.layout_folder import LayoutFolder
+from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.digest import Digest
+
+_LOCK_SECONDS = 60.0
+_READ_BYTES = 256 * 1024
+
+
+class Layout:
+    """Implements ``Repository`` over an OCI image layout; files are read and written in threads.
+
+    Args:
+        root: the folder; until the first write makes it, this is a repository that does not exist.
+        lock_seconds: how long to wait for other programs that write tags.
+    """
+
+    def __init__(self, root: Path, *, lock_seconds: float = _LOCK_SECONDS) -> None:
+        self._folder = LayoutFolder(root, lock_seconds)
+        self._is_prepared = False
+        # The lock between programs is waited for in a thread. One waits for all, or the pool would run dry.
+        self._turn = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: ``oci:/path``."""
+        return self._folder.name
+
+    async def resolve(self, tag_or_digest: str) -> Digest:
+        """Tell which manifest a tag points at; a tag whose manifest is missing is damage."""
+        return await asyncio.to_thread(self._folder.resolve, tag_or_digest)
+
+    async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
+        """Read a manifest or image index, also one without a tag; its bytes are checked."""
+        return await asyncio.to_thread(self._folder.read_manifest, tag_or_digest)
+
+    async def list_tags(self) -> list[str]:
+        """List every tag; NotFoundError until something was written."""
+        return await asyncio.to_thread(self._folder.tags)
+
+    async def stat_blob(self, digest: Digest) -> int:
+        """Tell a blob's size in bytes."""
+        return await asyncio.to_thread(self._folder.size_of, digest)
+
+    @asynccontextmanager
+    async def open_blob(
+        self, digest: Digest, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes."""
+        file = await self._open(digest)
+        try:
+            size = os.fstat(file).st_size
+            stop = size if end is None else end
+            if not 0 <= start <= stop <= size:
+                raise RegistryError(
+                    f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
+                )
+            async with aclosing(self._read(file, start, stop)) as chunks:
+                yield BlobStream(size, start, stop, chunks)
+        finally:
+            os.close(file)
+
+    async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
+        """Write a blob, and check its digest meanwhile; one that is there in its whole length stays."""
+        await self._prepare()
+        stop = Event()
+        try:
+            await asyncio.to_thread(self._folder.store_blob, digest, source, stop)
+        finally:
+            stop.set()  # a thread cannot be cancelled: tell it that nobody waits
+
+    async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+        """Write a manifest or image index, and point the tag at it where one is given."""
+        await self._prepare()
+        async with self._turn:
+            return await asyncio.to_thread(self._folder.store_manifest, tag_or_digest, content, media_type)
+
+    async def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    async def _prepare(self) -> None:
+        if self._is_prepared:
+            return
+        async with self._turn:
+            if not self._is_prepared:
+                await asyncio.to_thread(self._folder.prepare)
+                self._is_prepared = True
+
+    async def _open(self, digest: Digest) -> int:
+        """Open a blob's file; whoever is cancelled meanwhile leaves no open file behind."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, digest))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+
+    async def _read(self, file: int, start: int, end: int) -> AsyncGenerator[bytes]:
+        while start < end:
+            piece = await asyncio.to_thread(self._folder.read_at, file, min(_READ_BYTES, end - start), start)
+            start += len(piece)
+            yield piece
+
+
+def _close_opened(opening: asyncio.Future[int]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())

@@ -1,0 +1,269 @@
+"""The OCI image layout as files: every call blocks, and every write is whole or not there.
+
+Content is written first, then ``index.json``, which names it; so a crash leaves the old state. Writers of
+``index.json`` take turns by a lock that ends with its process. Other programs (skopeo among them) do not take
+it: while one of them writes tags, nothing else should.
+
+Source: OCI image specification, "Image Layout".
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+from nixcache_oci.clients.durable_file import locked, remove_unfinished, sync_folder, write_file
+from nixcache_oci.clients.repository import StoredManifest
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.document import clip, parse_document
+from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
+from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME
+from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
+
+_VERSION = "1.0.0"
+_VERSION_FILE = "oci-layout"
+_VERSION_FILE_CONTENT = b'{"imageLayoutVersion":"%s"}' % _VERSION.encode()
+_MAX_VERSION_FILE_BYTES = 4096
+_INDEX_FILE = "index.json"
+_LOCK_FILE = ".nixcache-lock"
+_COPY_BYTES = 2**20
+
+# Says under which name an image was exported, as the tag does; all other annotations tell of the content.
+_ANNOTATION_CONTAINERD_NAME = "io.containerd.image.name"
+
+
+class LayoutFolder:
+    """An OCI image layout.
+
+    Args:
+        root: the folder; it is made at the first write.
+        lock_seconds: how long to wait for other writers of ``index.json``.
+
+    Every method raises RegistryError, and NotFoundError where there is no such thing, or no layout.
+    """
+
+    def __init__(self, root: Path, lock_seconds: float) -> None:
+        self.name = f"oci:{root}"
+        self._root = root
+        self._blobs = root / "blobs" / "sha256"
+        self._lock_seconds = lock_seconds
+
+    def prepare(self) -> None:
+        """Make the layout, or check the one that is there."""
+        with self._translated("write to it"):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            with locked(self._root / _LOCK_FILE, self._lock_seconds):
+                remove_unfinished(self._root)
+                try:
+                    self._read_index()
+                except NotFoundError:
+                    # In this order, so that readers never take a layout in the making for a damaged one.
+                    write_file(self._root / _INDEX_FILE, [ImageIndex(()).render()], self._root)
+                    write_file(self._root / _VERSION_FILE, [_VERSION_FILE_CONTENT], self._root)
+                    sync_folder(self._root)
+
+    def resolve(self, tag_or_digest: str) -> Digest:
+        """Tell which manifest a tag points at; its file is there."""
+        with self._translated(f"find {tag_or_digest}"):
+            digest = self._find(tag_or_digest)[0]
+            self._size_of_manifest(tag_or_digest, digest)
+            return digest
+
+    def read_manifest(self, tag_or_digest: str) -> StoredManifest:
+        """Read a manifest or image index."""
+        with self._translated(f"read manifest {tag_or_digest}"):
+            digest, stated = self._find(tag_or_digest)
+            if self._size_of_manifest(tag_or_digest, digest) > MAX_MANIFEST_BYTES:
+                raise RegistryError(
+                    f"{self.name}: {digest} is no manifest: it has over {MAX_MANIFEST_BYTES} bytes"
+                )
+            content = _read_file(self._path_of(digest), MAX_MANIFEST_BYTES)
+            digest.check(content)
+            return StoredManifest(content, parse_media_type(content, stated), digest)
+
+    def tags(self) -> list[str]:
+        """List every tag."""
+        with self._translated("list tags"):
+            names = (each.annotations.get(ANNOTATION_REF_NAME, "") for each in self._read_index().manifests)
+            return sorted({name for name in names if is_tag(name)})
+
+    def size_of(self, digest: Digest) -> int:
+        """Tell a blob's size in bytes."""
+        with self._translated(f"find blob {digest}"):
+            size = self._stat(digest)
+            if size is None:
+                raise NotFoundError(f"{self.name}: no blob {digest}")
+            return size
+
+    def open(self, digest: Digest) -> int:
+        """Open a blob, and give its file descriptor, which is the caller's to close."""
+        with self._translated(f"open blob {digest}"):
+            self.size_of(digest)
+            return os.open(self._path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_at(self, file: int, length: int, offset: int) -> bytes:
+        """Read at most so many bytes of an open blob, and at least one."""
+        with self._translated("read a blob"):
+            piece = os.pread(file, length, offset)
+            if not piece:
+                raise RegistryError(f"{self.name}: a blob ended at byte {offset} while it was read")
+            return piece
+
+    def store_blob(self, digest: Digest, source: bytes | Path, stop: Event) -> None:
+        """Write a blob unless it is there in its whole length.
+
+        Args:
+            digest: what the bytes must hash to.
+            source: the bytes, or a file that holds them and is left as it is.
+            stop: set when nobody waits for it any more.
+        """
+        with self._translated(f"write blob {digest}"):
+            size = source.stat().st_size if isinstance(source, Path) else len(source)
+            if self._stat(digest) != size:
+                write_file(self._path_of(digest), self._checked(digest, source, stop), self._root)
+
+    def store_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+        """Write a manifest or image index, and point the tag at it where one is given."""
+        with self._translated(f"write manifest {tag_or_digest}"):
+            descriptor = Descriptor(parse_media_type(content, media_type), Digest.of(content), len(content))
+            target = parse_tag_or_digest(tag_or_digest)
+            if isinstance(target, Digest):
+                target.check(content)
+            self.store_blob(descriptor.digest, content, Event())
+            sync_folder(self._blobs)  # for all blobs at once: what the index names must outlive a power cut
+            if isinstance(target, str):
+                with locked(self._root / _LOCK_FILE, self._lock_seconds):
+                    self._write_index(_with_tag(self._read_index(), target, descriptor))
+            return descriptor.digest
+
+    def _find(self, tag_or_digest: str) -> tuple[Digest, str]:
+        """Give the digest, and the media type where one is stated."""
+        target = parse_tag_or_digest(tag_or_digest)
+        if isinstance(target, Digest):
+            return target, ""
+        for each in self._read_index().manifests:
+            if each.annotations.get(ANNOTATION_REF_NAME) == target:
+                return each.digest, each.media_type
+        raise NotFoundError(f"{self.name}: no tag {target}")
+
+    def _size_of_manifest(self, tag_or_digest: str, digest: Digest) -> int:
+        size = self._stat(digest)
+        if size is None and tag_or_digest == str(digest):
+            raise NotFoundError(f"{self.name}: no manifest {digest}")
+        if size is None:  # not NotFoundError: damage must never be taken for an empty repository
+            raise RegistryError(
+                f"{self.name} is damaged: tag {tag_or_digest} points at {digest}, which is missing"
+            )
+        return size
+
+    def _read_index(self) -> ImageIndex:
+        has_version = self._check_version()
+        try:
+            index = ImageIndex.parse(_read_file(self._root / _INDEX_FILE, MAX_MANIFEST_BYTES))
+        except FileNotFoundError:
+            if has_version:
+                raise RegistryError(
+                    f"{self.name} is damaged: {_INDEX_FILE} is missing; restore it, or use a new folder"
+                ) from None
+            raise NotFoundError(f"{self.name}: no OCI layout is there yet") from None
+        except FormatError as error:
+            raise RegistryError(
+                f"{self.name} is damaged: {_INDEX_FILE}: {error}; restore it, or use a new folder"
+            ) from error
+        if not has_version and not self._check_version():  # it may have been made between the two looks
+            if not index.manifests:
+                raise NotFoundError(f"{self.name}: an OCI layout is only being made there")
+            raise RegistryError(
+                f"{self.name} is damaged: {_VERSION_FILE} is missing;"
+                f" restore it: {_VERSION_FILE_CONTENT.decode()}"
+            )
+        return index
+
+    def _check_version(self) -> bool:
+        """Tell whether the file that makes a folder a layout is there."""
+        try:
+            content = _read_file(self._root / _VERSION_FILE, _MAX_VERSION_FILE_BYTES)
+        except FileNotFoundError:
+            return False
+        version = parse_document(content, _VERSION_FILE, _MAX_VERSION_FILE_BYTES).get("imageLayoutVersion")
+        if version != _VERSION:
+            raise FormatError(f"{_VERSION_FILE}: only version {_VERSION} is known here, got {clip(version)}")
+        return True
+
+    def _write_index(self, index: ImageIndex) -> None:
+        content = index.render()
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise RegistryError(
+                f"{self.name}: {_INDEX_FILE} would exceed {MAX_MANIFEST_BYTES} bytes; remove tags first"
+            )
+        write_file(self._root / _INDEX_FILE, [content], self._root)
+        sync_folder(self._root)
+
+    def _path_of(self, digest: Digest) -> Path:
+        return self._blobs / digest.hex
+
+    def _stat(self, digest: Digest) -> int | None:
+        try:
+            status = self._path_of(digest).stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise RegistryError(f"{self.name} is damaged: {self._path_of(digest)} is not a file")
+        return status.st_size
+
+    def _checked(self, digest: Digest, source: bytes | Path, stop: Event) -> Iterator[bytes]:
+        """Yield the content, and fail behind its end if it is not what the digest says."""
+        hasher = hashlib.sha256()
+        for piece in _pieces(source):
+            if stop.is_set():
+                raise RegistryError(f"{self.name}: blob {digest} was given up")
+            hasher.update(piece)
+            yield piece
+        if hasher.hexdigest() != digest.hex:
+            raise DigestError(f"the bytes given have digest sha256:{hasher.hexdigest()}")
+
+    @contextmanager
+    def _translated(self, action: str) -> Iterator[None]:
+        """Turn foreign errors into ours: what could not be done, where, and why."""
+        try:
+            yield
+        except OSError as error:
+            path = f" ({error.filename})" if error.filename else ""
+            raise RegistryError(f"{self.name}: cannot {action}: {error.strerror or error}{path}") from error
+        except (FormatError, DigestError) as error:
+            raise RegistryError(f"{self.name}: cannot {action}: {error}") from error
+
+
+def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
+    """Point a tag at a manifest, and leave all else as it is."""
+    others = [each for each in index.manifests if each.annotations.get(ANNOTATION_REF_NAME) != tag]
+    replaced = [each for each in index.manifests if each.annotations.get(ANNOTATION_REF_NAME) == tag]
+    annotations = {ANNOTATION_REF_NAME: tag}
+    for each in replaced:
+        if _ANNOTATION_CONTAINERD_NAME in each.annotations:
+            annotations[_ANNOTATION_CONTAINERD_NAME] = each.annotations[_ANNOTATION_CONTAINERD_NAME]
+    place = index.manifests.index(replaced[0]) if replaced else len(others)
+    others.insert(place, replace(target, annotations=annotations))
+    return replace(index, manifests=tuple(others))
+
+
+def _pieces(source: bytes | Path) -> Iterator[bytes]:
+    if not isinstance(source, Path):
+        yield source
+        return
+    with source.open("rb") as file:
+        while piece := file.read(_COPY_BYTES):
+            yield piece
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """Read a small file: at most one byte over the limit, so that its parser refuses it."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)

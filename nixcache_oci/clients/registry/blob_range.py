@@ -1,0 +1,106 @@
+"""Parts of a blob: how they are asked for, and whether an answer holds what was asked.
+
+Ranges are always closed, since open-ended ones are not served everywhere.
+
+Source: RFC 9110, sections 14.2 to 14.4.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from nixcache_oci.errors import FormatError
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
+_SIZE = re.compile(r"[0-9]{1,18}")
+_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What an answer holds of what was wanted, in bytes.
+
+    Attributes:
+        size: of the whole blob.
+        skip: to leave out at the start of the answer's body.
+        start: offset in the blob of what follows.
+        end: offset behind what is wanted.
+    """
+
+    size: int
+    skip: int
+    start: int
+    end: int
+
+
+def render_range(start: int, end: int) -> str:
+    """Render the Range header for the bytes from ``start`` to before ``end``; there is at least one."""
+    return f"bytes={start}-{end - 1}"
+
+
+def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
+    """Check a good answer against what was wanted.
+
+    Some servers ignore Range and answer 200 with the whole blob. What comes before the part is then skipped,
+    but only while that costs a few seconds: a part near the end of a huge blob would download all of it.
+
+    Args:
+        status: 200 or 206.
+        headers: names are compared without case.
+        start: first byte that was wanted.
+        end: behind the last; None for all of the blob, which was then asked for without a range.
+
+    Raises:
+        FormatError: the answer is not what was asked for.
+    """
+    length = _SIZE.fullmatch(headers.get("Content-Length", ""))
+    if length is None:
+        raise FormatError("the answer does not tell its length")
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        size, first, last = _parse_content_range(headers.get("Content-Range", ""))
+        if end is None or (first, last + 1) != (start, end) or int(length[0]) != end - start:
+            raise FormatError(
+                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size} in {length[0]} bytes"
+            )
+        return Extent(size, 0, start, end)
+    size = int(length[0])
+    if end is None:
+        end = size
+    if end > size:
+        raise FormatError(f"asked for bytes {start} to {end}, and there are {size}")
+    if start > _MOST_SKIPPED_BYTES:
+        raise FormatError(
+            f"asked for bytes from {start} on, and all {size} came: the server serves no ranges"
+        )
+    return Extent(size, start, start, end)
+
+
+def read_size(status: int, headers: Mapping[str, str]) -> int:
+    """Read a blob's size from the answer to a request for its first byte.
+
+    Raises:
+        FormatError: the answer does not tell.
+    """
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        return _parse_content_range(headers.get("Content-Range", ""))[0]
+    if status == HTTPStatus.OK:
+        match = _SIZE.fullmatch(headers.get("Content-Length", ""))
+        if match:
+            return int(match[0])
+    elif match := _UNSATISFIED.fullmatch(headers.get("Content-Range", "")):
+        return int(match[1])  # an empty blob has no first byte
+    raise FormatError("the answer does not tell the blob's size")
+
+
+def _parse_content_range(text: str) -> tuple[int, int, int]:
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        raise FormatError(
+            f"the answer's Content-Range {text[:80]!r} does not tell which bytes of how many came"
+        )
+    first, last, size = (int(number) for number in match.groups())
+    if not first <= last < size:
+        raise FormatError(f"the answer's Content-Range {text[:80]!r} contradicts itself")
+    return size, first, last

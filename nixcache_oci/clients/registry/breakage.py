@@ -1,0 +1,57 @@
+"""The one door at which aiohttp's exceptions become ours."""
+
+import os
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+
+from nixcache_oci.clients.registry.retry import Failure
+from nixcache_oci.clients.registry.trouble import TroubleError
+
+# The first class that fits tells what happened; their own texts hold URLs, which may be signed.
+_REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
+    (
+        aiohttp.ClientConnectorCertificateError,
+        lambda error: (
+            f"the certificate of {error.host} is refused: {_tell_certificate(error.certificate_error)}"
+        ),
+    ),
+    (
+        aiohttp.ClientConnectorError,
+        lambda error: f"no connection to {error.host}:{error.port}: {error.strerror or error.os_error}",
+    ),
+    (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
+    (TimeoutError, lambda _: "the connection stood still for too long"),
+    (aiohttp.ServerDisconnectedError, lambda _: "the connection was closed before an answer came"),
+    (aiohttp.ClientPayloadError, lambda _: "the connection broke before the end of the answer"),
+    (aiohttp.ClientHttpProxyError, lambda error: f"the HTTP proxy answered {error.status}"),
+    (aiohttp.ClientResponseError, lambda _: "what answered does not speak HTTP"),
+    (OSError, lambda error: f"the connection broke: {_tell_number(error)}"),
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what aiohttp raises into TroubleError, and leave its text behind.
+
+    Raises:
+        TroubleError: instead.
+    """
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        is_final = isinstance(error, (aiohttp.ClientConnectorCertificateError, ValueError))
+        reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
+        text = reason or f"the request failed: {type(error).__name__}"
+        raise TroubleError(Failure(None), text, is_final=is_final) from None
+
+
+def _tell_number(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def _tell_certificate(error: Exception) -> str:
+    return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else type(error).__name__

@@ -1,0 +1,219 @@
+"""A repository in a registry, over HTTP.
+
+Source: OCI distribution specification 1.1, with the manners of GHCR in mind.
+"""
+
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from pathlib import Path
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
+from nixcache_oci.clients.registry.memo import Memo
+from nixcache_oci.clients.registry.redirect import join
+from nixcache_oci.clients.registry.retry import RetryPolicy
+from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
+from nixcache_oci.clients.registry.transport import Call, Transport
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.upload import push_blob
+from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
+from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
+
+_MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
+_ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
+_MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
+_TAGS_ASKED = 10_000  # on a page
+_TAG_PAGE_LIMIT = 16 * 1024 * 1024  # bytes
+_MOST_TAG_PAGES = 1_000
+_PUSHES_KNOWN = 4_096
+
+_FOUND = frozenset({HTTPStatus.OK})
+_STORED = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
+
+
+class Registry:
+    """One repository in a registry; implements ``Repository``.
+
+    Connections are opened by the first call, in the event loop that runs it, and given back by ``close``.
+
+    Args:
+        reference: where it is.
+        credentials: or None for anonymous.
+        push: whether to ask for the right to push; a token that lacks it is then refused at once.
+        patience: seconds that one operation may take with all its tries, not counting transmission.
+        stall_seconds: how long a connection may stand still.
+        attempts: how often an operation is tried at most.
+        first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
+    """
+
+    def __init__(
+        self,
+        reference: RegistryReference,
+        credentials: Credentials | None,
+        *,
+        push: bool = False,
+        patience: float,
+        stall_seconds: float = 30,
+        attempts: int = 5,
+        first_backoff_seconds: float = 0.5,
+    ) -> None:
+        self._reference = reference
+        self._base = f"{reference.base_url}/v2/{reference.repository}"
+        self._transport = Transport(
+            reference,
+            credentials,
+            push=push,
+            policy=RetryPolicy(attempts, patience, first_backoff_seconds),
+            stall_seconds=stall_seconds,
+        )
+        # Just after a push a registry may not know what it took: what is in here is asked for again.
+        self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)
+        self._downloads = Downloads(self._transport, self._base, self._pushed)
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: ``ghcr.io/owner/name/nix-cache``."""
+        return str(self._reference)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._transport.close()
+
+    # Manifests and tags
+
+    async def resolve(self, tag_or_digest: str) -> Digest:
+        """Tell which manifest a tag points at, by HEAD where the registry's answer to that is enough."""
+        call = self._manifest_call("resolve", tag_or_digest, "HEAD", _FOUND | NEEDS_REASON)
+        answer = await self._transport.fetch(call)
+        if answer.status == HTTPStatus.OK:
+            digest = _stated_digest(answer)
+            if digest is not None:
+                return digest
+        return (await self.get_manifest(tag_or_digest)).digest
+
+    async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
+        """Fetch a manifest or image index, at most 4 MiB, and check its bytes."""
+        call = self._manifest_call("get", tag_or_digest, "GET", _FOUND)
+        answer = await self._transport.fetch(call, _MANIFEST_LIMIT + 1)
+        if len(answer.body) > _MANIFEST_LIMIT:
+            raise self._transport.error(
+                call, f"it is larger than {_MANIFEST_LIMIT} bytes", status=answer.status
+            )
+        asked = parse_tag_or_digest(tag_or_digest)
+        digest = asked if isinstance(asked, Digest) else _stated_digest(answer)
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if digest is None:  # nothing to check the bytes against: they should at least not be a login page
+            if media_type not in _MEDIA_TYPES:
+                reason = f"{media_type!r} came, which was not asked for"
+                raise self._transport.error(call, reason, status=answer.status)
+            digest = Digest.of(answer.body)
+        try:
+            digest.check(answer.body)
+        except DigestError as error:
+            raise self._transport.error(call, str(error), status=answer.status) from error
+        return StoredManifest(answer.body, media_type, digest)
+
+    async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+        """Store a manifest or image index."""
+        digest = Digest.of(content)
+        asked = parse_tag_or_digest(tag_or_digest)
+        if isinstance(asked, Digest):
+            asked.check(content)
+        call = Call(
+            f"push manifest {tag_or_digest}",
+            "PUT",
+            self._url(f"/manifests/{tag_or_digest}"),
+            headers={"Content-Type": media_type},
+            body=Body.of(content),
+            accepts=_STORED,
+            is_expected=bool(self._pushed),  # blobs that were pushed a moment ago may not be known yet
+        )
+        answer = await self._transport.fetch(call)
+        stated = _stated_digest(answer)
+        if stated not in {None, digest}:
+            raise self._transport.error(
+                call,
+                f"it was stored as {stated}, and its bytes have the digest {digest}",
+                status=answer.status,
+            )
+        self._pushed.put(tag_or_digest, None)
+        self._pushed.put(str(digest), None)
+        return digest
+
+    async def list_tags(self) -> list[str]:
+        """List every tag, in no particular order; never a part of them."""
+        url: URL | None = self._url(f"/tags/list?n={_TAGS_ASKED}")
+        tags: dict[str, None] = {}
+        seen: set[URL] = set()
+        while url is not None:
+            call = Call("list tags", "GET", url, may_be_absent=not seen)
+            if url in seen or len(seen) == _MOST_TAG_PAGES:
+                raise self._transport.error(call, f"the list does not end after {len(seen)} pages")
+            seen.add(url)
+            answer = await self._transport.fetch(call, _TAG_PAGE_LIMIT + 1)
+            if len(answer.body) > _TAG_PAGE_LIMIT:
+                raise self._transport.error(call, f"a page is larger than {_TAG_PAGE_LIMIT} bytes")
+            try:
+                tags.update(dict.fromkeys(parse_tags(answer.body)))
+                url = _next_page(answer, url)
+            except (FormatError, TroubleError) as error:
+                raise self._transport.error(call, str(error), status=answer.status) from error
+        return list(tags)
+
+    # Blobs
+
+    async def stat_blob(self, digest: Digest) -> int:
+        """Tell a blob's size in bytes."""
+        return await self._downloads.stat(digest)
+
+    def open_blob(
+        self, digest: Digest, start: int = 0, end: int | None = None
+    ) -> AbstractAsyncContextManager[BlobStream]:
+        """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes."""
+        return self._downloads.open(digest, start, end)
+
+    async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
+        """Store a blob whose bytes are already known to have this digest."""
+        await push_blob(self._transport, self._base, digest, Body.of(source))
+        self._pushed.put(str(digest), None)
+
+    def _manifest_call(self, verb: str, tag_or_digest: str, method: str, accepts: frozenset[int]) -> Call:
+        parse_tag_or_digest(tag_or_digest)
+        return Call(
+            f"{verb} manifest {tag_or_digest}",
+            method,
+            self._url(f"/manifests/{tag_or_digest}"),
+            headers=_ACCEPT,
+            accepts=accepts,
+            is_expected=tag_or_digest in self._pushed,
+            may_be_absent=True,
+        )
+
+    def _url(self, path: str) -> URL:
+        return URL(self._base + path, encoded=True)
+
+
+def _stated_digest(answer: Answer) -> Digest | None:
+    """Read Docker-Content-Digest; None where there is none of ours."""
+    try:
+        return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
+    except FormatError:
+        return None
+
+
+def _next_page(answer: Answer, url: URL) -> URL | None:
+    """Find the next page, at the registry itself: no other server knows its tags."""
+    target = find_next(answer.headers.getall("Link", []))
+    if target is None:
+        return None
+    following = join(url, target)
+    if following.origin() != url.origin():
+        raise FormatError(f"the list of tags goes on at another server, {following.origin()}")
+    return following

@@ -1,0 +1,222 @@
+"""Tokens: what a registry wants to see in Authorization, and where it comes from.
+
+Nothing is asked for in advance: the registry's first 401 says by its challenge where tokens are issued. The
+scope is built here, because a challenge may name a placeholder. One token serves all requests of a client.
+
+Sources: distribution, "Token Authentication Specification" and "Oauth2 Token Authentication".
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import monotonic
+from typing import TypeAlias
+from urllib.parse import urlencode
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.http_proxy import basic_authorization
+from nixcache_oci.clients.registry.retry import Failure, is_temporary
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.wire import Request
+from nixcache_oci.oci.challenge import Challenge
+
+Ask: TypeAlias = Callable[[Request, str | None], Awaitable[Answer]]
+
+_CLIENT_ID = "nixcache-oci"
+_DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
+_MOST_SECONDS = 365 * 86_400  # what claims to live longer is no lifetime in seconds
+_MARGIN_SECONDS = 10
+_USABLE_TOKEN = re.compile(r"[\x21-\x7e]+")
+_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the registry.
+
+    Attributes:
+        value: never shown.
+        expires: when it stops being used, on the monotonic clock, in seconds.
+    """
+
+    value: str = field(repr=False)
+    expires: float
+
+
+class Authorizer:
+    """Knows what to put into Authorization for one repository and scope.
+
+    Args:
+        ask: sends one request with an Authorization, and reads the answer.
+        registry: for people.
+        repository: name within the registry.
+        credentials: or None for anonymous.
+        push: whether the scope includes pushing.
+    """
+
+    def __init__(
+        self, ask: Ask, registry: str, repository: str, credentials: Credentials | None, *, push: bool
+    ) -> None:
+        self._ask = ask
+        self._registry = registry
+        self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
+        self._credentials = credentials
+        self._push = push
+        self._challenge: Challenge | None = None
+        self._token: Token | None = None
+        self._fetch: asyncio.Task[Token] | None = None
+
+    @property
+    def source(self) -> str | None:
+        """Where the credentials come from that are in use; None while anonymous."""
+        return self._credentials.source if self._credentials else None
+
+    async def get(self) -> str | None:
+        """Give the value of Authorization; None as long as the registry asked for nothing.
+
+        Raises:
+            TroubleError: the token service issued none.
+        """
+        if self._challenge is None:
+            return None
+        if self._challenge.scheme == "basic":
+            return _basic(self._credentials) if self._credentials else None
+        token = self._token
+        if token is None or monotonic() >= token.expires:
+            token = await self._fetch_once()
+        return f"Bearer {token.value}"
+
+    async def renew(self, refused: str | None, challenges: Sequence[Challenge]) -> bool:
+        """Learn from a 401; tells whether the same request is worth another try.
+
+        Args:
+            refused: the value of Authorization that it had.
+            challenges: of the answer.
+
+        Raises:
+            TroubleError: the token service issued no new token.
+        """
+        bearer = next(
+            (each for each in challenges if each.scheme == "bearer" and "realm" in each.parameters), None
+        )
+        challenge = bearer or next((each for each in challenges if each.scheme == "basic"), None)
+        if challenge is None:
+            return False
+        self._challenge = challenge
+        if self._token is not None and refused == f"Bearer {self._token.value}":
+            self._token = None
+        return await self.get() != refused
+
+    async def close(self) -> None:
+        """Stop asking for tokens."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+            await asyncio.wait([self._fetch])
+
+    async def _fetch_once(self) -> Token:
+        """Join the request for a token that is under way, or start one; it outlives those who wait for it."""
+        if self._fetch is None:
+            self._fetch = asyncio.create_task(self._fetch_token())
+            self._fetch.add_done_callback(self._end_fetch)
+        return await asyncio.shield(self._fetch)
+
+    def _end_fetch(self, fetch: asyncio.Task[Token]) -> None:
+        self._fetch = None
+        if not fetch.cancelled() and fetch.exception() is None:
+            self._token = fetch.result()
+
+    async def _fetch_token(self) -> Token:
+        credentials = self._credentials
+        try:
+            return await self._request_token(credentials)
+        except TroubleError as refusal:
+            if credentials is None or self._push or not _is_refusal(refusal):
+                raise
+            try:
+                token = await self._request_token(None)
+            except TroubleError as second:
+                raise (refusal if _is_refusal(second) else second) from None
+            _log.warning(
+                "%s refuses the credentials from %s (%s): reading anonymously",
+                self._registry,
+                credentials.source,
+                refusal.reason,
+            )
+            self._credentials = None
+            return token
+
+    async def _request_token(self, credentials: Credentials | None) -> Token:
+        started = monotonic()
+        request, authorization = self._token_request(credentials)
+        answer = await self._ask(request, authorization)
+        if answer.status != HTTPStatus.OK:
+            raise answer.trouble(is_about_token=True)
+        return _parse_token(answer, started)
+
+    def _token_request(self, credentials: Credentials | None) -> tuple[Request, str | None]:
+        parameters = self._challenge.parameters if self._challenge else {}
+        fields = {"service": parameters["service"]} if "service" in parameters else {}
+        fields["scope"] = self._scope
+        try:
+            realm = URL(parameters.get("realm", ""))
+            if not realm.absolute or realm.raw_user is not None:
+                raise ValueError(realm)  # noqa: TRY301  the same trouble as the one that yarl finds
+        except ValueError:
+            raise TroubleError(
+                Failure(None), "its challenge names no usable address for tokens", is_final=True
+            ) from None
+        if credentials is not None and credentials.is_identity_token:
+            fields |= {
+                "grant_type": "refresh_token",
+                "client_id": _CLIENT_ID,
+                "refresh_token": credentials.password,
+            }
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            body = Body.of(urlencode(fields).encode())
+            return Request("POST", realm, headers, body, follows=False), None
+        separator = "&" if realm.raw_query_string else "?"
+        url = URL(f"{realm.with_fragment(None)}{separator}{urlencode(fields)}", encoded=True)
+        return Request("GET", url), _basic(credentials) if credentials else None
+
+
+def _basic(credentials: Credentials) -> str:
+    return basic_authorization(credentials.username, credentials.password)
+
+
+def _is_refusal(trouble: TroubleError) -> bool:
+    return (
+        trouble.is_about_token and trouble.failure.status in _REFUSALS and not is_temporary(trouble.failure)
+    )
+
+
+def _parse_token(answer: Answer, started: float) -> Token:
+    """Read the token service's answer; nothing of it may get into an error's text."""
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict):
+        value = document.get("token") or document.get("access_token")
+        if isinstance(value, str) and _USABLE_TOKEN.fullmatch(value):
+            return Token(value, started + _usable_seconds(document.get("expires_in")))
+    raise TroubleError(
+        Failure(answer.status), "the token service's answer holds no token", is_about_token=True
+    ) from None
+
+
+def _usable_seconds(expires_in: object) -> float:
+    """Take a margin off a lifetime, so that no token runs out on its way."""
+    lifetime: float = _DEFAULT_SECONDS
+    if isinstance(expires_in, int | float) and expires_in is not True and 0 < expires_in < _MOST_SECONDS:
+        lifetime = expires_in
+    return lifetime - min(_MARGIN_SECONDS, lifetime / 4)

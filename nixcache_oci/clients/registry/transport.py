@@ -1,0 +1,210 @@
+"""The one way to the registry: a call is authorised, sent, tried again where that may help, or explained."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from random import SystemRandom
+from time import monotonic
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
+from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.refusal import Explainer
+from nixcache_oci.clients.registry.retry import GiveUp, RetryPolicy, decide
+from nixcache_oci.clients.registry.token import Authorizer
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.wire import Reply, Request, Wire
+from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.challenge import parse_challenges
+from nixcache_oci.oci.reference import RegistryReference
+
+_TOKEN_LIMIT = 1024 * 1024  # bytes
+_GOOD = frozenset({HTTPStatus.OK})
+_jitter = SystemRandom().random
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One thing wanted of the registry.
+
+    Attributes:
+        operation: for people, such as ``get manifest cache-index``.
+        method: of HTTP.
+        url: encoded.
+        headers: without Authorization.
+        body: or None.
+        follows: whether redirects are followed.
+        accepts: statuses that are success; all others are trouble.
+        is_expected: whether the thing is known to exist, so that 404 is tried again.
+        may_be_absent: whether 404 may become NotFoundError.
+    """
+
+    operation: str
+    method: str
+    url: URL
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    follows: bool = True
+    accepts: frozenset[int] = _GOOD
+    is_expected: bool = False
+    may_be_absent: bool = False
+
+
+class Tries:
+    """Counts the tries of one operation, and waits between them."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._attempt = 0
+        self._transmission = 0.0
+        self._started = monotonic()
+
+    async def wait(self, trouble: TroubleError, *, transmission: float = 0) -> GiveUp | None:
+        """Wait before the next try; an answer means that there is none.
+
+        Args:
+            trouble: how the last try ended.
+            transmission: seconds of it that went into sending a body, which are not a matter of patience.
+        """
+        self._attempt += 1
+        self._transmission += transmission
+        if trouble.is_final:
+            return GiveUp(is_temporary=False)
+        decision = decide(
+            self._policy,
+            self._attempt,
+            trouble.failure,
+            elapsed=monotonic() - self._started - self._transmission,
+            jitter=_jitter(),
+            now=datetime.now(UTC),
+        )
+        if isinstance(decision, GiveUp):
+            return decision
+        await asyncio.sleep(decision.delay)
+        return None
+
+
+class Transport:
+    """Sends calls to one repository of a registry.
+
+    Args:
+        reference: where it is.
+        credentials: or None for anonymous.
+        push: whether tokens shall allow pushing.
+        policy: for tries.
+        stall_seconds: how long a connection may stand still.
+    """
+
+    def __init__(
+        self,
+        reference: RegistryReference,
+        credentials: Credentials | None,
+        *,
+        push: bool,
+        policy: RetryPolicy,
+        stall_seconds: float,
+    ) -> None:
+        self._policy = policy
+        self._origin = URL(reference.base_url).origin()
+        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http)
+        self._tokens = Authorizer(
+            self._ask_token_service, reference.host, reference.repository, credentials, push=push
+        )
+        self._explainer = Explainer(reference.host, str(reference), push, lambda: self._tokens.source)
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._tokens.close()
+        await self._wire.close()
+
+    async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
+        """Send a call and read at most ``limit`` bytes of its answer, with as many tries as are allowed.
+
+        Raises:
+            RegistryError: none of them worked.
+        """
+        tries = self.tries()
+        while True:
+            started = monotonic()
+            try:
+                return await self.fetch_once(call, limit)
+            except TroubleError as trouble:
+                transmission = monotonic() - started if call.body else 0
+                end = await tries.wait(trouble, transmission=transmission)
+                if end is not None:
+                    raise self.explain(call, trouble, end) from None  # the reason is in its text
+
+    async def open(self, call: Call) -> Reply:
+        """Send a call, with as many tries as are allowed, and leave its answer's body to the caller to read.
+
+        Raises:
+            RegistryError: none of them worked.
+        """
+        tries = self.tries()
+        while True:
+            try:
+                return await self._send(call)
+            except TroubleError as trouble:
+                end = await tries.wait(trouble)
+                if end is not None:
+                    raise self.explain(call, trouble, end) from None  # as above
+
+    def tries(self) -> Tries:
+        """Begin to count the tries of an operation that consists of several calls."""
+        return Tries(self._policy)
+
+    def explain(self, call: Call, trouble: TroubleError, end: GiveUp) -> RegistryError:
+        """Make the error that callers see."""
+        return self._explainer.explain(call.operation, trouble, end, may_be_absent=call.may_be_absent)
+
+    def error(
+        self, call: Call, reason: str, *, status: int | None = None, is_temporary: bool = False
+    ) -> RegistryError:
+        """Make the error for an answer that came and is of no use."""
+        text = f"{call.operation}: {self._explainer.name}: {reason}"
+        return RegistryError(text, status=status, is_temporary=is_temporary)
+
+    async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
+        """Send a call once, and read its answer.
+
+        Raises:
+            TroubleError: it failed.
+        """
+        reply = await self._send(call)
+        return await _read(reply, limit)
+
+    async def _send(self, call: Call) -> Reply:
+        reply = await self._send_authorized(call)
+        if reply.status in call.accepts:
+            return reply
+        answer = await _read(reply, ERROR_LIMIT)
+        raise answer.trouble(is_expected=call.is_expected)
+
+    async def _send_authorized(self, call: Call) -> Reply:
+        """Send with the token at hand, and once more with a new one where the registry wants that."""
+        is_elsewhere = call.url.origin() != self._origin
+        request = Request(call.method, call.url, call.headers, call.body, call.follows, is_elsewhere)
+        authorization = await self._tokens.get()
+        reply = await self._wire.send(request, authorization)
+        if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
+            return reply
+        challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
+        answer = await _read(reply, ERROR_LIMIT)
+        if not await self._tokens.renew(authorization, challenges):
+            raise answer.trouble()
+        return await self._wire.send(request, await self._tokens.get())
+
+    async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
+        return await _read(await self._wire.send(request, authorization), _TOKEN_LIMIT)
+
+
+async def _read(reply: Reply, limit: int) -> Answer:
+    try:
+        body = await reply.read(limit)
+    finally:
+        reply.close()
+    return Answer(reply.status, reply.headers, body, reply.is_elsewhere)

@@ -1,0 +1,271 @@
+"""HTTP as this client uses it: one request goes out, one answer comes back, or TroubleError is raised.
+
+Redirects are followed here and not by aiohttp, because three things must hold: Authorization goes to the
+origin that it was meant for and nowhere else, a signed URL is passed on byte for byte, and https never
+becomes http. There is no limit on total time, for a blob may be large; there are limits on standing still.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, closing, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.breakage import translated
+from nixcache_oci.clients.registry.http_proxy import find_proxy
+from nixcache_oci.clients.registry.redirect import is_redirect, join
+from nixcache_oci.clients.registry.retry import Failure
+from nixcache_oci.clients.registry.trouble import TroubleError
+
+_CONNECT_SECONDS = 10
+_CONNECTIONS = 64
+_MOST_REDIRECTS = 5
+_DRAINED_BYTES = 64 * 1024
+_READ_BUFFER_BYTES = 256 * 1024
+# How fast a registry hashes and stores an upload, at the least. The answer to one may also take as long
+# again as a connection may stand still, for the last bytes count as sent while the kernel still holds them.
+_COMMIT_BYTES_PER_SECOND = 25_000_000
+_transports: ContextVar[list[asyncio.Transport]] = ContextVar("transports")  # of the upload in this task
+_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request.
+
+    Attributes:
+        method: of HTTP.
+        url: already encoded as it is to be sent.
+        headers: without Authorization.
+        body: or None.
+        follows: whether redirects are followed.
+        is_elsewhere: whether the URL is already that of a server which the registry sent us to.
+    """
+
+    method: str
+    url: URL
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    follows: bool = True
+    is_elsewhere: bool = False
+
+
+class Reply:
+    """An answer whose body is still to be read. Close it; what was not read costs its connection.
+
+    Attributes:
+        status: of HTTP.
+        headers: of the answer; names are compared without case.
+        is_elsewhere: whether a server gave it that the registry sent us to.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, *, is_elsewhere: bool) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+        self.is_elsewhere = is_elsewhere
+
+    async def read(self, limit: int) -> bytes:
+        """Read the body, up to ``limit`` bytes; more of it is left out.
+
+        Raises:
+            TroubleError: the connection broke or stalled.
+        """
+        content = bytearray()
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                content += chunk
+                if len(content) >= limit:
+                    break
+        return bytes(content[:limit])
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes.
+
+        Raises:
+            TroubleError: the connection broke or stalled.
+        """
+        content = self._response.content
+        while True:
+            with translated():
+                chunk = await content.readany()
+            if not chunk:
+                return
+            yield chunk
+
+    def close(self) -> None:
+        """Give the connection back, or end it where the body was not read to its end."""
+        self._response.close()
+
+
+class Wire:
+    """The connections to one registry and to where it redirects; opened in the loop that first uses them.
+
+    Args:
+        stall_seconds: how long a connection may stand still, in either direction.
+        allows_http: whether plain http may be spoken at all.
+    """
+
+    def __init__(self, *, stall_seconds: float, allows_http: bool) -> None:
+        self._stall_seconds = stall_seconds
+        self._allows_http = allows_http
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """End all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def send(self, request: Request, authorization: str | None) -> Reply:
+        """Send a request and follow its redirects.
+
+        Args:
+            request: what to ask.
+            authorization: value of the Authorization header; goes to the origin of the request's URL only,
+                and not where that is elsewhere.
+
+        Raises:
+            TroubleError: no answer came, or a redirect is refused.
+        """
+        url = request.url
+        is_elsewhere = request.is_elsewhere
+        for _ in range(_MOST_REDIRECTS + 1):
+            if url.scheme != "https" and not (self._allows_http and url.scheme == "http"):
+                raise _final(f"refused to go to {_show(url)}: only https is used with this registry")
+            response = await self._send_once(request, url, None if is_elsewhere else authorization)
+            if not (request.follows and is_redirect(request.method, response.status)):
+                return Reply(response, is_elsewhere=is_elsewhere)
+            await _drain(response)
+            target = join(url, response.headers.get("Location", ""))
+            # Once away, always away: a foreign host may not point the token at a path of its choice.
+            is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
+            if target.scheme == "http" and url.scheme == "https":
+                raise _final(f"refused the redirect from {_show(url)} to {_show(target)}: it is not https")
+            url = target
+        raise _final(f"more than {_MOST_REDIRECTS} redirects, the last one to {_show(url)}")
+
+    async def _send_once(
+        self, request: Request, url: URL, authorization: str | None
+    ) -> aiohttp.ClientResponse:
+        headers = {**_HEADERS, **request.headers}
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        with translated():
+            send = self._prepare(request.method, url, headers)
+            if request.body is None:
+                return await send()
+            headers["Content-Length"] = str(request.body.size)
+            with closing(request.body.pieces()) as pieces, _aborting():
+                async with asyncio.timeout(None) as stall:
+                    return await send(
+                        data=self._paced(pieces, request.body.size, stall),
+                        timeout=self._timeout(
+                            self._stall_seconds + request.body.size / _COMMIT_BYTES_PER_SECOND
+                        ),
+                    )
+
+    def _prepare(
+        self, method: str, url: URL, headers: dict[str, str]
+    ) -> Callable[..., Awaitable[aiohttp.ClientResponse]]:
+        """Choose session and proxy; the headers may still grow."""
+        proxy = find_proxy(url)
+        proxy_headers = None
+        if proxy is not None and proxy.authorization is not None:
+            proxy_headers = {"Proxy-Authorization": proxy.authorization}
+            if url.scheme == "http":  # no tunnel: the proxy reads the request itself
+                headers |= proxy_headers
+        return partial(
+            self._open_session().request,
+            method,
+            url,
+            headers=headers,
+            allow_redirects=False,
+            proxy=proxy.url if proxy else None,
+            proxy_headers=proxy_headers,
+        )
+
+    async def _paced(
+        self, pieces: Iterator[bytes], size: int, stall: asyncio.Timeout
+    ) -> AsyncIterator[bytes]:
+        """Pass pieces on, and let ``stall`` run out when one of them does not get through."""
+        clock = asyncio.get_running_loop().time
+        sent = 0
+        for piece in pieces:
+            _reschedule(stall, clock() + self._stall_seconds)
+            yield piece
+            sent += len(piece)
+        if sent != size:  # aiohttp then ends the connection, as it must
+            raise OSError(f"the source gave {sent} bytes, not {size}")
+        _reschedule(stall, None)  # from here on, the answer's own limit counts
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout(0),
+                auto_decompress=False,
+                read_bufsize=_READ_BUFFER_BYTES,
+                request_class=_TellingRequest,
+                trust_env=False,
+            )
+        return self._session
+
+    def _timeout(self, more_seconds: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._stall_seconds + more_seconds
+        )
+
+
+class _TellingRequest(aiohttp.ClientRequest):
+    """Tells which connection it goes to."""
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        if conn.transport is not None:
+            _transports.get([]).append(conn.transport)
+        return await super().send(conn)
+
+
+@contextmanager
+def _aborting() -> Iterator[None]:
+    """Abort the connection of an upload that fails; closing it would wait until the peer takes the rest."""
+    transports: list[asyncio.Transport] = []
+    token = _transports.set(transports)
+    try:
+        yield
+    except BaseException:
+        for transport in transports:
+            transport.abort()
+        raise
+    finally:
+        _transports.reset(token)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read a redirect's few bytes of body, so that its connection can be used again."""
+    reply = Reply(response, is_elsewhere=False)
+    try:
+        await reply.read(_DRAINED_BYTES)
+    finally:
+        reply.close()
+
+
+def _reschedule(stall: asyncio.Timeout, when: float | None) -> None:
+    with suppress(RuntimeError):  # the answer came before the last piece went out: nobody waits any more
+        stall.reschedule(when)
+
+
+def _final(reason: str) -> TroubleError:
+    return TroubleError(Failure(None), reason, is_final=True)
+
+
+def _show(url: URL) -> str:
+    """Name a URL by its origin: path and query may be signed."""
+    return str(url.origin())

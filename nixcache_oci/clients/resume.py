@@ -1,0 +1,117 @@
+"""Reading on where a connection broke: a stream that fails is opened again from where it stopped.
+
+Trouble with the line is then nobody's problem but ours. What bounds it is progress, not time: a stream may
+break any number of times, but only a few times in a row without one byte in between.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from nixcache_oci.clients.repository import BlobStream, Repository
+from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.oci.digest import Digest
+
+ATTEMPTS_WITHOUT_PROGRESS: Final = 5
+_FIRST_PAUSE_SECONDS: Final = 0.1
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@asynccontextmanager
+async def open_resuming(
+    repository: Repository,
+    digest: Digest,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    sleep: Sleep = asyncio.sleep,
+) -> AsyncIterator[BlobStream]:
+    """Open a blob like ``Repository.open_blob``, with chunks that survive a broken connection.
+
+    Raises:
+        NotFoundError: there is no such blob.
+        RegistryError: it cannot be opened; or, from the chunks, five attempts in a row gave no further byte.
+    """
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(repository.open_blob(digest, start, end))
+        resumed = _Resumed(repository, digest, first, stack.pop_all(), sleep)
+        try:
+            async with aclosing(resumed.chunks()) as chunks:
+                yield replace(first, chunks=chunks)
+        finally:
+            await resumed.close()
+
+
+async def read_blob(repository: Repository, digest: Digest, limit: int) -> bytearray:
+    """Read a whole blob into memory, once, and check it.
+
+    Args:
+        repository: where it lies.
+        digest: its name.
+        limit: bytes that it may have at most.
+
+    Raises:
+        FormatError: it is larger; nothing was read then.
+        DigestError: it is not what its digest says.
+        RegistryError: it could not be read.
+    """
+    async with open_resuming(repository, digest) as blob:
+        if blob.size > limit:
+            raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
+        content = bytearray(blob.size)
+        position = 0
+        async for chunk in blob.chunks:
+            content[position : position + len(chunk)] = chunk
+            position += len(chunk)
+    # Hashing 16 MiB takes 10 ms: long enough to be in the way of others.
+    await asyncio.to_thread(digest.check, content)
+    return content
+
+
+class _Resumed:
+    def __init__(
+        self, repository: Repository, digest: Digest, first: BlobStream, opened: AsyncExitStack, sleep: Sleep
+    ) -> None:
+        self._repository = repository
+        self._digest = digest
+        self._first = first
+        self._opened = opened
+        self._sleep = sleep
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        position, end = self._first.start, self._first.end
+        stream: BlobStream | None = self._first
+        failures = 0
+        while True:
+            try:
+                if stream is None:
+                    stream = await self._reopen(position, end)
+                async for chunk in stream.chunks:
+                    position += len(chunk)
+                    failures = 0
+                    yield chunk
+            except RegistryError as error:
+                failures += 1
+                if not error.is_temporary or failures >= ATTEMPTS_WITHOUT_PROGRESS:
+                    raise
+                stream = None
+                await self.close()
+                jitter = random.uniform(0.5, 1)  # noqa: S311  # no secret
+                await self._sleep(_FIRST_PAUSE_SECONDS * 2**failures * jitter)
+            else:
+                return
+
+    async def _reopen(self, position: int, end: int) -> BlobStream:
+        stream = await self._opened.enter_async_context(
+            self._repository.open_blob(self._digest, position, end)
+        )
+        if stream.size != self._first.size:
+            raise RegistryError(f"blob {self._digest}: {stream.size} bytes now, {self._first.size} before")
+        return stream
+
+    async def close(self) -> None:
+        await self._opened.aclose()

@@ -1,0 +1,68 @@
+"""Registries under test: clients with little patience, closed at the end of the test."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.reference import RegistryReference
+from tests.support.ghcr import GhcrDouble
+
+NAME = "octocat/hello/nix-cache"
+MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}'
+
+
+def connect(
+    host: str, credentials: Credentials | None, *, push: bool = False, patience: float = 3, stall: float = 1.5
+) -> Registry:
+    """Make a client that gives up within seconds."""
+    return Registry(
+        RegistryReference(host, plain_http=True, repository=NAME),
+        credentials,
+        push=push,
+        patience=patience,
+        stall_seconds=stall,
+        first_backoff_seconds=0.01,
+    )
+
+
+@asynccontextmanager
+async def opened(
+    host: str, credentials: Credentials | None, *, push: bool = False, patience: float = 3, stall: float = 1.5
+) -> AsyncIterator[Registry]:
+    """Close the client behind the block."""
+    registry = connect(host, credentials, push=push, patience=patience, stall=stall)
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+def owner(ghcr: GhcrDouble) -> Credentials:
+    """Credentials that may do everything."""
+    return Credentials("anyone", ghcr.token, "GITHUB_TOKEN")
+
+
+def reader(ghcr: GhcrDouble) -> Credentials:
+    """Credentials that may read."""
+    return Credentials("anyone", ghcr.read_token, "GH_TOKEN")
+
+
+async def read(
+    repository: Repository,
+    digest: Digest,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    each: Callable[[bytes], None] = lambda _: None,
+) -> bytes:
+    """Read a blob, or a part, at once."""
+    content = bytearray()
+    async with repository.open_blob(digest, start, end) as blob:
+        async for chunk in blob.chunks:
+            each(chunk)
+            content += chunk
+        assert blob.end - blob.start == len(content)
+    return bytes(content)

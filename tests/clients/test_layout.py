@@ -1,0 +1,231 @@
+"""An OCI image layout folder as a repository of manifests and tags."""
+
+import asyncio
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.oci.manifest import Manifest
+from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, manifest, push, read
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "layout"
+
+
+@pytest.fixture
+def layout(root: Path) -> Repository:
+    return Layout(root)
+
+
+async def test_before_the_first_write(layout: Repository, root: Path) -> None:
+    """A folder that does not exist is a repository that does not exist, and reading does not make it."""
+    for reading in (
+        layout.list_tags(),
+        layout.resolve("tag"),
+        layout.get_manifest("tag"),
+        layout.get_manifest(str(DIGEST)),
+        layout.stat_blob(DIGEST),
+        read(layout, DIGEST),
+    ):
+        with pytest.raises(NotFoundError):
+            await reading
+    assert not root.parent.exists()
+    (root / "empty").mkdir(parents=True)
+    with pytest.raises(NotFoundError):
+        await layout.list_tags()
+
+
+async def test_manifests(layout: Repository, root: Path) -> None:
+    """A manifest is found by its tag and by its digest; the tag is one entry of index.json."""
+    content = manifest("one")
+    digest = await push(layout, "one", content)
+    assert digest == Digest.of(content)
+    for tag_or_digest in ("one", str(digest)):
+        stored = await layout.get_manifest(tag_or_digest)
+        assert (stored.content, stored.media_type, stored.digest) == (
+            content,
+            media_type.IMAGE_MANIFEST,
+            digest,
+        )
+        assert await layout.resolve(tag_or_digest) == digest
+    assert await layout.list_tags() == ["one"]
+    assert json.loads((root / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    assert json.loads((root / "index.json").read_bytes())["manifests"] == [
+        {
+            "mediaType": media_type.IMAGE_MANIFEST,
+            "digest": str(digest),
+            "size": len(content),
+            "annotations": {"org.opencontainers.image.ref.name": "one"},
+        }
+    ]
+    assert files_of(root) == {"oci-layout", "index.json", f"blobs/sha256/{digest.hex}"}
+    await layout.close()
+
+
+async def test_manifest_without_a_tag(layout: Repository) -> None:
+    """A manifest pushed by its digest is found by it alone; another digest is refused."""
+    content = manifest("one")
+    digest = await push(layout, str(Digest.of(content)), content)
+    assert (await layout.get_manifest(str(digest))).content == content
+    assert await layout.list_tags() == []
+    with pytest.raises(RegistryError, match="have digest"):
+        await push(layout, str(digest), manifest("two"))
+
+
+async def test_image_index(layout: Repository) -> None:
+    """An image index keeps its media type."""
+    content = ImageIndex(()).render()
+    digest = await layout.push_manifest("cache-index", content, media_type.IMAGE_INDEX)
+    assert (await layout.get_manifest("cache-index")).media_type == media_type.IMAGE_INDEX
+    assert (await layout.get_manifest(str(digest))).media_type == media_type.IMAGE_INDEX
+
+
+@pytest.mark.parametrize(
+    ("tag", "content", "kind"),
+    [
+        ("tag", b"no JSON", media_type.IMAGE_MANIFEST),
+        ("tag", manifest(""), media_type.IMAGE_INDEX),
+        ("tag", manifest("x" * 2**22), media_type.IMAGE_MANIFEST),
+        ("bad tag", manifest(""), media_type.IMAGE_MANIFEST),
+        ("../tag", manifest(""), media_type.IMAGE_MANIFEST),
+        ("sha256:../../x", manifest(""), media_type.IMAGE_MANIFEST),
+    ],
+)
+async def test_refused_manifest(layout: Repository, root: Path, tag: str, content: bytes, kind: str) -> None:
+    """What could not be read back is not written."""
+    with pytest.raises(RegistryError, match=r"\Aoci:/[^\n]*cannot write manifest"):
+        await layout.push_manifest(tag, content, kind)
+    assert files_of(root) == {"oci-layout", "index.json"}
+
+
+async def test_missing_things(layout: Repository) -> None:
+    """An existing layout says plainly what it does not have."""
+    await layout.push_blob(DIGEST, CONTENT)
+    assert await layout.list_tags() == []
+    for reading in (
+        layout.resolve("tag"),
+        layout.get_manifest("tag"),
+        layout.resolve(str(Digest("ab" * 32))),
+        layout.get_manifest(str(Digest("ab" * 32))),
+        layout.stat_blob(Digest("ab" * 32)),
+        read(layout, Digest("ab" * 32)),
+    ):
+        with pytest.raises(NotFoundError):
+            await reading
+
+
+async def test_a_blob_is_no_manifest(layout: Repository) -> None:
+    """Layouts keep blobs and manifests in one folder; what a manifest is, its content tells."""
+    await layout.push_blob(DIGEST, CONTENT)
+    await layout.push_blob(Digest.of(bytes(2**22 + 1)), bytes(2**22 + 1))
+    for digest in (DIGEST, Digest.of(bytes(2**22 + 1))):
+        with pytest.raises(RegistryError, match="manifest"):
+            await layout.get_manifest(str(digest))
+
+
+async def test_tags_move_alone(layout: Repository, root: Path) -> None:
+    """Moving a tag changes its own entry, in its place; everything else stays, however strange."""
+    first = await push(layout, "moving", manifest("one"))
+    containerd = {
+        "org.opencontainers.image.ref.name": "other",
+        "io.containerd.image.name": "docker.io/library/other:1",
+    }
+    index = json.loads((root / "index.json").read_bytes())
+    moving = index["manifests"][0]
+    moving["annotations"]["io.containerd.image.name"] = "docker.io/library/moving:1"
+    moving["annotations"][media_type.ANNOTATION_CREATED] = "2026-11-21T03:15:00Z"
+    moving["platform"] = {"os": "linux"}
+    other = {**moving, "annotations": containerd, "x-future": [1, None]}
+    nameless = {"mediaType": "text/plain", "digest": str(DIGEST), "size": 3}
+    odd = {**moving, "annotations": {"org.opencontainers.image.ref.name": "docker.io/library/x:1"}}
+    index |= {"annotations": {"a": "b"}, "x-future": {"c": 1.5}}
+    index["manifests"] = [other, moving, nameless, odd]
+    (root / "index.json").write_text(json.dumps(index))
+
+    second = await push(layout, "moving", manifest("two"))
+    moved = {
+        **{name: value for name, value in moving.items() if name != "platform"},
+        "digest": str(second),
+        "annotations": {
+            "org.opencontainers.image.ref.name": "moving",
+            "io.containerd.image.name": "docker.io/library/moving:1",
+        },
+    }
+    index["manifests"][1] = moved
+    assert json.loads((root / "index.json").read_bytes()) == index
+    assert await layout.resolve("moving") == second
+    assert await layout.resolve("other") == first
+    assert await layout.list_tags() == ["moving", "other"]
+    assert (await layout.get_manifest(str(first))).content == manifest("one")
+
+
+async def test_tasks_that_tag_at_once(layout: Repository, root: Path) -> None:
+    """Within one program, through one object or several, no tag is lost either."""
+    others = [Layout(root) for _ in range(5)]
+    tags = [f"tag-{number}" for number in range(30)]
+    await asyncio.gather(
+        *(push([layout, *others][number % 6], tag, manifest(tag)) for number, tag in enumerate(tags))
+    )
+    assert await layout.list_tags() == sorted(tags)
+
+
+async def test_lock_held_by_another(root: Path) -> None:
+    """A tag waits for other writers without stopping anything else, but not for ever."""
+    layout, patient = Layout(root, lock_seconds=0.05), Layout(root)
+    await push(layout, "one", manifest("one"))
+    await push(patient, "one", manifest("one"))
+    with (root / ".nixcache-lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RegistryError, match="another program held this lock") as caught:
+            await push(layout, "two", manifest("two"))
+        assert caught.value.is_temporary
+        assert await layout.list_tags() == ["one"]
+
+        waiting = [asyncio.create_task(push(patient, f"more-{n}", manifest("two"))) for n in range(40)]
+        assert await layout.list_tags() == ["one"]
+        assert await read(layout, Digest.of(manifest("one"))) == manifest("one")
+        assert not any(task.done() for task in waiting)
+    await asyncio.gather(*waiting)
+    assert len(await layout.list_tags()) == 41
+
+
+async def test_cancelled_writers(layout: Repository, root: Path) -> None:
+    """A writer that is cancelled leaves a whole layout and nothing unfinished."""
+    await push(layout, "one", manifest("one"))
+    for steps in range(6):
+        content = LARGE * 8 + bytes([steps])
+        task = asyncio.create_task(layout.push_blob(Digest.of(content), content))
+        tagging = asyncio.create_task(push(layout, f"more-{steps}", manifest(f"more-{steps}")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        tagging.cancel()
+        await asyncio.gather(task, tagging, return_exceptions=True)
+    await push(layout, "last", manifest("last"))
+    assert {"one", "last"} <= set(await layout.list_tags())
+    await asyncio.get_running_loop().shutdown_default_executor()
+    for name in files_of(root):
+        if name.startswith("blobs/"):
+            Digest(Path(name).name).check((root / name).read_bytes())
+    assert not [name for name in files_of(root) if "unfinished" in name]
+
+
+def test_one_event_loop_after_another(tmp_path: Path) -> None:
+    """A layout works in one event loop after another, as command lines use it."""
+    layout = Layout(tmp_path)
+    manifest = Manifest(None, EMPTY_CONFIG, (Descriptor("text/plain", DIGEST, len(CONTENT)),))
+    asyncio.run(layout.push_blob(DIGEST, CONTENT))
+    asyncio.run(push(layout, "tag", manifest.render()))
+    stored = asyncio.run(layout.get_manifest("tag"))
+    assert Manifest.parse(stored.content) == manifest

@@ -1,0 +1,275 @@
+"""The pure parts of the registry client: what strangers' headers and documents are taken for."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from nixcache_oci.clients.registry.answer import parse_error
+from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
+from nixcache_oci.clients.registry.memo import Memo
+from nixcache_oci.clients.registry.redirect import is_redirect, join
+from nixcache_oci.clients.registry.refusal import Explainer
+from nixcache_oci.clients.registry.retry import Failure, GiveUp
+from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.errors import FormatError, NotFoundError
+
+_ANY_HEADERS = st.dictionaries(
+    st.sampled_from(["Content-Length", "Content-Range"]),
+    st.one_of(
+        st.text(max_size=30),
+        st.builds("bytes {}-{}/{}".format, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99)),
+        st.builds("bytes */{}".format, st.integers(0, 99)),
+        st.integers(0, 99).map(str),
+    ),
+)
+
+
+# Parts of blobs
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "asked", "expected"),
+    [
+        (200, {"Content-Length": "10"}, (0, None), Extent(10, 0, 0, 10)),
+        (200, {"Content-Length": "0"}, (0, None), Extent(0, 0, 0, 0)),
+        (206, {"Content-Length": "4", "Content-Range": "bytes 3-6/10"}, (3, 7), Extent(10, 0, 3, 7)),
+        (200, {"Content-Length": "10"}, (3, 7), Extent(10, 3, 3, 7)),
+    ],
+)
+def test_an_answer_holds_what_was_asked(
+    status: int, headers: dict[str, str], asked: tuple[int, int | None], expected: Extent
+) -> None:
+    """A part may come alone, or inside the whole."""
+    assert read_extent(status, headers, *asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "asked"),
+    [
+        (200, {}, (0, None)),
+        (200, {"Content-Length": "-1"}, (0, None)),
+        (200, {"Content-Length": "1e3"}, (0, None)),
+        (200, {"Content-Length": "5"}, (3, 7)),
+        (200, {"Content-Length": "10000000000"}, (5_000_000_000, 5_000_000_001)),
+        (206, {"Content-Length": "4", "Content-Range": "bytes 4-7/10"}, (3, 7)),
+        (206, {"Content-Length": "5", "Content-Range": "bytes 3-6/10"}, (3, 7)),
+        (206, {"Content-Length": "4", "Content-Range": "bytes 3-6/6"}, (3, 7)),
+        (206, {"Content-Length": "4", "Content-Range": "bytes 0-3/4"}, (0, None)),
+    ],
+)
+def test_an_answer_with_anything_else_is_refused(
+    status: int, headers: dict[str, str], asked: tuple[int, int | None]
+) -> None:
+    """Also one that would make a small part cost a huge download."""
+    with pytest.raises(FormatError):
+        read_extent(status, headers, *asked)
+
+
+@given(st.sampled_from([200, 206]), _ANY_HEADERS, st.integers(0, 99), st.integers(1, 99))
+def test_any_headers_give_the_part_or_an_error(
+    status: int, headers: dict[str, str], start: int, length: int
+) -> None:
+    """What is accepted is exactly what was asked for, and lies inside the blob."""
+    try:
+        extent = read_extent(status, headers, start, start + length)
+    except FormatError:
+        return
+    assert (extent.start, extent.end) == (start, start + length)
+    assert extent.end <= extent.size
+
+
+@given(st.sampled_from([200, 206, 416]), _ANY_HEADERS)
+def test_any_headers_give_a_size_or_an_error(status: int, headers: dict[str, str]) -> None:
+    """A size is never made up."""
+    with suppress(FormatError):
+        assert read_size(status, headers) >= 0
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "size"),
+    [
+        (206, {"Content-Range": "bytes 0-0/12", "Content-Length": "1"}, 12),
+        (200, {"Content-Length": "12"}, 12),
+        (416, {"Content-Range": "bytes */0"}, 0),
+    ],
+)
+def test_the_first_byte_tells_the_size(status: int, headers: dict[str, str], size: int) -> None:
+    """By range, without ranges, and for an empty blob."""
+    assert read_size(status, headers) == size
+
+
+def test_a_range_is_closed() -> None:
+    """The last byte is named, as HTTP counts."""
+    assert render_range(0, 1) == "bytes=0-0"
+
+
+# Lists of tags
+
+
+@pytest.mark.parametrize(
+    ("headers", "target"),
+    [
+        ([], None),
+        ([""], None),
+        (['</v2/x/tags/list?last=b&n=2>; rel="next"'], "/v2/x/tags/list?last=b&n=2"),
+        (["</a>;rel=next"], "/a"),
+        (['</a>; REL="prev next"'], "/a"),
+        (['</a>; rel="prev", </b,c;d>; title="x, y"; rel="next"'], "/b,c;d"),
+        (['</a>; rel="prev"', "</b>; rel=next"], "/b"),
+        (['</next>; rel="prev"'], None),
+        (["<>; rel=next"], ""),
+    ],
+)
+def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
+    """Links come in one header or several, quoted or not."""
+    assert find_next(headers) == target
+
+
+@given(st.lists(st.text(st.sampled_from('<>;=", relnxt/'), max_size=40)))
+def test_any_link_header_is_read_or_refused(headers: list[str]) -> None:
+    """A page that is there is never left out: text that speaks of a next one is read or refused."""
+    with suppress(FormatError):
+        find_next(headers)
+
+
+@given(
+    st.one_of(st.binary(), st.text(st.sampled_from('[]a",{}')).map(lambda text: b'{"tags":' + text.encode()))
+)
+def test_any_page_is_read_or_refused(body: bytes) -> None:
+    """Junk never becomes a tag."""
+    with suppress(FormatError):
+        assert all(isinstance(tag, str) for tag in parse_tags(body))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"errors":[{"code":"DENIED","message":"no\\n  \\u0007way"}]}', ("DENIED", "no way")),
+        (b'{"errors":[{"code":"denied"}]}', ("DENIED", "")),
+        (b'{"errors":[{"code":"<b>","message":7}]}', ("", "")),
+        (b'{"errors":{}}', ("", "")),
+        (b'{"errors":["x"]}', ("", "")),
+        (b"[" * 100_000, ("", "")),
+        (b"\xff", ("", "")),
+    ],
+)
+def test_an_error_document_is_read_as_far_as_it_goes(body: bytes, expected: tuple[str, str]) -> None:
+    """Its text ends up in one line for people, so it is made fit for one."""
+    assert parse_error(body) == expected
+
+
+@given(st.binary())
+def test_any_error_document_is_survived(body: bytes) -> None:
+    """The failure that it tells of is bad enough."""
+    parse_error(body)
+
+
+_OCI_404 = {"reason": "404 MANIFEST_UNKNOWN", "code": "MANIFEST_UNKNOWN"}
+
+
+@pytest.mark.parametrize(
+    ("host", "push", "source", "expected"),
+    [
+        (
+            "ghcr.io",
+            True,
+            "GITHUB_TOKEN",
+            "asked with GITHUB_TOKEN, which needs the permission packages: write,",
+        ),
+        ("ghcr.io", False, "GH_TOKEN", "asked with GH_TOKEN, which needs the permission packages: read,"),
+        (
+            "quay.io",
+            True,
+            "config.json",
+            "asked with config.json, which needs write access to this repository",
+        ),
+        ("ghcr.io", False, None, "set NIXCACHE_TOKEN_FILE or GITHUB_TOKEN, or run docker login ghcr.io"),
+        (
+            "quay.io",
+            True,
+            None,
+            "pushing needs credentials: set NIXCACHE_TOKEN_FILE, or run docker login quay.io",
+        ),
+    ],
+)
+def test_a_denial_names_the_remedy(host: str, source: str | None, expected: str, *, push: bool) -> None:
+    """Which credential was used, which permission is missing, and where to get it."""
+    explainer = Explainer(host, f"{host}/o/n/nix-cache", push, lambda: source)
+    trouble = TroubleError(Failure(403), "403 DENIED", code="DENIED")
+    error = explainer.explain("push blob x", trouble, GiveUp(is_temporary=False), may_be_absent=False)
+    assert str(error).startswith(f"push blob x: {host}/o/n/nix-cache: 403 DENIED; asked ")
+    assert expected in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "may_be_absent", "is_absent"),
+    [
+        (TroubleError(Failure(404), "", code="NAME_UNKNOWN"), True, True),
+        (TroubleError(Failure(404), "", code="NAME_UNKNOWN"), False, False),
+        (TroubleError(Failure(404), "", code="UNSUPPORTED"), True, False),
+        (TroubleError(Failure(404), ""), True, False),
+        (TroubleError(Failure(403), "", code="NAME_UNKNOWN"), True, False),
+        (TroubleError(Failure(404, is_elsewhere=True), "", code="BLOB_UNKNOWN"), True, False),
+        (TroubleError(Failure(404), "", code="NAME_UNKNOWN", is_about_token=True), True, False),
+    ],
+)
+def test_absence_needs_the_registrys_own_word(
+    trouble: TroubleError, *, may_be_absent: bool, is_absent: bool
+) -> None:
+    """A writer takes NotFoundError for an empty cache: no other failure may become one."""
+    explainer = Explainer("ghcr.io", "ghcr.io/o/n", push=False, source=lambda: None)
+    error = explainer.explain("get", trouble, GiveUp(is_temporary=False), may_be_absent=may_be_absent)
+    assert isinstance(error, NotFoundError) == is_absent
+
+
+# Redirects
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("https://s.example/b%2Fc?sig=a%2Bb%2f%3D+~&x", "https://s.example/b%2Fc?sig=a%2Bb%2f%3D+~&x"),
+        ("/up%2Bload?state=%2B", "https://r.example:8443/up%2Bload?state=%2B"),
+        ("?q=1", "https://r.example:8443/v2/a?q=1"),
+        ("//other.example/x", "https://other.example/x"),
+    ],
+)
+def test_a_location_is_kept_byte_for_byte(location: str, expected: str) -> None:
+    """A signature over the URL breaks when one character is encoded otherwise."""
+    assert str(join(URL("https://r.example:8443/v2/a"), location)) == expected
+
+
+@given(st.text(max_size=30))
+def test_any_location_is_read_or_refused(location: str) -> None:
+    """It comes from a stranger."""
+    try:
+        target = join(URL("https://r.example/v2/a"), location)
+    except TroubleError:
+        return
+    assert target.scheme in {"http", "https"}
+    assert target.host
+
+
+@pytest.mark.parametrize(
+    ("method", "statuses"),
+    [("GET", {301, 302, 303, 307, 308}), ("HEAD", {301, 302, 303, 307, 308}), ("PUT", {307, 308})],
+)
+def test_a_body_is_only_sent_on_where_the_method_stays(method: str, statuses: set[int]) -> None:
+    """301 to 303 would turn a PUT into a GET, which is no upload."""
+    assert {status for status in range(200, 600) if is_redirect(method, status)} == statuses
+
+
+def test_a_memo_forgets_the_oldest() -> None:
+    """What is remembered stays small, however long the proxy runs."""
+    memo: Memo[str, int] = Memo(2)
+    for number, key in enumerate("abac"):
+        memo.put(key, number)
+    assert ("b" in memo, memo.get("a"), memo.get("c"), len(memo)) == (False, 2, 3, 2)

@@ -1,0 +1,262 @@
+"""Pushing blobs, against the double of GHCR, with what goes wrong on the way."""
+
+import asyncio
+import random
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from aiohttp import web
+
+from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.upload import push_blob
+from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci.digest import Digest
+from tests.clients.registry_helper import NAME, opened, owner, read
+from tests.support.ghcr import GhcrDouble
+from tests.support.server_thread import ServerThread
+
+_CONTENT = random.Random(2).randbytes(3 * 1024 * 1024)
+_DIGEST = Digest.of(_CONTENT)
+
+
+@pytest.fixture
+def ghcr() -> Iterator[GhcrDouble]:
+    with GhcrDouble() as double:
+        yield double
+
+
+@pytest.fixture(params=["bytes", "file"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> bytes | Path:
+    if request.param == "bytes":
+        return _CONTENT
+    path = tmp_path / "blob"
+    path.write_bytes(_CONTENT)
+    return path
+
+
+def _is_open(source: bytes | Path) -> bool:
+    """Tell whether this process holds the file open."""
+    links = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+    return source in links
+
+
+@pytest.mark.parametrize("relative", [True, False])
+async def test_a_blob_goes_up_in_one_put(ghcr: GhcrDouble, source: bytes | Path, *, relative: bool) -> None:
+    """One POST and one PUT with its length, whatever form the session's address has."""
+    ghcr.relative_location = relative
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, source)
+        await registry.push_blob(_DIGEST, source)
+        assert await read(registry, _DIGEST) == _CONTENT
+    puts = [record for record in ghcr.requests if record.operation == "upload-put"]
+    assert [record.headers["Content-Length"] for record in puts] == [str(len(_CONTENT))] * 2
+    assert ghcr.count("blob-head") == 0  # to ask before is the caller's decision
+    assert not _is_open(source)
+
+
+async def test_an_empty_blob_goes_up(ghcr: GhcrDouble) -> None:
+    """Nothing is a blob, too."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(Digest.of(b""), b"")
+    assert ghcr.blobs(NAME) == {Digest.of(b""): 0}
+
+
+@pytest.mark.parametrize("operation", ["upload-post", "upload-put"])
+@pytest.mark.parametrize("kind", ["refuse", "reset", "status"])
+async def test_an_upload_starts_anew(
+    ghcr: GhcrDouble, source: bytes | Path, operation: str, kind: Literal["refuse", "reset", "status"]
+) -> None:
+    """The source is read again from its start, in a new session."""
+    ghcr.fault(operation, kind, times=2, status=502)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, source)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+
+
+async def test_an_upload_cut_in_the_middle_starts_anew(ghcr: GhcrDouble, source: bytes | Path) -> None:
+    """A session with half a blob is left behind."""
+    ghcr.fault("upload-put", "cut_request", after=1_000_000)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, source)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+    assert ghcr.count("upload-post") == 3  # the first try has no token yet
+
+
+async def test_the_time_of_sending_is_not_a_matter_of_patience(ghcr: GhcrDouble) -> None:
+    """A blob that took minutes and broke at its end is worth another try."""
+    ghcr.bandwidth = 10_000_000
+    ghcr.fault("upload-put", "cut_request", after=len(_CONTENT) - 1000)
+    async with opened(ghcr.host, owner(ghcr), push=True, patience=0.1) as registry:
+        await registry.push_blob(_DIGEST, _CONTENT)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+
+
+async def test_an_upload_that_fails_does_not_show_its_address(ghcr: GhcrDouble, tmp_path: Path) -> None:
+    """A session's address may be as good as a password: neither a cut nor a file that shrank prints it."""
+    path = tmp_path / "blob"
+    path.write_bytes(_CONTENT)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        ghcr.fault("upload-put", "cut_request", after=1000, times=None)
+        with pytest.raises(RegistryError, match="the connection") as cut:
+            await registry.push_blob(_DIGEST, path)
+        ghcr.clear_faults()
+        with pytest.raises(RegistryError, match="the connection broke") as shrunk:
+            await push_blob(registry._transport, registry._base, _DIGEST, Body(path, len(_CONTENT) + 1))
+        shown = ["".join(traceback.format_exception(raised.value)) for raised in (cut, shrunk)]
+    assert not [text for text in shown if "/uploads/" in text]
+
+
+async def test_a_blob_that_made_it_is_not_sent_again(ghcr: GhcrDouble) -> None:
+    """When only the answer was lost, a look at the blob tells."""
+    ghcr.fault("upload-put", "lost")
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, _CONTENT)
+    assert ghcr.count("upload-put") == 1
+
+
+@pytest.mark.parametrize("code", ["BLOB_UPLOAD_UNKNOWN", "BLOB_UNKNOWN"])
+async def test_a_lost_session_is_replaced(ghcr: GhcrDouble, code: str) -> None:
+    """GHCR forgets sessions; that is no NotFoundError, for nothing was looked up."""
+    body = f'{{"errors":[{{"code":"{code}"}}]}}'.encode()
+    ghcr.fault("upload-put", "status", status=404, body=body)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, _CONTENT)
+        ghcr.fault("upload-put", "status", status=404, body=body, times=None)
+        with pytest.raises(RegistryError, match=rf"push blob {Digest.of(b'x')}: .*404 {code}") as raised:
+            await registry.push_blob(Digest.of(b"x"), b"x")
+    assert not isinstance(raised.value, NotFoundError)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+
+
+async def test_a_token_that_ran_out_meanwhile_is_renewed(ghcr: GhcrDouble, source: bytes | Path) -> None:
+    """An upload lasts longer than a token, so the next PUT may be refused at first."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(Digest.of(b"x"), b"x")
+        ghcr.expire_tokens()
+        ghcr.fault(
+            "upload-post", "status", status=202, headers={"Location": f"/v2/{NAME}/blobs/uploads/lost"}
+        )
+        await registry.push_blob(_DIGEST, source)
+    assert _DIGEST in ghcr.blobs(NAME)
+
+
+async def test_wrong_bytes_are_refused_for_good(ghcr: GhcrDouble) -> None:
+    """The registry checks the digest; sending the same again would not help."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        with pytest.raises(RegistryError, match="400 DIGEST_INVALID") as raised:
+            await registry.push_blob(Digest.of(b"other"), b"content")
+    assert (raised.value.code, raised.value.is_temporary) == ("DIGEST_INVALID", False)
+    assert ghcr.count("upload-put") == 1
+
+
+async def test_a_slow_upload_is_no_trouble(ghcr: GhcrDouble) -> None:
+    """It may take far longer than the limit on standing still."""
+    content = _CONTENT * 4
+    ghcr.bandwidth = 10_000_000
+    async with opened(ghcr.host, owner(ghcr), push=True, stall=0.4) as registry:
+        await registry.push_blob(Digest.of(content), content)
+    assert ghcr.count("upload-put") == 1
+
+
+async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
+    """A registry that stops reading is noticed, though the bytes are not all sent yet."""
+    path = tmp_path / "blob"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)  # more than the sockets' buffers take
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "POST":
+            return web.Response(status=202, headers={"Location": "/upload?state=a%2Bb"})
+        if request.method == "HEAD":
+            return web.Response(status=404)
+        while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110  nothing tells
+            await asyncio.sleep(0.02)
+        raise web.HTTPServiceUnavailable
+
+    servers = ServerThread(answer)
+    servers.start()
+    try:
+        async with opened(
+            f"127.0.0.1:{servers.ports[0]}", None, push=True, patience=0.01, stall=0.3
+        ) as registry:
+            with pytest.raises(RegistryError, match="stood still") as raised:
+                await registry.push_blob(Digest.of(b"x"), path)
+    finally:
+        servers.stop()
+    assert raised.value.is_temporary
+    assert not _is_open(path)
+
+
+async def test_a_cancelled_upload_closes_its_file(ghcr: GhcrDouble, tmp_path: Path) -> None:
+    """Nothing goes on behind who hung up."""
+    path = tmp_path / "blob"
+    path.write_bytes(_CONTENT * 8)  # more than the sockets' buffers take
+    ghcr.bandwidth = 1_000_000
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        pushing = asyncio.create_task(registry.push_blob(_DIGEST, path))
+        await asyncio.sleep(0.3)
+        assert _is_open(path)
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+        assert not _is_open(path)
+
+
+@pytest.mark.parametrize(
+    ("location", "put"),
+    [
+        ("/upload?state=a%2Bb%2f&x=", "/upload?state=a%2Bb%2f&x=&digest=sha256%3A"),
+        ("upload/1", f"/v2/{NAME}/blobs/uploads/upload/1?digest=sha256%3A"),
+        ("/up%20load#frag", "/up%20load?digest=sha256%3A"),
+    ],
+)
+async def test_a_sessions_address_is_kept_byte_for_byte(location: str, put: str) -> None:
+    """Its state may be signed; only the digest is added."""
+    paths: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        paths.append(request.raw_path)
+        async for _ in request.content.iter_any():
+            pass
+        status = 202 if request.method == "POST" else 201
+        return web.Response(status=status, headers={"Location": location})
+
+    servers = ServerThread(answer)
+    servers.start()
+    try:
+        async with opened(f"127.0.0.1:{servers.ports[0]}", None, push=True) as registry:
+            await registry.push_blob(_DIGEST, _CONTENT)
+    finally:
+        servers.stop()
+    assert paths == [f"/v2/{NAME}/blobs/uploads/", put + _DIGEST.hex]
+
+
+async def test_an_upload_elsewhere_gets_no_token(ghcr: GhcrDouble) -> None:
+    """A session may lie at another server; the registry's token is not for it."""
+    location = f"http://{ghcr.storage_host}/session?sig=x"
+    ghcr.fault("upload-post", "status", skip=1, times=None, status=202, headers={"Location": location})
+    async with opened(ghcr.host, owner(ghcr), push=True, patience=0.1) as registry:
+        with pytest.raises(RegistryError, match="the storage behind the registry answered 403"):
+            await registry.push_blob(_DIGEST, _CONTENT)
+    assert not ghcr.violations
+
+
+async def test_many_blobs_go_up_at_once(ghcr: GhcrDouble) -> None:
+    """One client serves a whole publish."""
+    blobs = {Digest.of(content): content for content in (str(number).encode() * 999 for number in range(100))}
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await asyncio.gather(*(registry.push_blob(digest, content) for digest, content in blobs.items()))
+    assert set(ghcr.blobs(NAME)) == set(blobs)
+    assert ghcr.count("token") == 1
+
+
+async def test_what_was_pushed_a_moment_ago_is_found(ghcr: GhcrDouble) -> None:
+    """Just after a push GHCR may say "blob unknown": this client knows better."""
+    ghcr.put_manifest(NAME, "cache-index", b"{}")
+    ghcr.lag_answers = 2
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(_DIGEST, _CONTENT)
+        assert await registry.stat_blob(_DIGEST) == len(_CONTENT)
