@@ -1,0 +1,160 @@
+"""Addresses of upstream binary caches, and of the NARs in them. No I/O.
+
+A NAR of an upstream is served here as ``upstream/<key>/<path>``. Such a path comes from a narinfo that a
+stranger wrote, or from any client, so it can only name something below the upstream's base URL.
+"""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from urllib.parse import unquote_to_bytes
+
+from yarl import URL
+
+from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.nix.narinfo import NarInfo
+
+_KEY_DIGITS = 16
+_MOST_DECODINGS = 4  # nobody encodes more often in good faith, and each costs time
+# RFC 3986, "pchar" and "query": anything else does not go on the wire as it is
+_PCHAR = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
+_PATH = re.compile(rf"{_PCHAR}+(?:/{_PCHAR}+)*")
+_QUERY = re.compile(rf"(?:{_PCHAR}|[/?])*")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
+_WEB_URL = re.compile(r"https?://", re.IGNORECASE)
+_REFUSED_IN_BASE = re.compile(r"[\x00-\x20\x7f\\?#]")
+
+
+class NarMode(StrEnum):
+    """Where clients get an upstream's NARs: through here, or from the upstream itself."""
+
+    STREAM = "stream"
+    DIRECT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One HTTP binary cache; made by ``parse_upstream``.
+
+    Attributes:
+        base: its URL without credentials; the path ends in a slash.
+        authorization: value of the Authorization header, or empty. Never shown.
+    """
+
+    base: URL
+    authorization: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return str(self.base)
+
+    @property
+    def key(self) -> str:
+        """Name of this upstream in our own URLs: hex digits of the base URL's sha256.
+
+        Credentials are not part of it: clients see it, and could guess a weak password from it.
+        """
+        return hashlib.sha256(str(self.base).encode()).hexdigest()[:_KEY_DIGITS]
+
+    def at(self, path: str, query: str = "") -> URL:
+        """Address something below the base URL; both are already in their encoded form."""
+        return URL(f"{self.base}{path}?{query}" if query else f"{self.base}{path}", encoded=True)
+
+
+def parse_upstream(text: str) -> Upstream:
+    """Read ``http[s]://[user:password@]host[:port][/path]``.
+
+    Raises:
+        UsageError: anything else; its text shows no credentials.
+    """
+    shown = repr(f"…@{text.rpartition('@')[2]}" if "@" in text else text)
+    if _REFUSED_IN_BASE.search(text):
+        raise UsageError(f"upstream {shown}: a query, fragment, space or backslash does not belong there")
+    try:
+        url = URL(text)
+        host, authorization = url.host, basic_authorization(url)
+    except ValueError:
+        # without its cause, which may quote the credentials
+        raise UsageError(f"upstream {shown}: not a URL; write it like https://cache.example.org") from None
+    if url.scheme not in {"http", "https"} or not host:
+        raise UsageError(f"upstream {shown}: not http:// or https:// and a host name")
+    return Upstream(URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True), authorization)
+
+
+def basic_authorization(url: URL) -> str:
+    """Make an Authorization header's value from a URL's user and password; empty where it has none."""
+    if url.user is None and url.password is None:
+        return ""
+    secret = f"{url.user or ''}:{url.password or ''}"
+    return f"Basic {base64.b64encode(secret.encode()).decode()}"
+
+
+def origin(url: URL) -> tuple[str, str | None, int | None]:
+    """Tell scheme, host and port; yarl's own origins differ when one of them spells out the default port."""
+    return url.scheme, url.raw_host, url.port
+
+
+def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
+    """Address a NAR below the base URL.
+
+    Args:
+        upstream: where it lies.
+        path: relative to the base, as on the wire (percent-encoded), without a leading slash.
+        query: as on the wire, without the question mark.
+
+    Raises:
+        FormatError: some server may read the path as one that leaves the base: after some number of decodings
+            it has an empty, ``.`` or ``..`` segment, another slash, a backslash or a control character.
+    """
+    if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
+        raise FormatError(f"NAR URL: {path[:200]!r} is not a plain relative path")
+    decoded = path.encode()
+    for _ in range(_MOST_DECODINGS):
+        before, decoded = decoded, unquote_to_bytes(decoded)
+        if decoded == before:
+            break
+    else:
+        raise FormatError(f"NAR URL: {path[:200]!r} is encoded again and again")
+    if decoded.count(b"/") != path.count("/") or re.search(rb"[\x00-\x1f\x7f\\]", decoded):
+        raise FormatError(f"NAR URL: {path[:200]!r} hides a slash, backslash or control character")
+    if any(segment in {b"", b".", b".."} for segment in decoded.split(b"/")):
+        raise FormatError(f"NAR URL: {path[:200]!r} has a segment that is empty, . or ..")
+    return upstream.at(path, query)
+
+
+def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
+    """Make an upstream's narinfo one that our clients can follow; signatures do not cover the URL.
+
+    A URL below the upstream's base becomes ``upstream/<key>/<path>``, relative to us, in mode stream, and an
+    absolute one in mode direct. An upstream with credentials is always streamed, since clients have none.
+    An absolute URL anywhere else stays.
+
+    Raises:
+        FormatError: the URL is one that is not followed: another scheme, or a path that leaves the base.
+    """
+    relative = _below(narinfo.url, upstream)
+    if relative is None:
+        return narinfo
+    path, _, query = relative.partition("?")
+    absolute = nar_url(upstream, path, query)
+    if mode is NarMode.DIRECT and not upstream.authorization:
+        return replace(narinfo, url=str(absolute))
+    return replace(narinfo, url=f"upstream/{upstream.key}/{relative}")
+
+
+def _below(text: str, upstream: Upstream) -> str | None:
+    """Tell a URL's path and query relative to the base, or None for one that lies elsewhere."""
+    if not _SCHEME.match(text):
+        return text
+    if not _WEB_URL.match(text):
+        raise FormatError(f"NAR URL: {text[:200]!r} is neither relative nor http or https")
+    try:
+        url = URL(text, encoded=True)
+        is_own = origin(url) == origin(upstream.base)
+    except ValueError as error:
+        raise FormatError(f"NAR URL: {text[:200]!r}: {error}") from error
+    if not is_own or not url.raw_path.startswith(upstream.base.raw_path):
+        return None
+    path = url.raw_path.removeprefix(upstream.base.raw_path)
+    return f"{path}?{url.raw_query_string}" if url.raw_query_string else path

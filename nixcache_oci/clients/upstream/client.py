@@ -1,0 +1,253 @@
+"""The upstream binary caches: asked in parallel for what is not here.
+
+A look-up has three outcomes. Hit: the first upstream that has the narinfo wins. Miss: every upstream said so.
+Unknown, an UpstreamError: anything else, because a client remembers a wrong "no" for an hour.
+"""
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
+from nixcache_oci.clients.upstream.nar import (
+    ABSENT_STATUSES,
+    NarBody,
+    NarHead,
+    NarStream,
+    range_headers,
+    read_head,
+)
+from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
+from nixcache_oci.clients.upstream.redirect import IsPublic, is_public
+from nixcache_oci.clients.upstream.wire import Wire
+from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+
+_LARGEST_NARINFO_BYTES = 1024 * 1024
+_OK = 200
+
+
+class Upstreams:
+    """Every configured upstream; methods need a running event loop.
+
+    Args:
+        upstreams: a base URL that is listed twice counts once.
+        mode: where clients get NARs from.
+        connect_seconds: limit for one connection.
+        answer_seconds: limit for a whole narinfo.
+        stall_seconds: limit for each wait for bytes of a NAR.
+        resume_pause_seconds: wait before a NAR's first resume.
+        clock: monotonic seconds, for the breakers.
+        is_public: which IP addresses redirects may lead to.
+    """
+
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        *,
+        mode: NarMode = NarMode.STREAM,
+        connect_seconds: float = 3.0,
+        answer_seconds: float = 5.0,
+        stall_seconds: float = 30.0,
+        resume_pause_seconds: float = 0.2,
+        clock: Callable[[], float] = time.monotonic,
+        is_public: IsPublic = is_public,
+    ) -> None:
+        self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
+        self._mode = mode
+        self._answer_seconds = answer_seconds
+        self._stall_seconds = stall_seconds
+        self._resume_pause_seconds = resume_pause_seconds
+        self._wire = Wire(connect_seconds=connect_seconds, is_public=is_public)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._wire.close()
+
+    def health(self) -> list[UpstreamHealth]:
+        """Tell how each upstream is doing."""
+        return [peer.health() for peer in self._peers.values()]
+
+    async def find(self, hash_part: HashPart) -> NarInfo | None:
+        """Ask every upstream for a narinfo; its URL is one that our clients can follow.
+
+        Returns:
+            the first one found, or None where every upstream said that it has none.
+
+        Raises:
+            UpstreamError: nobody has it, but somebody could not say.
+        """
+        lookups = [asyncio.create_task(self._look_up(peer, hash_part)) for peer in self._peers.values()]
+        unknown: list[str] = []
+        try:
+            for lookup in asyncio.as_completed(lookups):
+                try:
+                    narinfo = await lookup
+                except UpstreamError as error:
+                    unknown.append(str(error))
+                else:
+                    if narinfo is not None:
+                        return narinfo
+        finally:
+            for task in lookups:
+                task.cancel()
+            await asyncio.gather(*lookups, return_exceptions=True)
+        if unknown:
+            raise UpstreamError("; ".join(unknown))
+        return None
+
+    @asynccontextmanager
+    async def open_nar(
+        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[NarStream]:
+        """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
+
+        A stream that breaks off is resumed where the upstream can do that. An upstream that cannot send parts
+        answers with the whole: see the head's ``status``.
+
+        Args:
+            key: the upstream's key.
+            path: below its base URL, as on the wire (percent-encoded), without a leading slash.
+            query: as on the wire, without the question mark.
+            start: offset of the first byte.
+            end: offset behind the last byte.
+
+        Raises:
+            UpstreamNotFoundError: no such upstream, NAR or part, or a path that is refused.
+            UpstreamError: no usable answer.
+        """
+        peer, url = self._locate(key, path, query)
+
+        async def reopen(
+            start: int, end: int | None, validator: str
+        ) -> tuple[aiohttp.ClientResponse, NarHead]:
+            # past the breaker: a server that restarts refuses connections for a moment
+            headers = range_headers(start, end, validator)
+            return await self._open(peer.upstream, url, headers, start=start, end=end)
+
+        async def first(attempt: Attempt) -> tuple[aiohttp.ClientResponse, NarHead]:
+            headers = range_headers(start, end)
+            return await self._open(
+                peer.upstream, url, headers, start=start, end=end, on_connect=attempt.connected
+            )
+
+        response, head = await peer.attempt(None, first)
+        body = NarBody(peer.upstream, response, head, reopen, self._resume_pause_seconds)
+        try:
+            async with aclosing(body.chunks()) as chunks:
+                yield NarStream(head, chunks)
+        finally:
+            body.close()
+
+    async def head_nar(self, key: str, path: str, query: str = "") -> NarHead:
+        """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
+        peer, url = self._locate(key, path, query)
+
+        async def ask(attempt: Attempt) -> NarHead:
+            response = await self._wire.send(
+                peer.upstream,
+                "HEAD",
+                url,
+                headers={},
+                stall_seconds=self._stall_seconds,
+                on_connect=attempt.connected,
+            )
+            response.release()
+            return read_head(peer.upstream, response.status, response.headers)
+
+        return await peer.attempt(None, ask)
+
+    def _locate(self, key: str, path: str, query: str) -> tuple[Peer, URL]:
+        peer = self._peers.get(key)
+        if peer is None:
+            raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
+        try:
+            return peer, nar_url(peer.upstream, path, query)
+        except FormatError as error:
+            raise UpstreamNotFoundError(f"upstream {peer.upstream}: {error}") from error
+
+    async def _open(
+        self,
+        upstream: Upstream,
+        url: URL,
+        headers: dict[str, str],
+        *,
+        start: int,
+        end: int | None,
+        on_connect: Callable[[], None] = lambda: None,
+    ) -> tuple[aiohttp.ClientResponse, NarHead]:
+        response = await self._wire.send(
+            upstream, "GET", url, headers=headers, stall_seconds=self._stall_seconds, on_connect=on_connect
+        )
+        try:
+            return response, read_head(upstream, response.status, response.headers, start, end)
+        except UpstreamError:
+            response.close()
+            raise
+
+    async def _look_up(self, peer: Peer, hash_part: HashPart) -> NarInfo | None:
+        async def ask(attempt: Attempt) -> NarInfo | None:
+            response = await self._wire.send(
+                peer.upstream,
+                "GET",
+                peer.upstream.at(f"{hash_part}.narinfo"),
+                headers={},
+                stall_seconds=None,
+                on_connect=attempt.connected,
+            )
+            try:
+                # also read when it is a miss: a connection with an unread body cannot be used again
+                body = await _read_narinfo(peer.upstream, response)
+            finally:
+                response.close()
+            if response.status in ABSENT_STATUSES:
+                return None
+            if response.status != _OK:
+                raise UpstreamError(
+                    f"upstream {peer.upstream}: {hash_part}.narinfo: status {response.status}"
+                )
+            return self._parse(peer.upstream, hash_part, body)
+
+        narinfo = await peer.attempt(self._answer_seconds, ask)
+        if narinfo is None:
+            peer.misses += 1
+        else:
+            peer.hits += 1
+        return narinfo
+
+    def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
+        try:
+            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode)
+        except FormatError as error:
+            raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: {error}") from error
+        if narinfo.store_path.hash_part != hash_part:
+            raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: is about {narinfo.store_path}")
+        return narinfo
+
+
+async def _read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
+    """Read a small body, and undo the gzip that caches of compressed narinfos send asked or not."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        raise UpstreamError(f"upstream {upstream}: narinfo: Content-Encoding {encoding[:40]!r}")
+    body = bytearray()
+    while chunk := await response.content.readany():
+        body += chunk
+        if len(body) > _LARGEST_NARINFO_BYTES:
+            raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
+    if encoding in {"", "identity"} or not body:
+        return bytes(body)
+    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(bytes(body), _LARGEST_NARINFO_BYTES)
+    except zlib.error as error:
+        raise UpstreamError(f"upstream {upstream}: narinfo: gzip: {error}") from error
+    if not inflater.eof:
+        raise UpstreamError(f"upstream {upstream}: narinfo: gzip ends early, or is too large inflated")
+    return inflated

@@ -1,0 +1,205 @@
+"""NARs as upstreams send them: what an answer's head says, and a body that outlives its connection."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+from nixcache_oci.clients.upstream.address import Upstream
+from nixcache_oci.clients.upstream.wire import translated
+from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+
+_RESUMES_WITHOUT_PROGRESS = 3
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_LENGTH = re.compile(r"\d{1,19}")
+ABSENT_STATUSES = frozenset({403, 404, 410})  # what Nix takes for "not there"
+_RANGE_NOT_SATISFIABLE = 416
+_OK = 200
+_PARTIAL = 206
+
+
+@dataclass(frozen=True, slots=True)
+class NarHead:
+    """What an upstream says about a NAR before its bytes.
+
+    Attributes:
+        status: 200 for the whole NAR, also where a part was asked for; 206 for a part.
+        size: bytes in the whole NAR, or None where the upstream does not tell.
+        start: offset of the first byte that follows.
+        end: offset behind the last one, or None where the upstream does not tell.
+        accepts_ranges: whether a part may be asked for.
+        validator: value for If-Range, or empty where the upstream gives none that is strong.
+    """
+
+    status: int
+    size: int | None
+    start: int
+    end: int | None
+    accepts_ranges: bool
+    validator: str
+
+
+@dataclass(frozen=True, slots=True)
+class NarStream:
+    """An open NAR, or a part of it.
+
+    Attributes:
+        head: what it is.
+        chunks: its bytes; nothing is verified. UpstreamError when they break off.
+    """
+
+    head: NarHead
+    chunks: AsyncIterator[bytes]
+
+
+def range_headers(start: int, end: int | None, validator: str = "") -> dict[str, str]:
+    """Ask for the bytes from ``start`` to before ``end`` (None: all), if the validator still holds."""
+    if start == 0 and end is None:
+        return {}
+    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    return {**headers, "If-Range": validator} if validator else headers
+
+
+def read_head(
+    upstream: Upstream, status: int, headers: Mapping[str, str], start: int = 0, end: int | None = None
+) -> NarHead:
+    """Read the head of an answer to a request for the bytes from ``start`` to before ``end``.
+
+    Raises:
+        UpstreamNotFoundError: no such NAR, or no such part of it.
+        UpstreamError: an answer that is of no use.
+    """
+    if status in ABSENT_STATUSES or status == _RANGE_NOT_SATISFIABLE:
+        raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
+    if status not in {_OK, _PARTIAL}:
+        raise UpstreamError(f"upstream {upstream}: NAR: status {status}")
+    if headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise UpstreamError(f"upstream {upstream}: NAR: has a Content-Encoding")
+    size: int | None
+    behind: int | None
+    if status == _PARTIAL:
+        text = headers.get("Content-Range", "")
+        size, first, behind = _read_content_range(text)
+        last_allowed = min(bound for bound in (end, size, behind) if bound is not None)
+        if not range_headers(start, end) or first != start or not first < behind <= last_allowed:
+            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
+    else:
+        length = headers.get("Content-Length", "")
+        size = int(length) if _LENGTH.fullmatch(length) else None
+        first, behind = 0, size
+    return NarHead(
+        status=status,
+        size=size,
+        start=first,
+        end=behind,
+        accepts_ranges=status == _PARTIAL or headers.get("Accept-Ranges", "").strip().lower() == "bytes",
+        validator=_read_validator(headers),
+    )
+
+
+def _read_content_range(text: str) -> tuple[int | None, int, int]:
+    """Read size, first offset and the offset behind the last; an empty part where it cannot be read."""
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        return None, 0, 0
+    return None if match[3] == "*" else int(match[3]), int(match[1]), int(match[2]) + 1
+
+
+def _read_validator(headers: Mapping[str, str]) -> str:
+    # RFC 9110, 13.1.5: If-Range takes no weak entity tag
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
+
+
+Reopen = Callable[[int, int | None, str], Awaitable[tuple[aiohttp.ClientResponse, NarHead]]]
+
+
+class NarBody:
+    """The bytes of one NAR, over as many connections as it takes.
+
+    Args:
+        upstream: for the text of errors.
+        response: the first answer; closed here.
+        head: what that answer's head says.
+        reopen: asks again, for the bytes from the first to before the second offset, if the third argument, a
+            validator, still holds.
+        pause_seconds: how long to wait before the first resume without progress; doubles with each.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        response: aiohttp.ClientResponse,
+        head: NarHead,
+        reopen: Reopen,
+        pause_seconds: float,
+    ) -> None:
+        self._upstream = upstream
+        self._response = response
+        self._head = head
+        self._reopen = reopen
+        self._pause_seconds = pause_seconds
+        self._position = head.start
+        self._end = head.end
+        self._resumes = 0
+
+    def close(self) -> None:
+        """Give the connection back, or cut it where bytes are still to come."""
+        self._response.close()
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes as they arrive.
+
+        Raises:
+            UpstreamError: they broke off, and could not be had again.
+        """
+        while True:
+            try:
+                chunk = await self._read()
+            except UpstreamError as error:
+                await self._resume(error)
+                continue
+            if not chunk:
+                return
+            self._position += len(chunk)
+            self._resumes = 0
+            if self._end is not None and self._position > self._end:
+                raise UpstreamError(f"upstream {self._upstream}: NAR: more bytes than announced")
+            yield chunk
+
+    async def _read(self) -> bytes:
+        with translated(self._upstream):
+            chunk = await self._response.content.readany()
+        if not chunk and self._end is not None and self._position < self._end:
+            raise UpstreamError(
+                f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
+            )
+        return chunk
+
+    async def _resume(self, error: UpstreamError) -> None:
+        self._response.close()
+        if not (self._head.accepts_ranges and self._head.validator):
+            raise error
+        while self._resumes < _RESUMES_WITHOUT_PROGRESS:
+            await asyncio.sleep(self._pause_seconds * 2**self._resumes)
+            self._resumes += 1
+            try:
+                response, head = await self._reopen(self._position, self._end, self._head.validator)
+            except UpstreamNotFoundError:
+                raise
+            except UpstreamError as again:
+                error = again
+                continue
+            self._response = response
+            self._check_same(head)
+            return
+        raise error
+
+    def _check_same(self, head: NarHead) -> None:
+        sizes = {size for size in (self._head.size, head.size) if size is not None}
+        if head.start != self._position or len(sizes) > 1:
+            raise UpstreamError(f"upstream {self._upstream}: NAR: changed at byte {self._position}")
+        if self._end is None:
+            self._end = head.end

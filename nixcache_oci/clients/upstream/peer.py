@@ -1,0 +1,147 @@
+"""One upstream as it is doing: its breaker, the requests on their way to it, and what became of them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nixcache_oci.clients.upstream.address import Upstream
+from nixcache_oci.clients.upstream.breaker import Breaker, BreakerState
+from nixcache_oci.clients.upstream.wire import translated
+from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamHealth:
+    """How one upstream is doing.
+
+    Attributes:
+        url: its base URL, without credentials.
+        key: its name in our own URLs.
+        state: whether it is asked at the moment.
+        hits: narinfos that it had.
+        misses: narinfos that it said it has not.
+        failures: requests without a usable answer.
+        last_error: the newest failure's text, or empty.
+        retry_seconds: when it is asked again, or None where nothing is waited for.
+    """
+
+    url: str
+    key: str
+    state: BreakerState
+    hits: int
+    misses: int
+    failures: int
+    last_error: str
+    retry_seconds: float | None
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One request on its way.
+
+    Attributes:
+        limit: what ends it.
+        is_connected: whether the upstream was reached.
+        is_released: whether it was ended because another request found the upstream unreachable.
+    """
+
+    limit: asyncio.Timeout
+    is_connected: bool = False
+    is_released: bool = False
+
+    def connected(self) -> None:
+        """Note that the upstream was reached."""
+        self.is_connected = True
+
+
+class Peer:
+    """One upstream and what is known of it.
+
+    Args:
+        upstream: its address.
+        clock: monotonic seconds, for the breaker.
+    """
+
+    def __init__(self, upstream: Upstream, clock: Callable[[], float]) -> None:
+        self.upstream = upstream
+        self.hits = 0
+        self.misses = 0
+        self._clock = clock
+        self._breaker = Breaker()
+        self._attempts: set[Attempt] = set()
+        self._failures = 0
+        self._last_error = ""
+
+    def health(self) -> UpstreamHealth:
+        """Tell how it is doing."""
+        return UpstreamHealth(
+            url=str(self.upstream),
+            key=self.upstream.key,
+            state=self._breaker.state,
+            hits=self.hits,
+            misses=self.misses,
+            failures=self._failures,
+            last_error=self._last_error,
+            retry_seconds=self._breaker.retry_seconds(self._clock()),
+        )
+
+    async def attempt(self, seconds: float | None, operation: Callable[[Attempt], Awaitable[_T]]) -> _T:
+        """Do one thing with the upstream if the breaker lets it, and tell the breaker how it went.
+
+        Args:
+            seconds: limit for the whole, or None.
+            operation: calls ``connected`` once the upstream was reached.
+
+        Raises:
+            UpstreamNotFoundError: the operation's; the upstream is well.
+            UpstreamError: the operation's, or it was not tried.
+        """
+        ticket = self._breaker.admit(self._clock())
+        if ticket is None:
+            raise UpstreamError(f"not asked again so soon: {self._last_error}")
+        limit = asyncio.timeout(seconds)
+        attempt = Attempt(limit)
+        try:
+            with translated(self.upstream):
+                async with limit:
+                    result = await self._accounted(attempt, operation)
+        except UpstreamNotFoundError:
+            self._breaker.succeed(ticket)
+            raise
+        except UpstreamError as error:
+            self._failures += 1
+            if attempt.is_released:
+                raise UpstreamError(self._last_error) from error
+            self._last_error = str(error)
+            self._fail(ticket, is_connected=attempt.is_connected)
+            raise
+        except BaseException:
+            self._breaker.abandon(ticket)
+            raise
+        self._breaker.succeed(ticket)
+        return result
+
+    async def _accounted(self, attempt: Attempt, operation: Callable[[Attempt], Awaitable[_T]]) -> _T:
+        self._attempts.add(attempt)
+        try:
+            return await operation(attempt)
+        finally:
+            self._attempts.discard(attempt)
+
+    def _fail(self, ticket: int, *, is_connected: bool) -> None:
+        now = self._clock()
+        if not self._breaker.fail(ticket, now, is_connected=is_connected):
+            return
+        _log.warning("%s; not asked for %.0f s", self._last_error, self._breaker.retry_seconds(now) or 0.0)
+        if is_connected:
+            return
+        # whoever waits for a connection waits in vain; those that have one may still be answered
+        for attempt in self._attempts:
+            if not attempt.is_connected and not attempt.limit.expired():
+                attempt.is_released = True
+                attempt.limit.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,196 @@
+"""HTTP requests to upstreams: sessions, redirects, and the one place that translates the library's errors."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.upstream.address import Upstream, basic_authorization, origin
+from nixcache_oci.clients.upstream.redirect import (
+    MOST_REDIRECTS,
+    REDIRECT_STATUSES,
+    IsPublic,
+    guard_sockets,
+    is_loopback,
+    literal_address,
+    next_url,
+    spells_private,
+)
+from nixcache_oci.errors import UpstreamError
+
+_READ_BUFFER_BYTES = 256 * 1024
+
+
+@contextmanager
+def translated(upstream: Upstream) -> Iterator[None]:
+    """Turn whatever goes wrong on the wire into UpstreamError."""
+    try:
+        yield
+    except TimeoutError as error:
+        what = "connection" if isinstance(error, aiohttp.ConnectionTimeoutError) else "answer"
+        raise UpstreamError(f"upstream {upstream}: no {what} in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamError(f"upstream {upstream}: {str(error) or type(error).__name__}") from error
+
+
+class Wire:
+    """Sends requests; needs a running event loop from the first one on.
+
+    Args:
+        connect_seconds: limit for name look-up, TCP and TLS together, for each connection.
+        is_public: which IP addresses a redirect may lead to, when the upstream is on such a one itself.
+    """
+
+    def __init__(self, *, connect_seconds: float, is_public: IsPublic) -> None:
+        self._connect_seconds = connect_seconds
+        self._is_public = is_public
+        self._session: aiohttp.ClientSession | None = None
+        self._guarded: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for session in (self._session, self._guarded):
+            if session is not None:
+                await session.close()
+        self._session = self._guarded = None
+
+    async def send(
+        self,
+        upstream: Upstream,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        stall_seconds: float | None,
+        on_connect: Callable[[], None],
+    ) -> aiohttp.ClientResponse:
+        """Send a request without a body, and follow redirects.
+
+        Credentials go to the upstream's own origin only. A redirect may lead to private addresses only if the
+        upstream has none but private addresses itself.
+
+        Args:
+            upstream: whose business this is.
+            method: GET or HEAD.
+            url: where to, on the upstream's own origin.
+            headers: further request headers; they go with redirects.
+            stall_seconds: limit for each wait for bytes.
+            on_connect: called when the upstream itself was reached.
+
+        Returns:
+            the answer with its body unread, for the caller to close.
+
+        Raises:
+            UpstreamError: none came, or a redirect was refused.
+        """
+        own_headers = (
+            {**headers, "Authorization": upstream.authorization} if upstream.authorization else headers
+        )
+        with translated(upstream):
+            for _ in range(MOST_REDIRECTS + 1):
+                is_own = origin(url) == origin(upstream.base)
+                is_guarded = not is_own and not await self._is_private(upstream)
+                if is_guarded and spells_private(url, self._is_public):
+                    raise UpstreamError(
+                        f"upstream {upstream}: redirect to the private address {url.raw_host} refused"
+                    )
+                response = await self._request(
+                    method,
+                    url,
+                    headers=own_headers if is_own else headers,
+                    is_guarded=is_guarded,
+                    stall_seconds=stall_seconds,
+                    on_connect=on_connect,
+                )
+                if response.status not in REDIRECT_STATUSES:
+                    return response
+                response.release()
+                url = next_url(url, response.headers.get("Location", ""))
+        raise UpstreamError(f"upstream {upstream}: more than {MOST_REDIRECTS} redirects")
+
+    async def _request(
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        is_guarded: bool,
+        stall_seconds: float | None,
+        on_connect: Callable[[], None],
+    ) -> aiohttp.ClientResponse:
+        proxy = _environment_proxy(url)
+        secret = basic_authorization(proxy) if proxy else ""
+        to_proxy = {"Proxy-Authorization": secret} if secret else {}
+        # a proxy resolves names itself, in its own network: there is no address for a guard to see
+        session = self._guarded_session() if is_guarded and proxy is None else self._open_session()
+        return await session.request(
+            method,
+            url,
+            # plain HTTP goes through the proxy as it is; for https the proxy has a request of its own
+            headers={**headers, **to_proxy} if url.scheme == "http" else headers,
+            allow_redirects=False,
+            proxy=proxy.with_user(None) if proxy else None,
+            proxy_headers=to_proxy if url.scheme == "https" else None,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_seconds, sock_read=stall_seconds),
+            trace_request_ctx=on_connect,
+        )
+
+    async def _is_private(self, upstream: Upstream) -> bool:
+        host = upstream.base.raw_host or ""
+        literal = literal_address(host)
+        if literal is not None:
+            return not self._is_public(literal)
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                found = await asyncio.get_running_loop().getaddrinfo(host, upstream.base.port)
+        except OSError:
+            return False  # known to a proxy only: then it is no neighbour of ours
+        return not any(self._is_public(str(info[4][0])) for info in found)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = _make_session(aiohttp.TCPConnector(limit=0))
+        return self._session
+
+    def _guarded_session(self) -> aiohttp.ClientSession:
+        # apart from the other, whose idle connections may lead to private addresses
+        if self._guarded is None:
+            guard = guard_sockets(self._is_public)
+            self._guarded = _make_session(aiohttp.TCPConnector(limit=0, socket_factory=guard))
+        return self._guarded
+
+
+def _make_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(_tell_connected)
+    trace.on_connection_reuseconn.append(_tell_connected)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"},
+        auto_decompress=False,
+        read_bufsize=_READ_BUFFER_BYTES,
+        trace_configs=[trace],
+        trust_env=False,  # proxies are chosen here, and a netrc would send credentials along redirects
+    )
+
+
+async def _tell_connected(_session: aiohttp.ClientSession, context: SimpleNamespace, _event: object) -> None:
+    context.trace_request_ctx()
+
+
+def _environment_proxy(url: URL) -> URL | None:
+    """Find the proxy that the environment names for a URL; never one for this machine itself."""
+    host = url.raw_host or ""
+    text = "" if is_loopback(host) or proxy_bypass(host) else getproxies().get(url.scheme, "")
+    if not text:
+        return None
+    try:
+        proxy = URL(text if "://" in text else f"http://{text}")
+    except ValueError:
+        raise UpstreamError(f"the proxy that the environment names for {url.scheme} is not a URL") from None
+    return proxy if proxy.scheme in {"http", "https"} else None

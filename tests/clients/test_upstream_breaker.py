@@ -1,0 +1,124 @@
+"""The breaker as a table of events."""
+
+import pytest
+
+from nixcache_oci.clients.upstream.breaker import Breaker, BreakerState
+
+# an event: (time in seconds, what happens, the state that it leads to)
+# "ask" is an admitted request, "refused" one that is not; the others report on the last admitted one
+Event = tuple[float, str, str]
+
+TABLE: dict[str, list[Event]] = {
+    "a failure to connect opens it at once": [
+        (0, "ask", "closed"),
+        (0, "no connection", "open"),
+        (29.9, "refused", "open"),
+    ],
+    "two other failures do not open it, the third does": [
+        (0, "ask", "closed"),
+        (0, "bad answer", "closed"),
+        (1, "ask", "closed"),
+        (1, "bad answer", "closed"),
+        (2, "ask", "closed"),
+        (2, "bad answer", "open"),
+        (31.9, "refused", "open"),
+        (32, "ask", "half-open"),
+    ],
+    "a success in between starts the count anew": [
+        (0, "ask", "closed"),
+        (0, "bad answer", "closed"),
+        (0, "ask", "closed"),
+        (0, "bad answer", "closed"),
+        (0, "ask", "closed"),
+        (0, "answer", "closed"),
+        (0, "ask", "closed"),
+        (0, "bad answer", "closed"),
+        (0, "ask", "closed"),
+        (0, "bad answer", "closed"),
+    ],
+    "one probe at a time, and its success closes it": [
+        (0, "ask", "closed"),
+        (0, "no connection", "open"),
+        (30, "ask", "half-open"),
+        (30, "refused", "half-open"),
+        (31, "answer", "closed"),
+        (31, "ask", "closed"),
+        (31, "bad answer", "closed"),
+    ],
+    "a probe that fails, however, doubles the pause": [
+        (0, "ask", "closed"),
+        (0, "no connection", "open"),
+        (30, "ask", "half-open"),
+        (31, "bad answer", "open"),
+        (90.9, "refused", "open"),
+        (91, "ask", "half-open"),
+        (91, "no connection", "open"),
+        (210.9, "refused", "open"),
+        (211, "ask", "half-open"),
+        (211, "answer", "closed"),
+        (212, "ask", "closed"),
+        (212, "no connection", "open"),
+        (242, "ask", "half-open"),
+    ],
+    "an abandoned probe leaves room for the next": [
+        (0, "ask", "closed"),
+        (0, "no connection", "open"),
+        (30, "ask", "half-open"),
+        (30, "abandon", "open"),
+        (30, "ask", "half-open"),
+        (30, "answer", "closed"),
+    ],
+}
+
+
+@pytest.mark.parametrize("events", TABLE.values(), ids=TABLE.keys())
+def test_each_event_leads_to_its_state(events: list[Event]) -> None:
+    """Closed, open and half-open follow each other as promised."""
+    breaker = Breaker()
+    ticket = -1
+    for now, event, state in events:
+        if event == "ask":
+            admitted = breaker.admit(now)
+            assert admitted is not None
+            ticket = admitted
+        elif event == "refused":
+            assert breaker.admit(now) is None
+        elif event == "answer":
+            breaker.succeed(ticket)
+        elif event == "abandon":
+            breaker.abandon(ticket)
+        else:
+            opened = breaker.fail(ticket, now, is_connected=event == "bad answer")
+            assert opened == (state == "open")
+        assert breaker.state == state, (now, event)
+
+
+def test_the_pause_grows_to_five_minutes_and_no_further() -> None:
+    """An upstream that comes back is found within five minutes."""
+    breaker = Breaker()
+    now, pauses = 0.0, []
+    for _ in range(7):
+        ticket = breaker.admit(now)
+        assert ticket is not None
+        assert breaker.fail(ticket, now, is_connected=False)
+        pause = breaker.retry_seconds(now)
+        assert pause is not None
+        pauses.append(pause)
+        now += pause
+    assert pauses == [30, 60, 120, 240, 300, 300, 300]
+
+
+def test_many_that_fail_together_open_it_once() -> None:
+    """Requests that were on their way when it opened do not make the pause longer, nor close it."""
+    breaker = Breaker()
+    tickets = [breaker.admit(0.0) for _ in range(50)]
+    outcomes = [breaker.fail(ticket, 1.0, is_connected=False) for ticket in tickets if ticket is not None]
+    assert outcomes == [True] + [False] * 49
+    assert tickets[0] is not None
+    breaker.succeed(tickets[0])
+    breaker.abandon(tickets[0])
+    assert breaker.retry_seconds(1.0) == 30
+    assert breaker.admit(31.0) is not None
+    assert not breaker.fail(tickets[0], 31.0, is_connected=False)
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert breaker.retry_seconds(31.0) is None

@@ -1,0 +1,257 @@
+"""Redirects: where they may lead, as tables and with real servers.
+
+The servers stand on two loopback addresses; which of them counts as public is handed in.
+"""
+
+import re
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from nixcache_oci.clients.upstream.redirect import is_loopback, is_public, literal_address, next_url
+from nixcache_oci.errors import UpstreamError
+from tests.support.upstream_server import HASH_PART, Handler, answering, asking, narinfo_text, refusing, serve
+
+PUBLIC = "127.0.0.2"
+
+
+def only_public(address: str) -> bool:
+    return address == PUBLIC
+
+
+def redirecting(location: str, status: int = 302) -> Handler:
+    async def handle(_request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": location})
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("1.1.1.1", True),
+        ("2606:4700::1111", True),
+        ("::ffff:1.1.1.1", True),
+        ("64:ff9b::101:101", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:a9fe:a9fe", False),
+        ("::127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("2001:0:53aa:64c:0:fb5c:80ff:fffe", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("127.1", False),
+        ("2130706433", False),
+        ("example.org", False),
+    ],
+)
+def test_public_addresses(address: str, expected: bool) -> None:
+    """Only addresses of the open internet are public, also where IPv6 wraps an IPv4 address."""
+    assert is_public(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "literal"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("127.0.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("017700000001", "127.0.0.1"),
+        ("0177.0.0.1", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("0", "0.0.0.0"),
+        ("::1", "::1"),
+        ("fe80::1%lo", "fe80::1"),
+        ("localhost", None),
+        ("example.org", None),
+    ],
+)
+def test_every_spelling_of_an_address_is_one(host: str, literal: str | None) -> None:
+    """Whatever the resolver takes for an address is judged as one."""
+    assert literal_address(host) == literal
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("LOCALHOST.", True),
+        ("a.localhost", True),
+        ("127.9.9.9", True),
+        ("0x7f.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_loopback_hosts(host: str, expected: bool) -> None:
+    """No proxy is asked for this machine itself."""
+    assert is_loopback(host) == expected
+
+
+@pytest.mark.parametrize(
+    ("current", "location", "target"),
+    [
+        ("https://a/b/c?d", "e?f=%2B", "https://a/b/e?f=%2B"),
+        ("https://a/b", "//c/d", "https://c/d"),
+        ("http://a/b", "https://c/d#e", "https://c/d"),
+        ("https://a/b", "https://user:secret@c/d", "https://c/d"),
+        ("https://a/b", "/c d", "https://a/c%20d"),
+        ("https://a/b", "http://c/d", None),
+        ("https://a/b", "", None),
+        ("https://a/b", "ftp://c/d", None),
+        ("https://a/b", "file:///etc/shadow", None),
+        ("https://a/b", "data:,x", None),
+        ("https://a/b", "https://c:99999/", None),
+    ],
+)
+def test_targets(current: str, location: str, target: str | None) -> None:
+    """A redirect leads to the web, without credentials, and never out of https."""
+    if target is None:
+        with pytest.raises(UpstreamError):
+            next_url(URL(current), location)
+    else:
+        assert str(next_url(URL(current), location)) == target
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_another_origin_is_followed_without_credentials(status: int) -> None:
+    """Credentials are for the upstream's own origin, whatever it answers."""
+    seen: list[tuple[str, str | None]] = []
+
+    async def storage(request: web.Request) -> web.Response:
+        seen.append(("storage", request.headers.get("Authorization")))
+        return web.Response(text=narinfo_text())
+
+    async with serve(storage) as elsewhere:
+
+        async def cache(request: web.Request) -> web.Response:
+            seen.append(("cache", request.headers.get("Authorization")))
+            return web.Response(status=status, headers={"Location": f"{elsewhere}/signed?x=%2B"})
+
+        async with serve(cache) as url, asking(url.replace("//", "//user:pass@")) as upstreams:
+            assert await upstreams.find(HASH_PART) is not None
+    assert seen == [("cache", "Basic dXNlcjpwYXNz"), ("storage", None)]
+
+
+async def test_a_redirect_within_the_origin_keeps_credentials() -> None:
+    """The same origin is the same door."""
+
+    async def cache(request: web.Request) -> web.Response:
+        if not request.path.startswith("/moved"):
+            return web.Response(status=301, headers={"Location": f"/moved{request.path}"})
+        return web.Response(text=narinfo_text() if "Authorization" in request.headers else "")
+
+    async with serve(cache) as url, asking(url.replace("//", "//user:pass@")) as upstreams:
+        assert await upstreams.find(HASH_PART) is not None
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.1", "0x7f.0.0.1", "2130706433", "017700000001", "[::ffff:127.0.0.1]", "localhost"],
+)
+async def test_a_public_upstream_cannot_send_us_to_a_private_address(host: str) -> None:
+    """Nobody outside reaches through us what stands inside, in no spelling."""
+    asked: list[str] = []
+
+    async def inside(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text=narinfo_text())
+
+    async with serve(inside) as private:
+        target = private.replace("127.0.0.1", host)
+        async with (
+            serve(redirecting(f"{target}/secret"), PUBLIC) as url,
+            asking(url, is_public=only_public) as upstreams,
+        ):
+            with pytest.raises(UpstreamError, match="refused"):
+                await upstreams.find(HASH_PART)
+            [health] = upstreams.health()
+            with pytest.raises(UpstreamError, match="refused"):
+                async with upstreams.open_nar(health.key, "nar/x"):
+                    pass
+    assert asked == []
+
+
+async def test_a_name_is_judged_by_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that is connected to is checked, so no name can change its meaning in between."""
+    asked: list[str] = []
+
+    async def inside(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text=narinfo_text())
+
+    # a name that is not recognised by its spelling, as a stranger's DNS would give it
+    monkeypatch.setattr("nixcache_oci.clients.upstream.redirect.is_loopback", lambda _host: False)
+    async with serve(inside) as private:
+        target = private.replace("127.0.0.1", "localhost")
+        async with (
+            serve(redirecting(f"{target}/secret"), PUBLIC) as url,
+            asking(url, is_public=only_public) as upstreams,
+        ):
+            with pytest.raises(UpstreamError, match=re.escape("private address")):
+                await upstreams.find(HASH_PART)
+    assert asked == []
+
+
+async def test_a_public_upstream_may_send_us_to_another_public_address() -> None:
+    """Caches keep their NARs in storage elsewhere."""
+    async with (
+        serve(answering(text=narinfo_text()), PUBLIC) as storage,
+        serve(redirecting(f"{storage}/x"), PUBLIC) as url,
+        asking(url, is_public=only_public) as upstreams,
+    ):
+        assert await upstreams.find(HASH_PART) is not None
+
+
+async def test_a_private_upstream_may_send_us_to_private_addresses() -> None:
+    """A cache in the house may keep its NARs in the house."""
+    async with (
+        serve(answering(text=narinfo_text())) as storage,
+        serve(redirecting(f"{storage}/x")) as url,
+        asking(url.replace("127.0.0.1", "localhost"), is_public=only_public) as upstreams,
+    ):
+        assert await upstreams.find(HASH_PART) is not None
+
+
+async def test_redirects_end() -> None:
+    """A loop is an error after five steps."""
+    asked: list[str] = []
+
+    async def cache(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=302, headers={"Location": f"{request.path}x"})
+
+    async with serve(cache) as url, asking(url) as upstreams:
+        with pytest.raises(UpstreamError, match="more than 5 redirects"):
+            await upstreams.find(HASH_PART)
+    assert len(asked) == 6
+
+
+async def test_a_dead_storage_is_not_a_dead_upstream() -> None:
+    """The upstream itself answered, so one broken redirect does not stop all look-ups."""
+    async with serve(redirecting(refusing())) as url, asking(url) as upstreams:
+        with pytest.raises(UpstreamError):
+            await upstreams.find(HASH_PART)
+        [health] = upstreams.health()
+        assert health.state == "closed"
