@@ -1,0 +1,105 @@
+"""The index: an image index under the tag ``cache-index`` that lists a cache's segments.
+
+No registry offers compare-and-swap on a tag, so two writers can overwrite each other's index. Hence the
+segments of a cache are those that the index lists, and those whose own tag is not older than the watermark.
+Source: design section 2, "Index".
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final, Self
+
+from nixcache_oci.cache.segment import Segment, SegmentTag
+from nixcache_oci.cache.timestamp import EPOCH, format_time, parse_time
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.image_index import ImageIndex
+
+INDEX_TAG: Final = "cache-index"
+MAX_INDEX_BYTES: Final = 1024 * 1024
+
+_FORMAT: Final = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheIndex:
+    """What the tag ``cache-index`` points at.
+
+    Attributes:
+        segments: as listed.
+        watermark: a segment whose tag is older counts only where it is listed here.
+        source: address of the GitHub repository, or None.
+        image_index: what it was read from; annotations and fields that are not known here are carried over.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    watermark: datetime = EPOCH
+    source: str | None = None
+    image_index: ImageIndex = field(default_factory=lambda: ImageIndex(manifests=(), annotations={}))
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read the image index.
+
+        Raises:
+            FormatError: not an index of format 2; it is never taken for an empty one.
+        """
+        image_index = ImageIndex.parse(content)
+        notes = image_index.annotations
+        if notes.get(media_type.ANNOTATION_FORMAT) != _FORMAT:
+            found = notes.get(media_type.ANNOTATION_FORMAT)
+            raise FormatError(
+                f"{INDEX_TAG}: format {found!r} is not known here; a newer nixcache-oci may read it"
+                if found is not None
+                else f"{INDEX_TAG}: an image index, but not one of a Nix cache"
+            )
+        try:
+            watermark = parse_time(notes[media_type.ANNOTATION_WATERMARK])
+        except KeyError:
+            raise FormatError(
+                f"{INDEX_TAG}: annotation {media_type.ANNOTATION_WATERMARK} is missing"
+            ) from None
+        segments = tuple(Segment.from_descriptor(descriptor) for descriptor in image_index.manifests)
+        return cls(segments, watermark, notes.get(media_type.ANNOTATION_SOURCE), image_index)
+
+    def render(self) -> bytes:
+        """Write the image index.
+
+        Raises:
+            FormatError: over 1 MiB.
+        """
+        annotations = {
+            **self.image_index.annotations,
+            media_type.ANNOTATION_FORMAT: _FORMAT,
+            media_type.ANNOTATION_WATERMARK: format_time(self.watermark),
+        }
+        if self.source is not None:
+            annotations[media_type.ANNOTATION_SOURCE] = self.source
+        content = replace(
+            self.image_index,
+            manifests=tuple(segment.descriptor for segment in self.segments),
+            annotations=annotations,
+        ).render()
+        if len(content) > MAX_INDEX_BYTES:
+            raise FormatError(
+                f"{INDEX_TAG}: {len(content)} bytes, over the limit of {MAX_INDEX_BYTES}; gc merges segments"
+            )
+        return content
+
+    def unlisted(self, tags: Iterable[str]) -> list[SegmentTag]:
+        """Find the segments that only their own tags know: another writer's index overwrote theirs."""
+        listed = {segment.manifest for segment in self.segments}
+        found = {tag for tag in map(SegmentTag.parse, tags) if tag is not None}
+        return sorted(
+            (tag for tag in found if tag.created >= self.watermark and tag.manifest not in listed),
+            key=lambda tag: (tag.created, tag.manifest),
+        )
+
+    def with_segments(self, more: Iterable[Segment]) -> Self:
+        """List further segments; one that is listed already stays as it is, with its marks."""
+        by_manifest = {segment.manifest: segment for segment in (*more, *self.segments)}
+        return replace(
+            self,
+            segments=tuple(sorted(by_manifest.values(), key=lambda one: (one.created, one.manifest))),
+        )

@@ -1,0 +1,87 @@
+"""The commit: blobs, then the segment under its tag, then the index. Nothing is visible before it is whole.
+
+Two writers may overwrite each other's index; the segment's own tag protects it until a later writer lists
+it. Source: design section 2, "Index".
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import zstandard
+
+from nixcache_oci.cache.cache_index import INDEX_TAG
+from nixcache_oci.cache.listing import read_union
+from nixcache_oci.cache.segment import Segment, build_manifest
+from nixcache_oci.cache.table import Table, render_table
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
+from nixcache_oci.oci.digest import Digest
+
+_TABLE_LEVEL: Final = 12
+_INDEX_TRIES: Final = 3
+
+
+async def push_segment(
+    repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
+) -> Segment:
+    """Push a table, and the manifest that holds it and its blobs together, under the segment's own tag.
+
+    Args:
+        repository: where the blobs of ``layers`` were pushed to already.
+        table: what the segment lists; its header's time becomes the segment's.
+        layers: every blob that the narinfos point into.
+        source: address of the GitHub repository: GHCR links the package to it.
+
+    Raises:
+        FormatError: over a limit of the format.
+        RegistryError: a push failed; the cache is as it was.
+    """
+    content = zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+    digest = Digest.of(content)
+    await repository.push_blob(digest, content)
+    await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
+    manifest = build_manifest(
+        Descriptor(media_type.TABLE, digest, len(content)),
+        layers,
+        created=table.header.created,
+        paths=len(table.narinfos),
+        source=source,
+    )
+    segment = Segment.from_manifest(manifest)
+    await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    return segment
+
+
+async def list_segments(
+    repository: Repository,
+    mine: Sequence[Segment],
+    *,
+    source: str | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> bool:
+    """Write an index that lists these segments beside all others.
+
+    Returns:
+        Whether the last read-back still showed this index. False means that other writers were at it: the
+        segments are found by their tags until one of them lists them.
+
+    Raises:
+        FormatError: what is there is no index of version 2; nothing was written.
+        RegistryError: the repository could not answer; nothing was written, or the write failed.
+    """
+    for attempt in range(_INDEX_TRIES):
+        union = await read_union(repository, mine)
+        if union.version1 is not None:
+            raise FormatError(f"{repository.name}: a version 1 cache; it is read, and not yet written")
+        index = union.index.with_segments(mine)
+        content = replace(index, source=index.source or source).render()
+        digest = await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
+        if await repository.resolve(INDEX_TAG) == digest:
+            return True
+        await sleep(random.uniform(0.2, 1) * 2**attempt)  # noqa: S311  # jitter
+    return False

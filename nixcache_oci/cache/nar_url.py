@@ -1,0 +1,82 @@
+"""Where a NAR lies, as a narinfo's URL says it.
+
+``nar/<64 hex>.nar.zst`` is a whole blob, ``nar/<64 hex>/<offset>-<length>.nar.zst`` a slice of a pack.
+A URL is not covered by a narinfo's signature, so it may say where the bytes lie: serving a NAR needs no
+look-up. Source: design section 2, "Table".
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.digest import Digest
+
+MAX_PACK_BYTES: Final = 16 * 1024 * 1024
+MAX_PACKED_NAR_BYTES: Final = 256 * 1024
+
+# Nix picks the decompressor by the narinfo's Compression; the suffix is for people and for other tools.
+SUFFIXES: Final = {
+    "none": "",
+    "xz": ".xz",
+    "bzip2": ".bz2",
+    "gzip": ".gz",
+    "zstd": ".zst",
+    "br": ".br",
+    "lzma": ".lzma",
+    "lz4": ".lz4",
+    "lzip": ".lzip",
+    "compress": ".Z",
+}
+
+_NUMBER = r"(?:0|[1-9][0-9]{0,17})"
+_SHAPE = re.compile(
+    rf"nar/(?P<hex>[0-9a-f]{{64}})(?:/(?P<offset>{_NUMBER})-(?P<length>{_NUMBER}))?\.nar(?P<suffix>\.[A-Za-z0-9]+)?"
+)
+
+_PACK_LINE = re.compile(rb"\nURL: nar/([0-9a-f]{64})/")
+
+
+@dataclass(frozen=True, slots=True)
+class NarUrl:
+    """The place of one compressed NAR.
+
+    Attributes:
+        blob: the NAR blob, or the pack.
+        offset: bytes into the pack, or None for a whole blob.
+        length: bytes in the pack, or None for a whole blob.
+        suffix: of the compression, such as ``.zst``, or an empty string.
+    """
+
+    blob: Digest
+    offset: int | None = None
+    length: int | None = None
+    suffix: str = ""
+
+    def __str__(self) -> str:
+        slice_of_pack = "" if self.offset is None else f"/{self.offset}-{self.length}"
+        return f"nar/{self.blob.hex}{slice_of_pack}.nar{self.suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> "NarUrl":
+        """Read the URL of a narinfo, or the path of a request without its leading slash.
+
+        Raises:
+            FormatError: any other shape, a number that is not canonical, or a slice that no pack can hold.
+        """
+        match = _SHAPE.fullmatch(text)
+        if match is None:
+            raise FormatError(f"NAR URL: not one of this cache: {text[:120]!r}")
+        blob, suffix = Digest(match["hex"]), match["suffix"] or ""
+        if match["offset"] is None:
+            return cls(blob, suffix=suffix)
+        offset, length = int(match["offset"]), int(match["length"])
+        if not 0 < length <= MAX_PACKED_NAR_BYTES or offset + length > MAX_PACK_BYTES:
+            raise FormatError(f"NAR URL: {offset}-{length} lies in no pack of at most {MAX_PACK_BYTES} bytes")
+        return cls(blob, offset, length, suffix)
+
+
+def pack_of(narinfo: bytes) -> Digest | None:
+    """Tell which pack a narinfo's NAR lies in, without parsing the rest; None for a blob of its own."""
+    match = _PACK_LINE.search(narinfo)
+    return Digest(match[1].decode()) if match is not None else None

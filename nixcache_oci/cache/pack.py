@@ -1,0 +1,78 @@
+"""Packs: many small compressed NARs in one blob, so that a closure costs few requests.
+
+Each NAR is compressed alone and nothing lies between them, so any can be cut out by offset and length.
+Source: design section 2, "Segment".
+"""
+
+from dataclasses import dataclass, replace
+
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, SUFFIXES, NarUrl
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One finished pack.
+
+    Attributes:
+        content: the NARs, one after another, at most 16 MiB.
+        narinfos: of what lies in it, each with the URL of its slice.
+    """
+
+    content: bytes
+    narinfos: tuple[NarInfo, ...]
+
+    @property
+    def digest(self) -> Digest:
+        """The name of the blob."""
+        return Digest.of(self.content)
+
+
+def fits_pack(file_size: int) -> bool:
+    """Tell whether a NAR of so many compressed bytes goes into a pack; otherwise it is a blob of its own."""
+    return 0 < file_size <= MAX_PACKED_NAR_BYTES
+
+
+class PackBuilder:
+    """Collects small NARs, in the order given: the caller adds them in closure order.
+
+    ``add`` refuses what no longer fits; the caller then takes ``finish()`` and starts anew.
+    """
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._parts: list[tuple[NarInfo, int, int]] = []
+
+    def add(self, narinfo: NarInfo, compressed: bytes) -> bool:
+        """Append one NAR; False where this pack has no room for it.
+
+        Args:
+            narinfo: of the NAR; its URL is replaced when the pack is finished.
+            compressed: at most 256 KiB.
+
+        Raises:
+            FormatError: empty, or over 256 KiB.
+        """
+        if not fits_pack(len(compressed)):
+            raise FormatError(
+                f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong into a pack"
+            )
+        if len(self._content) + len(compressed) > MAX_PACK_BYTES:
+            return False
+        self._parts.append((narinfo, len(self._content), len(compressed)))
+        self._content += compressed
+        return True
+
+    def finish(self) -> Pack:
+        """Name the pack by its content and point the narinfos at their slices; none, where none was added."""
+        content = bytes(self._content)
+        digest = Digest.of(content)
+        return Pack(
+            content,
+            tuple(
+                replace(narinfo, url=str(NarUrl(digest, offset, length, SUFFIXES[narinfo.compression])))
+                for narinfo, offset, length in self._parts
+            ),
+        )

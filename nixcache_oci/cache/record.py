@@ -1,0 +1,145 @@
+"""Records: what a publish, a pin or an unpin left in a table, for gc to count.
+
+Each is one stanza of ``Key: value`` lines. Kinds and fields that this version does not know are kept.
+Source: design section 2, "Table".
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from nixcache_oci.cache.timestamp import format_time, parse_time
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.store_path import StorePath
+
+Field = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishRecord:
+    """One job's publish: which roots it built, and which did not build.
+
+    Attributes:
+        scope: what later publishes supersede, such as a branch and system; no spaces.
+        run: the job's run; all records of one scope and run belong together; no spaces.
+        time: when it published, and it keeps that time through every rewrite.
+        roots: name and store path of each root.
+        failed: names of roots that did not build.
+        is_partial: a narrowed run, which displaces only its own names.
+        extra: fields that this version does not know.
+    """
+
+    scope: str
+    run: str
+    time: datetime
+    roots: tuple[tuple[str, StorePath], ...] = ()
+    failed: tuple[str, ...] = ()
+    is_partial: bool = False
+    extra: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PinRecord:
+    """A store path that is kept under a name.
+
+    Attributes:
+        keep: ``until <time>``, ``for <N> revisions`` or ``forever``.
+    """
+
+    name: str
+    path: StorePath
+    time: datetime
+    keep: str
+    extra: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnpinRecord:
+    """The end of a pin."""
+
+    name: str
+    time: datetime
+    extra: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRecord:
+    """A record of a kind that this version does not know, kept as it is."""
+
+    fields: tuple[Field, ...] = field(default=())
+
+
+Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
+
+
+def parse_record(fields: tuple[Field, ...]) -> Record:
+    """Read one stanza; its first key tells the kind.
+
+    Raises:
+        FormatError: a known kind with a value that breaks its form.
+    """
+    (kind, value), rest = fields[0], fields[1:]
+    words = value.split(" ")
+    match kind, words:
+        case "Publish", [scope, run, time]:
+            return _parse_publish(scope, run, parse_time(time), rest)
+        case "Pin", [name, path, time, *keep] if _is_keep(keep):
+            return PinRecord(name, StorePath.parse(path), parse_time(time), " ".join(keep), rest)
+        case "Unpin", [name, time]:
+            return UnpinRecord(name, parse_time(time), rest)
+        case (("Publish" | "Pin" | "Unpin"), _):
+            raise FormatError(f"record: malformed {kind}: {value[:200]!r}")
+    return UnknownRecord(fields)
+
+
+def record_fields(record: Record) -> tuple[Field, ...]:
+    """Turn a record into the fields of its stanza."""
+    match record:
+        case PublishRecord():
+            return (
+                ("Publish", f"{record.scope} {record.run} {format_time(record.time)}"),
+                *(("Root", f"{name} {path}") for name, path in record.roots),
+                *(("Failed", name) for name in record.failed),
+                *((("Partial", "yes"),) if record.is_partial else ()),
+                *record.extra,
+            )
+        case PinRecord():
+            value = f"{record.name} {record.path} {format_time(record.time)} {record.keep}"
+            return (("Pin", value), *record.extra)
+        case UnpinRecord():
+            return (("Unpin", f"{record.name} {format_time(record.time)}"), *record.extra)
+        case UnknownRecord():
+            return record.fields
+
+
+def _parse_publish(scope: str, run: str, time: datetime, fields: tuple[Field, ...]) -> PublishRecord:
+    roots: list[tuple[str, StorePath]] = []
+    failed: list[str] = []
+    extra: list[Field] = []
+    is_partial = False
+    for key, value in fields:
+        match key:
+            case "Root":
+                # A quoted attribute may hold spaces, a store path may not.
+                name, _, path = value.rpartition(" ")
+                if not name:
+                    raise FormatError(f"record: Root needs a name and a store path: {value[:200]!r}")
+                roots.append((name, StorePath.parse(path)))
+            case "Failed":
+                failed.append(value)
+            case "Partial":
+                is_partial = value == "yes"
+            case _:
+                extra.append((key, value))
+    return PublishRecord(scope, run, time, tuple(roots), tuple(failed), is_partial, tuple(extra))
+
+
+def _is_keep(words: list[str]) -> bool:
+    match words:
+        case ["forever"]:
+            return True
+        case ["until", time]:
+            parse_time(time)
+            return True
+        case ["for", count, "revisions"]:
+            return count.isascii() and count.isdigit() and not count.startswith("0")
+    return False

@@ -1,0 +1,164 @@
+"""Segments: all that one publish added, as one immutable image manifest under a tag of its own.
+
+Source: design section 2, "Segment" and "Index".
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Self
+
+from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
+
+MAX_LAYERS: Final = 2000
+
+_TAG = re.compile(r"segment-([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTag:
+    """A segment's own tag: the list of tags alone tells which segments exist.
+
+    Attributes:
+        created: to the second.
+        manifest: digest of the segment's manifest, so that each can be checked against its name.
+    """
+
+    created: datetime
+    manifest: Digest
+
+    def __str__(self) -> str:
+        return f"segment-{format_tag_time(self.created)}-{self.manifest.hex}"
+
+    @classmethod
+    def parse(cls, tag: str) -> Self | None:
+        """Read a tag; None for a tag that is not a segment's."""
+        match = _TAG.fullmatch(tag)
+        if match is None:
+            return None
+        try:
+            return cls(parse_tag_time(match[1]), Digest(match[2]))
+        except FormatError:
+            return None  # shaped like one, but there is no such time: nobody of ours made it
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment as the index lists it: enough to read its table without its manifest.
+
+    Attributes:
+        descriptor: as the index has it, carried over verbatim by every rewrite of the index.
+        table: digest of the table blob.
+        created: when it was published.
+        paths: how many narinfos it lists.
+        condemned: since when gc holds it for dead, or None.
+    """
+
+    descriptor: Descriptor
+    table: Digest
+    created: datetime
+    paths: int
+    condemned: datetime | None
+
+    @property
+    def manifest(self) -> Digest:
+        """What names the segment."""
+        return self.descriptor.digest
+
+    @property
+    def tag(self) -> SegmentTag:
+        """Its own tag."""
+        return SegmentTag(self.created, self.manifest)
+
+    @classmethod
+    def from_descriptor(cls, descriptor: Descriptor) -> Self:
+        """Read a descriptor of the index.
+
+        Raises:
+            FormatError: an annotation is missing or malformed.
+        """
+        notes = descriptor.annotations
+        try:
+            return cls(
+                descriptor,
+                Digest.parse(notes[media_type.ANNOTATION_TABLE]),
+                parse_time(notes[media_type.ANNOTATION_CREATED]),
+                _parse_count(notes[media_type.ANNOTATION_PATHS]),
+                parse_time(notes[media_type.ANNOTATION_CONDEMNED])
+                if media_type.ANNOTATION_CONDEMNED in notes
+                else None,
+            )
+        except KeyError as error:
+            raise FormatError(f"segment {descriptor.digest}: annotation {error.args[0]} is missing") from None
+        except FormatError as error:
+            raise FormatError(f"segment {descriptor.digest}: {error}") from None
+
+    @classmethod
+    def from_manifest(cls, content: bytes) -> Self:
+        """Read a segment's own manifest, for a segment that no index lists yet.
+
+        Raises:
+            FormatError: not a segment of version 2.
+        """
+        manifest = Manifest.parse(content)
+        digest = Digest.of(content)
+        if manifest.artifact_type != media_type.SEGMENT:
+            raise FormatError(f"manifest {digest}: it is no segment, but {manifest.artifact_type!r}")
+        if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
+            raise FormatError(f"segment {digest}: its first layer is no table")
+        annotations = {
+            **{
+                key: manifest.annotations[key]
+                for key in (media_type.ANNOTATION_CREATED, media_type.ANNOTATION_PATHS)
+                if key in manifest.annotations
+            },
+            media_type.ANNOTATION_TABLE: str(manifest.layers[0].digest),
+        }
+        # No artifactType here: a common copier strips it, which would change the index's digest.
+        return cls.from_descriptor(
+            Descriptor(media_type.IMAGE_MANIFEST, digest, len(content), annotations=annotations)
+        )
+
+
+def build_manifest(
+    table: Descriptor, layers: Iterable[Descriptor], *, created: datetime, paths: int, source: str | None
+) -> bytes:
+    """Write the manifest of one segment.
+
+    Args:
+        table: of the table blob.
+        layers: every blob that the table's narinfos point into; a blob that is named twice is written once.
+        created: the segment's time, also in its tag.
+        paths: how many narinfos the table lists.
+        source: address of the GitHub repository that the package belongs to.
+
+    Raises:
+        FormatError: over 2,000 layers, or over the size that registries take.
+    """
+    unique = {layer.digest: layer for layer in layers}
+    if len(unique) + 1 > MAX_LAYERS:
+        raise FormatError(f"segment: {len(unique) + 1} layers, over the limit of {MAX_LAYERS}")
+    annotations = {
+        media_type.ANNOTATION_CREATED: format_time(created),
+        media_type.ANNOTATION_PATHS: str(paths),
+    }
+    if source is not None:
+        annotations[media_type.ANNOTATION_SOURCE] = source
+    return Manifest(
+        artifact_type=media_type.SEGMENT,
+        config=EMPTY_CONFIG,
+        layers=(table, *unique.values()),
+        annotations=annotations,
+    ).render()
+
+
+def _parse_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):  # noqa: PLR2004  # a billion paths is enough
+        raise FormatError(f"{media_type.ANNOTATION_PATHS}: expected a count, got {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,267 @@
+"""Tables: the text that lists what one segment holds.
+
+Stanzas of ``Key: value`` lines, parted by one empty line: a header, then records, then narinfos sorted by
+hash part, each exactly what the proxy serves. Stanzas are rendered from parsed values, never pasted: an
+empty line inside a value would forge a stanza. Source: design section 2, "Table".
+"""
+
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
+from typing import Final, Protocol
+
+from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
+from nixcache_oci.cache.timestamp import format_time, parse_time
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+
+MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
+# A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
+MAX_STANZA_BYTES: Final = 1024 * 1024
+
+_VERSION: Final = "2"
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+_NARINFO_START: Final = b"StorePath: "
+_LISTED = re.compile(rb"(?:\A|\n\n)StorePath: (?:/[^/\n]+)+/([0-9a-z]{32})-")
+# int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
+_TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
+_KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-bit key
+
+
+class Buffer(Protocol):
+    """What ``bytes`` and ``mmap`` have in common, as far as it is used here."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> bytes: ...
+
+    def find(self, sub: bytes, start: int = ..., end: int = ..., /) -> int:
+        """See bytes."""
+
+    def rfind(self, sub: bytes, start: int = ..., end: int = ..., /) -> int:
+        """See bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableHeader:
+    """What a table says of itself.
+
+    Attributes:
+        created: when the segment was made.
+        source: where from, such as the address of a commit; None where unknown.
+        public_keys: ``name:base64`` of the keys that its narinfos were signed with.
+        extra: fields that this version does not know.
+    """
+
+    created: datetime
+    source: str | None = None
+    public_keys: tuple[str, ...] = ()
+    extra: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A whole table, parsed."""
+
+    header: TableHeader
+    records: tuple[Record, ...] = ()
+    narinfos: tuple[NarInfo, ...] = ()
+
+
+def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
+    """Write a table; narinfos are put in order.
+
+    Args:
+        table: what to write.
+        limit: bytes that it may have at most.
+
+    Raises:
+        FormatError: a value that holds a line break, a store path listed twice, or over the limit in all.
+    """
+    narinfos = sorted(table.narinfos, key=lambda narinfo: narinfo.store_path.hash_part)
+    for one, other in pairwise(narinfos):
+        if one.store_path.hash_part == other.store_path.hash_part:
+            raise FormatError(f"table: {other.store_path} is listed twice")
+    stanzas = [_render_stanza(_header_fields(table.header))]
+    stanzas += [_render_stanza(record_fields(record)) for record in table.records]
+    stanzas += [narinfo.render() for narinfo in narinfos]
+    content = "\n".join(stanzas).encode()
+    if len(content) > limit:
+        raise FormatError(f"table: {len(content)} bytes, over the limit of {limit}")
+    return content
+
+
+def parse_table(content: bytes) -> Table:
+    """Read a whole table strictly, for those who rewrite or count; a reader of narinfos uses ``scan``.
+
+    Raises:
+        FormatError: anything that breaks the format.
+    """
+    head = parse_head(content)
+    narinfos = tuple(
+        NarInfo.parse(content[start:end]) for start, end in _stanzas(content, _end_of_head(content))
+    )
+    parts = [narinfo.store_path.hash_part for narinfo in narinfos]
+    if any(one >= other for one, other in pairwise(parts)):
+        raise FormatError("table: its narinfos are not in the order of their hash parts")
+    return replace(head, narinfos=narinfos)
+
+
+def parse_head(content: Buffer) -> Table:
+    """Read header and records, and leave the narinfos alone.
+
+    Raises:
+        FormatError: not a version 2 table, or a malformed header or record.
+    """
+    fields = [_parse_stanza(content[start:end]) for start, end in _stanzas(content, 0, _end_of_head(content))]
+    if not fields:
+        raise FormatError("table: it is empty")
+    return Table(_parse_header(fields[0]), tuple(parse_record(record) for record in fields[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Where the narinfos of a table lie, for look-ups.
+
+    Attributes:
+        keys: the first 12 letters of each hash part as a number, ascending.
+        positions: offset of each hash part in the table, in bytes; same order.
+    """
+
+    keys: "array[int]"
+    positions: "array[int]"
+
+
+def scan(content: Buffer) -> Scan:
+    """Find every narinfo without parsing any: a stanza is validated when it is first served.
+
+    Raises:
+        FormatError: the narinfos are not in order.
+    """
+    keys, positions = array("Q"), array("I")
+    previous = b""
+    # mmap is a buffer to re, though typeshed's Protocols cannot say so together with slicing.
+    for match in _LISTED.finditer(content):  # type: ignore[call-overload]  # see above
+        hash_part = match[1]
+        if hash_part <= previous:
+            raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
+        previous = hash_part
+        try:
+            keys.append(_number(hash_part))
+        except ValueError:
+            continue  # a letter outside nix32: no request can ask for it
+        positions.append(match.start(1))
+    return Scan(keys, positions)
+
+
+def find_row(
+    content: Buffer, keys: Sequence[int], positions: Sequence[int], hash_part: HashPart
+) -> int | None:
+    """Look one narinfo up in about twenty steps; ``keys`` and ``positions`` come from ``scan``.
+
+    Returns:
+        Its place in ``positions``, or None where the table does not list it.
+    """
+    wanted = hash_part.encode()
+    key = _number(wanted)
+    row = bisect_left(keys, key)
+    while row < len(keys) and keys[row] == key:
+        position = positions[row]
+        if content[position : position + len(wanted)] == wanted:
+            return row
+        row += 1
+    return None
+
+
+def stanza_around(content: Buffer, position: int) -> bytes:
+    """Cut out the narinfo whose hash part lies at this offset, exactly as it is served."""
+    start = content.rfind(_NARINFO_START, max(0, position - 4096), position)
+    end = content.find(b"\n\n", position)
+    return content[start : len(content) if end < 0 else end + 1]
+
+
+def _number(hash_part: bytes) -> int:
+    return int(hash_part[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32, b"_eotu"), 32)
+
+
+def _end_of_head(content: Buffer) -> int:
+    at = content.find(b"\n\n" + _NARINFO_START)
+    return len(content) if at < 0 else at + 1
+
+
+def _stanzas(content: Buffer, start: int, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each stanza, its last line break included, the empty line excluded."""
+    stop = len(content) if end is None else end
+    while start < stop:
+        if content[start : start + 1] == b"\n":
+            start += 1
+            continue
+        gap = content.find(b"\n\n", start, stop)
+        stanza_end = stop if gap < 0 else gap + 1
+        if stanza_end - start > MAX_STANZA_BYTES:
+            raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
+        yield start, stanza_end
+        start = stanza_end + 1
+
+
+def _header_fields(header: TableHeader) -> Iterable[Field]:
+    yield "Nixcache-Table", _VERSION
+    yield "Created", format_time(header.created)
+    if header.source is not None:
+        yield "Source", header.source
+    for key in header.public_keys:
+        yield "Public-Key", key
+    yield from header.extra
+
+
+def _parse_header(fields: tuple[Field, ...]) -> TableHeader:
+    if fields[0] != ("Nixcache-Table", _VERSION):
+        raise FormatError(
+            f"table: expected 'Nixcache-Table: {_VERSION}' first, got {': '.join(fields[0])[:80]!r}"
+        )
+    created: datetime | None = None
+    source: str | None = None
+    public_keys: list[str] = []
+    extra: list[Field] = []
+    for key, value in fields[1:]:
+        match key:
+            case "Created":
+                created = parse_time(value)
+            case "Source":
+                source = value
+            case "Public-Key":
+                public_keys.append(value)
+            case _:
+                extra.append((key, value))
+    if created is None:
+        raise FormatError("table: its header has no Created")
+    return TableHeader(created, source, tuple(public_keys), tuple(extra))
+
+
+def _render_stanza(fields: Iterable[Field]) -> str:
+    lines = []
+    for key, value in fields:
+        if not _KEY.fullmatch(key) or not value or any(ord(letter) < ord(" ") for letter in value):
+            raise FormatError(f"table: no such field can be written: {key!r}: {value!r}")
+        lines.append(f"{key}: {value}\n")
+    return "".join(lines)
+
+
+def _parse_stanza(content: bytes) -> tuple[Field, ...]:
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"table: not UTF-8: {error}") from None
+    if lines.pop() != "":
+        raise FormatError("table: it does not end with a line break")
+    fields = []
+    for line in lines:
+        key, colon, value = line.partition(": ")
+        if not colon or not _KEY.fullmatch(key):
+            raise FormatError(f"table: not a 'Key: value' line: {line[:120]!r}")
+        fields.append((key, value))
+    return tuple(fields)

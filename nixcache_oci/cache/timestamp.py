@@ -1,0 +1,59 @@
+"""Times as the format writes them: UTC, to the second.
+
+Source: design section 2. In text ``2026-11-21T03:15:00Z`` (RFC 3339), in a tag ``20261121T031500Z``,
+because a tag may hold no colon.
+"""
+
+import re
+from datetime import UTC, datetime
+
+from nixcache_oci.errors import FormatError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_TEXT = "%Y-%m-%dT%H:%M:%SZ"
+_TAG = "%Y%m%dT%H%M%SZ"
+# strptime is laxer than the format: it takes one digit for two.
+_TEXT_SHAPE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_TAG_SHAPE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
+
+
+def format_time(time: datetime) -> str:
+    """Write an aware time as ``2026-11-21T03:15:00Z``; fractions of a second are dropped."""
+    return time.astimezone(UTC).strftime(_TEXT)
+
+
+def parse_time(text: str) -> datetime:
+    """Read ``2026-11-21T03:15:00Z``.
+
+    Raises:
+        FormatError: any other form, or no such time.
+    """
+    return _parse(text, _TEXT_SHAPE, _TEXT)
+
+
+def format_tag_time(time: datetime) -> str:
+    """Write an aware time as ``20261121T031500Z``."""
+    return time.astimezone(UTC).strftime(_TAG)
+
+
+def parse_tag_time(text: str) -> datetime:
+    """Read ``20261121T031500Z``.
+
+    Raises:
+        FormatError: any other form, or no such time.
+    """
+    return _parse(text, _TAG_SHAPE, _TAG)
+
+
+def _parse(text: str, shape: re.Pattern[str], form: str) -> datetime:
+    if shape.fullmatch(text):
+        try:
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+        except ValueError:
+            pass  # the right shape, but no such day or hour: the same sentence as for a wrong shape
+    raise FormatError(f"time: expected one like {_example(form)}, got {text[:40]!r}")
+
+
+def _example(form: str) -> str:
+    return datetime(2026, 11, 21, 3, 15, tzinfo=UTC).strftime(form)

@@ -1,0 +1,87 @@
+"""Version 1: the index of the older tool of the same name, read as it is.
+
+One JSON document holds every narinfo; NARs are plain blobs named by ``nar_digest``, and a narinfo's own URL
+does not say where. It is turned into the text of a table, so that all else knows one format only.
+Source: design section 2, "Version 1".
+"""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Final
+
+from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.timestamp import EPOCH
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
+
+# About 300,000 entries: the document is parsed in memory, once.
+MAX_DOCUMENT_BYTES: Final = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Version1:
+    """A version 1 index as a table.
+
+    Attributes:
+        table: its narinfos, with URLs that say where the bytes lie.
+        skipped: hash part and reason of each entry that cannot be served.
+    """
+
+    table: Table
+    skipped: tuple[tuple[str, str], ...]
+
+
+def version1_layer(manifest: Manifest) -> Descriptor:
+    """Find the document in the manifest that ``cache-index`` points at.
+
+    Raises:
+        FormatError: the manifest is not a version 1 index.
+    """
+    if not manifest.layers or manifest.layers[0].media_type != media_type.INDEX_V1:
+        raise FormatError("cache-index: an image manifest, but not the index of a Nix cache")
+    return manifest.layers[0]
+
+
+def parse_version1(content: bytes | bytearray) -> Version1:
+    """Read the document.
+
+    Raises:
+        FormatError: not such a document. An entry that is malformed is skipped and named.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"version 1 index: not JSON: {error}") from None
+    match document:
+        case {"version": 1, "entries": dict(entries)}:
+            pass
+        case _:
+            raise FormatError("version 1 index: expected an object with version 1 and entries")
+    narinfos: list[NarInfo] = []
+    skipped: list[tuple[str, str]] = []
+    for hash_part, entry in entries.items():
+        try:
+            narinfos.append(_parse_entry(hash_part, entry))
+        except FormatError as error:
+            skipped.append((hash_part[:80], str(error)))
+    public_key = document.get("public_key")
+    keys = (public_key.strip(),) if isinstance(public_key, str) and public_key.strip() else ()
+    return Version1(Table(TableHeader(EPOCH, public_keys=keys), (), tuple(narinfos)), tuple(skipped))
+
+
+def _parse_entry(hash_part: str, entry: object) -> NarInfo:
+    match entry:
+        case {"narinfo": str(text), "nar_digest": str(digest)}:
+            pass
+        case _:
+            raise FormatError("version 1 index: an entry needs narinfo and nar_digest")
+    narinfo = NarInfo.parse(text if text.endswith("\n") else text + "\n")
+    if narinfo.store_path.hash_part != hash_part:
+        raise FormatError(f"version 1 index: {hash_part[:80]!r} holds the narinfo of {narinfo.store_path}")
+    blob = Digest.parse(digest if ":" in digest else f"sha256:{digest}")
+    return replace(narinfo, url=str(NarUrl(blob, suffix=SUFFIXES[narinfo.compression])))
