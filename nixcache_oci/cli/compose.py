@@ -1,0 +1,53 @@
+"""From settings to the parts that do the work, for every verb."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Final, TypeVar
+
+from nixcache_oci.clients.credentials import load_credentials
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+
+try:
+    import uvloop
+except ImportError:  # not built for every platform; asyncio's own loop does the same, slower
+    _loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+else:
+    _loop_factory = uvloop.new_event_loop
+
+# How long one operation tries. A Nix client waits for what is pulled, and 404 lets it go elsewhere; a
+# publisher rather sits out a registry's rate limit, which takes minutes, than begin anew.
+_PULL_PATIENCE_SECONDS: Final = 10.0
+_PUSH_PATIENCE_SECONDS: Final = 600.0
+
+T = TypeVar("T")
+
+
+def run_async(main: Coroutine[object, object, T]) -> T:
+    """Run a coroutine to its end, on the fastest event loop that there is."""
+    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+        return runner.run(main)
+
+
+def open_repository(
+    config: RepositoryConfig, environment: Mapping[str, str], *, push: bool = False
+) -> Repository:
+    """Open the repository that the settings name; whoever opens it closes it.
+
+    Args:
+        config: where it lies.
+        environment: where credentials are looked up.
+        push: whether the credentials must allow writing.
+
+    Raises:
+        UsageError: credentials that were asked for cannot be read.
+    """
+    match config:
+        case LayoutLocation(path):
+            return Layout(path)
+        case RegistryLocation(reference):
+            credentials = load_credentials(reference.host, environment)
+            patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
+            return Registry(reference, credentials, push=push, patience=patience)

@@ -1,0 +1,138 @@
+"""The verb ``demo``: a cache from nothing, in a folder that is thrown away, served until Ctrl-C."""
+
+import argparse
+import hashlib
+import logging
+import shlex
+import sys
+import tempfile
+from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import zstandard
+
+from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.pack import PackBuilder
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.server import run_proxy
+from nixcache_oci.proxy.systemd import Notifier
+
+_STORE_DIR = "/nix/store"
+_KEY_NAME = "nixcache-oci-demo-1"
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments: there are none."""
+    subparsers.add_parser(
+        "demo",
+        description=(
+            "Publish a sample into a cache in a throw-away folder, serve it on a free port of this machine, "
+            "and say what to try. Needs neither Nix nor a registry; Ctrl-C ends it, and nothing stays behind."
+        ),
+        allow_abbrev=False,
+    )
+
+
+def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Serve until a signal ends it."""
+    set_up_logging(logging.WARNING, environment, sys.stderr)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
+    except OSError as error:
+        raise Error(f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can") from None
+    with folder as name:
+        run_async(_demo(Path(name)))
+    return DONE
+
+
+async def _demo(folder: Path) -> None:
+    key = SecretKey.generate(_KEY_NAME)
+    repository = Layout(folder / "cache")
+    try:
+        sample = await _publish_sample(repository, key)
+        config = ProxyConfig(
+            listen="127.0.0.1",
+            port=0,
+            upstreams=(),
+            index_ttl_seconds=300,
+            index_dir=folder / "index",
+            priority=30,
+            store_dir=_STORE_DIR,
+            upstream_nars="stream",
+            hosts=frozenset(),
+            public_keys=(key.public_key,),
+        )
+
+        def announce(addresses: Sequence[str]) -> None:
+            print(_what_to_try(addresses[0], sample, key.public_key, folder / "cache"), flush=True)
+
+        await run_proxy(config, repository, activated_sockets=(), notify=Notifier(""), announce=announce)
+    finally:
+        await repository.close()
+    print("The demo is over; its folder is removed.")
+
+
+async def _publish_sample(repository: Repository, key: SecretKey) -> NarInfo:
+    narinfo, nar = make_sample(_STORE_DIR)
+    compressed = zstandard.ZstdCompressor().compress(nar)
+    builder = PackBuilder()
+    builder.add(
+        replace(
+            narinfo,
+            compression="zstd",
+            file_hash=NixHash(hashlib.sha256(compressed).digest()),
+            file_size=len(compressed),
+            sigs=(key.sign(fingerprint(narinfo)),),
+        ),
+        compressed,
+    )
+    pack = builder.finish()
+    await repository.push_blob(pack.digest, pack.content)
+    header = TableHeader(datetime.now(UTC), public_keys=(str(key.public_key),))
+    segment = await push_segment(
+        repository,
+        Table(header, (), pack.narinfos),
+        [Descriptor(media_type.PACK, pack.digest, len(pack.content))],
+    )
+    await list_segments(repository, [segment])
+    return pack.narinfos[0]
+
+
+def _what_to_try(address: str, sample: NarInfo, public_key: PublicKey, cache: Path) -> str:
+    path = sample.store_path
+    key = shlex.quote(str(public_key))
+    return f"""\
+A cache with one store object is served at {address}
+
+Its narinfo:
+  curl {address}/{path.hash_part}.narinfo
+
+What an operator sees:
+  curl {address}/_status
+
+Into a store of its own, where Nix is installed (nothing of this machine's store is touched):
+  nix-store --store "$(mktemp -d)" --option substituters {address} --option substitute true \\
+    --option trusted-public-keys {key} -r {path}
+
+For all of this machine, in nix.conf:
+  extra-substituters = {address}
+  extra-trusted-public-keys = {public_key}
+
+The cache is an OCI layout in {cache}: skopeo and oras copy it to any registry.
+Ctrl-C ends the demo.
+"""

@@ -1,0 +1,110 @@
+"""The program ``nixcache-oci``: finds the verb, runs it, turns errors into one line and an exit status.
+
+Only the module of the verb that was asked for is imported: HTTP and cryptography take longer to import than
+``--version`` takes to answer.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import MutableMapping, Sequence
+from typing import Final, cast
+
+from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
+from nixcache_oci.errors import Error, UsageError
+
+PROGRAM: Final = "nixcache-oci"
+
+# Each is a module of this package: see the protocol Verb.
+VERBS: Final = {
+    "proxy": "serve the cache to Nix on this machine",
+    "demo": "publish a sample into a throw-away cache, serve it, say what to try",
+}
+
+# As a shell reports a program that a signal ended: 128 and the signal's number.
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; those of the process where None.
+
+    Returns:
+        the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
+    """
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv, os.environ)
+        # Here, where a closed pipe can still be handled, and not at the interpreter's end.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # As in `nixcache-oci list | head`. What is still buffered would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return status
+
+
+def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    verb = _load_verb(argv[0]) if argv and argv[0] in VERBS else None
+    try:
+        arguments = _make_parser(argv, verb).parse_args(argv)
+    except SystemExit as leaving:
+        # argparse has said what is wrong, or has shown help or version.
+        return leaving.code if isinstance(leaving.code, int) else DONE
+    if verb is None:
+        raise AssertionError("argparse requires a verb, and takes none but ours")
+    try:
+        return verb.run(arguments, environment)
+    except UsageError as error:
+        return _fail(error, WRONG_USAGE)
+    except Error as error:
+        return _fail(error, FAILED)
+
+
+def _load_verb(name: str) -> Verb:
+    return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{name}"))
+
+
+def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="A Nix binary cache that lies in an OCI registry.",
+        epilog=f"`{PROGRAM} VERB --help` tells more about one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version, and exit")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        if verb is not None and name == argv[0]:
+            verb.add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def _fail(error: Error, status: int) -> int:
+    print(f"{PROGRAM}: error: {escape_unprintable(str(error))}", file=sys.stderr)
+    return status
+
+
+class _VersionAction(argparse.Action):
+    """Unlike argparse's own, it looks the version up only when it is asked for it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        del namespace, values, option_string
+        from importlib.metadata import version  # noqa: PLC0415 -- a third of the time that a start takes
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        parser.exit(DONE)

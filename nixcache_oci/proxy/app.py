@@ -1,0 +1,118 @@
+"""The HTTP surface: routes, who may ask, and the one place where errors become statuses."""
+
+import logging
+import socket
+import time
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
+from nixcache_oci.proxy.endpoints.health import get_health
+from nixcache_oci.proxy.endpoints.metrics import get_metrics
+from nixcache_oci.proxy.endpoints.nar import get_nar
+from nixcache_oci.proxy.endpoints.narinfo import get_narinfo
+from nixcache_oci.proxy.endpoints.public_key import get_public_key
+from nixcache_oci.proxy.endpoints.refresh import post_refresh
+from nixcache_oci.proxy.endpoints.status import get_status
+from nixcache_oci.proxy.endpoints.upstream_nar import get_upstream_nar
+from nixcache_oci.proxy.guard import is_allowed_host
+from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.nar_source import NarSource
+from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
+
+_log = logging.getLogger(__name__)
+
+def build_app(
+    config: ProxyConfig, repository: Repository, index: LiveIndex, upstreams: Upstreams, counters: Counters
+) -> web.Application:
+    """Put the application together; it owns what it makes here, and nothing that it is given."""
+    quarantine = Quarantine()
+    packs = PackCache(repository, quarantine, counters)
+    nars = NarSource(repository, packs, quarantine)
+    app = web.Application(middlewares=[_errors_to_statuses, _guard(config)])
+    app[keys.CONFIG] = config
+    app[keys.COUNTERS] = counters
+    app[keys.INDEX] = index
+    app[keys.NARS] = nars
+    app[keys.PACKS] = packs
+    app[keys.REPOSITORY] = repository
+    app[keys.STARTED] = time.time()
+    app[keys.UPSTREAMS] = upstreams
+    app.add_routes(
+        [
+            web.get("/nix-cache-info", get_cache_info),
+            web.get("/{hash_part:[^/]+}.narinfo", get_narinfo),
+            web.get("/nar/{place:.+}", get_nar),
+            web.get("/upstream/{key:[^/]+}/{path:.+}", get_upstream_nar),
+            web.get("/public-key", get_public_key),
+            web.get("/_status", get_status),
+            web.get("/health", get_health),
+            web.get("/metrics", get_metrics),
+            web.post("/_refresh", post_refresh),
+        ]
+    )
+    app.on_response_prepare.append(_name_server)
+
+    async def clean_up(_app: web.Application) -> None:
+        await nars.close()
+        await packs.close()
+
+    app.on_cleanup.append(clean_up)
+    return app
+
+
+@web.middleware
+async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Map every error to a status with a bare body, for messages leak paths.
+
+    Nix survives only 200 and 404: whatever cannot be served is not there.
+    """
+    try:
+        return await handler(request)
+    except UnsatisfiableRangeError as error:
+        status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        return _bare(status, {hdrs.CONTENT_RANGE: f"bytes */{error.size}"})
+    except web.HTTPMethodNotAllowed as error:
+        return _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+    except web.HTTPException as error:
+        return _bare(HTTPStatus(error.status))
+    except Error as error:
+        request.app[keys.COUNTERS].nars_refused += 1
+        _log.info("not served", extra={"fields": {"path": request.path, "error": str(error)}})
+        return _bare(HTTPStatus.NOT_FOUND)
+    except ConnectionError:
+        raise  # the client went away: there is nobody to answer
+    except Exception:  # noqa: BLE001  # the last door: logged whole, and Nix must not see a 500
+        _log.exception("unexpected error", extra={"fields": {"path": request.path}})
+        return _bare(HTTPStatus.NOT_FOUND)
+
+
+def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, text=f"{status.phrase}\n", headers=headers)
+
+
+def _guard(config: ProxyConfig) -> Middleware:
+    own = socket.gethostname().lower()
+    names = config.hosts | {own, own.partition(".")[0], f"{own.partition('.')[0]}.local"}
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not is_allowed_host(request.headers.get(hdrs.HOST), names):
+            raise web.HTTPForbidden
+        return await handler(request)
+
+    return guard
+
+
+async def _name_server(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = "nixcache-oci"

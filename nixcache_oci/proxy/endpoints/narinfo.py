@@ -1,0 +1,26 @@
+"""``/<hash part>.narinfo``: whether a store path is to be had, and where."""
+
+from aiohttp import hdrs, web
+
+from nixcache_oci.cache.nar_url import pack_of
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
+from nixcache_oci.proxy.lookup import Answer, look_up
+
+
+async def get_narinfo(request: web.Request) -> web.Response:
+    """Answer from memory; what is unknown becomes 404 too, for Nix survives only 200 and 404."""
+    try:
+        hash_part = HashPart.parse(request.match_info["hash_part"])
+    except FormatError:
+        raise web.HTTPNotFound from None
+    app = request.app
+    found = await look_up(hash_part, app[INDEX], app[UPSTREAMS], app[COUNTERS])
+    if found.narinfo is None:
+        raise web.HTTPNotFound
+    if found.answer is Answer.HIT and request.method == hdrs.METH_GET:
+        pack = pack_of(found.narinfo)
+        if pack is not None:
+            app[PACKS].fetch_ahead(pack)
+    return web.Response(body=found.narinfo, content_type="text/x-nix-narinfo")

@@ -1,0 +1,48 @@
+"""``/upstream/<key>/…``: NARs of upstream narinfos, streamed through."""
+
+from aiohttp import hdrs, web
+
+from nixcache_oci.clients.upstream.nar import NarHead
+from nixcache_oci.errors import UpstreamNotFoundError
+from nixcache_oci.proxy.byte_range import ByteRange, parse_range
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.keys import COUNTERS, UPSTREAMS
+from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
+
+
+async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
+    """Send one NAR of an upstream, or the part of it that is asked for."""
+    key = request.match_info["key"]
+    path, query = _path_as_sent(request, key)
+    upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
+    wanted = wanted_range(request)
+    start, end = 0, None
+    if request.method == hdrs.METH_HEAD or wanted is not None:
+        head = await upstreams.head_nar(key, path, query)
+        if request.method == hdrs.METH_HEAD:
+            return await send_head(request, _headers(head))
+        part = parse_range(wanted, head.size) if head.size is not None else None
+        if part is not None:
+            start, end = part.start, part.end
+    async with upstreams.open_nar(key, path, query, start=start, end=end) as nar:
+        return await relay(request, nar.chunks, _headers(nar.head), lambda sent: _count(counters, sent))
+
+
+def _path_as_sent(request: web.Request, key: str) -> tuple[str, str]:
+    # Decoding it here would make another path of it at the upstream.
+    path, _, query = request.raw_path.partition("?")
+    prefix = f"/upstream/{key}/"
+    if not path.startswith(prefix):
+        raise UpstreamNotFoundError("no path below an upstream")
+    return path.removeprefix(prefix), query
+
+
+def _headers(head: NarHead) -> dict[str, str]:
+    extent = None
+    if head.size is not None and head.end is not None:
+        extent = ByteRange(head.start, head.end, head.size)
+    return nar_headers(extent, accepts_ranges=head.accepts_ranges)
+
+
+def _count(counters: Counters, sent_bytes: int) -> None:
+    counters.upstream_nar_bytes += sent_bytes

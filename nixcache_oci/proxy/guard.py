@@ -1,0 +1,47 @@
+"""Who may ask: a daemon that a browser can reach is an attack surface.
+
+A page may rebind its own host name to this machine's address, or send a request across origins. Source:
+design section 3, promise 10.
+"""
+
+import ipaddress
+import re
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+ALLOW_HEADER: Final = "X-Nixcache-Oci"
+
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{1,5})?")
+
+
+def is_allowed_host(header: str | None, names: AbstractSet[str]) -> bool:
+    """Decide whether a Host header is one that no stranger can choose.
+
+    Args:
+        header: its value; None for a client of HTTP/1.0, which no browser is.
+        names: further names to answer to, in lower case.
+    """
+    if header is None:
+        return True
+    match = _HOST.fullmatch(header)
+    if match is None:
+        return False
+    name = match["name"].lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost") or name in names:
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def may_change_state(origin: str | None, allow: str | None) -> bool:
+    """Decide whether a request may change something here.
+
+    Args:
+        origin: value of Origin: browsers send it, across origins and with every POST.
+        allow: value of ``X-Nixcache-Oci``: a page of another origin cannot send it, because browsers ask for
+            leave first, and no such leave is given.
+    """
+    return origin is None or allow is not None

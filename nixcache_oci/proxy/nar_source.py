@@ -1,0 +1,120 @@
+"""Where the bytes of a NAR come from: a blob that streams and is verified, or a slice of a pack.
+
+Memory use is one chunk per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import open_resuming
+from nixcache_oci.errors import FormatError, NotFoundError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.verified import verified
+
+_MAX_SIZES: Final = 4096
+
+
+class NarSource:
+    """Opens NARs.
+
+    Args:
+        repository: where the blobs lie.
+        packs: gives packs.
+        quarantine: takes the blobs that turn out wrong; what is in it is not found.
+    """
+
+    def __init__(self, repository: Repository, packs: PackCache, quarantine: Quarantine) -> None:
+        self._repository = repository
+        self._packs = packs
+        self._quarantine = quarantine
+        self._sizes: OrderedDict[Digest, int] = OrderedDict()
+        self._asking: dict[Digest, asyncio.Task[int]] = {}
+
+    async def slice_of_pack(self, url: NarUrl) -> bytes:
+        """Give a NAR that lies in a pack; it is as right as the whole pack, which was checked.
+
+        Raises:
+            NotFoundError: the pack is in quarantine.
+            FormatError: the slice does not lie inside the pack.
+            Error: the pack could not be fetched.
+        """
+        self._check_quarantine(url.blob)
+        pack = await self._packs.get(url.blob)
+        offset, length = url.offset or 0, url.length or 0
+        if offset + length > len(pack):
+            raise FormatError(f"pack {url.blob}: {offset}-{length} does not lie in its {len(pack)} bytes")
+        return bytes(pack[offset : offset + length])
+
+    async def size(self, blob: Digest) -> int:
+        """Tell a blob's size; whoever asks for the same one meanwhile shares the request.
+
+        Raises:
+            NotFoundError: there is no such blob, or it is in quarantine.
+            RegistryError: the repository could not answer.
+        """
+        self._check_quarantine(blob)
+        known = self._sizes.get(blob)
+        if known is not None:
+            return known
+        asking = self._asking.get(blob)
+        if asking is None:
+            asking = asyncio.create_task(self._repository.stat_blob(blob), name=f"size {blob.hex[:12]}")
+            self._asking[blob] = asking
+            asking.add_done_callback(lambda task: self._keep_size(blob, task))
+        return await asyncio.shield(asking)
+
+    @asynccontextmanager
+    async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
+
+        Raises:
+            NotFoundError: there is no such blob, or it is in quarantine.
+            RegistryError: it could not be opened; or, from the bytes, it could not be read on.
+            DigestError: from the bytes: they are wrong; from now on the blob is in quarantine.
+        """
+        self._check_quarantine(blob)
+        async with open_resuming(self._repository, blob) as stream:
+            self._remember_size(blob, stream.size)
+            async with aclosing(verified(stream.chunks, blob, self._quarantine)) as chunks:
+                yield stream.size, chunks
+
+    @asynccontextmanager
+    async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a part of a blob; it cannot be verified: Nix's NarHash is the last line.
+
+        Raises:
+            NotFoundError: there is no such blob, or it is in quarantine.
+            RegistryError: it could not be opened; or, from the bytes, it could not be read on.
+        """
+        self._check_quarantine(blob)
+        async with open_resuming(self._repository, blob, start, end) as stream:
+            yield stream.chunks
+
+    async def close(self) -> None:
+        """End what is under way."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    def _check_quarantine(self, blob: Digest) -> None:
+        if blob in self._quarantine:
+            raise NotFoundError(f"blob {blob}: its bytes were wrong a short while ago")
+
+    def _keep_size(self, blob: Digest, task: asyncio.Task[int]) -> None:
+        self._asking.pop(blob, None)
+        if not task.cancelled() and task.exception() is None:
+            self._remember_size(blob, task.result())
+
+    def _remember_size(self, blob: Digest, size: int) -> None:
+        self._sizes[blob] = size
+        self._sizes.move_to_end(blob)
+        while len(self._sizes) > _MAX_SIZES:
+            self._sizes.popitem(last=False)

@@ -1,0 +1,96 @@
+"""Relaying the bytes of a NAR to a client, and ending the transfer so that Nix understands.
+
+Source: facts about Nix clients, "Reading": 404 before the first byte makes Nix turn to another cache or
+build; a connection that is cut later is resumed where the answer had ``Accept-Ranges``; and a NAR never has
+a Content-Encoding.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from nixcache_oci.errors import Error
+from nixcache_oci.proxy.byte_range import ByteRange
+from nixcache_oci.proxy.keys import COUNTERS
+
+_log = logging.getLogger(__name__)
+
+NAR_TYPE: Final = "application/x-nix-nar"
+
+
+def wanted_range(request: web.Request) -> str | None:
+    """Give the Range header where it counts: on GET, and without a validator that we never gave out."""
+    if request.method != hdrs.METH_GET or hdrs.IF_RANGE in request.headers:
+        return None
+    return request.headers.get(hdrs.RANGE)
+
+
+def nar_headers(extent: ByteRange | None, *, accepts_ranges: bool = True) -> dict[str, str]:
+    """Write the head of an answer.
+
+    Args:
+        extent: which bytes follow; None where nobody knows how many there are.
+        accepts_ranges: whether a client may ask for a part.
+    """
+    headers: dict[str, str] = {hdrs.CONTENT_TYPE: NAR_TYPE}
+    if accepts_ranges:
+        headers[hdrs.ACCEPT_RANGES] = "bytes"
+    if extent is not None:
+        headers[hdrs.CONTENT_LENGTH] = str(extent.end - extent.start)
+        if not extent.is_whole:
+            headers[hdrs.CONTENT_RANGE] = extent.content_range
+    return headers
+
+
+async def send_head(request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
+    """Answer HEAD: what GET would say, and no bytes."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    await response.write_eof()
+    return response
+
+
+async def relay(
+    request: web.Request,
+    chunks: AsyncIterator[bytes],
+    headers: dict[str, str],
+    count: Callable[[int], None],
+) -> web.StreamResponse:
+    """Send a stream on, piece by piece, as fast as the client takes it.
+
+    Args:
+        request: of the client.
+        chunks: the bytes; an Error from the first of them is raised, and becomes a status.
+        headers: from ``nar_headers``; with a Content-Range the status is 206.
+        count: is told how many bytes were sent.
+    """
+    # Have the first bytes before the head is sent: until then, a failure is a plain 404.
+    first = await anext(chunks, b"")
+    status = 206 if hdrs.CONTENT_RANGE in headers else 200
+    response = web.StreamResponse(status=status, headers=headers)
+    await response.prepare(request)
+    counters = request.app[COUNTERS]
+    counters.nars += 1
+    try:
+        if first:
+            await response.write(first)
+            count(len(first))
+        async for chunk in chunks:
+            await response.write(chunk)
+            count(len(chunk))
+        await response.write_eof()
+    except Error as error:
+        counters.nars_cut += 1
+        _log.warning("transfer cut", extra={"fields": {"path": request.path, "error": str(error)}})
+        _cut(request)
+    except ConnectionError:
+        _log.debug("client went away", extra={"fields": {"path": request.path}})
+    return response
+
+
+def _cut(request: web.Request) -> None:
+    # No error page may follow: it would land inside the NAR. The missing bytes tell the client.
+    if request.transport is not None:
+        request.transport.close()

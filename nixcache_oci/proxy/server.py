@@ -1,0 +1,105 @@
+"""Running the proxy: start from disk, listen, serve, and stop within five seconds."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiohttp import web
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.upstream.address import NarMode, parse_upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error
+from nixcache_oci.proxy.app import build_app
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.systemd import Notifier
+
+_log = logging.getLogger(__name__)
+
+# Running transfers may end by themselves for so long; Nix resumes what is cut then.
+_GRACE_SECONDS: Final = 3.0
+
+
+async def run_proxy(
+    config: ProxyConfig,
+    repository: Repository,
+    *,
+    activated_sockets: Sequence[socket.socket],
+    notify: Notifier,
+    announce: Callable[[Sequence[str]], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        config: of the proxy.
+        repository: where the cache lies; the caller closes it.
+        activated_sockets: what systemd listens on for us; with any, ``config``'s address is not used.
+        notify: is told when requests are answered.
+        announce: is given the addresses then: with port 0, this is how one learns them.
+
+    Raises:
+        UsageError: a setting that turns out unusable.
+        Error: the port cannot be listened on.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    counters = Counters()
+    upstreams = Upstreams(
+        [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
+    )
+    folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
+    index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
+    app = build_app(config, repository, index, upstreams, counters)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
+    try:
+        await runner.setup()
+        # The index first: a request that comes in at once must find what is on disk.
+        await index.start()
+        addresses = await _listen(runner, config, activated_sockets)
+        announce(addresses)
+        _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
+        notify.ready()
+        await stop.wait()
+        _log.info("stopping")
+        notify.stopping()
+    finally:
+        await index.close()
+        await runner.cleanup()
+        await upstreams.close()
+
+
+async def _listen(
+    runner: web.AppRunner, config: ProxyConfig, activated_sockets: Sequence[socket.socket]
+) -> list[str]:
+    if activated_sockets:
+        for activated in activated_sockets:
+            await web.SockSite(runner, activated).start()
+    else:
+        try:
+            await web.TCPSite(runner, config.listen, config.port).start()
+        except OSError as error:
+            raise Error(
+                f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop what listens "
+                "there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
+            ) from None
+    return [_address(address) for address in runner.addresses]
+
+
+def _reason(error: OSError) -> str:
+    text = (error.strerror or str(error)).lower()
+    return "address already in use" if "address already in use" in text else text
+
+
+def _address(address: object) -> str:
+    match address:
+        case (str(host), int(port), *_):
+            return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"unix:{address}"

@@ -1,0 +1,43 @@
+"""What an operator wants to know, put together once for ``/_status`` and ``/metrics``."""
+
+import time
+from dataclasses import asdict
+
+from aiohttp import web
+
+from nixcache_oci.proxy.keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
+
+
+def take_snapshot(app: web.Application) -> dict[str, object]:
+    """Collect the state of the proxy; nothing in it is secret. Ages are in seconds, sizes in bytes."""
+    config, index = app[CONFIG], app[INDEX]
+    state = index.state
+    now = time.time()
+    return {
+        "registry": app[REPOSITORY].name,
+        "entries": index.entries,
+        "segments": index.segments,
+        "uptime_seconds": round(now - app[STARTED], 1),
+        "index": {
+            "ready": index.catalog is not None,
+            "loaded_from_disk": state.loaded_from_disk,
+            "age_seconds": _age(now, state.checked_at),
+            "changed_seconds_ago": _age(now, state.changed_at),
+            "last_error": state.error,
+            "damaged_tables": state.damaged,
+            "ttl_seconds": config.index_ttl_seconds,
+        },
+        "public_keys": {
+            "configured": [str(key) for key in config.public_keys],
+            "recorded": state.public_key,
+            "recorded_others": list(state.other_keys),
+            "changed": bool(state.other_keys),
+        },
+        "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
+        "pack_cache_bytes": app[PACKS].used_bytes,
+        "counters": asdict(app[COUNTERS]),
+    }
+
+
+def _age(now: float, time_of: float | None) -> float | None:
+    return None if time_of is None else round(max(0.0, now - time_of), 1)

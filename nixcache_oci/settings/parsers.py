@@ -1,0 +1,189 @@
+"""From the text of one setting to its value; every error says what is expected.
+
+An empty text is what an unset variable without a default is parsed from.
+"""
+
+import ipaddress
+import logging
+import re
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.oci.reference import RegistryReference, is_repository
+from nixcache_oci.proxy.config import UpstreamNars
+from nixcache_oci.settings.variable import shown
+
+MAX_PORT: Final = 65535
+MIN_INDEX_TTL_SECONDS: Final = 1
+PATH_SEPARATOR: Final = ":"
+LAYOUT_SCHEME: Final = "oci:"
+
+LOG_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+_UPSTREAM_NARS: Final[dict[str, UpstreamNars]] = {"stream": "stream", "direct": "direct"}
+
+# int() and float() take more than a person means: "1_000", other scripts' digits, "nan".
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
+# Underscores are no part of a host name (RFC 1123), but of names in private networks.
+_HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*")
+_REPO = re.compile(
+    r"(?:https://(?:www\.)?github\.com/)?(?P<owner>[^/\s:?#]+)/(?P<name>[^/\s:?#]+?)(?:\.git)?/?",
+    re.IGNORECASE,
+)
+# The store's folder is written into nix-cache-info, so it must not be able to forge a line.
+_STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
+
+
+def parse_text(text: str) -> str:
+    """Take any text."""
+    return text
+
+
+def parse_repo(text: str) -> str | None:
+    """Read ``owner/name``, or the address of a repository at github.com; the result is in lower case."""
+    if not text:
+        return None
+    match = _REPO.fullmatch(text)
+    repo = f"{match['owner']}/{match['name']}".lower() if match else ""
+    if not is_repository(repo):
+        raise FormatError("expected owner/name, such as octocat/my-cache")
+    return repo
+
+
+def parse_registry(text: str) -> str | Path:
+    """Read a registry's ``host[:port]``, also with a scheme; ``oci:/path`` is the path of an OCI layout."""
+    if text.startswith(LAYOUT_SCHEME):
+        path = parse_path(text.removeprefix(LAYOUT_SCHEME))
+        if path is None:
+            raise FormatError(f"expected the path of a folder behind {LAYOUT_SCHEME}")
+        return path
+    if "@" in text:
+        raise FormatError(f"expected host[:port]; {shown(text)} carries a user or password")
+    RegistryReference.of(text, "owner/name", "image")
+    return text
+
+
+def parse_image(text: str) -> str:
+    """Read the last part of a repository's name; the result is in lower case."""
+    if not is_repository(text.lower()):
+        raise FormatError("expected letters and digits, parted by dots, underscores or dashes")
+    return text.lower()
+
+
+def parse_port(text: str) -> int:
+    """Read a TCP port; 0 picks a free one."""
+    if not _WHOLE_NUMBER.fullmatch(text) or int(text) > MAX_PORT:
+        raise FormatError(f"expected a port number from 0 to {MAX_PORT}")
+    return int(text)
+
+
+def parse_listen(text: str) -> str:
+    """Read an IP address, also in brackets, or a host name."""
+    address = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not _is_address(address) and not _is_host(text):
+        raise FormatError("expected an IP address or a host name, without a port")
+    return address
+
+
+def parse_upstreams(text: str) -> tuple[str, ...]:
+    """Read base URLs of binary caches, parted by spaces; each cache counts once, however it is spelt."""
+    urls: dict[str, str] = {}
+    for url in text.split():
+        urls.setdefault(str(parse_upstream(url)), url)
+    return tuple(urls.values())
+
+
+def parse_index_ttl(text: str) -> float:
+    """Read a number of seconds between two refreshes of the index."""
+    if not _SECONDS.fullmatch(text) or float(text) < MIN_INDEX_TTL_SECONDS:
+        raise FormatError(f"expected a number of seconds, at least {MIN_INDEX_TTL_SECONDS}")
+    return float(text)
+
+
+def parse_priority(text: str) -> int:
+    """Read a substituter's priority; Nix takes anything but a number for a broken cache."""
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise FormatError("expected a whole number, 0 or more")
+    return int(text)
+
+
+def parse_store_dir(text: str) -> str:
+    """Read the folder of a Nix store."""
+    if not _STORE_DIR.fullmatch(text):
+        raise FormatError("expected an absolute path without a trailing slash, such as /nix/store")
+    return text
+
+
+def parse_upstream_nars(text: str) -> UpstreamNars:
+    """Read whether upstream NARs pass through here."""
+    if text not in _UPSTREAM_NARS:
+        raise FormatError(f"expected {' or '.join(_UPSTREAM_NARS)}")
+    return _UPSTREAM_NARS[text]
+
+
+def parse_hosts(text: str) -> frozenset[str]:
+    """Read names that a Host header may carry, parted by spaces or commas; the result is in lower case."""
+    names = re.split(r"[\s,]+", text)
+    for name in filter(None, names):
+        if not _is_host(name):
+            raise FormatError(f"expected host names without port, parted by spaces; {shown(name)} is none")
+    return frozenset(name.lower() for name in names if name)
+
+
+def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
+    """Read ``name:base64`` keys, parted by spaces; two keys of one name would make signatures ambiguous."""
+    keys: dict[str, PublicKey] = {}
+    for word in text.split():
+        name = word.partition(":")[0] if ":" in word else ""
+        try:
+            key = PublicKey.parse(word)
+        except FormatError as error:
+            # Not the lower error's text: what stands here by mistake may be a secret key.
+            raise FormatError(
+                f"expected public keys as name:base64 of 32 bytes, parted by spaces; {shown(name)} is none"
+            ) from error
+        if name in keys:
+            raise FormatError(f"expected a name of its own for each key; {shown(name)} is there twice")
+        keys[name] = key
+    return tuple(keys.values())
+
+
+def parse_log_level(text: str) -> int:
+    """Read the name of a level; the result is a number of the logging module."""
+    level = LOG_LEVELS.get(text.lower())
+    if level is None:
+        raise FormatError(f"expected one of {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def parse_path(text: str) -> Path | None:
+    """Read the path of a file or folder; a relative one counts from the current folder."""
+    return Path(text).absolute() if text else None
+
+
+def parse_paths(text: str) -> tuple[Path, ...]:
+    """Read paths of files, parted by colons as in PATH."""
+    return tuple(Path(path).absolute() for path in text.split(PATH_SEPARATOR) if path)
+
+
+def _is_host(text: str) -> bool:
+    # Digits and dots alone are an attempt at an IPv4 address.
+    return _HOST.fullmatch(text) is not None and not re.fullmatch(r"[0-9.]+", text)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

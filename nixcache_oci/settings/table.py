@@ -1,0 +1,172 @@
+"""Every setting there is: name, default, parser, meaning.
+
+This table drives the environment, the flags and their help; a test keeps README's table equal to it.
+Source: design section 7.
+"""
+
+from typing import Final
+
+from nixcache_oci.settings import parsers
+from nixcache_oci.settings.variable import Variable
+
+REPO: Final = Variable(
+    name="NIXCACHE_REPO",
+    default="",
+    parse=parsers.parse_repo,
+    metavar="OWNER/NAME",
+    help="GitHub repository that the cache belongs to",
+    default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
+)
+REGISTRY: Final = Variable(
+    name="NIXCACHE_REGISTRY",
+    default="ghcr.io",
+    parse=parsers.parse_registry,
+    metavar="HOST[:PORT]",
+    help="registry; loopback hosts and http://... speak plain HTTP; oci:/path is an OCI layout folder",
+    hides_value=True,
+)
+IMAGE: Final = Variable(
+    name="NIXCACHE_IMAGE",
+    default="nix-cache",
+    parse=parsers.parse_image,
+    metavar="NAME",
+    help="last part of the repository's name in the registry",
+)
+GITHUB_TOKEN: Final = Variable(
+    name="GITHUB_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="token for GitHub's registries, and for one on this machine",
+    hides_value=True,
+)
+GH_TOKEN: Final = Variable(
+    name="GH_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="the same, where GITHUB_TOKEN is not set",
+    hides_value=True,
+)
+TOKEN_FILE: Final = Variable(
+    name="NIXCACHE_TOKEN_FILE",
+    default="",
+    parse=parsers.parse_path,
+    metavar="FILE",
+    help="file with a token, or user:password, for whatever registry is set",
+    default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
+)
+PORT: Final = Variable(
+    name="NIXCACHE_PORT",
+    default="37515",
+    parse=parsers.parse_port,
+    metavar="PORT",
+    help="port to listen on; 0 picks a free one and prints it",
+)
+LISTEN: Final = Variable(
+    name="NIXCACHE_LISTEN",
+    default="127.0.0.1",
+    parse=parsers.parse_listen,
+    metavar="ADDRESS",
+    help="IP address or host name to listen on",
+)
+UPSTREAM: Final = Variable(
+    name="NIXCACHE_UPSTREAM",
+    default="https://cache.nixos.org",
+    parse=parsers.parse_upstreams,
+    metavar="URL",
+    help="upstream caches, asked for what this cache does not have; empty for none",
+    separator=" ",
+    empty_is_value=True,
+    hides_value=True,
+)
+INDEX_TTL: Final = Variable(
+    name="NIXCACHE_INDEX_TTL",
+    default="300",
+    parse=parsers.parse_index_ttl,
+    metavar="SECONDS",
+    help="seconds between two refreshes of the index",
+)
+INDEX_DIR: Final = Variable(
+    name="NIXCACHE_INDEX_DIR",
+    default="",
+    parse=parsers.parse_path,
+    metavar="FOLDER",
+    help="where the last good index lies",
+    default_note="$CACHE_DIRECTORY, else the user's cache folder",
+)
+PRIORITY: Final = Variable(
+    name="NIXCACHE_PRIORITY",
+    default="30",
+    parse=parsers.parse_priority,
+    metavar="NUMBER",
+    help="priority in nix-cache-info; lower is asked first, and cache.nixos.org has 40",
+)
+STORE_DIR: Final = Variable(
+    name="NIXCACHE_STORE_DIR",
+    default="/nix/store",
+    parse=parsers.parse_store_dir,
+    metavar="FOLDER",
+    help="store folder in nix-cache-info",
+)
+UPSTREAM_NARS: Final = Variable(
+    name="NIXCACHE_UPSTREAM_NARS",
+    default="stream",
+    parse=parsers.parse_upstream_nars,
+    metavar="stream|direct",
+    help="pass upstream NARs through the proxy, or hand out the upstream's own URL",
+)
+HOSTS: Final = Variable(
+    name="NIXCACHE_HOSTS",
+    default="",
+    parse=parsers.parse_hosts,
+    metavar="NAME",
+    help="further Host names that the proxy answers to, as on a LAN",
+    separator=" ",
+)
+PUBLIC_KEYS: Final = Variable(
+    name="NIXCACHE_PUBLIC_KEYS",
+    default="",
+    parse=parsers.parse_public_keys,
+    metavar="NAME:BASE64",
+    help="public keys that entries must be signed with",
+    separator=" ",
+    hides_value=True,
+)
+SIGNING_KEY_FILE: Final = Variable(
+    name="NIXCACHE_SIGNING_KEY_FILE",
+    default="",
+    parse=parsers.parse_paths,
+    metavar="FILE",
+    help="file of a secret key (name:base64) to sign with",
+    separator=parsers.PATH_SEPARATOR,
+)
+LOG_LEVEL: Final = Variable(
+    name="NIXCACHE_LOG_LEVEL",
+    default="info",
+    parse=parsers.parse_log_level,
+    metavar="|".join(parsers.LOG_LEVELS),
+    help="what is logged on standard error",
+)
+
+REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
+    REPO,
+    REGISTRY,
+    IMAGE,
+    TOKEN_FILE,
+    GITHUB_TOKEN,
+    GH_TOKEN,
+)
+PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
+    LISTEN,
+    PORT,
+    UPSTREAM,
+    UPSTREAM_NARS,
+    INDEX_TTL,
+    INDEX_DIR,
+    PRIORITY,
+    STORE_DIR,
+    HOSTS,
+    PUBLIC_KEYS,
+)
+ALL_VARIABLES: Final = (*REPOSITORY_VARIABLES, *PROXY_VARIABLES, SIGNING_KEY_FILE, LOG_LEVEL)

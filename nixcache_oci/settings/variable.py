@@ -1,0 +1,176 @@
+"""One setting: an environment variable, and the flag of the same name that wins over it.
+
+A variable carries its default as text, and the default goes through the same parser as what a user writes,
+so a default can be neither unparsable nor of another type.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from nixcache_oci.errors import FormatError, UsageError
+
+PREFIX: Final = "NIXCACHE_"
+
+_MAX_SHOWN_CHARACTERS = 200
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable(Generic[T_co]):
+    """One setting.
+
+    Attributes:
+        name: of the environment variable.
+        default: as a user would write it; an empty string where there is none.
+        parse: turns a text into the value; raises FormatError or UsageError that says what is expected. It
+            is given an empty string where the variable is unset and there is no default.
+        help: one line for people.
+        metavar: stands for the value in help.
+        default_note: describes a default that is only known at the start, such as a user's folder.
+        separator: what parts the values of a list, or None for a single value.
+        empty_is_value: whether an empty text is a value, or the same as unset.
+        hides_value: whether an error leaves the value to the parser: it may be a secret put there by mistake,
+            or the parser names what is wrong more closely.
+    """
+
+    name: str
+    default: str
+    parse: Callable[[str], T_co]
+    help: str
+    metavar: str
+    default_note: str = ""
+    separator: str | None = None
+    empty_is_value: bool = False
+    hides_value: bool = False
+
+    @property
+    def flag(self) -> str | None:
+        """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which must not be visible in ``ps``."""
+        if not self.name.startswith(PREFIX):
+            return None
+        return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the user said: the environment and the flags of one command.
+
+    Attributes:
+        environment: as the process got it.
+        flags: parsed arguments, where each flag's destination is its variable's name.
+    """
+
+    environment: Mapping[str, str]
+    flags: argparse.Namespace
+
+    def is_given(self, variable: Variable[object]) -> bool:
+        """Tell whether the user said something, so that the default does not count."""
+        return self._given(variable) is not None
+
+    def get(self, variable: Variable[T_co]) -> T_co:
+        """Read one setting: its flag, else the environment, else the default.
+
+        Raises:
+            UsageError: the text cannot be parsed; names the flag or variable, the text, what is expected.
+        """
+        origin, text = self._given(variable) or (f"default of {variable.name}", variable.default)
+        try:
+            return variable.parse(text)
+        except (FormatError, UsageError) as error:
+            value = "" if variable.hides_value else f" {shown(text)}"
+            raise UsageError(f"{origin}{value}: {error}") from error
+
+    def merged_environment(self, variables: Iterable[Variable[object]]) -> dict[str, str]:
+        """Copy the environment as it would be had these variables' flags been given there."""
+        given = ((variable.name, self._given(variable)) for variable in variables)
+        return {**self.environment, **{name: found[1] for name, found in given if found is not None}}
+
+    def _given(self, variable: Variable[object]) -> tuple[str, str] | None:
+        """Find the origin and the text of what the user said."""
+        flag_text = self._flag_text(variable)
+        for origin, text in (
+            (variable.flag or "", flag_text),
+            (variable.name, self.environment.get(variable.name)),
+        ):
+            if text is not None and (variable.empty_is_value or text.strip()):
+                return origin, text.strip()
+        return None
+
+    def _flag_text(self, variable: Variable[object]) -> str | None:
+        given: str | list[str] | None = getattr(self.flags, variable.name, None)
+        if isinstance(given, list):
+            return (variable.separator or " ").join(given)
+        return given
+
+
+def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[object]]) -> None:
+    """Give a command the flags of these variables; its help also names those that have no flag."""
+    group = parser.add_argument_group("settings", "a flag wins over its environment variable")
+    without_flag = []
+    for variable in variables:
+        if variable.flag is None:
+            without_flag.append(variable)
+            continue
+        group.add_argument(
+            variable.flag,
+            dest=variable.name,
+            metavar=variable.metavar,
+            help=_help(variable).replace("%", "%%"),
+            action="store" if variable.separator is None else "append",
+        )
+    if without_flag:
+        parser.epilog = "From the environment only: " + "; ".join(
+            f"{variable.name}: {variable.help}" for variable in without_flag
+        )
+
+
+def unknown_variables(
+    environment: Mapping[str, str], variables: Iterable[Variable[object]]
+) -> tuple[str, ...]:
+    """Warn of set variables that look like ours and are none: one sentence each.
+
+    They are no errors, because other tools of this family share the prefix.
+    """
+    known = [variable.name for variable in variables]
+    return tuple(
+        _unknown_sentence(name, known)
+        for name in sorted(environment)
+        if name.startswith(PREFIX) and name not in known
+    )
+
+
+def _unknown_sentence(name: str, known: list[str]) -> str:
+    # Compared without the prefix: it alone would make all of them alike.
+    endings = [other.removeprefix(PREFIX) for other in known if other.startswith(PREFIX)]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.7)
+    if near:
+        return f"{name} is not a variable of nixcache-oci and is ignored: did you mean {PREFIX}{near[0]}?"
+    return f"{name} is not a variable of nixcache-oci and is ignored"
+
+
+def _help(variable: Variable[object]) -> str:
+    default = variable.default_note or variable.default or "none"
+    separator = {None: "", ":": "; repeat the flag, or part values by a colon"}.get(
+        variable.separator, "; repeat the flag, or part values by spaces"
+    )
+    return f"{variable.help}{separator} [{variable.name}, default: {default}]"
+
+
+def shown(text: str) -> str:
+    """Quote a value for an error: without passwords in URLs, and not endless."""
+    text = " ".join(_without_user(word) for word in text.split(" "))
+    if len(text) > _MAX_SHOWN_CHARACTERS:
+        text = text[:_MAX_SHOWN_CHARACTERS] + "..."
+    return repr(text)
+
+
+def _without_user(word: str) -> str:
+    before, at, after = word.rpartition("@")
+    if not at:
+        return word
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme}://***@{after}" if separator and scheme.isalnum() else f"***@{after}"

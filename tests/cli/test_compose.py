@@ -1,0 +1,53 @@
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+
+_AT_REGISTRY = RegistryLocation(RegistryReference.of("127.0.0.1:5000", "owner/name", "nix-cache"))
+
+
+@pytest.mark.parametrize("push", [False, True])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (LayoutLocation(Path("/somewhere")), "oci:/somewhere"),
+        (_AT_REGISTRY, "127.0.0.1:5000/owner/name/nix-cache"),
+    ],
+    ids=["layout", "registry"],
+)
+def test_opens_what_the_settings_name(config: RepositoryConfig, name: str, push: bool) -> None:
+    """Opening neither writes nor connects: a repository may not be there yet."""
+
+    async def open_and_close() -> str:
+        repository = open_repository(config, {}, push=push)
+        await repository.close()
+        return repository.name
+
+    assert run_async(open_and_close()) == name
+
+
+def test_unreadable_credentials_stop_the_start(tmp_path: Path) -> None:
+    """A token file that was named and is missing does not turn into anonymous access."""
+
+    async def attempt() -> None:
+        open_repository(_AT_REGISTRY, {"NIXCACHE_TOKEN_FILE": str(tmp_path / "missing")})
+
+    with pytest.raises(UsageError, match="NIXCACHE_TOKEN_FILE"):
+        run_async(attempt())
+
+
+def test_event_loop_is_the_fast_one() -> None:
+    """Streams of NARs are measured with uvloop; it must not get lost on the way."""
+    uvloop = pytest.importorskip("uvloop", reason="not built for this platform")
+
+    async def running_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    with closing(run_async(running_loop())) as loop:
+        assert isinstance(loop, uvloop.Loop)

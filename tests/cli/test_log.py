@@ -1,0 +1,150 @@
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.cli.log import LogfmtFormatter, escape_unprintable, set_up_logging
+
+_PAIR = re.compile(r'(?P<key>[A-Za-z0-9_]+)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)(?: |\Z)')
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _format(
+    message: str, *, name: str = "nixcache_oci.cache.index", level: int = logging.INFO, **extra: object
+) -> str:
+    record = logging.getLogger(name).makeRecord(
+        name, level, "file", 1, message, (), None, extra={"fields": extra}
+    )
+    return LogfmtFormatter(is_journal=False).format(record)
+
+
+def _parse(line: str) -> dict[str, str]:
+    """Read logfmt back, strictly: what is no pair is an error."""
+    fields: dict[str, str] = {}
+    position = 0
+    while position < len(line):
+        pair = _PAIR.match(line, position)
+        assert pair, line[position:]
+        value = pair["value"]
+        fields[pair["key"]] = json.loads(value) if value.startswith('"') else value
+        position = pair.end()
+    return fields
+
+
+def test_line_reads_as_event_and_fields() -> None:
+    """A line is one event, its fields in the order in which they were given."""
+    line = _format("index refreshed", entries=12, seconds=0.25, changed=True, tag=None, path=Path("/a b"))
+    assert line.partition(" ")[2] == (
+        'level=info event="index refreshed" entries=12 seconds=0.25 changed=true tag=none path="/a b"'
+    )
+
+
+def test_time_is_utc() -> None:
+    """Logs of several machines can be put beside each other."""
+    assert re.match(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 ", _format("started"))
+
+
+@pytest.mark.parametrize("name", ["aiohttp.server", "asyncio"])
+def test_other_packages_are_named(name: str) -> None:
+    """An event of a library tells whose it is."""
+    assert _parse(_format("Error handling request", name=name))["logger"] == name
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_value_forges_a_line(message: str, value: str) -> None:
+    """Whatever a client or registry sends, it stays one line, and the value of its own field."""
+    line = _format(message, url=value)
+    assert line.isprintable()
+    fields = _parse(line)
+    assert list(fields) == ["time", "level", "event", "url"]
+    assert fields["url"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a\nlevel=error", "a\\nlevel=error"),
+        ("\x1b[31m", "\\u001b[31m"),
+        ("\x7f\x85\u2028\u202e", "\\u007f\\u0085\\u2028\\u202e"),
+        ("\U000e0001", "\\udb40\\udc01"),
+        ("Grüße", "Grüße"),
+    ],
+)
+def test_escapes(text: str, escaped: str) -> None:
+    """Terminal commands, line ends of every kind and hidden marks are shown as numbers."""
+    assert escape_unprintable(text) == escaped
+
+
+def test_exception_stays_on_its_line(root_logger: logging.Logger) -> None:
+    """A traceback is a field, so that a log can be read line by line."""
+    stream = io.StringIO()
+    set_up_logging(logging.INFO, {}, stream)
+    try:
+        int("1\n2")
+    except ValueError:
+        root_logger.getChild("nixcache_oci").exception("it broke", extra={"fields": {"tries": 2}})
+    (line,) = stream.getvalue().splitlines()
+    fields = _parse(line)
+    assert fields["tries"] == "2"
+    assert fields["traceback"].endswith(r"ValueError: invalid literal for int() with base 10: '1\n2'")
+
+
+def test_level_and_access_log(root_logger: logging.Logger) -> None:
+    """What is below the level stays silent, and so does a line for each request."""
+    stream = io.StringIO()
+    set_up_logging(logging.WARNING, {}, stream)
+    root_logger.getChild("nixcache_oci").info("too much detail")
+    logging.getLogger("aiohttp.access").error("GET /")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_journal_gets_priorities_and_no_time(root_logger: logging.Logger, is_journal: bool) -> None:
+    """The journal has its own time, and reads the level from a prefix; a terminal that merely inherits
+    JOURNAL_STREAM from its desktop session gets neither.
+    """
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    with os.fdopen(reader) as lines, os.fdopen(writer, "w") as stream:
+        journal = f"{status.st_dev}:{status.st_ino}" if is_journal else "8:12345"
+        set_up_logging(logging.DEBUG, {"JOURNAL_STREAM": journal}, stream)
+        logger = root_logger.getChild("nixcache_oci")
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            logger.log(level, "event")
+        stream.close()
+        written = lines.read().splitlines()
+    if is_journal:
+        assert [line.partition(" ")[0] for line in written] == [
+            "<7>level=debug",
+            "<6>level=info",
+            "<4>level=warning",
+            "<3>level=error",
+            "<2>level=critical",
+        ]
+    else:
+        assert all(line.startswith("time=") for line in written)
+
+
+def test_stream_without_descriptor(root_logger: logging.Logger) -> None:
+    """A stream that is no file is not the journal."""
+    stream = io.StringIO()
+    set_up_logging(logging.INFO, {"JOURNAL_STREAM": "8:12345"}, stream)
+    root_logger.getChild("nixcache_oci").info("started")
+    assert stream.getvalue().startswith("time=")
+    assert sys.stderr is not stream

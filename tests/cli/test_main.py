@@ -1,0 +1,217 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+
+from nixcache_oci.cli.main import VERBS, main
+from nixcache_oci.errors import Error, RegistryError, UsageError
+from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+
+_NO_REPOSITORY = (
+    "NIXCACHE_REGISTRY names a registry, but not which repository in it: "
+    "set NIXCACHE_REPO or --repo to owner/name"
+)
+
+# Takes the place of a verb in a process of its own: the rest is the real program.
+_WITH_VERB = textwrap.dedent("""
+    import sys, time, types
+    from nixcache_oci.cli.main import main
+
+    def run(arguments, environment):
+        {body}
+
+    verb = types.ModuleType("nixcache_oci.cli.demo")
+    verb.run = run
+    verb.add_parser = lambda subparsers: subparsers.add_parser("demo")
+    sys.modules[verb.__name__] = verb
+    sys.exit(main(["demo"]))
+""")
+
+
+def _nixcache_oci(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nixcache_oci", *arguments],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("NIXCACHE_")},
+            "COLUMNS": "1000",
+            **environment,
+        },
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=30,
+    )
+
+
+def _start_with_verb(body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _WITH_VERB.format(body=body)],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | int], None]:
+    """Let the verb ``demo`` end in the given way."""
+
+    def replace(end: Exception | int) -> None:
+        def run(_arguments: object, _environment: object) -> int:
+            if isinstance(end, Exception):
+                raise end
+            return end
+
+        verb = SimpleNamespace(run=run, add_parser=lambda subparsers: subparsers.add_parser("demo"))
+        monkeypatch.setitem(sys.modules, "nixcache_oci.cli.demo", verb)
+
+    return replace
+
+
+def test_version() -> None:
+    """The version is the installed package's."""
+    done = _nixcache_oci("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"nixcache-oci {version('nixcache-oci')}\n", "")
+
+
+def test_help_tells_every_verb() -> None:
+    """The first help that a person sees names each verb and what it is for."""
+    done = _nixcache_oci("--help")
+    assert done.returncode == 0
+    for name, summary in VERBS.items():
+        assert f"{name} " in done.stdout
+        assert summary in done.stdout
+
+
+def test_start_is_light() -> None:
+    """Version and help wait for no HTTP library, event loop or cryptography."""
+    script = """
+        import sys
+        from nixcache_oci.cli.main import main
+        main(["--version"])
+        main(["--help"])
+        heavy = {"aiohttp", "asyncio", "nacl", "yarl", "platformdirs", "zstandard"}
+        print("heavy:", *(heavy & set(sys.modules)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.endswith("heavy:\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["--frobnicate"], ["proxy", "--frobnicate"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    """What the program does not know ends it with status 2 and the usage, never with a traceback."""
+    done = _nixcache_oci(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: nixcache-oci")
+    assert "Traceback" not in done.stderr
+
+
+def test_proxy_help_tells_flags_variables_and_defaults() -> None:
+    """The help is the reference: each setting with its flag, its variable and its default."""
+    done = _nixcache_oci("proxy", "--help")
+    assert done.returncode == 0
+    for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL):
+        assert variable.name in done.stdout
+        if variable.flag is not None:
+            default = variable.default_note or variable.default or "none"
+            assert f"{variable.flag} {variable.metavar}" in done.stdout
+            assert f"[{variable.name}, default: {default}]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ([], {"NIXCACHE_PORT": "x"}, "NIXCACHE_PORT 'x': expected a port number from 0 to 65535"),
+        (["--port=x"], {}, "--port 'x': expected a port number from 0 to 65535"),
+        (
+            [],
+            {"NIXCACHE_REGISTRY": "ghcr.io"},
+            _NO_REPOSITORY,
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_the_start(
+    flags: list[str], environment: dict[str, str], expected: str
+) -> None:
+    """One clear line and status 2."""
+    done = _nixcache_oci("proxy", *flags, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"nixcache-oci: error: {expected}\n"
+
+
+def test_an_unknown_variable_is_warned_of() -> None:
+    """A misspelt variable is named before anything else can go wrong."""
+    done = _nixcache_oci("proxy", NIXCACHE_PROT="1", NIXCACHE_PRIORITY="x")
+    warning, error = done.stderr.splitlines()
+    assert "level=warning" in warning
+    assert "NIXCACHE_PROT is not a variable" in warning
+    assert "did you mean NIXCACHE_PORT?" in warning
+    assert error.startswith("nixcache-oci: error: NIXCACHE_PRIORITY 'x'")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "message"),
+    [
+        (0, 0, ""),
+        (1, 1, ""),
+        (UsageError("set it"), 2, "nixcache-oci: error: set it\n"),
+        (RegistryError("pull: denied", status=403), 1, "nixcache-oci: error: pull: denied\n"),
+        (Error("one\ntwo \x1b[31m"), 1, "nixcache-oci: error: one\\ntwo \\u001b[31m\n"),
+    ],
+)
+def test_exit_status(
+    demo: Callable[[Exception | int], None],
+    capsys: pytest.CaptureFixture[str],
+    end: Exception | int,
+    status: int,
+    message: str,
+) -> None:
+    """0 done, 1 failed, 2 wrong usage; an error is one line, whatever a registry wrote into it."""
+    demo(end)
+    assert main(["demo"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_keeps_its_traceback(demo: Callable[[Exception | int], None]) -> None:
+    """Only errors that are raised on purpose are shortened."""
+    demo(ZeroDivisionError("division by zero"))
+    with pytest.raises(ZeroDivisionError):
+        main(["demo"])
+
+
+def test_interrupt_is_quiet() -> None:
+    """Ctrl-C is no bug: no traceback, and the status that shells know."""
+    with _start_with_verb("print('ready', flush=True); time.sleep(30)") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["buffered", "more than the pipe holds"])
+def test_closed_pipe_is_quiet(lines: int) -> None:
+    """``nixcache-oci list | head`` ends without an error message."""
+    with _start_with_verb(f"sys.stdin.readline(); print('line\\n' * {lines}); return 0") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (141, "")

@@ -1,0 +1,339 @@
+import argparse
+import base64
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.errors import UsageError
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.settings import table
+from nixcache_oci.settings.proxy import proxy_config
+from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
+from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
+
+_KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()
+_OTHER_KEY = "cache-2:" + base64.b64encode(bytes(range(1, 33))).decode()
+
+_REPO_EXPECTED = "expected owner/name, such as octocat/my-cache"
+_NO_REPOSITORY = "but not which repository in it: set NIXCACHE_REPO or --repo to owner/name"
+_IGNORED = "is not a variable of nixcache-oci and is ignored"
+
+
+def _say(*flags: str, **environment: str) -> Values:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser, table.ALL_VARIABLES)
+    return Values(environment, parser.parse_args(flags))
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_defaults(tmp_path: Path) -> None:
+    """Nothing needs to be set: the embedded cache, on loopback, behind cache.nixos.org."""
+    values = _say()
+    assert proxy_config(values) == ProxyConfig(
+        listen="127.0.0.1",
+        port=37515,
+        upstreams=("https://cache.nixos.org",),
+        index_ttl_seconds=300.0,
+        index_dir=tmp_path / "cache" / "nixcache-oci",
+        priority=30,
+        store_dir="/nix/store",
+        upstream_nars="stream",
+        hosts=frozenset(),
+        public_keys=(),
+    )
+    assert repository_config(values) == LayoutLocation(tmp_path / "data" / "nixcache-oci" / "cache")
+    assert values.get(table.LOG_LEVEL) == logging.INFO
+    assert values.get(table.SIGNING_KEY_FILE) == ()
+
+
+def test_environment() -> None:
+    """Each variable reaches its field."""
+    config = proxy_config(
+        _say(
+            NIXCACHE_LISTEN="[::1]",
+            NIXCACHE_PORT="0",
+            NIXCACHE_UPSTREAM="https://a.example http://b.example:8080/cache/",
+            NIXCACHE_INDEX_TTL="1.5",
+            NIXCACHE_INDEX_DIR="/var/lib/index",
+            NIXCACHE_PRIORITY="41",
+            NIXCACHE_STORE_DIR="/gnu/store",
+            NIXCACHE_UPSTREAM_NARS="direct",
+            NIXCACHE_HOSTS="Cache.lan, nas",
+            NIXCACHE_PUBLIC_KEYS=f"{_KEY} {_OTHER_KEY}",
+        )
+    )
+    assert config == ProxyConfig(
+        listen="::1",
+        port=0,
+        upstreams=("https://a.example", "http://b.example:8080/cache/"),
+        index_ttl_seconds=1.5,
+        index_dir=Path("/var/lib/index"),
+        priority=41,
+        store_dir="/gnu/store",
+        upstream_nars="direct",
+        hosts=frozenset({"cache.lan", "nas"}),
+        public_keys=(PublicKey.parse(_KEY), PublicKey.parse(_OTHER_KEY)),
+    )
+
+
+def test_flags_win() -> None:
+    """What is typed counts more than what was exported once."""
+    values = _say("--port", "8080", "--index-ttl=60", NIXCACHE_PORT="1", NIXCACHE_PRIORITY="7")
+    config = proxy_config(values)
+    assert (config.port, config.index_ttl_seconds, config.priority) == (8080, 60.0, 7)
+
+
+def test_a_list_flag_repeats_or_parts() -> None:
+    """Both ways to give a list mean the same, and the environment's list is replaced, not extended."""
+    values = _say(
+        "--upstream=https://a",
+        "--upstream=https://b https://c",
+        "--signing-key-file=/k1:/k2",
+        "--signing-key-file=/k3",
+        NIXCACHE_UPSTREAM="https://z",
+    )
+    assert values.get(table.UPSTREAM) == ("https://a", "https://b", "https://c")
+    assert values.get(table.SIGNING_KEY_FILE) == (Path("/k1"), Path("/k2"), Path("/k3"))
+
+
+@pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
+def test_empty_is_unset(variable: Variable[object]) -> None:
+    """An empty variable, as a unit file or workflow leaves it, means the default; no upstream is a value."""
+    empty = _say(**{variable.name: " "})
+    expected = () if variable is table.UPSTREAM else _say().get(variable)
+    assert empty.get(variable) == expected
+
+
+def test_no_upstream() -> None:
+    """An empty list switches upstreams off, by the flag too."""
+    assert _say("--upstream", "", NIXCACHE_UPSTREAM="https://a").get(table.UPSTREAM) == ()
+
+
+def test_an_upstream_counts_once() -> None:
+    """The same cache spelt twice is not asked twice; the order, which is a preference, stays."""
+    values = _say(NIXCACHE_UPSTREAM="https://B.example/x/ https://a.example https://b.example/x")
+    assert values.get(table.UPSTREAM) == ("https://B.example/x/", "https://a.example")
+
+
+def test_a_password_in_an_upstream_is_not_shown() -> None:
+    """A private upstream's URL may hold a password, and a log or traceback may hold the settings."""
+    config = proxy_config(_say(NIXCACHE_UPSTREAM="https://user:hunter2@cache.example"))
+    assert config.upstreams == ("https://user:hunter2@cache.example",)
+    assert "hunter2" not in repr(config)
+
+
+@pytest.mark.parametrize("url", ["ftp://b", "https://a:99999", "https://a?priority=10", "cache.nixos.org"])
+def test_what_is_no_upstream(url: str) -> None:
+    """Each URL of the list is looked at, and the wrong one is named."""
+    with pytest.raises(UsageError, match=rf"^NIXCACHE_UPSTREAM: upstream '{re.escape(url)}': "):
+        proxy_config(_say(NIXCACHE_UPSTREAM=f"https://a {url}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("PORT", "abc", "'abc': expected a port number from 0 to 65535"),
+        ("PORT", "65536", "'65536': expected a port number from 0 to 65535"),
+        ("PORT", "-1", "'-1': expected a port number from 0 to 65535"),
+        ("PORT", "1_000", "'1_000': expected a port number from 0 to 65535"),
+        ("LISTEN", "localhost:80", "'localhost:80': expected an IP address or a host name, without a port"),
+        ("LISTEN", "127.0.0.256", "'127.0.0.256': expected an IP address or a host name, without a port"),
+        ("LISTEN", "[localhost]x", "'[localhost]x': expected an IP address or a host name, without a port"),
+        ("INDEX_TTL", "0.5", "'0.5': expected a number of seconds, at least 1"),
+        ("INDEX_TTL", "5m", "'5m': expected a number of seconds, at least 1"),
+        ("INDEX_TTL", "nan", "'nan': expected a number of seconds, at least 1"),
+        ("INDEX_TTL", "1e999", "'1e999': expected a number of seconds, at least 1"),
+        ("PRIORITY", "-5", "'-5': expected a whole number, 0 or more"),
+        (
+            "STORE_DIR",
+            "/nix/store/",
+            "'/nix/store/': expected an absolute path without a trailing slash, such as /nix/store",
+        ),
+        (
+            "STORE_DIR",
+            "/nix/store\nX: 1",
+            "'/nix/store\\nX: 1': expected an absolute path without a trailing slash, such as /nix/store",
+        ),
+        (
+            "STORE_DIR",
+            "/nix/../store",
+            "'/nix/../store': expected an absolute path without a trailing slash, such as /nix/store",
+        ),
+        ("UPSTREAM_NARS", "proxy", "'proxy': expected stream or direct"),
+        ("LOG_LEVEL", "loud", "'loud': expected one of debug, info, warning, error"),
+        ("REPO", "my-cache", f"'my-cache': {_REPO_EXPECTED}"),
+        ("REPO", "a/b/c", f"'a/b/c': {_REPO_EXPECTED}"),
+        ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
+        ("HOSTS", "a b:80", "'a b:80': expected host names without port, parted by spaces; 'b:80' is none"),
+        (
+            "PUBLIC_KEYS",
+            f"{_KEY} {_KEY}",
+            ": expected a name of its own for each key; 'cache-1' is there twice",
+        ),
+    ],
+)
+def test_what_cannot_be_parsed_stops_the_start(name: str, text: str, expected: str) -> None:
+    """One line: which variable or flag, its text, what is expected."""
+    variable = next(one for one in table.ALL_VARIABLES if one.name == f"NIXCACHE_{name}")
+    for values, origin in (
+        (_say(**{variable.name: text}), variable.name),
+        (_say(f"{variable.flag}={text}"), variable.flag),
+    ):
+        with pytest.raises(UsageError) as caught:
+            values.get(variable)
+        separator = "" if expected.startswith(":") else " "
+        assert str(caught.value) == f"{origin}{separator}{expected}"
+
+
+def test_a_long_value_is_cut() -> None:
+    """A file pasted into a variable does not fill the terminal."""
+    with pytest.raises(UsageError) as caught:
+        _say(NIXCACHE_PORT="9" * 100_000).get(table.PORT)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "secret"),
+    [
+        ("UPSTREAM", "https://user:hunter2@cache.example?x", "hunter2"),
+        ("UPSTREAM", "ftp://user:hunter2@cache.example", "hunter2"),
+        ("UPSTREAM", "https://a user:x/hunter2@cache.example", "hunter2"),
+        ("REGISTRY", "https://user:hunter2@ghcr.io", "hunter2"),
+        ("REGISTRY", "user:hunter2@ghcr.io", "hunter2"),
+        ("PUBLIC_KEYS", "cache-1:" + base64.b64encode(bytes(range(64))).decode(), "AAECAwQF"),
+        ("PUBLIC_KEYS", base64.b64encode(bytes(range(64))).decode(), "AAECAwQF"),
+    ],
+)
+def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
+    """A password in a URL, or a secret key where a public one belongs, is not repeated in the journal."""
+    values = _say(**{f"NIXCACHE_{name}": text})
+    with pytest.raises(UsageError) as caught:
+        (repository_config if name == "REGISTRY" else proxy_config)(values)
+    assert secret not in str(caught.value)
+    assert str(caught.value).startswith(f"NIXCACHE_{name}")
+
+
+@pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
+def test_secrets_have_no_flag(variable: Variable[object]) -> None:
+    """A token on the command line is visible to every user of the machine."""
+    assert (variable.flag is None) == (variable in {table.GITHUB_TOKEN, table.GH_TOKEN})
+
+
+def test_every_proxy_setting_is_in_the_table() -> None:
+    """No field can be set in a way that the table, and so the help, does not tell."""
+    in_table = {variable.name for variable in table.PROXY_VARIABLES}
+    spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL"}
+    fields = {field.name for field in dataclasses.fields(ProxyConfig)}
+    assert in_table == {f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields}
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [("/var/cache/nixcache", "/var/cache/nixcache"), ("/var/cache/a:/var/cache/b", "/var/cache/a")],
+)
+def test_index_lies_in_the_cache_folder_of_the_service(folders: str, expected: str) -> None:
+    """Under systemd the index lies where the unit allows writing; several folders are joined by colons."""
+    assert proxy_config(_say(CACHE_DIRECTORY=folders)).index_dir == Path(expected)
+
+
+@pytest.mark.parametrize(
+    "repo",
+    ["Owner/Name", "https://github.com/Owner/Name", "https://github.com/owner/name.git", "owner/name/"],
+)
+def test_repo_in_every_spelling(repo: str) -> None:
+    """Whatever a person copies from the browser or from git is the same repository, in lower case."""
+    assert repository_config(_say(NIXCACHE_REPO=repo)) == RegistryLocation(
+        RegistryReference.of("ghcr.io", "owner/name", "nix-cache")
+    )
+
+
+def test_another_registry() -> None:
+    """Registry and image are the user's choice."""
+    values = _say("--repo=o/n", "--image=Other", NIXCACHE_REGISTRY="127.0.0.1:5000")
+    reference = RegistryReference.of("127.0.0.1:5000", "o/n", "other")
+    assert repository_config(values) == RegistryLocation(reference)
+
+
+@pytest.mark.parametrize("repo", ["", "owner/name"])
+def test_a_layout_folder(repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OCI layout needs no repository's name, and a workflow that always sets one does not disturb it."""
+    monkeypatch.chdir(tmp_path)
+    for spelling in (f"oci:{tmp_path}/layout", "oci:layout"):
+        values = _say(NIXCACHE_REGISTRY=spelling, NIXCACHE_REPO=repo)
+        assert repository_config(values) == LayoutLocation(tmp_path / "layout")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (
+            {"NIXCACHE_REGISTRY": "ghcr.io"},
+            f"NIXCACHE_REGISTRY names a registry, {_NO_REPOSITORY}",
+        ),
+        ({"NIXCACHE_REGISTRY": "oci:"}, "NIXCACHE_REGISTRY: expected the path of a folder behind oci:"),
+    ],
+)
+def test_half_a_repository(environment: dict[str, str], expected: str) -> None:
+    """A registry alone is not silently taken for the embedded cache."""
+    with pytest.raises(UsageError) as caught:
+        repository_config(_say(**environment))
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("REGISTRY", "ghcr.io/owner"),
+        ("REGISTRY", "ftp://ghcr.io"),
+        ("REGISTRY", "ho st"),
+        ("REPO", "-o/n"),
+        ("IMAGE", "a b"),
+        ("IMAGE", "a" * 254),
+    ],
+)
+def test_names_that_no_registry_takes(name: str, text: str) -> None:
+    """Refused at the start, and not as a puzzling answer of the registry."""
+    environment = {"NIXCACHE_REPO": "o/n", f"NIXCACHE_{name}": text}
+    with pytest.raises(UsageError, match=rf"^(NIXCACHE_REPO and )?NIXCACHE_{name}\b"):
+        repository_config(_say(**environment))
+
+
+def test_a_token_file_given_as_a_flag_wins() -> None:
+    """What looks credentials up in the environment finds the flag's value there."""
+    values = _say("--token-file=/run/token", NIXCACHE_TOKEN_FILE="/other", PATH="/bin", GH_TOKEN=" ")
+    assert values.merged_environment(table.REPOSITORY_VARIABLES) == {
+        "NIXCACHE_TOKEN_FILE": "/run/token",
+        "PATH": "/bin",
+        "GH_TOKEN": " ",
+    }
+
+
+def test_unknown_variables_are_warned_of() -> None:
+    """A misspelt variable does not fail in silence; one of a related tool only says that it is not read."""
+    environment = {
+        "NIXCACHE_INDEX_TLL": "5",
+        "NIXCACHE_CONFIG_DIR": "/etc",
+        "NIXCACHE_PORT": "1",
+        "NIX_SIGNING_KEY": "x",
+    }
+    assert unknown_variables(environment, table.ALL_VARIABLES) == (
+        f"NIXCACHE_CONFIG_DIR {_IGNORED}",
+        f"NIXCACHE_INDEX_TLL {_IGNORED}: did you mean NIXCACHE_INDEX_TTL?",
+    )
+
+
+def test_flags_are_not_abbreviated_or_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that does not exist is refused: an abbreviation may mean another one in the next version."""
+    with pytest.raises(SystemExit):
+        _say("--index", "5")
+    assert "unrecognized arguments: --index 5" in capsys.readouterr().err
