@@ -1,0 +1,92 @@
+"""The registry is away: what the proxy has, it serves; what it cannot know, Nix builds."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.proxy.live_index import FIRST_INDEX_SECONDS
+from tests.support.journey import put, settings_of
+from tests.support.nix import NixSandbox
+from tests.support.nix_objects import read_objects
+from tests.support.objects import hash_part_of, store_object
+from tests.support.proxy import ProxyProcess
+from tests.support.registries import Ghcr
+
+BUILDABLE = """derivation {
+  name = "buildable"; system = builtins.currentSystem;
+  builder = "/bin/sh"; args = [ "-c" "echo built > $out" ];
+}"""
+
+
+def test_the_last_good_index_is_served_without_any_network(
+    ghcr: Ghcr, key: SecretKey, tmp_path: Path
+) -> None:
+    """A registry that is down at the start takes nothing away from what was known."""
+    put(ghcr, [store_object("kept")], [key])
+    settings = settings_of(ghcr, tmp_path)
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        assert proxy.wait_ready()["entries"] == 1
+    ghcr.server.stop()
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        # The very first request: nothing was waited for.
+        answer = proxy.ask(f"/{hash_part_of('kept')}.narinfo")
+        assert answer.status == 200
+        assert proxy.status()["index"]["loaded_from_disk"]
+        assert proxy.ask("/public-key").body.decode() == f"{key.public_key}\n"
+        # And when the registry is back, so is the rest.
+        failed = proxy.wait_until(lambda status: status["index"]["last_error"] is not None)
+        assert ghcr.server.host in failed["index"]["last_error"]
+        ghcr.server.start()
+        assert proxy.refresh() == {"refreshed": True, "entries": 1}
+        assert proxy.status()["index"]["last_error"] is None
+
+
+def test_without_any_index_requests_wait_once_and_are_unknown(ghcr: Ghcr, tmp_path: Path) -> None:
+    """A registry that hangs costs every request together at most the deadline, and then no wait at all."""
+    put(ghcr, [store_object("there")])
+    ghcr.server.fault("token", "stall", times=None)
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        started = time.monotonic()
+        assert proxy.ask(f"/{hash_part_of('there')}.narinfo").status == 404
+        waited = time.monotonic() - started
+        assert waited <= FIRST_INDEX_SECONDS + 5
+        assert proxy.ask(f"/{hash_part_of('there')}.narinfo").status == 404
+        counters = proxy.status()["counters"]
+        assert (counters["unknown"], counters["misses"]) == (2, 0)
+        ghcr.server.clear_faults()
+
+
+@pytest.mark.needs("nix")
+def test_nix_builds_on_where_nothing_can_be_known(ghcr: Ghcr, nix: NixSandbox, tmp_path: Path) -> None:
+    """A dead cache must not break a build."""
+    ghcr.server.stop()
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        run = nix.build_expression(BUILDABLE, substituters=[proxy.url]).check()
+        built = run.stdout.strip()
+        assert nix.physical(built, run.store).read_text() == "built\n"
+        assert proxy.status()["counters"]["unknown"] > 0
+    ghcr.server.start()
+
+
+@pytest.mark.needs("nix")
+def test_nix_builds_on_where_a_nar_is_gone(
+    ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
+    """A narinfo whose bytes the registry lost is a 404 for the NAR: Nix builds instead."""
+    path = nix.build_expression(BUILDABLE).check().stdout.strip()
+    put(ghcr, read_objects(nix, [path]), [key])
+    ghcr.server.fault("blob-get", "status", status=404, times=None, skip=1)  # the table is read before it
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        proxy.wait_ready()
+        run = nix.build_expression(
+            BUILDABLE,
+            substituters=[proxy.url],
+            trusted_keys=[str(key.public_key)],
+            store=nix.new_store(),
+        ).check()
+        assert nix.physical(path, run.store).read_text() == "built\n"
+        counters = proxy.status()["counters"]
+        assert counters["hits"] == 1
+        assert counters["nars_refused"] >= 1
