@@ -1,0 +1,70 @@
+"""Range requests: one range is served, anything else is the whole."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.proxy.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
+
+SIZE = 100
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "end"),
+    [
+        ("bytes=0-", 0, 100),
+        ("bytes=99-", 99, 100),
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=10-1000", 10, 100),
+        ("bytes=-1", 99, 100),
+        ("bytes=-1000", 0, 100),
+        ("BYTES=5-6", 5, 7),
+        ("bytes = 5 - 6", 5, 7),
+    ],
+)
+def test_one_range_is_served(header: str, start: int, end: int) -> None:
+    """First, last and suffix forms, with what lies behind the end cut off."""
+    assert parse_range(header, SIZE) == ByteRange(start, end, SIZE)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "bytes",
+        "bytes=",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=5-4",
+        "bytes=0-1,3-4",
+        "bytes=٣-٤",
+        "bytes=+1-2",
+        "bytes=1_0-",
+        "lines=0-1",
+        "bytes=0-1\n",
+        f"bytes=0-{'9' * 30}",
+    ],
+)
+def test_anything_else_is_the_whole(header: str | None) -> None:
+    """A header that is malformed, or asks for more than one range, is ignored, as RFC 9110 allows."""
+    assert parse_range(header, SIZE) is None
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", f"bytes={'9' * 18}-"])
+def test_bytes_that_are_not_there(header: str) -> None:
+    """416, with the size, so that the client knows."""
+    with pytest.raises(UnsatisfiableRangeError) as refusal:
+        parse_range(header, SIZE)
+    assert refusal.value.size == SIZE
+
+
+@given(st.text(st.sampled_from("bytes=-0123456789, \t"), max_size=20), st.integers(0, 1000))
+def test_whatever_is_asked_the_answer_lies_inside(header: str, size: int) -> None:
+    """No header leads outside of what there is."""
+    try:
+        part = parse_range(header, size)
+    except UnsatisfiableRangeError:
+        return
+    assert part is None or 0 <= part.start < part.end <= size

@@ -1,0 +1,65 @@
+"""Who may ask: names that a stranger can choose are refused."""
+
+import pytest
+
+from nixcache_oci.proxy.guard import is_allowed_host, may_change_state
+
+NAMES = frozenset({"builder.lan", "thismachine"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        "localhost",
+        "localhost:37515",
+        "LOCALHOST.",
+        "cache.localhost:1",
+        "127.0.0.1",
+        "127.0.0.1:37515",
+        "[::1]:37515",
+        "[fe80::1]",
+        "192.168.1.20:37515",
+        "builder.lan:37515",
+        "Builder.LAN",
+        "thismachine",
+    ],
+)
+def test_our_own_names_are_answered(host: str | None) -> None:
+    """Loopback, IP addresses, configured names; and HTTP/1.0 without any."""
+    assert is_allowed_host(host, NAMES)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example",
+        "evil.example:37515",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example@127.0.0.1",
+        "127.0.0.1/evil",
+        "127.0.0.1:port",
+        "0x7f.1",
+        "2130706433",
+        "127.1",
+        "::1",
+        "[::1",
+        "[evil.example]",
+        "localhost, evil.example",
+        " localhost",
+        "xlocalhost",
+    ],
+)
+def test_names_that_a_stranger_can_choose_are_refused(host: str) -> None:
+    """A page that rebinds its name to this machine still sends its own name."""
+    assert not is_allowed_host(host, NAMES)
+
+
+def test_a_page_cannot_change_anything() -> None:
+    """Browsers send Origin with a POST; the header that lets it through needs leave that nobody gives."""
+    assert may_change_state(None, None)
+    assert not may_change_state("http://evil.example", None)
+    assert not may_change_state("null", None)
+    assert may_change_state("http://localhost", "1")

@@ -1,0 +1,190 @@
+"""Packs in memory: bounded, downloaded once for all, some before anybody asks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.pack_cache import CAPACITY_BYTES, PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
+from tests.support.slow_repository import SlowRepository
+
+IN_FLIGHT = CAPACITY_BYTES // MAX_PACK_BYTES
+
+
+class Bench:
+    """A pack cache over a slow repository, and a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.repository = SlowRepository()
+        self.quarantine = Quarantine(lambda: self.now)
+        self.counters = Counters()
+        self.cache = PackCache(self.repository, self.quarantine, self.counters, lambda: self.now)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.repository.gate.set()
+    await bench.cache.close()
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_one_download_serves_all(bench: Bench) -> None:
+    """Sixteen clients that want the same pack at once cost one request; and later ones cost none."""
+    pack = bench.repository.add(b"pack")
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
+    await settle()
+    bench.repository.gate.set()
+    assert [bytes(content) for content in await asyncio.gather(*clients)] == [b"pack"] * 16
+    assert bytes(await bench.cache.get(pack)) == b"pack"
+    assert bench.repository.opened == [pack]
+
+
+async def test_a_client_that_hangs_up_does_not_stop_the_others(bench: Bench) -> None:
+    """Not even the one whose request began the download."""
+    pack = bench.repository.add(b"pack")
+    bench.repository.gate.clear()
+    first, second = (asyncio.create_task(bench.cache.get(pack)) for _ in range(2))
+    await settle()
+    first.cancel()
+    await settle()
+    bench.repository.gate.set()
+    assert bytes(await second) == b"pack"
+    assert bench.repository.opened == [pack]
+
+
+async def test_packs_on_their_way_count(bench: Bench) -> None:
+    """Any number of clients that want different packs get them, a bounded number at a time."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(3 * IN_FLIGHT)]
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    await settle()
+    assert bench.repository.running == IN_FLIGHT
+    assert bench.cache.used_bytes <= CAPACITY_BYTES
+    bench.repository.gate.set()
+    contents = await asyncio.wait_for(asyncio.gather(*clients), 10)
+    assert [Digest.of(content) for content in contents] == packs
+
+
+async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> None:
+    """Room that is freed goes to one who still waits."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT + 2)]
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    await settle()
+    clients[IN_FLIGHT].cancel()
+    await settle()
+    bench.repository.gate.set()
+    assert await asyncio.wait_for(clients[-1], 10)
+
+
+async def test_what_was_used_longest_ago_goes_first(bench: Bench) -> None:
+    """Memory is bounded, however many packs are asked for."""
+    size = MAX_PACK_BYTES - 1
+    packs = [bench.repository.add(bytes([number]) * size) for number in range(IN_FLIGHT)]
+    for pack in packs:
+        await bench.cache.get(pack)
+    await bench.cache.get(packs[0])
+    await bench.cache.get(bench.repository.add(b"one more"))
+    assert bench.cache.used_bytes <= CAPACITY_BYTES
+    bench.repository.opened.clear()
+    await bench.cache.get(packs[0])
+    assert bench.repository.opened == []
+    await bench.cache.get(packs[1])
+    assert bench.repository.opened == [packs[1]]
+
+
+async def test_a_wrong_pack_is_refused_and_put_into_quarantine(bench: Bench) -> None:
+    """No slice of it is ever served."""
+    pack = Digest.of(b"right")
+    bench.repository.blobs[pack] = b"wrong"
+    with pytest.raises(DigestError):
+        await bench.cache.get(pack)
+    assert pack in bench.quarantine
+    assert bench.cache.used_bytes == 0
+
+
+async def test_a_pack_over_the_limit_is_refused_before_it_is_read(bench: Bench) -> None:
+    """A hostile table may point at a blob of any size."""
+    pack = bench.repository.add(bytes(MAX_PACK_BYTES + 1))
+    bench.repository.gate.clear()
+    with pytest.raises(FormatError, match="limit"):
+        await asyncio.wait_for(bench.cache.get(pack), 10)
+
+
+async def test_a_failed_download_is_tried_again_when_asked(bench: Bench) -> None:
+    """One failure must not stay for ever."""
+    pack = Digest.of(b"late")
+    with pytest.raises(NotFoundError):
+        await bench.cache.get(pack)
+    bench.repository.add(b"late")
+    assert bytes(await bench.cache.get(pack)) == b"late"
+
+
+async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
+    """The narinfo began the download; the NAR request finds it done."""
+    pack = bench.repository.add(b"pack")
+    bench.cache.fetch_ahead(pack)
+    bench.cache.fetch_ahead(pack)
+    await settle()
+    assert bytes(await bench.cache.get(pack)) == b"pack"
+    assert bench.repository.opened == [pack]
+    assert bench.counters.packs_fetched_ahead == 1
+
+
+async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
+    """While packs that were fetched ahead stay unread, no more are; reading one makes it go on."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(20)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+        await settle()
+    assert bench.repository.opened == packs[: IN_FLIGHT - 1]
+    await bench.cache.get(packs[0])
+    bench.cache.fetch_ahead(packs[10])
+    await settle()
+    assert bench.repository.opened[-1] == packs[10]
+
+
+async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench: Bench) -> None:
+    """Guesses never make a client wait for room."""
+    bench.repository.gate.clear()
+    for number in range(20):
+        bench.cache.fetch_ahead(bench.repository.add(f"pack {number}".encode()))
+    wanted = bench.repository.add(b"wanted")
+    client = asyncio.create_task(bench.cache.get(wanted))
+    await settle()
+    assert bench.repository.opened[-1] == wanted
+    bench.repository.gate.set()
+    assert bytes(await client) == b"wanted"
+
+
+async def test_what_nobody_reads_is_given_up(bench: Bench) -> None:
+    """A dry run must not switch fetching ahead off for good."""
+    for number in range(IN_FLIGHT):
+        bench.cache.fetch_ahead(bench.repository.add(f"pack {number}".encode()))
+    await settle()
+    bench.now += 200
+    later = bench.repository.add(b"later")
+    bench.cache.fetch_ahead(later)
+    await settle()
+    assert bench.repository.opened[-1] == later
+
+
+async def test_a_failure_ahead_is_quiet(bench: Bench) -> None:
+    """Nobody asked yet: it is logged, and no unretrieved exception is left behind."""
+    bench.cache.fetch_ahead(Digest.of(b"nowhere"))
+    await settle()
+    assert bench.cache.used_bytes == 0

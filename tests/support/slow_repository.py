@@ -1,0 +1,77 @@
+"""A repository whose downloads end when the test says so: to look at what happens meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.errors import NotFoundError
+from nixcache_oci.oci.digest import Digest
+
+
+class SlowRepository:
+    """Holds blobs in memory; ``gate`` lets downloads end.
+
+    Attributes:
+        opened: digest of each download, in order.
+        gate: while it is not set, every download waits.
+        running: downloads that are under way.
+    """
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.opened: list[Digest] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.running = 0
+
+    def add(self, content: bytes) -> Digest:
+        """Put a blob in."""
+        digest = Digest.of(content)
+        self.blobs[digest] = content
+        return digest
+
+    @asynccontextmanager
+    async def open_blob(
+        self, digest: Digest, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        self.opened.append(digest)
+        if digest not in self.blobs:
+            raise NotFoundError(f"no blob {digest}")
+        content = self.blobs[digest]
+        stop = len(content) if end is None else end
+
+        async def chunks() -> AsyncIterator[bytes]:
+            await self.gate.wait()
+            yield content[start:stop]
+
+        self.running += 1
+        try:
+            yield BlobStream(len(content), start, stop, chunks())
+        finally:
+            self.running -= 1
+
+    async def stat_blob(self, digest: Digest) -> int:
+        self.opened.append(digest)
+        await self.gate.wait()
+        return len(self.blobs[digest])
+
+    async def resolve(self, tag_or_digest: str) -> Digest:
+        raise NotFoundError(tag_or_digest)
+
+    async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
+        raise NotFoundError(tag_or_digest)
+
+    async def list_tags(self) -> list[str]:
+        return []
+
+    async def push_blob(self, digest: Digest, source: object) -> None:
+        raise NotImplementedError
+
+    async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing is open."""
