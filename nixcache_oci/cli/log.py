@@ -72,6 +72,9 @@ def set_up_logging(level: int, environment: Mapping[str, str], stream: TextIO) -
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # One line a request would cost more than the answer from memory.
     logging.getLogger("aiohttp.access").disabled = True
+    # What is no HTTP is the sender's matter: a traceback for each would let anybody flood the log. What goes
+    # wrong in a handler, the application logs itself.
+    logging.getLogger("aiohttp.server").disabled = True
 
 
 def escape_unprintable(text: str) -> str:

@@ -22,8 +22,9 @@ from nixcache_oci.proxy.systemd import Notifier
 
 _log = logging.getLogger(__name__)
 
-# Running transfers may end by themselves for so long; Nix resumes what is cut then.
-_GRACE_SECONDS: Final = 3.0
+# Running transfers may end by themselves for so long; Nix resumes what is cut then. The library waits twice:
+# before it cancels a handler, and after.
+_GRACE_SECONDS: Final = 2.0
 
 
 async def run_proxy(

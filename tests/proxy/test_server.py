@@ -1,0 +1,170 @@
+"""The process: how it starts, how it refuses to, and how it stops."""
+
+import asyncio
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.nix.narinfo import NarInfo
+from tests.support.objects import hash_part_of, store_object
+from tests.support.proxy import ProxyProcess
+from tests.support.publish import publish
+
+LARGE = store_object("large", contents=random.Random(1).randbytes(32 * 1024 * 1024))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """A proxy over a layout that holds one large object."""
+
+    async def fill() -> None:
+        await publish(Layout(tmp_path / "cache"), [LARGE])
+
+    asyncio.run(fill())
+    return {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/cache"}
+
+
+def run_proxy(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run it where it is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "nixcache_oci", "proxy"],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "NIXCACHE_REGISTRY": f"oci:{folder}/cache",
+            "NIXCACHE_UPSTREAM": "",
+            "NIXCACHE_INDEX_DIR": str(folder / "index"),
+            "NIXCACHE_PORT": "0",
+            **settings,
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def error_line(run: "subprocess.CompletedProcess[str]") -> str:
+    """The one line that says what is wrong; logs may stand before it, a traceback may not."""
+    assert "Traceback" not in run.stderr
+    return run.stderr.splitlines()[-1]
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    """What, where and the remedy; exit status 1."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        run = run_proxy(tmp_path, NIXCACHE_PORT=str(port))
+    assert run.returncode == 1
+    line = error_line(run)
+    assert str(port) in line
+    assert "address already in use" in line
+    assert "NIXCACHE_PORT" in line
+
+
+def test_an_index_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    """A wrong setting: exit status 2."""
+    (tmp_path / "file").write_text("")
+    run = run_proxy(tmp_path, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index"))
+    assert run.returncode == 2
+    assert "NIXCACHE_INDEX_DIR" in error_line(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NIXCACHE_PORT", "http"),
+        ("NIXCACHE_PORT", "70000"),
+        ("NIXCACHE_INDEX_TTL", "soon"),
+        ("NIXCACHE_PRIORITY", "-1"),
+        ("NIXCACHE_STORE_DIR", "nix/store"),
+        ("NIXCACHE_REPO", "owner"),
+        ("NIXCACHE_UPSTREAM", "cache.nixos.org"),
+        ("NIXCACHE_UPSTREAM_NARS", "sometimes"),
+        ("NIXCACHE_PUBLIC_KEYS", "no-key"),
+        ("NIXCACHE_LOG_LEVEL", "loud"),
+        ("NIXCACHE_REGISTRY", "ghcr.io/owner"),
+        ("NIXCACHE_LISTEN", "not an address"),
+    ],
+)
+def test_a_setting_that_cannot_be_parsed_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
+    """One line that names it; exit status 2; nothing was begun."""
+    run = run_proxy(tmp_path, **{name: value})
+    assert run.returncode == 2
+    assert name in error_line(run)
+    assert len(run.stderr.splitlines()) == 1
+    assert not (tmp_path / "index").exists()
+
+
+def test_it_stops_within_five_seconds_with_a_transfer_running(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A client that reads slowly must not hold up a restart; it resumes with the next process."""
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+        narinfo = NarInfo.parse(proxy.ask(f"/{hash_part_of('large')}.narinfo").body)
+        connection = HTTPConnection(proxy.host, timeout=30)
+        connection.request("GET", f"/{narinfo.url}")
+        response = connection.getresponse()
+        assert response.read(1000)
+        started = time.monotonic()
+        assert proxy.stop() == 0
+        # A promise to systemd, not a measure of speed: after it comes SIGKILL.
+        assert time.monotonic() - started < 5
+        response.close()
+        connection.close()
+    assert "Traceback" not in proxy.log
+
+
+def test_socket_activation(settings: dict[str, str], tmp_path: Path) -> None:
+    """The port is systemd's: it never refuses, not even while the service starts."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        host = "{}:{}".format(*listening.getsockname())
+        # Asked before there is a process: the connection waits in the socket's queue.
+        early = HTTPConnection(host, timeout=30)
+        early.request("GET", "/nix-cache-info")
+        # What systemd does between fork and exec.
+        hand_over = (
+            f"import os, sys; os.dup2({listening.fileno()}, 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+        )
+        start = "os.execv(sys.executable, [sys.executable, '-m', 'nixcache_oci', 'proxy'])"
+        with subprocess.Popen(
+            [sys.executable, "-c", f"{hand_over} {start}"],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "LISTEN_FDS": "1",
+                "NIXCACHE_UPSTREAM": "",
+                # Neither is used: the socket says where.
+                "NIXCACHE_LISTEN": "192.0.2.1",
+                "NIXCACHE_PORT": "1",
+                **settings,
+            },
+            pass_fds=[listening.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                answer = early.getresponse()
+                assert answer.status == 200
+                assert b"StoreDir: /nix/store" in answer.read()
+                early.close()
+                assert process.stdout is not None
+                assert process.stdout.readline() == f"listening on http://{host}\n"
+                process.terminate()
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
