@@ -8,15 +8,17 @@ empty line inside a value would forge a stanza. Source: design section 2, "Table
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from typing import Final, Protocol
+from mmap import mmap
+from typing import Final, TypeAlias
 
 from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.base32 import LETTER
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 
@@ -26,24 +28,21 @@ MAX_STANZA_BYTES: Final = 1024 * 1024
 
 _VERSION: Final = "2"
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-_NARINFO_START: Final = b"StorePath: "
-_LISTED = re.compile(rb"(?:\A|\n\n)StorePath: (?:/[^/\n]+)+/([0-9a-z]{32})-")
+# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
+_VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+
+_NARINFO_KEY: Final = "StorePath"
+_NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
+_MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path that Linux takes
+_LISTED = re.compile(
+    _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/({LETTER}{{32}})-".encode()
+)
 # int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
 _TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
 _KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-bit key
 
-
-class Buffer(Protocol):
-    """What ``bytes`` and ``mmap`` have in common, as far as it is used here."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: slice, /) -> bytes: ...
-
-    def find(self, sub: bytes, start: int = ..., end: int = ..., /) -> int:
-        """See bytes."""
-
-    def rfind(self, sub: bytes, start: int = ..., end: int = ..., /) -> int:
-        """See bytes."""
+Content: TypeAlias = bytes | mmap
+"""The text of a table, in memory or on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +79,17 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
         limit: bytes that it may have at most.
 
     Raises:
-        FormatError: a value that holds a line break, a store path listed twice, or over the limit in all.
+        FormatError: a value that holds a line break, a store path listed twice, a stanza over 1 MiB, or over
+            the limit in all.
     """
     narinfos = sorted(table.narinfos, key=lambda narinfo: narinfo.store_path.hash_part)
     for one, other in pairwise(narinfos):
         if one.store_path.hash_part == other.store_path.hash_part:
             raise FormatError(f"table: {other.store_path} is listed twice")
-    stanzas = [_render_stanza(_header_fields(table.header))]
-    stanzas += [_render_stanza(record_fields(record)) for record in table.records]
+    stanzas = [_render_fields(_header_fields(table.header))]
+    stanzas += [_render_fields(record_fields(record)) for record in table.records]
     stanzas += [narinfo.render() for narinfo in narinfos]
-    content = "\n".join(stanzas).encode()
+    content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
     if len(content) > limit:
         raise FormatError(f"table: {len(content)} bytes, over the limit of {limit}")
     return content
@@ -102,25 +102,32 @@ def parse_table(content: bytes) -> Table:
         FormatError: anything that breaks the format.
     """
     head = parse_head(content)
-    narinfos = tuple(
-        NarInfo.parse(content[start:end]) for start, end in _stanzas(content, _end_of_head(content))
-    )
+    # Behind the end of the head come the empty line and the first narinfo.
+    first = _end_of_head(content) + 1
+    narinfos = tuple(NarInfo.parse(stanza) for stanza in _stanzas(content, first, len(content)))
     parts = [narinfo.store_path.hash_part for narinfo in narinfos]
     if any(one >= other for one, other in pairwise(parts)):
         raise FormatError("table: its narinfos are not in the order of their hash parts")
     return replace(head, narinfos=narinfos)
 
 
-def parse_head(content: Buffer) -> Table:
-    """Read header and records, and leave the narinfos alone.
+def parse_head(content: Content) -> Table:
+    """Read header and records strictly, and leave the narinfos alone.
 
     Raises:
         FormatError: not a version 2 table, or a malformed header or record.
     """
-    fields = [_parse_stanza(content[start:end]) for start, end in _stanzas(content, 0, _end_of_head(content))]
-    if not fields:
-        raise FormatError("table: it is empty")
-    return Table(_parse_header(fields[0]), tuple(parse_record(record) for record in fields[1:]))
+    header, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
+    return Table(_parse_header(header), tuple(parse_record(record) for record in records))
+
+
+def parse_header(content: Content) -> TableHeader:
+    """Read the header alone: a malformed record is gc's trouble, and no reason not to serve the narinfos.
+
+    Raises:
+        FormatError: not a version 2 table, or a malformed header.
+    """
+    return _parse_header(_parse_fields(next(_stanzas(content, 0, len(content)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,7 @@ class Scan:
     positions: "array[int]"
 
 
-def scan(content: Buffer) -> Scan:
+def scan(content: Content) -> Scan:
     """Find every narinfo without parsing any: a stanza is validated when it is first served.
 
     Raises:
@@ -144,22 +151,18 @@ def scan(content: Buffer) -> Scan:
     """
     keys, positions = array("Q"), array("I")
     previous = b""
-    # mmap is a buffer to re, though typeshed's Protocols cannot say so together with slicing.
-    for match in _LISTED.finditer(content):  # type: ignore[call-overload]  # see above
+    for match in _LISTED.finditer(content):
         hash_part = match[1]
         if hash_part <= previous:
             raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
         previous = hash_part
-        try:
-            keys.append(_number(hash_part))
-        except ValueError:
-            continue  # a letter outside nix32: no request can ask for it
+        keys.append(_number(hash_part))
         positions.append(match.start(1))
     return Scan(keys, positions)
 
 
 def find_row(
-    content: Buffer, keys: Sequence[int], positions: Sequence[int], hash_part: HashPart
+    content: Content, keys: Sequence[int], positions: Sequence[int], hash_part: HashPart
 ) -> int | None:
     """Look one narinfo up in about twenty steps; ``keys`` and ``positions`` come from ``scan``.
 
@@ -177,45 +180,51 @@ def find_row(
     return None
 
 
-def stanza_around(content: Buffer, position: int) -> bytes:
-    """Cut out the narinfo whose hash part lies at this offset, exactly as it is served."""
-    start = content.rfind(_NARINFO_START, max(0, position - 4096), position)
-    end = content.find(b"\n\n", position)
-    return content[start : len(content) if end < 0 else end + 1]
+def stanza_around(content: Content, position: int) -> bytes:
+    """Cut out the narinfo whose hash part lies at this offset, exactly as it is served.
+
+    Gives nothing where none starts before that offset, or where it is over 1 MiB.
+    """
+    earliest = max(0, position - _MAX_STORE_DIR_BYTES - len(_NARINFO_START))
+    gap = content.rfind(_NARINFO_START, earliest, position)
+    start = gap + 2
+    end = content.find(b"\n\n", position, start + MAX_STANZA_BYTES + 1)
+    stanza_end = len(content) if end < 0 else end + 1
+    if gap < 0 or stanza_end - start > MAX_STANZA_BYTES:
+        return b""
+    return content[start:stanza_end]
 
 
 def _number(hash_part: bytes) -> int:
-    return int(hash_part[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32, b"_eotu"), 32)
+    return int(hash_part[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32), 32)
 
 
-def _end_of_head(content: Buffer) -> int:
-    at = content.find(b"\n\n" + _NARINFO_START)
+def _end_of_head(content: Content) -> int:
+    at = content.find(_NARINFO_START)
     return len(content) if at < 0 else at + 1
 
 
-def _stanzas(content: Buffer, start: int, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each stanza, its last line break included, the empty line excluded."""
-    stop = len(content) if end is None else end
-    while start < stop:
-        if content[start : start + 1] == b"\n":
-            start += 1
-            continue
-        gap = content.find(b"\n\n", start, stop)
-        stanza_end = stop if gap < 0 else gap + 1
+def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
+    """Yield each stanza, its last line break included, the empty line behind it excluded."""
+    if not content:
+        raise FormatError("table: it is empty")
+    while start < end:
+        gap = content.find(b"\n\n", start, end)
+        stanza_end = end if gap < 0 else gap + 1
         if stanza_end - start > MAX_STANZA_BYTES:
             raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
-        yield start, stanza_end
+        yield content[start:stanza_end]
         start = stanza_end + 1
 
 
-def _header_fields(header: TableHeader) -> Iterable[Field]:
-    yield "Nixcache-Table", _VERSION
-    yield "Created", format_time(header.created)
-    if header.source is not None:
-        yield "Source", header.source
-    for key in header.public_keys:
-        yield "Public-Key", key
-    yield from header.extra
+def _header_fields(header: TableHeader) -> tuple[Field, ...]:
+    return (
+        ("Nixcache-Table", _VERSION),
+        ("Created", format_time(header.created)),
+        *((("Source", header.source),) if header.source is not None else ()),
+        *(("Public-Key", key) for key in header.public_keys),
+        *header.extra,
+    )
 
 
 def _parse_header(fields: tuple[Field, ...]) -> TableHeader:
@@ -242,18 +251,31 @@ def _parse_header(fields: tuple[Field, ...]) -> TableHeader:
     return TableHeader(created, source, tuple(public_keys), tuple(extra))
 
 
-def _render_stanza(fields: Iterable[Field]) -> str:
+def _render_fields(fields: Sequence[Field]) -> str:
     lines = []
     for key, value in fields:
-        if not _KEY.fullmatch(key) or not value or any(ord(letter) < ord(" ") for letter in value):
+        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
             raise FormatError(f"table: no such field can be written: {key!r}: {value!r}")
         lines.append(f"{key}: {value}\n")
     return "".join(lines)
 
 
-def _parse_stanza(content: bytes) -> tuple[Field, ...]:
+def _encode_stanza(stanza: str) -> bytes:
     try:
-        lines = content.decode().split("\n")
+        content = stanza.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"table: it cannot be written as UTF-8: {error}") from None
+    if len(content) > MAX_STANZA_BYTES:
+        raise FormatError(
+            f"table: a stanza of {len(content)} bytes, over the limit of {MAX_STANZA_BYTES}: {stanza[:120]!r}"
+        )
+    return content
+
+
+def _parse_fields(stanza: bytes) -> tuple[Field, ...]:
+    """Read what ``_render_fields`` can write, and nothing else: whatever is read can be carried over."""
+    try:
+        lines = stanza.decode().split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"table: not UTF-8: {error}") from None
     if lines.pop() != "":
@@ -261,7 +283,7 @@ def _parse_stanza(content: bytes) -> tuple[Field, ...]:
     fields = []
     for line in lines:
         key, colon, value = line.partition(": ")
-        if not colon or not _KEY.fullmatch(key):
+        if not colon or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
             raise FormatError(f"table: not a 'Key: value' line: {line[:120]!r}")
         fields.append((key, value))
     return tuple(fields)

@@ -24,7 +24,9 @@ TIME = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1)
 times = st.datetimes(
-    min_value=datetime(1970, 1, 1), max_value=datetime(9999, 12, 31), timezones=st.just(UTC)  # noqa: DTZ001  # hypothesis adds the zone
+    min_value=datetime(1970, 1, 1),
+    max_value=datetime(9999, 12, 31),
+    timezones=st.just(UTC),  # hypothesis adds the zone
 ).map(lambda time: time.replace(microsecond=0))
 paths = st.builds(
     lambda seed, name: StorePath("/nix/store", hash_part_of(str(seed)), name),

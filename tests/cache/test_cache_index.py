@@ -1,0 +1,91 @@
+"""The index, and its union with the tags."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.segment import Segment, build_manifest
+from nixcache_oci.cache.timestamp import EPOCH
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.image_index import ImageIndex
+
+NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
+
+
+def segment(name: str, created: datetime = NOW) -> Segment:
+    table = Descriptor(media_type.TABLE, Digest.of(name.encode()), len(name))
+    return Segment.from_manifest(build_manifest(table, [], created=created, paths=1, source=None))
+
+
+def test_what_is_written_is_read_again() -> None:
+    """List, watermark and source; and equal indexes are equal bytes."""
+    index = CacheIndex((segment("one"), segment("two")), NOW, "https://github.com/o/n")
+    read = CacheIndex.parse(index.render())
+    assert (read.segments, read.watermark, read.source) == (index.segments, NOW, index.source)
+    assert read.render() == index.render()
+
+
+def test_what_is_not_known_here_survives_a_rewrite() -> None:
+    """A newer version's marks must not be lost because an older one published in between."""
+    document = json.loads(CacheIndex((segment("one"),), NOW).render())
+    document["annotations"]["dev.nixcache.later"] = "kept"
+    document["manifests"][0]["annotations"]["dev.nixcache.condemned"] = "2026-11-20T00:00:00Z"
+    document["manifests"][0]["annotations"]["dev.nixcache.later"] = "kept"
+    document["later"] = {"kept": True}
+    index = CacheIndex.parse(json.dumps(document).encode())
+    again = json.loads(index.with_segments([segment("two")]).render())
+    assert again["annotations"]["dev.nixcache.later"] == "kept"
+    assert again["later"] == {"kept": True}
+    assert document["manifests"][0] in again["manifests"]
+
+
+def test_a_segment_that_is_listed_keeps_its_mark() -> None:
+    """The mark is gc's; a publisher that knows the segment from its manifest must not lift it."""
+    marked = json.loads(CacheIndex((segment("one"),), NOW).render())
+    marked["manifests"][0]["annotations"]["dev.nixcache.condemned"] = "2026-11-20T00:00:00Z"
+    index = CacheIndex.parse(json.dumps(marked).encode())
+    [kept] = index.with_segments([segment("one")]).segments
+    assert kept.condemned is not None
+
+
+def test_the_union_takes_tags_from_the_watermark_on() -> None:
+    """An older tag counts only where the index lists it: gc merged or dropped that segment."""
+    old, edge, new = (
+        segment("old", NOW - timedelta(seconds=1)),
+        segment("edge", NOW),
+        segment("new", NOW + timedelta(1)),
+    )
+    listed = segment("listed", NOW + timedelta(2))
+    index = CacheIndex((listed,), NOW)
+    tags = [str(one.tag) for one in (new, old, edge, listed)] + ["cache-index", "latest"]
+    assert index.unlisted(tags) == [edge.tag, new.tag]
+    # No index at all: the watermark is the epoch, and every tag counts.
+    assert len(CacheIndex().unlisted(tags)) == 4
+    assert CacheIndex().watermark == EPOCH
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {media_type.ANNOTATION_FORMAT: "3", media_type.ANNOTATION_WATERMARK: "2026-11-21T03:15:00Z"},
+        {media_type.ANNOTATION_FORMAT: "2"},
+        {media_type.ANNOTATION_FORMAT: "2", media_type.ANNOTATION_WATERMARK: "never"},
+    ],
+)
+def test_another_index_is_never_an_empty_one(annotations: dict[str, str]) -> None:
+    """A writer that took it for empty would lose every segment."""
+    with pytest.raises(FormatError):
+        CacheIndex.parse(ImageIndex(manifests=(), annotations=annotations).render())
+
+
+def test_the_limit_holds() -> None:
+    """Readers take at most 1 MiB."""
+    segments = tuple(segment(str(number)) for number in range(3500))
+    with pytest.raises(FormatError, match="limit"):
+        CacheIndex(segments, NOW).render()

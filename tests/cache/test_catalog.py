@@ -1,0 +1,115 @@
+"""The catalog: which of several narinfos is served, and which is none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.catalog import Catalog, CatalogTable
+from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.cache.table_file import TableFileWriter
+from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey, fingerprint
+from nixcache_oci.oci.digest import Digest
+from tests.support.objects import store_object
+from tests.support.publish import CREATED
+
+KEY, OTHER = SecretKey.generate("key-1"), SecretKey.generate("other-1")
+PATH = store_object("x").narinfo.store_path
+
+
+def variant(number: int, *keys: SecretKey) -> NarInfo:
+    """The same store path, built anew with another result; a smaller number has a smaller NarHash."""
+    narinfo = replace(store_object("x").narinfo, nar_hash=NixHash(bytes([0] * 31 + [number])))
+    return replace(narinfo, sigs=tuple(key.sign(fingerprint(narinfo)) for key in keys))
+
+
+MakeTable = Callable[..., CatalogTable]
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> MakeTable:
+    def make(*narinfos: NarInfo, hours: int = 0, condemned: bool = False, text: bytes = b"") -> CatalogTable:
+        created = CREATED + timedelta(hours=hours)
+        text = text or render_table(Table(TableHeader(created), (), narinfos))
+        writer = TableFileWriter(tmp_path / f"{Digest.of(text).hex}.table")
+        writer.write_text(text)
+        file = writer.finish(Digest.of(text))
+        writer.close()
+        return CatalogTable(file, condemned, created)
+
+    return make
+
+
+def find(tables: Sequence[CatalogTable], *keys: SecretKey) -> str | None:
+    catalog = Catalog.of(tables, [key.public_key for key in keys])
+    found = [catalog.find(PATH.hash_part) for _ in range(2)]
+    assert found[0] == found[1], "what was remembered differs from what was found"
+    return found[0].decode() if found[0] is not None else None
+
+
+def test_the_smallest_nar_hash_wins(make_table: MakeTable) -> None:
+    """All readers choose the same of two that raced, whatever order they read them in."""
+    one, two = make_table(variant(1)), make_table(variant(2), hours=1)
+    assert find([one, two]) == find([two, one]) == variant(1).render()
+
+
+def test_one_that_is_not_condemned_wins_over_that(make_table: MakeTable) -> None:
+    """A condemned segment is the last choice; alone, it still serves."""
+    condemned, live = make_table(variant(1), condemned=True), make_table(variant(2))
+    assert find([condemned, live]) == variant(2).render()
+    assert find([condemned]) == variant(1).render()
+
+
+def test_one_that_is_signed_wins_over_both(make_table: MakeTable) -> None:
+    """What Nix would refuse is no choice at all."""
+    signed = make_table(variant(3, KEY), condemned=True)
+    tables = [make_table(variant(1)), make_table(variant(2, OTHER)), signed]
+    assert find(tables, KEY) == variant(3, KEY).render()
+
+
+def test_the_newest_wins_where_all_else_is_equal(make_table: MakeTable) -> None:
+    """A narinfo that was listed again has more signatures."""
+    old, new = make_table(variant(1, KEY)), make_table(variant(1, KEY, OTHER), hours=1)
+    assert find([old, new]) == find([new, old]) == variant(1, KEY, OTHER).render()
+
+
+def test_with_keys_what_is_not_signed_is_a_miss(make_table: MakeTable) -> None:
+    """Unsigned, signed by another key, or signed for other content."""
+    forged = replace(variant(1), sigs=variant(2, KEY).sigs)
+    for narinfo in (variant(1), variant(1, OTHER), forged):
+        assert find([make_table(narinfo)], KEY) is None
+        assert find([make_table(narinfo)]) == narinfo.render()
+    assert find([make_table(variant(1, OTHER, KEY))], KEY) is not None
+
+
+def test_what_names_its_own_content_needs_no_signature(make_table: MakeTable) -> None:
+    """Nix takes it without one; but only where the path follows from the content address."""
+    sample, _ = make_sample("/nix/store")
+    stolen = replace(sample, store_path=replace(sample.store_path, hash_part=PATH.hash_part))
+    catalog = Catalog.of([make_table(sample), make_table(stolen)], [KEY.public_key])
+    assert catalog.find(sample.store_path.hash_part) is not None
+    assert catalog.find(PATH.hash_part) is None
+
+
+def test_a_malformed_narinfo_is_a_miss(make_table: MakeTable) -> None:
+    """Nix would stop at it; another variant may be good."""
+    head = render_table(Table(TableHeader(CREATED)))
+    broken = make_table(text=head + f"\nStorePath: {PATH}\nURL: nar/x.nar\n".encode())
+    assert broken.file.count == 1
+    assert find([broken]) is None
+    assert find([broken, make_table(variant(1))]) == variant(1).render()
+
+
+def test_recorded_keys_are_in_the_order_of_the_segments(make_table: MakeTable) -> None:
+    """The first one seen is pinned: it must be the oldest segment's."""
+    texts = [
+        render_table(Table(TableHeader(CREATED + timedelta(hours=hours), public_keys=(key,))))
+        for hours, key in [(2, "b:AA"), (1, "a:AA")]
+    ]
+    tables = [make_table(text=texts[0], hours=2), make_table(text=texts[1], hours=1)]
+    assert Catalog.of(tables, ()).recorded_keys == ("a:AA", "b:AA")

@@ -1,0 +1,90 @@
+"""The last good index on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.digest import Digest
+from tests.support.objects import store_object
+from tests.support.publish import CREATED
+
+NAME = "ghcr.io/owner/name/nix-cache"
+
+
+def put_table(folder: IndexFolder, seed: str) -> Digest:
+    text = render_table(Table(TableHeader(CREATED), (), (store_object(seed).narinfo,)))
+    writer = folder.table_writer(Digest.of(text))
+    writer.write_text(text)
+    writer.finish(Digest.of(text))
+    writer.close()
+    return Digest.of(text)
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    """Listing and tables, by another process."""
+    folder = IndexFolder(tmp_path, NAME)
+    table = put_table(folder, "one")
+    listing = Listing(index=Digest.of(b"index"), version1=table)
+    folder.save(listing)
+    loaded = IndexFolder(tmp_path, NAME).load()
+    assert loaded is not None
+    assert loaded[0] == listing
+    assert list(loaded[1]) == [table]
+
+
+def test_caches_do_not_mix(tmp_path: Path) -> None:
+    """One machine may serve several: each has a folder of its own, whatever its name."""
+    folder = IndexFolder(tmp_path, NAME)
+    folder.save(Listing())
+    assert IndexFolder(tmp_path, NAME + "2").load() is None
+    assert IndexFolder(tmp_path, "oci:/../../" + "x" * 300).path.parent == tmp_path
+
+
+def test_tables_that_are_listed_no_more_are_removed(tmp_path: Path) -> None:
+    """The folder must not grow for ever; what another process is writing stays."""
+    folder = IndexFolder(tmp_path, NAME)
+    old, new = put_table(folder, "old"), put_table(folder, "new")
+    being_written = folder.table_writer(Digest.of(b"later"))
+    folder.save(Listing(version1=new))
+    assert folder.open_table(old) is None
+    assert folder.open_table(new) is not None
+    assert any(path.name.startswith(".") for path in (folder.path / "tables").iterdir())
+    being_written.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"index": 5, "segments": [], "version1": null}'])
+def test_a_damaged_listing_is_none(tmp_path: Path, content: bytes) -> None:
+    """The proxy then starts as if it were the first time."""
+    folder = IndexFolder(tmp_path, NAME)
+    folder.save(Listing())
+    (folder.path / "index.json").write_bytes(content)
+    assert folder.load() is None
+
+
+def test_a_table_that_is_gone_does_not_take_the_rest_along(tmp_path: Path) -> None:
+    """What is there is served; the refresh fetches what is missing."""
+    folder = IndexFolder(tmp_path, NAME)
+    folder.save(Listing(version1=Digest.of(b"gone")))
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded[1] == {}
+
+
+def test_the_first_key_stays(tmp_path: Path) -> None:
+    """A registry that replaces the key later must not get away with it."""
+    folder = IndexFolder(tmp_path, NAME)
+    assert folder.pin_key([]) is None
+    assert folder.pin_key(["first:AA", "second:AA"]) == "first:AA"
+    assert IndexFolder(tmp_path, NAME).pin_key(["second:AA"]) == "first:AA"
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
+    """One line that names the folder and the setting."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="NIXCACHE_INDEX_DIR") as refusal:
+        IndexFolder(tmp_path / "file", NAME)
+    assert str(tmp_path / "file") in str(refusal.value)

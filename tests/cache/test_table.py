@@ -1,0 +1,164 @@
+"""Tables: the text that lists what a segment holds."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixcache_oci.cache.record import PublishRecord, UnknownRecord
+from nixcache_oci.cache.table import (
+    MAX_TABLE_BYTES,
+    Table,
+    TableHeader,
+    find_row,
+    parse_head,
+    parse_table,
+    render_table,
+    scan,
+    stanza_around,
+)
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+from tests.support.objects import hash_part_of, store_object
+
+TIME = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
+HEADER = TableHeader(TIME, "https://github.com/owner/name/commit/abc", ("my-cache-1:AAAA",))
+
+
+def narinfo_of(seed: str) -> NarInfo:
+    return store_object(seed).narinfo
+
+
+def find(content: bytes, hash_part: HashPart) -> bytes | None:
+    found = scan(content)
+    row = find_row(content, found.keys, found.positions, hash_part)
+    return None if row is None else stanza_around(content, found.positions[row])
+
+
+def test_the_written_form() -> None:
+    """Header, records, narinfos; each stanza parted from the next by one empty line."""
+    record = PublishRecord("main", "1", TIME)
+    narinfo = narinfo_of("one")
+    assert (
+        render_table(Table(HEADER, (record,), (narinfo,))).decode()
+        == (
+            "Nixcache-Table: 2\n"
+            "Created: 2026-11-21T03:15:00Z\n"
+            "Source: https://github.com/owner/name/commit/abc\n"
+            "Public-Key: my-cache-1:AAAA\n"
+            "\n"
+            "Publish: main 1 2026-11-21T03:15:00Z\n"
+            "\n"
+        )
+        + narinfo.render()
+    )
+
+
+@given(st.sets(st.integers(0, 10_000), max_size=30), st.integers(0, 10_000))
+def test_every_narinfo_is_found_exactly_as_it_was_rendered(numbers: set[int], other: int) -> None:
+    """What a look-up gives is what the publisher signed; and nothing is found that is not there."""
+    narinfos = [narinfo_of(str(number)) for number in numbers]
+    content = render_table(Table(HEADER, (), tuple(narinfos)))
+    for narinfo in narinfos:
+        assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+    if other not in numbers:
+        assert find(content, hash_part_of(str(other))) is None
+
+
+@given(st.sets(st.integers(0, 10_000), max_size=10))
+@settings(max_examples=30)
+def test_what_is_written_is_read_again(numbers: set[int]) -> None:
+    """gc rewrites tables: nothing may change on the way."""
+    narinfos = sorted(
+        (narinfo_of(str(number)) for number in numbers), key=lambda one: one.store_path.hash_part
+    )
+    records = (PublishRecord("main", "1", TIME), UnknownRecord((("Later", "kind"), ("More", "of it"))))
+    header = replace(HEADER, extra=(("Later-Field", "value"),))
+    table = Table(header, records, tuple(narinfos))
+    assert parse_table(render_table(table)) == table
+    assert parse_head(render_table(table)) == replace(table, narinfos=())
+
+
+def test_hash_parts_that_share_their_first_letters_are_kept_apart() -> None:
+    """The keys hold twelve letters only: the rest is compared in the text."""
+    base = narinfo_of("x")
+    parts = [HashPart("0123456789ab" + letter * 20) for letter in "0z"]
+    narinfos = [replace(base, store_path=replace(base.store_path, hash_part=part)) for part in parts]
+    content = render_table(Table(HEADER, (), tuple(narinfos)))
+    for narinfo in narinfos:
+        assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+    assert find(content, HashPart("0123456789ab" + "1" * 20)) is None
+
+
+def test_another_store_dir_is_no_obstacle() -> None:
+    """Tests and some users have their store elsewhere, however deep."""
+    base = narinfo_of("x")
+    narinfo = replace(base, store_path=replace(base.store_path, store_dir="/home/a b/nix-store/deep"))
+    content = render_table(Table(HEADER, (), (narinfo,)))
+    assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+
+
+def test_a_record_cannot_pose_as_a_narinfo() -> None:
+    """Only a stanza that begins with StorePath is one."""
+    path = narinfo_of("x").store_path
+    record = UnknownRecord((("Later", "kind"), ("StorePath", str(path))))
+    content = render_table(Table(HEADER, (record,), ()))
+    assert find(content, path.hash_part) is None
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\n\nStorePath: /nix/store/x", "a\rb", "a\0b"])
+def test_no_value_can_forge_a_stanza(value: str) -> None:
+    """A line break inside a value would."""
+    with pytest.raises(FormatError):
+        render_table(Table(replace(HEADER, source=value)))
+
+
+def test_nothing_is_listed_twice() -> None:
+    """Which of the two would be served?"""
+    narinfo = narinfo_of("x")
+    with pytest.raises(FormatError, match="twice"):
+        render_table(Table(HEADER, (), (narinfo, narinfo)))
+
+
+def test_the_order_is_checked() -> None:
+    """A binary search in a table that is out of order would miss what is there."""
+    one, other = sorted((narinfo_of("1"), narinfo_of("2")), key=lambda each: each.store_path.hash_part)
+    head = render_table(Table(HEADER)).decode()
+    content = f"{head}\n{other.render()}\n{one.render()}".encode()
+    with pytest.raises(FormatError, match="order"):
+        scan(content)
+    with pytest.raises(FormatError, match="order"):
+        parse_table(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"Nixcache-Table: 3\nCreated: 2026-11-21T03:15:00Z\n",
+        b"Nixcache-Table: 2\n",
+        b"Nixcache-Table: 2\nCreated: today\n",
+        b"Created: 2026-11-21T03:15:00Z\nNixcache-Table: 2\n",
+        b"Nixcache-Table: 2\r\nCreated: 2026-11-21T03:15:00Z\r\n",
+        b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z",
+        b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\n\nno record\n",
+        b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\nSource: \xff\n",
+        b"StorePath: /nix/store/x\n",
+    ],
+)
+def test_malformed_heads_are_refused(content: bytes) -> None:
+    """A reader keeps the table that it had."""
+    with pytest.raises(FormatError):
+        parse_head(content)
+
+
+def test_the_limit_holds() -> None:
+    """A publisher must not write what every reader refuses."""
+    narinfo = replace(narinfo_of("x"), extra=(("Filler", "x" * 1000),))
+    with pytest.raises(FormatError, match="limit"):
+        render_table(Table(HEADER, (), (narinfo,)), limit=1000)
+    assert MAX_TABLE_BYTES == 64 * 1024 * 1024
