@@ -42,7 +42,7 @@ class IndexFolder:
             write_file(self.path / "repository", f"{repository}\n".encode())
         except OSError as error:
             raise UsageError(
-                f"index folder {self.path}: {error.strerror}; set NIXCACHE_INDEX_DIR to a folder that can be written"
+                f"index folder {self.path}: {error.strerror}; set NIXCACHE_INDEX_DIR to a writable one"
             ) from None
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
@@ -92,7 +92,7 @@ class IndexFolder:
         return TableFileWriter(self._table_path(table))
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
-        """Give the key that this cache was first seen with, and remember it; a later one never replaces it."""
+        """Give the key that this cache was first seen with, and remember it; no later one replaces it."""
         path = self.path / "public-key"
         try:
             return path.read_text().strip()

@@ -5,6 +5,7 @@ and no segment's tag. Whatever else goes wrong is an error, and a reader keeps w
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -19,6 +20,8 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+
+_log = logging.getLogger(__name__)
 
 # Enough to hide the round trips of a long list, few enough to be a polite client.
 _PARALLEL_REQUESTS = 8
@@ -119,7 +122,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     unknown = [tag for tag in unlisted if tag.manifest not in by_manifest]
     read = await run_all((_read_segment(repository, tag) for tag in unknown), _PARALLEL_REQUESTS)
     found = [by_manifest[tag.manifest] for tag in unlisted if tag.manifest in by_manifest]
-    found += [segment for segment in read if segment is not None]
+    found += [segment for segments in read for segment in segments or ()]
     return Union(
         index=index.with_segments(found),
         digest=stored.digest if stored is not None else None,
@@ -134,12 +137,17 @@ async def read_listing(repository: Repository, known: Iterable[Segment] = ()) ->
     return Listing(union.digest, union.index.segments, union.version1, union.is_complete)
 
 
-async def _read_segment(repository: Repository, tag: SegmentTag) -> Segment | None:
+async def _read_segment(repository: Repository, tag: SegmentTag) -> list[Segment] | None:
+    """Read a segment that only its tag knows; none where it is not ours, and None where it is not there."""
     try:
         stored = await repository.get_manifest(str(tag.manifest))
     except NotFoundError:
         return None
-    return Segment.from_manifest(stored.content)
+    try:
+        return [Segment.from_manifest(stored.content)]
+    except FormatError as error:
+        _log.warning("no segment", extra={"fields": {"tag": str(tag), "error": str(error)}})
+        return []
 
 
 async def _list_tags(repository: Repository) -> list[str]:

@@ -1,17 +1,23 @@
 """Records: what a publish, a pin or an unpin left in a table, for gc to count.
 
 Each is one stanza of ``Key: value`` lines. Kinds and fields that this version does not know are kept.
+What can be made can be read again, for nobody may publish a table that gc then refuses.
 Source: design section 2, "Table".
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import StorePath
 
 Field = tuple[str, str]
+
+_KINDS: Final = ("Publish", "Pin", "Unpin")
+_REVISIONS = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class PublishRecord:
         scope: what later publishes supersede, such as a branch and system; no spaces.
         run: the job's run; all records of one scope and run belong together; no spaces.
         time: when it published, and it keeps that time through every rewrite.
-        roots: name and store path of each root.
+        roots: name and store path of each root; a name may hold spaces.
         failed: names of roots that did not build.
         is_partial: a narrowed run, which displaces only its own names.
         extra: fields that this version does not know.
@@ -36,13 +42,23 @@ class PublishRecord:
     is_partial: bool = False
     extra: tuple[Field, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_word("scope", self.scope)
+        _check_word("run", self.run)
+        if "" in (*(name for name, _ in self.roots), *self.failed):
+            raise FormatError("record: a root needs a name")
+
 
 @dataclass(frozen=True, slots=True)
 class PinRecord:
     """A store path that is kept under a name.
 
     Attributes:
+        name: of the pin; no spaces.
+        path: what is kept.
+        time: when it was pinned.
         keep: ``until <time>``, ``for <N> revisions`` or ``forever``.
+        extra: fields that this version does not know.
     """
 
     name: str
@@ -51,21 +67,45 @@ class PinRecord:
     keep: str
     extra: tuple[Field, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_word("pin", self.name)
+        if not _is_keep(self.keep.split(" ")):
+            raise FormatError(
+                f"record: a pin is kept until <time>, for <N> revisions, or forever, not {self.keep[:80]!r}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class UnpinRecord:
-    """The end of a pin."""
+    """The end of a pin.
+
+    Attributes:
+        name: of the pin; no spaces.
+        time: when it ended.
+        extra: fields that this version does not know.
+    """
 
     name: str
     time: datetime
     extra: tuple[Field, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_word("pin", self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class UnknownRecord:
-    """A record of a kind that this version does not know, kept as it is."""
+    """A record of a kind that this version does not know, kept as it is.
 
-    fields: tuple[Field, ...] = field(default=())
+    Attributes:
+        fields: at least one, the first of which tells the kind.
+    """
+
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        if not self.fields or self.fields[0][0] in _KINDS:
+            raise FormatError(f"record: not one of an unknown kind: {self.fields[:1]}")
 
 
 Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
@@ -73,6 +113,9 @@ Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
 
 def parse_record(fields: tuple[Field, ...]) -> Record:
     """Read one stanza; its first key tells the kind.
+
+    Args:
+        fields: at least one.
 
     Raises:
         FormatError: a known kind with a value that breaks its form.
@@ -82,11 +125,11 @@ def parse_record(fields: tuple[Field, ...]) -> Record:
     match kind, words:
         case "Publish", [scope, run, time]:
             return _parse_publish(scope, run, parse_time(time), rest)
-        case "Pin", [name, path, time, *keep] if _is_keep(keep):
+        case "Pin", [name, path, time, *keep]:
             return PinRecord(name, StorePath.parse(path), parse_time(time), " ".join(keep), rest)
         case "Unpin", [name, time]:
             return UnpinRecord(name, parse_time(time), rest)
-        case (("Publish" | "Pin" | "Unpin"), _):
+        case _ if kind in _KINDS:
             raise FormatError(f"record: malformed {kind}: {value[:200]!r}")
     return UnknownRecord(fields)
 
@@ -141,5 +184,10 @@ def _is_keep(words: list[str]) -> bool:
             parse_time(time)
             return True
         case ["for", count, "revisions"]:
-            return count.isascii() and count.isdigit() and not count.startswith("0")
+            return _REVISIONS.fullmatch(count) is not None
     return False
+
+
+def _check_word(what: str, text: str) -> None:
+    if not text or " " in text:
+        raise FormatError(f"record: the name of a {what} is not empty and has no spaces: {text[:80]!r}")

@@ -34,9 +34,7 @@ _VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
 _MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path that Linux takes
-_LISTED = re.compile(
-    _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/({LETTER}{{32}})-".encode()
-)
+_LISTED = re.compile(_NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/({LETTER}{{32}})-".encode())
 # int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
 _TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
 _KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-bit key
@@ -87,7 +85,7 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
         if one.store_path.hash_part == other.store_path.hash_part:
             raise FormatError(f"table: {other.store_path} is listed twice")
     stanzas = [_render_fields(_header_fields(table.header))]
-    stanzas += [_render_fields(record_fields(record)) for record in table.records]
+    stanzas += [_render_record(record) for record in table.records]
     stanzas += [narinfo.render() for narinfo in narinfos]
     content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
     if len(content) > limit:
@@ -249,6 +247,13 @@ def _parse_header(fields: tuple[Field, ...]) -> TableHeader:
     if created is None:
         raise FormatError("table: its header has no Created")
     return TableHeader(created, source, tuple(public_keys), tuple(extra))
+
+
+def _render_record(record: Record) -> str:
+    fields = record_fields(record)
+    if fields[0][0] == _NARINFO_KEY:
+        raise FormatError(f"table: no record can start with {_NARINFO_KEY}: readers take it for a narinfo")
+    return _render_fields(fields)
 
 
 def _render_fields(fields: Sequence[Field]) -> str:

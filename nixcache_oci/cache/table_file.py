@@ -12,7 +12,7 @@ import secrets
 import struct
 import sys
 from pathlib import Path
-from typing import Final, Self
+from typing import IO, Final, Self, cast
 
 import zstandard
 
@@ -84,8 +84,10 @@ class TableFileWriter:
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         self._digest = hashlib.sha256()
         self._file = _Limited(self._temporary)
+        # All that the library asks of its target is write().
+        target = cast("IO[bytes]", self._file)
         self._inflate = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_writer(
-            self._file, closefd=False
+            target, closefd=False
         )
 
     def write(self, compressed: bytes) -> None:

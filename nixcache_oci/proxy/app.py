@@ -32,6 +32,7 @@ from nixcache_oci.proxy.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
 
+
 def build_app(
     config: ProxyConfig, repository: Repository, index: LiveIndex, upstreams: Upstreams, counters: Counters
 ) -> web.Application:

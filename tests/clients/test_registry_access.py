@@ -200,6 +200,15 @@ async def test_an_answer_without_a_token_is_an_error(issuer: Issuer, answer: dic
     assert "secret-thing" not in str(raised.value)
 
 
+async def test_a_page_instead_of_a_token_is_an_error(ghcr: GhcrDouble) -> None:
+    """A login page answers 200, too; it says nothing about the credentials, so nobody falls back for it."""
+    ghcr.private = False
+    ghcr.fault("token", "garbage")
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        with pytest.raises(RegistryError, match="holds no token"):
+            await registry.resolve("cache-index")
+
+
 async def test_one_who_hangs_up_does_not_stop_the_others(issuer: Issuer) -> None:
     """The request for a token outlives whoever asked for it first."""
     issuer.token_seconds = 0.2

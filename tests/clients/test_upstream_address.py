@@ -7,10 +7,10 @@ from urllib.parse import quote, unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nixcache_oci.nix.narinfo import NarInfo
 
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, parse_upstream, rewrite
 from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.upstream_server import narinfo_text
 
 PLAIN = parse_upstream("https://cache.example.org/some/base")

@@ -1,0 +1,61 @@
+"""The verb ``keygen``: a key pair to sign a cache with, in the form that Nix knows."""
+
+import argparse
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.nix.signature import SecretKey
+
+_SECRET_MODE = 0o600
+_PUBLIC_MODE = 0o644
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "keygen",
+        description=(
+            "Make a key pair: NAME.sec, which signs and must stay secret, and NAME.pub, which clients trust. "
+            "A file that exists is never overwritten."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="of the key, unique among all caches: my-cache-1")
+    parser.add_argument(
+        "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go; the current folder"
+    )
+
+
+def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
+    """Make the files, and print the public key."""
+    name: str = arguments.name
+    if "/" in name or name.startswith("."):
+        raise UsageError(f"key name {name!r}: it becomes a file's name; write it like my-cache-1")
+    try:
+        key = SecretKey.generate(name)
+    except FormatError as error:
+        raise UsageError(str(error)) from None
+    secret, public = arguments.directory / f"{name}.sec", arguments.directory / f"{name}.pub"
+    _create(secret, key.render(), _SECRET_MODE)
+    try:
+        _create(public, f"{key.public_key}\n", _PUBLIC_MODE)
+    except Error:
+        secret.unlink()
+        raise
+    print(key.public_key)
+    return DONE
+
+
+def _create(path: Path, content: str, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise Error(f"{path} exists, and is not overwritten; move it away, or choose another name") from None
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask made of it
+        file.write(content)

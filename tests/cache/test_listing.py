@@ -1,0 +1,135 @@
+"""The listing: what counts as empty, and what as an error."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.digest import Digest
+from tests.support.model_repository import ModelRepository, ModelStorage
+from tests.support.objects import store_object
+from tests.support.publish import CREATED, publish_version1
+
+
+async def nothing(_step: str) -> None:
+    """No hook."""
+
+
+def client(storage: ModelStorage, before: Callable[[str], Awaitable[None]] = nothing) -> ModelRepository:
+    return ModelRepository(storage, before)
+
+
+async def push(storage: ModelStorage, seed: str) -> Segment:
+    table = Table(TableHeader(CREATED), (), (store_object(seed).narinfo,))
+    return await push_segment(client(storage), table, [])
+
+
+def test_empty_is_the_repositorys_own_word() -> None:
+    """No index and no segment's tag; other tags do not matter."""
+    assert asyncio.run(read_listing(client(ModelStorage()))) == Listing()
+
+
+@pytest.mark.parametrize("step", ["list tags", "resolve cache-index"])
+def test_any_other_failure_is_an_error(step: str) -> None:
+    """401, 403, 429, 5xx, a time-out: a writer then writes nothing, and a reader keeps what it has."""
+
+    async def fail(at: str) -> None:
+        if at == step:
+            raise RegistryError("503", status=503, is_temporary=True)
+
+    with pytest.raises(RegistryError):
+        asyncio.run(read_listing(client(ModelStorage(), fail)))
+
+
+def test_what_is_written_to_disk_is_read_again() -> None:
+    """A start from disk knows the same segments, with their marks."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        await list_segments(client(storage), [await push(storage, "one")])
+        await push(storage, "two")
+        listing = await read_listing(client(storage))
+        assert len(listing.segments) == 2
+        assert Listing.from_json(listing.to_json().encode()) == listing
+
+    asyncio.run(run())
+
+
+def test_a_version_1_index_and_segments_are_both_served() -> None:
+    """The older tool may have overwritten the index: every segment's tag counts then."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        segment = await push(storage, "new")
+        await publish_version1(client(storage), [store_object("old")])
+        listing = await read_listing(client(storage))
+        assert listing.version1 is not None
+        assert [one.manifest for one in listing.segments] == [segment.manifest]
+
+    asyncio.run(run())
+
+
+def test_a_segment_that_is_known_costs_no_request() -> None:
+    """Only manifests that were never read are fetched."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        segment = await push(storage, "one")
+        steps: list[str] = []
+
+        async def note(step: str) -> None:
+            steps.append(step)
+
+        await read_listing(client(storage, note), [segment])
+        assert steps == ["list tags", "resolve cache-index"]
+
+    asyncio.run(run())
+
+
+def test_a_tag_without_its_manifest_is_looked_at_again() -> None:
+    """Collected a moment ago, or pushed a moment ago to a registry that lags: nobody can tell yet."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        segment = await push(storage, "one")
+        del storage.manifests[segment.manifest]
+        listing = await read_listing(client(storage))
+        assert listing.segments == ()
+        assert not listing.is_complete
+
+    asyncio.run(run())
+
+
+def test_something_else_under_a_segments_tag_is_left_out() -> None:
+    """It is content-addressed, and it is not ours: it must not keep the cache from being read."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        good = await push(storage, "one")
+        junk = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+        tag = f"segment-20261121T031500Z-{Digest.of(junk).hex}"
+        await client(storage).push_manifest(tag, junk, media_type.IMAGE_INDEX)
+        listing = await read_listing(client(storage))
+        assert [one.manifest for one in listing.segments] == [good.manifest]
+
+    asyncio.run(run())
+
+
+def test_an_index_that_cannot_be_read_is_an_error() -> None:
+    """Not an empty cache, and not the tags alone: list and marks would be lost."""
+
+    async def run() -> None:
+        storage = ModelStorage()
+        await push(storage, "one")
+        junk = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+        await client(storage).push_manifest("cache-index", junk, media_type.IMAGE_INDEX)
+        await read_listing(client(storage))
+
+    with pytest.raises(FormatError):
+        asyncio.run(run())

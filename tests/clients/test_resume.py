@@ -1,0 +1,147 @@
+"""Reading on where a connection broke."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nixcache_oci.clients.repository import BlobStream
+from nixcache_oci.clients.resume import ATTEMPTS_WITHOUT_PROGRESS, open_resuming, read_blob
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.oci.digest import Digest
+from tests.support.slow_repository import SlowRepository
+
+CONTENT = bytes(range(256)) * 10
+
+
+class BreakingRepository(SlowRepository):
+    """Breaks every stream after so many bytes.
+
+    Attributes:
+        plan: bytes that each stream gives before it breaks, in order; then they are whole.
+        starts: where each stream was opened.
+        open_now: streams that are not closed yet.
+        is_temporary: what the breaking is called.
+    """
+
+    def __init__(self, *plan: int) -> None:
+        super().__init__()
+        self.plan = list(plan)
+        self.starts: list[int] = []
+        self.open_now = 0
+        self.is_temporary = True
+        self.digest = self.add(CONTENT)
+
+    @asynccontextmanager
+    async def open_blob(
+        self, digest: Digest, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        if digest not in self.blobs:
+            raise NotFoundError(f"no blob {digest}")
+        content = self.blobs[digest]
+        stop = len(content) if end is None else end
+        allowed = self.plan.pop(0) if self.plan else None
+        self.starts.append(start)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            limit = stop if allowed is None else min(stop, start + allowed)
+            for at in range(start, limit, 100):
+                yield content[at : min(at + 100, limit)]
+            if limit < stop:
+                raise RegistryError("cut", is_temporary=self.is_temporary)
+
+        self.open_now += 1
+        try:
+            yield BlobStream(len(content), start, stop, chunks())
+        finally:
+            self.open_now -= 1
+
+
+async def no_sleep(_seconds: float) -> None:
+    """Nobody waits in a test."""
+
+
+async def read(repository: BreakingRepository, start: int = 0, end: int | None = None) -> bytes:
+    async with open_resuming(repository, repository.digest, start, end, sleep=no_sleep) as blob:
+        return b"".join([chunk async for chunk in blob.chunks])
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, None), (300, None), (300, 2000)])
+async def test_it_goes_on_from_where_it_stopped(start: int, end: int | None) -> None:
+    """Every byte once, in order, and only what is missing is asked for."""
+    repository = BreakingRepository(250, 0, 1, 500)
+    assert await read(repository, start, end) == CONTENT[start:end]
+    assert repository.starts == [start + offset for offset in (0, 250, 250, 251, 751)]
+    assert repository.open_now == 0
+
+
+async def test_progress_is_what_bounds_it() -> None:
+    """A line that breaks all the time, but gives something each time, is slow and not broken."""
+    assert await read(BreakingRepository(*([1] * 100))) == CONTENT
+    stuck = BreakingRepository(*([0] * 100))
+    with pytest.raises(RegistryError):
+        await read(stuck)
+    assert len(stuck.starts) == ATTEMPTS_WITHOUT_PROGRESS
+    assert stuck.open_now == 0
+
+
+async def test_what_is_final_is_not_tried_again() -> None:
+    """Denied, or gone meanwhile."""
+    denied = BreakingRepository(100)
+    denied.is_temporary = False
+    with pytest.raises(RegistryError):
+        await read(denied)
+    assert len(denied.starts) == 1
+    gone = BreakingRepository(100)
+    async with open_resuming(gone, gone.digest, sleep=no_sleep) as blob:
+        gone.blobs.clear()
+        with pytest.raises(NotFoundError):
+            _ = [chunk async for chunk in blob.chunks]
+
+
+async def test_a_blob_that_is_not_there_fails_at_once() -> None:
+    """Before anything is promised to a client."""
+    repository = BreakingRepository()
+    with pytest.raises(NotFoundError):
+        async with open_resuming(repository, Digest.of(b"nowhere"), sleep=no_sleep):
+            pass
+
+
+async def test_who_leaves_early_leaves_nothing_open() -> None:
+    """A client that hangs up, also while a stream is opened anew."""
+    repository = BreakingRepository(100)
+    async with open_resuming(repository, repository.digest, sleep=no_sleep) as blob:
+        count = 0
+        async for _chunk in blob.chunks:
+            count += 1
+            if count == 3:
+                break
+    assert repository.open_now == 0
+
+
+async def test_cancelling_closes_everything() -> None:
+    """Shutdown in the middle of a wait."""
+    repository = BreakingRepository(*([0] * 100))
+    reading = asyncio.create_task(_read_slowly(repository))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert repository.open_now == 0
+
+
+async def _read_slowly(repository: BreakingRepository) -> None:
+    async with open_resuming(repository, repository.digest) as blob:
+        _ = [chunk async for chunk in blob.chunks]
+
+
+async def test_a_whole_blob_is_checked() -> None:
+    """Tables and packs are checked before use, and refused before they are read if they are too large."""
+    repository = BreakingRepository(100)
+    assert bytes(await read_blob(repository, repository.digest, len(CONTENT))) == CONTENT
+    with pytest.raises(FormatError, match="limit"):
+        await read_blob(repository, repository.digest, len(CONTENT) - 1)
+    repository.blobs[repository.digest] = CONTENT[::-1]
+    with pytest.raises(DigestError):
+        await read_blob(repository, repository.digest, len(CONTENT))
