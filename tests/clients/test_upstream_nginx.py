@@ -2,68 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.nix.store_path import HashPart
+from tests.support.nginx import nginx
 from tests.support.nix import NixSandbox
-from tests.support.programs import require_program
-from tests.support.upstream_server import HASH_PART, asking, refusing
+from tests.support.upstream_server import HASH_PART, asking
 
 pytestmark = pytest.mark.needs("nix", "nix-store", "nix-build", "nginx")
-
-CONFIG = """
-daemon off; master_process off; pid {folder}/pid; error_log stderr;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
-  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  server {{ listen {address}; root {root}; }}
-}}
-"""
-
-
-@asynccontextmanager
-async def nginx(folder: Path, root: Path) -> AsyncIterator[str]:
-    """Serve a folder; gives the base URL."""
-    url = refusing()
-    address = url.removeprefix("http://")
-    config = _configure(folder, root, address)
-    program = await asyncio.create_subprocess_exec(
-        require_program("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)
-    )
-    try:
-        async with asyncio.timeout(10):
-            while not await _accepts(address):
-                assert program.returncode is None
-                await asyncio.sleep(0.01)
-        yield url
-    finally:
-        if program.returncode is None:
-            program.terminate()
-        await program.wait()
-
-
-def _configure(folder: Path, root: Path, address: str) -> Path:
-    folder.mkdir()
-    config = folder / "nginx.conf"
-    config.write_text(CONFIG.format(folder=folder, root=root, address=address))
-    return config
-
-
-async def _accepts(address: str) -> bool:
-    host, _, port = address.partition(":")
-    try:
-        _, writer = await asyncio.open_connection(host, int(port))
-    except OSError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
 
 
 async def test_a_cache_that_nix_wrote(tmp_path: Path) -> None:
