@@ -101,9 +101,8 @@ class Faults:
         """Let stalled answers go on."""
         self.release_count += 1
 
-    async def stall(self, transport: asyncio.Transport | None) -> None:
-        """Wait until a release, or until the connection is gone."""
-        count = self.release_count
+    async def stall(self, transport: asyncio.Transport | None, count: int) -> None:
+        """Wait until there was a further release than so many, or until the connection is gone."""
         while self.release_count == count and transport is not None and not transport.is_closing():  # noqa: ASYNC110  a transport's end is no event, and releases come from other threads
             await asyncio.sleep(0.02)
 

@@ -106,6 +106,8 @@ async def send(
         await _send_file(request, record, replace(body, end=body.start + size))
         return response
     pace = Pace(bandwidth)
+    # Before the first byte: a client may call for the release as soon as it has what was promised.
+    releases = faults.release_count
     pieces = _pieces(body, 0, stop, pace.chunk)
     if kind == "wrong_byte":
         pieces = _with_wrong_byte(pieces, after)
@@ -113,7 +115,7 @@ async def send(
     if kind == "cut":
         disconnect(request)
     elif kind == "stall":
-        await faults.stall(request.transport)
+        await faults.stall(request.transport, releases)
         await _send_pieces(response, record, _pieces(body, stop, size, pace.chunk), pace)
     return response
 
