@@ -78,6 +78,7 @@ class CacheIndex:
             annotations[media_type.ANNOTATION_SOURCE] = self.source
         content = replace(
             self.image_index,
+            media_type=media_type.IMAGE_INDEX,
             manifests=tuple(segment.descriptor for segment in self.segments),
             annotations=annotations,
         ).render()

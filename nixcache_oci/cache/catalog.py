@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import is_content_addressed
@@ -68,7 +69,8 @@ class Catalog:
         """Look one narinfo up, as it is served; None for a miss.
 
         A malformed narinfo, or one that no configured key signed, is a miss: Nix would fail on it, where it
-        goes on to another cache, or builds, at a miss.
+        goes on to another cache, or builds, at a miss. So is one whose NAR is said to lie outside this cache:
+        a registry may not send Nix to any address that it likes.
         """
         rows = [(table, row) for table in self.tables if (row := table.file.find(hash_part)) is not None]
         good = [(table, row) for table, row in rows if self._is_good(table.file, row, hash_part)]
@@ -97,6 +99,7 @@ def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str]:
 def _parse(text: bytes, hash_part: HashPart) -> NarInfo | None:
     try:
         narinfo = NarInfo.parse(text)
+        NarUrl.parse(narinfo.url)
     except FormatError:
         return None
     return narinfo if narinfo.store_path.hash_part == hash_part else None

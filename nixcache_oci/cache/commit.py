@@ -17,13 +17,14 @@ from nixcache_oci.cache.listing import read_union
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, render_table
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError
+from nixcache_oci.errors import FormatError, NotFoundError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
 
 _TABLE_LEVEL: Final = 12
 _INDEX_TRIES: Final = 3
+_FIRST_PAUSE_SECONDS: Final = 0.4
 
 
 async def push_segment(
@@ -41,7 +42,8 @@ async def push_segment(
         FormatError: over a limit of the format.
         RegistryError: a push failed; the cache is as it was.
     """
-    content = zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+    # A full table takes seconds: long enough for other connections to be dropped.
+    content = await asyncio.to_thread(_compress, table)
     digest = Digest.of(content)
     await repository.push_blob(digest, content)
     await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
@@ -67,21 +69,35 @@ async def list_segments(
     """Write an index that lists these segments beside all others.
 
     Returns:
-        Whether the last read-back still showed this index. False means that other writers were at it: the
-        segments are found by their tags until one of them lists them.
+        Whether the index was seen to list them. False means that other writers were at it: the segments are
+        found by their tags until one of them lists them.
 
     Raises:
         FormatError: what is there is no index of version 2; nothing was written.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
     for attempt in range(_INDEX_TRIES):
+        if attempt:
+            await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, mine)
         if union.version1 is not None:
             raise FormatError(f"{repository.name}: a version 1 cache; it is read, and not yet written")
         index = union.index.with_segments(mine)
         content = replace(index, source=index.source or source).render()
+        if Digest.of(content) == union.digest:
+            return True  # another writer listed them meanwhile, or the last try was only seen late
         digest = await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
-        if await repository.resolve(INDEX_TAG) == digest:
+        if await _read_back(repository) == digest:
             return True
-        await sleep(random.uniform(0.2, 1) * 2**attempt)  # noqa: S311  # jitter
     return False
+
+
+def _compress(table: Table) -> bytes:
+    return zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+
+
+async def _read_back(repository: Repository) -> Digest | None:
+    try:
+        return await repository.resolve(INDEX_TAG)
+    except NotFoundError:
+        return None  # registries lag: a first push may not be seen at once

@@ -6,20 +6,20 @@ key that was seen. Any number of processes may share it: files are named by cont
 
 import logging
 import re
-import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.listing import Listing
-from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table, write_file
+from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
+from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_path, write_file
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
 
 _TABLE_SUFFIX: Final = ".table"
-_LEFT_BEHIND_SECONDS: Final = 24 * 3600
 
 
 class IndexFolder:
@@ -39,14 +39,17 @@ class IndexFolder:
         self._tables = self.path / "tables"
         try:
             self._tables.mkdir(parents=True, exist_ok=True)
-            write_file(self.path / "repository", f"{repository}\n".encode())
+            self._write("repository", f"{repository}\n")
         except OSError as error:
             raise UsageError(
                 f"index folder {self.path}: {error.strerror}; set NIXCACHE_INDEX_DIR to a writable one"
             ) from None
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
-        """Open what the last run saved; None where there is nothing whole."""
+        """Open what the last run saved; None where there is none.
+
+        A table that is gone or damaged is left out.
+        """
         try:
             listing = Listing.from_json((self.path / "index.json").read_bytes())
         except FileNotFoundError:
@@ -62,16 +65,18 @@ class IndexFolder:
         return listing, tables
 
     def save(self, listing: Listing) -> None:
-        """Make this listing the one that the next start finds, and forget tables that it does not name."""
-        write_file(self.path / "index.json", listing.to_json().encode())
+        """Make this listing the one that the next start finds, and forget tables that it does not name.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._write("index.json", listing.to_json())
         kept = {table.hex for table in listing.tables}
-        for path in self._tables.glob(f"[!.]*{_TABLE_SUFFIX}"):
+        for path in self._tables.glob("[!.]*"):
             if path.stem not in kept:
-                remove_table(path)
-        for path in self._tables.glob(".*"):
-            # What a killed process left half written; a living one is done long before.
-            if time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS:
-                path.unlink(missing_ok=True)
+                remove_table(path.with_suffix(_TABLE_SUFFIX))
+        remove_unfinished(self._tables)
+        remove_unfinished(self.path)
 
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""
@@ -92,15 +97,28 @@ class IndexFolder:
         return TableFileWriter(self._table_path(table))
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
-        """Give the key that this cache was first seen with, and remember it; no later one replaces it."""
+        """Give the key that this cache was first seen with, and remember it; no later one replaces it.
+
+        Raises:
+            OSError: it cannot be read, or not be written.
+        """
         path = self.path / "public-key"
+        first = next(iter(recorded), None)
+        if first is not None and not path.exists():
+            candidate = unfinished_path(self.path)
+            try:
+                write_file(candidate, [f"{first}\n".encode()], self.path)
+                with suppress(FileExistsError):  # another process was first
+                    path.hardlink_to(candidate)
+            finally:
+                candidate.unlink(missing_ok=True)
         try:
-            return path.read_text().strip()
+            return path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            first = next(iter(recorded), None)
-            if first is not None:
-                write_file(path, f"{first}\n".encode())
-            return first
+            return None
+
+    def _write(self, name: str, text: str) -> None:
+        write_file(self.path / name, [text.encode()], self.path)
 
     def _table_path(self, table: Digest) -> Path:
         return self._tables / f"{table.hex}{_TABLE_SUFFIX}"

@@ -18,16 +18,13 @@ class Pack:
 
     Attributes:
         content: the NARs, one after another, at most 16 MiB.
+        digest: the name of the blob.
         narinfos: of what lies in it, each with the URL of its slice.
     """
 
     content: bytes
+    digest: Digest
     narinfos: tuple[NarInfo, ...]
-
-    @property
-    def digest(self) -> Digest:
-        """The name of the blob."""
-        return Digest.of(self.content)
 
 
 def fits_pack(file_size: int) -> bool:
@@ -71,6 +68,7 @@ class PackBuilder:
         digest = Digest.of(content)
         return Pack(
             content,
+            digest,
             tuple(
                 replace(narinfo, url=str(NarUrl(digest, offset, length, SUFFIXES[narinfo.compression])))
                 for narinfo, offset, length in self._parts

@@ -1,9 +1,10 @@
-"""Several jobs at once, a bounded number of them."""
+"""Several jobs at once, a bounded number of them, and jobs on threads."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -12,6 +13,7 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[
 
     The first error ends the others and is raised as it is, not as a group.
     """
+    started = list(jobs)
     room = asyncio.Semaphore(at_once)
 
     async def run(job: Coroutine[Any, Any, T]) -> T:
@@ -20,7 +22,25 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(run(job)) for job in jobs]
+            tasks = [group.create_task(run(job)) for job in started]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    finally:
+        for job in started:
+            job.close()  # one that was cancelled before its turn would be reported as never awaited
     return [task.result() for task in tasks]
+
+
+async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a job on a thread; whoever is cancelled meanwhile still waits for its end.
+
+    A thread cannot be cancelled, and nobody may clean up behind it while it is at work.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(job, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen, and of no use to anybody any more
+        raise

@@ -14,7 +14,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 
 MAX_LAYERS: Final = 2000
 
@@ -139,7 +139,7 @@ def build_manifest(
         source: address of the GitHub repository that the package belongs to.
 
     Raises:
-        FormatError: over 2,000 layers, or over the size that registries take.
+        FormatError: over 2,000 layers, or over 1 MiB.
     """
     unique = {layer.digest: layer for layer in layers}
     if len(unique) + 1 > MAX_LAYERS:
@@ -150,12 +150,17 @@ def build_manifest(
     }
     if source is not None:
         annotations[media_type.ANNOTATION_SOURCE] = source
-    return Manifest(
+    content = Manifest(
         artifact_type=media_type.SEGMENT,
         config=EMPTY_CONFIG,
         layers=(table, *unique.values()),
         annotations=annotations,
     ).render()
+    if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
+        raise FormatError(
+            f"segment: a manifest of {len(content)} bytes, over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
+        )
+    return content
 
 
 def _parse_count(text: str) -> int:

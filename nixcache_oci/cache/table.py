@@ -34,7 +34,11 @@ _VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
 _MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path that Linux takes
-_LISTED = re.compile(_NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/({LETTER}{{32}})-".encode())
+_HASH_LETTERS: Final = 32
+_HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
+_LISTED = re.compile(
+    _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
+)
 # int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
 _TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
 _KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-bit key
@@ -100,9 +104,11 @@ def parse_table(content: bytes) -> Table:
         FormatError: anything that breaks the format.
     """
     head = parse_head(content)
-    # Behind the end of the head come the empty line and the first narinfo.
-    first = _end_of_head(content) + 1
-    narinfos = tuple(NarInfo.parse(stanza) for stanza in _stanzas(content, first, len(content)))
+    end_of_head = _end_of_head(content)
+    narinfos: tuple[NarInfo, ...] = ()
+    if end_of_head < len(content):
+        stanzas = _stanzas(content, end_of_head + 1, len(content))
+        narinfos = tuple(NarInfo.parse(stanza) for stanza in stanzas)
     parts = [narinfo.store_path.hash_part for narinfo in narinfos]
     if any(one >= other for one, other in pairwise(parts)):
         raise FormatError("table: its narinfos are not in the order of their hash parts")
@@ -178,6 +184,12 @@ def find_row(
     return None
 
 
+def is_key_at(content: Content, key: int, position: int) -> bool:
+    """Tell whether a key and a position are what ``scan`` would give for this table."""
+    match = _HASH_PART.fullmatch(content[position : position + _HASH_LETTERS])
+    return match is not None and _number(match[0]) == key
+
+
 def stanza_around(content: Content, position: int) -> bytes:
     """Cut out the narinfo whose hash part lies at this offset, exactly as it is served.
 
@@ -204,15 +216,16 @@ def _end_of_head(content: Content) -> int:
 
 def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
     """Yield each stanza, its last line break included, the empty line behind it excluded."""
-    if not content:
-        raise FormatError("table: it is empty")
-    while start < end:
+    gap = 0
+    while gap >= 0:
+        if start >= end:
+            raise FormatError("table: it is empty, or there is nothing behind an empty line")
         gap = content.find(b"\n\n", start, end)
         stanza_end = end if gap < 0 else gap + 1
         if stanza_end - start > MAX_STANZA_BYTES:
             raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
         yield content[start:stanza_end]
-        start = stanza_end + 1
+        start = gap + 2
 
 
 def _header_fields(header: TableHeader) -> tuple[Field, ...]:

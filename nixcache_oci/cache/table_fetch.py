@@ -4,11 +4,13 @@ import asyncio
 import logging
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.table import render_table
+from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.cache.table import MAX_TABLE_BYTES, render_table
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, read_blob
+from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
@@ -19,17 +21,20 @@ async def fetch_table(repository: Repository, folder: IndexFolder, table: Digest
 
     Raises:
         RegistryError: it could not be fetched.
+        OSError: it could not be written.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
-    writer = await asyncio.to_thread(folder.table_writer, table)
+    writer = folder.table_writer(table)
     try:
         async with open_resuming(repository, table) as blob:
+            if blob.size > MAX_TABLE_BYTES:
+                raise FormatError(f"table {table}: {blob.size} bytes, over the limit of {MAX_TABLE_BYTES}")
             async for chunk in blob.chunks:
-                await asyncio.to_thread(writer.write, chunk)
-        return await asyncio.to_thread(writer.finish, table)
+                await run_in_thread(writer.write, chunk)
+        return await run_in_thread(writer.finish, table)
     finally:
-        await asyncio.to_thread(writer.close)
+        await run_in_thread(writer.close)
 
 
 async def fetch_version1(repository: Repository, folder: IndexFolder, document: Digest) -> TableFile:
@@ -37,6 +42,7 @@ async def fetch_version1(repository: Repository, folder: IndexFolder, document: 
 
     Raises:
         RegistryError: it could not be fetched.
+        OSError: it could not be written.
         DigestError: it is not what its digest says.
         FormatError: it is no such document.
     """

@@ -8,7 +8,6 @@ The keys file is ours alone and can always be made again: 32 bytes that name it,
 import hashlib
 import mmap
 import os
-import secrets
 import struct
 import sys
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import IO, Final, Self, cast
 
 import zstandard
 
-from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, find_row, parse_head, scan, stanza_around
+from nixcache_oci.cache.table import (
+    MAX_TABLE_BYTES,
+    Scan,
+    TableHeader,
+    find_row,
+    is_key_at,
+    parse_header,
+    scan,
+    stanza_around,
+)
+from nixcache_oci.clients.durable_file import unfinished_path
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -31,22 +40,33 @@ _MAX_WINDOW_BYTES: Final = MAX_TABLE_BYTES
 class TableFile:
     """One table, open for look-ups, and shared by all who hold it.
 
+    Args:
+        text: the table.
+        keys: the keys file.
+
     Attributes:
         header: what the table says of itself.
         count: how many narinfos it lists.
         verdicts: one byte a row, for the holder to remember what validating that narinfo gave.
+
+    Raises:
+        FormatError: they are damaged, or do not belong together.
     """
 
     def __init__(self, text: mmap.mmap, keys: mmap.mmap) -> None:
-        magic, (size, count) = keys[: len(_MAGIC)], _SIZES.unpack_from(keys, len(_MAGIC))
+        if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
+            raise FormatError("table: its keys file is none of this version")
+        size, count = _SIZES.unpack_from(keys, len(_MAGIC))
         positions_start = _KEYS_START + 8 * count
-        if magic != _MAGIC or size != len(text) or len(keys) != positions_start + 4 * count:
-            raise FormatError("table: its keys file belongs to another table")
+        if size != len(text) or len(keys) != positions_start + 4 * count:
+            raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
         view = memoryview(keys)
         self._text = text
         self._keys = view[_KEYS_START:positions_start].cast("Q")
         self._positions = view[positions_start:].cast("I")
-        self.header: TableHeader = parse_head(text).header
+        if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
+            raise FormatError("table: its keys file belongs to another table")
+        self.header: TableHeader = parse_header(text)
         self.count: int = count
         self.verdicts = bytearray(count)
 
@@ -58,10 +78,7 @@ class TableFile:
             OSError: it is not there, or cannot be read.
             FormatError: it is damaged.
         """
-        try:
-            return cls(_map(path), _map(_keys_path(path)))
-        except (ValueError, struct.error) as error:  # mmap refuses an empty file so
-            raise FormatError(f"table: {path.name}: {error}") from None
+        return cls(_map(path), _map(_keys_path(path)))
 
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
@@ -75,114 +92,112 @@ class TableFile:
 class TableFileWriter:
     """Puts a table on disk while its blob comes in; every method blocks, and belongs on a thread.
 
-    Nothing is visible at ``path`` before the whole of it is checked.
+    Nothing is visible at ``path`` before the whole of it is checked, and two who write the same table do not
+    disturb each other. Whatever happens, ``close`` has to be called in the end.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        self._unfinished_text = unfinished_path(path.parent)
+        self._unfinished_keys = unfinished_path(path.parent)
         self._digest = hashlib.sha256()
-        self._file = _Limited(self._temporary)
-        # All that the library asks of its target is write().
-        target = cast("IO[bytes]", self._file)
-        self._inflate = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_writer(
-            target, closefd=False
-        )
+        self._file: _Limited | None = None
+        self._inflate: zstandard.ZstdDecompressionWriter | None = None
 
     def write(self, compressed: bytes) -> None:
         """Take the next piece of the blob.
 
         Raises:
+            OSError: it cannot be written.
             FormatError: not zstd, or over 64 MiB when inflated.
         """
         self._digest.update(compressed)
+        if self._inflate is None:
+            # All that the library asks of its target is write().
+            target = cast("IO[bytes]", self._open(MAX_TABLE_BYTES))
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+            self._inflate = decompressor.stream_writer(target, closefd=False)
         try:
             self._inflate.write(compressed)
         except zstandard.ZstdError as error:
             raise FormatError(f"table: not zstd: {error}") from None
 
     def write_text(self, text: bytes) -> None:
-        """Take a whole table as text, one that was not compressed."""
+        """Take a whole table as text, one that was not compressed; no limit holds for it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self._digest.update(text)
-        self._file.limit = max(len(text), MAX_TABLE_BYTES)
-        self._file.write(text)
+        self._open(len(text)).write(text)
 
     def finish(self, digest: Digest) -> TableFile:
         """Check the whole, and put it in its place.
 
         Raises:
+            OSError: it cannot be written.
             DigestError: the blob is not what its digest says.
             FormatError: it is no table.
         """
         actual = Digest(self._digest.hexdigest())
         if actual != digest:
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
-        self._file.close()
-        with self._temporary.open("rb") as file:
-            try:
-                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:
-                raise FormatError("table: it is empty") from None
-            with text:
-                if text[-1:] != b"\n":
-                    raise FormatError("table: it does not end with a line break")
-                parse_head(text)
-                found = scan(text)
-                size = len(text)
-        content = b"".join(
-            (
-                _MAGIC,
-                _SIZES.pack(size, len(found.keys)),
-                found.keys.tobytes(),
-                found.positions.tobytes(),
-            )
-        )
-        write_file(_keys_path(self._path), content)
-        self._temporary.replace(self._path)
-        return TableFile.open(self._path)
+        if self._file is None:
+            raise FormatError("table: it is empty")
+        self._file.sync()
+        text = _map(self._unfinished_text)
+        if text[-1:] != b"\n":
+            raise FormatError("table: it does not end with a line break")
+        self._write_keys(len(text), scan(text))
+        # Opened before it gets its name: another process may remove that at once.
+        table = TableFile(text, _map(self._unfinished_keys))
+        self._unfinished_keys.replace(_keys_path(self._path))
+        self._unfinished_text.replace(self._path)
+        return table
 
     def close(self) -> None:
         """Remove what was not finished."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            if self._file is not None:
+                self._file.close()
+        finally:
+            self._unfinished_text.unlink(missing_ok=True)
+            self._unfinished_keys.unlink(missing_ok=True)
+
+    def _open(self, limit: int) -> "_Limited":
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _Limited(self._unfinished_text, limit)
+        return self._file
+
+    def _write_keys(self, size: int, found: Scan) -> None:
+        with self._unfinished_keys.open("xb") as file:
+            file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
+            found.keys.tofile(file)
+            found.positions.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class _Limited:
-    """A file that refuses to grow past a limit: a small blob can inflate to anything."""
+    """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: int) -> None:
         self._file = path.open("xb")
         self._size = 0
-        self.limit = MAX_TABLE_BYTES
+        self._limit = limit
 
     def write(self, piece: bytes) -> int:
         self._size += len(piece)
-        if self._size > self.limit:
-            raise FormatError(f"table: over {self.limit} bytes when inflated")
+        if self._size > self._limit:
+            raise FormatError(f"table: over {self._limit} bytes when inflated")
         return self._file.write(piece)
 
-    def flush(self) -> None:
+    def sync(self) -> None:
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        self._file.close()
 
 
 def remove_table(path: Path) -> None:
@@ -197,4 +212,7 @@ def _keys_path(path: Path) -> Path:
 
 def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise FormatError(f"table: {path.name} is empty") from None

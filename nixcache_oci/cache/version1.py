@@ -14,6 +14,7 @@ from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -29,7 +30,8 @@ class Version1:
 
     Attributes:
         table: its narinfos, with URLs that say where the bytes lie.
-        skipped: hash part and reason of each entry that cannot be served.
+        skipped: hash part and reason of each entry that cannot be served; ``public_key`` among them where
+            that is none.
     """
 
     table: Table
@@ -69,8 +71,13 @@ def parse_version1(content: bytes | bytearray) -> Version1:
             narinfos.append(_parse_entry(hash_part, entry))
         except FormatError as error:
             skipped.append((hash_part[:80], str(error)))
-    public_key = document.get("public_key")
-    keys = (public_key.strip(),) if isinstance(public_key, str) and public_key.strip() else ()
+    keys: tuple[str, ...] = ()
+    match document.get("public_key"):
+        case str(text) if text.strip():
+            try:
+                keys = (str(PublicKey.parse(text)),)
+            except FormatError as error:
+                skipped.append(("public_key", str(error)))
     return Version1(Table(TableHeader(EPOCH, public_keys=keys), (), tuple(narinfos)), tuple(skipped))
 
 
@@ -80,7 +87,11 @@ def _parse_entry(hash_part: str, entry: object) -> NarInfo:
             pass
         case _:
             raise FormatError("version 1 index: an entry needs narinfo and nar_digest")
-    narinfo = NarInfo.parse(text if text.endswith("\n") else text + "\n")
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise FormatError("version 1 index: half of a surrogate pair, which UTF-8 cannot write") from None
+    narinfo = NarInfo.parse(encoded if encoded.endswith(b"\n") else encoded + b"\n")
     if narinfo.store_path.hash_part != hash_part:
         raise FormatError(f"version 1 index: {hash_part[:80]!r} holds the narinfo of {narinfo.store_path}")
     blob = Digest.parse(digest if ":" in digest else f"sha256:{digest}")

@@ -24,7 +24,7 @@ def write_file(path: Path, pieces: Iterable[bytes], workshop: Path) -> None:
         pieces: the content; when it raises an error, nothing is replaced.
         workshop: a folder of the same file system, where the file grows.
     """
-    unfinished = workshop / f"{_UNFINISHED}{secrets.token_hex(8)}"
+    unfinished = unfinished_path(workshop)
     try:
         with unfinished.open("xb") as file:
             for piece in pieces:
@@ -34,6 +34,11 @@ def write_file(path: Path, pieces: Iterable[bytes], workshop: Path) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_path(workshop: Path) -> Path:
+    """Give a new name to a file that grows in this folder, one that ``remove_unfinished`` knows."""
+    return workshop / f"{_UNFINISHED}{secrets.token_hex(8)}"
 
 
 def remove_unfinished(workshop: Path) -> None:

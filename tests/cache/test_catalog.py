@@ -105,6 +105,16 @@ def test_a_malformed_narinfo_is_a_miss(make_table: MakeTable) -> None:
     assert find([broken, make_table(variant(1))]) == variant(1).render()
 
 
+@pytest.mark.parametrize(
+    "url", ["https://elsewhere.example/x.nar", "nar/unknown.nar", f"nar/{'a' * 64}/0-999999.nar.zst"]
+)
+def test_a_nar_outside_of_this_cache_is_a_miss(make_table: MakeTable, url: str) -> None:
+    """A signature does not cover the URL: a registry must not send Nix to any address that it likes."""
+    elsewhere = make_table(replace(variant(1, KEY), url=url))
+    assert find([elsewhere], KEY) is None
+    assert find([elsewhere, make_table(variant(2, KEY))], KEY) == variant(2, KEY).render()
+
+
 def test_recorded_keys_are_in_the_order_of_the_segments(make_table: MakeTable) -> None:
     """The first one seen is pinned: it must be the oldest segment's."""
     texts = [

@@ -1,5 +1,9 @@
 """The last good index on disk."""
 
+import logging
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ import pytest
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.clients.durable_file import unfinished_path, write_file
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
@@ -49,6 +54,7 @@ def test_tables_that_are_listed_no_more_are_removed(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path, NAME)
     old, new = put_table(folder, "old"), put_table(folder, "new")
     being_written = folder.table_writer(Digest.of(b"later"))
+    being_written.write_text(b"Nixcache-Table: 2\n")
     folder.save(Listing(version1=new))
     assert folder.open_table(old) is None
     assert folder.open_table(new) is not None
@@ -56,13 +62,47 @@ def test_tables_that_are_listed_no_more_are_removed(tmp_path: Path) -> None:
     being_written.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"index": 5, "segments": [], "version1": null}'])
-def test_a_damaged_listing_is_none(tmp_path: Path, content: bytes) -> None:
-    """The proxy then starts as if it were the first time."""
+def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
+    """Keys whose table was never put there, and files that nobody writes any more."""
+    folder = IndexFolder(tmp_path, NAME)
+    kept = put_table(folder, "kept")
+    tables = folder.path / "tables"
+    (tables / f"{Digest.of(b'crashed').hex}.keys").write_bytes(b"keys")
+    left_behind = []
+    for place, name in ((tables, "text"), (folder.path, "index")):
+        write_file(place / name, [b"content"], place)
+        path = unfinished_path(place)
+        (place / name).rename(path)
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+        left_behind.append(path)
+    folder.save(Listing(version1=kept))
+    assert {path.name for path in tables.iterdir()} == {f"{kept.hex}.table", f"{kept.hex}.keys"}
+    assert not any(path.exists() for path in left_behind)
+
+
+def test_a_damaged_table_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is fetched again, and said once."""
+    folder = IndexFolder(tmp_path, NAME)
+    table = put_table(folder, "one")
+    os.truncate(folder.path / "tables" / f"{table.hex}.table", 10)
+    assert folder.open_table(table) is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert list((folder.path / "tables").iterdir()) == []
+    assert folder.open_table(put_table(folder, "one")) is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[]", b"[" * 9999, b'{"index": 5, "segments": [], "version1": null}'],
+    ids=["empty", "cut", "no-utf-8", "list", "deep", "type"],
+)
+def test_a_damaged_listing_is_none(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The proxy then starts as if it were the first time, and says so."""
     folder = IndexFolder(tmp_path, NAME)
     folder.save(Listing())
     (folder.path / "index.json").write_bytes(content)
     assert folder.load() is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 def test_a_table_that_is_gone_does_not_take_the_rest_along(tmp_path: Path) -> None:
@@ -80,6 +120,27 @@ def test_the_first_key_stays(tmp_path: Path) -> None:
     assert folder.pin_key([]) is None
     assert folder.pin_key(["first:AA", "second:AA"]) == "first:AA"
     assert IndexFolder(tmp_path, NAME).pin_key(["second:AA"]) == "first:AA"
+
+
+def test_of_two_processes_one_pins(tmp_path: Path) -> None:
+    """Both start with an empty folder and see different keys: they agree on one of them."""
+    folders = [IndexFolder(tmp_path, NAME) for _ in range(4)]
+    for folder in folders * 10:
+        (folder.path / "public-key").unlink(missing_ok=True)
+        start = threading.Barrier(len(folders))
+        pinned: list[str | None] = []
+
+        def pin(number: int, start: threading.Barrier = start, pinned: list[str | None] = pinned) -> None:
+            start.wait()
+            pinned.append(folders[number].pin_key([f"key-{number}:AA"]))
+
+        threads = [threading.Thread(target=pin, args=(number,)) for number in range(len(folders))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert pinned == [folders[0].pin_key([])] * len(folders)
+        assert {path.name for path in folder.path.iterdir()} == {"public-key", "repository", "tables"}
 
 
 def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:

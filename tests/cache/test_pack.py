@@ -26,6 +26,11 @@ def test_every_slice_is_what_was_added(contents: list[bytes]) -> None:
         assert pack.content[url.offset : url.offset + url.length] == content
 
 
+def test_a_pack_of_nothing_has_no_narinfos() -> None:
+    """The caller sees that there is nothing to push."""
+    assert PackBuilder().finish().narinfos == ()
+
+
 def test_the_limits() -> None:
     """256 KiB a NAR, 16 MiB a pack: what no longer fits is refused, and the pack stays as it was."""
     narinfo = store_object("x").narinfo

@@ -1,5 +1,6 @@
 """Records: what a publish, a pin or an unpin left in a table."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -89,7 +90,28 @@ def test_the_written_form() -> None:
         (("Unpin", "name"),),
     ],
 )
-def test_malformed_records_are_refused(fields: tuple[tuple[str, str], ...]) -> None:
+def test_malformed_records_are_refused_when_read(fields: tuple[tuple[str, str], ...]) -> None:
     """gc must not guess what a record meant: it would delete by the guess."""
     with pytest.raises(FormatError):
         parse_record(fields)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PublishRecord("", "run", TIME),
+        lambda: PublishRecord("two words", "run", TIME),
+        lambda: PublishRecord("scope", "two words", TIME),
+        lambda: PublishRecord("scope", "run", TIME, (("", PATH),)),
+        lambda: PublishRecord("scope", "run", TIME, failed=("",)),
+        lambda: PinRecord("two words", PATH, TIME, "forever"),
+        lambda: PinRecord("name", PATH, TIME, "for a while"),
+        lambda: UnpinRecord("", TIME),
+        lambda: UnknownRecord(()),
+        lambda: UnknownRecord((("Pin", "something else"),)),
+    ],
+)
+def test_what_could_not_be_read_cannot_be_made(make: Callable[[], Record]) -> None:
+    """A publisher must notice, and not gc weeks later."""
+    with pytest.raises(FormatError):
+        make()

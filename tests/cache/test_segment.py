@@ -12,7 +12,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 
 TIME = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 TABLE = Descriptor(media_type.TABLE, Digest.of(b"table"), 5)
@@ -63,6 +63,13 @@ def test_too_many_layers_are_refused() -> None:
     layers = [Descriptor(media_type.NAR, Digest.of(str(each).encode()), 1) for each in range(MAX_LAYERS)]
     with pytest.raises(FormatError, match="layers"):
         build_manifest(TABLE, layers, created=TIME, paths=1, source=None)
+
+
+def test_a_manifest_that_is_too_large_is_refused() -> None:
+    """Some registry stops at 4 MiB with an error that says nothing."""
+    source = "https://github.com/" + "x" * MAX_WRITTEN_MANIFEST_BYTES
+    with pytest.raises(FormatError, match="limit"):
+        build_manifest(TABLE, [], created=TIME, paths=1, source=source)
 
 
 @pytest.mark.parametrize(

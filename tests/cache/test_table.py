@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.record import PublishRecord, UnknownRecord
 from nixcache_oci.cache.table import (
+    MAX_STANZA_BYTES,
     MAX_TABLE_BYTES,
     Table,
     TableHeader,
     find_row,
     parse_head,
+    parse_header,
     parse_table,
     render_table,
     scan,
@@ -109,7 +111,76 @@ def test_a_record_cannot_pose_as_a_narinfo() -> None:
     assert find(content, path.hash_part) is None
 
 
-@pytest.mark.parametrize("value", ["a\nb", "a\n\nStorePath: /nix/store/x", "a\rb", "a\0b"])
+@pytest.mark.parametrize("store_dir", ["/a/StorePath: /b", "/" + "x" * 4000])
+def test_an_odd_store_dir_is_no_obstacle(store_dir: str) -> None:
+    """Only an empty line and StorePath begin a narinfo, and not the same words in the middle of a line."""
+    base = narinfo_of("x")
+    narinfo = replace(base, store_path=replace(base.store_path, store_dir=store_dir))
+    content = render_table(Table(HEADER, (), (narinfo,)))
+    assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+
+
+def test_letters_outside_nix32_hide_nothing() -> None:
+    """Nobody can ask for such a path; those beside it are found all the same."""
+    narinfos = sorted(map(narinfo_of, "abcdef"), key=lambda one: one.store_path.hash_part)
+    head = render_table(Table(HEADER)).decode()
+    stanzas = [narinfo.render() for narinfo in narinfos]
+    part = narinfos[2].store_path.hash_part
+    stanzas[2] = stanzas[2].replace(part, part[:2] + "eotu" * 2 + part[10:])
+    content = "\n".join([head, *stanzas]).encode()
+    assert find(content, part) is None
+    for narinfo in narinfos[:2] + narinfos[3:]:
+        assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+
+
+def test_a_record_cannot_begin_as_a_narinfo() -> None:
+    """Whoever makes records of an unknown kind could forge a narinfo so."""
+    with pytest.raises(FormatError, match="StorePath"):
+        render_table(Table(HEADER, (UnknownRecord((("StorePath", str(narinfo_of("x").store_path)),)),)))
+
+
+def test_a_stanza_has_a_limit() -> None:
+    """No writer writes a longer one, and no reader copies it into memory to find that out."""
+    small = narinfo_of("x")
+    with pytest.raises(FormatError, match="limit"):
+        render_table(Table(HEADER, (), (replace(small, extra=(("Filler", "x" * MAX_STANZA_BYTES),)),)))
+    filler = MAX_STANZA_BYTES - len(small.render()) - len("Filler: \n")
+    for size, is_served in ((filler, True), (filler + 1, False)):
+        large = small.render() + f"Filler: {'x' * size}\n"
+        for rest in ("", f"\n{narinfo_of('x').render()}"):
+            content = f"{render_table(Table(HEADER)).decode()}\n{large}{rest}".encode()
+            found = stanza_around(content, content.index(small.store_path.hash_part.encode()))
+            assert found == (large.encode() if is_served else b"")
+
+
+def test_a_malformed_record_does_not_hide_the_narinfos() -> None:
+    """It is gc that must not guess; who only serves narinfos reads the header alone."""
+    narinfo = narinfo_of("x")
+    content = render_table(Table(HEADER, (), (narinfo,)))
+    content = content.replace(b"\n\n", b"\n\nPublish: nonsense\n\n", 1)
+    with pytest.raises(FormatError):
+        parse_head(content)
+    assert parse_header(content) == HEADER
+    assert find(content, narinfo.store_path.hash_part) == narinfo.render().encode()
+
+
+def test_a_head_of_any_size_is_read_alone() -> None:
+    """Behind the first narinfo nothing is looked at: it may be 64 MiB long, and anything."""
+    content = render_table(Table(HEADER, (PublishRecord("main", "1", TIME),), (narinfo_of("x"),)))
+    assert parse_head(content + b"\xff no stanza") == parse_head(content)
+
+
+@pytest.mark.parametrize("gap", ["\n\n\n", "\n\n\n\n"])
+def test_one_empty_line_parts_two_stanzas(gap: str) -> None:
+    """A rewrite gives the same bytes, or refuses."""
+    content = render_table(Table(HEADER, (PublishRecord("main", "1", TIME),), (narinfo_of("x"),))).decode()
+    parts = [content.replace(f"\n\n{kind}", f"{gap}{kind}") for kind in ("Publish", "StorePath")]
+    for changed in (*parts, content + "\n"):
+        with pytest.raises(FormatError):
+            parse_table(changed.encode())
+
+
+@pytest.mark.parametrize("value", ["a\nb", "\ud800", "a\n\nStorePath: /nix/store/x", "a\rb", "a\0b"])
 def test_no_value_can_forge_a_stanza(value: str) -> None:
     """A line break inside a value would."""
     with pytest.raises(FormatError):
@@ -147,6 +218,7 @@ def test_the_order_is_checked() -> None:
         b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z",
         b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\n\nno record\n",
         b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\nSource: \xff\n",
+        b"Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\nLater: \x00\n",
         b"StorePath: /nix/store/x\n",
     ],
 )

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,9 @@ from nixcache_oci.oci.digest import Digest
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import CREATED
 
-NARINFOS = tuple(store_object(str(number)).narinfo for number in range(50))
+NARINFOS = tuple(store_object(str(number)).narinfo for number in range(10, 55))
 TEXT = render_table(Table(TableHeader(CREATED, public_keys=("k:AAAA",)), (), NARINFOS))
+OTHERS = tuple(store_object(str(number)).narinfo for number in range(55, 100))
 BLOB = zstandard.ZstdCompressor().compress(TEXT)
 
 
@@ -61,9 +65,15 @@ def test_an_empty_table_is_fine(tmp_path: Path) -> None:
         (zstandard.ZstdCompressor().compress(b""), None, FormatError),
         (zstandard.ZstdCompressor().compress(b"no table\n"), None, FormatError),
         (zstandard.ZstdCompressor().compress(TEXT[:-1]), None, FormatError),
+        (
+            zstandard.ZstdCompressor().compress(TEXT + b"\n" + NARINFOS[0].render().encode()),
+            None,
+            FormatError,
+        ),
         (zstandard.ZstdCompressor().compress(bytes(MAX_TABLE_BYTES + 1)), None, FormatError),
+        (BLOB + b"rest", None, FormatError),
     ],
-    ids=["digest", "cut", "no-zstd", "no-bytes", "empty", "no-table", "no-end", "bomb"],
+    ids=["digest", "cut", "no-zstd", "no-bytes", "empty", "no-table", "no-end", "order", "bomb", "rest"],
 )
 def test_what_is_wrong_leaves_nothing_behind(
     tmp_path: Path, blob: bytes, digest: Digest | None, error: type[Exception]
@@ -74,7 +84,76 @@ def test_what_is_wrong_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["keys-missing", "keys-cut", "keys-other", "text-cut", "text-empty"])
+def test_a_bomb_is_stopped_while_it_inflates(tmp_path: Path) -> None:
+    """Before it has filled the disk: a few kilobytes can inflate to gigabytes."""
+    writer = TableFileWriter(tmp_path / "a.table")
+    with pytest.raises(FormatError, match="over"):
+        writer.write(zstandard.ZstdCompressor().compress(bytes(2 * MAX_TABLE_BYTES)))
+    [unfinished] = tmp_path.iterdir()
+    assert unfinished.stat().st_size <= MAX_TABLE_BYTES
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What was written so far is given back, or the disk stays full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(TEXT) // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "a.table", BLOB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_malformed_record_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    """It is gc's trouble; a hundred thousand narinfos may lie beside it."""
+    text = TEXT.replace(b"\n\n", b"\n\nPublish: nonsense\n\n", 1)
+    table = write(tmp_path / "a.table", zstandard.ZstdCompressor().compress(text))
+    assert table.find(NARINFOS[0].store_path.hash_part) is not None
+
+
+WRITE_AND_READ = """
+import sys
+from pathlib import Path
+from nixcache_oci.cache.table_file import TableFileWriter
+from nixcache_oci.oci.digest import Digest
+path, blob = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
+for _ in range(50):
+    writer = TableFileWriter(path)
+    writer.write(blob)
+    table = writer.finish(Digest.of(blob))
+    writer.close()
+    assert table.text(0).startswith(b"StorePath: "), table.text(0)
+"""
+
+
+def test_processes_may_share_a_folder(tmp_path: Path) -> None:
+    """Two proxies of one user fetch the same table at once, or remove what the other has just written."""
+    (tmp_path / "blob").write_bytes(BLOB)
+    command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path / "a.table"), str(tmp_path / "blob")]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    while any(process.poll() is None for process in processes):
+        remove_table(tmp_path / "a.table")  # as a third one does that knows of an older index
+    assert [process.wait() for process in processes] == [0, 0]
+    remove_table(tmp_path / "a.table")
+    assert {path.name for path in tmp_path.iterdir()} == {"blob"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "keys-missing",
+        "keys-empty",
+        "keys-cut",
+        "keys-short",
+        "keys-other",
+        "keys-stolen",
+        "text-cut",
+        "text-empty",
+    ],
+)
 def test_a_damaged_file_is_noticed(tmp_path: Path, damage: str) -> None:
     """It is fetched again, and never served."""
     path = tmp_path / "a.table"
@@ -85,6 +164,16 @@ def test_a_damaged_file_is_noticed(tmp_path: Path, damage: str) -> None:
             keys.unlink()
         case "keys-cut":
             os.truncate(keys, keys.stat().st_size - 1)
+        case "keys-empty":
+            os.truncate(keys, 0)
+        case "keys-short":
+            os.truncate(keys, 40)
+        case "keys-stolen":
+            # As large as this one, with as many narinfos: only what the keys say is different.
+            text = render_table(Table(TableHeader(CREATED, public_keys=("k:AAAA",)), (), OTHERS))
+            assert len(text) == len(TEXT)
+            write(tmp_path / "b.table", zstandard.ZstdCompressor().compress(text))
+            (tmp_path / "b.keys").replace(keys)
         case "keys-other":
             keys.write_bytes(b"x" * keys.stat().st_size)
         case "text-cut":
@@ -111,11 +200,22 @@ def test_files_are_given_back(tmp_path: Path) -> None:
     write(path, BLOB)
     gc.collect()
 
-    def maps() -> int:
-        return Path("/proc/self/maps").read_text().count(str(tmp_path))
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text().count(str(tmp_path))
+        return maps, len(list(Path("/proc/self/fd").iterdir()))
 
-    before = maps()
+    before = held()
     for _ in range(20):
-        TableFile.open(path)
+        table = TableFile.open(path)
+        # Whoever still reads keeps it alive; the order in which its parts go is the interpreter's.
+        row, find = table.find(NARINFOS[0].store_path.hash_part), table.text
+        del table
+        assert row is not None
+        assert find(row)
+        del find
+    os.truncate(path, 500)
+    for _ in range(20):
+        with pytest.raises(FormatError):
+            TableFile.open(path)
     gc.collect()
-    assert maps() == before
+    assert held() == before

@@ -2,11 +2,13 @@
 
 import hashlib
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar import File, dump_tree
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.oci.digest import Digest
 from tests.support.publish import StoreObject
 
 
@@ -22,7 +24,7 @@ def store_object(
     path = StorePath("/nix/store", hash_part_of(seed), f"object-{seed}")
     narinfo = NarInfo(
         store_path=path,
-        url="nar/unknown.nar",
+        url=str(NarUrl(Digest.of(nar))),
         compression="none",
         nar_hash=NixHash(hashlib.sha256(nar).digest()),
         nar_size=len(nar),

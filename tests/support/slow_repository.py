@@ -16,6 +16,7 @@ class SlowRepository:
         opened: digest of each download, in order.
         gate: while it is not set, every download waits.
         running: downloads that are under way.
+        error: what every request for a blob fails of.
     """
 
     name = "slow"
@@ -26,6 +27,7 @@ class SlowRepository:
         self.gate = asyncio.Event()
         self.gate.set()
         self.running = 0
+        self.error: Exception | None = None
 
     def add(self, content: bytes) -> Digest:
         """Put a blob in."""
@@ -38,6 +40,7 @@ class SlowRepository:
         self, digest: Digest, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BlobStream]:
         self.opened.append(digest)
+        self._fail()
         if digest not in self.blobs:
             raise NotFoundError(f"no blob {digest}")
         content = self.blobs[digest]
@@ -56,6 +59,9 @@ class SlowRepository:
     async def stat_blob(self, digest: Digest) -> int:
         self.opened.append(digest)
         await self.gate.wait()
+        self._fail()
+        if digest not in self.blobs:
+            raise NotFoundError(f"no blob {digest}")
         return len(self.blobs[digest])
 
     async def resolve(self, tag_or_digest: str) -> Digest:
@@ -72,6 +78,10 @@ class SlowRepository:
 
     async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
         raise NotImplementedError
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
 
     async def close(self) -> None:
         """Nothing is open."""
