@@ -87,15 +87,15 @@ class _Resumed:
         stream: BlobStream | None = self._first
         failures = 0
         while True:
+            started_at = position
             try:
                 if stream is None:
                     stream = await self._reopen(position, end)
                 async for chunk in stream.chunks:
                     position += len(chunk)
-                    failures = 0
                     yield chunk
             except RegistryError as error:
-                failures += 1
+                failures = 0 if position > started_at else failures + 1
                 if not error.is_temporary or failures >= ATTEMPTS_WITHOUT_PROGRESS:
                     raise
                 stream = None

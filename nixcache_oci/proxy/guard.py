@@ -11,18 +11,29 @@ from typing import Final
 
 ALLOW_HEADER: Final = "X-Nixcache-Oci"
 
-_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{0,5})?")
 
 
-def is_allowed_host(header: str | None, names: AbstractSet[str]) -> bool:
-    """Decide whether a Host header is one that no stranger can choose.
+def own_names(host_name: str) -> frozenset[str]:
+    """Tell the names that this machine goes by in its network.
 
     Args:
-        header: its value; None for a client of HTTP/1.0, which no browser is.
+        host_name: as the machine calls itself, with a domain or without; it may be empty.
+    """
+    full = host_name.lower().rstrip(".")
+    short = full.partition(".")[0]
+    return frozenset({full, short, f"{short}.local"}) if short else frozenset()
+
+
+def is_allowed_host(header: str, names: AbstractSet[str]) -> bool:
+    """Decide whether a Host header is one that no stranger can choose.
+
+    A request without one comes from a client of HTTP/1.0, which no browser is.
+
+    Args:
+        header: its value.
         names: further names to answer to, in lower case.
     """
-    if header is None:
-        return True
     match = _HOST.fullmatch(header)
     if match is None:
         return False

@@ -50,7 +50,7 @@ class NarSource:
         offset, length = url.offset or 0, url.length or 0
         if offset + length > len(pack):
             raise FormatError(f"pack {url.blob}: {offset}-{length} does not lie in its {len(pack)} bytes")
-        return bytes(pack[offset : offset + length])
+        return bytes(memoryview(pack)[offset : offset + length])
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.

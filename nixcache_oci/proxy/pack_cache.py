@@ -26,6 +26,8 @@ CAPACITY_BYTES: Final = 4 * MAX_PACK_BYTES
 _MAX_UNREAD: Final = CAPACITY_BYTES // MAX_PACK_BYTES - 1
 # A client that asked for narinfos and then for no NAR, as a dry run does, is not coming back.
 _UNREAD_SECONDS: Final = 120.0
+# Every narinfo of a pack that cannot be had would ask for it again, hundreds of them in a second.
+_NOT_AHEAD_SECONDS: Final = 30.0
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class PackCache:
         self._quarantine = quarantine
         self._counters = counters
         self._clock = clock
+        self._failed = Quarantine(clock, seconds=_NOT_AHEAD_SECONDS)
         self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # the one used longest ago first
         self._room_freed = asyncio.Condition()
 
@@ -94,16 +97,13 @@ class PackCache:
 
     def fetch_ahead(self, pack: Digest) -> None:
         """Download a pack that will be asked for soon, where there is room that nobody else wants."""
-        if pack in self._entries or pack in self._quarantine:
+        if pack in self._entries or pack in self._quarantine or pack in self._failed:
             return
-        unread = [digest for digest, entry in self._entries.items() if entry.is_unread]
-        for digest in unread:
-            entry = self._entries[digest]
-            if entry.download.done() and self._clock() - entry.since > _UNREAD_SECONDS:
-                del self._entries[digest]
-        if sum(entry.is_unread for entry in self._entries.values()) >= _MAX_UNREAD:
-            return
-        if self._make_room(spare_unread=True):
+        unread = [(digest, entry) for digest, entry in self._entries.items() if entry.is_unread]
+        given_up = [digest for digest, entry in unread if self._is_given_up(entry)]
+        for digest in given_up:
+            del self._entries[digest]
+        if len(unread) - len(given_up) < _MAX_UNREAD and self._make_room(spare_unread=True):
             self._start(pack, is_unread=True)
             self._counters.packs_fetched_ahead += 1
 
@@ -114,14 +114,24 @@ class PackCache:
             download.cancel()
         await asyncio.gather(*downloads, return_exceptions=True)
 
+    def _is_given_up(self, entry: _Entry) -> bool:
+        return entry.download.done() and self._clock() - entry.since > _UNREAD_SECONDS
+
     def _make_room(self, *, spare_unread: bool = False) -> bool:
-        """Drop packs until one more fits, those used longest ago first; False where none can go."""
-        for digest, entry in list(self._entries.items()):
-            if self.used_bytes + MAX_PACK_BYTES <= CAPACITY_BYTES:
+        """Drop packs until one more fits, those longest unused first; none, and False, if it never would."""
+        missing = self.used_bytes + MAX_PACK_BYTES - CAPACITY_BYTES
+        dropped: list[Digest] = []
+        for digest, entry in self._entries.items():
+            if missing <= 0:
                 break
             if entry.download.done() and not (spare_unread and entry.is_unread):
-                del self._entries[digest]
-        return self.used_bytes + MAX_PACK_BYTES <= CAPACITY_BYTES
+                dropped.append(digest)
+                missing -= entry.room_bytes
+        if missing > 0:
+            return False
+        for digest in dropped:
+            del self._entries[digest]
+        return True
 
     def _start(self, pack: Digest, *, is_unread: bool) -> _Entry:
         download = asyncio.create_task(self._download(pack), name=f"pack {pack.hex[:12]}")
@@ -136,6 +146,7 @@ class PackCache:
         except BaseException as error:
             # A failed download must not stay: the next request tries again, or finds it in quarantine.
             self._entries.pop(pack, None)
+            self._failed.add(pack)
             if isinstance(error, DigestError):
                 self._quarantine.add(pack)
             if isinstance(error, Error):

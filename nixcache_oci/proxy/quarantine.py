@@ -15,20 +15,24 @@ _MAX_ENTRIES: Final = 1024
 
 
 class Quarantine:
-    """Remembers digests for ten minutes.
+    """Remembers digests for a while.
 
     Args:
         clock: seconds, monotonic.
+        seconds: how long, counted from the last time that a digest was put in.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, seconds: float = QUARANTINE_SECONDS
+    ) -> None:
         self._clock = clock
+        self._seconds = seconds
         self._until: dict[Digest, float] = {}
 
     def add(self, digest: Digest) -> None:
         """Put a blob in."""
         self._until.pop(digest, None)
-        self._until[digest] = self._clock() + QUARANTINE_SECONDS
+        self._until[digest] = self._clock() + self._seconds
         while len(self._until) > _MAX_ENTRIES:
             del self._until[next(iter(self._until))]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from nixcache_oci.errors import Error
+from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.proxy.byte_range import ByteRange
 from nixcache_oci.proxy.keys import COUNTERS
 
@@ -65,6 +65,9 @@ async def relay(
         chunks: the bytes; an Error from the first of them is raised, and becomes a status.
         headers: from ``nar_headers``; with a Content-Range the status is 206.
         count: is told how many bytes were sent.
+
+    Returns:
+        what was sent; where it was cut, the connection is closed, and nothing can follow.
     """
     # Have the first bytes before the head is sent: until then, a failure is a plain 404.
     first = await anext(chunks, b"")
@@ -73,24 +76,45 @@ async def relay(
     await response.prepare(request)
     counters = request.app[COUNTERS]
     counters.nars += 1
+    fields = {"path": request.path}
     try:
-        if first:
-            await response.write(first)
-            count(len(first))
-        async for chunk in chunks:
-            await response.write(chunk)
-            count(len(chunk))
-        await response.write_eof()
+        await _write_all(response, first, chunks, count)
+    except ConnectionError:
+        _log.debug("client went away", extra={"fields": fields})
+        _cut(request)
     except Error as error:
         counters.nars_cut += 1
-        _log.warning("transfer cut", extra={"fields": {"path": request.path, "error": str(error)}})
+        _log.warning("transfer cut", extra={"fields": {**fields, "error": str(error)}})
         _cut(request)
-    except ConnectionError:
-        _log.debug("client went away", extra={"fields": {"path": request.path}})
+    except Exception:  # noqa: BLE001  # whatever it is, it must not get as far as where errors become answers
+        counters.nars_cut += 1
+        _log.exception("transfer cut by an unexpected error", extra={"fields": fields})
+        _cut(request)
     return response
 
 
+async def _write_all(
+    response: web.StreamResponse, first: bytes, chunks: AsyncIterator[bytes], count: Callable[[int], None]
+) -> None:
+    left = response.content_length
+    chunk: bytes | None = first
+    while chunk is not None:
+        if left is not None:
+            # The library would send fewer bytes than it announced, and the next head would become the rest.
+            if len(chunk) > left:
+                raise FormatError(f"{len(chunk) - left} bytes more than were announced")
+            left -= len(chunk)
+        if chunk:
+            await response.write(chunk)
+            count(len(chunk))
+        chunk = await anext(chunks, None)
+    if left:
+        raise FormatError(f"{left} bytes fewer than were announced")
+    await response.write_eof()
+
+
 def _cut(request: web.Request) -> None:
-    # No error page may follow: it would land inside the NAR. The missing bytes tell the client.
+    # No error page may follow: it would land inside the NAR. The missing bytes tell the client, and the
+    # library writes nothing more to a transport that is closing.
     if request.transport is not None:
         request.transport.close()

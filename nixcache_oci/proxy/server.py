@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Final
 
 from aiohttp import web
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 # Running transfers may end by themselves for so long; Nix resumes what is cut then. The library waits twice:
 # before it cancels a handler, and after.
-_GRACE_SECONDS: Final = 2.0
+_GRACE_SECONDS: Final = 1.5
 
 
 async def run_proxy(
@@ -60,7 +61,10 @@ async def run_proxy(
     index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
     app = build_app(config, repository, index, upstreams, counters)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(upstreams.close)
+        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(index.close)
         await runner.setup()
         # The index first: a request that comes in at once must find what is on disk.
         await index.start()
@@ -71,10 +75,6 @@ async def run_proxy(
         await stop.wait()
         _log.info("stopping")
         notify.stopping()
-    finally:
-        await index.close()
-        await runner.cleanup()
-        await upstreams.close()
 
 
 async def _listen(

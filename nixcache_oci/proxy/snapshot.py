@@ -1,4 +1,4 @@
-"""What an operator wants to know, put together once for ``/_status`` and ``/metrics``."""
+"""What an operator wants to know, put together for ``/_status``."""
 
 import time
 from dataclasses import asdict

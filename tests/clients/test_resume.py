@@ -86,6 +86,26 @@ async def test_progress_is_what_bounds_it() -> None:
     assert stuck.open_now == 0
 
 
+async def test_only_attempts_without_progress_count() -> None:
+    """The stream that gave bytes and then broke is none of them."""
+    fruitless = [0] * (ATTEMPTS_WITHOUT_PROGRESS - 1)
+    assert await read(BreakingRepository(100, *fruitless, 100, *fruitless)) == CONTENT
+    stuck = BreakingRepository(100, *fruitless, 0)
+    with pytest.raises(RegistryError):
+        await read(stuck)
+    assert len(stuck.starts) == 1 + ATTEMPTS_WITHOUT_PROGRESS
+
+
+async def test_a_blob_of_another_size_is_another_blob() -> None:
+    """Its bytes must not be put behind those of the first."""
+    repository = BreakingRepository(100)
+    async with open_resuming(repository, repository.digest, sleep=no_sleep) as blob:
+        repository.blobs[repository.digest] = CONTENT * 2
+        with pytest.raises(RegistryError, match="bytes now"):
+            _ = [chunk async for chunk in blob.chunks]
+    assert repository.open_now == 0
+
+
 async def test_what_is_final_is_not_tried_again() -> None:
     """Denied, or gone meanwhile."""
     denied = BreakingRepository(100)

@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from nixcache_oci.clients.layout import Layout
@@ -70,6 +71,22 @@ def url_of(proxy: ProxyProcess, seed: str) -> str:
         f"/nar/{'0' * 64}/0-1.nar.zst",
         f"/nar/{'0' * 64}/0-999999999.nar.zst",
         f"/nar/{'0' * 64}/-1-2.nar.zst",
+        f"/nar/{'0' * 64}/01-2.nar.zst",
+        f"/nar/{'0' * 64}/0-0.nar.zst",
+        f"/nar/{'0' * 64}/0-{'9' * 500}.nar.zst",
+        f"/nar/{'A' * 64}.nar.zst",
+        f"/nar//{'0' * 64}.nar.zst",
+        f"/nar/./{'0' * 64}.nar.zst",
+        f"/nar/{'0' * 64}.nar.zst/",
+        f"/nar/{'0' * 64}%2f0-1.nar.zst",
+        f"/nar/{'0' * 64}.nar.zst%0a",
+        f"/nar/{'0' * 64}.nar.%ff",
+        "/nar",
+        "/upstream/",
+        "/upstream/none/",
+        "/upstream//nar/x.nar",
+        "/upstream/none/%2e%2e/x",
+        "/upstream/none/x?a=%00",
         "/upstream/none/nar/x.nar",
         "/upstream/none/../../etc/passwd",
         "/log/abc.drv",
@@ -92,6 +109,13 @@ def test_what_is_not_there_is_404(proxy: ProxyProcess, path: str) -> None:
         ("DELETE", f"/{'0' * 32}.narinfo"),
         ("PUT", "/nix-cache-info"),
         ("PUT", f"/nar/{'0' * 64}.nar.zst"),
+        ("POST", f"/{'0' * 32}.narinfo"),
+        ("PUT", "/upstream/none/nar/x.nar"),
+        ("DELETE", "/metrics"),
+        ("OPTIONS", "/_refresh"),
+        ("HEAD", "/_refresh"),
+        ("PATCH", "/health"),
+        ("POST", "/public-key"),
         ("POST", "/_status"),
         ("GET", "/_refresh"),
     ],
@@ -100,7 +124,8 @@ def test_a_wrong_method_is_405(proxy: ProxyProcess, method: str, path: str) -> N
     """``nix copy --to`` is refused plainly, and told what is allowed."""
     answer = proxy.ask(path, method=method)
     assert answer.status == 405
-    assert answer.headers["Allow"]
+    assert answer.headers["Allow"] == ("POST" if path == "/_refresh" else "GET,HEAD")
+    assert answer.body == (b"" if method == "HEAD" else b"Method Not Allowed\n")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "a b", ""])
@@ -223,3 +248,90 @@ def test_metrics_are_what_prometheus_reads(proxy: ProxyProcess) -> None:
     values = {sample.name: sample.value for family in families for sample in family.samples}
     assert values["nixcache_entries"] == 2
     assert values["nixcache_hits_total"] >= 1
+
+
+def say(proxy: ProxyProcess, request: bytes) -> bytes:
+    """Send these bytes, and read until the connection's end."""
+    address, _, port = proxy.host.partition(":")
+    with socket.create_connection((address, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("target", "hosts", "statuses"),
+    [
+        ("/health", ["localhost", "evil.example"], {400, 403}),
+        ("/health", ["evil.example", "localhost"], {400, 403}),
+        ("http://evil.example/health", ["localhost"], {403}),
+        ("http://localhost/health", ["evil.example"], {403}),
+        ("http://user@localhost/health", ["localhost"], {403}),
+        ("http://evil.example/health", [], {400, 403}),
+        ("http://localhost/health", ["localhost"], {200}),
+        ("http://[::1]:80/health", ["localhost"], {200}),
+        ("HTTP://LOCALHOST:37515/health", ["localhost"], {200}),
+        ("*", ["localhost"], {400, 404, 405}),
+        ("*", ["evil.example"], {400, 403}),
+        ("health", ["evil.example"], {400, 403}),
+        ("//evil.example/health", ["localhost"], {404}),
+    ],
+)
+def test_no_way_around_the_host_rule(
+    proxy: ProxyProcess, target: str, hosts: list[str], statuses: set[int]
+) -> None:
+    """Whatever names a host in a request must be one of ours: two headers, or a target in absolute form."""
+    lines = [f"GET {target} HTTP/1.1", *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
+    answer = say(proxy, "\r\n".join(lines).encode())
+    assert int(answer.split()[1]) in statuses
+
+
+def test_a_connect_request_leads_nowhere(proxy: ProxyProcess) -> None:
+    """This is no proxy of that kind."""
+    answer = say(
+        proxy, b"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\nConnection: close\r\n\r\n"
+    )
+    assert int(answer.split()[1]) in {400, 403, 404, 405}
+
+
+def test_a_put_that_waits_for_leave_is_refused_at_once(proxy: ProxyProcess) -> None:
+    """Nix sends ``Expect: 100-continue``; and what it sends after that is no request of its own."""
+    body = b"GET /nix-cache-info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    lines = [
+        f"PUT /{'0' * 32}.narinfo HTTP/1.1",
+        "Host: localhost",
+        "Expect: 100-continue",
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+    ]
+    answer = say(proxy, "\r\n".join([*lines, "", ""]).encode() + body)
+    assert b" 405 " in answer
+    assert b"StoreDir" not in answer
+
+
+@pytest.mark.parametrize("seed", ["small", "large"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_nar_ends_where_its_length_says(proxy: ProxyProcess, seed: str, version: str) -> None:
+    """To every version of HTTP; and the connection is closed where the client wants it so."""
+    url = url_of(proxy, seed)
+    answer = say(proxy, f"GET /{url} HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == proxy.ask(f"/{url}").body
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert b"chunked" not in head
+
+
+def test_a_hundred_clients_that_hang_up(proxy: ProxyProcess) -> None:
+    """In the middle of a NAR: nothing is left open, and nothing but the next client's answer matters."""
+    url = url_of(proxy, "large")
+    address, _, port = proxy.host.partition(":")
+    before = len(psutil.Process(proxy.process.pid).open_files())
+    for _ in range(100):
+        with socket.create_connection((address, int(port)), timeout=10) as connection:
+            connection.sendall(f"GET /{url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            connection.recv(100)
+    assert proxy.ask(f"/{url}").status == 200
+    proxy.wait_until(lambda _: len(psutil.Process(proxy.process.pid).open_files()) <= before)
+    assert proxy.status()["counters"]["nars_cut"] == 0

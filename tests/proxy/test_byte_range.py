@@ -68,3 +68,27 @@ def test_whatever_is_asked_the_answer_lies_inside(header: str, size: int) -> Non
     except UnsatisfiableRangeError:
         return
     assert part is None or 0 <= part.start < part.end <= size
+
+
+@given(
+    st.integers(0, 300),
+    st.none() | st.integers(0, 400),
+    st.none() | st.integers(0, 400),
+)
+def test_it_is_what_slicing_gives(size: int, first: int | None, last: int | None) -> None:
+    """RFC 9110, 14.1.2: ``first-last``, ``first-`` and ``-length``, against Python's own slices."""
+    whole = list(range(size))
+    header = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    if first is not None and last is not None and last < first:
+        wanted = whole  # malformed: ignored
+    elif first is not None:
+        wanted = whole[first : None if last is None else last + 1]
+    else:
+        wanted = whole[max(0, size - last) :] if last is not None else whole
+    try:
+        part = parse_range(header, size) or ByteRange.whole(size)
+    except UnsatisfiableRangeError:
+        assert wanted == []
+    else:
+        assert whole[part.start : part.end] == wanted
+        assert part.is_whole == (wanted == whole)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.proxy.guard import is_allowed_host, may_change_state
+from nixcache_oci.proxy.guard import is_allowed_host, may_change_state, own_names
 
 NAMES = frozenset({"builder.lan", "thismachine"})
 
@@ -10,10 +10,12 @@ NAMES = frozenset({"builder.lan", "thismachine"})
 @pytest.mark.parametrize(
     "host",
     [
-        None,
         "localhost",
         "localhost:37515",
         "LOCALHOST.",
+        "localhost:",
+        "127.0.0.1.",
+        "[::ffff:127.0.0.1]",
         "cache.localhost:1",
         "127.0.0.1",
         "127.0.0.1:37515",
@@ -25,8 +27,8 @@ NAMES = frozenset({"builder.lan", "thismachine"})
         "thismachine",
     ],
 )
-def test_our_own_names_are_answered(host: str | None) -> None:
-    """Loopback, IP addresses, configured names; and HTTP/1.0 without any."""
+def test_our_own_names_are_answered(host: str) -> None:
+    """Loopback, IP addresses, configured names."""
     assert is_allowed_host(host, NAMES)
 
 
@@ -44,6 +46,15 @@ def test_our_own_names_are_answered(host: str | None) -> None:
         "0x7f.1",
         "2130706433",
         "127.1",
+        "0177.0.0.1",
+        "127.0.0.01",
+        "\uff11\uff12\uff17.0.0.1",
+        "[fe80::1%25eth0]",
+        "[]",
+        ".",
+        ":80",
+        "localhost:123456",
+        "localhost\n",
         "::1",
         "[::1",
         "[evil.example]",
@@ -63,3 +74,17 @@ def test_a_page_cannot_change_anything() -> None:
     assert not may_change_state("http://evil.example", None)
     assert not may_change_state("null", None)
     assert may_change_state("http://localhost", "1")
+
+
+@pytest.mark.parametrize(
+    ("host_name", "names"),
+    [
+        ("Builder.lan.", {"builder.lan", "builder", "builder.local"}),
+        ("builder", {"builder", "builder.local"}),
+        ("", set()),
+        (".", set()),
+    ],
+)
+def test_the_machine_knows_its_own_names(host_name: str, names: set[str]) -> None:
+    """With and without domain, and by multicast DNS; a machine without a name has none."""
+    assert own_names(host_name) == names

@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.nix.signature import SecretKey
@@ -17,7 +21,7 @@ from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.objects import hash_part_of, store_object
-from tests.support.publish import CREATED, publish
+from tests.support.publish import CREATED, publish, publish_version1
 from tests.support.registries import REPO, Ghcr
 
 NAME = f"{REPO}/nix-cache"
@@ -51,6 +55,27 @@ async def make_index(ghcr: Ghcr, tmp_path: Path) -> AsyncIterator[MakeIndex]:
 def has(index: LiveIndex, seed: str) -> bool:
     assert index.catalog is not None
     return index.catalog.find(hash_part_of(seed)) is not None
+
+
+async def write_index(client: Registry, segments: list[Segment], *, condemned: bool = False) -> None:
+    """Overwrite the index with these segments alone; the watermark makes their tags count no more."""
+    if condemned:
+        mark = {media_type.ANNOTATION_CONDEMNED: format_time(CREATED)}
+        marked = [
+            replace(one.descriptor, annotations={**one.descriptor.annotations, **mark}) for one in segments
+        ]
+        segments = [Segment.from_descriptor(descriptor) for descriptor in marked]
+    index = CacheIndex(tuple(segments), watermark=CREATED + timedelta(days=1))
+    await client.push_manifest("cache-index", index.render(), media_type.IMAGE_INDEX)
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    """Make a method that fails."""
+
+    def fail(*_arguments: object) -> object:
+        raise error
+
+    return fail
 
 
 async def test_an_empty_repository_is_an_empty_cache(make_index: MakeIndex) -> None:
@@ -250,3 +275,197 @@ async def test_after_a_failed_first_attempt_nobody_waits(ghcr: Ghcr, make_index:
     assert loop.time() - before < 1
     await index.close()
     ghcr.server.start()
+
+
+async def test_what_replaces_others_must_be_here_before_they_go(
+    ghcr: Ghcr, client: Registry, make_index: MakeIndex
+) -> None:
+    """A merge lists one new segment for many old ones: if its table is damaged, the old ones are served."""
+    await publish(client, [store_object("one"), store_object("two")])
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    merged = await publish(
+        client,
+        [store_object("one"), store_object("two")],
+        created=CREATED + timedelta(hours=1),
+        is_listed=False,
+    )
+    table = ghcr.server.read_blob(merged.table)
+    ghcr.server.delete_blob(NAME, merged.table)
+    await write_index(client, [merged])
+    for _ in range(2):
+        await index.refresh(thoroughly=False)
+        assert has(index, "one")
+        assert list(index.state.damaged) == [str(merged.tag)]
+    # Also after a start.
+    again = make_index()
+    await again.start()
+    await again.close()
+    assert has(again, "two")
+    ghcr.server.put_blob(NAME, table)
+    await index.refresh(thoroughly=False)
+    assert not index.state.damaged
+    assert (index.segments, index.entries) == (1, 2)
+
+
+async def test_a_new_version_1_document_that_is_damaged(
+    ghcr: Ghcr, client: Registry, make_index: MakeIndex
+) -> None:
+    """The former one is served until it can be had."""
+    await publish_version1(client, [store_object("one")])
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    known = set(ghcr.server.blobs(NAME))
+    await publish_version1(client, [store_object("one"), store_object("two")])
+    for blob in set(ghcr.server.blobs(NAME)) - known:
+        ghcr.server.delete_blob(NAME, blob)
+    await index.refresh(thoroughly=False)
+    assert list(index.state.damaged) == ["cache-index"]
+    assert has(index, "one")
+    assert not has(index, "two")
+
+
+async def test_a_condemned_segment_is_served(client: Registry, make_index: MakeIndex) -> None:
+    """Until it is gone: a client may have its narinfos for a month."""
+    segment = await publish(client, [store_object("condemned")])
+    await write_index(client, [segment], condemned=True)
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    assert has(index, "condemned")
+
+
+async def test_a_collected_segment_costs_no_request_later(
+    ghcr: Ghcr, client: Registry, make_index: MakeIndex
+) -> None:
+    """An index may list it for ever; once found to be gone it is not looked for at each poll."""
+    segment = await publish(client, [store_object("collected")])
+    ghcr.server.delete_manifest(NAME, str(segment.manifest))
+    ghcr.server.delete_blob(NAME, segment.table)
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    assert index.segments == 0
+    ghcr.server.reset_requests()
+    await index.refresh(thoroughly=False)
+    assert [record.operation for record in ghcr.server.requests] == ["manifest-head"]
+
+
+async def test_tags_are_listed_every_hour(
+    client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that another writer overwrote with the very same bytes does not change; the tags did."""
+    await publish(client, [store_object("one")])
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    await publish(client, [store_object("two")], created=CREATED + timedelta(hours=1), is_listed=False)
+    await index.refresh(thoroughly=False)
+    assert not has(index, "two")
+    monkeypatch.setattr("nixcache_oci.proxy.live_index._TAGS_SECONDS", 0.0)
+    await index.refresh(thoroughly=False)
+    assert has(index, "two")
+
+
+async def test_a_full_disk_keeps_nobody_from_what_is_new(
+    client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be saved is served, the failure is shown, and saving is tried again."""
+    await publish(client, [store_object("one")])
+    index = make_index()
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexFolder, "save", raising(OSError(28, "No space left on device")))
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                await index.refresh(thoroughly=False)
+            assert has(index, "one")
+            assert "No space" in str(index.state.error)
+    await index.refresh(thoroughly=False)
+    assert index.state.error is None
+    again = make_index()
+    await again.start()
+    await again.close()
+    assert again.state.loaded_from_disk
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")]
+)
+async def test_a_pinned_key_that_cannot_be_read_or_written(
+    client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The narinfos are served; no key is given out that could not be compared."""
+    await publish(client, [store_object("one")], keys=[SecretKey.generate("one-1")])
+    monkeypatch.setattr(IndexFolder, "pin_key", raising(error))
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    assert has(index, "one")
+    assert (index.state.public_key, index.state.other_keys) == (None, ())
+
+
+async def test_a_bug_does_not_end_refreshing(
+    client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever one refresh dies of, the next one comes; and nobody waits for it."""
+    await publish(client, [store_object("one")])
+    monkeypatch.setattr("nixcache_oci.proxy.live_index._FIRST_RETRY_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveIndex, "_look", raising(RuntimeError("a bug")))
+        index = make_index()
+        await index.start()
+        assert await index.current() is None
+        assert index.state.error == "a bug"
+    async with asyncio.timeout(10):
+        while index.catalog is None:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.01)
+    assert has(index, "one")
+    await index.close()
+
+
+async def test_of_a_saved_index_without_its_tables_the_registry_has_the_word(
+    ghcr: Ghcr, client: Registry, make_index: MakeIndex, tmp_path: Path
+) -> None:
+    """Somebody emptied a part of the cache folder: a miss in the rest means nothing while there is hope."""
+    first = await publish(client, [store_object("lost")])
+    await publish(client, [store_object("kept")], created=CREATED + timedelta(hours=1))
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    [file] = (tmp_path / "index").glob(f"*/tables/{first.table.hex}.table")
+    text = file.read_bytes()
+    file.unlink()
+    again = make_index()
+    await again.start()
+    assert again.catalog is None
+    assert await again.current() is not None
+    assert has(again, "lost")
+    assert has(again, "kept")
+    await again.close()
+    assert file.read_bytes() == text
+    # And without hope, the rest is served.
+    file.unlink()
+    ghcr.server.stop()
+    third = make_index()
+    await third.start()
+    await third._attempted.wait()  # longer than a request would wait: the client tries for a while
+    assert await third.current() is not None
+    assert has(third, "kept")
+    assert not has(third, "lost")
+    await third.close()
+    ghcr.server.start()
+
+
+async def test_the_deadline_counts_from_the_start_once(
+    ghcr: Ghcr, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that hangs costs all requests together that time, and not each of them."""
+    monkeypatch.setattr("nixcache_oci.proxy.live_index.FIRST_INDEX_SECONDS", 0.2)
+    ghcr.server.fault("token", "stall", times=None)
+    index = make_index()
+    await index.start()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    assert await asyncio.gather(*(index.current() for _ in range(20))) == [None] * 20
+    assert loop.time() - started >= 0.15
+    later = loop.time()
+    for _ in range(50):
+        assert await index.current() is None
+    assert loop.time() - later < 0.2 * 50 / 2
+    await index.close()
+    ghcr.server.clear_faults()

@@ -188,3 +188,92 @@ async def test_a_failure_ahead_is_quiet(bench: Bench) -> None:
     bench.cache.fetch_ahead(Digest.of(b"nowhere"))
     await settle()
     assert bench.cache.used_bytes == 0
+
+
+async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) -> None:
+    """Hundreds of narinfos lie in one pack: a registry in trouble must not be asked for each of them."""
+    pack = Digest.of(b"late")
+    for _ in range(100):
+        bench.cache.fetch_ahead(pack)
+        await settle()
+    assert bench.repository.opened == [pack]
+    # Whoever wants it now is not told of the past.
+    bench.repository.add(b"late")
+    assert bytes(await bench.cache.get(pack)) == b"late"
+
+
+async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
+    """Trouble passes."""
+    pack = Digest.of(b"late")
+    bench.cache.fetch_ahead(pack)
+    await settle()
+    bench.repository.add(b"late")
+    bench.now += 60
+    bench.cache.fetch_ahead(pack)
+    await settle()
+    assert bench.repository.opened == [pack, pack]
+    assert bench.counters.packs_fetched == 1
+
+
+async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(bench: Bench) -> None:
+    """It would cost somebody a pack that was read, and gain nothing."""
+    read, ahead = bench.repository.add(b"read"), bench.repository.add(b"ahead")
+    await bench.cache.get(read)
+    bench.cache.fetch_ahead(ahead)
+    await settle()
+    bench.repository.gate.clear()
+    wanted = [bench.repository.add(f"wanted {number}".encode()) for number in range(IN_FLIGHT - 1)]
+    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in wanted]
+    await settle()
+    bench.cache.fetch_ahead(bench.repository.add(b"one more"))
+    await settle()
+    assert bench.repository.opened == [read, ahead, *wanted]
+    assert bytes(await bench.cache.get(read)) == b"read"
+    assert bench.repository.opened == [read, ahead, *wanted]
+    bench.repository.gate.set()
+    await asyncio.gather(*clients)
+
+
+async def test_all_waiters_may_give_up(bench: Bench) -> None:
+    """Cancelled in every state, waiting for room or for a download: the cache works on."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(2 * IN_FLIGHT)]
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    await settle()
+    for client in clients:
+        client.cancel()
+    await settle()
+    assert all(client.cancelled() for client in clients)
+    bench.repository.gate.set()
+    await settle()
+    assert bench.repository.opened == packs[:IN_FLIGHT], "the others had not begun, and nobody wants them"
+    assert bytes(await asyncio.wait_for(bench.cache.get(packs[-1]), 10)) == b"pack 7"
+
+
+async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench) -> None:
+    """They wait together, and share the one download that begins when there is room."""
+    bench.repository.gate.clear()
+    first = [
+        asyncio.create_task(bench.cache.get(bench.repository.add(f"first {number}".encode())))
+        for number in range(IN_FLIGHT)
+    ]
+    await settle()
+    pack = bench.repository.add(b"wanted by many")
+    clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
+    await settle()
+    bench.repository.gate.set()
+    await asyncio.wait_for(asyncio.gather(*first, *clients), 10)
+    assert bench.repository.opened.count(pack) == 1
+
+
+async def test_closing_ends_downloads(bench: Bench) -> None:
+    """Also those that nobody waits for; no task is left behind."""
+    bench.repository.gate.clear()
+    bench.cache.fetch_ahead(bench.repository.add(b"ahead"))
+    client = asyncio.create_task(bench.cache.get(bench.repository.add(b"wanted")))
+    await settle()
+    await bench.cache.close()
+    await asyncio.wait([client])
+    assert client.cancelled()
+    assert bench.repository.running == 0
+    assert len(asyncio.all_tasks()) == 1

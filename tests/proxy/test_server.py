@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pytest
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.narinfo import NarInfo
+from tests.support.journey import settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import publish
+from tests.support.registries import Ghcr
 
 LARGE = store_object("large", contents=random.Random(1).randbytes(32 * 1024 * 1024))
 
@@ -168,3 +171,60 @@ def test_socket_activation(settings: dict[str, str], tmp_path: Path) -> None:
                 assert process.wait(20) == 0
             finally:
                 process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_good_end(settings: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    """From systemd, or from a terminal: exit status 0, and not a word of trouble."""
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.process.send_signal(number)
+        assert proxy.process.wait(20) == 0
+    assert "Traceback" not in proxy.log
+    assert "level=error" not in proxy.log
+
+
+def test_a_signal_while_the_registry_hangs(ghcr: Ghcr, tmp_path: Path) -> None:
+    """A refresh under way, and a client that waits for it, hold up nothing."""
+    ghcr.server.fault("token", "stall", times=None)
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        connection = HTTPConnection(proxy.host, timeout=30)
+        connection.request("GET", f"/{hash_part_of('large')}.narinfo")
+        started = time.monotonic()
+        assert proxy.stop() == 0
+        # As above: after that comes SIGKILL.
+        assert time.monotonic() - started < 5
+        connection.close()
+    ghcr.server.clear_faults()
+    assert "Traceback" not in proxy.log
+
+
+def test_a_start_that_fails_while_the_registry_hangs(ghcr: Ghcr, tmp_path: Path) -> None:
+    """The index is being refreshed already when the port turns out to be taken: still one line, at once."""
+    ghcr.server.fault("token", "stall", times=None)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        settings = settings_of(ghcr, tmp_path) | {"NIXCACHE_PORT": str(other.getsockname()[1])}
+        started = time.monotonic()
+        run = run_proxy(tmp_path, **settings)
+        assert time.monotonic() - started < 10
+    ghcr.server.clear_faults()
+    assert run.returncode == 1
+    assert "address already in use" in error_line(run)
+
+
+def test_a_second_run_in_a_folder_that_cannot_be_written_any_more(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """What is wrong in the index folder is never a reason to serve nothing."""
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+    [index] = (tmp_path / "proxy" / "index").glob("*/index.json")
+    index.write_bytes(b"\x00 garbage")
+    (index.parent / "public-key").write_bytes(b"\xff\xfe")
+    for table in (index.parent / "tables").iterdir():
+        table.write_bytes(b"garbage")
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        assert proxy.wait_ready()["entries"] == 1
+        assert proxy.ask(f"/{hash_part_of('large')}.narinfo").status == 200
+        assert proxy.ask("/public-key").status == 404

@@ -1,5 +1,7 @@
 """``/<hash part>.narinfo``: whether a store path is to be had, and where."""
 
+from typing import Final
+
 from aiohttp import hdrs, web
 
 from nixcache_oci.cache.nar_url import pack_of
@@ -7,6 +9,8 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 from nixcache_oci.proxy.lookup import Answer, look_up
+
+_HEADERS: Final = {hdrs.CONTENT_TYPE: "text/x-nix-narinfo"}
 
 
 async def get_narinfo(request: web.Request) -> web.Response:
@@ -23,4 +27,4 @@ async def get_narinfo(request: web.Request) -> web.Response:
         pack = pack_of(found.narinfo)
         if pack is not None:
             app[PACKS].fetch_ahead(pack)
-    return web.Response(body=found.narinfo, content_type="text/x-nix-narinfo")
+    return web.Response(body=found.narinfo, headers=_HEADERS)

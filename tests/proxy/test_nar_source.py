@@ -1,0 +1,122 @@
+"""Where a NAR's bytes come from: one request for all who ask the same, and nothing that was found wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.nar_source import NarSource
+from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
+from tests.support.slow_repository import SlowRepository
+
+
+class Bench:
+    """A source over a slow repository."""
+
+    def __init__(self) -> None:
+        self.repository = SlowRepository()
+        self.quarantine = Quarantine()
+        self.packs = PackCache(self.repository, self.quarantine, Counters())
+        self.nars = NarSource(self.repository, self.packs, self.quarantine)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.repository.gate.set()
+    await bench.nars.close()
+    await bench.packs.close()
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_sizes_are_asked_for_once(bench: Bench) -> None:
+    """Sixteen clients, one of whom hangs up, cost one request; later ones cost none."""
+    blob = bench.repository.add(b"blob")
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.nars.size(blob)) for _ in range(16)]
+    await settle()
+    clients[0].cancel()
+    await settle()
+    bench.repository.gate.set()
+    assert await asyncio.gather(*clients[1:]) == [4] * 15
+    assert await bench.nars.size(blob) == 4
+    assert bench.repository.opened == [blob]
+
+
+async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: Bench) -> None:
+    """One failure must not stay; nor is it lost on anybody that all clients had gone."""
+    blob = Digest.of(b"late")
+    client = asyncio.create_task(bench.nars.size(blob))
+    await asyncio.sleep(0)
+    client.cancel()
+    await settle()
+    with pytest.raises(NotFoundError):
+        await bench.nars.size(blob)
+    bench.repository.add(b"late")
+    assert await bench.nars.size(blob) == 4
+
+
+async def test_a_whole_blob_tells_its_size(bench: Bench) -> None:
+    """A resume, which needs the size, costs no further request then."""
+    blob = bench.repository.add(b"blob")
+    async with bench.nars.whole(blob) as (size, chunks):
+        assert size == 4
+        assert b"".join([chunk async for chunk in chunks]) == b"blob"
+    assert await bench.nars.size(blob) == 4
+    assert bench.repository.opened == [blob]
+
+
+async def test_what_was_wrong_is_not_there_any_more(bench: Bench) -> None:
+    """Whole, in part, its size, or as a pack: a resume must end, and end gracefully."""
+    blob = Digest.of(b"right")
+    bench.repository.blobs[blob] = b"wrong"
+    with pytest.raises(DigestError):
+        async with bench.nars.whole(blob) as (_, chunks):
+            assert [chunk async for chunk in chunks] == []
+    bench.repository.opened.clear()
+    with pytest.raises(NotFoundError):
+        await bench.nars.size(blob)
+    with pytest.raises(NotFoundError):
+        await bench.nars.slice_of_pack(NarUrl(blob, 0, 1))
+    with pytest.raises(NotFoundError):
+        async with bench.nars.whole(blob):
+            pass
+    with pytest.raises(NotFoundError):
+        async with bench.nars.part(blob, 1, 2):
+            pass
+    assert bench.repository.opened == []
+
+
+@pytest.mark.parametrize(("offset", "length", "content"), [(0, 4, b"pack"), (1, 2, b"ac"), (3, 1, b"k")])
+async def test_a_slice_is_cut_out(bench: Bench, offset: int, length: int, content: bytes) -> None:
+    """Offset and length, as the URL says."""
+    pack = bench.repository.add(b"pack")
+    assert await bench.nars.slice_of_pack(NarUrl(pack, offset, length)) == content
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 5), (4, 1), (3, 2), (100, 1)])
+async def test_a_slice_that_does_not_lie_in_the_pack(bench: Bench, offset: int, length: int) -> None:
+    """Never fewer bytes than asked for."""
+    pack = bench.repository.add(b"pack")
+    with pytest.raises(FormatError, match="does not lie"):
+        await bench.nars.slice_of_pack(NarUrl(pack, offset, length))
+
+
+async def test_closing_ends_what_is_under_way(bench: Bench) -> None:
+    """No task is left behind."""
+    bench.repository.gate.clear()
+    client = asyncio.create_task(bench.nars.size(bench.repository.add(b"blob")))
+    await settle()
+    await bench.nars.close()
+    await asyncio.wait([client])
+    assert client.cancelled()

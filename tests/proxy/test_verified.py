@@ -1,0 +1,106 @@
+"""A verified stream: no wrong byte reaches a client as a whole answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.errors import DigestError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.verified import verified
+
+BIG = bytes(range(256)) * 1024  # hashed on a thread
+
+
+async def stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        await asyncio.sleep(0)
+        yield chunk
+
+
+async def read(chunks: Iterable[bytes], digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
+    """Read to the end; tells what came, and whether the end was a good one."""
+    passed: list[bytes] = []
+    try:
+        async with aclosing(verified(stream(chunks), digest, quarantine)) as pieces:
+            async for piece in pieces:
+                passed.append(piece)  # noqa: PERF401  # what came before an error counts, too
+    except DigestError:
+        return passed, False
+    return passed, True
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b"bc", BIG]), max_size=6))
+async def test_what_is_right_passes_whole(chunks: list[bytes]) -> None:
+    """However it is cut into pieces, empty ones among them."""
+    content = b"".join(chunks)
+    passed, is_good = await read(chunks, Digest.of(content), Quarantine())
+    assert is_good
+    assert b"".join(passed) == content
+
+
+@given(st.lists(st.sampled_from([b"a", b"bc", BIG]), min_size=1, max_size=6))
+async def test_of_what_is_wrong_the_end_is_missing(chunks: list[bytes]) -> None:
+    """At least the last piece stays here, so that the client cannot take it for the whole."""
+    quarantine = Quarantine()
+    digest = Digest.of(b"something else")
+    content = b"".join(chunks)
+    passed, is_good = await read(chunks, digest, quarantine)
+    assert not is_good
+    assert len(b"".join(passed)) < len(content)
+    assert content.startswith(b"".join(passed))
+    assert digest in quarantine
+
+
+async def test_nothing_is_held_back_longer_than_for_the_next_piece() -> None:
+    """A client gets each piece when the next one is here: memory is two of them, and no stall is added."""
+    arriving: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def arrive() -> AsyncIterator[bytes]:
+        while chunk := await arriving.get():
+            yield chunk
+
+    content = b"one" + BIG + b"three"
+    async with aclosing(verified(arrive(), Digest.of(content), Quarantine())) as pieces:
+        arriving.put_nowait(b"one")
+        arriving.put_nowait(BIG)
+        assert await anext(pieces) == b"one"
+        arriving.put_nowait(b"three")
+        assert await anext(pieces) == BIG
+        arriving.put_nowait(b"")
+        assert await anext(pieces) == b"three"
+        assert await anext(pieces, None) is None
+
+
+async def test_a_consumer_that_goes_away_while_a_piece_is_hashed() -> None:
+    """It ends quietly: no error, no task and no thread is left behind; and the blob is not accused."""
+    quarantine = Quarantine()
+    digest = Digest.of(BIG * 3)
+    for _ in range(20):
+        async with aclosing(verified(stream([BIG, BIG, BIG]), digest, quarantine)) as pieces:
+            assert await anext(pieces) == BIG
+    assert digest not in quarantine
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_consumer_that_is_cancelled_while_a_piece_is_hashed() -> None:
+    """As when the proxy stops with transfers running."""
+    quarantine = Quarantine()
+    digest = Digest.of(BIG * 3)
+
+    async def consume() -> None:
+        async with aclosing(verified(stream([BIG, BIG, BIG]), digest, quarantine)) as pieces:
+            async for _ in pieces:
+                await asyncio.sleep(0)
+
+    for turns in range(8):
+        task = asyncio.create_task(consume())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    assert digest not in quarantine
