@@ -6,6 +6,7 @@ Error:
 ├── DigestError          bytes are not what their digest says
 ├── RegistryError        the repository could not do it: status, OCI code, is_temporary
 │   └── NotFoundError    ... because it has no such blob, manifest or tag
+├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
     └── UpstreamNotFoundError    ... because it has no such NAR, or part of it
 """
@@ -56,6 +57,10 @@ class RegistryError(Error):
 
 class NotFoundError(RegistryError):
     """The repository answered, and has no such blob, manifest or tag."""
+
+
+class StoreError(Error):
+    """The local Nix store or evaluator refused; what it said was shown when it said it."""
 
 
 class UpstreamError(Error):

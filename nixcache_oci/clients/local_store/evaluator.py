@@ -1,0 +1,139 @@
+"""Asking Nix for outputs, so that one that cannot be evaluated does not hide the others."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from nixcache_oci.clients.local_store import expression
+from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.output import Evaluation, EvaluationFailure, Output, OutputSet
+from nixcache_oci.clients.local_store.program import Ended, OnLine
+from nixcache_oci.errors import UsageError
+from nixcache_oci.nix.store_path import StorePath
+
+_MISSING: Final = "does not provide attribute"
+_NO_DERIVATION: Final = "is not a derivation"
+_WHOLE_FILE: Final = "default"
+_MOST_NAMES_SHOWN: Final = 20
+
+
+class Evaluator:
+    """Asks for one set after another, and collects the answers.
+
+    Args:
+        nix: evaluates.
+        patterns: which attributes are wanted; empty for all.
+    """
+
+    def __init__(self, nix: Nix, patterns: Sequence[str] = ()) -> None:
+        self._nix = nix
+        self._patterns = tuple(patterns)
+        self._matched: set[str] = set()
+        self._known: list[str] = []
+        self._outputs: list[Output] = []
+        self._failures: list[EvaluationFailure] = []
+
+    def finish(self) -> Evaluation:
+        """Give what was found.
+
+        Raises:
+            UsageError: one of the patterns means nothing, although everything could be looked at.
+        """
+        unknown = [pattern for pattern in self._patterns if pattern not in self._matched]
+        if unknown and not self._failures:
+            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none at all"
+            raise UsageError(f"--attr {unknown[0]}: there is no such output; there are: {known}")
+        return Evaluation(tuple(self._outputs), tuple(self._failures))
+
+    async def add_set(self, one: OutputSet) -> None:
+        """Look at all of a set; a flake need not have it."""
+        held = _HoldBack(self._nix.on_line)
+        ended = await self._ask(one.arguments, expression.NAMES, held)
+        if held.is_missing:
+            return
+        if ended.status:
+            self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason))
+            return
+        names = json.loads(ended.stdout)
+        if names is None:
+            await self.add_derivation(one.label or _WHOLE_FILE, one.arguments)
+            return
+        chosen = [name for name in names if self._is_wanted(one, name)]
+        for start in range(0, len(chosen), one.kind.at_once):
+            await self._add_some(one, chosen[start : start + one.kind.at_once])
+
+    async def add_derivation(self, attr: str, arguments: Sequence[str]) -> None:
+        """Look at one derivation; ``arguments`` name it to ``nix eval``."""
+        ended = await self._ask(arguments, expression.ITSELF)
+        if ended.status:
+            self._failures.append(EvaluationFailure(attr, ended.reason))
+        elif (found := _parse_derivation(json.loads(ended.stdout))) is not None:
+            self._outputs.append(Output(attr, *found))
+        else:
+            self._failures.append(EvaluationFailure(attr, _NO_DERIVATION))
+
+    async def _add_some(self, one: OutputSet, names: Sequence[str]) -> None:
+        """Ask for all at once, then for each that threw; for every one where something cannot be caught."""
+        answers: list[tuple[bool, object]] = [(False, None)] * len(names)
+        if len(names) > 1:
+            ended = await self._ask(one.arguments, expression.describe_many(names, one.kind.rest))
+            if ended.status == 0:
+                answers = json.loads(ended.stdout)
+        for name, (is_told, value) in zip(names, answers, strict=True):
+            if is_told:
+                self._add(one, name, value)
+                continue
+            ended = await self._ask(one.arguments, expression.describe_one(name, one.kind.rest))
+            if ended.status:
+                self._failures.append(EvaluationFailure(one.attr(name), ended.reason))
+            else:
+                self._add(one, name, json.loads(ended.stdout))
+
+    def _add(self, one: OutputSet, name: str, value: object) -> None:
+        found = _parse_derivation(value)
+        if found is not None:
+            self._outputs.append(one.make_output(name, *found))
+        elif one.label:
+            # A file may hold functions and strings beside derivations; nix-build passes over them, too.
+            self._failures.append(EvaluationFailure(one.attr(name), _NO_DERIVATION))
+
+    async def _ask(self, arguments: Sequence[str], text: str, on_line: OnLine | None = None) -> Ended:
+        return await self._nix.attempt("eval", "--json", *arguments, "--apply", text, on_line=on_line)
+
+    def _is_wanted(self, one: OutputSet, name: str) -> bool:
+        self._known.append(one.attr(name))
+        matching = set(one.find_matching(name, self._patterns))
+        self._matched |= matching
+        return not self._patterns or bool(matching)
+
+
+async def evaluate_sets(nix: Nix, sets: Iterable[OutputSet], patterns: Sequence[str]) -> Evaluation:
+    """Look at all of these sets, one after another: evaluating takes memory.
+
+    Raises:
+        UsageError: one of the patterns means nothing.
+    """
+    evaluator = Evaluator(nix, patterns)
+    for one in sets:
+        await evaluator.add_set(one)
+    return evaluator.finish()
+
+
+class _HoldBack:
+    """Passes lines on, but for the complaint that a flake lacks a set: it need not have it."""
+
+    def __init__(self, on_line: OnLine) -> None:
+        self._on_line = on_line
+        self.is_missing = False
+
+    def __call__(self, line: str) -> None:
+        self.is_missing = self.is_missing or _MISSING in line
+        if not self.is_missing:
+            self._on_line(line)
+
+
+def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
+    match value:
+        case [str(drv_path), str() | None as system]:
+            return StorePath.parse(drv_path), system
+    return None

@@ -1,0 +1,115 @@
+"""The Nix programs of this machine, whatever their version, with the settings that every call gets."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program, show_line
+from nixcache_oci.errors import StoreError, UsageError
+
+Version = tuple[int, int, int]
+
+_FIRST_WITH_COMMANDS: Final = (2, 4, 0)
+_LIX_BRANCHED_OFF: Final = (2, 18, 0)
+_VERSION = re.compile(r"\) (\d+)\.(\d+)(?:\.(\d+))?")
+# Switched off unless nix.conf says otherwise.
+_FEATURES = ("--extra-experimental-features", "nix-command flakes")
+
+
+def parse_version(text: str) -> Version:
+    """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``.
+
+    Lix counts on from 2.90, and counts here as the Nix that it branched off from.
+
+    Raises:
+        StoreError: there is no version in it.
+    """
+    match = _VERSION.search(text)
+    if match is None:
+        raise StoreError(f"nix --version: expected nix (Nix) <version>, got {text.strip()[:80]!r}")
+    return _LIX_BRANCHED_OFF if "Lix" in text else (int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+class Nix:
+    """Runs ``nix`` and ``nix-store``.
+
+    Args:
+        environment: all variables that they get; PATH tells where they are.
+        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
+        on_line: gets what they write to standard error, line by line, as it comes.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        options: Sequence[tuple[str, str]] = (),
+        on_line: OnLine = show_line,
+    ) -> None:
+        self.environment = environment
+        self.on_line = on_line
+        self._options = [word for name, value in options for word in ("--option", name, value)]
+        self._version: Version | None = None
+
+    async def version(self) -> Version | None:
+        """Tell the version of the ``nix`` command; None where there is none, or none with today's commands.
+
+        Raises:
+            StoreError: it does not tell.
+        """
+        if self._version is None:
+            try:
+                ended = await run_program("nix", ["--version"], self.environment, self.on_line)
+            except UsageError:
+                return None
+            version = parse_version(ended.stdout.decode(errors="replace"))
+            self._version = version if version >= _FIRST_WITH_COMMANDS else None
+        return self._version
+
+    async def require_version(self) -> Version:
+        """Tell the version of the ``nix`` command.
+
+        Raises:
+            UsageError: there is none, or one that is too old.
+        """
+        version = await self.version()
+        if version is None:
+            raise UsageError(
+                "nix: no such program in PATH, or one before 2.4, which cannot do this; install a newer one "
+                "(https://nixos.org/download), or add its folder to PATH"
+            )
+        return version
+
+    async def attempt(self, *arguments: str, on_line: OnLine | None = None) -> Ended:
+        """Run ``nix``, and tell how it ended; a refusal is no error here.
+
+        Args:
+            arguments: the command and its arguments.
+            on_line: instead of the usual one.
+        """
+        words = [*_FEATURES, *self._options, *arguments]
+        return await run_program("nix", words, self.environment, on_line or self.on_line)
+
+    async def ask(self, *arguments: str) -> bytes:
+        """Run ``nix``, and give its standard output.
+
+        Raises:
+            StoreError: it refused.
+        """
+        return _check(await self.attempt(*arguments), f"nix {arguments[0]}")
+
+    async def ask_old(self, program: str, *arguments: str) -> bytes:
+        """Run one of the older programs, such as ``nix-store``, and give its standard output.
+
+        Raises:
+            StoreError: it refused.
+        """
+        ended = await run_program(program, [*self._options, *arguments], self.environment, self.on_line)
+        return _check(ended, f"{program} {arguments[0]}")
+
+
+def _check(ended: Ended, what: str) -> bytes:
+    if ended.status < 0:
+        raise StoreError(f"{what}: was ended by signal {-ended.status}")
+    if ended.status:
+        raise StoreError(f"{what}: {ended.reason}")
+    return ended.stdout

@@ -1,0 +1,158 @@
+"""One run of a program: an argument list, never a shell; what it complains about is shown as it comes.
+
+Its end is bound to ours: whoever stops waiting for it ends it, with its whole process group.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from nixcache_oci.errors import StoreError, UsageError
+
+OnLine = Callable[[str], None]
+"""Takes one line of standard error, without its end."""
+
+MOST_BYTES: Final = 256 * 1024 * 1024
+"""Of standard output: what Nix tells of a closure of 300,000 paths."""
+
+_GRACE = 5.0  # seconds between asking a program to end and ending it
+_PIECE_BYTES = 64 * 1024
+_TAIL_LINES = 50
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended.
+
+    Attributes:
+        status: 0 where it did what was asked; below 0 the signal that ended it.
+        stdout: all of its standard output.
+        reason: what it said last about why, in one line.
+    """
+
+    status: int
+    stdout: bytes
+    reason: str
+
+
+def show_line(line: str) -> None:
+    """Write a line to standard error."""
+    sys.stderr.write(f"{line}\n")
+
+
+async def run_program(
+    name: str,
+    arguments: Iterable[str],
+    environment: Mapping[str, str],
+    on_line: OnLine = show_line,
+    *,
+    most_bytes: int = MOST_BYTES,
+) -> Ended:
+    """Run a program until it ends, however long that takes.
+
+    Args:
+        name: looked for in the environment's PATH.
+        arguments: as they are.
+        environment: all variables that it gets.
+        on_line: gets its standard error.
+        most_bytes: of standard output.
+
+    Raises:
+        UsageError: there is no such program.
+        StoreError: it wrote more than that.
+    """
+    path = shutil.which(name, path=environment.get("PATH", os.defpath))
+    if path is None:
+        raise UsageError(
+            f"{name}: no such program in PATH; install Nix (https://nixos.org/download), or add the folder "
+            "of its programs to PATH, often /nix/var/nix/profiles/default/bin"
+        )
+    # A session of its own: Ctrl-C reaches us alone, and we end it in order.
+    process = await asyncio.create_subprocess_exec(
+        path,
+        *arguments,
+        env=dict(environment),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        start_new_session=True,
+    )
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    try:
+        async with asyncio.TaskGroup() as group:
+            stdout = group.create_task(_read(process.stdout, name, most_bytes))
+            group.create_task(_pass_on(process.stderr, on_line, tail))
+        status = await process.wait()
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        if process.returncode is None:
+            await _end(process)
+    return Ended(status, stdout.result(), find_reason(tail))
+
+
+def find_reason(lines: Iterable[str]) -> str:
+    """Find the one line that says why, in what Nix wrote: the last error with a text, else the last line.
+
+    Newer versions put a trace between ``error:`` and the error itself.
+    """
+    plain = [line for line in (_COLOURS.sub("", line).strip() for line in lines) if line]
+    errors = [line.removeprefix("error: ") for line in plain if line.startswith("error: ")]
+    return (errors or plain or ["it did not say why"])[-1].rstrip(";:")
+
+
+async def _read(stream: asyncio.StreamReader | None, name: str, most_bytes: int) -> bytes:
+    content = bytearray()
+    while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
+        content += piece
+        if len(content) > most_bytes:
+            raise StoreError(f"{name}: wrote more than {most_bytes} bytes to standard output")
+    return bytes(content)
+
+
+async def _pass_on(stream: asyncio.StreamReader | None, on_line: OnLine, tail: deque[str]) -> None:
+    def show(line: bytes) -> None:
+        text = line.decode(errors="replace").removesuffix("\r")
+        tail.append(text)
+        on_line(text)
+
+    rest = b""
+    while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            show(line)
+        if len(rest) > _PIECE_BYTES:
+            show(rest)
+            rest = b""
+    if rest:
+        show(rest)
+
+
+async def _end(process: Process) -> None:
+    """Ask the process group to end, then end it.
+
+    Its pipes are emptied meanwhile, for a program that cannot write does not end; one of its descendants may
+    keep them open for ever, so that is waited for no longer either.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE):
+                await asyncio.gather(_discard(process.stdout), _discard(process.stderr), process.wait())
+                return
+
+
+async def _discard(stream: asyncio.StreamReader | None) -> None:
+    while stream is not None and await stream.read(_PIECE_BYTES):
+        pass

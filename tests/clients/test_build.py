@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.local_store.build import BuildResult, _Reasons, build
+from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.output import Output
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.nix.store_path import StorePath
+from tests.clients.nix_story import SYSTEM, NixStory
+
+pytestmark = pytest.mark.needs("nix", "nix-store")
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> NixStory:
+    return NixStory(tmp_path)
+
+
+async def _evaluate(story: NixStory, packages: str, settings: str = "") -> tuple[Output, ...]:
+    flake = story.write_flake(f"packages.{SYSTEM} = rec {{ {packages} }};", settings)
+    found = await evaluate_flake(story.nix(), flake, SYSTEM)
+    assert found.failures == ()
+    return found.outputs
+
+
+async def _build(story: NixStory, packages: str, *, keep_going: bool = True) -> BuildResult:
+    outputs = await _evaluate(story, packages)
+    story.lines.clear()
+    return await build(await LocalStore.open(story.nix()), outputs, keep_going=keep_going)
+
+
+def _attr(name: str) -> str:
+    return f"packages.{SYSTEM}.{name}"
+
+
+async def test_everything_is_built(story: NixStory) -> None:
+    """Each output's paths are told, also where two are the same derivation; logs are shown."""
+    result = await _build(
+        story,
+        """
+        a = mkFrom "a" "echo building a; echo a > $out"; same = a;
+        both = derivation {
+          name = "both"; inherit (a) system builder; outputs = [ "out" "dev" ];
+          args = [ "-c" "echo out > $out; echo dev > $dev" ];
+        };
+        """,
+    )
+    assert result.failed == {}
+    assert result.built[_attr("a")] == result.built[_attr("same")]
+    assert sorted(path.name for path in result.built[_attr("both")]) == ["both", "both-dev"]
+    (path,) = result.built[_attr("a")]
+    assert Path(str(path)).read_text() == "a\n"  # noqa: ASYNC240 - a test's own file
+    assert "a> building a" in story.lines
+
+
+async def test_a_failure_leaves_the_others(story: NixStory) -> None:
+    """One output that does not build does not keep others from being built, nor from being told."""
+    packages = """
+        bad = mkFrom "bad" "echo the cause >&2; exit 3";
+        needs = mkFrom "needs" "echo ${bad} > $out";
+        good = mk "good"; zlast = mk "zlast";
+    """
+    result = await _build(story, packages)
+    assert set(result.built) == {_attr("good"), _attr("zlast")}
+    assert set(result.failed) == {_attr("bad"), _attr("needs")}
+    assert "exit code 3" in result.failed[_attr("bad")]
+    assert ".drv" in result.failed[_attr("needs")]
+    assert "bad> the cause" in story.lines
+    again = await _build(story, packages, keep_going=False)
+    assert again.built == result.built
+
+
+async def test_half_an_output_is_not_built(story: NixStory) -> None:
+    """An output of several paths is there when all of them are."""
+    flag = story.write("flag", "") / "flag"
+    packages = f"""
+        two = derivation {{
+          name = "two"; system = "{SYSTEM}"; builder = "/bin/sh"; outputs = [ "out" "dev" ];
+          args = [ "-euc" "test -e {flag}; echo out > $out; echo dev > $dev" ];
+        }};
+    """
+    paths = (await _build(story, packages)).built[_attr("two")]
+    (dev,) = [str(path) for path in paths if path.name == "two-dev"]
+    story.sandbox.run("nix-store", "--delete", dev).check()
+    flag.unlink()  # from now on it cannot be built
+    result = await _build(story, packages)
+    assert result.built == {}
+    assert "exit code 1" in result.failed[_attr("two")]
+
+
+async def test_nothing_to_build(story: NixStory) -> None:
+    """No outputs are no question to Nix."""
+    assert await build(await LocalStore.open(story.nix()), []) == BuildResult({}, {})
+
+
+async def test_the_systems_own_settings(story: NixStory) -> None:
+    """A flake's substituters are used when they are accepted, for all outputs, and not otherwise."""
+    flag = story.write("flag", "") / "flag"
+    cache = story.folder / "cache"
+    packages = f"""
+        a = mk "a"; "q\\"x" = mk "q"; b = mkFrom "b" "test -e {flag} && echo b > $out";
+    """
+    settings = f'nixConfig = {{ extra-substituters = [ "file://{cache}" ]; require-sigs = false; }};'
+    outputs = await _evaluate(story, packages, settings)
+    nix = story.nix([("require-sigs", "false")])
+    store = await LocalStore.open(nix)
+    (path,) = (await build(store, outputs)).built[_attr("b")]
+    story.sandbox.copy_to(f"file://{cache}", [str(path)]).check()
+    story.sandbox.run("nix-store", "--delete", str(path)).check()
+    flag.unlink()  # from now on it cannot be built
+
+    assert _attr("b") in (await build(store, outputs)).failed
+    assert (await build(store, outputs, accept_flake_config=True)).failed == {}
+
+
+async def test_substituters_by_option(story: NixStory) -> None:
+    """The proxy's own cache is a substituter for a publish without a change of nix.conf."""
+    flag = story.write("flag", "") / "flag"
+    cache = story.folder / "cache"
+    (output,) = await _evaluate(story, f'b = mkFrom "b" "test -e {flag} && echo b > $out";')
+    (path,) = (await build(await LocalStore.open(story.nix()), [output])).built[_attr("b")]
+    secret, public = story.sandbox.generate_key("cache-1")
+    story.sandbox.copy_to(f"file://{cache}?secret-key={secret}", [str(path)]).check()
+    story.sandbox.run("nix-store", "--delete", str(path)).check()
+    flag.unlink()
+
+    options = [("extra-substituters", f"file://{cache}"), ("extra-trusted-public-keys", public)]
+    assert (await build(await LocalStore.open(story.nix(options[:1])), [output])).built == {}
+    assert (await build(await LocalStore.open(story.nix(options)), [output])).failed == {}
+
+
+async def test_a_file_is_built(story: NixStory) -> None:
+    """What was found in a file is built like what was found in a flake."""
+    text = f"""{{ a = derivation {{
+      name = "a"; system = "{SYSTEM}"; builder = "/bin/sh"; args = [ "-c" "echo a > $out" ];
+    }}; }}"""
+    found = await evaluate_file(story.nix(), story.write("default.nix", text))
+    result = await build(await LocalStore.open(story.nix()), found.outputs, accept_flake_config=True)
+    assert set(result.built) == {"a"}
+
+
+def test_reasons_of_newer_versions() -> None:
+    """They tell the cause on a line of its own, which belongs to the derivation above it."""
+    drv_path = StorePath.parse("/nix/store/rmls3l6557n63na18h9lxrdfnjb00vrc-bad.drv")
+    shown: list[str] = []
+    reasons = _Reasons(shown.append)
+    lines = [
+        "building '/nix/store/rmls3l6557n63na18h9lxrdfnjb00vrc-bad.drv'...",
+        f"error: Cannot build '{drv_path}'.",
+        "       Reason: builder failed with exit code 3.",
+        "       Output paths:",
+        f"error: Cannot build '{drv_path}'.",
+        "       Reason: told again.",
+    ]
+    for line in lines:
+        reasons(line)
+    assert shown == lines
+    assert reasons.find(drv_path) == f"Cannot build '{drv_path}'. Reason: builder failed with exit code 3."
+    assert reasons.find(StorePath.parse("/nix/store/v71yfj64kk1f150ln7lhazlhk04sfvm1-other.drv")) is None

@@ -1,0 +1,249 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.local_store import expression
+from nixcache_oci.clients.local_store.evaluate import current_system, evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.output import Evaluation
+from nixcache_oci.errors import StoreError, UsageError
+from tests.clients.nix_story import SYSTEM, NixStory
+
+pytestmark = pytest.mark.needs("nix", "nix-store")
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> NixStory:
+    return NixStory(tmp_path)
+
+
+async def _evaluate(
+    story: NixStory, outputs: str, attrs: Sequence[str] = (), *, with_checks: bool = False
+) -> Evaluation:
+    flake = story.write_flake(outputs)
+    return await evaluate_flake(story.nix(), flake, SYSTEM, attrs=attrs, with_checks=with_checks)
+
+
+def _attrs(evaluation: Evaluation) -> list[str]:
+    return [output.attr for output in evaluation.outputs]
+
+
+def _failures(evaluation: Evaluation) -> dict[str, str]:
+    return {failure.attr: failure.message for failure in evaluation.failures}
+
+
+_EVERYTHING = f"""
+  packages.{SYSTEM} = {{ default = mk "hello"; hello = mk "hello"; world = mk "world"; }};
+  packages.other-system.foreign = throw "not asked for";
+  devShells.{SYSTEM}.default = mk "shell";
+  checks.{SYSTEM}.lint = mk "lint";
+  nixosConfigurations.web.config.system.build.toplevel = mk "web";
+  homeConfigurations."user@host".activationPackage = mk "home";
+  darwinConfigurations.mac.system = mk "mac" // {{ system = "aarch64-darwin"; }};
+"""
+
+
+async def test_every_kind_of_output(story: NixStory) -> None:
+    """A flake's outputs are found by the conventions of flakes, and their derivations are in the store."""
+    found = await _evaluate(story, _EVERYTHING)
+    assert _attrs(found) == [
+        f"packages.{SYSTEM}.default",
+        f"packages.{SYSTEM}.hello",
+        f"packages.{SYSTEM}.world",
+        f"devShells.{SYSTEM}.default",
+        "nixosConfigurations.web",
+        'homeConfigurations."user@host"',
+        "darwinConfigurations.mac",
+    ]
+    assert found.failures == ()
+    assert [output.system for output in found.outputs] == [SYSTEM] * 6 + ["aarch64-darwin"]
+    first, second, third, *_ = found.outputs
+    assert first.drv_path == second.drv_path != third.drv_path
+    assert all(Path(str(output.drv_path)).exists() for output in found.outputs)  # noqa: ASYNC240 - as below
+    assert f"checks.{SYSTEM}.lint" in _attrs(await _evaluate(story, _EVERYTHING, with_checks=True))
+
+
+async def test_a_flake_with_little(story: NixStory) -> None:
+    """A flake need not have every set, and its lack is no error that is shown."""
+    assert await _evaluate(story, "") == Evaluation((), ())
+    assert _attrs(await _evaluate(story, "nixosConfigurations = { };")) == []
+    assert _attrs(await _evaluate(story, "packages.other-system.x = mk ''x'';")) == []
+    assert story.lines == []
+
+
+@pytest.mark.parametrize(
+    ("attrs", "names"),
+    [
+        ([f"packages.{SYSTEM}.hello"], [f"packages.{SYSTEM}.hello"]),
+        (["packages.hello", "web"], [f"packages.{SYSTEM}.hello", "nixosConfigurations.web"]),
+        (["default"], [f"packages.{SYSTEM}.default", f"devShells.{SYSTEM}.default"]),
+        (["packages.*"], [f"packages.{SYSTEM}.{name}" for name in ("default", "hello", "world")]),
+        (["nixos*", "w*"], [f"packages.{SYSTEM}.world", "nixosConfigurations.web"]),
+        (["user@host"], ['homeConfigurations."user@host"']),
+        (["checks.lint"], [f"checks.{SYSTEM}.lint"]),
+    ],
+)
+async def test_narrowing(story: NixStory, attrs: list[str], names: list[str]) -> None:
+    """Users name an output in full, without the system, by its name alone, or by a pattern."""
+    assert _attrs(await _evaluate(story, _EVERYTHING, attrs)) == names
+
+
+async def test_a_name_that_means_nothing(story: NixStory) -> None:
+    """A typo is no successful publish of nothing; what there is is told."""
+    with pytest.raises(UsageError, match=rf"--attr helo: .* packages.{SYSTEM}.hello"):
+        await _evaluate(story, _EVERYTHING, ["web", "helo"])
+
+
+async def test_what_throws_hides_nothing(story: NixStory) -> None:
+    """An output that throws is named with its reason, and the others are found."""
+    found = await _evaluate(
+        story,
+        f"""
+        packages.{SYSTEM} = {{ a = mk "a"; b = throw "b is broken"; c = mk "c"; d = {{ }}; }};
+        nixosConfigurations.bad.config.system.build.toplevel = throw "bad is broken";
+        nixosConfigurations.good.config.system.build.toplevel = mk "good";
+        nixosConfigurations.other = {{ }};
+        """,
+    )
+    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c", "nixosConfigurations.good"]
+    assert _failures(found) == {
+        f"packages.{SYSTEM}.b": "b is broken",
+        f"packages.{SYSTEM}.d": "is not a derivation",
+        "nixosConfigurations.bad": "bad is broken",
+        "nixosConfigurations.other": "is not a derivation",
+    }
+    assert any("b is broken" in line for line in story.lines)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("import ./broken.nix", "syntax error"),
+        ("{ }.missing", "attribute 'missing' missing"),
+        ("abort ''stop''", "stop"),
+        ("mk 1", " string"),
+    ],
+)
+async def test_what_cannot_be_caught_hides_nothing(story: NixStory, broken: str, reason: str) -> None:
+    """No expression can catch these; then each output is asked for by itself."""
+    story.write("flake/broken.nix", "{ a = ; }")
+    outputs = f'packages.{SYSTEM} = {{ a = mk "a"; b = {broken}; c = mk "c"; }};'
+    found = await _evaluate(story, outputs)
+    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c"]
+    assert reason in _failures(found)[f"packages.{SYSTEM}.b"]
+
+
+async def test_a_whole_set_that_cannot_be_evaluated(story: NixStory) -> None:
+    """It is one failure, and sets before it are found."""
+    found = await _evaluate(
+        story, f'packages.{SYSTEM}.a = mk "a"; nixosConfigurations = throw "no machines";'
+    )
+    assert _attrs(found) == [f"packages.{SYSTEM}.a"]
+    assert _failures(found) == {"nixosConfigurations": "no machines"}
+
+
+async def test_packages_that_cannot_be_evaluated(story: NixStory) -> None:
+    """Older versions look for all else among the packages first, and say so; newer ones find the rest."""
+    story.write("flake/broken.nix", "{ a = ; }")
+    found = await _evaluate(
+        story,
+        f"""
+        packages.{SYSTEM} = import ./broken.nix; nixosConfigurations = {{ }};
+        devShells.{SYSTEM}.default = mk "shell";
+        """,
+    )
+    assert "syntax error" in _failures(found)[f"packages.{SYSTEM}"]
+    known = {*_attrs(found), *_failures(found)}
+    assert {f"devShells.{SYSTEM}", f"devShells.{SYSTEM}.default"} & known
+    if await story.nix().require_version() >= (2, 26, 0):
+        assert _attrs(found) == [f"devShells.{SYSTEM}.default"]
+
+
+async def test_odd_names(story: NixStory) -> None:
+    """Dots, quotes and dollars in a name are part of it, and no name changes what the answer means."""
+    names = ["a.b", 'q"x', "${x}", "back\\slash", "outPath", "__toString", "type", "über"]
+    found = await _evaluate(
+        story,
+        f"packages.{SYSTEM} = {{ "
+        + " ".join(f'{expression.quote(name)} = mk "p{number}";' for number, name in enumerate(names))
+        + " };",
+    )
+    assert found.failures == ()
+    assert {output.attr.removeprefix(f"packages.{SYSTEM}.") for output in found.outputs} == {
+        *('"a.b"', r'"q\"x"', r'"\${x}"', r'"back\\slash"', "outPath", "__toString", "type", '"über"'),
+    }
+    alone = await _evaluate(story, f'packages.{SYSTEM}."q\\"x" = mk "x";', ['q"x'])
+    assert _attrs(alone) == [f'packages.{SYSTEM}."q\\"x"']
+
+
+async def test_evaluation_is_pure(story: NixStory) -> None:
+    """What a flake evaluates to is what it evaluates to elsewhere: the environment cannot be seen."""
+    flake = story.write_flake(f"""packages.{SYSTEM}.x = mk "x${{builtins.getEnv "SECRET"}}";""")
+    pure, other = [await evaluate_flake(story.nix(SECRET=value), flake, SYSTEM) for value in ("one", "two")]
+    assert pure == other
+
+
+async def test_a_flake_that_is_none(story: NixStory) -> None:
+    """A flake that cannot be read at all is an error, not an empty publish."""
+    with pytest.raises(StoreError, match="nix flake: "):
+        await evaluate_flake(story.nix(), f"path:{story.folder}/absent", SYSTEM)
+    story.write("flake/flake.nix", "{ outputs = ; }")
+    with pytest.raises(StoreError, match="nix flake: syntax error"):
+        await evaluate_flake(story.nix(), f"path:{story.folder}/flake", SYSTEM)
+    for flake in ("path:.#hello", "--help"):
+        with pytest.raises(UsageError, match="without an attribute"):
+            await evaluate_flake(story.nix(), flake, SYSTEM)
+
+
+async def test_a_folder_by_its_name(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare name of a folder is that folder, and not looked for in a registry of flakes."""
+    story.write_flake(f'packages.{SYSTEM}.a = mk "a";')
+    monkeypatch.chdir(story.folder)
+    assert len((await evaluate_flake(story.nix(), "flake", SYSTEM)).outputs) == 1
+
+
+async def test_current_system(story: NixStory) -> None:
+    """The system is asked for, not guessed."""
+    assert (await current_system(story.nix())).count("-") == 1
+
+
+_FILE = f"""{{ name ? "x" }}: let
+  mk = name: derivation {{ inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; }};
+in {{ a = mk "${{name}}-a"; b = throw "b is broken"; nested.c = mk "c"; text = "text"; }}"""
+
+
+async def test_a_file(story: NixStory) -> None:
+    """Without a flake, the derivations in a file are built, as nix-build does it."""
+    file = story.write("default.nix", _FILE) / "default.nix"
+    found = await evaluate_file(story.nix(), file)
+    assert _attrs(found) == ["a"]
+    assert _failures(found) == {"b": "b is broken"}
+    assert found.outputs[0].drv_path.name == "x-a.drv"
+    assert await evaluate_file(story.nix(), story.folder) == found
+
+
+async def test_attributes_of_a_file(story: NixStory) -> None:
+    """-A takes a path of attributes, or a pattern of names; what is named has to be a derivation."""
+    file = story.write("default.nix", _FILE) / "default.nix"
+    found = await evaluate_file(story.nix(), file, attrs=["nested.c", "text", "a*"])
+    assert sorted(_attrs(found)) == ["a", "nested.c"]
+    assert _failures(found) == {"text": "is not a derivation"}
+    missing = await evaluate_file(story.nix(), file, attrs=["absent"])
+    assert "absent" in _failures(missing)["absent"]
+    with pytest.raises(UsageError, match=r"--attr z\*: there is no such output; there are: a, b, "):
+        await evaluate_file(story.nix(), file, attrs=["z*"])
+
+
+async def test_a_file_that_is_a_derivation(story: NixStory) -> None:
+    """It has no name of its own, and is called default; a file that is not there is said to be missing."""
+    text = f'derivation {{ name = "x"; system = "{SYSTEM}"; builder = "/bin/sh"; }}'
+    file = story.write("one.nix", text) / "one.nix"
+    assert _attrs(await evaluate_file(story.nix(), file)) == ["default"]
+    with pytest.raises(UsageError, match="no such file"):
+        await evaluate_file(story.nix(), story.folder / "absent.nix")
+
+
+async def test_without_the_commands(story: NixStory) -> None:
+    """Evaluating needs a Nix that can."""
+    with pytest.raises(UsageError, match=r"before 2\.4"):
+        await evaluate_flake(story.old_nix(), "path:/x", SYSTEM)

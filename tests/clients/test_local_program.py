@@ -1,0 +1,204 @@
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.local_store.nix_program import Nix, Version, parse_version
+from nixcache_oci.clients.local_store.program import Ended, find_reason, run_program
+from nixcache_oci.errors import StoreError, UsageError
+
+_ENVIRONMENT = {"PATH": os.environ["PATH"]}
+
+
+async def _run(script: str, lines: list[str] | None = None, *, most_bytes: int = 1000) -> Ended:
+    shown = [] if lines is None else lines
+    return await run_program("sh", ["-c", script], _ENVIRONMENT, shown.append, most_bytes=most_bytes)
+
+
+def _write_program(folder: Path, name: str, text: str) -> dict[str, str]:
+    """Write a program, and give an environment that finds it first."""
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+async def test_output_and_status() -> None:
+    """What a program prints, how it ends and what it complains about are three things."""
+    lines: list[str] = []
+    ended = await _run("echo out; echo one >&2; printf 'error: two' >&2; exit 3", lines)
+    assert ended == Ended(3, b"out\n", "two")
+    assert lines == ["one", "error: two"]
+
+
+async def test_arguments_are_no_shell_text() -> None:
+    """What a user names is an argument, whatever letters it has."""
+    ended = await run_program("printf", ["%s|", "a b", "$(id)", "; exit 1"], _ENVIRONMENT)
+    assert ended.stdout == b"a b|$(id)|; exit 1|"
+
+
+async def test_only_the_given_environment() -> None:
+    """A secret among our own variables does not reach a builder by accident."""
+    ended = await run_program("env", [], {**_ENVIRONMENT, "NAME": "value"})
+    assert sorted(ended.stdout.decode().splitlines()) == ["NAME=value", f"PATH={os.environ['PATH']}"]
+
+
+async def test_lines_come_as_they_are_written() -> None:
+    """A user sees a build's log while it builds, not when it is over."""
+    seen = asyncio.Event()
+    running = asyncio.create_task(
+        run_program("sh", ["-c", "echo now >&2; exec sleep 60"], _ENVIRONMENT, lambda _: seen.set())
+    )
+    await asyncio.wait_for(seen.wait(), 10)
+    assert not running.done()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_odd_lines() -> None:
+    """Neither bytes that are no text nor a line without end stop what comes after."""
+    lines: list[str] = []
+    await _run(
+        r"printf '\377\r\n' >&2; head -c 200000 /dev/zero | tr '\0' x >&2; echo >&2; echo end >&2", lines
+    )
+    assert lines[0] == "�"
+    assert "".join(lines[1:-1]) == "x" * 200000
+    assert lines[-1] == "end"
+
+
+async def test_too_much_output() -> None:
+    """Memory is bounded: a program that prints for ever is ended."""
+    with pytest.raises(StoreError, match="more than 1000 bytes"):
+        await _run("exec yes")
+
+
+async def test_an_error_of_the_listener_ends_the_program() -> None:
+    """A terminal that went away does not leave a build behind that nobody reads."""
+
+    def fail(_: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        await run_program("sh", ["-c", "echo line >&2; exec sleep 60"], _ENVIRONMENT, fail)
+
+
+async def test_cancelling_ends_the_whole_group(tmp_path: Path) -> None:
+    """Ctrl-C leaves no build behind: what the program started ends with it."""
+    pids = tmp_path / "pids"
+    script = f"sleep 60 & echo $! $$ > {pids}; echo ready >&2; wait"
+    ready = asyncio.Event()
+    running = asyncio.create_task(run_program("sh", ["-c", script], _ENVIRONMENT, lambda _: ready.set()))
+    await asyncio.wait_for(ready.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    child, leader = map(int, pids.read_text().split())
+    assert not _is_alive(leader)
+    assert not _is_alive(child)
+
+
+async def test_what_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that ignores being asked does not keep us from ending."""
+    monkeypatch.setattr("nixcache_oci.clients.local_store.program._GRACE", 0.2)
+    script = f"trap '' TERM; echo $$ > {tmp_path}/pid; echo ready >&2; while :; do sleep 0.05; done"
+    ready = asyncio.Event()
+    running = asyncio.create_task(run_program("sh", ["-c", script], _ENVIRONMENT, lambda _: ready.set()))
+    await asyncio.wait_for(ready.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not _is_alive(int((tmp_path / "pid").read_text()))
+
+
+async def test_missing_program() -> None:
+    """Who has no Nix is told where to get it."""
+    with pytest.raises(UsageError, match=r"nix-store: no such program.*install Nix"):
+        await run_program("nix-store", [], {"PATH": "/nonexistent"})
+    nix = Nix({"PATH": "/nonexistent"})
+    assert await nix.version() is None
+    with pytest.raises(UsageError, match=r"nix: .*install a newer one"):
+        await nix.require_version()
+
+
+async def test_refusal(tmp_path: Path) -> None:
+    """An error says which command it was, and Nix's own reason."""
+    environment = _write_program(
+        tmp_path, "nix", "echo 'warning: x' >&2; echo 'error: no such thing' >&2; exit 1"
+    )
+    lines: list[str] = []
+    nix = Nix(environment, on_line=lines.append)
+    with pytest.raises(StoreError, match=r"^nix path-info: no such thing$"):
+        await nix.ask("path-info", "x")
+    assert lines == ["warning: x", "error: no such thing"]
+
+
+async def test_ended_by_a_signal(tmp_path: Path) -> None:
+    """Out of memory is not taken for a refusal."""
+    environment = _write_program(tmp_path, "nix-store", "kill -9 $$")
+    with pytest.raises(StoreError, match=f"was ended by signal {signal.SIGKILL}"):
+        await Nix(environment).ask_old("nix-store", "--query")
+
+
+async def test_every_call_has_features_and_options(tmp_path: Path) -> None:
+    """Nix's new commands are off by default, and options are what replaces a change of nix.conf."""
+    environment = _write_program(tmp_path, "nix", 'printf "%s\\n" "$@"')
+    nix = Nix(environment, [("extra-substituters", "http://127.0.0.1:1 http://127.0.0.1:2")])
+    assert (await nix.ask("build", "x")).decode().splitlines() == [
+        *("--extra-experimental-features", "nix-command flakes"),
+        *("--option", "extra-substituters", "http://127.0.0.1:1 http://127.0.0.1:2"),
+        *("build", "x"),
+    ]
+
+
+async def test_too_old(tmp_path: Path) -> None:
+    """A nix command before 2.4 is as good as none."""
+    environment = _write_program(tmp_path, "nix", "echo 'nix (Nix) 2.3.16'")
+    assert await Nix(environment).version() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("nix (Nix) 2.8.0\n", (2, 8, 0)),
+        ("nix (Nix) 2.34.8\n", (2, 34, 8)),
+        ("nix (Nix) 2.20.0pre20231212_abcdef\n", (2, 20, 0)),
+        ("nix (Nix) 2.19\n", (2, 19, 0)),
+        ("nix (Determinate Nix 3.6.2) 2.29.0\n", (2, 29, 0)),
+        ("nix (Lix, like Nix) 2.93.0\n", (2, 18, 0)),
+    ],
+)
+def test_versions(text: str, version: Version) -> None:
+    """Which options a Nix knows is told by its version; Lix counts differently."""
+    assert parse_version(text) == version
+
+
+def test_no_version() -> None:
+    """Another program of that name is not taken for Nix."""
+    with pytest.raises(StoreError, match="got 'hello'"):
+        parse_version("hello\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["error: a", "error: b"], "b"),
+        (["error:", "       … while calling", "", "       error: deep"], "deep"),
+        (["error: builder failed with exit code 3;", "       last 2 log lines:", "       > x"], None),
+        (["\x1b[31;1merror:\x1b[0m coloured"], "coloured"),
+        (["warning: w", "killed"], "killed"),
+        ([], "it did not say why"),
+    ],
+)
+def test_reasons(lines: list[str], reason: str | None) -> None:
+    """The one line that an error repeats is the one that tells most."""
+    assert find_reason(lines) == (reason or "builder failed with exit code 3")
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that nobody has waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
