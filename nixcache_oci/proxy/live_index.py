@@ -8,21 +8,17 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.catalog import Catalog, CatalogTable
+from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, read_listing
-from nixcache_oci.cache.parallel import run_all
-from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
-from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.timestamp import EPOCH
+from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError
+from nixcache_oci.errors import Error, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
@@ -32,7 +28,6 @@ _log = logging.getLogger(__name__)
 FIRST_INDEX_SECONDS: Final = 5.0
 _TAGS_SECONDS: Final = 3600.0
 _FIRST_RETRY_SECONDS: Final = 2.0
-_PARALLEL_TABLES: Final = 4
 
 
 @dataclass(slots=True)
@@ -57,21 +52,6 @@ class IndexState:
     damaged: dict[str, str] = field(default_factory=dict)
     public_key: str | None = None
     other_keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What one look at the repository gave.
-
-    Attributes:
-        listing: the segments whose tables are here.
-        tables: those tables.
-        damaged: see ``IndexState``.
-    """
-
-    listing: Listing
-    tables: dict[Digest, TableFile]
-    damaged: dict[str, str]
 
 
 class LiveIndex:
@@ -104,9 +84,8 @@ class LiveIndex:
         self._public_keys = tuple(public_keys)
         self._ttl_seconds = ttl_seconds
         self._counters = counters
-        self._listing = Listing()
+        self._set = TableSet()
         self._saved: Listing | None = None
-        self._tables: dict[Digest, TableFile] = {}
         self._tags_listed_at = -_TAGS_SECONDS
         self._refreshing = asyncio.Lock()
         self._attempted = asyncio.Event()
@@ -116,7 +95,7 @@ class LiveIndex:
     @property
     def segments(self) -> int:
         """How many segments are served, a version 1 document among them."""
-        return len(self._listing.tables)
+        return len(self._set.listing.tables)
 
     @property
     def entries(self) -> int:
@@ -128,12 +107,12 @@ class LiveIndex:
         self._deadline = asyncio.get_running_loop().time() + FIRST_INDEX_SECONDS
         saved = await asyncio.to_thread(self._folder.load)
         if saved is not None:
-            listing, self._tables = saved
-            self._listing = _restrict(listing, self._tables)
+            listing, tables = saved
+            self._set = TableSet.of(listing, tables)
             # Where somebody removed tables, a miss means nothing: the repository may have its say first.
-            if self._listing == listing:
+            if self._set.listing == listing:
                 self._saved = listing
-                await self._swap(listing, self._tables)
+                await self._swap(self._set)
                 self.state.loaded_from_disk = True
         self._task = asyncio.create_task(self._run(), name="index refresh")
 
@@ -172,8 +151,8 @@ class LiveIndex:
             except Exception as error:
                 self._counters.refresh_failures += 1
                 self.state.error = str(error) or type(error).__name__
-                if self.catalog is None and self._tables:
-                    await self._swap(self._listing, self._tables)
+                if self.catalog is None and self._set.tables:
+                    await self._swap(self._set)
                 raise
             else:
                 self.state.error = None
@@ -200,38 +179,29 @@ class LiveIndex:
             await asyncio.sleep(pause * random.uniform(0.9, 1))  # noqa: S311  # jitter
 
     async def _refresh(self, *, thoroughly: bool) -> None:
-        if thoroughly or self._is_look_due() or await self._index_digest() != self._listing.index:
+        if thoroughly or self._is_look_due() or await self._index_digest() != self._set.listing.index:
             asked_at = time.monotonic()
             look = await self._look()
-            self.state.damaged = look.damaged
-            if self.catalog is None or look.listing != self._listing:
-                await self._swap(look.listing, look.tables)
+            self.state.damaged = dict(look.damaged)
+            if self.catalog is None or look.listing != self._set.listing:
+                await self._swap(look)
             self._tags_listed_at = asked_at
         # Also after a look that found nothing new: the disk may have been full before.
-        if self._listing != self._saved:
-            listing = self._listing
+        listing = self._set.listing
+        if listing != self._saved:
             await asyncio.to_thread(self._folder.save, listing)
             self._saved = listing
 
-    async def _look(self) -> _Look:
-        listing = await read_listing(self._repository, self._listing.segments)
-        damaged: dict[str, str] = {}
-        jobs = [self._table_of(segment, damaged) for segment in listing.segments]
-        if listing.version1 is not None:
-            jobs.append(self._table_of_version1(listing.version1, damaged))
-        tables = dict(table for table in await run_all(jobs, _PARALLEL_TABLES) if table is not None)
-        listing = _restrict(listing, tables)
-        if damaged:
-            # What cannot be had may have replaced what is here, as a merge does: nothing is given up for it.
-            listing = _add_to(listing, self._listing)
-            tables = {**self._tables, **tables}
-            tables = {table: tables[table] for table in listing.tables}
-        return _Look(listing, tables, damaged)
+    async def _look(self) -> TableSet:
+        listing = await read_listing(self._repository, self._set.listing.segments)
+        look = await read_tables(self._repository, self._folder, listing, self._set.tables)
+        # What cannot be had may have replaced what is here, as a merge does: nothing is given up for it.
+        return look.beside(self._set) if look.damaged else look
 
     def _is_look_due(self) -> bool:
         return (
             time.monotonic() - self._tags_listed_at >= _TAGS_SECONDS
-            or not self._listing.is_complete
+            or not self._set.listing.is_complete
             or bool(self.state.damaged)
         )
 
@@ -241,49 +211,11 @@ class LiveIndex:
         except NotFoundError:
             return None
 
-    async def _table_of(self, segment: Segment, damaged: dict[str, str]) -> tuple[Digest, TableFile] | None:
-        file = await self._held(segment.table)
-        try:
-            return segment.table, file or await fetch_table(self._repository, self._folder, segment.table)
-        except NotFoundError as error:
-            if await self._is_collected(segment):
-                return None
-            damaged[str(segment.tag)] = str(error)
-        except (DigestError, FormatError) as error:
-            damaged[str(segment.tag)] = str(error)
-        return None
-
-    async def _table_of_version1(
-        self, document: Digest, damaged: dict[str, str]
-    ) -> tuple[Digest, TableFile] | None:
-        file = await self._held(document)
-        try:
-            return document, file or await fetch_version1(self._repository, self._folder, document)
-        except (NotFoundError, DigestError, FormatError) as error:
-            damaged[INDEX_TAG] = str(error)
-        return None
-
-    async def _held(self, table: Digest) -> TableFile | None:
-        return self._tables.get(table) or await asyncio.to_thread(self._folder.open_table, table)
-
-    async def _is_collected(self, segment: Segment) -> bool:
-        try:
-            await self._repository.resolve(str(segment.manifest))
-        except NotFoundError:
-            return True
-        return False
-
-    async def _swap(self, listing: Listing, tables: dict[Digest, TableFile]) -> None:
-        listed = [
-            CatalogTable(tables[segment.table], segment.condemned is not None, segment.created)
-            for segment in listing.segments
-        ]
-        if listing.version1 is not None:
-            listed.append(CatalogTable(tables[listing.version1], is_condemned=False, created=EPOCH))
-        catalog = Catalog.of(listed, self._public_keys)
+    async def _swap(self, tables: TableSet) -> None:
+        catalog = tables.catalog(self._public_keys)
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
-        self._listing, self._tables, self.catalog = listing, tables, catalog
+        self._set, self.catalog = tables, catalog
         self.state.changed_at = time.time()
         self.state.public_key = first
         self.state.other_keys = tuple(key for key in recorded if first is not None and key != first)
@@ -310,19 +242,3 @@ class LiveIndex:
             # A key that could not be compared is not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key
-
-
-def _restrict(listing: Listing, tables: Mapping[Digest, TableFile]) -> Listing:
-    """Leave out what has no table."""
-    return replace(
-        listing,
-        segments=tuple(segment for segment in listing.segments if segment.table in tables),
-        version1=listing.version1 if listing.version1 in tables else None,
-    )
-
-
-def _add_to(listing: Listing, former: Listing) -> Listing:
-    """Keep what was listed before beside what is listed now."""
-    listed = {segment.manifest for segment in listing.segments}
-    kept = (segment for segment in former.segments if segment.manifest not in listed)
-    return replace(listing, segments=(*listing.segments, *kept), version1=listing.version1 or former.version1)
