@@ -64,24 +64,38 @@ async def list_segments(
     mine: Sequence[Segment],
     *,
     source: str | None = None,
+    converted: Digest | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> bool:
     """Write an index that lists these segments beside all others.
+
+    Args:
+        repository: where the cache lies.
+        mine: segments that were pushed.
+        source: address of the GitHub repository: GHCR links the package to it.
+        converted: document of version 1 whose entries are in segments by now: an index that holds it is
+            replaced, one that holds another document is not.
+        sleep: waits so many seconds between tries.
 
     Returns:
         Whether the index was seen to list them. False means that other writers were at it: the segments are
         found by their tags until one of them lists them.
 
     Raises:
-        FormatError: what is there is no index of version 2; nothing was written.
+        FormatError: what is there is no index of version 2, nor the converted one; nothing was written over
+            it.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, mine)
-        if union.version1 is not None:
-            raise FormatError(f"{repository.name}: a version 1 cache; it is read, and not yet written")
+        if union.version1 not in (None, converted):
+            what = "another version 1 index than a moment ago" if converted else "a version 1 index"
+            raise FormatError(
+                f"{repository.name}: {INDEX_TAG} is {what}, written by the older tool; it was left as it is:"
+                " publish again, for a publish takes its entries over first"
+            )
         index = union.index.with_segments(mine)
         content = replace(index, source=index.source or source).render()
         if Digest.of(content) == union.digest:

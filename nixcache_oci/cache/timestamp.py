@@ -18,6 +18,11 @@ _TEXT_SHAPE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}
 _TAG_SHAPE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
+def now() -> datetime:
+    """Tell the time, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 def format_time(time: datetime) -> str:
     """Write an aware time as ``2026-11-21T03:15:00Z``; fractions of a second are dropped."""
     return time.astimezone(UTC).strftime(_TEXT)

@@ -1,8 +1,6 @@
 """The commit: nothing is visible before it is whole, and no writer loses another's work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,22 +14,20 @@ from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.listing import read_listing, read_union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.cache.timestamp import EPOCH
+from nixcache_oci.errors import FormatError, NotFoundError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import parse_media_type
+from tests.support.interleaving import Writer, no_sleep, nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
-from tests.support.publish import CREATED
+from tests.support.publish import CREATED, publish_version1
 
 WRITERS = 4
-SETTLING = 20  # turns of the event loop until everything that a writer does at once waits for its step
 OLD = 2
 LONG_AGO = CREATED - timedelta(days=100)
 A_MONTH_AGO = CREATED - timedelta(days=30)
-
-
-class CrashError(Exception):
-    """The writer's machine is gone."""
 
 
 def table(number: int, since: datetime = CREATED) -> Table:
@@ -61,54 +57,6 @@ async def make_old_cache(storage: ModelStorage) -> list[Segment]:
     return old
 
 
-async def no_sleep(_seconds: float) -> None:
-    """In a model, time is steps."""
-
-
-class Writer:
-    """A client that takes a step whenever it is told to; a crash ends it before its n-th step."""
-
-    def __init__(
-        self,
-        storage: ModelStorage,
-        crash_at: int | None,
-        job: Callable[[ModelRepository], Awaitable[None]],
-    ) -> None:
-        self._turns = asyncio.Semaphore(0)
-        self._ready = asyncio.Event()
-        self._waiting = 0
-        self._steps = 0
-        self._crash_at = crash_at
-        self._task = asyncio.ensure_future(job(ModelRepository(storage, self._before)))
-        self._task.add_done_callback(lambda _: self._ready.set())
-
-    async def _before(self, _step: str) -> None:
-        self._waiting += 1
-        self._ready.set()
-        await self._turns.acquire()
-        self._steps += 1
-        if self._steps == self._crash_at:
-            raise CrashError
-
-    async def step(self) -> None:
-        """Let it take its next step, if it has one."""
-        await self._ready.wait()  # a thread may be at work for it
-        for _ in range(SETTLING):
-            await asyncio.sleep(0)
-        if not self._task.done():
-            self._waiting -= 1
-            if not self._waiting:
-                self._ready.clear()
-            self._turns.release()
-
-    async def end(self) -> None:
-        """Take all steps that are left."""
-        while not self._task.done():
-            await self.step()
-        with suppress(CrashError):
-            await self._task
-
-
 async def interleave(
     order: list[int], crashes: dict[int, int], *, is_new: bool
 ) -> tuple[ModelStorage, list[Segment]]:
@@ -125,10 +73,6 @@ async def interleave(
     for writer in writers:
         await writer.end()
     return storage, expected
-
-
-async def nothing(_step: str) -> None:
-    """No hook."""
 
 
 @given(
@@ -235,3 +179,76 @@ def test_a_registry_that_lags_is_asked_again() -> None:
         assert INDEX_TAG in storage.tags
 
     asyncio.run(run())
+
+
+async def published_version1(storage: ModelStorage, seed: str) -> Digest:
+    """Let the older tool write its index; gives its document."""
+    await publish_version1(ModelRepository(storage, nothing), [store_object(seed)])
+    document = (await read_listing(ModelRepository(storage, nothing))).version1
+    assert document is not None
+    return document
+
+
+async def test_a_converted_index_is_replaced() -> None:
+    """All segments are listed then, those of others too: no tag is too old where no index tells."""
+    storage = ModelStorage()
+    repository = ModelRepository(storage, nothing)
+    old = await make_old_cache(storage)
+    document = await published_version1(storage, "entry")
+    mine = await push_segment(repository, table(1), [])
+    assert await list_segments(repository, [mine], converted=document, source="https://github.com/o/n")
+    index = CacheIndex.parse(storage.manifests[storage.tags[INDEX_TAG]])
+    assert {one.manifest for one in index.segments} == {one.manifest for one in [*old, mine]}
+    assert index.watermark == EPOCH
+    assert index.source == "https://github.com/o/n"
+
+
+@pytest.mark.parametrize("has_converted", [True, False])
+async def test_an_index_that_was_not_converted_is_left_as_it_is(has_converted: bool) -> None:
+    """Its entries are nowhere else. What was pushed is found by its tag all the same."""
+    storage = ModelStorage()
+    repository = ModelRepository(storage, nothing)
+    converted = await published_version1(storage, "entry") if has_converted else None
+    written = await published_version1(storage, "another")
+    mine = await push_segment(repository, table(1), [])
+    with pytest.raises(FormatError, match=r"model: cache-index is .* version 1 index.* publish again"):
+        await list_segments(repository, [mine], converted=converted, sleep=no_sleep)
+    listing = await read_listing(repository)
+    assert listing.version1 == written
+    assert [one.manifest for one in listing.segments] == [mine.manifest]
+
+
+async def test_an_index_that_another_writer_converted_is_added_to() -> None:
+    """Of two that convert at once, the second finds the index of the first."""
+    storage = ModelStorage()
+    repository = ModelRepository(storage, nothing)
+    document = await published_version1(storage, "entry")
+    segments = [await push_segment(repository, table(number), []) for number in range(2)]
+    for segment in segments:
+        assert await list_segments(repository, [segment], converted=document)
+    index = CacheIndex.parse(storage.manifests[storage.tags[INDEX_TAG]])
+    assert [one.manifest for one in index.segments] == [one.manifest for one in segments]
+
+
+async def test_a_conversion_that_the_older_tool_overwrites_is_not_forced_upon_it() -> None:
+    """Seen at the read-back, its new index is left alone: the next publish converts it."""
+    storage = ModelStorage()
+    document = await published_version1(storage, "entry")
+    overwritten = False
+
+    async def overwrite(step: str) -> None:
+        nonlocal overwritten
+        if step == f"resolve {INDEX_TAG}" and not overwritten and is_index_of_ours(storage):
+            overwritten = True
+            await published_version1(storage, "another")
+
+    repository = ModelRepository(storage, overwrite)
+    mine = await push_segment(repository, table(1), [])
+    with pytest.raises(FormatError, match="another version 1 index"):
+        await list_segments(repository, [mine], converted=document, sleep=no_sleep)
+    assert overwritten
+    assert not is_index_of_ours(storage)
+
+
+def is_index_of_ours(storage: ModelStorage) -> bool:
+    return parse_media_type(storage.manifests[storage.tags[INDEX_TAG]]) == media_type.IMAGE_INDEX

@@ -1,14 +1,16 @@
 """Version 1: the older tool's index, read as it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import render_table
+from nixcache_oci.cache.table import MAX_STANZA_BYTES, render_table
 from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
 
@@ -17,10 +19,12 @@ BLOB = Digest.of(b"blob")
 KEY = str(SecretKey.generate("old-cache-1").public_key)
 
 
-def document(public_key: object = f"{KEY}\n", **entry: object) -> bytes:
+def document(public_key: object = f"{KEY}\n", gc_roots: object = (), **entry: object) -> bytes:
     good = {"name": "one", "narinfo": NARINFO.render(), "nar_digest": str(BLOB), "nar_size": 4, "added": "x"}
     entries = {NARINFO.store_path.hash_part: {**good, **entry}}
-    return json.dumps({"version": 1, "public_key": public_key, "entries": entries, "gc_roots": []}).encode()
+    return json.dumps(
+        {"version": 1, "public_key": public_key, "entries": entries, "gc_roots": gc_roots}
+    ).encode()
 
 
 @pytest.mark.parametrize("digest", [str(BLOB), BLOB.hex])
@@ -45,11 +49,13 @@ def test_the_url_says_where_the_bytes_lie(digest: str, text: str) -> None:
         {"nar_digest": 5},
         {"narinfo": NARINFO.render() + "Later: \ud800\n"},
         {"narinfo": NARINFO.render().replace("\n", "\r\n")},
+        {"narinfo": NARINFO.render() + f"Note: {'ü' * (MAX_STANZA_BYTES // 2)}\n"},
     ],
 )
 def test_a_malformed_entry_is_named_and_left_out(entry: dict[str, object]) -> None:
     """One bad entry must not hide a hundred thousand good ones."""
     version1 = parse_version1(document(**entry))
+    render_table(version1.table)
     assert version1.table.narinfos == ()
     assert [hash_part for hash_part, _ in version1.skipped] == [NARINFO.store_path.hash_part]
 
@@ -65,6 +71,61 @@ def test_a_malformed_key_does_not_hide_the_entries(public_key: object, skipped: 
     assert version1.table.header.public_keys == ()
     assert [name for name, _ in version1.skipped] == skipped
     render_table(version1.table)
+
+
+PATH = NARINFO.store_path
+OTHER = store_object("other").narinfo.store_path
+
+
+@pytest.mark.parametrize(
+    ("recorded", "path"),
+    [
+        (str(PATH), PATH),
+        (PATH.base_name, PATH),
+        (str(PATH.hash_part), PATH),
+        (str(OTHER), OTHER),
+        (OTHER.base_name, OTHER),
+        (f"/gnu/store/{OTHER.base_name}", replace(OTHER, store_dir="/gnu/store")),
+    ],
+)
+def test_a_root_is_known_in_every_form(recorded: str, path: StorePath) -> None:
+    """gc must not take what the older tool kept; a root that is no entry may be in a segment by now."""
+    version1 = parse_version1(document(gc_roots=[recorded, recorded]))
+    assert version1.gc_roots == (path,)
+    assert version1.skipped == ()
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        str(OTHER.hash_part),
+        f"/nix/store/{PATH.hash_part}",
+        f"{PATH}/bin",
+        f"store/{OTHER.base_name}",
+        "",
+        "/",
+        "nonsense-one",
+        5,
+        None,
+        {"path": str(PATH)},
+    ],
+)
+def test_a_root_that_cannot_be_read_is_named(recorded: object) -> None:
+    """The others count all the same."""
+    version1 = parse_version1(document(gc_roots=[recorded, str(PATH)]))
+    assert version1.gc_roots == (PATH,)
+    assert [name for name, _ in version1.skipped] == ["gc_roots"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "skipped"), [(None, []), ([], []), ({}, ["gc_roots"]), (7, ["gc_roots"])]
+)
+def test_roots_of_another_shape_do_not_hide_the_entries(recorded: object, skipped: list[str]) -> None:
+    """Serving does not need them."""
+    version1 = parse_version1(document(gc_roots=recorded))
+    assert len(version1.table.narinfos) == 1
+    assert version1.gc_roots == ()
+    assert [name for name, _ in version1.skipped] == skipped
 
 
 @pytest.mark.parametrize(

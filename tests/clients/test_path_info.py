@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.local_store.closure import order_by_references
 from nixcache_oci.clients.local_store.path_info import PathInfo, parse_path_infos, parse_registrations
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath

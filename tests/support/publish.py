@@ -91,7 +91,11 @@ async def publish(
 
 
 async def publish_version1(
-    repository: Repository, objects: Iterable[StoreObject], *, public_key: str | None = None
+    repository: Repository,
+    objects: Iterable[StoreObject],
+    *,
+    public_key: str | None = None,
+    gc_roots: Sequence[object] = (),
 ) -> None:
     """Publish as the older tool did: plain blobs in no manifest, and one JSON document."""
     entries = {}
@@ -113,7 +117,7 @@ async def publish_version1(
             "public_key": public_key,
             "generated": "2026-01-01T00:00:00Z",
             "entries": entries,
-            "gc_roots": [],
+            "gc_roots": list(gc_roots),
         }
     ).encode()
     layer = Descriptor(media_type.INDEX_V1, Digest.of(document), len(document))

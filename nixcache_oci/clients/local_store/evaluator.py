@@ -52,7 +52,7 @@ class Evaluator:
         if held.is_missing:
             return
         if ended.status:
-            self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason))
+            self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason, is_set=True))
             return
         names = json.loads(ended.stdout)
         if names is None:

@@ -39,10 +39,12 @@ class EvaluationFailure:
     Attributes:
         attr: an output, or a whole set of them.
         message: one line; Nix's own words were shown.
+        is_set: whether it is a set, so that nobody can tell which outputs there would be.
     """
 
     attr: str
     message: str
+    is_set: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from nixcache_oci.clients.local_store.closure import order_by_references
 from nixcache_oci.clients.local_store.location import find_real_store_dir, find_store_path
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
 from nixcache_oci.clients.local_store.path_info import (
@@ -17,6 +16,7 @@ from nixcache_oci.clients.local_store.path_info import (
     parse_registrations,
 )
 from nixcache_oci.errors import StoreError
+from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.document import get_text, parse_document, parse_object, within
 

@@ -1,0 +1,97 @@
+"""Cutting what is to be listed into segments: one, unless that is over what a segment may hold.
+
+Source: design section 2, "Segment" and "Table".
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.cache.table import MAX_TABLE_BYTES
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.document import render_document
+from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES
+
+MAX_NARINFO_BYTES: Final = MAX_TABLE_BYTES - 4 * 1024 * 1024
+"""Of all narinfos in a table; what is left is for its header and records."""
+
+# What is left is for config, table and annotations.
+_MAX_LAYER_BYTES: Final = MAX_WRITTEN_MANIFEST_BYTES - 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentContent:
+    """What one segment is to hold.
+
+    Attributes:
+        narinfos: references first.
+        layers: every blob that they point into, once.
+    """
+
+    narinfos: tuple[NarInfo, ...]
+    layers: tuple[Descriptor, ...]
+
+
+def cut(
+    narinfos: Iterable[NarInfo],
+    blobs: Mapping[Digest, Descriptor],
+    *,
+    max_layers: int = MAX_LAYERS - 1,
+    max_bytes: int = MAX_NARINFO_BYTES,
+) -> list[SegmentContent]:
+    """Cut, keeping the order; there is always at least one segment, which may be empty: for the records.
+
+    A manifest stays below its limit of bytes, too. A narinfo that is over a limit by itself comes alone, and
+    is refused where it is written.
+
+    Args:
+        narinfos: references first, with URLs of this cache.
+        blobs: descriptor of each blob that they point into.
+        max_layers: of a segment, without its table.
+        max_bytes: of all narinfos of a segment.
+    """
+    filling = _Filling(max_layers, max_bytes)
+    contents: list[SegmentContent] = []
+    for narinfo in narinfos:
+        descriptor = blobs[NarUrl.parse(narinfo.url).blob]
+        if not filling.add(narinfo, descriptor):
+            contents.append(filling.finish())
+            filling = _Filling(max_layers, max_bytes)
+            filling.add(narinfo, descriptor)
+    return [*contents, filling.finish()]
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A segment that is being filled."""
+
+    max_layers: int
+    max_bytes: int
+    narinfos: list[NarInfo] = field(default_factory=list)
+    layers: dict[Digest, Descriptor] = field(default_factory=dict)
+    narinfo_bytes: int = 0
+    layer_bytes: int = 0
+
+    def add(self, narinfo: NarInfo, blob: Descriptor) -> bool:
+        """Take one more; False where there is no room for it beside the others."""
+        layers, layer_bytes = len(self.layers), self.layer_bytes
+        if blob.digest not in self.layers:
+            layers += 1
+            layer_bytes += len(render_document(blob.to_json(), "layer")) + len(",")
+        narinfo_bytes = self.narinfo_bytes + len(narinfo.render().encode()) + len("\n")
+        if self.narinfos and (
+            layers > self.max_layers or narinfo_bytes > self.max_bytes or layer_bytes > _MAX_LAYER_BYTES
+        ):
+            return False
+        self.narinfos.append(narinfo)
+        self.layers[blob.digest] = blob
+        self.narinfo_bytes, self.layer_bytes = narinfo_bytes, layer_bytes
+        return True
+
+    def finish(self) -> SegmentContent:
+        """Give what was taken."""
+        return SegmentContent(tuple(self.narinfos), tuple(self.layers.values()))

@@ -1,0 +1,53 @@
+"""The order of a closure: references first."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.narinfo import NarInfo
+from tests.support.objects import store_object
+
+
+def narinfo(name: str, *references: str) -> NarInfo:
+    """One that refers to others of these, by their names."""
+    base_names = tuple(store_object(one).narinfo.store_path.base_name for one in references)
+    return replace(store_object(name).narinfo, references=base_names)
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 9)), max_size=10).flatmap(
+        lambda rows: st.permutations(list(enumerate(rows)))
+    )
+)
+def test_what_is_referred_to_comes_first(rows: list[tuple[int, set[int]]]) -> None:
+    """Whoever is killed in between has listed whole closures only."""
+    narinfos = [
+        narinfo(str(number), *(str(one) for one in references if one <= number))
+        for number, references in rows
+    ]
+    ordered = order_by_references(narinfos)
+    assert sorted(map(id, ordered)) == sorted(map(id, narinfos))
+    known = {one.store_path.base_name for one in narinfos}
+    seen: set[str] = set()
+    for one in ordered:
+        seen.add(one.store_path.base_name)
+        assert known & set(one.references) <= seen
+
+
+def test_what_is_fetched_together_lies_together() -> None:
+    """The roots begin, each behind its closure; names that are not there do not matter."""
+    shared, mine, yours = (
+        narinfo("shared"),
+        narinfo("mine", "shared", "elsewhere"),
+        narinfo("yours", "shared"),
+    )
+    roots = [store_object("nowhere").narinfo.store_path, yours.store_path]
+    assert order_by_references([mine, shared, yours], roots) == [shared, yours, mine]
+
+
+def test_a_circle_has_an_end() -> None:
+    """Nix makes none, and a forged document may not hang a publish."""
+    circle = [narinfo("one", "two"), narinfo("two", "one")]
+    assert len(order_by_references(circle)) == 2
