@@ -1,6 +1,7 @@
 """From settings to the parts that do the work, for every verb."""
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
@@ -26,9 +27,25 @@ T = TypeVar("T")
 
 
 def run_async(main: Coroutine[object, object, T]) -> T:
-    """Run a coroutine to its end, on the fastest event loop that there is."""
+    """Run a coroutine to its end, on the fastest event loop that there is.
+
+    SIGTERM, which ends a job in CI, ends it like Ctrl-C: programs that were started and files that were staged
+    do not stay behind. A coroutine may handle signals in a way of its own.
+
+    Raises:
+        KeyboardInterrupt: it was ended so.
+    """
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
-        return runner.run(main)
+        task = runner.get_loop().create_task(main)
+        runner.get_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            return runner.run(_wait_for(task))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+async def _wait_for(task: asyncio.Task[T]) -> T:
+    return await task
 
 
 def open_repository(

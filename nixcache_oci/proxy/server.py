@@ -4,8 +4,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from aiohttp import web
@@ -53,6 +53,24 @@ async def run_proxy(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    async with serving(config, repository, activated_sockets=activated_sockets) as addresses:
+        announce(addresses)
+        _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
+        notify.ready()
+        await stop.wait()
+        _log.info("stopping")
+        notify.stopping()
+
+
+@asynccontextmanager
+async def serving(
+    config: ProxyConfig, repository: Repository, *, activated_sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[list[str]]:
+    """Serve for as long as the block runs; arguments and errors are those of ``run_proxy``.
+
+    Yields:
+        The addresses, such as ``http://127.0.0.1:37515``.
+    """
     counters = Counters()
     upstreams = Upstreams(
         [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
@@ -68,13 +86,7 @@ async def run_proxy(
         await runner.setup()
         # The index first: a request that comes in at once must find what is on disk.
         await index.start()
-        addresses = await _listen(runner, config, activated_sockets)
-        announce(addresses)
-        _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
-        notify.ready()
-        await stop.wait()
-        _log.info("stopping")
-        notify.stopping()
+        yield await _listen(runner, config, activated_sockets)
 
 
 async def _listen(
