@@ -6,8 +6,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
 from nixcache_oci.clients.credentials import load_credentials
+from nixcache_oci.clients.github.api_url import find_api_url
+from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
 
@@ -29,8 +34,8 @@ T = TypeVar("T")
 def run_async(main: Coroutine[object, object, T]) -> T:
     """Run a coroutine to its end, on the fastest event loop that there is.
 
-    SIGTERM, which ends a job in CI, ends it like Ctrl-C: programs that were started and files that were staged
-    do not stay behind. A coroutine may handle signals in a way of its own.
+    SIGTERM, which ends a job in CI, ends it like Ctrl-C: no program that was started, and no file that was
+    staged, stays behind. A coroutine may handle signals in a way of its own.
 
     Raises:
         KeyboardInterrupt: it was ended so.
@@ -46,6 +51,32 @@ def run_async(main: Coroutine[object, object, T]) -> T:
 
 async def _wait_for(task: asyncio.Task[T]) -> T:
     return await task
+
+
+def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Remover:
+    """Open what removes manifests from the repository that the settings name; whoever opens it closes it.
+
+    It has connections and tokens of its own: deleting is another right than pushing, and at GitHub another
+    service.
+
+    Args:
+        config: where the repository lies.
+        environment: where credentials are looked up.
+
+    Raises:
+        UsageError: credentials that were asked for cannot be read.
+    """
+    match config:
+        case LayoutLocation(path):
+            return LayoutRemover(path)
+        case RegistryLocation(reference):
+            credentials = load_credentials(reference.host, environment)
+            api_url = find_api_url(reference.host, environment)
+            if api_url is not None:
+                return GithubPackages(api_url, reference, credentials, patience=_PUSH_PATIENCE_SECONDS)
+            return RegistryRemover(
+                Registry(reference, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
+            )
 
 
 def open_repository(

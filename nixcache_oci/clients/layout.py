@@ -7,12 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from threading import Event
 
-from nixcache_oci.clients.layout_folder import LayoutFolder
+from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 
-_LOCK_SECONDS = 60.0
 _READ_BYTES = 256 * 1024
 
 
@@ -24,7 +23,7 @@ class Layout:
         lock_seconds: how long to wait for other programs that write tags.
     """
 
-    def __init__(self, root: Path, *, lock_seconds: float = _LOCK_SECONDS) -> None:
+    def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self._folder = LayoutFolder(root, lock_seconds)
         self._is_prepared = False
         # The lock between programs is waited for in a thread. One waits for all, or the pool would run dry.

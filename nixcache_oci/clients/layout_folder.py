@@ -4,6 +4,10 @@ Content is written first, then ``index.json``, which names it; so a crash leaves
 ``index.json`` take turns by a lock that ends with its process. Other programs (skopeo among them) do not take
 it: while one of them writes tags, nothing else should.
 
+Blobs come before the manifest that names them, and nothing holds them until then. ``layout_sweep`` may remove
+an old one at any time, so a manifest is only taken while its blobs are there, and a blob that is pushed again
+is young again.
+
 Source: OCI image specification, "Image Layout".
 """
 
@@ -17,6 +21,7 @@ from pathlib import Path
 from threading import Event
 
 from nixcache_oci.clients.durable_file import locked, remove_unfinished, sync_folder, write_file
+from nixcache_oci.clients.layout_references import find_references
 from nixcache_oci.clients.repository import StoredManifest
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
@@ -24,8 +29,11 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, parse_document
 from nixcache_oci.oci.image_index import ImageIndex
 from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
-from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME
+from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, MANIFESTS
 from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
+
+LOCK_SECONDS = 60.0
+"""How long a program waits for others that write, unless told otherwise."""
 
 _VERSION = "1.0.0"
 _VERSION_FILE = "oci-layout"
@@ -52,17 +60,17 @@ class LayoutFolder:
     def __init__(self, root: Path, lock_seconds: float) -> None:
         self.name = f"oci:{root}"
         self._root = root
-        self._blobs = root / "blobs" / "sha256"
+        self.blobs = root / "blobs" / "sha256"
         self._lock_seconds = lock_seconds
 
     def prepare(self) -> None:
         """Make the layout, or check the one that is there."""
-        with self._translated("write to it"):
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            with locked(self._root / _LOCK_FILE, self._lock_seconds):
+        with self.translated("write to it"):
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            with self.lock():
                 remove_unfinished(self._root)
                 try:
-                    self._read_index()
+                    self.read_index()
                 except NotFoundError:
                     # In this order, so that readers never take a layout in the making for a damaged one.
                     write_file(self._root / _INDEX_FILE, [ImageIndex(()).render()], self._root)
@@ -71,32 +79,32 @@ class LayoutFolder:
 
     def resolve(self, tag_or_digest: str) -> Digest:
         """Tell which manifest a tag points at; its file is there."""
-        with self._translated(f"find {tag_or_digest}"):
+        with self.translated(f"find {tag_or_digest}"):
             digest = self._find(tag_or_digest)[0]
             self._size_of_manifest(tag_or_digest, digest)
             return digest
 
     def read_manifest(self, tag_or_digest: str) -> StoredManifest:
         """Read a manifest or image index."""
-        with self._translated(f"read manifest {tag_or_digest}"):
+        with self.translated(f"read manifest {tag_or_digest}"):
             digest, stated = self._find(tag_or_digest)
             if self._size_of_manifest(tag_or_digest, digest) > MAX_MANIFEST_BYTES:
                 raise RegistryError(
                     f"{self.name}: {digest} is no manifest: it has over {MAX_MANIFEST_BYTES} bytes"
                 )
-            content = _read_file(self._path_of(digest), MAX_MANIFEST_BYTES)
+            content = _read_file(self.path_of(digest), MAX_MANIFEST_BYTES)
             digest.check(content)
             return StoredManifest(content, parse_media_type(content, stated), digest)
 
     def tags(self) -> list[str]:
         """List every tag."""
-        with self._translated("list tags"):
-            names = (each.annotations.get(ANNOTATION_REF_NAME, "") for each in self._read_index().manifests)
+        with self.translated("list tags"):
+            names = (each.annotations.get(ANNOTATION_REF_NAME, "") for each in self.read_index().manifests)
             return sorted({name for name in names if is_tag(name)})
 
     def size_of(self, digest: Digest) -> int:
         """Tell a blob's size in bytes."""
-        with self._translated(f"find blob {digest}"):
+        with self.translated(f"find blob {digest}"):
             size = self._stat(digest)
             if size is None:
                 raise NotFoundError(f"{self.name}: no blob {digest}")
@@ -104,13 +112,13 @@ class LayoutFolder:
 
     def open(self, digest: Digest) -> int:
         """Open a blob, and give its file descriptor, which is the caller's to close."""
-        with self._translated(f"open blob {digest}"):
+        with self.translated(f"open blob {digest}"):
             self.size_of(digest)
-            return os.open(self._path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
 
     def read_at(self, file: int, length: int, offset: int) -> bytes:
         """Read at most so many bytes of an open blob, and at least one."""
-        with self._translated("read a blob"):
+        with self.translated("read a blob"):
             piece = os.pread(file, length, offset)
             if not piece:
                 raise RegistryError(f"{self.name}: a blob ended at byte {offset} while it was read")
@@ -124,31 +132,48 @@ class LayoutFolder:
             source: the bytes, or a file that holds them and is left as it is.
             stop: set when nobody waits for it any more.
         """
-        with self._translated(f"write blob {digest}"):
+        with self.translated(f"write blob {digest}"):
             size = source.stat().st_size if isinstance(source, Path) else len(source)
-            if self._stat(digest) != size:
-                write_file(self._path_of(digest), self._checked(digest, source, stop), self._root)
+            if self._stat(digest) != size or not _touch(self.path_of(digest)):
+                write_file(self.path_of(digest), self._checked(digest, source, stop), self._root)
 
     def store_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
         """Write a manifest or image index, and point the tag at it where one is given."""
-        with self._translated(f"write manifest {tag_or_digest}"):
+        with self.translated(f"write manifest {tag_or_digest}"):
             descriptor = Descriptor(parse_media_type(content, media_type), Digest.of(content), len(content))
             target = parse_tag_or_digest(tag_or_digest)
             if isinstance(target, Digest):
                 target.check(content)
             self.store_blob(descriptor.digest, content, Event())
-            sync_folder(self._blobs)  # for all blobs at once: what the index names must outlive a power cut
-            if isinstance(target, str):
-                with locked(self._root / _LOCK_FILE, self._lock_seconds):
-                    self._write_index(_with_tag(self._read_index(), target, descriptor))
+            sync_folder(self.blobs)  # for all blobs at once: what the index names must outlive a power cut
+            with self.lock():
+                self._check_blobs(content, descriptor.media_type)
+                if isinstance(target, str):
+                    self.write_index(_with_tag(self.read_index(), target, descriptor))
             return descriptor.digest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep out all others who write ``index.json``, push manifests or remove files."""
+        with locked(self._root / _LOCK_FILE, self._lock_seconds):
+            yield
+
+    def _check_blobs(self, content: bytes, media_type: str) -> None:
+        """Refuse a manifest whose blobs are not all there, as registries do: its writer sends them again."""
+        blobs = find_references(content, media_type).blobs if media_type in MANIFESTS else ()
+        for blob in blobs:
+            if self._stat(blob) is None:
+                raise RegistryError(
+                    f"{self.name}: cannot write manifest: its blob {blob} is not there; push it first",
+                    code="MANIFEST_BLOB_UNKNOWN",
+                )
 
     def _find(self, tag_or_digest: str) -> tuple[Digest, str]:
         """Give the digest, and the media type where one is stated."""
         target = parse_tag_or_digest(tag_or_digest)
         if isinstance(target, Digest):
             return target, ""
-        for each in self._read_index().manifests:
+        for each in self.read_index().manifests:
             if each.annotations.get(ANNOTATION_REF_NAME) == target:
                 return each.digest, each.media_type
         raise NotFoundError(f"{self.name}: no tag {target}")
@@ -163,7 +188,8 @@ class LayoutFolder:
             )
         return size
 
-    def _read_index(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
+        """Read ``index.json``; NotFoundError where no layout is."""
         has_version = self._check_version()
         try:
             index = ImageIndex.parse(_read_file(self._root / _INDEX_FILE, MAX_MANIFEST_BYTES))
@@ -197,7 +223,8 @@ class LayoutFolder:
             raise FormatError(f"{_VERSION_FILE}: only version {_VERSION} is known here, got {clip(version)}")
         return True
 
-    def _write_index(self, index: ImageIndex) -> None:
+    def write_index(self, index: ImageIndex) -> None:
+        """Replace ``index.json``; the caller holds the lock since it was read."""
         content = index.render()
         if len(content) > MAX_MANIFEST_BYTES:
             raise RegistryError(
@@ -206,16 +233,17 @@ class LayoutFolder:
         write_file(self._root / _INDEX_FILE, [content], self._root)
         sync_folder(self._root)
 
-    def _path_of(self, digest: Digest) -> Path:
-        return self._blobs / digest.hex
+    def path_of(self, digest: Digest) -> Path:
+        """Tell which file holds a blob or manifest."""
+        return self.blobs / digest.hex
 
     def _stat(self, digest: Digest) -> int | None:
         try:
-            status = self._path_of(digest).stat()
+            status = self.path_of(digest).stat()
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise RegistryError(f"{self.name} is damaged: {self._path_of(digest)} is not a file")
+            raise RegistryError(f"{self.name} is damaged: {self.path_of(digest)} is not a file")
         return status.st_size
 
     def _checked(self, digest: Digest, source: bytes | Path, stop: Event) -> Iterator[bytes]:
@@ -230,7 +258,7 @@ class LayoutFolder:
             raise DigestError(f"the bytes given have digest sha256:{hasher.hexdigest()}")
 
     @contextmanager
-    def _translated(self, action: str) -> Iterator[None]:
+    def translated(self, action: str) -> Iterator[None]:
         """Turn foreign errors into ours: what could not be done, where, and why."""
         try:
             yield
@@ -252,6 +280,17 @@ def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
     place = index.manifests.index(replaced[0]) if replaced else len(others)
     others.insert(place, replace(target, annotations=annotations))
     return replace(index, manifests=tuple(others))
+
+
+def _touch(path: Path) -> bool:
+    """Make a file young; tells whether it is still there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        pass  # another user's: then its age counts
+    return True
 
 
 def _pieces(source: bytes | Path) -> Iterator[bytes]:

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.compose import open_remover, open_repository, run_async
+from nixcache_oci.clients.github.packages import GithubPackages
+from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
@@ -51,3 +55,24 @@ def test_event_loop_is_the_fast_one() -> None:
 
     with closing(run_async(running_loop())) as loop:
         assert isinstance(loop, uvloop.Loop)
+
+
+@pytest.mark.parametrize(
+    ("config", "api_url", "kind"),
+    [
+        (LayoutLocation(Path("/somewhere")), "", LayoutRemover),
+        (RegistryLocation(RegistryReference.of("ghcr.io", "Owner/name", "nix-cache")), "", GithubPackages),
+        (_AT_REGISTRY, "https://api.github.com", RegistryRemover),
+        (_AT_REGISTRY, "http://127.0.0.1:1/api", GithubPackages),
+    ],
+    ids=["layout", "ghcr", "registry", "double"],
+)
+def test_opens_what_removes(config: RepositoryConfig, api_url: str, kind: type[Remover]) -> None:
+    """Opening neither writes nor connects; a registry in a workflow is not taken for GitHub's."""
+
+    async def open_and_close() -> Remover:
+        remover = open_remover(config, {"GITHUB_API_URL": api_url})
+        await remover.close()
+        return remover
+
+    assert type(run_async(open_and_close())) is kind

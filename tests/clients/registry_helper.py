@@ -15,7 +15,13 @@ MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.
 
 
 def connect(
-    host: str, credentials: Credentials | None, *, push: bool = False, patience: float = 3, stall: float = 1.5
+    host: str,
+    credentials: Credentials | None,
+    *,
+    push: bool = False,
+    patience: float = 3,
+    stall: float = 1.5,
+    first_backoff: float = 0.01,
 ) -> Registry:
     """Make a client that gives up within seconds."""
     return Registry(
@@ -24,16 +30,24 @@ def connect(
         push=push,
         patience=patience,
         stall_seconds=stall,
-        first_backoff_seconds=0.01,
+        first_backoff_seconds=first_backoff,
     )
 
 
 @asynccontextmanager
 async def opened(
-    host: str, credentials: Credentials | None, *, push: bool = False, patience: float = 3, stall: float = 1.5
+    host: str,
+    credentials: Credentials | None,
+    *,
+    push: bool = False,
+    patience: float = 3,
+    stall: float = 1.5,
+    first_backoff: float = 0.01,
 ) -> AsyncIterator[Registry]:
     """Close the client behind the block."""
-    registry = connect(host, credentials, push=push, patience=patience, stall=stall)
+    registry = connect(
+        host, credentials, push=push, patience=patience, stall=stall, first_backoff=first_backoff
+    )
     try:
         yield registry
     finally:

@@ -269,7 +269,7 @@ async def test_wrong_credentials_are_named_by_their_source(ghcr: GhcrDouble, *, 
     """The line says which credentials were refused, and shows nothing of them."""
     async with opened(ghcr.host, _WRONG, push=push) as registry:
         with pytest.raises(
-            RegistryError, match=r"403 DENIED .*asked with GITHUB_TOKEN, which needs"
+            RegistryError, match=r"403 DENIED .*asked with GITHUB_TOKEN, which is wrong or has expired"
         ) as raised:
             await registry.push_manifest(
                 "a", MANIFEST, IMAGE_MANIFEST

@@ -107,7 +107,8 @@ async def test_reading_does_not_suffice_for_pushing(docker: DockerRegistry) -> N
 async def test_a_restart_is_survived(docker: DockerRegistry) -> None:
     """Connections that were kept are dead then, and the next request opens others."""
     content = b"survivor"
-    async with opened(docker.host, _credentials(docker), push=True, patience=5) as registry:
+    # Refused connections cost no time: the waits between the tries must be longer than the restart.
+    async with opened(docker.host, _credentials(docker), push=True, patience=30, first_backoff=1) as registry:
         await registry.push_blob(Digest.of(content), content)
         docker.stop()
         reading = asyncio.create_task(read(registry, Digest.of(content)))

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.registry.retry import Failure, GiveUp, Retry, RetryPolicy, decide, find_asked_wait
+from nixcache_oci.clients.registry.retry import (
+    Failure,
+    GiveUp,
+    Retry,
+    RetryPolicy,
+    decide,
+    find_asked_wait,
+    is_rate_limit,
+)
 
 _NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 _POLICY = RetryPolicy(attempts=5, patience_seconds=30, first_backoff_seconds=0.5)
@@ -35,6 +43,13 @@ def test_tries_temporary_trouble_again(status: int | None) -> None:
 def test_does_not_repeat_what_was_decided(status: int) -> None:
     """A refusal does not change by asking again, and asking again may bar the client."""
     assert _decide(Failure(status)) == GiveUp(is_temporary=False)
+
+
+def test_a_manifest_whose_digest_is_right_is_sent_again() -> None:
+    """A registry that finds a wrong one stumbled over its own files: eight publishers at once show it."""
+    refused = b'{"errors":[{"code":"DIGEST_INVALID","message":"provided digest did not match"}]}'
+    assert _decide(Failure(400, body=refused, is_verified=True)) == Retry(0.25)
+    assert _decide(Failure(400, body=refused)) == GiveUp(is_temporary=False)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +121,32 @@ def test_tries_are_bounded() -> None:
     assert _decide(Failure(None), attempt=5) == GiveUp(is_temporary=True)
 
 
+def test_a_rate_limit_is_sat_out() -> None:
+    """GHCR asks for milliseconds where its limit counts by the minute: patience decides, and waits grow."""
+    policy = RetryPolicy(attempts=5, patience_seconds=600)
+    for failure in (_limit("1.88ms"), Failure(429), Failure(403, {}, _SECONDARY)):
+        assert isinstance(_decide(failure, attempt=20, elapsed=300, policy=policy), Retry)
+        assert isinstance(_decide(failure, attempt=20, elapsed=599.9, policy=policy), GiveUp)
+    assert _decide(_limit("1.88ms"), attempt=1, jitter=0.5, policy=policy) == Retry(1.125)
+    assert _decide(_limit("1.88ms"), attempt=2_000, jitter=0.9, policy=policy) == Retry(18)
+
+
+def test_what_is_heavy_is_sent_a_few_times_only() -> None:
+    """Sitting a rate limit out by sending gigabytes again and again would keep it up."""
+    policy = RetryPolicy(attempts=5, patience_seconds=600)
+    assert isinstance(_decide(Failure(429, is_heavy=True), attempt=4, policy=policy), Retry)
+    assert _decide(Failure(429, is_heavy=True), attempt=5, policy=policy) == GiveUp(is_temporary=True)
+
+
+def test_a_lag_is_not_waited_for_in_minutes() -> None:
+    """A blob that some collector took looks like one that lags: who pushed it hears of it in seconds."""
+    policy = RetryPolicy(patience_seconds=600)
+    failure = Failure(404, is_expected=True)
+    decisions = [_decide(failure, attempt=attempt, jitter=1, policy=policy) for attempt in range(1, 6)]
+    assert sum(decision.delay for decision in decisions if isinstance(decision, Retry)) <= 7.5
+    assert decisions[-1] == GiveUp(is_temporary=True)
+
+
 def test_backoff_doubles_up_to_a_limit() -> None:
     """Each wait is at most twice the one before, with full jitter, and 20 seconds at most."""
     policy = RetryPolicy(attempts=12, patience_seconds=1000, first_backoff_seconds=0.5)
@@ -148,4 +189,4 @@ def test_any_answer_gives_a_bounded_decision(
     if isinstance(decision, Retry):
         assert decision.delay >= 0
         assert elapsed + decision.delay <= _POLICY.patience_seconds
-        assert attempt < _POLICY.attempts
+        assert attempt < _POLICY.attempts or is_rate_limit(failure)

@@ -154,6 +154,12 @@ class GhcrDouble(Manners):
         headers = {"Content-Type": "application/json"}
         self.fault(match, "status", times=times, status=403, headers=headers, body=body)
 
+    def deny(self, match: str, message: str, *, times: int | None = None) -> None:
+        """Answer 403 DENIED with a message: it is by its words only that GHCR tells denials apart."""
+        body = json.dumps({"errors": [{"code": "DENIED", "message": message}]}).encode()
+        headers = {"Content-Type": "application/json"}
+        self.fault(match, "status", times=times, status=403, headers=headers, body=body)
+
     def release(self) -> None:
         """Let stalled answers go on."""
         self.faults.release()

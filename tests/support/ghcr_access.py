@@ -19,6 +19,7 @@ from tests.support.ghcr_wire import Answer, json_answer, oci_error
 SERVICE = "ghcr.io"
 _SCOPE = re.compile(r"repository:(?P<name>[^:\s]+):(?P<actions>[a-z*,]+)")
 _DENIED = oci_error(403, "DENIED", "requested access to the resource is denied")
+_LINKED_ELSEWHERE = oci_error(403, "DENIED", "permission_denied: write_package")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class TokenService:
             return oci_error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": challenge})
         if name and action not in grant.rights.get(name, frozenset()):
             return _DENIED
+        if action == "push" and self._manners.is_linked_elsewhere:
+            return _LINKED_ELSEWHERE
         return None
 
 

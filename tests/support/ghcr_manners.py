@@ -25,6 +25,11 @@ class Manners:
         check_manifests: whether a pushed manifest's blobs and children have to exist.
         manifest_limit: bytes from which on a manifest gets 500.
         patch_limit: most bytes of a PATCH that has a Content-Range.
+        blob_limit: bytes above which a blob is refused, before it is read, by 413 SIZE_INVALID.
+        quota: bytes of blobs that a repository may hold; what goes beyond gets 403 DENIED with GitHub's words
+            about billing. None: no limit.
+        is_linked_elsewhere: whether another GitHub repository owns the packages: pushes get 403 DENIED, in
+            GHCR's words.
         tags_page: tags on a page that nobody gave a size.
         tags_page_max: largest page of tags.
         owner_kind: what kind of account owns all packages; the REST API's other one answers 404.
@@ -48,6 +53,9 @@ class Manners:
     check_manifests: bool = True
     manifest_limit: int = 4 * MIB
     patch_limit: int = 4 * MIB
+    blob_limit: int = 10 * 10**9
+    quota: int | None = None
+    is_linked_elsewhere: bool = False
     tags_page: int = 100
     tags_page_max: int = 10_000
     owner_kind: Literal["user", "org"] = "user"

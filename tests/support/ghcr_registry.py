@@ -32,6 +32,7 @@ class Asked:
     accept: str
     content_type: str
     content_range: str | None
+    size: int
     chunks: AsyncIterator[bytes]
     host: str
 
@@ -76,7 +77,8 @@ class Registry:
             case "upload-patch":
                 return await self.uploads.patch(asked.target, prefix, asked.content_range, asked.chunks)
             case "upload-put":
-                return await self.uploads.put(asked.target, prefix, asked.query.get("digest"), asked.chunks)
+                digest = asked.query.get("digest")
+                return await self.uploads.put(asked.target, prefix, digest, asked.size, asked.chunks)
             case _:
                 return self.uploads.delete(asked.target)
 

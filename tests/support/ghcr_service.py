@@ -102,6 +102,7 @@ class Service:
                 accept=",".join(request.headers.getall("Accept", [])),
                 content_type=request.headers.get("Content-Type", ""),
                 content_range=request.headers.get("Content-Range"),
+                size=request.content_length or 0,
                 chunks=chunks,
                 host=self.host,
             )

@@ -21,6 +21,12 @@ from tests.support.ghcr_wire import Answer, Pace, oci_error
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_OVER_QUOTA = oci_error(
+    403,
+    "DENIED",
+    "Encountered a billing-related error. Please verify the billing status for this account.",
+)
+_TOO_LARGE = oci_error(413, "SIZE_INVALID", "the blob is larger than what this registry takes")
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)(?:/.*)?")
 
 
@@ -74,6 +80,8 @@ class Uploads:
         self._open.clear()
 
     def post(self, target: Target, prefix: str) -> Answer:
+        if self._is_beyond_quota(target.name, 1):
+            return _OVER_QUOTA
         session = secrets.token_hex(16)
         path = self._store.staging_path()
         self._open[session] = _Upload(target.name, path, path.open("wb"))
@@ -109,12 +117,16 @@ class Uploads:
         return self._accepted(202, target.name, target.reference, prefix)
 
     async def put(
-        self, target: Target, prefix: str, digest_text: str | None, chunks: AsyncIterator[bytes]
+        self, target: Target, prefix: str, digest_text: str | None, size: int, chunks: AsyncIterator[bytes]
     ) -> Answer:
-        """Take the rest, often all of it, and check the whole against the digest."""
+        """Take the rest, often all of it, of ``size`` bytes, and check the whole against the digest."""
         upload = self._find(target)
         if upload is None:
             return _unknown_upload()
+        if upload.size + size > self._manners.blob_limit:
+            return _TOO_LARGE
+        if self._is_beyond_quota(target.name, upload.size + size):
+            return _OVER_QUOTA
         await _append(upload, chunks)
         try:
             digest = Digest.parse(digest_text or "")
@@ -130,6 +142,10 @@ class Uploads:
         held.delay(str(digest), self._manners.lag_answers, self._manners.lag_seconds)
         location = f"{prefix}/v2/{target.name}/blobs/{digest}"
         return Answer(201, {"Location": location, "Docker-Content-Digest": str(digest)})
+
+    def _is_beyond_quota(self, name: str, size: int) -> bool:
+        held = sum(self._store.get_or_make(name).blobs.values())
+        return self._manners.quota is not None and held + size > self._manners.quota
 
     def _find(self, target: Target) -> _Upload | None:
         upload = self._open.get(target.reference)

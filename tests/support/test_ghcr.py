@@ -103,6 +103,32 @@ async def test_challenge_is_a_placeholder(client: RawClient) -> None:
     assert headers["WWW-Authenticate"] == expected
 
 
+async def test_a_package_linked_elsewhere_takes_no_pushes(client: RawClient) -> None:
+    """Reading goes on; what would write is denied by words that tell why."""
+    put_image(client.ghcr, "one")
+    client.ghcr.is_linked_elsewhere = True
+    await client.login()
+    assert (await client.ask("GET", f"/v2/{REPOSITORY}/tags/list"))[0] == 200
+    for method, path in (("POST", "blobs/uploads/"), ("PUT", "manifests/two")):
+        status, _, body = await client.ask(method, f"/v2/{REPOSITORY}/{path}")
+        error = {"code": "DENIED", "message": "permission_denied: write_package"}
+        assert (status, json.loads(body)) == (403, {"errors": [error]})
+
+
+async def test_limits_on_blobs(client: RawClient) -> None:
+    """What is too large, or goes beyond the quota, is refused and not kept."""
+    client.ghcr.blob_limit, client.ghcr.quota = 10, 15
+    await client.login()
+    kept = [await client.push_blob(b"a" * 10)]
+    _, headers, _ = await client.ask("POST", f"/v2/{REPOSITORY}/blobs/uploads/")
+    session = headers["Location"]
+    assert await client.code("PUT", f"{session}?digest=x", b"b" * 11) == (413, "SIZE_INVALID")
+    assert await client.code("PUT", f"{session}?digest=x", b"b" * 6) == (403, "DENIED")
+    kept.append(await client.push_blob(b"b" * 5))
+    assert await client.code("POST", f"/v2/{REPOSITORY}/blobs/uploads/") == (403, "DENIED")
+    assert list(client.ghcr.blobs(REPOSITORY)) == kept
+
+
 async def test_tokens(client: RawClient) -> None:
     """Anonymous tokens are for public packages; bad credentials are refused even there."""
     put_image(client.ghcr, "one")

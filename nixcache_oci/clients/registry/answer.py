@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from multidict import CIMultiDictProxy
+from yarl import URL
 
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
 
 ERROR_LIMIT = 64 * 1024  # bytes of an error document that are read
 _LONGEST_MESSAGE = 200  # characters
+_REDIRECTS = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,20 @@ class Answer:
     body: bytes
     is_elsewhere: bool = False
 
-    def trouble(self, *, is_expected: bool = False, is_about_token: bool = False) -> TroubleError:
+    def trouble(
+        self,
+        *,
+        is_expected: bool = False,
+        is_verified: bool = False,
+        is_heavy: bool = False,
+        is_about_token: bool = False,
+    ) -> TroubleError:
         """Take this answer as a failure.
 
         Args:
             is_expected: whether what was asked for is known to exist.
+            is_verified: whether what was sent has the digest that it was sent with.
+            is_heavy: whether the request carried much.
             is_about_token: whether the token service gave it.
         """
         failure = Failure(
@@ -45,11 +56,15 @@ class Answer:
             self.body,
             is_elsewhere=self.is_elsewhere,
             is_expected=is_expected,
+            is_verified=is_verified,
+            is_heavy=is_heavy,
         )
         code, message = parse_error(self.body)
         said = " ".join(filter(None, (str(self.status), code or _phrase(self.status))))
         if message and message.upper() != code:
             said += f" ({message})"
+        if self.status in _REDIRECTS and (origin := _origin_of(self.headers.get("Location", ""))):
+            said += f", to {origin}"
         if is_about_token:
             said = f"no token: {said}"
         elif self.is_elsewhere:
@@ -58,16 +73,24 @@ class Answer:
 
 
 def parse_error(body: bytes) -> tuple[str, str]:
-    """Read code and message of an error document; both are empty where it is none."""
+    """Read code and message of an error document; both are empty where it is none.
+
+    GitHub tells of its secondary rate limit in a document that has a ``message`` only.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return "", ""
-    errors = document.get("errors") if isinstance(document, dict) else None
-    first = errors[0] if isinstance(errors, list) and errors else None
-    if not isinstance(first, dict):
+    if not isinstance(document, dict):
         return "", ""
-    code, message = first.get("code"), first.get("message")
+    errors = document.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors else {}
+    # A code counts in a registry's own document only: some of them mean that the cache is empty.
+    code, message = (
+        (first.get("code"), first.get("message"))
+        if isinstance(first, dict) and first
+        else (None, document.get("message"))
+    )
     return (
         code.upper() if isinstance(code, str) and code.isascii() and code.isidentifier() else "",
         _clean(message) if isinstance(message, str) else "",
@@ -83,5 +106,13 @@ def _clean(text: str) -> str:
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _origin_of(location: str) -> str:
+    """Show where an address leads, without path and query, which may be signed; empty where it is none."""
+    try:
+        return str(URL(location, encoded=True).origin())
     except ValueError:
         return ""

@@ -1,6 +1,7 @@
 """The one door at which aiohttp's exceptions become ours."""
 
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     ),
     (
         aiohttp.ClientConnectorError,
-        lambda error: f"no connection to {error.host}:{error.port}: {error.strerror or error.os_error}",
+        lambda error: f"no connection to {error.host}:{error.port}: {_tell_connecting(error.os_error)}",
     ),
     (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
     (TimeoutError, lambda _: "the connection stood still for too long"),
@@ -51,6 +52,13 @@ def translated() -> Iterator[None]:
 
 def _tell_number(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def _tell_connecting(error: OSError) -> str:
+    """Prefer the system's words to asyncio's; what a name does not resolve for has numbers of its own."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _tell_certificate(error: Exception) -> str:

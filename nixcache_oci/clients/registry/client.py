@@ -12,6 +12,7 @@ from yarl import URL
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.delete import delete_manifest
 from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
 from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.redirect import join
@@ -47,9 +48,10 @@ class Registry:
         reference: where it is.
         credentials: or None for anonymous.
         push: whether to ask for the right to push; a token that lacks it is then refused at once.
+        delete: whether to ask for the right to delete, likewise.
         patience: seconds that one operation may take with all its tries, not counting transmission.
         stall_seconds: how long a connection may stand still.
-        attempts: how often an operation is tried at most.
+        attempts: how often an operation is tried at most, but for rate limits, which only patience ends.
         first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
     """
 
@@ -59,6 +61,7 @@ class Registry:
         credentials: Credentials | None,
         *,
         push: bool = False,
+        delete: bool = False,
         patience: float,
         stall_seconds: float = 30,
         attempts: int = 5,
@@ -70,6 +73,7 @@ class Registry:
             reference,
             credentials,
             push=push,
+            delete=delete,
             policy=RetryPolicy(attempts, patience, first_backoff_seconds),
             stall_seconds=stall_seconds,
         )
@@ -134,6 +138,7 @@ class Registry:
             body=Body.of(content),
             accepts=_STORED,
             is_expected=bool(self._pushed),  # blobs that were pushed a moment ago may not be known yet
+            is_verified=True,
         )
         answer = await self._transport.fetch(call)
         stated = _stated_digest(answer)
@@ -146,6 +151,10 @@ class Registry:
         self._pushed.put(tag_or_digest, None)
         self._pushed.put(str(digest), None)
         return digest
+
+    async def delete_manifest(self, digest: Digest) -> None:
+        """Delete a manifest and its tags; NotFoundError where it is not there."""
+        await delete_manifest(self._transport, self._base, digest)
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; never a part of them."""

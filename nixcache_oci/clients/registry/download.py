@@ -1,12 +1,12 @@
 """Reading blobs: sizes, and streams of bytes that are not checked here."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from http import HTTPStatus
 
 from yarl import URL
 
-from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
 from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
 from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.retry import Failure, GiveUp
@@ -46,19 +46,24 @@ class Downloads:
         """Tell a blob's size in bytes, by HEAD where the registry's answer to that is enough."""
         call = self._call("look for", digest, "HEAD", PRESENT | NEEDS_REASON)
         answer = await self._transport.fetch(call)
-        size = answer.headers.get("Content-Length", "")
-        if answer.status == HTTPStatus.OK and size.isascii() and size.isdecimal():
-            return self._remember(digest, int(size))
+        length = answer.headers.get("Content-Length", "")
+        if answer.status == HTTPStatus.OK and length.isascii() and length.isdecimal():
+            return self._remember(digest, int(length))
         if answer.status == HTTPStatus.NOT_FOUND and not call.is_expected and _is_from_registry(answer):
             trouble = TroubleError(Failure(answer.status), "404 BLOB_UNKNOWN", code="BLOB_UNKNOWN")
             raise self._transport.explain(call, trouble, GiveUp(is_temporary=False))
         call = self._call("look for", digest, "GET", _PART_OR_NONE, "bytes=0-0")
         reply = await self._transport.open(call)
-        reply.close()
         try:
-            return self._remember(digest, read_size(reply.status, reply.headers))
+            size = read_size(reply.status, reply.headers)
+            if reply.status != HTTPStatus.OK:  # else it is the whole blob
+                with suppress(TroubleError):  # read only to keep the connection
+                    await reply.read(ERROR_LIMIT)
         except FormatError as error:
             raise self._transport.error(call, str(error), status=reply.status) from error
+        finally:
+            reply.close()
+        return self._remember(digest, size)
 
     @asynccontextmanager
     async def open(self, digest: Digest, start: int, end: int | None) -> AsyncIterator[BlobStream]:

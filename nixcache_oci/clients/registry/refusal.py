@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_loopback
-from nixcache_oci.clients.registry.retry import GiveUp, is_temporary
+from nixcache_oci.clients.registry.answer import parse_error
+from nixcache_oci.clients.registry.remedy import Asker, Refusal, find_remedy
+from nixcache_oci.clients.registry.retry import GiveUp, is_rate_limit
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.errors import NotFoundError, RegistryError
 
-_DENIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UNKNOWN", "NOT_FOUND"})
 
 
@@ -30,7 +30,13 @@ class Explainer:
     source: Callable[[], str | None]
 
     def explain(
-        self, operation: str, trouble: TroubleError, end: GiveUp, *, may_be_absent: bool
+        self,
+        operation: str,
+        trouble: TroubleError,
+        end: GiveUp,
+        *,
+        may_be_absent: bool,
+        size: int | None = None,
     ) -> RegistryError:
         """Make the error for the end of an operation.
 
@@ -40,6 +46,7 @@ class Explainer:
             end: why there is no other try.
             may_be_absent: whether the registry may say that it has no such thing. It must say so itself, by
                 an error document: the 404 of something on the way does not mean that the cache is empty.
+            size: bytes that the request carried, or None.
         """
         failure = trouble.failure
         status = failure.status
@@ -51,12 +58,12 @@ class Explainer:
             and not trouble.is_about_token
         )
         hints = [f"{operation}: {self.name}: {trouble.reason}"]
-        if status in _DENIALS and not is_temporary(failure) and not failure.is_elsewhere:
-            hints.append(self._remedy())
-        elif status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
-            hints.append("this is not how a registry says that something is absent: is something in between?")
         if end.retry_after is not None:
             hints.append(f"it asks to wait {end.retry_after:.0f} s")
+        if status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
+            hints.append("this is not how a registry says that something is absent: is something in between?")
+        elif not is_absent and (remedy := self._find_remedy(trouble, size)):
+            hints.append(remedy)
         error = NotFoundError if is_absent else RegistryError
         return error(
             "; ".join(hints),
@@ -66,17 +73,16 @@ class Explainer:
             retry_after=end.retry_after,
         )
 
-    def _remedy(self) -> str:
-        permission = "write" if self.push else "read"
-        source = self.source()
-        if source is None:
-            variables = "GITHUB_TOKEN" if is_github(self.host) or is_loopback(self.host) else ""
-            ways = " or ".join(filter(None, (TOKEN_FILE_VARIABLE, variables)))
-            need = "pushing needs credentials" if self.push else "a private repository needs credentials"
-            return f"asked anonymously, and {need}: set {ways}, or run docker login {self.host}"
-        if is_github(self.host):
-            return (
-                f"asked with {source}, which needs the permission packages: {permission}, and access to this "
-                "package (package settings, Manage Actions access)"
-            )
-        return f"asked with {source}, which needs {permission} access to this repository"
+    def _find_remedy(self, trouble: TroubleError, size: int | None) -> str:
+        failure = trouble.failure
+        asker = Asker(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
+        refusal = Refusal(
+            failure.status,
+            trouble.code,
+            parse_error(failure.body)[1],
+            size,
+            is_about_token=trouble.is_about_token,
+            is_elsewhere=failure.is_elsewhere,
+            is_limit=is_rate_limit(failure),
+        )
+        return find_remedy(asker, refusal)

@@ -22,7 +22,9 @@ _SECONDARY_LIMIT_SECONDS = 60.0
 _LEAST_ASKED_SECONDS = 1.0
 _SPREAD = 0.25  # of a wait that was asked for: what may come on top
 _MOST_BACKOFF_SECONDS = 20.0
+_MOST_DOUBLINGS = 30
 _MOST_ASKED_SECONDS = 86_400.0
+_DIGEST_INVALID = b"DIGEST_INVALID"
 # A Go duration; its micro sign comes as U+00B5 or U+03BC.
 _UNITS = {
     "h": 3600.0,
@@ -43,7 +45,7 @@ class RetryPolicy:
     """How much trouble one operation puts up with.
 
     Attributes:
-        attempts: how often it is tried at most.
+        attempts: how often it is tried at most; a rate limit takes as many as patience has room for.
         patience_seconds: how long it may take from its start to its last try; transmission does not count.
         first_backoff_seconds: the longest wait after the first failure.
     """
@@ -64,6 +66,8 @@ class Failure:
         is_elsewhere: whether a server answered that the registry redirected to. What it refuses is mostly an
             expired signature, and the registry hands out a new one.
         is_expected: whether the thing is known to exist, so that 404 only means "not yet".
+        is_verified: whether what was sent has the digest that it was sent with.
+        is_heavy: whether the request carried too much to be sent again until a rate limit has passed.
     """
 
     status: int | None
@@ -71,6 +75,8 @@ class Failure:
     body: bytes = b""
     is_elsewhere: bool = False
     is_expected: bool = False
+    is_verified: bool = False
+    is_heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +115,15 @@ def decide(
     asked = find_asked_wait(failure, now)
     if not is_temporary(failure):
         return GiveUp(is_temporary=False)
-    if asked is None:
-        longest = min(policy.first_backoff_seconds * 2 ** (attempt - 1), _MOST_BACKOFF_SECONDS)
-        delay = longest * jitter
-    else:
-        delay = asked * (1 + _SPREAD * jitter)
-    if attempt >= policy.attempts or elapsed + delay > policy.patience_seconds:
+    longest = min(
+        policy.first_backoff_seconds * 2 ** min(attempt - 1, _MOST_DOUBLINGS), _MOST_BACKOFF_SECONDS
+    )
+    delay = longest * jitter
+    if asked is not None:
+        delay = max(delay, asked * (1 + _SPREAD * jitter))
+    # GHCR asks for milliseconds while its limit is one a minute: five tries would be over too soon.
+    is_last = attempt >= policy.attempts and (failure.is_heavy or not is_rate_limit(failure))
+    if is_last or elapsed + delay > policy.patience_seconds:
         return GiveUp(is_temporary=True, retry_after=asked)
     return Retry(delay)
 
@@ -126,7 +135,16 @@ def is_temporary(failure: Failure) -> bool:
         return True
     if failure.is_elsewhere:
         return status in _EXPIRED
+    if status == HTTPStatus.BAD_REQUEST:
+        # The registry read one of its own files while another publisher had it written again: distribution
+        # does not replace them in one step.
+        return failure.is_verified and _DIGEST_INVALID in failure.body
     return status == HTTPStatus.NOT_FOUND and failure.is_expected
+
+
+def is_rate_limit(failure: Failure) -> bool:
+    """Tell whether the registry only wants to be asked less often."""
+    return failure.status == HTTPStatus.TOO_MANY_REQUESTS or _is_secondary_limit(failure)
 
 
 def find_asked_wait(failure: Failure, now: datetime) -> float | None:

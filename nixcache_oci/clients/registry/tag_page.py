@@ -45,5 +45,5 @@ def find_next(link_headers: Iterable[str]) -> str | None:
             if relation and "next" in (relation[1] or relation[2] or "").lower().split():
                 return match[1]
         if "next" in re.sub(r"<[^<>]*>", "", header).lower():
-            raise FormatError("the list of tags goes on at a Link that cannot be read")
+            raise FormatError("the list goes on at a Link that cannot be read")
     return None

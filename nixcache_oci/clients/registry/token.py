@@ -62,14 +62,23 @@ class Authorizer:
         repository: name within the registry.
         credentials: or None for anonymous.
         push: whether the scope includes pushing.
+        delete: whether it includes deleting too.
     """
 
     def __init__(
-        self, ask: Ask, registry: str, repository: str, credentials: Credentials | None, *, push: bool
+        self,
+        ask: Ask,
+        registry: str,
+        repository: str,
+        credentials: Credentials | None,
+        *,
+        push: bool,
+        delete: bool = False,
     ) -> None:
         self._ask = ask
         self._registry = registry
-        self._scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
+        actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
+        self._scope = f"repository:{repository}:{','.join(actions)}"
         self._credentials = credentials
         self._push = push
         self._challenge: Challenge | None = None

@@ -23,6 +23,7 @@ from nixcache_oci.oci.challenge import parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
 
 _TOKEN_LIMIT = 1024 * 1024  # bytes
+_LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
 _jitter = SystemRandom().random
 
@@ -40,6 +41,7 @@ class Call:
         follows: whether redirects are followed.
         accepts: statuses that are success; all others are trouble.
         is_expected: whether the thing is known to exist, so that 404 is tried again.
+        is_verified: whether what is sent has the digest that it is sent with.
         may_be_absent: whether 404 may become NotFoundError.
     """
 
@@ -51,6 +53,7 @@ class Call:
     follows: bool = True
     accepts: frozenset[int] = _GOOD
     is_expected: bool = False
+    is_verified: bool = False
     may_be_absent: bool = False
 
 
@@ -95,6 +98,7 @@ class Transport:
         reference: where it is.
         credentials: or None for anonymous.
         push: whether tokens shall allow pushing.
+        delete: whether they shall allow deleting.
         policy: for tries.
         stall_seconds: how long a connection may stand still.
     """
@@ -105,6 +109,7 @@ class Transport:
         credentials: Credentials | None,
         *,
         push: bool,
+        delete: bool = False,
         policy: RetryPolicy,
         stall_seconds: float,
     ) -> None:
@@ -112,7 +117,12 @@ class Transport:
         self._origin = URL(reference.base_url).origin()
         self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http)
         self._tokens = Authorizer(
-            self._ask_token_service, reference.host, reference.repository, credentials, push=push
+            self._ask_token_service,
+            reference.host,
+            reference.repository,
+            credentials,
+            push=push,
+            delete=delete,
         )
         self._explainer = Explainer(reference.host, str(reference), push, lambda: self._tokens.source)
 
@@ -159,7 +169,13 @@ class Transport:
 
     def explain(self, call: Call, trouble: TroubleError, end: GiveUp) -> RegistryError:
         """Make the error that callers see."""
-        return self._explainer.explain(call.operation, trouble, end, may_be_absent=call.may_be_absent)
+        return self._explainer.explain(
+            call.operation,
+            trouble,
+            end,
+            may_be_absent=call.may_be_absent,
+            size=call.body.size if call.body else None,
+        )
 
     def error(
         self, call: Call, reason: str, *, status: int | None = None, is_temporary: bool = False
@@ -182,7 +198,10 @@ class Transport:
         if reply.status in call.accepts:
             return reply
         answer = await _read(reply, ERROR_LIMIT)
-        raise answer.trouble(is_expected=call.is_expected)
+        is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
+        raise answer.trouble(
+            is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy
+        )
 
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the token at hand, and once more with a new one where the registry wants that."""

@@ -6,7 +6,7 @@ becomes http. There is no limit on total time, for a blob may be large; there ar
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -59,14 +59,26 @@ class Request:
 class Reply:
     """An answer whose body is still to be read. Close it; what was not read costs its connection.
 
+    Args:
+        response: of aiohttp.
+        is_elsewhere: as below.
+        transports: those that the request's body went to.
+
     Attributes:
         status: of HTTP.
         headers: of the answer; names are compared without case.
         is_elsewhere: whether a server gave it that the registry sent us to.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, *, is_elsewhere: bool) -> None:
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        is_elsewhere: bool,
+        transports: Sequence[asyncio.Transport] = (),
+    ) -> None:
         self._response = response
+        self._transports = transports
         self.status = response.status
         self.headers = response.headers
         self.is_elsewhere = is_elsewhere
@@ -100,8 +112,15 @@ class Reply:
             yield chunk
 
     def close(self) -> None:
-        """Give the connection back, or end it where the body was not read to its end."""
+        """Give the connection back, or end it where the body was not read to its end.
+
+        A refusal may come while the request's own body is still on its way; that connection is aborted, since
+        closing it would wait for a peer that has stopped reading.
+        """
         self._response.close()
+        for transport in self._transports:
+            if transport.get_write_buffer_size():
+                transport.abort()
 
 
 class Wire:
@@ -139,11 +158,13 @@ class Wire:
         for _ in range(_MOST_REDIRECTS + 1):
             if url.scheme != "https" and not (self._allows_http and url.scheme == "http"):
                 raise _final(f"refused to go to {_show(url)}: only https is used with this registry")
-            response = await self._send_once(request, url, None if is_elsewhere else authorization)
-            if not (request.follows and is_redirect(request.method, response.status)):
-                return Reply(response, is_elsewhere=is_elsewhere)
-            await _drain(response)
-            target = join(url, response.headers.get("Location", ""))
+            reply = await self._send_once(
+                request, url, None if is_elsewhere else authorization, is_elsewhere=is_elsewhere
+            )
+            if not (request.follows and is_redirect(request.method, reply.status)):
+                return reply
+            await _drain(reply)
+            target = join(url, reply.headers.get("Location", ""))
             # Once away, always away: a foreign host may not point the token at a path of its choice.
             is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
             if target.scheme == "http" and url.scheme == "https":
@@ -152,24 +173,25 @@ class Wire:
         raise _final(f"more than {_MOST_REDIRECTS} redirects, the last one to {_show(url)}")
 
     async def _send_once(
-        self, request: Request, url: URL, authorization: str | None
-    ) -> aiohttp.ClientResponse:
+        self, request: Request, url: URL, authorization: str | None, *, is_elsewhere: bool
+    ) -> Reply:
         headers = {**_HEADERS, **request.headers}
         if authorization is not None:
             headers["Authorization"] = authorization
         with translated():
             send = self._prepare(request.method, url, headers)
             if request.body is None:
-                return await send()
+                return Reply(await send(), is_elsewhere=is_elsewhere)
             headers["Content-Length"] = str(request.body.size)
-            with closing(request.body.pieces()) as pieces, _aborting():
+            with closing(request.body.pieces()) as pieces, _aborting() as transports:
                 async with asyncio.timeout(None) as stall:
-                    return await send(
+                    response = await send(
                         data=self._paced(pieces, request.body.size, stall),
                         timeout=self._timeout(
                             self._stall_seconds + request.body.size / _COMMIT_BYTES_PER_SECOND
                         ),
                     )
+            return Reply(response, is_elsewhere=is_elsewhere, transports=transports)
 
     def _prepare(
         self, method: str, url: URL, headers: dict[str, str]
@@ -234,12 +256,15 @@ class _TellingRequest(aiohttp.ClientRequest):
 
 
 @contextmanager
-def _aborting() -> Iterator[None]:
-    """Abort the connection of an upload that fails; closing it would wait until the peer takes the rest."""
+def _aborting() -> Iterator[list[asyncio.Transport]]:
+    """Abort the connection of an upload that fails; closing it would wait until the peer takes the rest.
+
+    Yields the transports that the upload uses.
+    """
     transports: list[asyncio.Transport] = []
     token = _transports.set(transports)
     try:
-        yield
+        yield transports
     except BaseException:
         for transport in transports:
             transport.abort()
@@ -248,9 +273,8 @@ def _aborting() -> Iterator[None]:
         _transports.reset(token)
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _drain(reply: Reply) -> None:
     """Read a redirect's few bytes of body, so that its connection can be used again."""
-    reply = Reply(response, is_elsewhere=False)
     try:
         await reply.read(_DRAINED_BYTES)
     finally:

@@ -1,0 +1,131 @@
+"""GitHub's REST API: one question, tried again where that may help.
+
+Sources: GitHub's documentation, "Rate limits for the REST API" and "Best practices for using the REST API".
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials
+from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.retry import Failure, GiveUp, RetryPolicy
+from nixcache_oci.clients.registry.transport import Tries
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.wire import Request, Wire
+from nixcache_oci.errors import RegistryError
+
+_HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
+_MOST_BYTES: Final = 8 * 1024 * 1024  # of an answer; a hundred versions with a few tags take 100 KB
+_LIMITING: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS})
+_MOST_WAIT_SECONDS: Final = 86_400
+
+
+class GithubApi:
+    """Asks as the owner of a token; connections are opened by the first question.
+
+    Args:
+        base_url: ``https://api.github.com``; the token goes there and nowhere else.
+        credentials: a GitHub token and where it comes from, or None.
+        policy: for tries.
+        stall_seconds: how long a connection may stand still.
+    """
+
+    def __init__(
+        self, base_url: str, credentials: Credentials | None, *, policy: RetryPolicy, stall_seconds: float
+    ) -> None:
+        self._base = URL(base_url, encoded=True)
+        self._credentials = credentials
+        self._policy = policy
+        self._wire = Wire(stall_seconds=stall_seconds, allows_http=self._base.scheme == "http")
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._wire.close()
+
+    def url(self, path: str) -> URL:
+        """Give the address of a path, which is already encoded and begins with a slash."""
+        return URL(f"{self._base}{path}", encoded=True)
+
+    async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> Answer:
+        """Send a request, with as many tries as are allowed.
+
+        Args:
+            operation: for people; begins every error's text.
+            method: of HTTP.
+            url: of this API.
+            accepts: statuses that are answers; all others are trouble.
+
+        Raises:
+            RegistryError: none of the tries worked, there is no token, or the address is not this API's.
+        """
+        if self._credentials is None:
+            raise RegistryError(
+                f"{operation}: GitHub's API wants a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
+                status=HTTPStatus.UNAUTHORIZED,
+            )
+        if url.origin() != self._base.origin():  # where a page says that the next one is
+            raise RegistryError(f"{operation}: GitHub's API sends us to another server, {url.origin()}")
+        request = Request(method, url, _HEADERS, follows=False)
+        tries = Tries(self._policy)
+        while True:
+            try:
+                return await self._ask_once(request, self._credentials, accepts)
+            except TroubleError as trouble:
+                end = await tries.wait(trouble)
+                if end is not None:
+                    # The reason is in its text.
+                    raise _explain(operation, trouble, end, self._credentials.source) from None
+
+    async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
+        reply = await self._wire.send(request, f"Bearer {credentials.password}")
+        try:
+            body = await reply.read(_MOST_BYTES + 1)
+        finally:
+            reply.close()
+        answer = Answer(reply.status, reply.headers, body)
+        if answer.status not in accepts:
+            trouble = answer.trouble()
+            trouble.failure = _read_limit(trouble.failure, answer.headers, datetime.now(UTC))
+            raise trouble
+        if len(body) > _MOST_BYTES:
+            raise TroubleError(Failure(None), f"it answered with over {_MOST_BYTES} bytes", is_final=True)
+        return answer
+
+
+def _read_limit(failure: Failure, headers: Mapping[str, str], now: datetime) -> Failure:
+    """Make the wait of the primary rate limit, which has headers of its own, one that every client knows."""
+    if failure.status not in _LIMITING or headers.get("x-ratelimit-remaining") != "0":
+        return failure
+    wait = headers.get("Retry-After", "")
+    reset = headers.get("x-ratelimit-reset", "")
+    if not wait and reset.isascii() and reset.isdigit():
+        wait = str(min(max(1, int(reset[:15]) - int(now.timestamp())), _MOST_WAIT_SECONDS))
+    return replace(failure, status=HTTPStatus.TOO_MANY_REQUESTS, headers={"retry-after": wait})
+
+
+def _explain(operation: str, trouble: TroubleError, end: GiveUp, source: str) -> RegistryError:
+    status = trouble.failure.status
+    hints = [f"{operation}: GitHub's API: {trouble.reason}"]
+    if end.retry_after is not None:
+        hints.append(f"it asks to wait {end.retry_after:.0f} s")
+    elif status == HTTPStatus.UNAUTHORIZED:
+        hints.append(f"asked with {source}, which is wrong or has expired: renew it")
+    elif status == HTTPStatus.FORBIDDEN:
+        hints.append(needed_rights(source))
+    return RegistryError(
+        "; ".join(hints), status=status, is_temporary=end.is_temporary, retry_after=end.retry_after
+    )
+
+
+def needed_rights(source: str) -> str:
+    """Say what a token needs for listing and deleting versions, and where it gets that."""
+    return (
+        f"asked with {source}, which needs admin rights on the package: in a workflow permissions: packages:"
+        " write, and the role Admin at Package settings, Manage Actions access; in a classic personal token"
+        " read:packages and delete:packages"
+    )

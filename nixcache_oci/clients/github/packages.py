@@ -1,0 +1,151 @@
+"""Implements ``Remover`` by GitHub's REST API, for GHCR answers every OCI DELETE with 405.
+
+A version that is deleted can be restored for 30 days. GitHub refuses to delete public ones that were
+downloaded over 5,000 times, and the last tagged one.
+Source: GitHub's documentation, "REST API endpoints for packages".
+"""
+
+import asyncio
+from http import HTTPStatus
+from time import monotonic
+from typing import Final
+from urllib.parse import quote
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.github.api import GithubApi, needed_rights
+from nixcache_oci.clients.github.version import PackageVersion, parse_versions
+from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.redirect import join
+from nixcache_oci.clients.registry.retry import RetryPolicy
+from nixcache_oci.clients.registry.tag_page import find_next
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.reference import RegistryReference
+
+_KINDS: Final = ("orgs", "users")  # of owners, as addresses have them; the wrong one is answered 404
+_PER_PAGE: Final = 100  # the most
+_MOST_PAGES: Final = 1_000
+_OK: Final = frozenset({HTTPStatus.OK})
+_FOUND_OR_NOT: Final = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
+_DELETED_OR_NOT_FOUND: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND})
+
+
+class GithubPackages:
+    """Deletes versions of one container package, which is one repository at GHCR.
+
+    Its versions are listed once, by the first call that needs them: what is pushed later is not known here.
+
+    Args:
+        api_url: ``https://api.github.com``.
+        reference: the repository; the first part of its name is the owner.
+        credentials: a GitHub token and where it comes from, or None.
+        patience: seconds that one request may take with all its tries; a rate limit can last an hour.
+        pause_seconds: from one deletion to the next, as GitHub asks of programs that change much.
+        stall_seconds: how long a connection may stand still.
+        first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        reference: RegistryReference,
+        credentials: Credentials | None,
+        *,
+        patience: float,
+        pause_seconds: float = 1,
+        stall_seconds: float = 30,
+        first_backoff_seconds: float = 0.5,
+    ) -> None:
+        self._name = str(reference)
+        policy = RetryPolicy(patience_seconds=patience, first_backoff_seconds=first_backoff_seconds)
+        self._api = GithubApi(api_url, credentials, policy=policy, stall_seconds=stall_seconds)
+        self._source = credentials.source if credentials else ""
+        owner, _, package = reference.repository.partition("/")
+        self._path = f"{quote(owner, safe='')}/packages/container/{quote(package, safe='')}/versions"
+        self._kind = ""  # of the owner; known when the versions are
+        self._versions: dict[Digest, PackageVersion] | None = None
+        self._pause_seconds = pause_seconds
+        self._next_deletion = 0.0  # on the monotonic clock
+        self._turn = asyncio.Lock()
+
+    async def remove(self, manifest: Digest) -> None:
+        """Delete the version of a manifest, with its tags."""
+        async with self._turn:
+            versions = await self._list()
+            version = versions.get(manifest)
+            if version is not None:
+                await asyncio.sleep(self._next_deletion - monotonic())
+                self._next_deletion = monotonic() + self._pause_seconds
+                await self._delete(version)
+                del versions[manifest]
+
+    async def untagged(self) -> list[UntaggedVersion]:
+        """List the versions without a tag; a tag that moves on leaves one behind."""
+        async with self._turn:
+            versions = await self._list()
+        return [
+            UntaggedVersion(each.digest, each.created) for each in versions.values() if not each.is_tagged
+        ]
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._api.close()
+
+    async def _delete(self, version: PackageVersion) -> None:
+        operation = f"delete manifest {version.digest}: {self._name}"
+        url = self._url(f"/{version.number}")
+        answer = await self._api.ask(operation, "DELETE", url, _DELETED_OR_NOT_FOUND)
+        if answer.status == HTTPStatus.NO_CONTENT:
+            return
+        # 404 is also GitHub's way to hide what somebody has no right to: a look tells the two apart.
+        looked = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
+        if looked.status == HTTPStatus.OK:
+            raise RegistryError(
+                f"{operation}: GitHub's API: 404, and it is still there; {needed_rights(self._source)}",
+                status=answer.status,
+            )
+
+    async def _list(self) -> dict[Digest, PackageVersion]:
+        """List all versions; another program that deletes meanwhile may hide some from this run."""
+        if self._versions is None:
+            operation = f"list versions: {self._name}"
+            try:
+                versions = await self._fetch_pages(operation)
+            except (FormatError, TroubleError) as error:
+                raise RegistryError(f"{operation}: GitHub's API: {error}") from error
+            self._versions = {version.digest: version for version in versions}
+        return self._versions
+
+    async def _fetch_pages(self, operation: str) -> list[PackageVersion]:
+        url, answer = await self._fetch_first_page(operation)
+        versions = parse_versions(answer.body)
+        seen = {url}
+        while (target := find_next(answer.headers.getall("Link", []))) is not None:
+            url = join(url, target)
+            if url in seen or len(seen) == _MOST_PAGES:
+                raise FormatError(f"the list does not end after {len(seen)} pages")
+            seen.add(url)
+            answer = await self._api.ask(operation, "GET", url, _OK)
+            versions += parse_versions(answer.body)
+        return versions
+
+    async def _fetch_first_page(self, operation: str) -> tuple[URL, Answer]:
+        """Find out what kind of owner it is, by the addresses of both."""
+        for kind in _KINDS:
+            self._kind = kind
+            url = self._url(f"?per_page={_PER_PAGE}")
+            answer = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
+            if answer.status == HTTPStatus.OK:
+                return url, answer
+        raise RegistryError(
+            f"{operation}: GitHub's API: 404, there is no such package, or it is hidden;"
+            f" {needed_rights(self._source)}",
+            status=HTTPStatus.NOT_FOUND,
+        )
+
+    def _url(self, rest: str) -> URL:
+        return self._api.url(f"/{self._kind}/{self._path}{rest}")

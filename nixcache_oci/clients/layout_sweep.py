@@ -1,0 +1,136 @@
+"""Removing files from an OCI image layout: a manifest, and every blob that no manifest names any more.
+
+``index.json`` comes first and the files after it: a crash leaves at most files that nothing names. The next
+removal takes them. What nothing names may also be what a publisher is just about to name: so the young
+stays, and so does what a young manifest names that ``index.json`` does not know yet.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from stat import S_ISREG
+
+from nixcache_oci.clients.layout_folder import LayoutFolder
+from nixcache_oci.clients.layout_references import References, find_references
+from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
+from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
+
+
+class LayoutSweep:
+    """Removes from one layout; every call blocks.
+
+    Args:
+        folder: the layout.
+        min_age_seconds: younger files stay unless they are what is to be removed.
+
+    Every method raises RegistryError, and NotFoundError where no layout is. Damage is an error too: what
+    cannot be read may name anything, so nothing is removed then.
+    """
+
+    def __init__(self, folder: LayoutFolder, min_age_seconds: float) -> None:
+        self._folder = folder
+        self._min_age_seconds = min_age_seconds
+        self._known: dict[Digest, References] = {}  # documents never change
+
+    def remove(self, manifest: Digest) -> None:
+        """Remove a manifest with its tags, and old blobs that no other manifest names."""
+        with self._folder.translated(f"remove manifest {manifest}"):
+            self._folder.read_index()  # where no layout is, there is nothing to lock either
+            with self._folder.lock():
+                index = self._folder.read_index()
+                kept = tuple(each for each in index.manifests if each.digest != manifest)
+                reached = self._reach(kept)
+                if manifest in reached:
+                    raise RegistryError(
+                        f"{self._folder.name}: cannot remove manifest {manifest}: an image index that"
+                        " index.json names lists it; unlist it first"
+                    )
+                unnamed = self._find_unnamed(reached | {manifest})
+                if kept != index.manifests:
+                    self._folder.write_index(replace(index, manifests=kept))
+                for digest in (manifest, *unnamed):
+                    self._folder.path_of(digest).unlink(missing_ok=True)
+
+    def untagged(self) -> list[UntaggedVersion]:
+        """List what ``index.json`` names without a tag, with the time at which its file was written."""
+        with self._folder.translated("list manifests"):
+            named = self._folder.read_index().manifests
+            tagged = {each.digest for each in named if ANNOTATION_REF_NAME in each.annotations}
+            # A list has an order, and a manifest may stand there twice.
+            untagged = dict.fromkeys(each.digest for each in named if each.digest not in tagged)
+            return [UntaggedVersion(digest, self._written(digest)) for digest in untagged]
+
+    def _written(self, digest: Digest) -> datetime:
+        return datetime.fromtimestamp(self._folder.path_of(digest).stat().st_mtime, UTC)
+
+    def _reach(self, named: Iterable[Descriptor]) -> set[Digest]:
+        """Follow what ``index.json`` names, down to the blobs."""
+        reached: set[Digest] = set()
+        waiting: list[Digest] = []
+        for each in named:
+            if each.media_type not in (*MANIFESTS, *IMAGE_INDEXES):
+                reached.add(each.digest)
+            elif self._folder.path_of(each.digest).exists():
+                waiting.append(each.digest)
+            else:
+                raise RegistryError(
+                    f"{self._folder.name} is damaged: index.json names {each.digest}, which is missing"
+                )
+        while waiting:
+            digest = waiting.pop()
+            if digest in reached:
+                continue
+            reached.add(digest)
+            references = self._references_of(digest)
+            reached |= references.blobs
+            waiting += references.manifests
+        return reached
+
+    def _references_of(self, digest: Digest) -> References:
+        if digest not in self._known:
+            try:
+                stored = self._folder.read_manifest(str(digest))
+            except NotFoundError:  # removed, while an image index still lists it: readers know that
+                return References(frozenset(), frozenset())
+            self._known[digest] = find_references(stored.content, stored.media_type)
+        return self._known[digest]
+
+    def _find_unnamed(self, named: set[Digest]) -> list[Digest]:
+        """Find the old files that neither these are nor a young manifest names."""
+        oldest = time.time() - self._min_age_seconds
+        old: list[Digest] = []
+        named = named | {EMPTY_CONFIG.digest}
+        for digest, status in self._list_files():
+            if digest in named:
+                continue
+            if status.st_mtime < oldest:
+                old.append(digest)
+            elif status.st_size <= MAX_MANIFEST_BYTES:
+                named |= self._read_young(digest)
+        return [digest for digest in old if digest not in named]
+
+    def _list_files(self) -> Iterable[tuple[Digest, os.stat_result]]:
+        """List the files that are named like blobs; nothing else there is ours."""
+        with os.scandir(self._folder.blobs) as entries:
+            for entry in entries:
+                try:
+                    digest = Digest(entry.name)
+                except FormatError:
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if S_ISREG(status.st_mode):
+                    yield digest, status
+
+    def _read_young(self, digest: Digest) -> frozenset[Digest]:
+        """Give the blobs that a young file names; none where it is no manifest."""
+        content = self._folder.path_of(digest).read_bytes()
+        try:
+            return find_references(content, parse_media_type(content)).blobs
+        except FormatError:
+            return frozenset()

@@ -1,0 +1,421 @@
+"""What a publisher is told when a registry refuses: one line that names what to do, and no secret."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.registry.remedy import Asker, Refusal, find_remedy
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.media_type import IMAGE_MANIFEST
+from tests.clients.registry_helper import MANIFEST, NAME, opened, owner, reader
+from tests.support.ghcr import GhcrDouble
+from tests.support.server_thread import ServerThread
+
+_CONTENT = b"content"
+_DIGEST = Digest.of(_CONTENT)
+_SETTINGS = "https://github.com/orgs/octocat/packages/container/hello%2Fnix-cache/settings"
+_WORKFLOW = "permissions: packages: write"
+_ASKER = Asker("ghcr.io", NAME, push=True, source="GITHUB_TOKEN")
+
+
+@pytest.fixture
+def ghcr() -> Iterator[GhcrDouble]:
+    with GhcrDouble() as double:
+        double.put_manifest(NAME, "cache-index", MANIFEST)
+        yield double
+
+
+async def _push_blob(repository: Repository) -> None:
+    await repository.push_blob(_DIGEST, _CONTENT)
+
+
+async def _push_manifest(repository: Repository) -> None:
+    await repository.push_manifest("segment", MANIFEST, IMAGE_MANIFEST)
+
+
+async def _look(repository: Repository) -> None:
+    await repository.stat_blob(_DIGEST)
+
+
+async def _list(repository: Repository) -> None:
+    await repository.list_tags()
+
+
+_Push = Callable[[Repository], Awaitable[None]]
+_PUSHES = {"push blob": _push_blob, "push manifest segment": _push_manifest}
+_ALL = {**_PUSHES, "look for blob": _look, "list tags": _list}
+
+
+async def _refused(
+    ghcr: GhcrDouble,
+    call: _Push = _push_blob,
+    credentials: Credentials | None = None,
+    *,
+    is_anonymous: bool = False,
+) -> RegistryError:
+    """Push with credentials that may, unless told otherwise; gives the error."""
+    asking = None if is_anonymous else credentials or owner(ghcr)
+    async with opened(ghcr.host, asking, push=True, patience=0.5) as registry:
+        with pytest.raises(RegistryError) as raised:
+            await call(registry)
+    assert "\n" not in str(raised.value)
+    assert asking is None or asking.password not in str(raised.value)
+    assert f"{ghcr.host}/{NAME}: " in str(raised.value)
+    return raised.value
+
+
+# Who asked
+
+
+@pytest.mark.parametrize(("operation", "call"), _ALL.items())
+async def test_anonymous_publishers_learn_what_to_set(ghcr: GhcrDouble, operation: str, call: _Push) -> None:
+    """Whatever is asked first, the line says that there are no credentials, and where to set them."""
+    error = await _refused(ghcr, call, is_anonymous=True)
+    assert str(error).startswith(operation)
+    assert "asked anonymously, and pushing needs credentials" in str(error)
+    assert f"set NIXCACHE_TOKEN_FILE or GITHUB_TOKEN, or run docker login {ghcr.host}" in str(error)
+    assert (error.status, error.code, error.is_temporary) == (403, "DENIED", False)
+
+
+@pytest.mark.parametrize(("operation", "call"), _ALL.items())
+async def test_wrong_credentials_are_to_be_renewed(ghcr: GhcrDouble, operation: str, call: _Push) -> None:
+    """Who refused is the token service, so it is about the credentials and not about the package."""
+    wrong = Credentials("anyone", "ghp_wrong", "NIXCACHE_TOKEN_FILE (/run/token)")
+    error = await _refused(ghcr, call, wrong)
+    assert str(error).startswith(operation)
+    assert "no token: 403 DENIED" in str(error)
+    assert "asked with NIXCACHE_TOKEN_FILE (/run/token), which is wrong or has expired" in str(error)
+    assert "renew it" in str(error)
+
+
+@pytest.mark.parametrize(("operation", "call"), _PUSHES.items())
+async def test_readers_learn_that_they_may_not_write(ghcr: GhcrDouble, operation: str, call: _Push) -> None:
+    """The credentials are good, and what they lack is named."""
+    error = await _refused(ghcr, call, reader(ghcr))
+    assert str(error).startswith(operation)
+    assert "asked with GH_TOKEN, which needs write access" in str(error)
+    assert "expired" not in str(error)
+
+
+# What GHCR says
+
+
+@pytest.mark.parametrize("call", _PUSHES.values())
+async def test_a_package_linked_elsewhere_is_opened_in_its_settings(ghcr: GhcrDouble, call: _Push) -> None:
+    """No API does it: the line leads to the page, whose address has the package's name in one piece."""
+    ghcr.is_linked_elsewhere = True
+    error = await _refused(ghcr, call)
+    assert (error.status, error.code, error.is_temporary) == (403, "DENIED", False)
+    assert "linked to another repository or was first pushed by hand" in str(error)
+    assert f"Manage Actions access, add the repository with role Write, at {_SETTINGS}" in str(error)
+    assert _WORKFLOW in str(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("installation not allowed to Write organization package", _WORKFLOW),
+        ("installation not allowed to Create organization package", "may forbid new packages"),
+        ("permission_denied: The token provided does not match expected scopes.", "write:packages"),
+        ("Resource protected by organization SAML enforcement.", "SSO: https://github.com/settings/tokens"),
+        ("User cannot be authenticated with the token provided.", "which is wrong or has expired"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["upload-post", "upload-put", "manifest-put"])
+async def test_denials_are_told_apart_by_their_words(
+    ghcr: GhcrDouble, operation: str, message: str, remedy: str
+) -> None:
+    """Status and code are the same for all; each has a remedy of its own."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.list_tags()
+        ghcr.deny(operation, message)
+        with pytest.raises(RegistryError, match="asked with GITHUB_TOKEN, ") as raised:
+            await (_push_manifest if operation == "manifest-put" else _push_blob)(registry)
+    assert remedy in str(raised.value)
+    assert not raised.value.is_temporary
+
+
+async def test_a_full_account_is_sent_to_its_billing(ghcr: GhcrDouble) -> None:
+    """A quota is no lack of permission; nothing that was refused stays behind."""
+    ghcr.quota = len(_CONTENT) - 1
+    error = await _refused(ghcr)
+    assert (error.code, error.is_temporary) == ("DENIED", False)
+    assert "https://github.com/organizations/octocat/settings/billing" in str(error)
+    assert "packages: write" not in str(error)
+    assert ghcr.blobs(NAME) == {}
+    assert ghcr.count("upload-put") == 1
+
+
+async def test_a_blob_over_the_limit_is_named_with_its_size(ghcr: GhcrDouble, tmp_path: Path) -> None:
+    """The registry refuses while the bytes still flow; they are not sent a second time."""
+    path = tmp_path / "blob"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)  # more than the sockets' buffers take
+    ghcr.blob_limit = 1024 * 1024
+
+    async def push(repository: Repository) -> None:
+        await repository.push_blob(_DIGEST, path)
+
+    error = await _refused(ghcr, push)
+    assert (error.status, error.code, error.is_temporary) == (413, "SIZE_INVALID", False)
+    assert "it has 67108864 bytes, more than the registry or a server in front of it takes" in str(error)
+    assert "NIXCACHE_MAX_BLOB_BYTES" in str(error)
+    assert ghcr.count("upload-put") == 1
+
+
+@pytest.mark.parametrize("status", [403, 413])
+async def test_a_refusal_before_the_hang_up_is_heard(tmp_path: Path, status: int) -> None:
+    """Some servers answer, and close the connection on a body that still comes: the answer counts."""
+    path = tmp_path / "blob"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    puts = 0
+    body = b'{"errors":[{"code":"DENIED","message":"Quota exceeded"}]}'
+
+    async def serve(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        nonlocal puts
+        while head := await source.readuntil(b"\r\n\r\n"):
+            if head.startswith(b"PUT"):
+                puts += 1
+                sink.write(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+                break
+            sink.write(b"HTTP/1.1 202 Accepted\r\nLocation: /session\r\nContent-Length: 0\r\n\r\n")
+        sink.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with opened(host, None, push=True) as registry:
+            with pytest.raises(RegistryError, match=r"Quota exceeded.*no room left") as raised:
+                await registry.push_blob(_DIGEST, path)
+    assert (raised.value.status, raised.value.code, puts) == (status, "DENIED", 1)
+
+
+async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
+    """Who refuses may keep the connection open and read no more: nothing waits for that."""
+    path = tmp_path / "blob"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    ended = asyncio.Event()
+
+    async def serve(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while head := await source.readuntil(b"\r\n\r\n"):
+                if head.startswith(b"PUT"):
+                    break
+                sink.write(b"HTTP/1.1 202 Accepted\r\nLocation: /session\r\nContent-Length: 0\r\n\r\n")
+            sink.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
+            while not sink.is_closing():
+                await asyncio.sleep(0.01)
+                sink.write(b"x")  # finds out whether anybody is there, without reading
+                await sink.drain()
+        except ConnectionError:
+            pass
+        finally:
+            ended.set()
+            sink.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with opened(host, None, push=True) as registry:
+            with pytest.raises(RegistryError, match="413"):
+                await registry.push_blob(_DIGEST, path)
+            async with asyncio.timeout(5):
+                await ended.wait()
+
+
+@pytest.mark.parametrize("operation", ["upload-post", "manifest-put"])
+async def test_rate_limits_say_when_to_come_back(ghcr: GhcrDouble, operation: str) -> None:
+    """Both kinds pass: the line says after how long, and that nothing is lost; it accuses no credentials."""
+    call = _push_blob if operation == "upload-post" else _push_manifest
+    ghcr.rate_limit(operation, times=None, wait="5m")
+    limited = await _refused(ghcr, call)
+    ghcr.clear_faults()
+    ghcr.secondary_limit(operation, times=None)
+    secondary = await _refused(ghcr, call)
+    assert (limited.status, limited.retry_after) == (429, 300)
+    assert (secondary.status, secondary.retry_after) == (403, 60)
+    for error, wait in ((limited, "300 s"), (secondary, "60 s")):
+        assert error.is_temporary
+        assert f"it asks to wait {wait}; run it again later, what was sent is not sent again" in str(error)
+        assert "asked with" not in str(error)
+
+
+# What no registry, or another kind of one, says
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "remedy"),
+    [
+        (405, b'{"errors":[{"code":"UNSUPPORTED"}]}', {}, "read-only mirror"),
+        (404, b'{"errors":[{"code":"NAME_UNKNOWN"}]}', {}, "to be made there before the first push"),
+        (404, b"<html>", {}, "not how a registry answers"),
+        (302, b"", {"Location": "https://login.example/secret?x=y"}, "302 Found, to https://login.example; "),
+        (412, b'{"errors":[{"code":"PRECONDITION","message":"Quota exceeded"}]}', {}, "raise the quota"),
+        (507, b"", {}, "no room left"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["upload-post", "manifest-put"])
+async def test_other_refusals_have_remedies_too(
+    ghcr: GhcrDouble, operation: str, status: int, body: bytes, headers: dict[str, str], remedy: str
+) -> None:
+    """A mirror, a registry that makes no repositories, a login page, a full disk."""
+    ghcr.fault(operation, "status", times=None, status=status, body=body, headers=headers)
+    error = await _refused(ghcr, _push_blob if operation == "upload-post" else _push_manifest)
+    assert remedy in str(error)
+    assert "secret" not in str(error)
+    assert not isinstance(error, NotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("asker", "refusal", "remedy"),
+    [
+        (_ASKER, Refusal(403, "DENIED", "denied"), f"which needs {_WORKFLOW} in a workflow"),
+        (_ASKER, Refusal(403, "DENIED", "denied"), _SETTINGS),
+        (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
+        (_ASKER, Refusal(402), "public packages need no quota"),
+        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
+        (_ASKER, Refusal(403, is_elsewhere=True), ""),
+        (_ASKER, Refusal(502, message="bad gateway"), ""),
+        (_ASKER, Refusal(None), ""),
+        (_ASKER, Refusal(429, message="quota exceeded", is_limit=True), "run it again later"),
+        (
+            Asker("ghcr.io", NAME, push=False, source=None),
+            Refusal(429, is_limit=True),
+            "credentials may raise the limit",
+        ),
+        (Asker("ghcr.io", NAME, push=False, source="GH_TOKEN"), Refusal(429, is_limit=True), ""),
+        (
+            Asker("containers.house.ghe.com", "team/x", push=True, source="GH_TOKEN"),
+            Refusal(403, "DENIED", "permission_denied: write_package"),
+            "https://house.ghe.com/orgs/team/packages/container/x/settings",
+        ),
+        (
+            Asker("ghcr.io", NAME, push=False, source="GH_TOKEN"),
+            Refusal(403, "DENIED", "permission_denied: read_package"),
+            "with role Read",
+        ),
+        (
+            Asker("quay.io", "team/x", push=True, source="config.json"),
+            Refusal(401, "UNAUTHORIZED", is_about_token=True),
+            "asked with config.json, which is wrong or has expired",
+        ),
+        (Asker("quay.io", "team/x", push=False, source="config.json"), Refusal(404, message="no"), ""),
+    ],
+)
+def test_remedies(asker: Asker, refusal: Refusal, remedy: str) -> None:
+    """Every rule as a row; where nothing is known to help, nothing is said."""
+    found = find_remedy(asker, refusal)
+    assert remedy in found
+    assert bool(found) == bool(remedy)
+
+
+# Blobs that are gone
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "puts"), [(400, "MANIFEST_BLOB_UNKNOWN", 1), (404, "BLOB_UNKNOWN", 5)]
+)
+async def test_missing_blobs_are_told_by_their_code(
+    ghcr: GhcrDouble, status: int, code: str, puts: int
+) -> None:
+    """The publisher acts on the code, at once or after five tries: no lag after a push hides it for long."""
+    async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
+        await _push_blob(registry)
+        body = json.dumps({"errors": [{"code": code, "detail": str(_DIGEST)}]}).encode()
+        ghcr.fault("manifest-put", "status", times=None, status=status, body=body)
+        with pytest.raises(RegistryError) as raised:
+            await _push_manifest(registry)
+    assert (raised.value.status, raised.value.code) == (status, code)
+    assert not isinstance(raised.value, NotFoundError)
+    assert ghcr.count("manifest-put") == puts
+
+
+# Many at once
+
+
+def _open_files(folder: Path) -> list[Path]:
+    """Files of a folder that this process holds open."""
+    links = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+    return [link for link in links if link.is_relative_to(folder)]
+
+
+def _write_blobs(folder: Path) -> dict[Digest, Path]:
+    blobs = {}
+    for number in range(8):
+        content = bytes([number]) * 1_000_000
+        path = folder / str(number)
+        path.write_bytes(content)
+        blobs[Digest.of(content)] = path
+    return blobs
+
+
+async def _push_all(registry: Registry, blobs: dict[Digest, Path]) -> list[BaseException | None]:
+    pushes = (registry.push_blob(digest, path) for digest, path in blobs.items())
+    return await asyncio.gather(*pushes, return_exceptions=True)
+
+
+async def test_uploads_that_break_late_end(ghcr: GhcrDouble, tmp_path: Path) -> None:
+    """Each blob is sent five times at most, however patient the client is, and no file stays open."""
+    blobs = _write_blobs(tmp_path)
+    ghcr.fault("upload-put", "cut_request", after=900_000, times=None)
+    async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
+        results = await _push_all(registry, blobs)
+        assert _open_files(tmp_path) == []
+    assert all(isinstance(result, RegistryError) and result.is_temporary for result in results)
+    assert ghcr.count("upload-put") == 5 * len(blobs)
+    assert ghcr.blobs(NAME) == {}
+
+
+async def test_uploads_that_break_late_are_made_good(ghcr: GhcrDouble, tmp_path: Path) -> None:
+    """What broke is read again from its start; each break costs one more sending, and no more."""
+    blobs = _write_blobs(tmp_path)
+    ghcr.fault("upload-put", "cut_request", after=900_000, times=12)
+    async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
+        results = await _push_all(registry, blobs)
+        assert _open_files(tmp_path) == []
+    failed = [result for result in results if result is not None]
+    assert len(ghcr.blobs(NAME)) == len(blobs) - len(failed)
+    assert ghcr.count("upload-put") == 12 + len(blobs) - len(failed)
+
+
+@pytest.mark.parametrize("kind", ["there", "absent", "told by a range"])
+async def test_looks_at_many_blobs_share_their_connections(kind: str) -> None:
+    """Sixteen at once need sixteen connections, however many are looked at."""
+    peers: set[object] = set()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        peers.add(request.transport and request.transport.get_extra_info("peername"))
+        if kind == "absent":
+            return web.json_response({}, status=404)
+        if request.method == "GET":
+            return web.Response(status=206, body=b"c", headers={"Content-Range": "bytes 0-0/7"})
+        if kind == "told by a range":
+            headers = {"Location": "http://elsewhere.example/signed", "Content-Length": "0"}
+            return web.Response(status=307, headers=headers)
+        return web.Response(body=_CONTENT)
+
+    async def look(registry: Registry, digests: Iterator[Digest]) -> None:
+        for digest in digests:
+            if kind == "absent":
+                with pytest.raises(NotFoundError):
+                    await registry.stat_blob(digest)
+            else:
+                assert await registry.stat_blob(digest) == len(_CONTENT)
+
+    servers = ServerThread(answer)
+    servers.start()
+    try:
+        async with opened(f"127.0.0.1:{servers.ports[0]}", None, push=True) as registry:
+            digests = (Digest.of(str(number).encode()) for number in range(200))
+            await asyncio.gather(*(look(registry, digests) for _ in range(16)))
+    finally:
+        servers.stop()
+    assert len(peers) <= 16

@@ -1,0 +1,348 @@
+"""Removing manifests and blobs from an OCI image layout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.oci.manifest import Manifest
+from tests.support.skopeo import skopeo_copy
+
+_DAY = 24 * 3600
+_SECONDS = 60
+_PROJECT = Path(__file__).parents[2]
+
+# Kills itself when it asks for the nth time that something reaches the disk, or that a file is removed.
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.oci.digest import Digest
+calls, sync, unlink = 0, os.fsync, Path.unlink
+def kill_or_go_on():
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+def kill_or_sync(file):
+    kill_or_go_on()
+    sync(file)
+def kill_or_unlink(path, missing_ok=False):
+    kill_or_go_on()
+    unlink(path, missing_ok)
+os.fsync, Path.unlink = kill_or_sync, kill_or_unlink
+asyncio.run(LayoutRemover(Path(sys.argv[1])).remove(Digest(sys.argv[3])))
+"""
+
+
+_PUSHING = """
+import asyncio, sys
+from pathlib import Path
+from tests.clients.test_removal_layout import Story
+async def main():
+    story = Story(Path(sys.argv[1]))
+    for number in range(20):
+        await story.add_segment(f"new-{number}", b"own %d" % number, b"new")
+asyncio.run(main())
+"""
+
+
+def _start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, cwd=_PROJECT)
+
+
+def _remove_and_die(root: Path, step: int, manifest: Digest) -> bool:
+    """Tell whether the program was killed; otherwise it has ended well."""
+    process = _start(_KILLED, str(root), str(step), manifest.hex)
+    _, errors = process.communicate(timeout=_SECONDS)
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return process.returncode != 0
+
+
+class Story:
+    """A layout, and what is done to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layout = Layout(root)
+        self.remover = LayoutRemover(root)
+
+    async def add_segment(self, tag: str | None, *blobs: bytes) -> Digest:
+        await self.layout.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
+        for blob in blobs:
+            await self.layout.push_blob(Digest.of(blob), blob)
+        return await self.push_segment(tag, *blobs)
+
+    async def push_segment(self, tag: str | None, *blobs: bytes) -> Digest:
+        content = segment(*blobs)
+        return await self.layout.push_manifest(
+            tag or str(Digest.of(content)), content, media_type.IMAGE_MANIFEST
+        )
+
+    async def write_index(self, *segments: Digest, text: str = "") -> Digest:
+        listed = tuple(
+            Descriptor(media_type.IMAGE_MANIFEST, each, self.path(each).stat().st_size) for each in segments
+        )
+        content = ImageIndex(listed, {"text": text}).render()
+        return await self.layout.push_manifest("cache-index", content, media_type.IMAGE_INDEX)
+
+    def age(self, *names: Digest | bytes, seconds: float = 2 * _DAY) -> None:
+        """Make files old; all of them where none is named."""
+        paths = [self.path(each) for each in names] or list((self.root / "blobs/sha256").iterdir())
+        for path in paths:
+            os.utime(path, (time.time() - seconds,) * 2)
+
+    def path(self, name: Digest | bytes) -> Path:
+        digest = Digest.of(name) if isinstance(name, bytes) else name
+        return self.root / "blobs/sha256" / digest.hex
+
+    def files(self) -> set[str]:
+        return {path.name for path in (self.root / "blobs/sha256").iterdir()}
+
+    def holds(self, name: Digest | bytes) -> bool:
+        return self.path(name).exists()
+
+
+def segment(*blobs: bytes) -> bytes:
+    layers = tuple(Descriptor(media_type.NAR_ZSTD, Digest.of(blob), len(blob)) for blob in blobs)
+    return Manifest(media_type.SEGMENT, EMPTY_CONFIG, layers).render()
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return Story(tmp_path / "layout")
+
+
+async def test_a_manifest_goes_with_what_is_its_own(story: Story) -> None:
+    """A manifest, its tags and its blobs are gone; what another manifest names as well stays."""
+    gone = await story.add_segment("one", b"own", b"shared")
+    await story.push_segment("alias", b"own", b"shared")
+    kept = await story.add_segment("two", b"shared", b"other")
+    await story.write_index(kept)
+    story.age()
+    await story.remover.remove(gone)
+    assert await story.layout.list_tags() == ["cache-index", "two"]
+    assert not story.holds(gone)
+    assert not story.holds(b"own")
+    for blob in (b"shared", b"other", EMPTY_CONFIG_CONTENT):
+        assert await story.layout.stat_blob(Digest.of(blob)) == len(blob)
+    with pytest.raises(NotFoundError):
+        await story.layout.get_manifest(str(gone))
+    await story.remover.close()
+
+
+async def test_removed_before(story: Story, tmp_path: Path) -> None:
+    """What is not there is no error, and no layout is made by looking for it."""
+    await story.remover.remove(Digest.of(b"nothing"))
+    assert await story.remover.untagged() == []
+    assert not story.root.exists()
+    gone = await story.add_segment("one", b"own")
+    await story.remover.remove(gone)
+    await story.remover.remove(gone)
+    (tmp_path / "empty").mkdir()
+    await LayoutRemover(tmp_path / "empty").remove(gone)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+async def test_the_young_stays(story: Story) -> None:
+    """A publisher pushes blobs before the manifest that names them: these must not go meanwhile."""
+    gone = await story.add_segment("one", b"own", b"pushed again")
+    await story.add_segment("two", b"other")
+    story.age()
+    await story.layout.push_blob(Digest.of(b"fresh"), b"fresh")
+    await story.layout.push_blob(Digest.of(b"pushed again"), b"pushed again")
+    await story.remover.remove(gone)
+    assert not story.holds(b"own")
+    assert story.holds(b"fresh")
+    await story.push_segment("three", b"fresh", b"pushed again")
+
+
+async def test_what_a_young_manifest_names_stays(story: Story) -> None:
+    """A copier pushes manifests by digest, and the image index that lists them, with its tag, comes last."""
+    gone = await story.add_segment("one", b"own")
+    child = await story.add_segment(None, b"old blob of the child")
+    story.age()
+    story.age(child, seconds=0)
+    await story.remover.remove(gone)
+    await story.write_index(child)
+    assert story.holds(b"old blob of the child")
+    assert not story.holds(b"own")
+
+
+async def test_a_manifest_that_relies_on_a_swept_blob_is_refused(story: Story) -> None:
+    """A publisher who found a blob there that goes before it is named learns that it has to send it again."""
+    gone = await story.add_segment("one", b"own")
+    story.age()
+    assert await story.layout.stat_blob(Digest.of(b"own")) == 3
+    await story.remover.remove(gone)
+    for tag in ("again", None):
+        with pytest.raises(RegistryError, match="push it first") as raised:
+            await story.push_segment(tag, b"own", b"own")
+        assert raised.value.code == "MANIFEST_BLOB_UNKNOWN"
+    assert await story.layout.list_tags() == []
+    await story.add_segment("again", b"own")
+
+
+async def test_leftovers_go(story: Story) -> None:
+    """What crashed publishers left, and former versions of the index, go with the next manifest."""
+    gone = await story.add_segment("one", b"own")
+    kept = await story.add_segment("two", b"other")
+    former = await story.write_index(gone, kept)
+    current = await story.write_index(kept)
+    await story.layout.push_blob(Digest.of(b"left"), b"left")
+    story.age()
+    (story.root / "blobs/sha256/README").write_text("not a blob")
+    story.age()
+    await story.remover.remove(gone)
+    assert not story.holds(former)
+    assert story.files() == {
+        "README",
+        EMPTY_CONFIG.digest.hex,
+        current.hex,
+        kept.hex,
+        Digest.of(b"other").hex,
+    }
+
+
+async def test_what_the_index_lists_is_refused(story: Story) -> None:
+    """A writer may have listed it again meanwhile: then it is kept with all it names."""
+    listed = await story.add_segment(None, b"own")
+    await story.write_index(listed)
+    story.age()
+    before = story.files()
+    with pytest.raises(RegistryError, match="unlist it first"):
+        await story.remover.remove(listed)
+    assert story.files() == before
+
+
+async def test_an_index_may_list_what_is_gone(story: Story) -> None:
+    """A stale index that lists a collected segment does not stop later removals."""
+    collected = await story.add_segment(None, b"collected")
+    gone = await story.add_segment("one", b"own")
+    kept = await story.add_segment("two", b"other")
+    await story.write_index(collected, kept)
+    story.age()
+    story.path(collected).unlink()
+    await story.remover.remove(gone)
+    assert not story.holds(b"own")
+    assert story.holds(b"other")
+
+
+@pytest.mark.parametrize("damage", ["missing", "not JSON", "wrong bytes", "bad index.json"])
+async def test_damage_stops_it(story: Story, damage: str) -> None:
+    """What cannot be read may name anything: nothing is removed then, and the reason is told."""
+    gone = await story.add_segment("one", b"own")
+    kept = await story.add_segment("two", b"other")
+    story.age()
+    if damage == "missing":
+        story.path(kept).unlink()
+    elif damage == "bad index.json":
+        (story.root / "index.json").write_text("{")
+    else:
+        story.path(kept).write_bytes(b"{" if damage == "not JSON" else segment(b"else"))
+    index, before = (story.root / "index.json").read_bytes(), story.files()
+    with pytest.raises(RegistryError, match=r"\Aoci:/[^\n]*\Z"):
+        await story.remover.remove(gone)
+    assert ((story.root / "index.json").read_bytes(), story.files()) == (index, before)
+
+
+async def test_other_programs_entries_stay(story: Story) -> None:
+    """An index.json may name what is no manifest, in ways that only others understand."""
+    gone = await story.add_segment("one", b"own")
+    await story.layout.push_blob(Digest.of(b"text"), b"text")
+    index = json.loads((story.root / "index.json").read_bytes())
+    other = {"mediaType": "text/plain", "digest": str(Digest.of(b"text")), "size": 4, "x-future": [1]}
+    index["manifests"].append(other)
+    (story.root / "index.json").write_text(json.dumps(index))
+    story.age()
+    await story.remover.remove(gone)
+    assert json.loads((story.root / "index.json").read_bytes())["manifests"] == [other]
+    assert story.holds(b"text")
+
+
+async def test_untagged(story: Story) -> None:
+    """What other programs wrote without a tag is told, with its age; what also has a tag is not."""
+    await story.add_segment("one", b"own")
+    nameless = await story.add_segment(None, b"other")
+    index = json.loads((story.root / "index.json").read_bytes())
+    (entry,) = index["manifests"]
+    index["manifests"] += [{**entry, "annotations": {}}] + 2 * [
+        {**entry, "annotations": {}, "digest": str(nameless)}
+    ]
+    (story.root / "index.json").write_text(json.dumps(index))
+    story.age()
+    (version,) = await story.remover.untagged()
+    assert version.digest == nameless
+    assert abs(time.time() - 2 * _DAY - version.created.timestamp()) < 60
+    await story.remover.remove(nameless)
+    assert await story.remover.untagged() == []
+    assert not story.holds(b"other")
+
+
+async def test_killed_while_it_removes(tmp_path: Path) -> None:
+    """Whenever it dies, what is kept is whole, what goes has its tag or not, and the next run ends it."""
+    seen = []
+    for step in range(1, 20):
+        story = Story(tmp_path / str(step))
+        gone = await story.add_segment("gone", b"own", b"shared")
+        kept = await story.add_segment("kept", b"shared")
+        story.age()
+        was_killed = _remove_and_die(story.root, step, gone)
+        tags = await story.layout.list_tags()
+        seen.append("gone" in tags)
+        if "gone" in tags:
+            assert await story.layout.resolve("gone") == gone
+            assert story.holds(b"own")
+        await story.remover.remove(gone)
+        assert await story.layout.list_tags() == ["kept"]
+        assert story.files() == {kept.hex, Digest.of(b"shared").hex, EMPTY_CONFIG.digest.hex}
+        if not was_killed:
+            break
+    assert seen[0]
+    assert not seen[-1]
+    assert seen == sorted(seen, reverse=True)
+    assert 5 <= len(seen) < 15
+
+
+async def test_programs_take_turns(story: Story) -> None:
+    """Tags that others push while manifests are removed are all there, and whole."""
+    gone = [await story.add_segment(f"gone-{number}", b"own %d" % number) for number in range(20)]
+    story.age()
+    process = _start(_PUSHING, str(story.root))
+    for each in gone:
+        await story.remover.remove(each)
+    _, errors = process.communicate(timeout=_SECONDS)
+    # It may have lost an old blob between its look and its manifest; then it was told, and nothing is listed.
+    assert process.returncode == 0 or b"push it first" in errors
+    tags = await story.layout.list_tags()
+    assert all(tag.startswith("new-") for tag in tags)
+    for tag in tags:
+        for layer in Manifest.parse((await story.layout.get_manifest(tag)).content).layers:
+            assert await story.layout.stat_blob(layer.digest) == layer.size
+
+
+@pytest.mark.needs("skopeo")
+async def test_skopeo_reads_what_is_left(story: Story, tmp_path: Path) -> None:
+    """An independent program copies the whole cache after a removal."""
+    gone = await story.add_segment("one", b"own", b"shared")
+    kept = await story.add_segment("two", b"shared", b"other")
+    current = await story.write_index(kept)
+    story.age()
+    await story.remover.remove(gone)
+    skopeo_copy(f"oci:{story.root}:cache-index", f"oci:{tmp_path}/copy:cache-index", "--all")
+    copied = {path.name for path in (tmp_path / "copy/blobs/sha256").iterdir()}
+    blobs = {Digest.of(blob).hex for blob in (b"shared", b"other", EMPTY_CONFIG_CONTENT)}
+    assert copied == story.files() == {current.hex, kept.hex} | blobs
