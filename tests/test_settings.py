@@ -226,7 +226,9 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
 @pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_secrets_have_no_flag(variable: Variable[object]) -> None:
     """A token on the command line is visible to every user of the machine."""
-    assert (variable.flag is None) == (variable in {table.GITHUB_TOKEN, table.GH_TOKEN})
+    assert (variable.flag is None) == (
+        variable in {table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY}
+    )
 
 
 def test_every_proxy_setting_is_in_the_table() -> None:
@@ -322,13 +324,13 @@ def test_unknown_variables_are_warned_of() -> None:
     """A misspelt variable does not fail in silence; one of a related tool only says that it is not read."""
     environment = {
         "NIXCACHE_INDEX_TLL": "5",
-        "NIXCACHE_CONFIG_DIR": "/etc",
+        "NIXCACHE_WORKER": "/etc",
         "NIXCACHE_PORT": "1",
         "NIX_SIGNING_KEY": "x",
     }
     assert unknown_variables(environment, table.ALL_VARIABLES) == (
-        f"NIXCACHE_CONFIG_DIR {_IGNORED}",
         f"NIXCACHE_INDEX_TLL {_IGNORED}: did you mean NIXCACHE_INDEX_TTL?",
+        f"NIXCACHE_WORKER {_IGNORED}",
     )
 
 

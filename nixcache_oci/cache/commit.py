@@ -12,8 +12,8 @@ from typing import Final
 
 import zstandard
 
-from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.listing import read_union
+from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, render_table
 from nixcache_oci.clients.repository import Repository
@@ -25,6 +25,9 @@ from nixcache_oci.oci.digest import Digest
 _TABLE_LEVEL: Final = 12
 _INDEX_TRIES: Final = 3
 _FIRST_PAUSE_SECONDS: Final = 0.4
+
+ChangeIndex = Callable[[Union], Awaitable[CacheIndex]]
+"""Gives the index to write for what was read."""
 
 
 async def push_segment(
@@ -46,7 +49,7 @@ async def push_segment(
     content = await asyncio.to_thread(_compress, table)
     digest = Digest.of(content)
     await repository.push_blob(digest, content)
-    await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
+    await _push_empty_config(repository)
     manifest = build_manifest(
         Descriptor(media_type.TABLE, digest, len(content)),
         layers,
@@ -86,10 +89,8 @@ async def list_segments(
             it.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
-    for attempt in range(_INDEX_TRIES):
-        if attempt:
-            await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
-        union = await read_union(repository, mine)
+
+    async def listing(union: Union) -> CacheIndex:
         if union.version1 not in (None, converted):
             what = "another version 1 index than a moment ago" if converted else "a version 1 index"
             raise FormatError(
@@ -97,9 +98,42 @@ async def list_segments(
                 " publish again, for a publish takes its entries over first"
             )
         index = union.index.with_segments(mine)
-        content = replace(index, source=index.source or source).render()
+        return replace(index, source=index.source or source)
+
+    return await write_index(repository, mine, listing, sleep=sleep)
+
+
+async def write_index(
+    repository: Repository,
+    known: Iterable[Segment],
+    change: ChangeIndex,
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> bool:
+    """Read tags and index once, change what was read, write it, and look whether it is still there.
+
+    Args:
+        repository: where the cache lies.
+        known: segments whose manifests need not be fetched.
+        change: gives the index to write for what was read; is asked again where another writer came between.
+        sleep: waits so many seconds between tries.
+
+    Returns:
+        Whether the index was seen to be the changed one.
+
+    Raises:
+        Error: what ``change`` raises; nothing was written for it.
+        FormatError: what is there is no index of a Nix cache; nothing was written over it.
+        RegistryError: the repository could not answer; nothing was written, or the write failed.
+    """
+    known = tuple(known)
+    for attempt in range(_INDEX_TRIES):
+        if attempt:
+            await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
+        union = await read_union(repository, known)
+        content = (await change(union)).render()
         if Digest.of(content) == union.digest:
-            return True  # another writer listed them meanwhile, or the last try was only seen late
+            return True  # another writer came to the same, or the last try was only seen late
         digest = await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
         if await _read_back(repository) == digest:
             return True
@@ -108,6 +142,17 @@ async def list_segments(
 
 def _compress(table: Table) -> bytes:
     return zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+
+
+async def _push_empty_config(repository: Repository) -> None:
+    """Push what every segment shares, where it is not there yet.
+
+    Some registries stumble over a blob that is written again while others read it.
+    """
+    try:
+        await repository.stat_blob(EMPTY_CONFIG.digest)
+    except NotFoundError:
+        await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
 
 
 async def _read_back(repository: Repository) -> Digest | None:

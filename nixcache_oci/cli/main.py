@@ -20,6 +20,8 @@ PROGRAM: Final = "nixcache-oci"
 # Each is a module of this package: see the protocol Verb.
 VERBS: Final = {
     "proxy": "serve the cache to Nix on this machine",
+    "publish": "build a flake, and publish what was built",
+    "push": "publish store paths",
     "keygen": "make a key pair to sign a cache with",
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }

@@ -9,15 +9,17 @@ import re
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.signature import PublicKey, SecretKey
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import UpstreamNars
 from nixcache_oci.settings.variable import shown
 
 MAX_PORT: Final = 65535
 MIN_INDEX_TTL_SECONDS: Final = 1
+MIN_LAYERS: Final = 2
 PATH_SEPARATOR: Final = ":"
 LAYOUT_SCHEME: Final = "oci:"
 
@@ -32,6 +34,8 @@ _UPSTREAM_NARS: Final[dict[str, UpstreamNars]] = {"stream": "stream", "direct": 
 
 # int() and float() take more than a person means: "1_000", other scripts' digits, "nan".
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_SIZE = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[kKMGT]?)")
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 # Underscores are no part of a host name (RFC 1123), but of names in private networks.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -174,6 +178,28 @@ def parse_path(text: str) -> Path | None:
 def parse_paths(text: str) -> tuple[Path, ...]:
     """Read paths of files, parted by colons as in PATH."""
     return tuple(Path(path).absolute() for path in text.split(PATH_SEPARATOR) if path)
+
+
+def parse_secret_key(text: str) -> SecretKey | None:
+    """Read a secret key; no error repeats it."""
+    return SecretKey.parse(text) if text else None
+
+
+def parse_max_layers(text: str) -> int:
+    """Read how many layers a manifest may have: the table, and at least one blob."""
+    if not _WHOLE_NUMBER.fullmatch(text) or not MIN_LAYERS <= int(text) <= MAX_LAYERS:
+        raise FormatError(f"expected a number from {MIN_LAYERS} to {MAX_LAYERS}")
+    return int(text)
+
+
+def parse_max_blob_bytes(text: str) -> int | None:
+    """Read a number of bytes, with or without a unit; nothing for what is usual at the registry."""
+    if not text:
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None or int(match["number"]) == 0:
+        raise FormatError("expected a number of bytes, such as 10000000000, 10G or 500M")
+    return int(match["number"]) * _UNITS[match["unit"].upper()]
 
 
 def _is_host(text: str) -> bool:

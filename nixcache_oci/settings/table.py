@@ -141,6 +141,36 @@ SIGNING_KEY_FILE: Final = Variable(
     help="file of a secret key (name:base64) to sign with",
     separator=parsers.PATH_SEPARATOR,
 )
+SIGNING_KEY: Final = Variable(
+    name="NIX_SIGNING_KEY",
+    default="",
+    parse=parsers.parse_secret_key,
+    metavar="NAME:BASE64",
+    help="secret key to sign with, as CI hands it out",
+    hides_value=True,
+)
+CONFIG_DIR: Final = Variable(
+    name="NIXCACHE_CONFIG_DIR",
+    default="config",
+    parse=parsers.parse_text,
+    metavar="FLAKE",
+    help="flake that is published, where the command line names none",
+)
+MAX_LAYERS: Final = Variable(
+    name="NIXCACHE_MAX_LAYERS",
+    default="2000",
+    parse=parsers.parse_max_layers,
+    metavar="NUMBER",
+    help="layers of a manifest; some registries take 500",
+)
+MAX_BLOB_BYTES: Final = Variable(
+    name="NIXCACHE_MAX_BLOB_BYTES",
+    default="",
+    parse=parsers.parse_max_blob_bytes,
+    metavar="BYTES",
+    help="what the registry takes as one blob",
+    default_note="10 GB at ghcr.io, else no limit",
+)
 LOG_LEVEL: Final = Variable(
     name="NIXCACHE_LOG_LEVEL",
     default="info",
@@ -169,4 +199,13 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     HOSTS,
     PUBLIC_KEYS,
 )
-ALL_VARIABLES: Final = (*REPOSITORY_VARIABLES, *PROXY_VARIABLES, SIGNING_KEY_FILE, LOG_LEVEL)
+PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
+    SIGNING_KEY_FILE,
+    SIGNING_KEY,
+    MAX_LAYERS,
+    MAX_BLOB_BYTES,
+    INDEX_DIR,
+)
+ALL_VARIABLES: Final = tuple(
+    dict.fromkeys((*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *PUBLISH_VARIABLES, CONFIG_DIR, LOG_LEVEL))
+)

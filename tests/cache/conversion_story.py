@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from datetime import timedelta
 
-import zstandard
-
 from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.conversion import Conversion, IsListed, convert_version1
-from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import MAX_LAYERS
-from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, parse_table
+from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
@@ -20,6 +18,7 @@ from tests.support.interleaving import no_sleep, nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, StoreObject, publish_version1
+from tests.support.segments import read_tables
 
 SOURCE = "https://github.com/octocat/hello"
 
@@ -46,15 +45,6 @@ def blob_of(one: StoreObject) -> Digest:
 
 def base_names(*objects: StoreObject) -> set[str]:
     return {path_of(one).base_name for one in objects}
-
-
-async def read_table(repository: Repository, table: Digest) -> Table:
-    content = await read_blob(repository, table, MAX_TABLE_BYTES)
-    return parse_table(zstandard.ZstdDecompressor().decompress(bytes(content)))
-
-
-async def read_tables(repository: Repository, listing: Listing) -> list[Table]:
-    return [await read_table(repository, segment.table) for segment in listing.segments]
 
 
 def names_in(tables: Iterable[Table]) -> set[str]:

@@ -15,7 +15,7 @@ from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
-from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 from tests.cache.conversion_story import (
@@ -31,14 +31,13 @@ from tests.cache.conversion_story import (
     convert,
     names_in,
     path_of,
-    read_table,
-    read_tables,
     version1_cache,
 )
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, StoreObject
+from tests.support.segments import read_table, read_tables
 
 
 async def test_entries_become_a_segment_and_say_the_same() -> None:
@@ -173,7 +172,7 @@ async def test_what_is_listed_is_not_asked_about() -> None:
     repository = ModelRepository(storage, note)
     conversion = await convert(repository, listed=any_of(*ALL))
     blobs = [str(blob_of(one)) for one in [*twins, *many]]
-    assert sorted(asked) == sorted({*blobs, str(conversion.document)})
+    assert sorted(asked) == sorted({*blobs, str(conversion.document), str(EMPTY_CONFIG.digest)})
     assert most == 16
     assert names_in([await read_table(repository, conversion.segments[0].table)]) == base_names(*twins, *many)
 

@@ -28,7 +28,6 @@ from tests.cache.conversion_story import (
     names_listed,
     path_of,
     publish_like,
-    read_tables,
     refers_to,
     version1_cache,
 )
@@ -38,6 +37,7 @@ from tests.support.model_repository import ModelRepository
 from tests.support.objects import store_object
 from tests.support.publish import publish_version1
 from tests.support.registries import docker_registry
+from tests.support.segments import read_tables
 
 STEPS = 26  # of a publish that converts
 

@@ -1,0 +1,254 @@
+"""The verb ``publish``: builds what a flake, or a Nix file, has to offer, and publishes what was built."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.progress import show_progress
+from nixcache_oci.cli.publish_summary import OutputRow
+from nixcache_oci.cli.publishing import (
+    PublishSettings,
+    add_publish_flags,
+    check_strict,
+    opened,
+    print_dry_run,
+    publish_settings,
+    publishing,
+    report,
+    show_plan,
+)
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.clients.local_store.build import BuildResult, build
+from nixcache_oci.clients.local_store.evaluate import current_system, evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.output import Evaluation
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.server import serving
+from nixcache_oci.settings import table
+from nixcache_oci.settings.proxy import proxy_config
+from nixcache_oci.settings.variable import Values, add_flags
+
+_LOCAL: Final = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be built.
+
+    Attributes:
+        flake: reference of a flake, or a folder; None where a file is meant.
+        file: a Nix file, or None.
+        attrs: to which it is narrowed; empty for all.
+        system: what it is built for; None for this machine's.
+        with_checks: whether checks count, too.
+        accept_flake_config: whether the settings that the flake brings with it are obeyed.
+        scope: what later publishes of the same scope supersede; None for the usual.
+    """
+
+    flake: str | None
+    file: Path | None
+    attrs: tuple[str, ...]
+    system: str | None
+    with_checks: bool
+    accept_flake_config: bool
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What there is to publish, and what there is not.
+
+    Attributes:
+        paths: store paths of each output, by its attribute.
+        failed: why each of the others is not there.
+        is_partial: whether there may be outputs that are in neither.
+    """
+
+    paths: dict[str, tuple[StorePath, ...]]
+    failed: dict[str, str]
+    is_partial: bool
+
+    @property
+    def rows(self) -> list[OutputRow]:
+        """What the summary tells of each output."""
+        good = [OutputRow(attr, tuple(one.base_name for one in paths)) for attr, paths in self.paths.items()]
+        return [*good, *(OutputRow(attr, (), reason) for attr, reason in self.failed.items())]
+
+    def record(self, scope: str, run: str) -> PublishRecord:
+        """Say which roots there are.
+
+        Raises:
+            UsageError: a name that a record cannot hold.
+        """
+        roots = tuple((attr, path) for attr, paths in self.paths.items() for path in paths)
+        try:
+            return PublishRecord(scope, run, now(), roots, tuple(self.failed), self.is_partial)
+        except FormatError as error:
+            raise UsageError(f"--scope: {error}") from None
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "publish",
+        description=(
+            "Build the outputs of a flake with the cache as a further substituter, and publish what was "
+            "built: packages, devShells, nixosConfigurations, homeConfigurations and darwinConfigurations. "
+            "What cannot be built is named, and does not keep the rest from being published."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "flake", nargs="?", metavar="FLAKE", help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]"
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="publish a Nix file instead, such as default.nix"
+    )
+    parser.add_argument(
+        "-A",
+        "--attr",
+        action="append",
+        default=[],
+        metavar="ATTR",
+        help="only this output, such as packages.hello or hello; * stands for anything; repeatable",
+    )
+    parser.add_argument("--checks", action="store_true", help="publish checks as well")
+    parser.add_argument("--system", metavar="SYSTEM", help="build for this system [default: this machine's]")
+    parser.add_argument(
+        "--accept-flake-config",
+        action="store_true",
+        help="obey the settings that the flake brings with it, such as substituters",
+    )
+    add_publish_flags(parser)
+    add_flags(parser, [table.PUBLIC_KEYS])
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Build and publish."""
+    set_up_logging(logging.WARNING, environment, sys.stderr)
+    values = Values(dict(environment), arguments)
+    if arguments.file is not None and arguments.flake is not None:
+        raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
+    request = Request(
+        flake=None if arguments.file is not None else arguments.flake or values.get(table.CONFIG_DIR),
+        file=arguments.file,
+        attrs=tuple(arguments.attr),
+        system=arguments.system,
+        with_checks=arguments.checks,
+        accept_flake_config=arguments.accept_flake_config,
+        scope=arguments.scope,
+    )
+    proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
+    settings = publish_settings(arguments, environment)
+    return run_async(_publish(settings, proxy, request))
+
+
+async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
+    began = time.monotonic()
+    nix = Nix(settings.nix_environment)
+    system = request.system or await current_system(nix)
+    async with opened(settings) as repository:
+        async with _substituting(settings, proxy) as options:
+            built = await _build(Nix(settings.nix_environment, options), request, system)
+        _report_failures(settings, built.failed)
+        check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
+        record = built.record(request.scope or _usual_scope(settings, system), settings.run)
+        with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+            async with publishing(settings, repository, nix, progress) as publisher:
+                plan = await publisher.plan([path for _, path in record.roots])
+                progress.note(show_plan(plan))
+                if settings.is_dry_run:
+                    print_dry_run(plan)
+                    return FAILED if built.failed else DONE
+                published = await publisher.publish(plan, [record])
+        report(settings, repository, plan, published, time.monotonic() - began, built.rows)
+    return FAILED if built.failed or published.failed else DONE
+
+
+@asynccontextmanager
+async def _substituting(
+    settings: PublishSettings, config: ProxyConfig
+) -> AsyncIterator[list[tuple[str, str]]]:
+    """Serve the cache to Nix; gives the options that tell Nix of it, and nothing else does.
+
+    Only keys that were configured are trusted: without any, Nix would refuse what the cache offers.
+    """
+    own = [key.public_key for key in settings.options.keys]
+    keys = {key.name: key for key in (*own, *config.public_keys)}
+    if not keys:
+        print(
+            "no key is configured, so the cache is not used for building; see nixcache-oci keygen",
+            file=sys.stderr,
+        )
+        yield []
+        return
+    repository = open_repository(settings.location, settings.environment)
+    try:
+        async with serving(replace(config, public_keys=tuple(keys.values())), repository) as addresses:
+            yield [
+                ("extra-substituters", addresses[0]),
+                ("extra-trusted-public-keys", " ".join(map(str, keys.values()))),
+            ]
+    finally:
+        await repository.close()
+
+
+async def _build(nix: Nix, request: Request, system: str) -> Built:
+    store = await LocalStore.open(nix)
+    evaluation = await _evaluate(nix, request, system)
+    outputs = [output for output in evaluation.outputs if output.system in (None, system)]
+    if not outputs and not evaluation.failures:
+        raise Error(
+            f"{request.file or request.flake}: there is nothing to publish for {system}; expected packages, "
+            "devShells or configurations"
+        )
+    result = await build(store, outputs, accept_flake_config=request.accept_flake_config)
+    return combine(evaluation, result, is_narrowed=bool(request.attrs))
+
+
+async def _evaluate(nix: Nix, request: Request, system: str) -> Evaluation:
+    if request.file is not None:
+        return await evaluate_file(nix, request.file, attrs=request.attrs)
+    return await evaluate_flake(
+        nix,
+        request.flake or "",
+        system,
+        attrs=request.attrs,
+        with_checks=request.with_checks,
+        accept_flake_config=request.accept_flake_config,
+    )
+
+
+def combine(evaluation: Evaluation, result: BuildResult, *, is_narrowed: bool) -> Built:
+    """Put together what was evaluated and what was built."""
+    failed = {failure.attr: f"cannot be evaluated: {failure.message}" for failure in evaluation.failures}
+    failed |= result.failed
+    is_unknown = any(failure.is_set for failure in evaluation.failures)
+    return Built(dict(result.built), failed, is_partial=is_narrowed or is_unknown)
+
+
+def _report_failures(settings: PublishSettings, failed: dict[str, str]) -> None:
+    for attr, reason in failed.items():
+        line = f"{attr}: {reason}"
+        if settings.actions is not None:
+            settings.actions.error(line)
+        else:
+            print(f"nixcache-oci: error: {line}", file=sys.stderr)
+
+
+def _usual_scope(settings: PublishSettings, system: str) -> str:
+    ref_name = settings.actions.ref_name if settings.actions is not None else None
+    return f"{ref_name or _LOCAL}-{system}"

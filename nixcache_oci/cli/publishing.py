@@ -1,0 +1,267 @@
+"""What ``publish`` and ``push`` share: flags, and the parts that they put together."""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cli.compose import open_repository
+from nixcache_oci.cli.format import format_duration, format_size
+from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
+from nixcache_oci.clients.durable_file import write_file
+from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, UsageError
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.plan import Plan
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.publish import Published, Publisher
+from nixcache_oci.publisher.staging import COMPRESSIONS, Packing
+from nixcache_oci.settings import table
+from nixcache_oci.settings.index_dir import index_dir
+from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
+from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.variable import Values, add_flags
+
+VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
+
+_UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
+_MAX_JOBS: Final = 64
+
+
+def add_publish_flags(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of everything that publishes."""
+    parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
+    parser.add_argument(
+        "--scope",
+        metavar="NAME",
+        help="what later publishes of the same scope supersede; no spaces",
+    )
+    parser.add_argument(
+        "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
+    )
+    levels = ", ".join(f"{name} {usual}" for name, (_, usual) in COMPRESSIONS.items() if usual)
+    parser.add_argument("--level", type=int, metavar="N", help=f"of the compression [default: {levels}]")
+    parser.add_argument(
+        "--jobs", type=_parse_jobs, metavar="N", help="store objects read at once [default: one a core]"
+    )
+    parser.add_argument(
+        "--upstream-key-name",
+        action="append",
+        metavar="NAME",
+        help=f"paths signed by a key of this name are upstream, and not pushed; repeatable; "
+        f"'' for none [default: {_UPSTREAM_KEY_NAME}]",
+    )
+    parser.add_argument(
+        "--verify-upstream",
+        action="store_true",
+        help="ask the upstreams if they really have such paths, and push those that they have not",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="publish nothing unless everything can be published"
+    )
+    parser.add_argument(
+        "--public-key-file",
+        type=Path,
+        metavar="FILE",
+        help="write the public keys there, one a line, where they changed",
+    )
+    add_flags(parser, VARIABLES)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """What a publisher was told, parsed.
+
+    Attributes:
+        location: the repository.
+        environment: for credentials.
+        nix_environment: for Nix and all that it starts: without the signing key.
+        options: of the publisher.
+        upstreams: base URLs.
+        index_dir: where tables are kept.
+        is_dry_run: whether nothing is sent.
+        is_strict: whether one failure keeps all from being published.
+        public_key_file: where the public keys are written, or None.
+        actions: where this runs as a GitHub workflow.
+        run: names this run in records.
+    """
+
+    location: RepositoryConfig
+    environment: Mapping[str, str]
+    nix_environment: Mapping[str, str]
+    options: PublishOptions
+    upstreams: tuple[str, ...]
+    index_dir: Path
+    is_dry_run: bool
+    is_strict: bool
+    public_key_file: Path | None
+    actions: GithubActions | None
+    run: str
+
+
+def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> PublishSettings:
+    """Parse what the publisher is told, and take the signing key out of the environment.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+    values = Values(dict(environment), arguments)
+    environment.pop(table.SIGNING_KEY.name, None)
+    actions = GithubActions.from_environment(environment)
+    location = repository_config(values)
+    given = arguments.upstream_key_name
+    names = [_UPSTREAM_KEY_NAME] if given is None else given
+    options = PublishOptions(
+        keys=signing_keys(values),
+        upstream_key_names=frozenset(name for name in names if name),
+        verify_upstream=arguments.verify_upstream,
+        packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
+        jobs=arguments.jobs or os.cpu_count() or 1,
+        max_layers=values.get(table.MAX_LAYERS),
+        source=actions.source if actions is not None else None,
+        repository_source=_repository_source(location, values),
+    )
+    return PublishSettings(
+        location=location,
+        environment=values.merged_environment(table.REPOSITORY_VARIABLES),
+        nix_environment=dict(environment),
+        options=options,
+        upstreams=values.get(table.UPSTREAM),
+        index_dir=index_dir(values),
+        is_dry_run=arguments.dry_run,
+        is_strict=arguments.strict,
+        public_key_file=arguments.public_key_file,
+        actions=actions,
+        run=(actions.run_id if actions is not None else None) or _own_run(),
+    )
+
+
+@asynccontextmanager
+async def opened(settings: PublishSettings) -> AsyncIterator[Repository]:
+    """Open the repository for pushing."""
+    repository = open_repository(settings.location, settings.environment, push=not settings.is_dry_run)
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+@asynccontextmanager
+async def publishing(
+    settings: PublishSettings, repository: Repository, nix: Nix, progress: Progress
+) -> AsyncIterator[Publisher]:
+    """Put a publisher together."""
+    async with AsyncExitStack() as stack:
+        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        stack.push_async_callback(upstreams.close)
+        folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
+        store = await LocalStore.open(nix)
+        yield Publisher(repository, store, folder, upstreams, settings.options, progress)
+
+
+def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
+    """Refuse to go on, where that was asked for.
+
+    Raises:
+        Error: ``--strict``, and there is a problem.
+    """
+    if settings.is_strict and problems:
+        raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
+
+
+def show_plan(plan: Plan) -> str:
+    """Write the line that stands before everything."""
+    relist = f", {len(plan.relist)} to sign" if plan.relist else ""
+    return (
+        f"{plan.paths} paths: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
+        f"{len(plan.push)} to push ({format_size(plan.push_bytes)})"
+    )
+
+
+def print_dry_run(plan: Plan) -> None:
+    """Print each path that would be pushed or signed."""
+    for info in plan.push:
+        print(f"push {info.store_path} {format_size(info.nar_size)}")
+    for info, _ in plan.relist:
+        print(f"sign {info.store_path}")
+
+
+def report(
+    settings: PublishSettings,
+    repository: Repository,
+    plan: Plan,
+    published: Published,
+    seconds: float,
+    outputs: Sequence[OutputRow],
+) -> None:
+    """Print what came of it, and leave summary and public keys where they are wanted."""
+    sizes = {info.store_path: info.nar_size for info in plan.push}
+    pushed = [
+        PushedRow(narinfo.store_path.base_name, narinfo.nar_size, narinfo.file_size or 0)
+        for narinfo in published.listed
+        if narinfo.store_path in sizes
+    ]
+    size = format_size(sum(row.nar_size for row in pushed))
+    packed = format_size(sum(row.file_size for row in pushed))
+    took = format_duration(seconds)
+    print(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+    if not published.is_index_confirmed:
+        print("others write the index at the same time; what was pushed is found by its tag", file=sys.stderr)
+    keys = [str(key) for key in settings.options.public_keys]
+    for key in keys:
+        print(f"public key: {key}")
+    if settings.public_key_file is not None:
+        write_public_keys(settings.public_key_file, keys)
+    if settings.actions is not None:
+        summary = PublishSummary(repository.name, show_plan(plan), outputs, pushed, seconds, keys)
+        settings.actions.append_summary(render_summary(summary))
+
+
+def write_public_keys(path: Path, keys: Iterable[str]) -> None:
+    """Write public keys, one a line; a file that holds them already is not touched.
+
+    Raises:
+        UsageError: there is no key, or the file cannot be written.
+    """
+    text = "".join(f"{key}\n" for key in keys)
+    if not text:
+        raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_file(path, [text.encode()], path.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--public-key-file: {path}: {error}") from None
+
+
+def _own_run() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}".replace(" ", "_")
+
+
+def _repository_source(location: RepositoryConfig, values: Values) -> str | None:
+    repo = values.get(table.REPO)
+    if not isinstance(location, RegistryLocation) or repo is None:
+        return None
+    return f"{values.environment.get('GITHUB_SERVER_URL', 'https://github.com')}/{repo}"
+
+
+def _parse_jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_JOBS):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_MAX_JOBS}, got {text[:40]!r}")
+    return int(text)
+
+
+def _and_more(number: int) -> str:
+    return f" (and {number} more)" if number else ""

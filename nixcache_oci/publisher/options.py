@@ -1,0 +1,37 @@
+"""How to publish, parsed and frozen."""
+
+from dataclasses import dataclass, field
+
+from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.nix.signature import PublicKey, SecretKey
+from nixcache_oci.publisher.staging import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """How to publish.
+
+    Attributes:
+        keys: what every listed path is signed with.
+        upstream_key_names: who signs what clients get elsewhere.
+        verify_upstream: whether the upstreams are asked if they really have it.
+        packing: how NARs are compressed.
+        jobs: how many store objects are staged at once.
+        max_layers: of a manifest.
+        source: where the paths come from, such as the address of a commit; for the table's header.
+        repository_source: address of the GitHub repository: GHCR links the package to it.
+    """
+
+    keys: tuple[SecretKey, ...] = ()
+    upstream_key_names: frozenset[str] = frozenset()
+    verify_upstream: bool = False
+    packing: Packing = field(default_factory=Packing)
+    jobs: int = 2
+    max_layers: int = MAX_LAYERS
+    source: str | None = None
+    repository_source: str | None = None
+
+    @property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """Of the keys that sign."""
+        return tuple(key.public_key for key in self.keys)

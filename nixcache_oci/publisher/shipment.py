@@ -1,0 +1,151 @@
+"""What goes over the line for a publish: blobs, and the segments that hold them together."""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.commit import push_segment
+from nixcache_oci.cache.cutting import cut
+from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import NotFoundError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.staging import StagingFolderError
+from nixcache_oci.publisher.upload import Uploaded, Uploader
+
+_PARALLEL_REQUESTS: Final = 16
+
+
+class Shipment:
+    """Sends store objects to one repository.
+
+    Args:
+        repository: with leave to push.
+        store: where the paths are.
+        options: how.
+        progress: is told.
+    """
+
+    def __init__(
+        self, repository: Repository, store: LocalStore, options: PublishOptions, progress: Progress
+    ) -> None:
+        self._repository = repository
+        self._store = store
+        self._options = options
+        self._progress = progress
+
+    async def upload(self, infos: Sequence[PathInfo]) -> Uploaded:
+        """Send these, references first; what cannot be staged is named, and the rest sent.
+
+        Raises:
+            RegistryError: the repository refused; what was sent stays there, unlisted.
+            StagingFolderError: nothing more can be staged.
+        """
+        try:
+            staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
+        except OSError as error:
+            raise StagingFolderError(
+                f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
+            ) from None
+        with staging as folder:
+            uploader = Uploader(
+                self._repository,
+                lambda info: self._store.real_path(info.store_path),
+                Path(folder),
+                self._options.packing,
+                self._options.jobs,
+                self._progress,
+            )
+            return await uploader.run(infos)
+
+    async def upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
+        """Ask for each blob, and send again what lies in those that some collector took."""
+
+        async def is_there(digest: Digest) -> bool:
+            try:
+                await self._repository.stat_blob(digest)
+            except NotFoundError:
+                return False
+            return True
+
+        digests = list(uploaded.blobs)
+        answers = await run_all((is_there(digest) for digest in digests), _PARALLEL_REQUESTS)
+        there = {digest for digest, answer in zip(digests, answers, strict=True) if answer}
+        kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
+        again = await self.upload(
+            [
+                info
+                for info in infos
+                if info.store_path not in kept and info.store_path.base_name not in uploaded.failed
+            ]
+        )
+        by_path = {**kept, **{one.store_path: one for one in again.narinfos}}
+        return Uploaded(
+            [by_path[info.store_path] for info in infos if info.store_path in by_path],
+            {**{digest: uploaded.blobs[digest] for digest in there}, **again.blobs},
+            {**uploaded.failed, **again.failed},
+        )
+
+    async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+        """Describe blobs that are listed already; a descriptor needs the exact size."""
+        urls = {}
+        found: dict[Digest, Descriptor] = {}
+        for narinfo in narinfos:
+            url = NarUrl.parse(narinfo.url)
+            if url.offset is None and narinfo.file_size is not None:
+                found[url.blob] = describe_nar(url.blob, narinfo.compression, narinfo.file_size)
+            else:
+                urls[url.blob] = url
+
+        async def describe(url: NarUrl) -> Descriptor:
+            kind = media_type.NAR if url.offset is None else media_type.PACK
+            return Descriptor(kind, url.blob, await self._repository.stat_blob(url.blob))
+
+        asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
+        return found | {descriptor.digest: descriptor for descriptor in asked}
+
+    async def push_segments(
+        self,
+        narinfos: Sequence[NarInfo],
+        blobs: Mapping[Digest, Descriptor],
+        records: Sequence[PublishRecord],
+    ) -> list[Segment]:
+        """Push all of it as one segment, or as several where that is over a limit.
+
+        Args:
+            narinfos: references first.
+            blobs: descriptor of each blob that they point into; all are there.
+            records: what the publish leaves for gc to count.
+
+        Raises:
+            RegistryError: the repository refused; what was pushed is found by its tag.
+        """
+        header = TableHeader(
+            now(),
+            source=self._options.source,
+            public_keys=tuple(str(key) for key in self._options.public_keys),
+        )
+        # References first, and the records last: who finds these finds all.
+        *contents, last = cut(narinfos, blobs, max_layers=self._options.max_layers - 1)
+        tables = [Table(header, (), content.narinfos) for content in contents]
+        tables.append(Table(header, tuple(records), last.narinfos))
+        return [
+            await push_segment(
+                self._repository, table, content.layers, source=self._options.repository_source
+            )
+            for table, content in zip(tables, [*contents, last], strict=True)
+        ]

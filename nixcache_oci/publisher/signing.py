@@ -1,0 +1,34 @@
+"""Signing narinfos on their way into the cache: the local store never learns of it.
+
+Source: design section 4, promise 4.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from nixcache_oci.errors import Error
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey, fingerprint
+
+
+def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
+    """Add the signatures that are missing, and keep those that verify or that are others'.
+
+    Raises:
+        Error: a signature made just now does not verify.
+    """
+    public_keys = [key.public_key for key in keys]
+    signed = []
+    for narinfo in narinfos:
+        covered = fingerprint(narinfo)
+        sigs = list(narinfo.sigs)
+        for key, public_key in zip(keys, public_keys, strict=True):
+            if any(public_key.verify(covered, sig) for sig in sigs):
+                continue
+            sig = key.sign(covered)
+            if not public_key.verify(covered, sig):
+                raise Error(f"{narinfo.store_path}: the signature made with key {key.name} does not verify")
+            # One of this key's name that does not verify is of another key, or of another build.
+            sigs = [*(one for one in sigs if one.key_name != key.name), sig]
+        signed.append(replace(narinfo, sigs=tuple(sigs)))
+    return signed

@@ -1,0 +1,270 @@
+"""The upload: store objects are staged, several at once, and sent as packs and blobs.
+
+Bounded in memory and in staged bytes, whatever the closure's size: an object is staged when there is room for
+it, and gives its room back when it is sent. Small ones go into packs in closure order, so that the same
+closure gives the same packs, and a run that was killed finds what it sent already.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.pack import Pack, PackBuilder, fits_pack
+from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import NotFoundError, StoreError
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.staging import Packing, StagedNar, is_large, stage
+
+STAGED_BYTES: Final = 1024 * 1024 * 1024
+"""In files, all at once; one NAR that is larger is let through alone."""
+
+_MEMORY_BYTES: Final = 32 * 1024 * 1024
+_UPLOADS_AT_ONCE: Final = 4
+
+
+@dataclass(slots=True)
+class Uploaded:
+    """What lies in the repository now, not yet listed.
+
+    Attributes:
+        narinfos: pointing at blobs and packs, references first.
+        blobs: descriptor of each blob and pack, by digest.
+        failed: why each of the others could not be staged, by base name.
+    """
+
+    narinfos: list[NarInfo] = field(default_factory=list)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Room:
+    """Bytes that may be in use at once; a wish for more than all of them waits until none is."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._freed = asyncio.Condition()
+
+    async def take(self, wanted: int) -> int:
+        """Wait until there is room; gives what to give back."""
+        wanted = min(wanted, self._size)
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._used + wanted <= self._size)
+            self._used += wanted
+        return wanted
+
+    async def give_back(self, taken: int) -> None:
+        """Make room."""
+        async with self._freed:
+            self._used -= taken
+            self._freed.notify_all()
+
+    @asynccontextmanager
+    async def taking(self, wanted: int) -> AsyncIterator[None]:
+        """Take room, and give it back at the end."""
+        taken = await self.take(wanted)
+        try:
+            yield
+        finally:
+            await self.give_back(taken)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """A small object on its way to a compressed NAR, and the room that it holds."""
+
+    info: PathInfo
+    taken: int
+    nar: "asyncio.Future[StagedNar]"
+
+
+class Uploader:
+    """Sends store objects, once.
+
+    Args:
+        repository: where to.
+        real_path: tells where an object's files are.
+        folder: for staged files; the caller removes it.
+        packing: how to compress.
+        jobs: how many objects are staged at once.
+        progress: is told.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        real_path: Callable[[PathInfo], Path],
+        folder: Path,
+        packing: Packing,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        self._repository = repository
+        self._real_path = real_path
+        self._folder = folder
+        self._packing = packing
+        self._progress = progress
+        self._memory = Room(_MEMORY_BYTES)
+        self._disk = Room(STAGED_BYTES)
+        self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._is_stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="stage")
+        # As many as can be staged while the oldest one is waited for.
+        self._stagings: asyncio.Queue[_Staging | None] = asyncio.Queue(4 * jobs)
+        self._uploaded = Uploaded()
+        # Large files whose NARs turned out small enough for a pack, such as a sparse image.
+        self._shrunk: list[StagedNar] = []
+
+    async def run(self, infos: Sequence[PathInfo]) -> Uploaded:
+        """Send all of these, references first; what cannot be staged is named, and the rest sent.
+
+        Raises:
+            RegistryError: the repository refused; what was sent stays there, unlisted.
+            StagingFolderError: the staging folder is full.
+        """
+        order = {info.store_path: number for number, info in enumerate(infos)}
+        large = [info for info in infos if is_large(info)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                # They take longest, and are what the others can hide behind.
+                sending = [group.create_task(self._send_large(info)) for info in large]
+                group.create_task(self._stage_small(info for info in infos if not is_large(info)))
+                builder = await self._send_small(group)
+                await asyncio.gather(*sending)
+                self._shrunk.sort(key=lambda staged: order[staged.narinfo.store_path])
+                for staged in self._shrunk:
+                    builder = await self._add(staged, builder, group)
+                await self._begin_pack(builder.finish(), group)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._is_stopped.set()
+            self._pool.shutdown(cancel_futures=True)
+            self._drop_stagings()
+        self._uploaded.narinfos.sort(key=lambda narinfo: order[narinfo.store_path])
+        return self._uploaded
+
+    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
+        return asyncio.get_running_loop().run_in_executor(
+            self._pool,
+            stage,
+            info,
+            self._real_path(info),
+            self._folder,
+            self._packing,
+            self._is_stopped.is_set,
+        )
+
+    def _drop_stagings(self) -> None:
+        """Forget what nobody waits for any more, its errors too."""
+        while not self._stagings.empty():
+            staging = self._stagings.get_nowait()
+            if staging is not None and not staging.nar.cancel() and not staging.nar.cancelled():
+                staging.nar.exception()
+
+    def _note_failure(self, info: PathInfo, error: StoreError) -> None:
+        self._uploaded.failed[info.store_path.base_name] = str(error)
+        self._progress.warn(str(error))
+
+    async def _send_large(self, info: PathInfo) -> None:
+        async with self._disk.taking(info.nar_size):
+            try:
+                staged = await self._stage(info)
+            except StoreError as error:
+                self._note_failure(info, error)
+                return
+            self._progress.staged(info.store_path.base_name, info.nar_size)
+            if isinstance(staged.content, Path) and fits_pack(staged.size):
+                content = await asyncio.to_thread(staged.content.read_bytes)
+                staged.discard()
+                self._shrunk.append(StagedNar(staged.narinfo, staged.digest, staged.size, content))
+                return
+            await self._send_blob(staged)
+
+    async def _stage_small(self, infos: Iterable[PathInfo]) -> None:
+        for info in infos:
+            taken = await self._memory.take(info.nar_size)
+            await self._stagings.put(_Staging(info, taken, self._stage(info)))
+        await self._stagings.put(None)
+
+    async def _send_small(self, group: asyncio.TaskGroup) -> PackBuilder:
+        """Send what is staged in memory; gives the last pack, which is not yet full."""
+        builder = PackBuilder()
+        while (staging := await self._stagings.get()) is not None:
+            try:
+                staged = await staging.nar
+            except StoreError as error:
+                self._note_failure(staging.info, error)
+                await self._memory.give_back(staging.taken)
+                continue
+            self._progress.staged(staging.info.store_path.base_name, staging.info.nar_size)
+            if fits_pack(staged.size):
+                builder = await self._add(staged, builder, group)
+                await self._memory.give_back(staging.taken)
+            else:
+                group.create_task(self._send_from_memory(staged, staging.taken))
+        return builder
+
+    async def _add(self, staged: StagedNar, builder: PackBuilder, group: asyncio.TaskGroup) -> PackBuilder:
+        """Add a small NAR to a pack; gives the pack that is filled now."""
+        content = staged.content
+        if isinstance(content, Path):
+            raise TypeError("what goes into a pack is in memory")
+        if builder.add(staged.narinfo, content):
+            return builder
+        await self._begin_pack(builder.finish(), group)
+        builder = PackBuilder()
+        builder.add(staged.narinfo, content)
+        return builder
+
+    async def _begin_pack(self, pack: Pack, group: asyncio.TaskGroup) -> None:
+        if pack.narinfos:
+            # Packs wait for their turn here, and not in any number beside each other.
+            await self._uploads.acquire()
+            group.create_task(self._send_pack(pack))
+
+    async def _send_pack(self, pack: Pack) -> None:
+        try:
+            await self._send(pack.digest, pack.content, len(pack.content))
+        finally:
+            self._uploads.release()
+        self._uploaded.blobs[pack.digest] = Descriptor(media_type.PACK, pack.digest, len(pack.content))
+        self._uploaded.narinfos += pack.narinfos
+
+    async def _send_from_memory(self, staged: StagedNar, taken: int) -> None:
+        try:
+            await self._send_blob(staged)
+        finally:
+            await self._memory.give_back(taken)
+
+    async def _send_blob(self, staged: StagedNar) -> None:
+        try:
+            async with self._uploads:
+                await self._send(staged.digest, staged.content, staged.size)
+        finally:
+            staged.discard()
+        descriptor = describe_nar(staged.digest, staged.narinfo.compression, staged.size)
+        self._uploaded.blobs[staged.digest] = descriptor
+        self._uploaded.narinfos.append(staged.narinfo)
+
+    async def _send(self, digest: Digest, content: bytes | Path, size: int) -> None:
+        if digest in self._uploaded.blobs:
+            return
+        try:
+            await self._repository.stat_blob(digest)
+        except NotFoundError:
+            await self._repository.push_blob(digest, content)
+            self._progress.sent(size)
+        else:
+            self._progress.skipped(size)

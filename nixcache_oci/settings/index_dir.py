@@ -1,0 +1,23 @@
+"""Where the last good index lies, for all commands that read a cache."""
+
+from pathlib import Path
+
+import platformdirs
+
+from nixcache_oci.settings import table
+from nixcache_oci.settings.repository import APPLICATION
+from nixcache_oci.settings.variable import Values
+
+
+def index_dir(values: Values) -> Path:
+    """Tell the folder for the indexes of all caches.
+
+    Raises:
+        UsageError: a value that cannot be used.
+    """
+    # systemd.exec(5), CacheDirectory=: several folders are joined by colons; ours comes first.
+    of_service = values.environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    given = values.get(table.INDEX_DIR)
+    if given is not None:
+        return given
+    return Path(of_service) if of_service else platformdirs.user_cache_path(APPLICATION, appauthor=False)

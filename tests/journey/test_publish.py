@@ -1,0 +1,135 @@
+"""From a flake to another machine's store, by the real program, real Nix and a registry."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.nix.signature import SecretKey
+from tests.clients.nix_story import SYSTEM, NixStory
+from tests.support.journey import push_with, settings_of
+from tests.support.proxy import ProxyProcess
+from tests.support.publisher import Machine
+from tests.support.registries import Ghcr
+from tests.support.segments import read_records
+from tests.support.substitution import assert_substitutable
+
+pytestmark = pytest.mark.needs("nix")
+
+GOOD = 'one = mkFrom "one" "echo built here; echo one > $out";'
+OUTPUTS = f"""
+  packages.{SYSTEM} = rec {{
+    {GOOD}
+    two = mkFrom "two" "echo built here; echo ${{one}} > $out";
+    bad = mkFrom "bad" "echo the cause >&2; exit 3";
+    worse = throw "cannot even be evaluated";
+  }};
+  devShells.{SYSTEM}.default = mkFrom "shell" "echo shell > $out";
+  checks.{SYSTEM}.check = mkFrom "check" "echo check > $out";
+"""
+
+
+@pytest.fixture
+def settings(ghcr: Ghcr, key: SecretKey, tmp_path: Path) -> dict[str, str]:
+    return {**settings_of(ghcr, tmp_path), "NIX_SIGNING_KEY": key.render()}
+
+
+def machine_of(story: NixStory, settings: Mapping[str, str]) -> Machine:
+    machine = Machine(story.folder / "machine", story.sandbox, settings)
+    machine.environment |= {name: value for name, value in story.environment().items() if name == "PATH"}
+    return machine
+
+
+def records_of(ghcr: Ghcr) -> list[PublishRecord]:
+    """What publishes left for gc, the oldest first."""
+    found: list[PublishRecord] = []
+
+    async def read(repository: Repository) -> None:
+        listing = await read_listing(repository)
+        found.extend(await read_records(repository, listing))
+
+    push_with(ghcr, read)
+    return found
+
+
+def test_a_flake_comes_to_another_machine(
+    ghcr: Ghcr, settings: dict[str, str], key: SecretKey, tmp_path: Path
+) -> None:
+    """What can be built is built, published, recorded and substituted elsewhere; what cannot is named."""
+    story = NixStory(tmp_path / "first", is_chroot=True)
+    flake = story.write_flake(OUTPUTS)
+    first = machine_of(story, settings).run("publish", flake)
+    assert first.status == 1
+    assert f"packages.{SYSTEM}.bad: " in first.stderr
+    assert "the cause" in first.stderr
+    assert f"packages.{SYSTEM}.worse: cannot be evaluated: cannot even be evaluated" in first.stderr
+    assert "3 paths: 0 upstream, 0 cached, 3 to push" in first.stderr
+    assert str(key.public_key) in first.stdout
+    assert key.render() not in first.stdout + first.stderr
+    (record,) = records_of(ghcr)
+    assert record.scope == f"local-{SYSTEM}"
+    assert {name for name, _ in record.roots} == {
+        f"packages.{SYSTEM}.one",
+        f"packages.{SYSTEM}.two",
+        f"devShells.{SYSTEM}.default",
+    }
+    assert set(record.failed) == {f"packages.{SYSTEM}.bad", f"packages.{SYSTEM}.worse"}
+    assert not record.is_partial
+    told = {name: value for name, value in settings.items() if name != "NIX_SIGNING_KEY"}
+    with ProxyProcess(tmp_path / "proxy", **told, NIXCACHE_PUBLIC_KEYS=str(key.public_key)) as proxy:
+        proxy.wait_ready()
+        paths = [str(path) for _, path in record.roots]
+        assert_substitutable(proxy, paths)
+        trusted = [str(key.public_key)]
+        story.sandbox.realise(paths, substituters=[proxy.url], trusted_keys=trusted).check()
+    # Another machine with an empty store takes what is there instead of building it, and has nothing to send.
+    other = NixStory(tmp_path / "second", is_chroot=True)
+    second = machine_of(other, settings).run("publish", flake, "--attr", "two")
+    assert second.status == 0, second.stderr
+    assert "built here" not in second.stderr
+    assert "2 paths: 0 upstream, 2 cached, 0 to push" in second.stderr
+    _, narrowed = records_of(ghcr)
+    assert narrowed.is_partial
+    assert [name for name, _ in narrowed.roots] == [f"packages.{SYSTEM}.two"]
+
+
+def test_strict_publishes_all_or_nothing(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """With --strict, one output that fails keeps the others from being published."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    ran = machine_of(story, settings).run("publish", story.write_flake(OUTPUTS), "--strict", "--checks")
+    assert ran.status == 1
+    assert "--strict: nothing is published" in ran.stderr
+    assert records_of(ghcr) == []
+
+
+def test_a_file_is_published_like_a_flake(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """``--file`` takes what nix-build takes, and -A narrows it."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    folder = story.write(
+        "file/default.nix",
+        f"""let mk = name: derivation {{
+              inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; args = [ "-c" "echo ${{name}} > $out" ];
+            }}; in {{ a = mk "a"; b = mk "b"; }}""",
+    )
+    ran = machine_of(story, settings).run("publish", "--file", str(folder / "default.nix"), "-A", "b")
+    assert ran.status == 0, ran.stderr
+    (record,) = records_of(ghcr)
+    assert [name for name, _ in record.roots] == ["b"]
+
+
+def test_wrong_usage_is_said_in_one_line(settings: dict[str, str], tmp_path: Path) -> None:
+    """A flake that is not there, a key that is none: exit status 2 or 1, and no traceback."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    machine = machine_of(story, settings)
+    assert machine.run("publish", "a", "--file", "b").status == 2
+    missing = machine.run("publish", str(tmp_path / "nowhere"))
+    assert missing.status in (1, 2)
+    assert "nowhere" in missing.stderr.splitlines()[-1]
+    no_key = machine.run("push", "/nix/store/x", NIX_SIGNING_KEY="secret-1:c2VjcmV0")
+    assert no_key.status == 2
+    assert "NIX_SIGNING_KEY" in no_key.stderr
+    assert "c2VjcmV0" not in no_key.stderr
+    assert "Traceback" not in missing.stderr + no_key.stderr

@@ -1,0 +1,83 @@
+"""The real program as a publisher: processes of their own, on a Nix store that the test filled."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.nix import NixSandbox
+
+_MOST_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def check(self) -> "Ran":
+        """Make sure that it succeeded.
+
+        Raises:
+            RuntimeError: it did not; with what it said.
+        """
+        if self.status:
+            raise RuntimeError(f"ended with {self.status}: {self.stderr[-3000:]}")
+        return self
+
+
+class Machine:
+    """A machine that publishes: a folder of its own, Nix, and what it is told about the cache.
+
+    Args:
+        folder: for its home, its index and its log.
+        nix: its store.
+        settings: environment variables.
+    """
+
+    def __init__(self, folder: Path, nix: NixSandbox, settings: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.environment = {
+            **nix.environment(),
+            "NIXCACHE_INDEX_DIR": str(folder / "index"),
+            "NIXCACHE_UPSTREAM": "",
+            "TMPDIR": str(folder),
+            # What measures the coverage of this process measures that one's, too.
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
+            **settings,
+        }
+
+    def run(self, *arguments: str, input_text: str = "", **environment: str) -> Ran:
+        """Run a command to its end."""
+        result = subprocess.run(
+            self._command(arguments),
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            input=input_text,
+            capture_output=True,
+            text=True,
+            timeout=_MOST_SECONDS,
+            check=False,
+        )
+        return Ran(result.returncode, result.stdout, result.stderr)
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command; the caller waits for its end, or ends it."""
+        return subprocess.Popen(
+            self._command(arguments),
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "nixcache_oci", *arguments]
