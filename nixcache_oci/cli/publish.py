@@ -12,7 +12,7 @@ from typing import Final
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
@@ -25,6 +25,7 @@ from nixcache_oci.cli.publishing import (
     publish_settings,
     publishing,
     report,
+    run_publisher,
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
@@ -153,7 +154,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
     settings = publish_settings(arguments, environment)
-    return run_async(_publish(settings, proxy, request))
+    return run_publisher(_publish(settings, proxy, request))
 
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:

@@ -5,7 +5,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import open_repository
+from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
@@ -170,6 +170,19 @@ async def publishing(
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         store = await LocalStore.open(nix)
         yield Publisher(repository, store, folder, upstreams, settings.options, progress)
+
+
+def run_publisher(main: Coroutine[object, object, int]) -> int:
+    """Run it to its end; whoever interrupts it learns how things stand."""
+    try:
+        return run_async(main)
+    except KeyboardInterrupt:
+        print(
+            "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
+            "the next run goes on from there",
+            file=sys.stderr,
+        )
+        raise
 
 
 def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, MutableMapping, Sequence
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import run_async
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
@@ -20,6 +19,7 @@ from nixcache_oci.cli.publishing import (
     publish_settings,
     publishing,
     report,
+    run_publisher,
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     paths = [*arguments.paths, *(_read_paths() if arguments.stdin else [])]
     if not paths:
         raise UsageError("push: no paths; name some, or give --stdin and one on each line of standard input")
-    return run_async(_push(settings, paths, arguments.root, arguments.scope, with_closure=arguments.closure))
+    return run_publisher(
+        _push(settings, paths, arguments.root, arguments.scope, with_closure=arguments.closure)
+    )
 
 
 async def _push(

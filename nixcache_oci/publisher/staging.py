@@ -157,13 +157,9 @@ def _stage(
             hasher.update(chunk)
             size += len(chunk)
             sink.write(compressor.compress(chunk))
-            if packing.max_blob_bytes is not None and sink.size > packing.max_blob_bytes:
-                raise StoreError(
-                    f"{info.store_path}: over {packing.max_blob_bytes} bytes even compressed, which is more "
-                    "than the registry takes as one blob; split it, compress it more, or keep it out of "
-                    "the cache"
-                )
+            _check_size(info, packing, sink.size)
         sink.write(compressor.flush())
+        _check_size(info, packing, sink.size)
     except OSError as error:
         raise StoreError(f"{info.store_path}: cannot be read: {error.strerror}") from None
     except FormatError as error:
@@ -175,6 +171,14 @@ def _stage(
         )
     digest = Digest(sink.hasher.hexdigest())
     return StagedNar(_narinfo(info, packing, digest, sink.size), digest, sink.size, sink.content)
+
+
+def _check_size(info: PathInfo, packing: Packing, size: int) -> None:
+    if packing.max_blob_bytes is not None and size > packing.max_blob_bytes:
+        raise StoreError(
+            f"{info.store_path}: over {packing.max_blob_bytes} bytes even compressed, which is more than the "
+            "registry takes as one blob; split it, compress it more, or keep it out of the cache"
+        )
 
 
 class _Compressor(Protocol):

@@ -1,0 +1,184 @@
+"""What goes wrong for a publisher: one line with the remedy, a status that tells, nothing half-listed."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.clients.repository import Repository
+from tests.support.journey import push_with, settings_of
+from tests.support.nix import NixSandbox
+from tests.support.publisher import Machine
+from tests.support.registries import Ghcr
+
+pytestmark = pytest.mark.needs("nix")
+
+PATHS = 5
+LARGE_BYTES = 6_000_000
+INTERRUPTED = 130
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def paths(nix: NixSandbox) -> list[str]:
+    return [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(LARGE_BYTES))]
+
+
+@pytest.fixture
+def machine(ghcr: Ghcr, nix: NixSandbox, tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine", nix, settings_of(ghcr, tmp_path))
+
+
+def listed(ghcr: Ghcr) -> int:
+    """How many paths the cache lists."""
+    counts: list[int] = []
+
+    async def count(repository: Repository) -> None:
+        listing = await read_listing(repository)
+        counts.append(sum(segment.paths for segment in listing.segments))
+
+    push_with(ghcr, count)
+    return counts[0]
+
+
+def assert_refused(ghcr: Ghcr, machine: Machine, paths: list[str], *words: str) -> None:
+    """One line at the end says it all, nothing is listed, and nothing staged stays behind."""
+    ran = machine.run("push", *paths)
+    last = ran.stderr.splitlines()[-1]
+    assert ran.status == 1, ran.stderr
+    assert last.startswith("nixcache-oci: error: ")
+    for word in words:
+        assert word in last
+    assert "Traceback" not in ran.stderr
+    assert "never retrieved" not in ran.stderr
+    assert ghcr.password not in ran.stderr
+    assert list(machine.folder.glob("nixcache-oci-*")) == []
+    assert listed(ghcr) == 0
+
+
+def token(machine: Machine, text: str) -> None:
+    Path(machine.environment["NIXCACHE_TOKEN_FILE"]).write_text(text)
+
+
+def test_wrong_credentials(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """The registry knows nobody of that token: where it came from is named."""
+    token(machine, "octocat:wrong")
+    assert_refused(ghcr, machine, paths, "NIXCACHE_TOKEN_FILE", "renew it")
+
+
+def test_no_credentials(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """Nobody may push anonymously: what to set is named."""
+    del machine.environment["NIXCACHE_TOKEN_FILE"]
+    assert_refused(ghcr, machine, paths, "anonymously", "GITHUB_TOKEN")
+
+
+def test_no_permission(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """A token that may read only."""
+    token(machine, f"octocat:{ghcr.server.read_token}")
+    assert_refused(ghcr, machine, paths, "403", "write")
+
+
+def test_a_package_of_another_repository(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """GHCR's 403 for a package that is linked elsewhere."""
+    ghcr.server.is_linked_elsewhere = True
+    assert_refused(ghcr, machine, paths, "linked to another repository", "/settings")
+
+
+def test_no_quota(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """The repository is full before the publish is whole."""
+    ghcr.server.quota = MIB
+    assert_refused(ghcr, machine, paths, "billing")
+
+
+def test_a_blob_that_the_registry_finds_too_large(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """A limit that nobody told of in advance."""
+    ghcr.server.blob_limit = MIB
+    assert_refused(ghcr, machine, paths, "413", "NIXCACHE_MAX_BLOB_BYTES")
+
+
+def test_a_path_over_a_known_limit(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """It is refused by name before any byte of it is sent, and the others are published."""
+    ran = machine.run("push", *paths, "--max-blob-bytes", "1M")
+    assert ran.status == 1
+    assert f"{paths[-1]}: over 1000000 bytes even compressed" in ran.stderr
+    assert listed(ghcr) == PATHS
+    assert all(size <= MIB for size in ghcr.server.blobs("octocat/hello/nix-cache").values())
+
+
+def test_a_corrupt_path(ghcr: Ghcr, machine: Machine, nix: NixSandbox, paths: list[str]) -> None:
+    """It is refused by name, and so is what refers to it; the rest is published."""
+    victim = nix.physical(paths[1])
+    victim.chmod(0o644)
+    victim.write_text("another content")
+    ran = machine.run("push", *paths)
+    assert ran.status == 1
+    assert f"{paths[1]}: its files are not what the store says of them" in ran.stderr
+    # The first one, and the large one; all others refer to it.
+    assert listed(ghcr) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for one MiB; only root can make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk: only root may mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(ghcr: Ghcr, machine: Machine, paths: list[str], small_disk: Path) -> None:
+    """What TMPDIR is for is said."""
+    machine.environment["TMPDIR"] = str(small_disk)
+    assert_refused(ghcr, machine, paths, "no space left", "TMPDIR")
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(ghcr: Ghcr, machine: Machine, paths: list[str], number: signal.Signals) -> None:
+    """Ctrl-C, or the end of a job: nothing is listed, nothing stays behind, and the next run completes it."""
+    ghcr.server.bandwidth = MIB
+    process = machine.start("push", *paths)
+    with contextlib.suppress(TimeoutError):
+        wait_for(lambda: ghcr.server.count("upload-put") > 0)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert list(machine.folder.glob("nixcache-oci-*")) == []
+    assert listed(ghcr) == 0
+    ghcr.server.bandwidth = None
+    machine.run("push", *paths).check()
+    assert listed(ghcr) == len(paths)
+
+
+def test_what_a_collector_took_is_sent_again(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
+    """Fresh blobs that no manifest names yet are swept: the manifest is refused, and they come again."""
+    ghcr.server.latency = 0.15
+    process = machine.start("push", *paths)
+    wait_for(lambda: ghcr.server.count("upload-put") >= 3)
+    assert ghcr.server.sweep()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "what is missing is sent again" in stderr
+    ghcr.server.latency = 0
+    assert listed(ghcr) == len(paths)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Wait until it is."""
+    end = time.monotonic() + 20
+    while not is_so():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
