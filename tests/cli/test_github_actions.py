@@ -1,0 +1,65 @@
+"""What GitHub tells a workflow, and is told by it."""
+
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cli.github_actions import MAX_SUMMARY_BYTES, GithubActions
+
+RUN = {
+    "GITHUB_ACTIONS": "true",
+    "GITHUB_SERVER_URL": "https://github.com",
+    "GITHUB_REPOSITORY": "octocat/hello",
+    "GITHUB_SHA": "abc",
+    "GITHUB_REF_NAME": "main",
+    "GITHUB_RUN_ID": "42",
+}
+
+
+def actions_of(**environment: str) -> GithubActions:
+    actions = GithubActions.from_environment({**RUN, **environment})
+    assert actions is not None
+    return actions
+
+
+def test_a_run_is_known_by_what_github_sets() -> None:
+    """Outside of a workflow there is none; inside, what is not set is None."""
+    assert GithubActions.from_environment({"CI": "true"}) is None
+    actions = actions_of()
+    assert actions.source == "https://github.com/octocat/hello/commit/abc"
+    assert (actions.ref_name, actions.run_id, actions.summary) == ("main", "42", None)
+    assert actions_of(GITHUB_SHA="").source is None
+
+
+def test_an_annotation_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a line break nor a percent sign can forge another command."""
+    actions_of().error("100% wrong\r\n::set-output name=x::y")
+    actions_of().warning("careful")
+    assert capsys.readouterr().err == (
+        "::error::100%25 wrong%0D%0A::set-output name=x::y\n::warning::careful\n"
+    )
+
+
+def test_a_summary_is_appended(tmp_path: Path) -> None:
+    """Steps before this one may have written some."""
+    file = tmp_path / "summary"
+    file.write_text("before\n")
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("after\n")
+    assert file.read_text() == "before\nafter\n"
+
+
+def test_a_long_summary_is_cut(tmp_path: Path) -> None:
+    """GitHub shows nothing of one that is over its limit; a letter is not cut in two."""
+    file = tmp_path / "summary"
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("é" * MAX_SUMMARY_BYTES)
+    content = file.read_bytes()
+    assert MAX_SUMMARY_BYTES - 8 <= len(content) <= MAX_SUMMARY_BYTES
+    assert content.decode().endswith("over what GitHub shows.\n")
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The publish itself has succeeded by then."""
+    actions_of(GITHUB_STEP_SUMMARY=str(tmp_path)).append_summary("x")
+    assert "::warning::the step's summary cannot be written" in capsys.readouterr().err
