@@ -107,10 +107,12 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_an_error_gives_the_terminal_back() -> None:
     """Ctrl-C, too: whoever is left without a cursor does not come again."""
     with terminal() as (reader, stream):
-        with contextlib.suppress(KeyboardInterrupt):
-            with show_progress(stream, is_terminal=True, actions=None) as progress:
-                progress.begin(2, 2 * MIB)
-                raise KeyboardInterrupt
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            show_progress(stream, is_terminal=True, actions=None) as progress,
+        ):
+            progress.begin(2, 2 * MIB)
+            raise KeyboardInterrupt
         stream.flush()
         shown = read_all(reader)
     assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
