@@ -199,9 +199,7 @@ class Transport:
             return reply
         answer = await _read(reply, ERROR_LIMIT)
         is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
-        raise answer.trouble(
-            is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy
-        )
+        raise answer.trouble(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
