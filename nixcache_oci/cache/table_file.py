@@ -15,12 +15,14 @@ from typing import IO, Final, Self, cast
 
 import zstandard
 
+from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     MAX_TABLE_BYTES,
     Scan,
     TableHeader,
     find_row,
     is_key_at,
+    parse_head,
     parse_header,
     scan,
     stanza_around,
@@ -87,6 +89,14 @@ class TableFile:
     def text(self, row: int) -> bytes:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
+
+    def records(self) -> tuple[Record, ...]:
+        """Read what publishes left.
+
+        Raises:
+            FormatError: a record is malformed.
+        """
+        return parse_head(self._text).records
 
 
 class TableFileWriter:

@@ -22,6 +22,8 @@ VERBS: Final = {
     "proxy": "serve the cache to Nix on this machine",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
+    "list": "list what a cache holds, or what keeps it",
+    "info": "show what a cache knows of a store path",
     "keygen": "make a key pair to sign a cache with",
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }

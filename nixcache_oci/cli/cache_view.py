@@ -1,0 +1,68 @@
+"""What the verbs that look into a cache share: settings, and reading all of it."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cli.compose import open_repository
+from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.settings import table
+from nixcache_oci.settings.index_dir import index_dir
+from nixcache_oci.settings.repository import repository_config
+from nixcache_oci.settings.variable import Values, add_flags
+
+VARIABLES: Final = (*table.REPOSITORY_VARIABLES, table.INDEX_DIR, table.PUBLIC_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """A cache that was read.
+
+    Attributes:
+        name: of its repository.
+        inventory: all that it lists.
+    """
+
+    name: str
+    inventory: Inventory
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every table could be had."""
+        return not self.inventory.tables.damaged
+
+
+def add_view_flags(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of everything that looks into a cache."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_flags(parser, VARIABLES)
+
+
+async def read_cache(arguments: argparse.Namespace, environment: Mapping[str, str]) -> CacheView:
+    """Read the cache that the settings name; what is damaged is named on standard error.
+
+    Raises:
+        Error: a setting cannot be used, or the repository could not answer.
+    """
+    values = Values(environment, arguments)
+    folder_of_all = index_dir(values)
+    config = repository_config(values)
+    repository = open_repository(config, values.merged_environment(table.REPOSITORY_VARIABLES))
+    try:
+        folder = await asyncio.to_thread(IndexFolder, folder_of_all, repository.name)
+        listing = await read_listing(repository)
+        tables = await read_tables(repository, folder, listing)
+    finally:
+        await repository.close()
+    for tag, reason in tables.damaged.items():
+        print(f"nixcache-oci: {tag} cannot be read: {escape_unprintable(reason)}", file=sys.stderr)
+    if not listing.tables:
+        print(f"nixcache-oci: {repository.name} is empty", file=sys.stderr)
+    return CacheView(repository.name, Inventory(tables))
