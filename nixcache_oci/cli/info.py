@@ -92,7 +92,7 @@ class Info:
         where = f"blob {url.blob}"
         if url.offset is not None:
             where = f"pack {url.blob}, {url.length} bytes from {url.offset} on"
-        closure = self.closure
+        closure, elsewhere = self.closure, self.closure.elsewhere
         size, packed = format_size(closure.nar_size), format_size(closure.file_size)
         lines = [
             *self.served.narinfo.render().splitlines(),
@@ -101,7 +101,7 @@ class Info:
             *(f"Signature of {name}: {verdict}" for name, verdict in self.verdicts.items()),
             *(f"Listed by: {segment}" for segment in self.segments),
             *(f"Root: {root.name} of {root.scope}" for root in self.roots),
-            f"Closure: {closure.paths} paths, {size}, {packed} compressed; {closure.elsewhere} more elsewhere",
+            f"Closure: {closure.paths} paths, {size}, {packed} compressed; {elsewhere} more elsewhere",
         ]
         return "\n".join(map(escape_unprintable, lines))
 

@@ -396,7 +396,12 @@ async def test_looks_at_many_blobs_share_their_connections(kind: str) -> None:
         if kind == "absent":
             return web.json_response({}, status=404)
         if request.method == "GET":
-            return web.Response(status=206, body=b"c", headers={"Content-Range": "bytes 0-0/7"})
+            headers = {"Content-Range": "bytes 0-0/7", "Content-Length": "1"}
+            response = web.StreamResponse(status=206, headers=headers)
+            await response.prepare(request)
+            await asyncio.sleep(0.005)  # the byte comes later than the headers
+            await response.write(b"c")
+            return response
         if kind == "told by a range":
             headers = {"Location": "http://elsewhere.example/signed", "Content-Length": "0"}
             return web.Response(status=307, headers=headers)
