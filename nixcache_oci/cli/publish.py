@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
     settings = publish_settings(arguments, environment)
-    return run_publisher(_publish(settings, proxy, request))
+    return run_publisher(_publish(settings, proxy, request), settings.actions)
 
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:

@@ -17,6 +17,7 @@ from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
+from nixcache_oci.cli.verb import FAILED, WRONG_USAGE
 from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
@@ -93,7 +94,6 @@ class PublishSettings:
         upstreams: base URLs.
         index_dir: where tables are kept.
         is_dry_run: whether nothing is sent.
-        is_strict: whether one failure keeps all from being published.
         public_key_file: where the public keys are written, or None.
         actions: where this runs as a GitHub workflow.
         run: names this run in records.
@@ -106,7 +106,6 @@ class PublishSettings:
     upstreams: tuple[str, ...]
     index_dir: Path
     is_dry_run: bool
-    is_strict: bool
     public_key_file: Path | None
     actions: GithubActions | None
     run: str
@@ -131,6 +130,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
         packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
+        is_strict=arguments.strict,
         source=actions.source if actions is not None else None,
         repository_source=_repository_source(location, values),
     )
@@ -142,7 +142,6 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
         upstreams=values.get(table.UPSTREAM),
         index_dir=index_dir(values),
         is_dry_run=arguments.dry_run,
-        is_strict=arguments.strict,
         public_key_file=arguments.public_key_file,
         actions=actions,
         run=(actions.run_id if actions is not None else None) or _own_run(),
@@ -172,10 +171,15 @@ async def publishing(
         yield Publisher(repository, store, folder, upstreams, settings.options, progress)
 
 
-def run_publisher(main: Coroutine[object, object, int]) -> int:
-    """Run it to its end; whoever interrupts it learns how things stand."""
+def run_publisher(main: Coroutine[object, object, int], actions: GithubActions | None) -> int:
+    """Run it to its end; whoever interrupts it learns how things stand, and a workflow is annotated."""
     try:
         return run_async(main)
+    except Error as error:
+        if actions is None:
+            raise
+        actions.error(str(error))
+        return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print(
             "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
@@ -191,7 +195,7 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
     Raises:
         Error: ``--strict``, and there is a problem.
     """
-    if settings.is_strict and problems:
+    if settings.options.is_strict and problems:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 

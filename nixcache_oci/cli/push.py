@@ -65,9 +65,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     paths = [*arguments.paths, *(_read_paths() if arguments.stdin else [])]
     if not paths:
         raise UsageError("push: no paths; name some, or give --stdin and one on each line of standard input")
-    return run_publisher(
-        _push(settings, paths, arguments.root, arguments.scope, with_closure=arguments.closure)
-    )
+    pushing = _push(settings, paths, arguments.root, arguments.scope, with_closure=arguments.closure)
+    return run_publisher(pushing, settings.actions)
 
 
 async def _push(

@@ -18,6 +18,7 @@ class PublishOptions:
         packing: how NARs are compressed.
         jobs: how many store objects are staged at once.
         max_layers: of a manifest.
+        is_strict: whether one path that cannot be sent keeps all others from being listed.
         source: where the paths come from, such as the address of a commit; for the table's header.
         repository_source: address of the GitHub repository: GHCR links the package to it.
     """
@@ -28,6 +29,7 @@ class PublishOptions:
     packing: Packing = field(default_factory=Packing)
     jobs: int = 2
     max_layers: int = MAX_LAYERS
+    is_strict: bool = False
     source: str | None = None
     repository_source: str | None = None
 

@@ -25,7 +25,8 @@ class Plan:
     Attributes:
         upstream: signed by an upstream's key: clients get them there.
         cached: listed already, and signed by every key.
-        relist: listed already, but not signed by every key: the narinfo is listed again, without its bytes.
+        relist: listed already, as the store has it, but not signed by every key: the narinfo is listed again,
+            without its bytes.
         push: to be sent.
     """
 
@@ -45,10 +46,15 @@ class Plan:
         return sum(info.nar_size for info in self.push)
 
     def pushing(self, gone: AbstractSet[str]) -> "Plan":
-        """Send what was only to be listed again, and is not there any more; base names."""
-        again = [info for info, _ in self.relist if info.store_path.base_name in gone]
-        kept = tuple(one for one in self.relist if one[0].store_path.base_name not in gone)
-        return replace(self, relist=kept, push=tuple(order_by_references([*self.push, *again])))
+        """Send what was counted on, and is not there any more; base names."""
+        counted_on = [*self.cached, *(info for info, _ in self.relist)]
+        again = [info for info in counted_on if info.store_path.base_name in gone]
+        return replace(
+            self,
+            cached=tuple(info for info in self.cached if info not in again),
+            relist=tuple(one for one in self.relist if one[0] not in again),
+            push=tuple(order_by_references([*self.push, *again])),
+        )
 
     @property
     def listed(self) -> list[PathInfo]:
@@ -82,12 +88,13 @@ def make_plan(
             upstream.append(info)
             continue
         narinfo = find_listed(hash_part)
-        if narinfo is None:
-            push.append(info)
-        elif is_signed_by_all(narinfo, keys):
+        if narinfo is not None and is_signed_by_all(narinfo, keys):
             cached.append(info)
-        else:
+        elif narinfo is not None and fingerprint(narinfo) == fingerprint(info):
             relist.append((info, narinfo))
+        else:
+            # Where another NAR is listed, only its registry vouches for it: that is never signed, ours is.
+            push.append(info)
     return Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push))
 
 

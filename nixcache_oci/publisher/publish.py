@@ -231,6 +231,8 @@ class Publisher:
         failed = dict(uploaded.failed)
         for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
             failed[base_name] = f"it refers to {cause}, which is not published"
+        if failed and self._options.is_strict:
+            raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
         good = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
         relisted = [narinfo for _, narinfo in plan.relist]
         narinfos = await asyncio.to_thread(sign_all, [*good, *relisted], self._options.keys)

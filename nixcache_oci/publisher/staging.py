@@ -9,7 +9,7 @@ import io
 import lzma
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal, Protocol
@@ -34,7 +34,10 @@ COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
 """The levels that each takes, and the usual one."""
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
-"""From here on, a NAR is staged in a file, and compressed by all cores."""
+"""From here on, a NAR is staged in a file, and compressed by several cores."""
+
+_MOST_THREADS: Final = 4  # each costs about 10 MiB at the usual level, and 100 MiB at the highest
+_PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,10 @@ class StagedNar:
     size: int
     content: bytes | Path
 
+    def read(self) -> bytes:
+        """Give the bytes; only for those that fit into a pack."""
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content
+
     def discard(self) -> None:
         """Remove the file."""
         if isinstance(self.content, Path):
@@ -123,54 +130,63 @@ def stage(
         StagingStoppedError: ``is_stopped``.
     """
     if not is_large(info):
-        memory = _Sink(io.BytesIO(), folder)
-        return _stage(info, real_path, memory, packing, is_stopped)
+        return _stage(info, real_path, _Sink(io.BytesIO()), packing, is_stopped)
     path = folder / f"{info.store_path.hash_part}.nar"
     try:
-        with _open(path) as file:
-            staged = _stage(info, real_path, _Sink(file, path), packing, is_stopped)
-            file.flush()
+        file = path.open("xb")
+    except OSError as error:
+        raise _folder_error(folder, error) from None
+    try:
+        with file:
+            return _stage(info, real_path, _Sink(file, path), packing, is_stopped)
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _folder_error(path, error) from None
+        if isinstance(error, OSError):  # closing a file writes what is left
+            raise _folder_error(folder, error) from None
         raise
-    return staged
-
-
-def _open(path: Path) -> IO[bytes]:
-    try:
-        return path.open("xb")
-    except OSError as error:
-        raise _folder_error(path, error) from None
 
 
 def _stage(
     info: PathInfo, real_path: Path, sink: "_Sink", packing: Packing, is_stopped: Callable[[], bool]
 ) -> StagedNar:
-    hasher, size = hashlib.sha256(), 0
+    def keep_going() -> None:
+        if is_stopped():
+            raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
+        _check_size(info, packing, sink.size)
+
     compressor = _compressor(packing, is_large=is_large(info))
     try:
-        for chunk in dump(real_path, use_case_hack=sys.platform == "darwin"):
-            if is_stopped():
-                raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
-            hasher.update(chunk)
-            size += len(chunk)
-            sink.write(compressor.compress(chunk))
-            _check_size(info, packing, sink.size)
-        sink.write(compressor.flush())
-        _check_size(info, packing, sink.size)
+        for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
+            keep_going()
+            for piece in compressor.compress(chunk):
+                sink.write(piece)
+        for piece in compressor.finish():
+            sink.write(piece)
+            keep_going()
+        digest = Digest(sink.hasher.hexdigest())
+        narinfo = _narinfo(info, packing, digest, sink.size)
     except OSError as error:
-        raise StoreError(f"{info.store_path}: cannot be read: {error.strerror}") from None
+        name = f"{os.fsdecode(error.filename)} " if error.filename else ""
+        raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
     except FormatError as error:
-        raise StoreError(f"{info.store_path}: {error}") from None
+        raise StoreError(_plain(f"{info.store_path}: {error}")) from None
+    return StagedNar(narinfo, digest, sink.size, sink.content)
+
+
+def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass a NAR on, and fail at its end, or where it should have ended, if it is another one."""
+    hasher, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        size += len(chunk)
+        if size > info.nar_size:
+            break  # the rest may be of any size, and nobody made room for it
+        yield chunk
     if (NixHash(hasher.digest()), size) != (info.nar_hash, info.nar_size):
         raise StoreError(
             f"{info.store_path}: its files are not what the store says of them ({info.nar_hash}): changed or "
             f"damaged; nix-store --verify-path tells, and nix-store --repair-path mends it"
         )
-    digest = Digest(sink.hasher.hexdigest())
-    return StagedNar(_narinfo(info, packing, digest, sink.size), digest, sink.size, sink.content)
 
 
 def _check_size(info: PathInfo, packing: Packing, size: int) -> None:
@@ -182,8 +198,8 @@ def _check_size(info: PathInfo, packing: Packing, size: int) -> None:
 
 
 class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-    def flush(self) -> bytes: ...
+    def compress(self, data: bytes, /) -> Iterable[bytes]: ...
+    def finish(self) -> Iterable[bytes]: ...
 
 
 class _Sink:
@@ -191,10 +207,10 @@ class _Sink:
 
     Args:
         file: what is written to.
-        path: where that is; a folder for what is written to memory.
+        path: where that is; None for memory.
     """
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
         self._file = file
         self._path = path
         self.hasher = hashlib.sha256()
@@ -202,7 +218,10 @@ class _Sink:
 
     @property
     def content(self) -> bytes | Path:
-        return self._file.getvalue() if isinstance(self._file, io.BytesIO) else self._path
+        if self._path is not None:
+            return self._path
+        self._file.seek(0)
+        return self._file.read()
 
     def write(self, piece: bytes) -> None:
         self.hasher.update(piece)
@@ -210,15 +229,26 @@ class _Sink:
         try:
             self._file.write(piece)
         except OSError as error:
-            raise _folder_error(self._path, error) from None
+            raise _folder_error(Path(self._file.name).parent, error) from None
+
+
+class _Xz:
+    def __init__(self, level: int) -> None:
+        self._compressor = lzma.LZMACompressor(preset=level)
+
+    def compress(self, data: bytes, /) -> Iterable[bytes]:
+        return (self._compressor.compress(data),)
+
+    def finish(self) -> Iterable[bytes]:
+        return (self._compressor.flush(),)
 
 
 class _Uncompressed:
-    def compress(self, data: bytes, /) -> bytes:
-        return data
+    def compress(self, data: bytes, /) -> Iterable[bytes]:
+        return (data,)
 
-    def flush(self) -> bytes:
-        return b""
+    def finish(self) -> Iterable[bytes]:
+        return ()
 
 
 def _compressor(packing: Packing, *, is_large: bool) -> _Compressor:
@@ -227,10 +257,12 @@ def _compressor(packing: Packing, *, is_large: bool) -> _Compressor:
             # Many small ones are compressed side by side already. What several threads write differs from
             # what one writes, but it does not depend on how many they are: the next run, on whatever
             # machine, finds the same blobs.
-            threads = os.cpu_count() or 1 if is_large else 0
-            return zstandard.ZstdCompressor(level=packing.used_level, threads=threads).compressobj()
+            threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
+            compressor = zstandard.ZstdCompressor(level=packing.used_level, threads=threads)
+            # In pieces, for the end of a large one can take seconds, and be given up meanwhile.
+            return compressor.chunker(chunk_size=_PIECE_BYTES)
         case "xz":
-            return lzma.LZMACompressor(preset=packing.used_level)
+            return _Xz(packing.used_level)
         case "none":
             return _Uncompressed()
 
@@ -251,8 +283,12 @@ def _narinfo(info: PathInfo, packing: Packing, digest: Digest, size: int) -> Nar
     )
 
 
-def _folder_error(path: Path, error: OSError) -> StagingFolderError:
-    folder = path.parent if path.suffix else path
+def _folder_error(folder: Path, error: OSError) -> StagingFolderError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFolderError(f"{folder}: no space left to stage NARs in; set TMPDIR to a larger disk")
     return StagingFolderError(f"{folder}: NARs cannot be staged there: {error.strerror}; set TMPDIR")
+
+
+def _plain(text: str) -> str:
+    """Make one line of text that has the names of files in it: those are any bytes."""
+    return text.encode(errors="backslashreplace").decode().replace("\n", "\\n")

@@ -61,16 +61,24 @@ def test_a_flake_comes_to_another_machine(
     """What can be built is built, published, recorded and substituted elsewhere; what cannot is named."""
     story = NixStory(tmp_path / "first", is_chroot=True)
     flake = story.write_flake(OUTPUTS)
-    first = machine_of(story, settings).run("publish", flake)
+    summary = tmp_path / "summary"
+    told_by_github = {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_REF_NAME": "main",
+        "GITHUB_RUN_ID": "42",
+        "GITHUB_STEP_SUMMARY": str(summary),
+    }
+    first = machine_of(story, settings).run("publish", flake, **told_by_github)
     assert first.status == 1
-    assert f"packages.{SYSTEM}.bad: " in first.stderr
+    assert f"::error::packages.{SYSTEM}.bad: " in first.stderr
+    assert f"| packages.{SYSTEM}.one | ✓ |" in summary.read_text().replace("\\_", "_")
     assert "the cause" in first.stderr
     assert f"packages.{SYSTEM}.worse: cannot be evaluated: cannot even be evaluated" in first.stderr
     assert "3 paths: 0 upstream, 0 cached, 3 to push" in first.stderr
     assert str(key.public_key) in first.stdout
     assert key.render() not in first.stdout + first.stderr
     (record,) = records_of(ghcr)
-    assert record.scope == f"local-{SYSTEM}"
+    assert (record.scope, record.run) == (f"main-{SYSTEM}", "42")
     assert {name for name, _ in record.roots} == {
         f"packages.{SYSTEM}.one",
         f"packages.{SYSTEM}.two",
@@ -93,6 +101,7 @@ def test_a_flake_comes_to_another_machine(
     assert "2 paths: 0 upstream, 2 cached, 0 to push" in second.stderr
     _, narrowed = records_of(ghcr)
     assert narrowed.is_partial
+    assert narrowed.scope == f"local-{SYSTEM}"
     assert [name for name, _ in narrowed.roots] == [f"packages.{SYSTEM}.two"]
 
 

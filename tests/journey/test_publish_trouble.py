@@ -124,6 +124,17 @@ def test_a_corrupt_path(ghcr: Ghcr, machine: Machine, nix: NixSandbox, paths: li
     assert listed(ghcr) == 2
 
 
+def test_a_corrupt_path_strictly(ghcr: Ghcr, machine: Machine, nix: NixSandbox, paths: list[str]) -> None:
+    """With --strict nothing is listed then; a workflow's run is annotated with the reason."""
+    victim = nix.physical(paths[1])
+    victim.chmod(0o644)
+    victim.write_text("another content")
+    ran = machine.run("push", *paths, "--strict", GITHUB_ACTIONS="true")
+    assert ran.status == 1
+    assert f"::error::--strict: nothing is listed, for {paths[1]}: its files are not" in ran.stderr
+    assert listed(ghcr) == 0
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for one MiB; only root can make one."""

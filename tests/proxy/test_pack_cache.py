@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,6 +30,8 @@ class Bench:
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
+    # One thread, so that whoever waits for a job of it has waited for all before.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()
     yield bench
     bench.repository.gate.set()
@@ -36,9 +39,11 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 async def settle() -> None:
-    """Let everything run that can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
+    """Let everything run that can, on threads too."""
+    for _ in range(3):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await asyncio.to_thread(int)
 
 
 async def test_one_download_serves_all(bench: Bench) -> None:
