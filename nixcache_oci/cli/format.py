@@ -10,15 +10,14 @@ _HOUR: Final = 3600
 
 def format_size(size: float) -> str:
     """Write a number of bytes: ``512 B``, ``34.1 MiB``."""
-    if size < _STEP:
-        return f"{size:.0f} B"
-    shown = size / _STEP
-    units = iter(_UNITS)
-    unit = next(units)
-    # What would be rounded up to 1,024 is told in the next unit.
-    while round(shown, 1) >= _STEP and (larger := next(units, None)) is not None:
-        shown, unit = shown / _STEP, larger
-    return f"{shown:.1f} {unit}"
+    divisor, unit = _unit_for(size)
+    return f"{_shown(size, divisor)} {unit}"
+
+
+def format_share(part: float, whole: float) -> str:
+    """Write how many bytes of how many, in the unit of the whole: ``34.1 of 120.5 MiB``."""
+    divisor, unit = _unit_for(whole)
+    return f"{_shown(part, divisor)} of {_shown(whole, divisor)} {unit}"
 
 
 def format_duration(seconds: float) -> str:
@@ -29,3 +28,19 @@ def format_duration(seconds: float) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+def _unit_for(size: float) -> tuple[int, str]:
+    if size < _STEP:
+        return 1, "B"
+    divisor = _STEP
+    units = iter(_UNITS)
+    unit = next(units)
+    # What would be rounded up to 1,024 is told in the next unit.
+    while round(size / divisor, 1) >= _STEP and (larger := next(units, None)) is not None:
+        divisor, unit = divisor * _STEP, larger
+    return divisor, unit
+
+
+def _shown(size: float, divisor: int) -> str:
+    return f"{size:.0f}" if divisor == 1 else f"{size / divisor:.1f}"

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from nixcache_oci.cli.log import escape_unprintable
+
 MAX_SUMMARY_BYTES: Final = 1024 * 1024
 """Of a step; GitHub shows nothing of a longer one."""
 
-_CUT: Final = "\n\nThe rest is left out: it is over what GitHub shows.\n"
+_CUT: Final = b"\n\nThe rest is left out: it is over what GitHub shows.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,29 @@ class GithubActions:
     def append_summary(self, markdown: str) -> None:
         """Append to the step's summary; that it cannot be written is a warning, and no failure."""
         if self.summary is None:
+            self.warning("there is no step's summary: GITHUB_STEP_SUMMARY is not set")
             return
-        content = markdown.encode()
+        content = markdown.encode(errors="replace")
         try:
-            room = MAX_SUMMARY_BYTES - (self.summary.stat().st_size if self.summary.exists() else 0)
-            if len(content) > room:
-                content = content[: max(0, room - len(_CUT))].decode(errors="ignore").encode() + _CUT.encode()
             with self.summary.open("ab") as file:
-                file.write(content)
+                room = MAX_SUMMARY_BYTES - file.tell()
+                if room < min(len(content), len(_CUT)):
+                    self.warning("the step's summary is full: GitHub shows nothing of a longer one")
+                    return
+                file.write(content if len(content) <= room else _cut(content, room))
         except OSError as error:
             self.warning(f"the step's summary cannot be written: {error.strerror}")
 
 
+def _cut(content: bytes, room: int) -> bytes:
+    """Keep whole lines, or whole letters where there is but one line, and say that this is not all."""
+    text = content[: room - len(_CUT)].decode(errors="ignore")
+    lines, line_end, _ = text.rpartition("\n")
+    return (lines + line_end or text).encode() + _CUT
+
+
 def _print_command(name: str, line: str) -> None:
     """Write a workflow command; GitHub reads both streams, and standard output is for results."""
-    escaped = line.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    shown = "".join(letter if letter in "\r\n" else escape_unprintable(letter) for letter in line)
+    escaped = shown.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     print(f"::{name}::{escaped}", file=sys.stderr, flush=True)

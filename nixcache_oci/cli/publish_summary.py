@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cli.format import format_duration, format_size
+from nixcache_oci.cli.log import escape_unprintable
 
 _MOST_ROWS: Final = 100
 # Whatever could end a cell, or begin something else in Markdown.
 _SPECIAL: Final = str.maketrans(
-    {character: f"\\{character}" for character in "\\`*_[]|#~"}
-    | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
+    {character: f"\\{character}" for character in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 )
 
 
@@ -76,8 +76,9 @@ def render_summary(summary: PublishSummary) -> str:
         if len(summary.pushed) > _MOST_ROWS:
             blocks.append(f"and {len(summary.pushed) - _MOST_ROWS} more")
     if summary.public_keys:
-        keys = " ".join(summary.public_keys)
-        blocks.append(f"Clients trust it by `extra-trusted-public-keys = {keys}`")
+        # Nothing can end the block early: its only line begins with a word of ours.
+        keys = escape_unprintable(" ".join(summary.public_keys))
+        blocks.append(f"Clients trust it by\n\n```\nextra-trusted-public-keys = {keys}\n```")
     return "\n\n".join(blocks) + "\n\n"
 
 
@@ -97,4 +98,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.translate(_SPECIAL)
+    return escape_unprintable(" ".join(text.splitlines())).translate(_SPECIAL)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.cli.format import format_duration, format_size
+from nixcache_oci.cli.format import format_duration, format_share, format_size
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,17 @@ def test_sizes(size: int, text: str) -> None:
 def test_durations(seconds: float, text: str) -> None:
     """Two units at most, and never sixty of one."""
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (35_756_442, 126_353_408, "34.1 of 120.5 MiB"),
+        (3, 512, "3 of 512 B"),
+        (512, 5 * 1024**3, "0.0 of 5.0 GiB"),
+        (1024 * 1024 - 1, 1024 * 1024 - 1, "1.0 of 1.0 MiB"),
+    ],
+)
+def test_shares(part: int, whole: int, text: str) -> None:
+    """Both are told in one unit, so that they can be compared at a glance."""
+    assert format_share(part, whole) == text

@@ -40,6 +40,12 @@ def test_an_annotation_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_an_annotation_has_no_terminal_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Nix or a registry said may hold anything; only line breaks have a form of their own."""
+    actions_of().warning("red\x1b[31m\nnext\u2028")
+    assert capsys.readouterr().err == "::warning::red\\u001b[31m%0Anext\\u2028\n"
+
+
 def test_a_summary_is_appended(tmp_path: Path) -> None:
     """Steps before this one may have written some."""
     file = tmp_path / "summary"
@@ -55,6 +61,40 @@ def test_a_long_summary_is_cut(tmp_path: Path) -> None:
     content = file.read_bytes()
     assert MAX_SUMMARY_BYTES - 8 <= len(content) <= MAX_SUMMARY_BYTES
     assert content.decode().endswith("over what GitHub shows.\n")
+
+
+def test_a_summary_is_cut_between_lines(tmp_path: Path) -> None:
+    """Half a row of a table would show as garbage."""
+    file = tmp_path / "summary"
+    row = "| a | b |\n"
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary(row * (MAX_SUMMARY_BYTES // len(row) + 1))
+    *rows, last = file.read_text().splitlines()
+    assert set(rows) == {row.strip(), ""}
+    assert last.startswith("The rest is left out")
+
+
+def test_a_summary_that_is_full_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One byte too much, and GitHub would not show what earlier commands of the step wrote either."""
+    file = tmp_path / "summary"
+    file.write_bytes(b"x" * (MAX_SUMMARY_BYTES - 10))
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("y" * 100)
+    assert file.stat().st_size == MAX_SUMMARY_BYTES - 10
+    assert capsys.readouterr().err.startswith("::warning::the step's summary is full")
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("y" * 10)
+    assert file.stat().st_size == MAX_SUMMARY_BYTES
+
+
+def test_a_summary_takes_any_text(tmp_path: Path) -> None:
+    """JSON can hold half a letter; a publish that succeeded does not fail by it."""
+    file = tmp_path / "summary"
+    actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("a\udc80b\n")
+    assert file.read_text() == "a?b\n"
+
+
+def test_no_place_for_a_summary_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever looks for the summary learns why there is none."""
+    actions_of().append_summary("x")
+    assert "::warning::there is no step's summary" in capsys.readouterr().err
 
 
 def test_a_summary_that_cannot_be_written_is_a_warning(

@@ -18,7 +18,7 @@ def test_a_summary_tells_outputs_paths_sizes_and_times() -> None:
     assert "| packages.x.good | ✓ | a-one<br>b-two |" in text
     assert "| packages.x.bad | ✗ | why |" in text
     assert text.index("| b-two | 2.0 KiB | 600 B |") < text.index("| a-one | 1.0 KiB | 512 B |")
-    assert "`extra-trusted-public-keys = k-1:AAAA`" in text
+    assert "\n```\nextra-trusted-public-keys = k-1:AAAA\n```\n" in text
 
 
 def test_names_cannot_break_the_table() -> None:
@@ -28,6 +28,19 @@ def test_names_cannot_break_the_table() -> None:
     row = next(line for line in text.splitlines() if "script" in line)
     assert "<script>" not in row
     assert row.replace("\\|", "").count("|") == 4
+
+
+def test_hidden_characters_are_shown() -> None:
+    """Every kind of line break would end a row, and what cannot be seen can mislead."""
+    odd = OutputRow("a\x1b[31m\u2028b\x85c\u202ed", ())
+    text = render_summary(replace(SUMMARY, outputs=[odd]))
+    assert "a\\\\u001b\\[31m b c\\\\u202ed" in text
+
+
+def test_a_key_cannot_end_its_block() -> None:
+    """A key's name is almost any text."""
+    text = render_summary(replace(SUMMARY, public_keys=["```:AAAA"]))
+    assert [line for line in text.splitlines() if line.startswith("```")] == ["```", "```"]
 
 
 def test_many_paths_are_cut() -> None:
