@@ -12,7 +12,8 @@ from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache
 from nixcache_oci.cli.compose import run_async
 from nixcache_oci.cli.format import format_size
-from nixcache_oci.cli.log import escape_unprintable, set_up_logging
+from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 
 
@@ -85,7 +86,7 @@ def _print_entries(view: CacheView, entries: Sequence[Entry]) -> None:
         )
         for entry in entries
     ]
-    _print_table(rows)
+    print_table(rows)
     size = sum(entry.narinfo.nar_size for entry in entries)
     packed = sum(entry.narinfo.file_size or 0 for entry in entries)
     segments = len(view.inventory.tables.listing.tables)
@@ -102,15 +103,7 @@ def _print_roots(roots: Iterable[Root]) -> None:
         note = f"failed {_time(root.failed)}" if root.failed is not None else ""
         paths = [path.base_name for path in root.paths] or ["-"]
         rows += [(root.scope, root.name, _time(root.built) or "-", path, note) for path in paths]
-    _print_table(rows)
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print in columns that can be cut at two spaces; names are others' words."""
-    clean = [tuple(map(escape_unprintable, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
-    for row in clean:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 def _by_name(entry: Entry) -> tuple[str, str]:

@@ -33,7 +33,8 @@ from nixcache_oci.publisher.staging import COMPRESSIONS, Packing
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
-from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.repository import RepositoryConfig, repository_config
+from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
 
 VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
@@ -132,7 +133,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,
         source=actions.source if actions is not None else None,
-        repository_source=_repository_source(location, values),
+        repository_source=repository_source(location, values),
     )
     return PublishSettings(
         location=location,
@@ -265,13 +266,6 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
 
 def _own_run() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}".replace(" ", "_")
-
-
-def _repository_source(location: RepositoryConfig, values: Values) -> str | None:
-    repo = values.get(table.REPO)
-    if not isinstance(location, RegistryLocation) or repo is None:
-        return None
-    return f"{values.environment.get('GITHUB_SERVER_URL', 'https://github.com')}/{repo}"
 
 
 def _parse_jobs(text: str) -> int:

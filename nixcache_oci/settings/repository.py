@@ -8,8 +8,9 @@ import platformdirs
 
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
 from nixcache_oci.settings.table import IMAGE, REGISTRY, REPO
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.variable import Values, shown
 
 APPLICATION: Final = "nixcache-oci"
 
@@ -51,3 +52,25 @@ def repository_config(values: Values) -> RepositoryConfig:
         return RegistryLocation(RegistryReference.of(registry, repo, image))
     except FormatError as error:  # each part is right, so that together they are too long
         raise UsageError(f"{REPO.name} and {IMAGE.name}: {error}") from error
+
+
+def parse_location(text: str) -> RepositoryConfig:
+    """Read a repository in one word: ``oci:/path``, or ``ghcr.io/owner/name/nix-cache``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    scheme, separator, rest = text.rpartition("://")
+    host, slash, repository = rest.partition("/")
+    try:
+        if text.startswith(LAYOUT_SCHEME):
+            registry = parse_registry(text)
+            if isinstance(registry, Path):
+                return LayoutLocation(registry)
+        if slash and repository:
+            return RegistryLocation(RegistryReference.of(f"{scheme}{separator}{host}", repository, ""))
+    except FormatError as error:
+        raise UsageError(f"{shown(text)}: {error}") from None
+    raise UsageError(
+        f"{shown(text)}: expected oci:/path, or a registry and a repository: ghcr.io/o/n/nix-cache"
+    )

@@ -1,0 +1,66 @@
+"""The verb ``mirror``: a whole cache in another repository."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextlib import AsyncExitStack
+
+from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.format import format_size
+from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.maintenance.mirror import Mirror, Mirrored
+from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.settings import table
+from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
+from nixcache_oci.settings.variable import Values, add_flags
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "mirror",
+        description=(
+            "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
+            "is there is not sent again: an interrupted run goes on where it stopped. NIXCACHE_TOKEN_FILE is "
+            "for the registry that NIXCACHE_REGISTRY names, and offered to no other; docker login serves any."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
+    parser.add_argument("destination", metavar="DEST", help="likewise")
+    add_flags(parser, table.REPOSITORY_VARIABLES)
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Copy."""
+    set_up_logging(logging.WARNING, environment, sys.stderr)
+    values = Values(environment, arguments)
+    source, destination = parse_location(arguments.source), parse_location(arguments.destination)
+    done = run_async(_mirror(source, destination, values))
+    print(
+        f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
+        f"{done.present} were there"
+    )
+    return DONE
+
+
+async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, values: Values) -> Mirrored:
+    async with AsyncExitStack() as stack:
+        reader = open_repository(source, _environment_for(source, values))
+        stack.push_async_callback(reader.close)
+        writer = open_repository(destination, _environment_for(destination, values), push=True)
+        stack.push_async_callback(writer.close)
+        return await Mirror(reader, writer, lambda line: print(line, file=sys.stderr)).run()
+
+
+def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str, str]:
+    """Leave out credentials that are meant for another registry."""
+    environment = values.merged_environment(table.REPOSITORY_VARIABLES)
+    registry = values.get(table.REGISTRY)
+    if isinstance(location, RegistryLocation) and isinstance(registry, str):
+        named = RegistryReference.of(registry, location.reference.repository, "")
+        if named.host == location.reference.host:
+            return environment
+    return {name: value for name, value in environment.items() if name != table.TOKEN_FILE.name}

@@ -1,0 +1,107 @@
+"""A whole cache in another repository: registry to registry, to a layout and back, by the real program."""
+
+import base64
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.nix.signature import SecretKey
+from tests.support.journey import settings_of
+from tests.support.nix import NixSandbox
+from tests.support.proxy import ProxyProcess
+from tests.support.publisher import Machine
+from tests.support.registries import REPO, Ghcr, docker_registry
+from tests.support.substitution import assert_substitutable
+
+pytestmark = pytest.mark.needs("nix", "docker-registry")
+
+PATHS = 10
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def paths(nix: NixSandbox) -> list[str]:
+    return [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(20 * MIB))]
+
+
+@pytest.fixture
+def machine(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path, paths: list[str]) -> Machine:
+    """Has published to the double of GHCR, in two segments."""
+    settings = {**settings_of(ghcr, tmp_path), "NIX_SIGNING_KEY": key.render()}
+    machine = Machine(tmp_path / "machine", nix, settings)
+    machine.run("push", *paths[:5]).check()
+    machine.run("push", *paths).check()
+    return machine
+
+
+def log_in(machine: Machine, host: str, user: str, password: str) -> None:
+    """What ``docker login`` leaves."""
+    folder = machine.folder / "docker"
+    folder.mkdir(exist_ok=True)
+    auth = base64.b64encode(f"{user}:{password}".encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
+    machine.environment["DOCKER_CONFIG"] = str(folder)
+
+
+def test_a_cache_goes_from_registry_to_registry_to_layout(
+    ghcr: Ghcr, machine: Machine, key: SecretKey, tmp_path: Path, paths: list[str]
+) -> None:
+    """It is served completely from each; nothing is sent twice; the index keeps its digest."""
+    source = f"{ghcr.server.host}/{REPO}/nix-cache"
+    layout = f"oci:{tmp_path / 'layout'}"
+    with docker_registry() as other:
+        middle = f"{other.server.host}/mirrored/cache"
+        log_in(machine, other.server.host, other.user, other.password)
+        first = machine.run("mirror", source, middle).check()
+        assert "2 segments; " in first.stdout
+        assert " 0 blobs sent" in machine.run("mirror", source, middle).check().stdout
+        machine.run("mirror", middle, layout).check()
+    with ProxyProcess(
+        tmp_path / "proxy", NIXCACHE_REGISTRY=layout, NIXCACHE_PUBLIC_KEYS=str(key.public_key)
+    ) as proxy:
+        assert proxy.wait_ready()["entries"] == len(paths)
+        assert_substitutable(proxy, paths)
+    tags = ghcr.server.tags(f"{REPO}/nix-cache")
+    index = (tmp_path / "layout" / "index.json").read_text()
+    assert all(tag in index and str(digest) in index for tag, digest in tags.items())
+
+
+def test_a_destination_with_more_keeps_it(
+    ghcr: Ghcr, machine: Machine, nix: NixSandbox, tmp_path: Path, paths: list[str]
+) -> None:
+    """What only the destination has stays listed there."""
+    layout = f"oci:{tmp_path / 'layout'}"
+    (own,) = nix.build_paths(1, seed="own")
+    machine.run("push", own, NIXCACHE_REGISTRY=layout).check()
+    machine.run("mirror", f"{ghcr.server.host}/{REPO}/nix-cache", layout).check()
+    listed = machine.run("list", NIXCACHE_REGISTRY=layout).check().stdout
+    assert len(listed.splitlines()) == len(paths) + 1
+
+
+def test_the_token_goes_to_its_registry_alone(ghcr: Ghcr, machine: Machine) -> None:
+    """The token file is for the registry that the settings name; elsewhere one is anonymous."""
+    with docker_registry() as other:
+        refused = machine.run("mirror", f"{ghcr.server.host}/{REPO}/nix-cache", f"{other.server.host}/a/b")
+        assert refused.status == 1
+        assert "anonymously" in refused.stderr
+        assert other.server.tokens.requests <= 1
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "words"),
+    [
+        ("oci:/nowhere/at/all", 1, "there is no cache"),
+        ("ghcr.io", 2, "expected oci:/path"),
+        ("oci:", 2, "path"),
+    ],
+)
+def test_what_cannot_be_mirrored(
+    nix: NixSandbox, tmp_path: Path, source: str, status: int, words: str
+) -> None:
+    """One line says so; an empty source is no reason to write an empty destination."""
+    ran = Machine(tmp_path / "machine", nix, {}).run("mirror", source, f"oci:{tmp_path / 'layout'}")
+    assert ran.status == status
+    assert words in ran.stderr.splitlines()[-1]
+    assert not (tmp_path / "layout" / "index.json").exists()
