@@ -97,7 +97,8 @@ def test_a_second_push_sends_nothing_and_leaves_a_record(
     assert "0 to push" in again.stderr
     # The table, and whether the empty config is there; no NAR is asked about.
     assert (ghcr.server.count("upload-put"), ghcr.server.count("blob-head")) == (1, 1)
-    first, second = tables_of(ghcr)
+    # Both may have been pushed within one second.
+    second, first = sorted(tables_of(ghcr), key=lambda table: len(table.narinfos))
     assert second.narinfos == ()
     assert [record.scope for record in records_in([first, second])] == ["push/release"] * 2
     assert records_in([second])[0].roots[0][0] == "release"
@@ -146,8 +147,8 @@ def test_a_new_key_signs_what_is_there(
     ran = machine.run("push", *paths, "--signing-key-file", str(file)).check()
     assert f"0 cached, {PATHS + 1} to sign, 0 to push" in ran.stderr
     assert ghcr.server.count("upload-put") == 1
-    narinfo = tables_of(ghcr)[-1].narinfos[0]
-    assert [sig.key_name for sig in narinfo.sigs] == [key.name, new.name]
+    signed = {tuple(sig.key_name for sig in table.narinfos[0].sigs) for table in tables_of(ghcr)}
+    assert signed == {(key.name,), (key.name, new.name)}
     for trusted in (key, new):
         with start_proxy(settings, trusted, tmp_path / trusted.name) as proxy:
             proxy.wait_ready()
