@@ -13,6 +13,9 @@ from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.repository import repository_config
@@ -52,17 +55,32 @@ async def read_cache(arguments: argparse.Namespace, environment: Mapping[str, st
         Error: a setting cannot be used, or the repository could not answer.
     """
     values = Values(environment, arguments)
-    folder_of_all = index_dir(values)
     config = repository_config(values)
     repository = open_repository(config, values.merged_environment(table.REPOSITORY_VARIABLES))
     try:
-        folder = await asyncio.to_thread(IndexFolder, folder_of_all, repository.name)
-        listing = await read_listing(repository)
-        tables = await read_tables(repository, folder, listing)
+        return await read_cache_from(repository, values)
     finally:
         await repository.close()
+
+
+async def read_cache_from(repository: Repository, values: Values) -> CacheView:
+    """Read a cache whose repository is open; likewise."""
+    folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
+    listing = await read_listing(repository)
+    tables = await read_tables(repository, folder, listing)
     for tag, reason in tables.damaged.items():
         print(f"nixcache-oci: {tag} cannot be read: {escape_unprintable(reason)}", file=sys.stderr)
     if not listing.tables:
         print(f"nixcache-oci: {repository.name} is empty", file=sys.stderr)
     return CacheView(repository.name, Inventory(tables))
+
+
+def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
+    """Read the keys that a cache says it is signed with."""
+    keys = []
+    for text in inventory.tables.catalog(()).recorded_keys:
+        try:
+            keys.append(PublicKey.parse(text))
+        except FormatError:
+            continue  # shown by nobody, trusted by nobody
+    return tuple(keys)

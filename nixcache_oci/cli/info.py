@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.inventory import Entry, Inventory, Root
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cli.cache_view import add_view_flags, read_cache
+from nixcache_oci.cli.cache_view import add_view_flags, read_cache, recorded_keys
 from nixcache_oci.cli.compose import run_async
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.list import entry_json, root_json
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_logging(logging.WARNING, environment, sys.stderr)
     configured = Values(environment, arguments).get(table.PUBLIC_KEYS)
     view = run_async(read_cache(arguments, environment))
-    keys = configured or _recorded_keys(view.inventory)
+    keys = configured or recorded_keys(view.inventory)
     roots = view.inventory.roots()
     found = _find(view.inventory, roots, arguments.what, view.name)
     infos = [_gather(view.inventory, roots, entries, keys) for entries in found]
@@ -163,16 +163,6 @@ def _hash_part(what: str) -> HashPart | None:
         except FormatError:
             continue
     return None
-
-
-def _recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
-    keys = []
-    for text in inventory.tables.catalog(()).recorded_keys:
-        try:
-            keys.append(PublicKey.parse(text))
-        except FormatError:
-            continue  # shown by nobody, trusted by nobody
-    return tuple(keys)
 
 
 def _gather(
