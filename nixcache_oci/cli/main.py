@@ -25,6 +25,7 @@ VERBS: Final = {
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
     "verify": "check that what a cache lists is there and right",
+    "export": "write a cache as plain files for any web server",
     "mirror": "copy a whole cache to another repository",
     "keygen": "make a key pair to sign a cache with",
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",

@@ -1,0 +1,55 @@
+"""The verb ``export``: a cache as plain files."""
+
+import argparse
+import logging
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
+from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.log import escape_unprintable, set_up_logging
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.maintenance.export import Export
+from nixcache_oci.settings import table
+from nixcache_oci.settings.repository import repository_config
+from nixcache_oci.settings.variable import Values, add_flags
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "export",
+        description=(
+            "Write a cache as plain files, which any web server, or file://, serves to Nix. A second run "
+            "writes what is new."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where to; it need not exist")
+    add_flags(parser, (*VARIABLES, table.PRIORITY))
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Export."""
+    set_up_logging(logging.WARNING, environment, sys.stderr)
+    return run_async(_export(Values(environment, arguments), arguments.folder))
+
+
+async def _export(values: Values, folder: Path) -> int:
+    priority = values.get(table.PRIORITY)
+    location = repository_config(values)
+    repository = open_repository(location, values.merged_environment(table.REPOSITORY_VARIABLES))
+    try:
+        view = await read_cache_from(repository, values)
+        done = await Export(repository, folder, priority, _warn).run(view.inventory)
+    finally:
+        await repository.close()
+    print(
+        f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had"
+    )
+    return DONE if view.is_whole and not done.failed else FAILED
+
+
+def _warn(line: str) -> None:
+    print(f"nixcache-oci: {escape_unprintable(line)}", file=sys.stderr)

@@ -1,0 +1,185 @@
+"""The export: a cache as plain files, which any web server, or ``file://``, serves to Nix.
+
+``nix-cache-info``, one ``.narinfo`` for each path, and ``nar/``. A narinfo is written when its NAR is there,
+and each is put in its place in one step: killed anywhere, what is there is right; the next run goes on.
+Source: Nix manual, "Binary Cache Store".
+"""
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, SUFFIXES, NarUrl
+from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_path, write_file
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import open_resuming, read_blob
+from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci.digest import Digest
+
+_BLOBS_AT_ONCE: Final = 4
+
+Warn = Callable[[str], None]
+"""Is given one line for people."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """What a run did.
+
+    Attributes:
+        written: paths that were written.
+        present: paths that were there already.
+        failed: paths that could not be had whole; each was named.
+    """
+
+    written: int = 0
+    present: int = 0
+    failed: int = 0
+
+
+class Export:
+    """Writes a cache into a folder.
+
+    Args:
+        repository: where the bytes lie.
+        folder: which need not exist yet.
+        priority: for nix-cache-info.
+        warn: hears of each path that cannot be had.
+    """
+
+    def __init__(self, repository: Repository, folder: Path, priority: int, warn: Warn) -> None:
+        self._repository = repository
+        self._folder = folder
+        self._priority = priority
+        self._warn = warn
+        self._done = Exported()
+
+    async def run(self, inventory: Inventory) -> Exported:
+        """Write all of it.
+
+        Raises:
+            Error: the folder cannot be written, or the repository could not answer.
+        """
+        served = list(_served(inventory))
+        store_dirs = {narinfo.store_path.store_dir for narinfo in served}
+        if len(store_dirs) > 1:
+            raise Error(f"{self._repository.name}: paths of several stores: {', '.join(sorted(store_dirs))}")
+        try:
+            await asyncio.to_thread(self._prepare, next(iter(store_dirs), "/nix/store"))
+            by_blob: defaultdict[Digest, list[NarInfo]] = defaultdict(list)
+            for narinfo in served:
+                if self._is_there(narinfo):
+                    self._done.present += 1
+                else:
+                    by_blob[NarUrl.parse(narinfo.url).blob].append(narinfo)
+            await run_all(
+                (self._write_blob(blob, narinfos) for blob, narinfos in by_blob.items()), _BLOBS_AT_ONCE
+            )
+        except OSError as error:
+            raise Error(f"{self._folder}: {error.strerror or error}") from None
+        return self._done
+
+    def _prepare(self, store_dir: str) -> None:
+        nars = self._folder / "nar"
+        nars.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self._folder)
+        remove_unfinished(nars)
+        info = f"StoreDir: {store_dir}\nWantMassQuery: 1\nPriority: {self._priority}\n"
+        write_file(self._folder / "nix-cache-info", [info.encode()], self._folder)
+
+    def _is_there(self, narinfo: NarInfo) -> bool:
+        """Tell whether an earlier run wrote it; it may have another signature now."""
+        with suppress(FileNotFoundError, FormatError):
+            there = NarInfo.parse(self._narinfo_path(narinfo).read_bytes())
+            lies_elsewhere = replace(
+                there, url=narinfo.url, file_hash=narinfo.file_hash, file_size=narinfo.file_size
+            )
+            return lies_elsewhere == narinfo and (self._folder / there.url).exists()
+        return False
+
+    async def _write_blob(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
+        """Write what lies in one blob; what cannot be had is named."""
+        try:
+            if all(NarUrl.parse(narinfo.url).offset is not None for narinfo in narinfos):
+                content = await read_blob(self._repository, blob, MAX_PACK_BYTES)
+                await run_in_thread(self._write_slices, bytes(content), narinfos)
+            else:
+                await self._write_stream(blob, narinfos)
+        except (NotFoundError, DigestError, FormatError) as error:
+            for narinfo in narinfos:
+                self._fail(narinfo, str(error))
+
+    def _write_slices(self, content: bytes, narinfos: Sequence[NarInfo]) -> None:
+        for narinfo in narinfos:
+            url = NarUrl.parse(narinfo.url)
+            start = url.offset or 0
+            nar = content[start : start + (url.length or 0)]
+            file_hash = NixHash(hashlib.sha256(nar).digest())
+            if len(nar) != url.length or narinfo.file_hash not in (None, file_hash):
+                self._fail(narinfo, "its slice of the pack is not what FileHash says")
+                continue
+            named = _named(narinfo, file_hash, len(nar))
+            write_file(self._folder / named.url, [nar], self._folder / "nar")
+            self._write_narinfo(named)
+
+    async def _write_stream(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
+        unfinished = unfinished_path(self._folder / "nar")
+        hasher, size = hashlib.sha256(), 0
+        try:
+            with unfinished.open("xb") as file:
+
+                def write(chunk: bytes) -> None:
+                    hasher.update(chunk)
+                    file.write(chunk)
+
+                async with open_resuming(self._repository, blob) as stream:
+                    size = stream.size
+                    async for chunk in stream.chunks:
+                        await run_in_thread(write, chunk)
+            if hasher.hexdigest() != blob.hex:
+                raise DigestError(f"blob {blob} has other bytes than its digest says")
+            named = [_named(narinfo, NixHash(hasher.digest()), size) for narinfo in narinfos]
+            for narinfo in named:
+                target = self._folder / narinfo.url
+                if not target.exists():
+                    target.hardlink_to(unfinished)
+                self._write_narinfo(narinfo)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _write_narinfo(self, narinfo: NarInfo) -> None:
+        write_file(self._narinfo_path(narinfo), [narinfo.render().encode()], self._folder)
+        self._done.written += 1
+
+    def _narinfo_path(self, narinfo: NarInfo) -> Path:
+        return self._folder / f"{narinfo.store_path.hash_part}.narinfo"
+
+    def _fail(self, narinfo: NarInfo, reason: str) -> None:
+        self._done.failed += 1
+        self._warn(f"{narinfo.store_path}: {reason}")
+
+
+def _served(inventory: Inventory) -> Iterator[NarInfo]:
+    """Go through what clients get: one variant of each path."""
+    catalog = inventory.tables.catalog(())
+    parts = dict.fromkeys(entry.narinfo.store_path.hash_part for entry in inventory.entries())
+    for part in parts:
+        text = catalog.find(part)
+        if text is not None:
+            yield NarInfo.parse(text)
+
+
+def _named(narinfo: NarInfo, file_hash: NixHash, size: int) -> NarInfo:
+    """Name the file by its content, as Nix itself does."""
+    suffix = SUFFIXES[narinfo.compression]
+    url = f"nar/{str(file_hash).partition(':')[2]}.nar{suffix}"
+    return replace(narinfo, url=url, file_hash=file_hash, file_size=size)

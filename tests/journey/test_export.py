@@ -1,0 +1,48 @@
+"""A cache as plain files, which Nix takes from a folder and from any web server."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.nix.signature import SecretKey
+from tests.support.journey import settings_of
+from tests.support.nginx import nginx
+from tests.support.nix import NixSandbox
+from tests.support.publisher import Machine
+from tests.support.registries import Ghcr
+
+PATHS = 10
+MIB = 1024 * 1024
+
+
+@pytest.mark.needs("nix", "nginx")
+async def test_nix_takes_it_from_a_folder_and_from_a_web_server(
+    ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
+    """With signatures on; packs are cut, blobs are copied; a second run writes only what is new."""
+    paths = nix.build_paths(PATHS)
+    paths.append(nix.build_file("large", random.Random(1).randbytes(3 * MIB)))
+    settings = {**settings_of(ghcr, tmp_path), "NIX_SIGNING_KEY": key.render()}
+    machine = Machine(tmp_path / "machine", nix, settings)
+    folder = tmp_path / "flat"
+    await asyncio.to_thread(lambda: machine.run("push", *paths[:4]).check())
+    first = await asyncio.to_thread(lambda: machine.run("export", str(folder)).check())
+    assert "4 paths written, 0 were there, 0 could not be had" in first.stdout
+    await asyncio.to_thread(lambda: machine.run("push", *paths).check())
+    second = await asyncio.to_thread(lambda: machine.run("export", str(folder)).check())
+    assert f"{PATHS + 1 - 4} paths written, 4 were there" in second.stdout
+    trusted = [str(key.public_key)]
+    async with nginx(tmp_path / "nginx", folder) as url:
+        for source in (f"file://{folder}", url):
+            trusting = nix.environment(substituters=[source], trusted_keys=trusted)
+            copy = ("nix", "copy", "--from", source, "--to", str(nix.new_store()), *paths)
+            (await asyncio.to_thread(nix.run, *copy, environment=trusting)).check()
+    # What its registry lost is named, and the rest is there.
+    lost = max(ghcr.server.blobs("octocat/hello/nix-cache").items(), key=lambda blob: blob[1])[0]
+    ghcr.server.delete_blob("octocat/hello/nix-cache", lost)
+    again = await asyncio.to_thread(machine.run, "export", str(tmp_path / "another"))
+    assert again.status == 1
+    assert f"{paths[-1]}: " in again.stderr
+    assert f"{PATHS} paths written, 0 were there, 1 could not be had" in again.stdout
