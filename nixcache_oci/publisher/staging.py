@@ -138,7 +138,7 @@ def stage(
         raise _folder_error(folder, error) from None
     try:
         with file:
-            return _stage(info, real_path, _Sink(file, path), packing, is_stopped)
+            return _stage(info, real_path, _Sink(file), packing, is_stopped)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):  # closing a file writes what is left
@@ -157,9 +157,9 @@ def _stage(
     compressor = _compressor(packing, is_large=is_large(info))
     try:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
-            keep_going()
             for piece in compressor.compress(chunk):
                 sink.write(piece)
+            keep_going()
         for piece in compressor.finish():
             sink.write(piece)
             keep_going()
@@ -203,25 +203,16 @@ class _Compressor(Protocol):
 
 
 class _Sink:
-    """Hashes and counts what it writes.
+    """Hashes and counts what it writes, to memory or to a file."""
 
-    Args:
-        file: what is written to.
-        path: where that is; None for memory.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._path = path
         self.hasher = hashlib.sha256()
         self.size = 0
 
     @property
     def content(self) -> bytes | Path:
-        if self._path is not None:
-            return self._path
-        self._file.seek(0)
-        return self._file.read()
+        return self._file.getvalue() if isinstance(self._file, io.BytesIO) else Path(self._file.name)
 
     def write(self, piece: bytes) -> None:
         self.hasher.update(piece)

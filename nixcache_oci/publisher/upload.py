@@ -7,9 +7,9 @@ closure gives the same packs, and a run that was killed finds what it sent alrea
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""
 
 _MEMORY_BYTES: Final = 32 * 1024 * 1024
+_LARGE_AT_ONCE: Final = 2  # each is compressed by several threads already, which take memory
 _UPLOADS_AT_ONCE: Final = 4
 
 
@@ -49,17 +50,21 @@ class Uploaded:
 
 
 class Room:
-    """Bytes that may be in use at once; a wish for more than all of them waits until none is."""
+    """Bytes that may be in use at once; a wish for more than all of them waits until none is.
+
+    First come, first served: many small wishes never keep a large one waiting for ever.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._used = 0
+        self._turn = asyncio.Lock()
         self._freed = asyncio.Condition()
 
     async def take(self, wanted: int) -> int:
         """Wait until there is room; gives what to give back."""
         wanted = min(wanted, self._size)
-        async with self._freed:
+        async with self._turn, self._freed:
             await self._freed.wait_for(lambda: self._used + wanted <= self._size)
             self._used += wanted
         return wanted
@@ -69,15 +74,6 @@ class Room:
         async with self._freed:
             self._used -= taken
             self._freed.notify_all()
-
-    @asynccontextmanager
-    async def taking(self, wanted: int) -> AsyncIterator[None]:
-        """Take room, and give it back at the end."""
-        taken = await self.take(wanted)
-        try:
-            yield
-        finally:
-            await self.give_back(taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ class Uploader:
     Args:
         repository: where to.
         real_path: tells where an object's files are.
-        folder: for staged files; the caller removes it.
+        folder: an empty one for staged files; at the end of ``run`` it is empty again.
         packing: how to compress.
         jobs: how many objects are staged at once.
         progress: is told.
@@ -117,14 +113,14 @@ class Uploader:
         self._progress = progress
         self._memory = Room(_MEMORY_BYTES)
         self._disk = Room(STAGED_BYTES)
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._sending: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_stopped = threading.Event()
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="stage")
         # As many as can be staged while the oldest one is waited for.
         self._stagings: asyncio.Queue[_Staging | None] = asyncio.Queue(4 * jobs)
         self._uploaded = Uploaded()
-        # Large files whose NARs turned out small enough for a pack, such as a sparse image.
-        self._shrunk: list[StagedNar] = []
 
     async def run(self, infos: Sequence[PathInfo]) -> Uploaded:
         """Send all of these, references first; what cannot be staged is named, and the rest sent.
@@ -141,22 +137,21 @@ class Uploader:
                 sending = [group.create_task(self._send_large(info)) for info in large]
                 group.create_task(self._stage_small(info for info in infos if not is_large(info)))
                 builder = await self._send_small(group)
-                await asyncio.gather(*sending)
-                self._shrunk.sort(key=lambda staged: order[staged.narinfo.store_path])
-                for staged in self._shrunk:
-                    builder = await self._add(staged, builder, group)
+                for task in sending:
+                    shrunk = await task
+                    if shrunk is not None:
+                        builder = await self._add(shrunk, builder, group)
+                        await self._disk.give_back(shrunk.size)
                 await self._begin_pack(builder.finish(), group)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._is_stopped.set()
-            self._pool.shutdown(cancel_futures=True)
-            self._drop_stagings()
+            self._end()
         self._uploaded.narinfos.sort(key=lambda narinfo: order[narinfo.store_path])
         return self._uploaded
 
     def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
-        return asyncio.get_running_loop().run_in_executor(
+        staging = asyncio.get_running_loop().run_in_executor(
             self._pool,
             stage,
             info,
@@ -165,32 +160,40 @@ class Uploader:
             self._packing,
             self._is_stopped.is_set,
         )
+        # Who waited for it may be gone when it fails, and then nobody is to be told.
+        staging.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return staging
 
-    def _drop_stagings(self) -> None:
-        """Forget what nobody waits for any more, its errors too."""
-        while not self._stagings.empty():
-            staging = self._stagings.get_nowait()
-            if staging is not None and not staging.nar.cancel() and not staging.nar.cancelled():
-                staging.nar.exception()
+    def _end(self) -> None:
+        """Wait for the threads, which were told to stop, and remove what nobody sends any more."""
+        self._is_stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+        for file in self._folder.glob("*.nar"):
+            file.unlink()
 
     def _note_failure(self, info: PathInfo, error: StoreError) -> None:
         self._uploaded.failed[info.store_path.base_name] = str(error)
         self._progress.warn(str(error))
 
-    async def _send_large(self, info: PathInfo) -> None:
-        async with self._disk.taking(info.nar_size):
-            try:
+    async def _send_large(self, info: PathInfo) -> StagedNar | None:
+        """Send one that is staged in a file; gives back what belongs into a pack, such as a sparse image.
+
+        Of the room on the disk, that one keeps as much as its file takes.
+        """
+        taken = await self._disk.take(info.nar_size)
+        try:
+            async with self._large:
                 staged = await self._stage(info)
-            except StoreError as error:
-                self._note_failure(info, error)
-                return
             self._progress.staged(info.store_path.base_name, info.nar_size)
-            if isinstance(staged.content, Path) and fits_pack(staged.size):
-                content = await asyncio.to_thread(staged.content.read_bytes)
-                staged.discard()
-                self._shrunk.append(StagedNar(staged.narinfo, staged.digest, staged.size, content))
-                return
+            if fits_pack(staged.size):
+                taken -= staged.size
+                return staged
             await self._send_blob(staged)
+        except StoreError as error:
+            self._note_failure(info, error)
+        finally:
+            await self._disk.give_back(taken)
+        return None
 
     async def _stage_small(self, infos: Iterable[PathInfo]) -> None:
         for info in infos:
@@ -218,9 +221,8 @@ class Uploader:
 
     async def _add(self, staged: StagedNar, builder: PackBuilder, group: asyncio.TaskGroup) -> PackBuilder:
         """Add a small NAR to a pack; gives the pack that is filled now."""
-        content = staged.content
-        if isinstance(content, Path):
-            raise TypeError("what goes into a pack is in memory")
+        content = staged.read()
+        staged.discard()
         if builder.add(staged.narinfo, content):
             return builder
         await self._begin_pack(builder.finish(), group)
@@ -236,10 +238,9 @@ class Uploader:
 
     async def _send_pack(self, pack: Pack) -> None:
         try:
-            await self._send(pack.digest, pack.content, len(pack.content))
+            await self._send(Descriptor(media_type.PACK, pack.digest, len(pack.content)), pack.content)
         finally:
             self._uploads.release()
-        self._uploaded.blobs[pack.digest] = Descriptor(media_type.PACK, pack.digest, len(pack.content))
         self._uploaded.narinfos += pack.narinfos
 
     async def _send_from_memory(self, staged: StagedNar, taken: int) -> None:
@@ -249,22 +250,24 @@ class Uploader:
             await self._memory.give_back(taken)
 
     async def _send_blob(self, staged: StagedNar) -> None:
+        descriptor = describe_nar(staged.digest, staged.narinfo.compression, staged.size)
         try:
             async with self._uploads:
-                await self._send(staged.digest, staged.content, staged.size)
+                await self._send(descriptor, staged.content)
         finally:
             staged.discard()
-        descriptor = describe_nar(staged.digest, staged.narinfo.compression, staged.size)
-        self._uploaded.blobs[staged.digest] = descriptor
         self._uploaded.narinfos.append(staged.narinfo)
 
-    async def _send(self, digest: Digest, content: bytes | Path, size: int) -> None:
-        if digest in self._uploaded.blobs:
-            return
-        try:
-            await self._repository.stat_blob(digest)
-        except NotFoundError:
-            await self._repository.push_blob(digest, content)
-            self._progress.sent(size)
-        else:
-            self._progress.skipped(size)
+    async def _send(self, blob: Descriptor, content: bytes | Path) -> None:
+        # Objects with the same content wait for the first of them, and are sent with it.
+        async with self._sending[blob.digest]:
+            if blob.digest in self._uploaded.blobs:
+                return
+            try:
+                await self._repository.stat_blob(blob.digest)
+            except NotFoundError:
+                await self._repository.push_blob(blob.digest, content)
+                self._progress.sent(blob.size)
+            else:
+                self._progress.skipped(blob.size)
+            self._uploaded.blobs[blob.digest] = blob

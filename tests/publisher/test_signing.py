@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+from nixcache_oci.errors import Error
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
+from nixcache_oci.publisher.signing import sign_all
+from tests.support.objects import store_object
+
+FIRST = SecretKey.generate("first-1")
+SECOND = SecretKey.generate("second-1")
+FOREIGN = Signature("somebody-1", bytes(64))
+
+
+def narinfo(*sigs: Signature) -> NarInfo:
+    return replace(store_object("a", references=()).narinfo, sigs=sigs)
+
+
+def sign(unsigned: NarInfo, *keys: SecretKey) -> tuple[Signature, ...]:
+    (signed,) = sign_all([unsigned], keys)
+    assert replace(signed, sigs=()) == replace(unsigned, sigs=())
+    return signed.sigs
+
+
+def test_every_key_signs() -> None:
+    """Clients may trust either of them, while one replaces the other."""
+    unsigned = narinfo()
+    first, second = sign(unsigned, FIRST, SECOND)
+    assert FIRST.public_key.verify(fingerprint(unsigned), first)
+    assert SECOND.public_key.verify(fingerprint(unsigned), second)
+
+
+def test_signatures_of_others_stay() -> None:
+    """Also one that nobody here can check: somebody else may trust it."""
+    foreign, ours = sign(narinfo(FOREIGN), FIRST)
+    assert foreign == FOREIGN
+    assert ours.key_name == FIRST.name
+
+
+def test_what_is_signed_stays_as_it_is() -> None:
+    """The same paths give the same table; no line comes twice."""
+    once = sign_all([narinfo(FOREIGN)], [FIRST, SECOND])
+    assert sign_all(once, [SECOND, FIRST]) == once
+    assert sign_all(once, []) == once
+    assert sign_all(once, [FIRST, FIRST]) == once
+
+
+@pytest.mark.parametrize("signer", [FIRST, SecretKey.generate(FIRST.name)], ids=["other build", "other key"])
+def test_a_wrong_signature_of_our_name_is_replaced(signer: SecretKey) -> None:
+    """Nix 2.8 takes the first of a name for the only one, and would refuse the path."""
+    wrong = signer.sign("1;/nix/store/something-else")
+    foreign, ours = sign(narinfo(wrong, FOREIGN), FIRST)
+    assert foreign == FOREIGN
+    assert FIRST.public_key.verify(fingerprint(narinfo()), ours)
+
+
+def test_several_narinfos_keep_their_order() -> None:
+    """References first stays references first, and each has a signature of its own."""
+    unsigned = [store_object(seed).narinfo for seed in "abc"]
+    signed = sign_all(iter(unsigned), [FIRST])
+    assert [one.store_path for one in signed] == [one.store_path for one in unsigned]
+    assert len({one.sigs for one in signed}) == len(unsigned)
+
+
+def test_a_signature_that_does_not_verify_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken library is found here, and not by every client."""
+    monkeypatch.setattr(SecretKey, "sign", lambda key, _fingerprint: Signature(key.name, bytes(64)))
+    with pytest.raises(Error, match="made with key first-1 does not verify"):
+        sign_all([narinfo()], [FIRST])
