@@ -1,10 +1,13 @@
 """From settings to the parts that do the work, for every verb."""
 
 import asyncio
+import logging
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
+from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.clients.credentials import load_credentials
 from nixcache_oci.clients.github.api_url import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
@@ -15,6 +18,8 @@ from nixcache_oci.clients.registry.remover import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.table import LOG_LEVEL
+from nixcache_oci.settings.variable import Values
 
 try:
     import uvloop
@@ -51,6 +56,12 @@ def run_async(main: Coroutine[object, object, T]) -> T:
 
 async def _wait_for(task: asyncio.Task[T]) -> T:
     return await task
+
+
+def set_up_quiet_logging(values: Values) -> None:
+    """Log warnings and errors alone, unless told: for commands that say themselves what they do."""
+    level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else logging.WARNING
+    set_up_logging(level, values.environment, sys.stderr)
 
 
 def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Remover:

@@ -1,14 +1,13 @@
 """The verb ``export``: a cache as plain files."""
 
 import argparse
-import logging
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
-from nixcache_oci.cli.compose import open_repository, run_async
-from nixcache_oci.cli.log import escape_unprintable, set_up_logging
+from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
@@ -32,7 +31,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Export."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     return run_async(_export(Values(environment, arguments), arguments.folder))
 
 

@@ -3,18 +3,16 @@
 import argparse
 import difflib
 import json
-import logging
-import sys
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.inventory import Entry, Inventory, Root
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cli.cache_view import add_view_flags, read_cache, recorded_keys
-from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.list import entry_json, root_json
-from nixcache_oci.cli.log import escape_unprintable, set_up_logging
+from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -121,7 +119,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Show."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     configured = Values(environment, arguments).get(table.PUBLIC_KEYS)
     view = run_async(read_cache(arguments, environment))
     keys = configured or recorded_keys(view.inventory)

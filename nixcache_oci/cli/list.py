@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterable, MutableMapping, Sequence
 from datetime import datetime
@@ -10,11 +9,11 @@ from datetime import datetime
 from nixcache_oci.cache.inventory import Entry, Root
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache
-from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.format import format_size
-from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.settings.variable import Values
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -30,7 +29,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """List."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     view = run_async(read_cache(arguments, environment))
     if arguments.roots:
         roots = view.inventory.roots()

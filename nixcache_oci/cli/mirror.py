@@ -1,14 +1,12 @@
 """The verb ``mirror``: a whole cache in another repository."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 
-from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.format import format_size
-from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.maintenance.mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
@@ -35,7 +33,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Copy."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     values = Values(environment, arguments)
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
     done = run_async(_mirror(source, destination, values))

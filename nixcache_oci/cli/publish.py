@@ -1,7 +1,6 @@
 """The verb ``publish``: builds what a flake, or a Nix file, has to offer, and publishes what was built."""
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import AsyncIterator, MutableMapping
@@ -12,8 +11,7 @@ from typing import Final
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import open_repository
-from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
 from nixcache_oci.cli.publishing import (
@@ -139,7 +137,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Build and publish."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     values = Values(dict(environment), arguments)
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")

@@ -1,7 +1,6 @@
 """The verb ``push``: given store paths, with all that they refer to."""
 
 import argparse
-import logging
 import sys
 import time
 from collections import defaultdict
@@ -9,7 +8,7 @@ from collections.abc import Iterable, MutableMapping, Sequence
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.compose import set_up_quiet_logging
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -26,6 +25,7 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.settings.variable import Values
 
 _SCOPE_PREFIX = "push/"
 
@@ -60,7 +60,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Push."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     settings = publish_settings(arguments, environment)
     paths = [*arguments.paths, *(_read_paths() if arguments.stdin else [])]
     if not paths:

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import MutableMapping
 from dataclasses import asdict
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys
-from nixcache_oci.cli.compose import open_repository, run_async
-from nixcache_oci.cli.log import escape_unprintable, set_up_logging
+from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
@@ -36,7 +35,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Check."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_quiet_logging(Values(environment, arguments))
     problems = run_async(_verify(Values(environment, arguments), with_content=arguments.content))
     if arguments.json:
         print(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
