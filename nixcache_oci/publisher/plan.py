@@ -51,8 +51,8 @@ class Plan:
         again = [info for info in counted_on if info.store_path.base_name in gone]
         return replace(
             self,
-            cached=tuple(info for info in self.cached if info not in again),
-            relist=tuple(one for one in self.relist if one[0] not in again),
+            cached=tuple(info for info in self.cached if info.store_path.base_name not in gone),
+            relist=tuple(one for one in self.relist if one[0].store_path.base_name not in gone),
             push=tuple(order_by_references([*self.push, *again])),
         )
 

@@ -14,6 +14,7 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.conversion import Conversion, convert_version1
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
@@ -208,6 +209,7 @@ class Publisher:
                     raise
                 # Some collectors take blobs that no manifest names yet, however fresh they are.
                 self._progress.warn(f"{error}; what is missing is sent again")
+                plan = plan.pushing(await self._find_gone(plan, blobs))
                 uploaded = await self._shipment.upload_missing(plan.push, uploaded)
             else:
                 break
@@ -220,6 +222,15 @@ class Publisher:
             converted=conversion.document if conversion else None,
         )
         return replace(published, is_index_confirmed=is_confirmed, conversion=conversion)
+
+    async def _find_gone(self, plan: Plan, blobs: Iterable[Digest]) -> set[str]:
+        """Find what was only to be listed again, and whose bytes left the registry; base names."""
+        gone = await self._shipment.find_gone(blobs)
+        return {
+            narinfo.store_path.base_name
+            for _, narinfo in plan.relist
+            if NarUrl.parse(narinfo.url).blob in gone
+        }
 
     async def _push_segments(
         self,

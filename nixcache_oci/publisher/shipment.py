@@ -74,17 +74,7 @@ class Shipment:
 
     async def upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Ask for each blob, and send again what lies in those that some collector took."""
-
-        async def is_there(digest: Digest) -> bool:
-            try:
-                await self._repository.stat_blob(digest)
-            except NotFoundError:
-                return False
-            return True
-
-        digests = list(uploaded.blobs)
-        answers = await run_all((is_there(digest) for digest in digests), _PARALLEL_REQUESTS)
-        there = {digest for digest, answer in zip(digests, answers, strict=True) if answer}
+        there = uploaded.blobs.keys() - await self.find_gone(uploaded.blobs)
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self.upload(
             [
@@ -99,6 +89,19 @@ class Shipment:
             {**{digest: uploaded.blobs[digest] for digest in there}, **again.blobs},
             {**uploaded.failed, **again.failed},
         )
+
+    async def find_gone(self, blobs: Iterable[Digest]) -> set[Digest]:
+        """Ask for each of these, and give those that are not there."""
+
+        async def find(digest: Digest) -> Digest | None:
+            try:
+                await self._repository.stat_blob(digest)
+            except NotFoundError:
+                return digest
+            return None
+
+        answers = await run_all((find(digest) for digest in blobs), _PARALLEL_REQUESTS)
+        return {digest for digest in answers if digest is not None}
 
     async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
         """Describe blobs that are listed already; a descriptor needs the exact size."""

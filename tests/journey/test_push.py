@@ -155,6 +155,23 @@ def test_a_new_key_signs_what_is_there(
             assert_substitutable(proxy, paths)
 
 
+def test_what_is_only_signed_anew_is_sent_where_it_is_gone(
+    ghcr: Ghcr, settings: dict[str, str], machine: Machine, nix: NixSandbox, tmp_path: Path
+) -> None:
+    """The registry lost a blob that the cache lists: it refuses the manifest, and gets the blob again."""
+    path = nix.build_file("large", random.Random(1).randbytes(2 * MIB))
+    machine.run("push", path).check()
+    name = "octocat/hello/nix-cache"
+    lost = max(ghcr.server.blobs(name).items(), key=lambda blob: blob[1])[0]
+    ghcr.server.delete_blob(name, lost)
+    new = SecretKey.generate("journey-2")
+    ran = machine.run("push", path, NIX_SIGNING_KEY=new.render()).check()
+    assert "1 to sign, 0 to push" in ran.stderr
+    with start_proxy(settings, new, tmp_path / "proxy") as proxy:
+        proxy.wait_ready()
+        assert_substitutable(proxy, [path])
+
+
 @pytest.mark.needs("nginx")
 async def test_what_an_upstream_signed_stays_there(machine: Machine, nix: NixSandbox, tmp_path: Path) -> None:
     """By the key's name; asked whether it really has it, what it lacks is pushed."""
