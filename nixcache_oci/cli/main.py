@@ -24,6 +24,8 @@ VERBS: Final = {
     "push": "publish store paths",
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
+    "pin": "keep store paths under a name",
+    "gc": "forget what no root and no pin reaches",
     "verify": "check that what a cache lists is there and right",
     "export": "write a cache as plain files for any web server",
     "mirror": "copy a whole cache to another repository",

@@ -1,0 +1,168 @@
+"""The verb ``gc``: forgets what no root reaches, in steps that lose nothing."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import timedelta
+
+from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.format import format_size
+from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.table import print_table
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
+from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, PlanRow
+from nixcache_oci.settings import table
+from nixcache_oci.settings.repository import RepositoryConfig, repository_config
+from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.variable import Values, add_flags
+
+_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.PUBLIC_KEYS)
+_MOST_DAYS = 36_500
+
+# What each row of the plan means, for who sees it for the first time.
+_MEANINGS = {
+    "keep": "reached by a root or pin, or too young to judge",
+    "lift": "needed again: the mark is taken off",
+    "wait": "marked or unlisted, and not old enough for the next step",
+    "condemn": "not needed: marked, and still served until the grace is over",
+    "rewrite": "more than half is not needed: the rest moves to a new segment",
+    "merge": "many of one size become one",
+    "unlist": "marked for the whole grace: leaves the index",
+    "delete": "left the index in an earlier run: leaves the repository",
+    "sweep": "former versions of the index",
+}
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "gc",
+        description=(
+            "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
+            "the grace, and is deleted by the run after that; nothing is ever built."
+        ),
+        allow_abbrev=False,
+    )
+    for flag, default, text in (
+        ("--retention-days", 30, "how long a root counts after a later publish superseded it"),
+        ("--scope-ttl", 90, "days that a scope counts after its last publish; 0 for ever"),
+        ("--grace-days", 30, "from the mark to the end; Nix clients remember a path for 30"),
+        ("--min-age-hours", 24, "younger segments are left alone"),
+    ):
+        parser.add_argument(
+            flag, type=_parse_number, default=default, metavar="N", help=f"{text} [{default}]"
+        )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="also where no root is left, or more than half of the live bytes go",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_flags(parser, _VARIABLES)
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Collect."""
+    set_up_quiet_logging(Values(environment, arguments))
+    values = Values(environment, arguments)
+    options = GcOptions(
+        retention=timedelta(days=arguments.retention_days),
+        scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
+        grace=timedelta(days=arguments.grace_days),
+        min_age=timedelta(hours=arguments.min_age_hours),
+        max_layers=values.get(table.MAX_LAYERS),
+        public_keys=values.get(table.PUBLIC_KEYS),
+    )
+    location = repository_config(values)
+    source = repository_source(location, values)
+    merged = values.merged_environment(table.REPOSITORY_VARIABLES)
+    return run_async(_collect(arguments, options, location, source, merged))
+
+
+async def _collect(
+    arguments: argparse.Namespace,
+    options: GcOptions,
+    location: RepositoryConfig,
+    source: str | None,
+    environment: Mapping[str, str],
+) -> int:
+    async with AsyncExitStack() as stack:
+        repository = open_repository(location, environment, push=not arguments.dry_run)
+        stack.push_async_callback(repository.close)
+        remover = open_remover(location, environment)
+        stack.push_async_callback(remover.close)
+        prepared = await prepare_gc(repository, remover, options)
+        if not arguments.json:
+            _print_plan(prepared.plan)
+        collected = None
+        if not arguments.dry_run:
+            collected = await carry_out_gc(
+                repository, remover, prepared, force=arguments.force, source=source
+            )
+    if arguments.json:
+        print(json.dumps(_to_json(prepared.plan, collected), indent=2))
+    elif collected is not None:
+        _print_result(collected)
+    _append_summary(environment, prepared.plan, is_dry_run=arguments.dry_run)
+    return FAILED if collected is not None and collected.refused else DONE
+
+
+def _print_plan(plan: GcPlan) -> None:
+    print(f"{plan.roots} paths are roots or pins")
+    rows = [row for row in plan.rows() if row.segments]
+    print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
+    for refusal in plan.refusals:
+        print(f"wants --force: {escape_unprintable(refusal)}", flush=True)
+
+
+def _print_result(collected: Collected) -> None:
+    if not collected.is_index_confirmed:
+        print("others write the index at the same time: nothing was deleted; the next run goes on")
+    print(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
+    for manifest, reason in collected.refused:
+        print(f"kept {manifest}: {escape_unprintable(reason)}", file=sys.stderr)
+
+
+def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:
+    """Tell plan and result; sizes are bytes."""
+    document: dict[str, object] = {
+        "roots": plan.roots,
+        "plan": [asdict(row) for row in plan.rows()],
+        "refusals": list(plan.refusals),
+        "freed": plan.freed,
+    }
+    if collected is not None:
+        document["done"] = {
+            "written": [str(segment.tag) for segment in collected.written],
+            "indexConfirmed": collected.is_index_confirmed,
+            "deleted": [str(manifest) for manifest in collected.deleted],
+            "refused": {str(manifest): reason for manifest, reason in collected.refused},
+        }
+    return document
+
+
+def _cells(row: PlanRow) -> tuple[str, str, str, str]:
+    return row.action, f"{row.segments} segments", f"{row.paths} paths", format_size(row.size)
+
+
+def _append_summary(environment: Mapping[str, str], plan: GcPlan, *, is_dry_run: bool) -> None:
+    actions = GithubActions.from_environment(environment)
+    if actions is None:
+        return
+    head = "## gc, a dry run" if is_dry_run else "## gc"
+    rows = [f"| {' | '.join(_cells(row))} |" for row in plan.rows() if row.segments]
+    actions.append_summary(
+        "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])
+    )
+
+
+def _parse_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= _MOST_DAYS):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MOST_DAYS}, got {text[:40]!r}")
+    return int(text)

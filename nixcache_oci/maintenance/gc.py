@@ -1,0 +1,158 @@
+"""The collection: carries a plan out, in an order in which a crash at any point loses nothing.
+
+First what is to stay is pushed, each segment under a tag of its own; then one write of the index lists it and
+marks what it replaces; at last the manifests go that an earlier run took out of the index. Killed before the
+write, the cache is as it was, with some segments that are there twice; killed after it, the next run goes on.
+Source: design section 5, promises 3 to 7.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.commit import write_index
+from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error, NotFoundError, RegistryError
+from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc_reading import read_state
+from nixcache_oci.maintenance.index_change import PreparedGc, change_index
+from nixcache_oci.maintenance.repacking import push_replacement
+from nixcache_oci.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run did.
+
+    Attributes:
+        written: segments that were pushed in place of others.
+        is_index_confirmed: whether the last look at the index showed it, or it needed no change; if not,
+            another writer was at it, nothing was deleted, and the next run goes on.
+        deleted: manifests of segments and former indexes that are gone.
+        refused: those that the repository keeps, and why; the next run asks again.
+    """
+
+    written: tuple[Segment, ...] = ()
+    is_index_confirmed: bool = True
+    deleted: tuple[Digest, ...] = ()
+    refused: tuple[tuple[Digest, str], ...] = ()
+
+
+async def prepare_gc(
+    repository: Repository,
+    remover: Remover,
+    options: GcOptions,
+    *,
+    clock: Callable[[], datetime] = now,
+) -> PreparedGc:
+    """Read everything and decide; nothing is written.
+
+    Args:
+        repository: where the cache lies.
+        remover: tells of former versions of the index.
+        options: how to decide.
+        clock: tells the time.
+
+    Raises:
+        Error: something could not be read; see ``read_state``.
+    """
+    started = clock()
+    oldest = started - options.grace
+    untagged = [version for version in await remover.untagged() if version.created < oldest]
+    state = await read_state(repository, started, untagged)
+    # A large cache takes seconds: long enough for connections to be dropped.
+    plan = await asyncio.to_thread(plan_gc, state, options, started)
+    return PreparedGc(state, options, plan)
+
+
+async def carry_out_gc(
+    repository: Repository,
+    remover: Remover,
+    prepared: PreparedGc,
+    *,
+    force: bool = False,
+    source: str | None = None,
+    clock: Callable[[], datetime] = now,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Collected:
+    """Do what the plan says.
+
+    Args:
+        repository: where the cache lies, with leave to push.
+        remover: deletes.
+        prepared: what to do.
+        force: also where the plan refuses.
+        source: address of the GitHub repository: GHCR links the package to it.
+        clock: tells the time.
+        sleep: waits so many seconds between tries.
+
+    Raises:
+        Error: the plan refuses, or the repository could not do it; the next run goes on.
+    """
+    plan = prepared.plan
+    if plan.refusals and not force:
+        raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")
+    written: list[tuple[Segment, ...]] = []
+    for replacement in plan.replacements:
+        pushed = await push_replacement(
+            repository, replacement, clock(), max_layers=prepared.options.max_layers, source=source
+        )
+        written.append(tuple(pushed))
+    segments = tuple(segment for pushed in written for segment in pushed)
+
+    async def change(union: Union) -> CacheIndex:
+        if union.version1 is not None:
+            raise Error(
+                f"{repository.name}: the older tool wrote its index meanwhile: publish, then run gc again"
+            )
+        index = change_index(union, prepared, written, clock())
+        await _check_added(repository, union.index, index)
+        return replace(index, source=index.source or source)
+
+    if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
+        return Collected(segments, is_index_confirmed=False)
+    deleted, refused = await _delete(repository, remover, plan)
+    return Collected(segments, deleted=deleted, refused=refused)
+
+
+async def _check_added(repository: Repository, read: CacheIndex, index: CacheIndex) -> None:
+    """Make sure that what is listed again is still there: a run that slept for long may be behind others."""
+    listed = {segment.manifest for segment in read.segments}
+    for segment in index.segments:
+        if segment.manifest not in listed:
+            try:
+                await repository.resolve(str(segment.manifest))
+            except NotFoundError:
+                raise Error(
+                    f"{repository.name}: another gc deleted {segment.tag} meanwhile; the index is as it was,"
+                    " run gc again"
+                ) from None
+
+
+async def _delete(
+    repository: Repository, remover: Remover, plan: GcPlan
+) -> tuple[tuple[Digest, ...], tuple[tuple[Digest, str], ...]]:
+    """Delete what readers do not see, by a last look at what they see."""
+    deleted: list[Digest] = []
+    refused: list[tuple[Digest, str]] = []
+    candidates = [*(one.manifest for one in plan.delete), *(former.digest for former in plan.sweep)]
+    if candidates:
+        union = await read_union(repository, [one.segment for one in plan.delete])
+        seen = {union.digest, *(segment.manifest for segment in union.index.segments)}
+        candidates = [manifest for manifest in candidates if manifest not in seen]
+    for manifest in candidates:
+        try:
+            await remover.remove(manifest)
+        except RegistryError as error:
+            refused.append((manifest, str(error)))
+            if error.is_temporary:
+                break
+        else:
+            deleted.append(manifest)
+    return tuple(deleted), tuple(refused)

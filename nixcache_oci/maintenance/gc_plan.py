@@ -1,0 +1,292 @@
+"""The plan: what becomes of each segment. A pure function of what was read, the options and the time.
+
+Source: design section 5.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES
+from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
+from nixcache_oci.maintenance.leaving import choose_trimmed, choose_unlisted
+from nixcache_oci.maintenance.liveness import count, reach
+from nixcache_oci.maintenance.replacement import Replacement, replace_segments
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.oci.descriptor import Descriptor
+
+# A size class holds tables up to eight times as large as its smallest.
+_BITS_OF_A_CLASS: Final = 3
+# What is that full cannot be merged with many of its kind into one, and stays as it is.
+_FULL_SHARE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GcOptions:
+    """How gc decides.
+
+    Attributes:
+        retention: how long a root counts after it was superseded.
+        scope_ttl: how long a scope's roots count after its last publish; None for ever.
+        grace: from the mark to the end: as long as a Nix client remembers a narinfo and its URL.
+        min_age: younger segments are left alone: their publish may not be at its end.
+        max_layers: of a segment that is written, its table among them.
+        segments_of_a_class: more of about one size than these are merged.
+        public_keys: whose signature decides between two variants of a path; where none are given, those that
+            the tables record.
+    """
+
+    retention: timedelta = timedelta(days=30)
+    scope_ttl: timedelta | None = timedelta(days=90)
+    grace: timedelta = timedelta(days=30)
+    min_age: timedelta = timedelta(hours=24)
+    max_layers: int = MAX_LAYERS
+    segments_of_a_class: int = 8
+    public_keys: tuple[PublicKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One line of the plan, for people.
+
+    Attributes:
+        action: one word.
+        segments: how many (of ``sweep``: how many former versions of the index).
+        paths: how many narinfos they list.
+        size: bytes of all their blobs; of ``delete`` only what no other segment holds.
+    """
+
+    action: str
+    segments: int
+    paths: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GcPlan:
+    """What becomes of each segment; each is in one of these at most.
+
+    Attributes:
+        keep: stays as it is.
+        lift: was condemned or unlisted, and is needed again.
+        wait: was condemned or unlisted, and is not old enough for the next step.
+        condemn: is dead, and gets a mark.
+        rewrite: is replaced by what is live in it, and gets a mark.
+        merge: several are replaced by one, and get marks.
+        unlist: has had its mark for the grace: leaves the index.
+        delete: left the index in an earlier run: leaves the repository.
+        sweep: former versions of the index, which leave the repository.
+        refusals: why this plan is only carried out by force.
+        roots: how many paths count as roots and pins.
+        freed: bytes that nothing holds once ``delete`` is done.
+    """
+
+    keep: tuple[StoredSegment, ...] = ()
+    lift: tuple[StoredSegment, ...] = ()
+    wait: tuple[StoredSegment, ...] = ()
+    condemn: tuple[StoredSegment, ...] = ()
+    rewrite: tuple[Replacement, ...] = ()
+    merge: tuple[Replacement, ...] = ()
+    unlist: tuple[StoredSegment, ...] = ()
+    delete: tuple[StoredSegment, ...] = ()
+    sweep: tuple[FormerIndex, ...] = ()
+    refusals: tuple[str, ...] = ()
+    roots: int = 0
+    freed: int = 0
+
+    @property
+    def replacements(self) -> tuple[Replacement, ...]:
+        """Rewrites and merges."""
+        return (*self.rewrite, *self.merge)
+
+    @property
+    def changes_index(self) -> bool:
+        """Whether the index has to be written."""
+        unseen = any(segment.place is Place.TAG for segment in self.keep)
+        return unseen or bool(self.lift or self.condemn or self.replacements or self.unlist)
+
+    def rows(self) -> list[PlanRow]:
+        """Sum each action up."""
+        groups: list[tuple[str, Sequence[StoredSegment]]] = [
+            ("keep", self.keep),
+            ("lift", self.lift),
+            ("wait", self.wait),
+            ("condemn", self.condemn),
+            ("rewrite", [source for one in self.rewrite for source in one.sources]),
+            ("merge", [source for one in self.merge for source in one.sources]),
+            ("unlist", self.unlist),
+        ]
+        rows = [PlanRow(action, len(group), _paths(group), _size_of(group)) for action, group in groups]
+        rows.append(PlanRow("delete", len(self.delete), _paths(self.delete), self.freed))
+        swept = sum(former.size for former in self.sweep)
+        return [*rows, PlanRow("sweep", len(self.sweep), 0, swept)]
+
+
+def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
+    """Decide what becomes of each segment.
+
+    Args:
+        state: all that the repository holds.
+        options: how to decide.
+        now: when ``state`` began to be read; a later time would count marks as older than they were then.
+    """
+    records = (record for segment in state.segments for record in segment.records)
+    counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
+    live = reach((root.hash_part for root in counting.roots), state.references)
+    needs = _Needs(live, counting.records)
+    settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
+    unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
+    dead = [one for one in unmarked if one.manifest in settled and not needs.anything_of(one)]
+    alive = _without(unmarked, dead)
+    lifted = _choose_lifted(alive, state.segments, needs)
+    merged = _choose_merged([one for one in alive if one.manifest in settled], options)
+    in_merge = [one for group in merged for one in group]
+    replaceable = [one for one in _without(alive, in_merge) if one.manifest in settled]
+    trimming = choose_trimmed(
+        state,
+        live,
+        trimmed=[*in_merge, *(one for one in replaceable if _is_mostly_dead(one, live))],
+        trimmable=replaceable,
+        staying=[*alive, *lifted],
+    )
+    rewritten = [one for one in replaceable if one.manifest in trimming.segments]
+    oldest = now - options.grace
+    unlisted = choose_unlisted(state, _expired(_without(state.segments, lifted), oldest))
+    deleted = [
+        one for one in _without(state.segments, lifted) if not one.is_listed and one.segment.created < oldest
+    ]
+    replace_all = replace_segments(state, live, counting.records, options.public_keys)
+    return GcPlan(
+        keep=tuple(_without(alive, [*in_merge, *rewritten])),
+        lift=tuple(lifted),
+        wait=tuple(_without(state.segments, [*unmarked, *lifted, *unlisted, *deleted])),
+        condemn=tuple(dead),
+        rewrite=tuple(replace_all((one,)) for one in rewritten),
+        merge=tuple(replace_all(group) for group in merged),
+        unlist=tuple(unlisted),
+        delete=tuple(deleted),
+        sweep=tuple(former for former in state.former_indexes if former.created < oldest),
+        refusals=tuple(_refuse(state, counting.roots, unmarked, trimming.leaving)),
+        roots=len(counting.roots),
+        freed=_size_of(deleted) - _shared_size(deleted, state.segments),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    live: AbstractSet[HashPart]
+    records: AbstractSet[Record]
+
+    def anything_of(self, segment: StoredSegment) -> bool:
+        return bool(self.paths_of(segment) or self.records_of(segment))
+
+    def paths_of(self, segment: StoredSegment) -> AbstractSet[HashPart]:
+        return segment.narinfos.keys() & self.live
+
+    def records_of(self, segment: StoredSegment) -> AbstractSet[Record]:
+        return self.records & frozenset(segment.records)
+
+
+def _choose_lifted(
+    alive: Iterable[StoredSegment], all_segments: Iterable[StoredSegment], needs: _Needs
+) -> list[StoredSegment]:
+    """Find what is needed and in no segment that stays: what readers still see first, then the newest."""
+    paths = {path for one in alive for path in needs.paths_of(one)}
+    records = {record for one in alive for record in needs.records_of(one)}
+    others = [one for one in all_segments if one.is_condemned or not one.is_listed]
+    others.sort(key=lambda one: (one.is_listed, one.segment.created), reverse=True)
+    lifted = []
+    for one in others:
+        if needs.paths_of(one) <= paths and needs.records_of(one) <= records:
+            continue
+        lifted.append(one)
+        paths |= needs.paths_of(one)
+        records |= needs.records_of(one)
+    return lifted
+
+
+def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
+    """Find the size classes with too many segments in them."""
+    classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
+    for one in segments:
+        is_full = (
+            len(one.layers) > options.max_layers // _FULL_SHARE
+            or one.table_size > MAX_NARINFO_BYTES // _FULL_SHARE
+        )
+        if not is_full:
+            classes[one.table_size.bit_length() // _BITS_OF_A_CLASS].append(one)
+    return [tuple(group) for group in classes.values() if len(group) > options.segments_of_a_class]
+
+
+def _is_mostly_dead(segment: StoredSegment, live: AbstractSet[HashPart]) -> bool:
+    """Tell whether more than half is dead, of its bytes or of its narinfos."""
+    dead = segment.narinfos.keys() - live
+    dead_bytes = sum(segment.sizes[path] for path in dead)
+    return 2 * dead_bytes > sum(segment.sizes.values()) or 2 * len(dead) > len(segment.narinfos)
+
+
+def _expired(segments: Iterable[StoredSegment], oldest: datetime) -> list[StoredSegment]:
+    """Find those whose mark is old enough, and those whose manifest is gone for good.
+
+    A segment has to be older than the watermark, too: its tag would bring it back.
+    """
+    return [
+        one
+        for one in segments
+        if one.place is Place.INDEX
+        and one.segment.condemned is not None
+        and (not one.layers or (one.segment.condemned <= oldest and one.segment.created < oldest))
+    ]
+
+
+def _refuse(
+    state: GcState,
+    roots: AbstractSet[object],
+    unmarked: Sequence[StoredSegment],
+    leaving: AbstractSet[HashPart],
+) -> Iterator[str]:
+    if any(one.is_listed for one in state.segments) and not roots:
+        yield (
+            "no root and no pin counts, so that nothing would stay: publish with roots, pin what is to stay,"
+            " or force it"
+        )
+    unlisted = sum(not one.is_listed for one in state.segments)
+    if unlisted and all(one.place is not Place.INDEX for one in state.segments):
+        yield (
+            f"the index lists nothing, though {unlisted} segments are older than its watermark: it may have"
+            " been damaged; find out who wrote it, or force it"
+        )
+    sizes = {path: size for one in unmarked for path, size in one.sizes.items()}
+    before = sum(sizes.values())
+    gone = sum(sizes[path] for path in leaving if path in sizes)
+    if 2 * gone > before:
+        yield f"{gone} of {before} live bytes would leave, over half: look at the plan, then force it"
+
+
+def _without(segments: Iterable[StoredSegment], others: Iterable[StoredSegment]) -> list[StoredSegment]:
+    left_out = {one.manifest for one in others}
+    return [one for one in segments if one.manifest not in left_out]
+
+
+def _paths(segments: Iterable[StoredSegment]) -> int:
+    return sum(one.segment.paths for one in segments)
+
+
+def _distinct(segments: Iterable[StoredSegment]) -> dict[object, Descriptor]:
+    return {blob.digest: blob for one in segments for blob in one.blobs}
+
+
+def _size_of(segments: Iterable[StoredSegment]) -> int:
+    return sum(blob.size for blob in _distinct(segments).values())
+
+
+def _shared_size(segments: Sequence[StoredSegment], all_segments: Iterable[StoredSegment]) -> int:
+    """Sum up what these hold and others, too."""
+    others = _distinct(_without(all_segments, segments))
+    return sum(blob.size for digest, blob in _distinct(segments).items() if digest in others)

@@ -1,0 +1,165 @@
+"""Repacking: the segments that take the place of others.
+
+NAR blobs stay where they are. Slices of packs move to new packs, in closure order; a pack that is over half
+full and wholly live stays, too: moving it would gain nothing. Source: design section 5, promise 5.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from nixcache_oci.cache.commit import push_segment
+from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES, SegmentContent, cut
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
+from nixcache_oci.cache.pack import PackBuilder
+from nixcache_oci.cache.record import Record, record_fields
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.maintenance.gc_state import StoredSegment
+from nixcache_oci.maintenance.replacement import Replacement
+from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+
+_PACKS_IN_MEMORY: Final = 4
+_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more of them get a segment of their own
+
+
+async def push_replacement(
+    repository: Repository,
+    replacement: Replacement,
+    created: datetime,
+    *,
+    max_layers: int,
+    source: str | None,
+) -> list[Segment]:
+    """Push the segments that take the place of others; the index does not list them yet.
+
+    Args:
+        repository: where the cache lies.
+        replacement: what is to be left.
+        created: becomes the segments' time.
+        max_layers: of a manifest, its table among them.
+        source: address of the GitHub repository: GHCR links the package to it.
+
+    Raises:
+        FormatError: a pack does not hold what a narinfo says.
+        DigestError: a pack is not what its digest says.
+        RegistryError: the repository could not answer, or refused.
+    """
+    blobs = {layer.digest: layer for one in replacement.sources for layer in one.layers[1:]}
+    kept = _kept_packs(replacement.narinfos, blobs)
+    staying: list[NarInfo] = []
+    moving: list[NarInfo] = []
+    for narinfo in order_by_references(replacement.narinfos):
+        url = NarUrl.parse(narinfo.url)
+        (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
+    moved, packs = await _move(repository, moving)
+    blobs.update((pack.digest, pack) for pack in packs)
+    contents = cut(order_by_references([*staying, *moved]), blobs, max_layers=max_layers - 1)
+    header = _join_headers(replacement.sources, created)
+    return [
+        await push_segment(
+            repository, Table(header, records, content.narinfos), content.layers, source=source
+        )
+        for content, records in _spread(contents, replacement.records)
+    ]
+
+
+def _kept_packs(narinfos: Iterable[NarInfo], blobs: dict[Digest, Descriptor]) -> set[Digest]:
+    slices: dict[Digest, set[NarUrl]] = {}
+    for narinfo in narinfos:
+        url = NarUrl.parse(narinfo.url)
+        if url.offset is not None:
+            slices.setdefault(url.blob, set()).add(url)
+    return {
+        pack
+        for pack, urls in slices.items()
+        if blobs[pack].size > MAX_PACK_BYTES // 2 and sum(url.length or 0 for url in urls) >= blobs[pack].size
+    }
+
+
+class _Packs:
+    """Packs that slices are cut out of, checked; the last few stay in memory."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._held: OrderedDict[Digest, bytearray] = OrderedDict()
+
+    async def cut_out(self, url: NarUrl) -> bytes:
+        """Give the bytes of one NAR."""
+        if url.blob not in self._held:
+            try:
+                self._held[url.blob] = await read_blob(self._repository, url.blob, MAX_PACK_BYTES)
+            except (NotFoundError, DigestError, FormatError) as error:
+                raise type(error)(
+                    f"{self._repository.name}: pack {url.blob} cannot be read: {error}; nixcache-oci verify"
+                    " --content names what lies in it"
+                ) from None
+        self._held.move_to_end(url.blob)
+        if len(self._held) > _PACKS_IN_MEMORY:
+            self._held.popitem(last=False)
+        start, length = url.offset or 0, url.length or 0
+        content = bytes(self._held[url.blob][start : start + length])
+        if len(content) != length:
+            raise FormatError(f"pack {url.blob}: it is too short for {url}")
+        return content
+
+
+async def _move(repository: Repository, moving: Iterable[NarInfo]) -> tuple[list[NarInfo], list[Descriptor]]:
+    """Copy slices into new packs, and push these; gives the narinfos with their new URLs."""
+    moved: list[NarInfo] = []
+    packs: list[Descriptor] = []
+
+    async def push(builder: PackBuilder) -> None:
+        pack = builder.finish()
+        if pack.narinfos:
+            await repository.push_blob(pack.digest, pack.content)
+            packs.append(Descriptor(media_type.PACK, pack.digest, len(pack.content)))
+            moved.extend(pack.narinfos)
+
+    sources = _Packs(repository)
+    builder = PackBuilder()
+    for narinfo in moving:
+        content = await sources.cut_out(NarUrl.parse(narinfo.url))
+        if not builder.add(narinfo, content):
+            await push(builder)
+            builder = PackBuilder()
+            builder.add(narinfo, content)
+    await push(builder)
+    return moved, packs
+
+
+def _join_headers(sources: Sequence[StoredSegment], created: datetime) -> TableHeader:
+    headers = [one.table.header for one in sources if one.table is not None]
+    places = {header.source for header in headers}
+    return TableHeader(
+        created,
+        source=places.pop() if len(places) == 1 else None,
+        public_keys=tuple(dict.fromkeys(key for header in headers for key in header.public_keys)),
+        extra=tuple(dict.fromkeys(field for header in headers for field in header.extra)),
+    )
+
+
+def _spread(
+    contents: Sequence[SegmentContent], records: Sequence[Record]
+) -> list[tuple[SegmentContent, tuple[Record, ...]]]:
+    """Put the records behind all narinfos: who finds these finds all."""
+    pieces: list[list[Record]] = [[]]
+    size, room = 0, _RECORD_BYTES
+    for record in records:
+        record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
+        if size + record_size > room:
+            pieces.append([])
+            size, room = 0, MAX_NARINFO_BYTES
+        pieces[-1].append(record)
+        size += record_size
+    without = [(content, ()) for content in contents[:-1]]
+    behind = [(SegmentContent((), ()), tuple(piece)) for piece in pieces[1:]]
+    return [*without, (contents[-1], tuple(pieces[0])), *behind]

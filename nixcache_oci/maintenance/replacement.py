@@ -1,0 +1,86 @@
+"""Replacements: what is to be left of segments that are rewritten or merged.
+
+Source: design section 5, promise 5.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from nixcache_oci.cache.record import Record, record_fields
+from nixcache_oci.errors import FormatError
+from nixcache_oci.maintenance.gc_state import GcState, StoredSegment
+from nixcache_oci.nix.content_address import is_content_addressed
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.store_path import HashPart
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """One or more segments, and what is live in them.
+
+    Attributes:
+        sources: the segments that are replaced, the oldest first.
+        narinfos: what is live in them, each path once.
+        records: those that have to stay, each once.
+    """
+
+    sources: tuple[StoredSegment, ...]
+    narinfos: tuple[NarInfo, ...]
+    records: tuple[Record, ...]
+
+
+def replace_segments(
+    state: GcState, live: AbstractSet[HashPart], needed: AbstractSet[Record], public_keys: Sequence[PublicKey]
+) -> Callable[[Iterable[StoredSegment]], Replacement]:
+    """Make what replaces segments.
+
+    Args:
+        state: all that there is.
+        live: what counting roots reach.
+        needed: records that have to stay.
+        public_keys: whose signature decides between two variants; empty for those that the tables record.
+    """
+    keys = tuple(public_keys) or _recorded_keys(state)
+
+    def replace(sources: Iterable[StoredSegment]) -> Replacement:
+        in_order = tuple(sorted(sources, key=lambda one: (one.segment.created, one.manifest)))
+        variants: defaultdict[HashPart, list[NarInfo]] = defaultdict(list)
+        for source in reversed(in_order):
+            for path, narinfo in source.narinfos.items():
+                if path in live:
+                    variants[path].append(narinfo)
+        records = {record for source in in_order for record in source.records if record in needed}
+        return Replacement(
+            in_order,
+            tuple(_choose(found, keys) for found in variants.values()),
+            tuple(sorted(records, key=record_fields)),
+        )
+
+    return replace
+
+
+def _choose(newest_first: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarInfo:
+    """Choose as readers do: signed, then the smallest NarHash, then the newest."""
+    if len(newest_first) == 1:
+        return newest_first[0]
+    return min(
+        newest_first,
+        key=lambda one: (
+            not (is_signed_by(one, keys) or is_content_addressed(one)),
+            str(one.nar_hash),
+        ),
+    )
+
+
+def _recorded_keys(state: GcState) -> tuple[PublicKey, ...]:
+    keys = {}
+    for one in state.segments:
+        for text in one.table.header.public_keys if one.table is not None else ():
+            try:
+                keys[text] = PublicKey.parse(text)
+            except FormatError:
+                continue  # a reader would not use it either
+    return tuple(keys.values())

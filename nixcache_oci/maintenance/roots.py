@@ -1,0 +1,139 @@
+"""Roots: which of those that publishes recorded still count, and which records gc has to keep for that.
+
+A **run** is all publish records of one scope and run id. A root is superseded when a later run builds its
+name, or when a later whole run neither builds it nor lists it as failed; it counts for some time after that.
+A run that began earlier never displaces what was published after its beginning, so that a slow job, or an
+old run that is started again, does not cost a newer one its roots. Where in doubt, more counts.
+Source: design section 5, promise 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.nix.store_path import StorePath
+
+PUSH_SCOPE_START: Final = "push/"
+"""Scopes whose publishes displace only the names that they build, as narrowed runs do."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRoots:
+    """What counts at a moment.
+
+    Attributes:
+        paths: of the roots.
+        records: those without which later decisions would be others; the rest may be forgotten.
+    """
+
+    paths: frozenset[StorePath]
+    records: frozenset[PublishRecord]
+
+
+def count_roots(
+    records: Iterable[PublishRecord], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
+) -> CountedRoots:
+    """Decide which roots count.
+
+    Args:
+        records: all that the cache holds, in any order; one that several segments hold counts once.
+        now: the time of the decision.
+        retention: how long a root counts after it was superseded.
+        scope_ttl: how long the roots of a scope count after its last publish; None for ever.
+    """
+    by_scope: defaultdict[str, set[PublishRecord]] = defaultdict(set)
+    for record in records:
+        by_scope[record.scope].add(record)
+    paths: set[StorePath] = set()
+    kept: set[PublishRecord] = set()
+    for members in by_scope.values():
+        last_publish = max(record.time for record in members)
+        if scope_ttl is not None and last_publish + scope_ttl <= now:
+            continue
+        scope = _Scope(members)
+        counting = scope.counting(now - retention)
+        paths |= {path for record, name in counting for root, path in record.roots if root == name}
+        kept |= scope.needed({record for record, _ in counting})
+    return CountedRoots(frozenset(paths), frozenset(kept))
+
+
+class _Run:
+    """All records of one scope and run id."""
+
+    def __init__(self, records: Iterable[PublishRecord]) -> None:
+        self.records = tuple(records)
+        self.first = min(record.time for record in self.records)
+        self.last = max(record.time for record in self.records)
+        self.failed = {name for record in self.records for name in record.failed}
+        self.built = {name for record in self.records for name, _ in record.roots}
+        self.is_whole = any(
+            not record.is_partial and not record.scope.startswith(PUSH_SCOPE_START) for record in self.records
+        )
+
+    def displaces(self, name: str) -> bool:
+        """Tell whether the name is gone with this run."""
+        return self.is_whole and name not in self.built and name not in self.failed
+
+
+class _Scope:
+    """All runs of one scope."""
+
+    def __init__(self, records: Iterable[PublishRecord]) -> None:
+        by_run: defaultdict[str, list[PublishRecord]] = defaultdict(list)
+        for record in records:
+            by_run[record.run].append(record)
+        self._runs = sorted(
+            (_Run(members) for members in by_run.values()), key=lambda run: (run.last, run.records[0].run)
+        )
+        self._builders: defaultdict[str, list[PublishRecord]] = defaultdict(list)
+        for run in self._runs:
+            for record in run.records:
+                for name in {name for name, _ in record.roots}:
+                    self._builders[name].append(record)
+
+    def counting(self, superseded_after: datetime) -> list[tuple[PublishRecord, str]]:
+        """Find the roots, record and name of each, that were superseded after that time, or not at all."""
+        found = []
+        for name, builders in self._builders.items():
+            for record in builders:
+                superseded = self._superseded(record, name, builders)
+                if superseded is None or superseded > superseded_after:
+                    found.append((record, name))
+        return found
+
+    def needed(self, counting: set[PublishRecord]) -> set[PublishRecord]:
+        """Find the records that have to stay: without the rest, every later decision comes out the same.
+
+        Those are the records with a root that counts, the newest run, which tells when the scope was last
+        published to, the newest whole run, which tells what is gone, and everything after any of these.
+        """
+        newest_whole = next((run for run in reversed(self._runs) if run.is_whole), self._runs[-1])
+        since = min(newest_whole.first, self._runs[-1].first, *(record.time for record in counting))
+        needed: set[PublishRecord] = set()
+        for run in reversed(self._runs):
+            if run.last < since:
+                break
+            since = min(since, run.first)  # what came between its records decides on these
+            needed.update(run.records)
+        return needed
+
+    def _superseded(
+        self, record: PublishRecord, name: str, builders: Sequence[PublishRecord]
+    ) -> datetime | None:
+        built_again = min(
+            (one.time for one in builders if one.run != record.run and one.time > record.time), default=None
+        )
+        gone: datetime | None = None
+        for run in self._runs:
+            if built_again is not None and run.last >= built_again:
+                break
+            if run.last <= record.time:
+                continue
+            if name in run.failed and name not in run.built:
+                gone = None  # its last good one keeps counting
+            elif gone is None and run.first > record.time and run.displaces(name):
+                gone = run.last
+        return gone or built_again

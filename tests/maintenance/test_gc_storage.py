@@ -1,0 +1,100 @@
+"""A collection on what really holds caches: an OCI layout, and docker-registry with its own collector."""
+
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import NotFoundError
+from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
+from nixcache_oci.maintenance.gc_plan import GcOptions
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.reference import RegistryReference
+from tests.maintenance.model_publisher import Thing, push_things
+from tests.support.docker_registry import DockerRegistry
+from tests.support.publish import CREATED
+from tests.support.registries import REPO
+
+DAY = timedelta(days=1)
+LIB = Thing("lib", size=50_000, is_large=True)
+OLD = Thing("app-old", (LIB.base_name,), size=300_000, is_large=True)
+OLD_SMALL = Thing("small-old", (OLD.base_name,), size=4_000)
+NEW = Thing("app-new", (LIB.base_name,), size=100_000, is_large=True)
+SMALL = Thing("small", (LIB.base_name,), size=5_000)
+
+
+async def fill_and_collect(repository: Repository, remover: Remover) -> list[Collected]:
+    """Publish twice, and collect in three steps: condemn, unlist, delete."""
+    now = CREATED
+    for things in ([LIB, SMALL, OLD, OLD_SMALL], [NEW]):
+        roots = tuple(("app", thing.path) for thing in (things[-1], SMALL))
+        await push_things(repository, things, [PublishRecord("main", things[-1].base_name, now, roots)], now)
+        now += DAY
+    collected = []
+    for days in (31, 31, 1):
+        now += days * DAY
+        clock = partial(_same, now)
+        prepared = await prepare_gc(repository, remover, GcOptions(), clock=clock)
+        collected.append(await carry_out_gc(repository, remover, prepared, force=True, clock=clock))
+    return collected
+
+
+def _same(time: datetime) -> datetime:
+    return time
+
+
+async def check(repository: Repository) -> None:
+    """The kept bytes are there, and those that left are not named any more."""
+    for thing in (LIB, NEW):
+        assert await repository.stat_blob(Digest.of(thing.content)) == len(thing.content)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+async def test_layout(tmp_path: Path) -> None:
+    """Files of what left are gone."""
+    root = tmp_path / "cache"
+    layout = Layout(root)
+    *_, last = await fill_and_collect(layout, LayoutRemover(root, min_age_seconds=0))
+    await check(layout)
+    assert last.deleted
+    assert not last.refused
+    with pytest.raises(NotFoundError):
+        await layout.stat_blob(Digest.of(OLD.content))
+    kept = sum(len(thing.content) for thing in (LIB, NEW, SMALL))
+    assert kept < size_of(root) < kept + 30_000
+    await layout.close()
+
+
+@pytest.mark.needs("docker-registry")
+async def test_docker_registry() -> None:
+    """Its own collector takes what no manifest names any more, and nothing else."""
+    with DockerRegistry(delete=True) as server:
+        credentials = Credentials(server.user, server.password, "the test")
+        reference = RegistryReference.of(server.host, REPO, "nix-cache")
+        remover = RegistryRemover(Registry(reference, credentials, push=True, delete=True, patience=20))
+        registry = Registry(reference, credentials, push=True, patience=20)
+        try:
+            *_, last = await fill_and_collect(registry, remover)
+            before = server.disk_usage()
+            server.garbage_collect()
+            freed = before - server.disk_usage()
+            await check(registry)
+        finally:
+            await registry.close()
+            await remover.close()
+    assert last.deleted
+    assert not last.refused
+    dropped = len(OLD.content) + len(OLD_SMALL.content) + len(SMALL.content)  # a pack moved, with small in it
+    assert dropped < freed < 1.05 * dropped
