@@ -1,0 +1,109 @@
+# home-manager: the proxy as a service of one user, on Linux and macOS, and that user's Nix told to use it.
+#
+# The Nix daemon follows only users that it trusts: the machine's owner has to list the user in `trusted-users`, or the
+# substituter in `trusted-substituters` and the key in `trusted-public-keys`.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.nixcache-proxy;
+  proxy = import ./proxy.nix {
+    inherit lib cfg;
+    isService = false;
+  };
+  inherit (pkgs.stdenv.hostPlatform) isLinux isDarwin;
+  environment =
+    proxy.environment
+    // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = toString cfg.tokenFile; };
+  # Quoted as in JSON, which systemd reads the same way: values have spaces.
+  assignment = name: value: builtins.toJSON "${name}=${proxy.escapeSpecifiers value}";
+in
+{
+  imports = [ ./options.nix ];
+
+  config = lib.mkIf cfg.enable (
+    lib.mkMerge [
+      {
+        inherit (proxy) assertions warnings;
+
+        nix = lib.mkIf cfg.configureNix {
+          # home-manager wants to know for which Nix it writes nix.conf. Weaker than any other word on it.
+          package = lib.mkOverride 1400 pkgs.nix;
+          settings = proxy.nixManners // {
+            # Beside what the machine's nix.conf lists, not instead of it.
+            extra-substituters = [ proxy.substituter ];
+            extra-trusted-public-keys = proxy.publicKeys;
+          };
+        };
+      }
+
+      (lib.mkIf isLinux {
+        # The port never refuses, not while the service starts or is restarted: Nix takes a refusal for an error.
+        systemd.user.sockets.nixcache-proxy = {
+          Unit.Description = "Socket of the Nix binary cache in an OCI registry";
+          Socket = {
+            ListenStream = proxy.listenStream;
+            FreeBind = !proxy.isLoopback;
+          };
+          Install.WantedBy = [ "sockets.target" ];
+        };
+
+        systemd.user.services.nixcache-proxy = {
+          Unit = {
+            Description = "Nix binary cache in an OCI registry";
+            Requires = [ "nixcache-proxy.socket" ];
+            After = [ "nixcache-proxy.socket" ];
+            # As in nixos-module.nix: a socket that nobody answers is worse than one that refuses.
+            StartLimitIntervalSec = 60;
+            StartLimitBurst = 5;
+          };
+          Install.WantedBy = [ "default.target" ];
+          Service = {
+            Type = "notify";
+            ExecStart = proxy.command;
+            Environment = lib.mapAttrsToList assignment environment;
+            Restart = "on-failure";
+            RestartSec = "2s";
+            # Wrong usage: another try does not mend it.
+            RestartPreventExitStatus = 2;
+            TimeoutStartSec = "30s";
+            TimeoutStopSec = "10s";
+            # The last good index.
+            CacheDirectory = "nixcache-proxy";
+            CacheDirectoryMode = "0700";
+            # What needs no privileges of nixos-module.nix's hardening, for the reasons that are told there; what
+            # needs a user namespace is left out, because some systems keep those from users.
+            NoNewPrivileges = true;
+            UMask = "0077";
+            RestrictAddressFamilies = [ "AF_INET AF_INET6 AF_UNIX" ];
+            RestrictNamespaces = true;
+            MemoryDenyWriteExecute = true;
+            LockPersonality = true;
+            RestrictRealtime = true;
+            RestrictSUIDSGID = true;
+            SystemCallArchitectures = "native";
+            SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+            SystemCallErrorNumber = "EPERM";
+          };
+        };
+      })
+
+      (lib.mkIf isDarwin {
+        launchd.agents.nixcache-proxy = {
+          enable = true;
+          config = {
+            # The Nix store is a volume of its own, and may come after the login.
+            ProgramArguments = [ "/bin/sh" "-c" "/bin/wait4path /nix/store && exec ${proxy.command}" ];
+            EnvironmentVariables = environment;
+            RunAtLoad = true;
+            KeepAlive = true;
+            StandardErrorPath = "${config.home.homeDirectory}/Library/Logs/nixcache-proxy.log";
+          };
+        };
+      })
+    ]
+  );
+}

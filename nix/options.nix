@@ -1,0 +1,176 @@
+# The options that the modules for NixOS, nix-darwin and home-manager share. What each is called in the proxy's
+# environment stands in proxy.nix; what the values may be, `nixcache-oci proxy --help` says.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  # A secret key is longer: pasted here by mistake, it would lie in the Nix store, which every user can read.
+  publicKey = types.strMatching "[^:[:space:]]+:[A-Za-z0-9+/]{43}=";
+in
+{
+  options.services.nixcache-proxy = {
+    enable = lib.mkEnableOption "the proxy that serves a Nix binary cache out of an OCI registry";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.nixcache-oci or (pkgs.callPackage ./package.nix { });
+      defaultText = lib.literalMD "`pkgs.nixcache-oci` where the overlay is in use, else the same made from `pkgs`";
+      description = "The package that has `bin/nixcache-oci`.";
+    };
+
+    repo = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "octocat/my-cache";
+      description = "GitHub repository that the cache belongs to, or what stands for it in another registry.";
+    };
+
+    registry = mkOption {
+      type = types.str;
+      default = "ghcr.io";
+      example = "registry.example:5000";
+      description = ''
+        Registry, `host[:port]`. Loopback hosts and `http://…` are spoken to in plain HTTP. `oci:/path` is an OCI
+        layout folder, which the proxy must be able to read.
+      '';
+    };
+
+    image = mkOption {
+      type = types.str;
+      default = "nix-cache";
+      description = "Last part of the repository's name in the registry.";
+    };
+
+    port = mkOption {
+      type = types.port;
+      default = 37515;
+      description = "Port to listen on.";
+    };
+
+    listenAddress = mkOption {
+      # systemd takes no names here, and brackets are added where they belong.
+      type = types.strMatching "[0-9.]+|[0-9a-fA-F.]*:[0-9a-fA-F:.]*";
+      default = "127.0.0.1";
+      example = "::";
+      description = "IP address to listen on, without brackets: `0.0.0.0` or `::` for all.";
+    };
+
+    allowedHosts = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "cache.lan" ];
+      description = ''
+        Further names that clients may call the proxy by. It answers to loopback names, IP addresses and this
+        machine's own name; anything else may be a web page that rebinds its name to this machine.
+      '';
+    };
+
+    upstreams = mkOption {
+      type = types.listOf types.str;
+      default = lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org";
+      defaultText = lib.literalExpression ''[ "https://cache.nixos.org" ], or none without requireSignatures'';
+      description = ''
+        Caches that the proxy asks for what this one does not have. Without `requireSignatures` there are none by
+        default: Nix takes whatever comes out of the proxy then, and is better off to ask them itself.
+      '';
+    };
+
+    upstreamNars = mkOption {
+      type = types.enum [ "stream" "direct" ];
+      default = "stream";
+      description = "Whether NARs of upstream caches pass through the proxy, or come straight from the upstream.";
+    };
+
+    priority = mkOption {
+      type = types.ints.unsigned;
+      default = 30;
+      description = ''
+        Lower is asked first, and cache.nixos.org has 40. Below 40, an outage of this cache does not end a build on
+        newer clients.
+      '';
+    };
+
+    indexTtl = mkOption {
+      type = types.ints.positive;
+      default = 300;
+      description = "Seconds between two refreshes of the index; they go on behind requests.";
+    };
+
+    publicKeys = mkOption {
+      type = types.listOf publicKey;
+      default = [ ];
+      example = [ "my-cache-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ];
+      description = "Keys that the cache's entries are signed with. The proxy lists only these, and Nix trusts them.";
+    };
+
+    publicKey = mkOption {
+      type = types.nullOr publicKey;
+      default = null;
+      description = "One more of `publicKeys`, for a cache that has only one.";
+    };
+
+    requireSignatures = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether Nix takes only what a trusted key signed. Without, the proxy alone is marked as trusted
+        (`?trusted=true`), and every other cache is checked as before; whoever may write to the registry can then
+        put programs onto this machine.
+      '';
+    };
+
+    tokenFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/nix-cache-token";
+      description = ''
+        File with a token that may read packages, or `user:password`, for a private cache. It is read at the start of
+        the service, and must not lie in the Nix store.
+      '';
+    };
+
+    logLevel = mkOption {
+      type = types.enum [ "debug" "info" "warning" "error" ];
+      default = "info";
+      description = "What is logged.";
+    };
+
+    extraSettings = mkOption {
+      type = types.attrsOf (types.either types.str types.int);
+      default = { };
+      example = { HTTPS_PROXY = "http://proxy.example:3128"; };
+      description = "Further environment variables of the proxy: settings that no option has, or an HTTP proxy.";
+    };
+
+    configureNix = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether Nix on this machine uses the proxy. Without, it only serves others, and `nix.settings` is left alone.
+      '';
+    };
+
+    fallback = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether Nix builds what it could not download, instead of ending with an error: a cache is there to save
+        time, and its trouble should cost no more than that. It counts for all caches.
+      '';
+    };
+
+    narinfoCacheNegativeTtl = mkOption {
+      type = types.nullOr types.ints.unsigned;
+      default = 300;
+      description = ''
+        Seconds for which Nix remembers that a path is in none of its caches; null leaves Nix's own hour. What is
+        published after such an answer stays invisible for so long. The default is that of `indexTtl`: asking
+        again sooner finds nothing new, and asking the proxy costs no network. It counts for all caches.
+      '';
+    };
+  };
+}

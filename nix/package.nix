@@ -1,0 +1,35 @@
+# The program. Name, version and dependencies are those of pyproject.toml, so that they are said once; nixpkgs calls
+# each dependency as PyPI does. Needs nixpkgs of 25.11 or later, for what pyproject.toml asks of setuptools and aiohttp.
+{ python3Packages }:
+let
+  inherit (builtins.fromTOML (builtins.readFile ../pyproject.toml)) project;
+  nameOf = requirement: builtins.head (builtins.match "([A-Za-z0-9-]+).*" requirement);
+  top = toString ../.;
+  isSource =
+    path: _:
+    let
+      name = builtins.substring (builtins.stringLength top + 1) (-1) path;
+    in
+    builtins.elem name [ "LICENSE" "README.md" "pyproject.toml" "nixcache_oci" ]
+    || builtins.match "nixcache_oci/.*" name != null && builtins.match ".*__pycache__.*" name == null;
+in
+python3Packages.buildPythonApplication {
+  pname = project.name;
+  inherit (project) version;
+  pyproject = true;
+  # Only what is built: a change to tests or documents does not make the program anew.
+  src = builtins.path {
+    name = "${project.name}-source";
+    path = ../.;
+    filter = isSource;
+  };
+  build-system = [ python3Packages.setuptools ];
+  dependencies = map (requirement: python3Packages.${nameOf requirement}) project.dependencies;
+  # The tests are a check of the flake: they take longer than the build, and start real servers.
+  doCheck = false;
+  pythonImportsCheck = [ "nixcache_oci.cli.proxy" "nixcache_oci.cli.publish" ];
+  meta = {
+    inherit (project) description;
+    mainProgram = project.name;
+  };
+}

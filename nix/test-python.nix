@@ -1,0 +1,17 @@
+# Python with the program, and with what its tests import. The linters of requirements.lock are not in it: they judge
+# the code by one version, and nixpkgs has another.
+{ pkgs }:
+pkgs.python3.withPackages (
+  packages: with packages; [
+    (toPythonModule (pkgs.callPackage ./package.nix { python3Packages = packages; }))
+    cryptography
+    hypothesis
+    oras
+    psutil
+    pyjwt
+    pytest
+    pytest-asyncio
+    pytest-timeout
+    setuptools
+  ]
+)

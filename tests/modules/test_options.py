@@ -1,0 +1,325 @@
+"""Each option of the modules reaches what it is meant for, and what contradicts itself is refused."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.settings.proxy import proxy_config
+from nixcache_oci.settings.repository import RegistryLocation, repository_config
+from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variable import Values
+from tests.support.nix_modules import Evaluated, Modules
+
+pytestmark = pytest.mark.needs("nix-instantiate")
+
+KEY = "my-cache-1:" + "A" * 43 + "="
+OTHER_KEY = "other-1:" + "B" * 42 + "A="
+USABLE: Mapping[str, Any] = {"repo": "octocat/my-cache", "publicKey": KEY}
+UNSIGNED: Mapping[str, Any] = {"repo": "octocat/my-cache", "requireSignatures": False}
+
+# Variables that have no option, and why.
+WITHOUT_OPTION = {
+    "GITHUB_TOKEN": "would lie in the Nix store",
+    "GH_TOKEN": "would lie in the Nix store",
+    "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
+    "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
+    "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
+}
+
+
+def environment_of(evaluated: Evaluated, kind: str) -> dict[str, str]:
+    """What the proxy gets from this kind of machine, with systemd's quoting undone."""
+    if kind == "nixos":
+        found: dict[str, str] = evaluated.service["environment"]
+        return {name: value.replace("%%", "%") for name, value in found.items()}
+    if kind == "darwin":
+        daemon = evaluated.config["launchd"]["daemons"]["nixcache-proxy"]
+        return dict(daemon["serviceConfig"]["EnvironmentVariables"])
+    service = evaluated.config["systemd"]["user"]["services"]["nixcache-proxy"]["Service"]
+    assignments = (one[1:-1].replace("%%", "%").partition("=") for one in service["Environment"])
+    return {name: value for name, _, value in assignments}
+
+
+def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+@pytest.mark.parametrize(
+    ("option", "value", "variable", "text"),
+    [
+        ("repo", "octocat/other", "NIXCACHE_REPO", "octocat/other"),
+        ("registry", "registry.example:5000", "NIXCACHE_REGISTRY", "registry.example:5000"),
+        ("image", "cache", "NIXCACHE_IMAGE", "cache"),
+        ("port", 8080, "NIXCACHE_PORT", "8080"),
+        ("listenAddress", "::", "NIXCACHE_LISTEN", "::"),
+        (
+            "upstreams",
+            ["https://a.example/x%20y", "https://b"],
+            "NIXCACHE_UPSTREAM",
+            "https://a.example/x%20y https://b",
+        ),
+        ("upstreams", [], "NIXCACHE_UPSTREAM", ""),
+        ("upstreamNars", "direct", "NIXCACHE_UPSTREAM_NARS", "direct"),
+        ("indexTtl", 60, "NIXCACHE_INDEX_TTL", "60"),
+        ("priority", 41, "NIXCACHE_PRIORITY", "41"),
+        ("allowedHosts", ["cache.lan", "cache"], "NIXCACHE_HOSTS", "cache.lan cache"),
+        ("publicKeys", [OTHER_KEY, KEY], "NIXCACHE_PUBLIC_KEYS", f"{OTHER_KEY} {KEY}"),
+        ("logLevel", "debug", "NIXCACHE_LOG_LEVEL", "debug"),
+        ("extraSettings", {"NIXCACHE_STORE_DIR": "/s"}, "NIXCACHE_STORE_DIR", "/s"),
+        ("extraSettings", {"NUMBER": 3}, "NUMBER", "3"),
+    ],
+)
+def test_options_reach_the_proxy(
+    modules: Modules, kind: str, option: str, value: object, variable: str, text: str
+) -> None:
+    """What a user sets is what the proxy is told, in whatever way its service manager says it."""
+    evaluated = modules.evaluate(kind, **{**USABLE, option: value})
+    assert evaluated.failed == []
+    assert environment_of(evaluated, kind)[variable] == text
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_defaults_are_those_of_the_program(modules: Modules, kind: str) -> None:
+    """A machine with the module behaves as one where the program was started by hand."""
+    environment = environment_of(modules.evaluate(kind, **USABLE), kind)
+    own = {"NIXCACHE_REPO", "NIXCACHE_PUBLIC_KEYS"}
+    for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL):
+        if variable.name not in own and variable.name not in WITHOUT_OPTION:
+            assert environment[variable.name] == variable.default, variable.name
+
+
+def test_every_setting_has_an_option(modules: Modules) -> None:
+    """A setting that the program learns later must not be forgotten here."""
+    names = {variable.name for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)}
+    environment = environment_of(modules.evaluate(**USABLE), "nixos")
+    assert environment.keys() == names - WITHOUT_OPTION.keys()
+
+
+def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
+    """The spelling of lists and numbers is one that the program's own parsers read."""
+    evaluated = modules.evaluate(
+        **USABLE,
+        upstreams=["https://a.example", "https://b.example"],
+        allowedHosts=["cache.lan"],
+        indexTtl=60,
+        listenAddress="::",
+        extraSettings={"NIXCACHE_INDEX_DIR": "/var/cache/x"},
+    )
+    values = Values(environment_of(evaluated, "nixos"), argparse.Namespace())
+    config = proxy_config(values)
+    assert config.upstreams == ("https://a.example", "https://b.example")
+    assert config.hosts == frozenset({"cache.lan"})
+    assert [str(key) for key in config.public_keys] == [KEY]
+    assert (config.listen, config.index_ttl_seconds) == ("::", 60.0)
+    location = repository_config(values)
+    assert isinstance(location, RegistryLocation)
+    assert str(location.reference.host) == "ghcr.io"
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:37515"),
+        ("0.0.0.0", "http://127.0.0.1:37515"),
+        ("::", "http://[::1]:37515"),
+        ("fd00::5", "http://[fd00::5]:37515"),
+        ("192.168.1.5", "http://192.168.1.5:37515"),
+    ],
+)
+def test_nix_asks_where_the_proxy_listens(modules: Modules, address: str, asked: str) -> None:
+    """Nix is told an address that a client can use, and its other caches stay."""
+    settings = modules.evaluate(**USABLE, listenAddress=address).nix_settings
+    assert settings["substituters"] == [asked, "https://cache.nixos.org/"]
+    assert settings["trusted-substituters"] == [asked]
+    assert settings["trusted-public-keys"][-1] == KEY
+    assert settings["trusted-public-keys"][0].startswith("cache.nixos.org-1:")
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin"])
+def test_without_signatures_only_the_proxy_is_trusted(modules: Modules, kind: str) -> None:
+    """No setting for every cache is touched, no upstream slips in unchecked, and the user is told."""
+    evaluated = modules.evaluate(kind, **UNSIGNED)
+    assert evaluated.failed == []
+    assert evaluated.nix_settings["substituters"][0] == "http://127.0.0.1:37515?trusted=true"
+    assert "require-sigs" not in evaluated.nix_settings
+    environment = environment_of(evaluated, kind)
+    assert (environment["NIXCACHE_PUBLIC_KEYS"], environment["NIXCACHE_UPSTREAM"]) == ("", "")
+    assert len(evaluated.warnings) == 1
+    assert "requireSignatures is off: Nix takes whatever" in evaluated.warnings[0]
+    more = modules.evaluate(kind, **UNSIGNED, upstreams=["https://cache.nixos.org"])
+    assert "upstreams are passed on without a check" in more.warnings[1]
+    assert modules.evaluate(kind, **USABLE).warnings == []
+
+
+def test_home_adds_to_the_users_nix_conf(modules: Modules) -> None:
+    """A user's nix.conf adds to the machine's: what is listed there must not vanish."""
+    evaluated = modules.evaluate("home", **USABLE)
+    assert evaluated.nix_settings == {
+        "extra-substituters": ["http://127.0.0.1:37515"],
+        "extra-trusted-public-keys": [KEY],
+        "fallback": True,
+        "narinfo-cache-negative-ttl": 300,
+    }
+    assert evaluated.config["nix"]["package"] == "nix"
+    silent = modules.evaluate("home", **USABLE, configureNix=False)
+    assert (silent.nix_settings, silent.config["nix"]["package"]) == ({}, None)
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_settings_for_all_caches(modules: Modules, kind: str) -> None:
+    """Falling back and remembering misses are on, can be left out, and give way to the user's own word."""
+    manners = ("fallback", "narinfo-cache-negative-ttl")
+    settings = modules.evaluate(kind, **USABLE).nix_settings
+    assert [settings[name] for name in manners] == [True, 300]
+    assert modules.evaluate(kind, **USABLE, narinfoCacheNegativeTtl=5).nix_settings[manners[1]] == 5
+    without = modules.evaluate(kind, **USABLE, fallback=False, narinfoCacheNegativeTtl=None).nix_settings
+    assert without == nix_settings_without(settings, *manners)
+    told = modules.evaluate(kind, **USABLE, more="{ nix.settings.fallback = false; }").nix_settings
+    assert told["fallback"] is False
+
+
+def test_a_server_for_others(modules: Modules) -> None:
+    """A machine can serve a cache without using it; then it needs no key, and its Nix is left alone."""
+    evaluated = modules.evaluate(
+        repo="octocat/my-cache",
+        configureNix=False,
+        listenAddress="0.0.0.0",
+        openFirewall=True,
+        port=8080,
+    )
+    assert (evaluated.failed, evaluated.warnings) == ([], [])
+    assert "http" not in str(nix_settings_without(evaluated.nix_settings, "substituters"))
+    assert evaluated.nix_settings["substituters"] == ["https://cache.nixos.org/"]
+    assert evaluated.config["networking"]["firewall"]["allowedTCPPorts"] == [8080]
+    assert modules.evaluate(**USABLE).config["networking"]["firewall"]["allowedTCPPorts"] == []
+
+
+def test_token(modules: Modules) -> None:
+    """The token stays in a file: systemd hands it over, and elsewhere only its path is told."""
+    path = "/run/secrets/100%"
+    service = modules.evaluate(**USABLE, tokenFile=path).service
+    assert service["serviceConfig"]["LoadCredential"] == ["token:/run/secrets/100%%"]
+    assert service["environment"]["NIXCACHE_TOKEN_FILE"] == "%d/token"
+    for kind in ("darwin", "home"):
+        environment = environment_of(modules.evaluate(kind, **USABLE, tokenFile=path), kind)
+        assert environment["NIXCACHE_TOKEN_FILE"] == path
+    assert modules.evaluate(**USABLE).service["serviceConfig"]["LoadCredential"] == []
+
+
+def test_http_proxy_of_the_machine(modules: Modules) -> None:
+    """Where the machine reaches the network through a proxy, so does the service; its own settings win."""
+    more = '{ networking.proxy.envVars = { https_proxy = "http://p:1"; no_proxy = "a"; }; }'
+    evaluated = modules.evaluate(**USABLE, more=more, extraSettings={"no_proxy": "b"})
+    environment = environment_of(evaluated, "nixos")
+    assert (environment["https_proxy"], environment["no_proxy"]) == ("http://p:1", "b")
+
+
+def test_an_oci_layout(modules: Modules) -> None:
+    """A folder is served without a repository's name, and may lie in a home; else homes are hidden."""
+    layout = modules.evaluate(registry="oci:/home/octocat/cache", publicKey=KEY)
+    assert layout.failed == []
+    assert layout.service["serviceConfig"]["ProtectHome"] == "read-only"
+    assert "NIXCACHE_REPO" not in layout.service["environment"]
+    assert modules.evaluate(**USABLE).service["serviceConfig"]["ProtectHome"] is True
+
+
+def test_home_may_serve_the_embedded_cache(modules: Modules) -> None:
+    """A user has a data folder, so nothing need be said of a repository."""
+    assert modules.evaluate("home", publicKey=KEY).failed == []
+
+
+def test_home_on_macos(modules: Modules) -> None:
+    """There launchd runs the proxy, and no unit of systemd is written."""
+    evaluated = modules.evaluate("home", **USABLE, system="aarch64-darwin")
+    assert evaluated.config["systemd"]["user"] == {"services": {}, "sockets": {}}
+    agent = evaluated.config["launchd"]["agents"]["nixcache-proxy"]
+    assert agent["enable"]
+    assert agent["config"]["ProgramArguments"][-1].endswith(f"exec {modules.package}/bin/nixcache-oci proxy")
+    assert agent["config"]["EnvironmentVariables"]["NIXCACHE_REPO"] == "octocat/my-cache"
+    assert modules.evaluate("home", **USABLE).config["launchd"]["agents"] == {}
+
+
+def test_daemon_on_macos(modules: Modules) -> None:
+    """It runs as a user of its own, who owns the folder of the index."""
+    config = modules.evaluate("darwin", **USABLE, uid=600).config
+    daemon = config["launchd"]["daemons"]["nixcache-proxy"]
+    name = daemon["serviceConfig"]["UserName"]
+    assert config["users"]["knownUsers"] == [name]
+    user = config["users"]["users"][name]
+    assert (user["uid"], user["gid"], config["users"]["groups"][name]["gid"]) == (600, 600, 600)
+    environment = daemon["serviceConfig"]["EnvironmentVariables"]
+    assert environment["NIXCACHE_INDEX_DIR"].startswith(user["home"] + "/")
+    assert daemon["command"] == f"{modules.package}/bin/nixcache-oci proxy"
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"registry": "registry.example", "repo": None}, "repo is not set"),
+        ({"registry": "oci:cache"}, "the folder behind `oci:` must be an absolute path"),
+        ({"port": 0}, "port is 0, which picks a free one"),
+        ({"publicKey": None}, "requireSignatures is on and services.nixcache-proxy.publicKeys is empty"),
+        ({"requireSignatures": False}, "remove one of them"),
+        ({"publicKeys": ["my-cache-1:" + "C" * 42 + "A="]}, "two keys of one name"),
+        ({"tokenFile": "/nix/store/abc-token"}, "tokenFile lies in the Nix store"),
+        ({"extraSettings": {"NIXCACHE_PORT": "1"}}, "sets NIXCACHE_PORT, which has an option of its own"),
+        ({"extraSettings": {"NIXCACHE_TOKEN_FILE": "/x"}}, "sets NIXCACHE_TOKEN_FILE, which has an option"),
+        ({"extraSettings": {"GITHUB_TOKEN": "x"}}, "sets GITHUB_TOKEN, which every user could read"),
+    ],
+)
+def test_contradictions(modules: Modules, kind: str, settings: dict[str, Any], message: str) -> None:
+    """What cannot be meant is refused before anything is built, by the options' names."""
+    failed = modules.evaluate(kind, **{**USABLE, **settings}).failed
+    assert len(failed) == 1
+    assert message in failed[0]
+    assert failed[0].startswith("services.nixcache-proxy.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"repo": None},
+            "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
+        ),
+        ({"openFirewall": True}, "openFirewall is on, but nobody else can reach 127.0.0.1"),
+    ],
+)
+def test_contradictions_on_nixos(modules: Modules, settings: dict[str, Any], message: str) -> None:
+    """As above, of what only a service of the machine has."""
+    failed = modules.evaluate(**{**USABLE, **settings}).failed
+    assert len(failed) == 1
+    assert message in failed[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"publicKey": str(SecretKey.generate("k-1").render())},
+        {"port": 70000},
+        {"listenAddress": "localhost"},
+        {"listenAddress": "[::1]"},
+        {"logLevel": "loud"},
+        {"upstreamNars": "both"},
+        {"indexTtl": 0},
+        {"tokenFile": "token"},
+    ],
+)
+def test_values_of_a_wrong_kind(modules: Modules, settings: dict[str, Any]) -> None:
+    """They are refused by the option's name, a secret key in a public one's place among them."""
+    with pytest.raises(RuntimeError, match=f"option `services.nixcache-proxy.{next(iter(settings))}'"):
+        modules.evaluate(**{**USABLE, **settings})
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_off_means_nothing(modules: Modules, kind: str) -> None:
+    """A module that is imported and not enabled leaves the machine as it is."""
+    evaluated = modules.evaluate(kind, enable=False, port=0)
+    assert evaluated.failed == []
+    assert "nixcache" not in str({**evaluated.config, "services": None})
+    assert "37515" not in str(evaluated.nix_settings)

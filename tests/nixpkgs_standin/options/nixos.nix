@@ -1,0 +1,50 @@
+# What the NixOS module sets, and what machines of the virtual test set beside it.
+{ lib, ... }:
+let
+  inherit (lib) mkOption types;
+  any = mkOption {
+    type = types.anything;
+    default = { };
+  };
+in
+{
+  options = {
+    assertions = mkOption {
+      type = types.listOf types.anything;
+      default = [ ];
+    };
+    warnings = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+    };
+    networking = {
+      firewall.allowedTCPPorts = mkOption {
+        type = types.listOf types.port;
+        default = [ ];
+      };
+      proxy.envVars = mkOption {
+        type = types.attrsOf types.str;
+        default = { };
+      };
+    };
+    nix.settings = any;
+    systemd.services = any;
+    systemd.sockets = any;
+    environment.systemPackages = mkOption {
+      type = types.listOf types.package;
+      default = [ ];
+    };
+    services.dockerRegistry = any;
+    boot = any;
+    system.stateVersion = mkOption {
+      type = types.str;
+      default = "26.11";
+    };
+  };
+
+  # As NixOS has it, so that a test sees what becomes of both.
+  config.nix.settings = {
+    substituters = lib.mkAfter [ "https://cache.nixos.org/" ];
+    trusted-public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+  };
+}
