@@ -3,17 +3,33 @@
 The catalog answers one question fast, and the inventory all of them at leisure.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final, Self
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import TableSet
+from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
+
+VERSION1: Final = "version 1"
+"""Stands for the tag of a segment where there are no segments."""
+
+# The fields as writers of tables order them; what looks otherwise is parsed.
+_USUAL = re.compile(
+    rb"StorePath: (?P<path>[^\n]+)\nURL: [^\n]+\nCompression: (?P<compression>[a-z0-9]+)\n"
+    rb"(?:FileHash: [^\n]+\n)?(?:FileSize: (?P<file_size>[0-9]{1,19})\n)?"
+    rb"NarHash: (?P<nar_hash>sha256:[0-9a-z]{52})\nNarSize: (?P<nar_size>[1-9][0-9]{0,18})\n"
+    rb"References: [^\n]*\n(?:Deriver: [^\n]+\n)?(?P<sigs>(?:Sig: [^\n]+\n)*)"
+)
+_SIGNER = re.compile(r"Sig: ([^:\n]+):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,16 @@ class Entry:
     segment: Segment | None
 
     @property
+    def url(self) -> NarUrl:
+        """Where its bytes lie."""
+        return NarUrl.parse(self.narinfo.url)
+
+    @property
+    def listed_by(self) -> str:
+        """Tag of the segment."""
+        return _tag(self.segment)
+
+    @property
     def published(self) -> datetime | None:
         """When, or None where a version 1 cache does not tell."""
         return self.segment.created if self.segment is not None else None
@@ -37,6 +63,66 @@ class Entry:
     def is_condemned(self) -> bool:
         """Whether gc found it dead."""
         return self.segment is not None and self.segment.condemned is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a list shows of a store path.
+
+    Attributes:
+        store_path: the object.
+        nar_hash: as a narinfo writes it.
+        nar_size: bytes, uncompressed.
+        file_size: bytes, compressed; None where not told.
+        compression: of its NAR.
+        signed_by: names of the keys; nothing is verified.
+        segment: that lists it; None for a version 1 cache.
+    """
+
+    store_path: StorePath
+    nar_hash: str
+    nar_size: int
+    file_size: int | None
+    compression: str
+    signed_by: tuple[str, ...]
+    segment: Segment | None
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """Take it out of a narinfo."""
+        narinfo = entry.narinfo
+        return cls(
+            narinfo.store_path,
+            str(narinfo.nar_hash),
+            narinfo.nar_size,
+            narinfo.file_size,
+            narinfo.compression,
+            tuple(sig.key_name for sig in narinfo.sigs),
+            entry.segment,
+        )
+
+    @property
+    def published(self) -> datetime | None:
+        """When, or None where a version 1 cache does not tell."""
+        return self.segment.created if self.segment is not None else None
+
+    @property
+    def is_condemned(self) -> bool:
+        """Whether gc found it dead."""
+        return self.segment is not None and self.segment.condemned is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The store paths of a cache.
+
+    Attributes:
+        paths: each once, however many segments list it.
+        malformed: tag of each segment with narinfos that cannot be read, and what is wrong with the first.
+    """
+
+    paths: tuple[Listed, ...]
+    malformed: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +158,49 @@ class Inventory:
         """Go through every narinfo; one that is malformed is served to nobody, and left out."""
         for file, segment in self._files():
             for row in range(file.count):
-                entry = _entry(file, row, segment)
-                if entry is not None:
-                    yield entry
+                try:
+                    yield _entry(file, row, segment)
+                except FormatError:
+                    continue
+
+    def contents(self) -> Contents:
+        """List every store path by a look at its narinfo; to validate each takes five times as long.
+
+        Of several variants it is the one that clients get where none is preferred for its signature.
+        """
+        best: dict[HashPart, Listed] = {}
+        malformed: dict[str, str] = {}
+        for file, segment in self._files():
+            for row in range(file.count):
+                try:
+                    listed = _listed(file, row, segment)
+                except FormatError as error:
+                    malformed.setdefault(_tag(segment), str(error))
+                    continue
+                other = best.setdefault(listed.store_path.hash_part, listed)
+                if other is not listed:
+                    best[listed.store_path.hash_part] = min(other, listed, key=_rank)
+        return Contents(tuple(best.values()), malformed)
 
     def find(self, hash_part: HashPart) -> list[Entry]:
-        """Find all variants of a store object, the newest first."""
-        rows = ((file, file.find(hash_part), segment) for file, segment in self._files())
-        found = [_entry(file, row, segment) for file, row, segment in rows if row is not None]
-        known = [entry for entry in found if entry is not None]
-        return sorted(known, key=lambda entry: (entry.published is not None, entry.published), reverse=True)
+        """Find all variants of a store object, what clients get first: see ``contents``."""
+        found = []
+        for file, row, segment in self._rows(hash_part):
+            try:
+                found.append(_entry(file, row, segment))
+            except FormatError:
+                continue
+        return sorted(found, key=lambda entry: _rank(Listed.of(entry)))
+
+    def malformed(self, hash_part: HashPart) -> dict[str, str]:
+        """Find the variants of a store object that are served to nobody: where, and what is wrong."""
+        found = {}
+        for file, row, segment in self._rows(hash_part):
+            try:
+                _entry(file, row, segment)
+            except FormatError as error:
+                found[_tag(segment)] = str(error)
+        return found
 
     def records(self) -> Iterator[Record]:
         """Go through all records.
@@ -92,14 +211,22 @@ class Inventory:
         for file, _ in self._files():
             yield from file.records()
 
-    def roots(self) -> list[Root]:
-        """Tell the newest state of each root, by scope and name.
+    def readable_records(self) -> tuple[list[Record], dict[str, str]]:
+        """Read all records that can be read; also gives the tags of segments whose cannot, and why."""
+        readable: list[Record] = []
+        malformed: dict[str, str] = {}
+        for file, segment in self._files():
+            try:
+                readable += file.records()
+            except FormatError as error:
+                malformed[_tag(segment)] = str(error)
+        return readable, malformed
 
-        Raises:
-            FormatError: a record is malformed.
-        """
+    def roots(self) -> list[Root]:
+        """Tell the newest state of each root, by scope and name, as far as records can be read."""
+        readable, _ = self.readable_records()
         publishes = sorted(
-            (record for record in self.records() if isinstance(record, PublishRecord)),
+            (record for record in readable if isinstance(record, PublishRecord)),
             key=lambda record: record.time,
         )
         found: dict[tuple[str, str], Root] = {}
@@ -120,9 +247,44 @@ class Inventory:
         if listing.version1 is not None:
             yield self.tables.tables[listing.version1], None
 
+    def _rows(self, hash_part: HashPart) -> Iterator[tuple[TableFile, int, Segment | None]]:
+        for file, segment in self._files():
+            row = file.find(hash_part)
+            if row is not None:
+                yield file, row, segment
 
-def _entry(file: TableFile, row: int, segment: Segment | None) -> Entry | None:
+
+def _tag(segment: Segment | None) -> str:
+    return str(segment.tag) if segment is not None else VERSION1
+
+
+def _entry(file: TableFile, row: int, segment: Segment | None) -> Entry:
+    narinfo = NarInfo.parse(file.text(row))
+    NarUrl.parse(narinfo.url)  # what is said to lie outside the cache is served to nobody either
+    return Entry(narinfo, segment)
+
+
+def _rank(listed: Listed) -> tuple[bool, str, float]:
+    """Order variants as the catalog does: design section 2, "Table"."""
+    created = listed.published or EPOCH
+    return listed.is_condemned, listed.nar_hash, -created.timestamp()
+
+
+def _listed(file: TableFile, row: int, segment: Segment | None) -> Listed:
+    stanza = file.text(row)
+    usual = _USUAL.match(stanza)
+    if usual is None:
+        return Listed.of(_entry(file, row, segment))
     try:
-        return Entry(NarInfo.parse(file.text(row)), segment)
-    except FormatError:
-        return None
+        path, sigs = usual["path"].decode(), usual["sigs"].decode()
+    except UnicodeDecodeError:
+        raise FormatError("narinfo: not UTF-8") from None
+    return Listed(
+        StorePath.parse(path),
+        usual["nar_hash"].decode(),
+        int(usual["nar_size"]),
+        int(usual["file_size"]) if usual["file_size"] is not None else None,
+        usual["compression"].decode(),
+        tuple(_SIGNER.findall(sigs)),
+        segment,
+    )

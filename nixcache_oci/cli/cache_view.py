@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.inventory import Inventory, Root
 from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
+from nixcache_oci.maintenance.pins import count_pins
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.variable import Values, add_flags
 
-VARIABLES: Final = (*table.REPOSITORY_VARIABLES, table.INDEX_DIR, table.PUBLIC_KEYS)
+VARIABLES: Final = (*table.REPOSITORY_VARIABLES, table.INDEX_DIR, table.PUBLIC_KEYS, table.LOG_LEVEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,21 @@ class CacheView:
     def is_whole(self) -> bool:
         """Whether every table could be had."""
         return not self.inventory.tables.damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Keepers:
+    """What keeps store paths in a cache.
+
+    Attributes:
+        roots: the newest state of each, by scope and name.
+        pins: those that count, by name and time.
+        is_whole: whether all that publishes recorded could be read.
+    """
+
+    roots: list[Root]
+    pins: list[PinRecord]
+    is_whole: bool
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +87,20 @@ async def read_cache_from(repository: Repository, values: Values) -> CacheView:
     listing = await read_listing(repository)
     tables = await read_tables(repository, folder, listing)
     for tag, reason in tables.damaged.items():
-        print(f"nixcache-oci: {tag} cannot be read: {escape_unprintable(reason)}", file=sys.stderr)
+        warn(f"{tag} cannot be read: {reason}")
     if not listing.tables:
-        print(f"nixcache-oci: {repository.name} is empty", file=sys.stderr)
+        warn(f"{repository.name} is empty")
     return CacheView(repository.name, Inventory(tables))
+
+
+def read_keepers(view: CacheView) -> Keepers:
+    """Read what publishes and pins recorded; records that cannot be read are named on standard error."""
+    records, malformed = view.inventory.readable_records()
+    for tag, reason in malformed.items():
+        warn(f"the records of {tag} cannot be read: {reason}")
+    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), now())
+    pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
+    return Keepers(view.inventory.roots(), pins, not malformed)
 
 
 def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
@@ -84,3 +112,8 @@ def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
         except FormatError:
             continue  # shown by nobody, trusted by nobody
     return tuple(keys)
+
+
+def warn(line: str) -> None:
+    """Say something beside the result, in one line."""
+    print(f"nixcache-oci: {escape_unprintable(line)}", file=sys.stderr)

@@ -1,4 +1,9 @@
-"""The verb ``list``: what a cache holds, or what keeps it."""
+"""The verb ``list``: what a cache holds, or what keeps it.
+
+With ``--json``, one object a line inside one object: ``{"paths": [...]}``, or ``{"roots": [...], "pins":
+[...]}``; ``listed_json``, ``root_json`` and ``pin_json`` tell their fields. Sizes are bytes, times are
+``2026-11-21T03:15:00Z``, and what nobody knows is null.
+"""
 
 import argparse
 import json
@@ -6,24 +11,37 @@ import sys
 from collections.abc import Iterable, MutableMapping, Sequence
 from datetime import datetime
 
-from nixcache_oci.cache.inventory import Entry, Root
+from nixcache_oci.cache.inventory import Listed, Root
+from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache
+from nixcache_oci.cli.cache_view import (
+    CacheView,
+    Keepers,
+    add_view_flags,
+    read_cache,
+    read_keepers,
+    warn,
+)
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.settings.variable import Values
 
+JsonObject = dict[str, object]
+
 
 def add_parser(subparsers: SubParsers) -> None:
     """Describe the verb's arguments."""
     parser = subparsers.add_parser(
         "list",
-        description="List the store paths of a cache with their sizes, or the roots that keep them.",
+        description=(
+            "List the store paths of a cache: size, compressed size, when published, and whether gc has "
+            "condemned it. Or list the roots and pins that keep them."
+        ),
         allow_abbrev=False,
     )
-    parser.add_argument("--roots", action="store_true", help="list what publishes recorded as roots instead")
+    parser.add_argument("--roots", action="store_true", help="list roots and pins instead")
     add_view_flags(parser)
 
 
@@ -31,80 +49,110 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """List."""
     set_up_quiet_logging(Values(environment, arguments))
     view = run_async(read_cache(arguments, environment))
-    if arguments.roots:
-        roots = view.inventory.roots()
-        _print_json("roots", map(root_json, roots)) if arguments.json else _print_roots(roots)
-    else:
-        entries = sorted(view.inventory.entries(), key=_by_name)
-        _print_json("paths", map(entry_json, entries)) if arguments.json else _print_entries(view, entries)
-    return DONE if view.is_whole else FAILED
+    show = _show_keepers if arguments.roots else _show_paths
+    is_whole = show(view, is_json=arguments.json)
+    return DONE if is_whole and view.is_whole else FAILED
 
 
-def entry_json(entry: Entry) -> dict[str, object]:
-    """Tell one narinfo; sizes are bytes."""
-    narinfo = entry.narinfo
+def listed_json(listed: Listed) -> JsonObject:
+    """Tell one store path; ``signedBy`` names keys, and says nothing of whether they are right."""
     return {
-        "path": str(narinfo.store_path),
-        "narHash": str(narinfo.nar_hash),
-        "narSize": narinfo.nar_size,
-        "fileSize": narinfo.file_size,
-        "compression": narinfo.compression,
-        "signedBy": [sig.key_name for sig in narinfo.sigs],
-        "published": _time(entry.published),
-        "condemned": entry.is_condemned,
+        "path": str(listed.store_path),
+        "narHash": listed.nar_hash,
+        "narSize": listed.nar_size,
+        "fileSize": listed.file_size,
+        "compression": listed.compression,
+        "signedBy": list(listed.signed_by),
+        "published": time_json(listed.published),
+        "condemned": listed.is_condemned,
     }
 
 
-def root_json(root: Root) -> dict[str, object]:
-    """Tell one root."""
+def root_json(root: Root) -> JsonObject:
+    """Tell one root: ``built`` is null where it never was, ``failed`` where its newest build is good."""
     return {
         "scope": root.scope,
         "name": root.name,
         "paths": [str(path) for path in root.paths],
-        "built": _time(root.built),
-        "failed": _time(root.failed),
+        "built": time_json(root.built),
+        "failed": time_json(root.failed),
     }
 
 
-def _time(time: datetime | None) -> str | None:
+def pin_json(pin: PinRecord) -> JsonObject:
+    """Tell one pin: ``keep`` is ``until <time>``, ``for <N> revisions`` or ``forever``."""
+    return {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
+
+
+def time_json(time: datetime | None) -> str | None:
+    """Tell a time, or that nobody knows it."""
     return format_time(time) if time is not None else None
 
 
-def _print_json(name: str, objects: Iterable[dict[str, object]]) -> None:
-    print(json.dumps({name: list(objects)}, indent=2))
+def _show_paths(view: CacheView, *, is_json: bool) -> bool:
+    contents = view.inventory.contents()
+    paths = sorted(contents.paths, key=_by_name)
+    if is_json:
+        _print_json(paths=map(listed_json, paths))
+    else:
+        _print_paths(view, paths)
+    for tag, reason in contents.malformed.items():
+        warn(f"{tag} lists what is served to nobody: {reason}")
+    return not contents.malformed
 
 
-def _print_entries(view: CacheView, entries: Sequence[Entry]) -> None:
+def _show_keepers(view: CacheView, *, is_json: bool) -> bool:
+    keepers = read_keepers(view)
+    if is_json:
+        _print_json(roots=map(root_json, keepers.roots), pins=map(pin_json, keepers.pins))
+    else:
+        _print_keepers(view, keepers)
+    return keepers.is_whole
+
+
+def _print_json(**arrays: Iterable[JsonObject]) -> None:
+    """Print one object a line, which ``grep`` understands too."""
+    texts = []
+    for name, objects in arrays.items():
+        lines = ",\n".join(map(json.dumps, objects))
+        texts.append(f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []')
+    print(f"{{{', '.join(texts)}}}")
+
+
+def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
+    times = {time: time_json(time) or "-" for time in {listed.published for listed in paths}}
     rows = [
         (
-            entry.narinfo.store_path.base_name,
-            format_size(entry.narinfo.nar_size),
-            format_size(entry.narinfo.file_size) if entry.narinfo.file_size is not None else "-",
-            _time(entry.published) or "-",
-            "condemned" if entry.is_condemned else "",
+            listed.store_path.base_name,
+            format_size(listed.nar_size),
+            format_size(listed.file_size) if listed.file_size is not None else "-",
+            times[listed.published],
+            "condemned" if listed.is_condemned else "",
         )
-        for entry in entries
+        for listed in paths
     ]
     print_table(rows)
-    size = sum(entry.narinfo.nar_size for entry in entries)
-    packed = sum(entry.narinfo.file_size or 0 for entry in entries)
+    size = sum(listed.nar_size for listed in paths)
+    packed = sum(listed.file_size or 0 for listed in paths)
     segments = len(view.inventory.tables.listing.tables)
     print(
-        f"{view.name}: {len(entries)} paths, {format_size(size)}, {format_size(packed)} compressed, "
+        f"{view.name}: {len(paths)} paths, {format_size(size)}, {format_size(packed)} compressed, "
         f"{segments} segments",
         file=sys.stderr,
     )
 
 
-def _print_roots(roots: Iterable[Root]) -> None:
+def _print_keepers(view: CacheView, keepers: Keepers) -> None:
     rows = []
-    for root in roots:
-        note = f"failed {_time(root.failed)}" if root.failed is not None else ""
+    for root in keepers.roots:
+        note = f"failed {time_json(root.failed)}" if root.failed is not None else ""
         paths = [path.base_name for path in root.paths] or ["-"]
-        rows += [(root.scope, root.name, _time(root.built) or "-", path, note) for path in paths]
+        rows += [(root.scope, root.name, time_json(root.built) or "-", path, note) for path in paths]
+    for pin in keepers.pins:
+        rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep}"))
     print_table(rows)
+    print(f"{view.name}: {len(keepers.roots)} roots, {len(keepers.pins)} pins", file=sys.stderr)
 
 
-def _by_name(entry: Entry) -> tuple[str, str]:
-    path = entry.narinfo.store_path
-    return path.name, path.hash_part
+def _by_name(listed: Listed) -> tuple[str, str]:
+    return listed.store_path.name, listed.store_path.hash_part

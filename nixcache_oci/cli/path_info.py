@@ -1,0 +1,201 @@
+"""All that a cache knows of one store path, gathered and told, as JSON and as text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.inventory import Entry, Listed, Root
+from nixcache_oci.cache.record import PinRecord
+from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.cli.cache_view import Keepers
+from nixcache_oci.cli.format import format_size
+from nixcache_oci.cli.list import JsonObject, listed_json, pin_json, root_json, time_json
+from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.nix.content_address import is_content_addressed
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey, fingerprint
+from nixcache_oci.nix.store_path import HashPart
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """What a path reaches within the cache, as clients get it; sizes are bytes.
+
+    Attributes:
+        paths: how many the cache has, the path itself among them.
+        nar_size: of all their NARs.
+        file_size: of these, compressed.
+        elsewhere: how many referred-to paths it does not have: an upstream's.
+    """
+
+    paths: int
+    nar_size: int
+    file_size: int
+    elsewhere: int
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of one store path.
+
+    Attributes:
+        shown: the variant that clients get, or the first one where they get none.
+        is_served: whether clients get it: not where keys are configured, and none of them signed it.
+        variants: all that is listed of it.
+        verdicts: of the signatures, by the name of their key.
+        roots: that are it.
+        pins: that name it.
+        closure: what it reaches.
+    """
+
+    shown: Entry
+    is_served: bool
+    variants: tuple[Entry, ...]
+    verdicts: Mapping[str, str]
+    roots: tuple[Root, ...]
+    pins: tuple[PinRecord, ...]
+    closure: Closure
+
+    def to_json(self) -> JsonObject:
+        """Tell all of it; sizes are bytes, ``offset`` and ``length`` are null outside of packs."""
+        url = self.shown.url
+        return {
+            **listed_json(Listed.of(self.shown)),
+            "narinfo": self.shown.narinfo.render(),
+            "served": self.is_served,
+            "signatures": dict(self.verdicts),
+            "contentAddressed": is_content_addressed(self.shown.narinfo),
+            "blob": str(url.blob),
+            "offset": url.offset,
+            "length": url.length,
+            "segments": [variant.listed_by for variant in self.variants],
+            "variants": [self._variant_json(variant) for variant in self.variants],
+            "roots": [root_json(root) for root in self.roots],
+            "pins": [pin_json(pin) for pin in self.pins],
+            "closure": {
+                "paths": self.closure.paths,
+                "narSize": self.closure.nar_size,
+                "fileSize": self.closure.file_size,
+                "elsewhere": self.closure.elsewhere,
+            },
+        }
+
+    def to_text(self) -> str:
+        """Write what people read: the narinfo, then what is not in it."""
+        url = self.shown.url
+        where = f"blob {url.blob}"
+        if url.offset is not None:
+            where = f"pack {url.blob}, {url.length} bytes from {url.offset} on"
+        closure, elsewhere = self.closure, self.closure.elsewhere
+        size, packed = format_size(closure.nar_size), format_size(closure.file_size)
+        lines = [
+            *self.shown.narinfo.render().splitlines(),
+            "",
+            f"Served: {'yes' if self.is_served else 'no, no configured key signed it'}",
+            f"Bytes: {where}",
+            *self._signature_lines(),
+            *(f"Listed by: {variant.listed_by}{self._notes(variant)}" for variant in self.variants),
+            *map(_root_line, self.roots),
+            *(f"Pin: {pin.name}, pinned {format_time(pin.time)}, kept {pin.keep}" for pin in self.pins),
+            f"Closure: {closure.paths} paths, {size}, {packed} compressed; {elsewhere} more elsewhere",
+        ]
+        return "\n".join(map(escape_unprintable, lines))
+
+    def _variant_json(self, variant: Entry) -> JsonObject:
+        return {
+            "segment": variant.listed_by,
+            "published": time_json(variant.published),
+            "condemned": variant.is_condemned,
+            "narHash": str(variant.narinfo.nar_hash),
+            "url": variant.narinfo.url,
+            "signedBy": [sig.key_name for sig in variant.narinfo.sigs],
+            "served": self._is_served(variant),
+        }
+
+    def _signature_lines(self) -> list[str]:
+        lines = [f"Signature of {name}: {verdict}" for name, verdict in self.verdicts.items()]
+        if is_content_addressed(self.shown.narinfo):
+            lines.append("Content address: good, so that no signature is needed")
+        return lines or ["Signature: none"]
+
+    def _notes(self, variant: Entry) -> str:
+        notes = []
+        if variant.segment is not None and variant.segment.condemned is not None:
+            notes.append(f"condemned {format_time(variant.segment.condemned)}")
+        if variant.narinfo.nar_hash != self.shown.narinfo.nar_hash:
+            notes.append(f"another NAR, {variant.narinfo.nar_hash}")
+        if len(self.variants) > 1 and self._is_served(variant):
+            notes.append("served")
+        return f" ({', '.join(notes)})" if notes else ""
+
+    def _is_served(self, variant: Entry) -> bool:
+        # Several segments may list the very same: clients get either.
+        return self.is_served and variant.narinfo == self.shown.narinfo
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Gathers what is known of store paths.
+
+    Attributes:
+        catalog: chooses as a proxy with the same settings does.
+        keys: that signatures are checked with.
+        keepers: roots and pins.
+    """
+
+    catalog: Catalog
+    keys: Sequence[PublicKey]
+    keepers: Keepers
+
+    def at(self, variants: Sequence[Entry]) -> Info:
+        """Gather it for one store path.
+
+        Args:
+            variants: all that is listed of it; at least one.
+        """
+        path = variants[0].narinfo.store_path
+        served = self._served(path.hash_part)
+        shown = next((one for one in variants if one.narinfo == served), variants[0])
+        return Info(
+            shown,
+            served is not None,
+            tuple(variants),
+            {sig.key_name: self._verdict(shown.narinfo, sig.key_name) for sig in shown.narinfo.sigs},
+            tuple(root for root in self.keepers.roots if path in root.paths),
+            tuple(pin for pin in self.keepers.pins if pin.path == path),
+            self._closure(shown.narinfo),
+        )
+
+    def _served(self, hash_part: HashPart) -> NarInfo | None:
+        text = self.catalog.find(hash_part)
+        return NarInfo.parse(text) if text is not None else None
+
+    def _verdict(self, narinfo: NarInfo, key_name: str) -> str:
+        known = [key for key in self.keys if key.name == key_name]
+        if not known:
+            return "unknown key"
+        covered = fingerprint(narinfo)
+        is_good = any(key.verify(covered, sig) for key in known for sig in narinfo.sigs)
+        return "good" if is_good else "wrong"
+
+    def _closure(self, narinfo: NarInfo) -> Closure:
+        seen = {narinfo.store_path.base_name}
+        queue, found, elsewhere = [narinfo], [narinfo], 0
+        while queue:
+            for reference in queue.pop().references:
+                if reference in seen:
+                    continue
+                seen.add(reference)
+                served = self._served(HashPart(reference.partition("-")[0]))
+                if served is not None:
+                    queue.append(served)
+                    found.append(served)
+                else:
+                    elsewhere += 1
+        sizes = (sum(one.nar_size for one in found), sum(one.file_size or 0 for one in found))
+        return Closure(len(found), *sizes, elsewhere)
+
+
+def _root_line(root: Root) -> str:
+    failure = f"; failed {time_json(root.failed)}" if root.failed is not None else ""
+    return f"Root: {root.name} of {root.scope}, built {time_json(root.built)}{failure}"
