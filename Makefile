@@ -8,7 +8,7 @@ help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make setup    .venv with the locked dependencies: .venv/bin/nixcache-oci is the program'
-	@echo 'make lock     resolve requirements.lock anew from pyproject.toml'
+	@echo 'make lock     resolve the lock files anew from pyproject.toml'
 
 setup: .venv/.done
 
@@ -48,7 +48,13 @@ lock:
 	.venv-lock/bin/pip install --quiet pip-tools
 	.venv-lock/bin/pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.lock pyproject.toml
-	rm -rf .venv-lock
+	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --generate-hashes --no-annotate --no-emit-index-url \
+		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.lock \
+		-o workflows/setup/requirements.lock pyproject.toml
+	.venv-lock/bin/pip-compile --quiet --extra bench --generate-hashes --no-annotate --no-emit-index-url \
+		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.lock \
+		-o bench/requirements.lock pyproject.toml
+	rm -rf .venv-lock *.egg-info
 
 clean:
 	rm -rf .venv .venv-lock build *.egg-info .mypy_cache .hypothesis .coverage*

@@ -12,6 +12,7 @@ pkgs.python3.withPackages (
     pytest
     pytest-asyncio
     pytest-timeout
+    ruamel-yaml
     setuptools
   ]
 )

@@ -187,6 +187,9 @@ def test_the_template(nix: NixSandbox, checkout: Path, tmp_path: Path) -> None:
     laid = tmp_path / "repository"
     nix.run("nix", "flake", "new", str(laid), "-t", f"path:{checkout}").check()
     assert {str(path.relative_to(laid)) for path in laid.rglob("*") if path.is_file()} == {
+        ".github/workflows/gc-cache.yml",
+        ".github/workflows/publish-cache.yml",
+        ".github/workflows/update-and-cache.yml",
         ".gitignore",
         "README.md",
         "config/flake.nix",

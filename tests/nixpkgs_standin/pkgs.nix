@@ -28,6 +28,7 @@ let
       "pytest-asyncio"
       "pytest-timeout"
       "rich"
+      "ruamel-yaml"
       "setuptools"
       "uvloop"
       "yarl"

@@ -6,13 +6,16 @@ there a missing program is a mistake, not a choice.
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
 
 def find_program(name: str) -> str | None:
-    """Find a program in PATH or where Debian puts servers; None where it is missing."""
-    return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
+    """Find a program in PATH, beside this Python, or where Debian puts servers; None where it is missing."""
+    elsewhere = [str(Path(sys.executable).parent), "/usr/local/sbin", "/usr/sbin", "/sbin"]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(elsewhere))
 
 
 def require_program(name: str) -> str:

@@ -1,0 +1,88 @@
+"""The setup action: the program comes from the action's own checkout, and Nix where it is missing."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from tests.workflows.documents import TOP
+from tests.workflows.github_story import GithubStory, flake
+from tests.workflows.recorder import restrict_path
+from tests.workflows.runner import Job
+
+SETUP = TOP / "workflows/setup"
+LOCK = SETUP / "requirements.lock"
+INSTALLER = "cachix/install-nix-action"
+# As pip says that it reached no index; anything else is a failure of ours.
+NO_INDEX = re.compile(r"connection broken|Failed to establish|Name or service not known", re.IGNORECASE)
+
+
+def packages_of(lock: str) -> dict[str, list[str]]:
+    """Tell each package of a lock, with its version, and the hashes that it may have."""
+    found: dict[str, list[str]] = {}
+    for block in re.split(r"\n(?=\S)", lock):
+        name, *rest = block.splitlines()
+        if not name.startswith("#"):
+            found[name.removesuffix(" \\")] = re.findall(r"sha256:[0-9a-f]{64}", "\n".join(rest))
+    return found
+
+
+@pytest.mark.needs("nix", "git")
+def test_the_program_is_installed_and_publishes(story: GithubStory) -> None:
+    """By hash, on the PATH of later steps only as itself; Nix is there, and not installed again."""
+    job = story.job(permissions={"packages": "write"})
+    # pip's usual cache, so that what it has is not fetched by every run of this test.
+    job.environment["PIP_CACHE_DIR"] = str(platformdirs.user_cache_path("pip", appauthor=False))
+    job.environment |= {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("PIP_") or name.lower().endswith("_proxy")
+    }
+    ran = job.run_action(SETUP, {})
+    if NO_INDEX.search(ran.log) and os.environ.get("CI") != "true":
+        pytest.skip("no package index can be reached")
+    ran.check()
+    version = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+    assert ran.outputs == {"version": version}
+    assert "nix (Nix)" in ran.log
+    added = job.environment["PATH"].split(os.pathsep)[0]
+    assert [path.name for path in Path(added).iterdir()] == ["nixcache-oci"]
+    story.commit_flake(flake('one = mk "one" "echo ${dep.text} > $out";', story.write_input("text")))
+    story.check_out(job, "refs/heads/main")
+    job.run_action(TOP / "workflows/publish", {"signing-key": story.key.render()}).check()
+    assert len(story.records()) == 1
+    dry = job.run_action(TOP / "workflows/gc", {"dry-run": "true"}).check()
+    assert "1 paths are roots or pins" in dry.log
+
+
+@pytest.mark.parametrize(("given", "installed"), [("true", 1), ("false", 0)])
+def test_nix_is_installed_where_it_is_missing(story: GithubStory, given: str, installed: int) -> None:
+    """By somebody else's action, and not where it is not needed; without Python, one line tells."""
+    calls: list[Mapping[str, str]] = []
+
+    def install(_job: Job, inputs: Mapping[str, str]) -> Mapping[str, str]:
+        calls.append(inputs)
+        return {}
+
+    story.players[INSTALLER] = install
+    job = story.job()
+    restrict_path(job, "bash", "dirname")
+    ran = job.run_action(SETUP, {"nix": given})
+    assert ran.outcome == "failure"
+    assert "::error::no Python of 3.11 or newer" in ran.log
+    assert len(calls) == installed
+
+
+def test_the_locks_agree() -> None:
+    """What a runner installs is what was tested: the same versions and hashes, all that the program needs."""
+    of_setup, of_tests = packages_of(LOCK.read_text()), packages_of((TOP / "requirements.lock").read_text())
+    assert of_setup.items() <= of_tests.items()
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    names = {re.split(r"[=;\s]", name)[0] for name in of_setup}
+    assert {re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in wanted} <= names
+    assert not names & {"mypy", "pytest", "ruff"}
