@@ -26,6 +26,8 @@ VERBS: Final = {
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
     "gc": "forget what no root and no pin reaches",
+    "use": "point Nix on this machine at the proxy",
+    "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
     "verify": "check that what a cache lists is there and right",
     "export": "write a cache as plain files for any web server",
     "mirror": "copy a whole cache to another repository",

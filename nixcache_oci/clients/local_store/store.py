@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from nixcache_oci.clients.local_store.location import find_real_store_dir, find_store_path
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
+from nixcache_oci.clients.local_store.nix_settings import SETTINGS_COMMAND, ask_settings
 from nixcache_oci.clients.local_store.path_info import (
     PathInfo,
     PathInfos,
@@ -18,13 +19,11 @@ from nixcache_oci.clients.local_store.path_info import (
 from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.store_path import StorePath
-from nixcache_oci.oci.document import get_text, parse_document, parse_object, within
+from nixcache_oci.oci.document import get_text, parse_object, within
 
 PathLike = StorePath | str | Path
 
-_MOST_SETTINGS_BYTES: Final = 4 * 1024 * 1024
 _MOST_ARGUMENTS: Final = 4000  # paths of 270 bytes: half of what Linux takes
-_SHOW_CONFIG_RENAMED: Final = (2, 20, 0)
 _JSON_FORMATS: Final = (2, 33, 0)
 
 
@@ -172,10 +171,8 @@ class LocalStore:
 
 async def _ask_store(nix: Nix, version: Version) -> str:
     """Tell Nix's setting ``store``, wherever it comes from: NIX_REMOTE, nix.conf, an option."""
-    command = ["config", "show"] if version >= _SHOW_CONFIG_RENAMED else ["show-config"]
-    output = await nix.ask(*command, "--json")
-    with within("nix config show"):
-        settings = parse_document(output, "its settings", _MOST_SETTINGS_BYTES)
+    settings = await ask_settings(nix, version)
+    with within(SETTINGS_COMMAND):
         return get_text(parse_object(settings.get("store")), "value")
 
 

@@ -1,0 +1,296 @@
+"""The verb ``doctor``: what is set, allowed and running here, and what to do about what is not."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cli.cache_view import recorded_keys
+from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.doctor_text import print_findings
+from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.use import find_proxy_url
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.clients.local_store.nix_program import Nix, Version
+from nixcache_oci.clients.local_store.nix_settings import (
+    current_user,
+    is_trusted,
+    read_settings,
+    system_environment,
+    uses_daemon,
+)
+from nixcache_oci.clients.local_store.program import find_reason
+from nixcache_oci.errors import FormatError, StoreError, UsageError
+from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote
+from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.settings import table
+from nixcache_oci.settings.index_dir import index_dir
+from nixcache_oci.settings.publish import signing_keys
+from nixcache_oci.settings.repository import LayoutLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
+
+_SETTINGS = "settings"
+_PROGRAM = "nix"
+_LAYOUT = "layout"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Roles:
+    """What this machine is to do.
+
+    Attributes:
+        is_publisher: it publishes.
+        is_client: its Nix uses the proxy.
+        reason: why, in words.
+    """
+
+    is_publisher: bool
+    is_client: bool
+    reason: str
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "doctor",
+        description=(
+            "Check settings, network, token, rights, index, keys, Nix and proxy, and say what to do. Exit "
+            "status 1 where something is wrong. With a signing key set, the machine is checked as publisher, "
+            "else as client."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--publisher", action="store_true", help="check what publishing needs")
+    parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    add_flags(parser, table.ALL_VARIABLES)
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Check, and tell."""
+    values = Values(dict(environment), arguments)
+    level = _try_get(values, table.LOG_LEVEL, logging.ERROR) if values.is_given(table.LOG_LEVEL) else None
+    # What a check meets is in its finding: warnings beside it would say it twice.
+    set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
+    environment.pop(table.SIGNING_KEY.name, None)
+    roles = _find_roles(arguments, values)
+    configured = _try_get(values, table.PUBLIC_KEYS, ())
+    findings = run_async(_Doctor(values, dict(environment), roles, configured).examine())
+    if arguments.json:
+        document = {
+            "publisher": roles.is_publisher,
+            "client": roles.is_client,
+            "healthy": not has_error(findings),
+            "checks": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        print_findings(roles.reason, findings, sys.stdout)
+    return FAILED if has_error(findings) else DONE
+
+
+def _find_roles(arguments: argparse.Namespace, values: Values) -> _Roles:
+    if arguments.publisher or arguments.client:
+        words = [word for word in ("publisher", "client") if getattr(arguments, word)]
+        return _Roles(arguments.publisher, arguments.client, f"Checked as {' and '.join(words)}.")
+    if values.is_given(table.SIGNING_KEY_FILE) or values.is_given(table.SIGNING_KEY):
+        return _Roles(
+            is_publisher=True,
+            is_client=False,
+            reason="Checked as publisher, for a signing key is set; --client checks Nix and the proxy here.",
+        )
+    return _Roles(
+        is_publisher=False,
+        is_client=True,
+        reason="Checked as client, for no signing key is set; --publisher checks what publishing needs.",
+    )
+
+
+def _try_get(values: Values, variable: Variable[T], otherwise: T) -> T:
+    try:
+        return values.get(variable)
+    except UsageError:
+        return otherwise  # the check of the settings names it
+
+
+@dataclass(slots=True)
+class _Doctor:
+    """Makes the checks in the order in which they depend on each other.
+
+    Attributes:
+        values: what the user said.
+        environment: for Nix, without the signing key.
+        roles: what is to be checked.
+        configured: NIXCACHE_PUBLIC_KEYS.
+        recorded: keys that the cache records; None until it was read.
+    """
+
+    values: Values
+    environment: Mapping[str, str]
+    roles: _Roles
+    configured: tuple[PublicKey, ...]
+    recorded: tuple[PublicKey, ...] | None = None
+
+    async def examine(self) -> list[Finding]:
+        """Make all checks that apply."""
+        findings = _check_settings(self.values)
+        try:
+            location = repository_config(self.values)
+        except UsageError as error:
+            if not has_error(findings):
+                findings = [wrong(_SETTINGS, str(error))]
+            location = None
+        findings += await self._check_repository(location)
+        findings += self._check_keys()
+        program, version = await self._check_program()
+        findings.append(program)
+        if self.roles.is_client:
+            findings += await self._check_client(location, version)
+        return findings
+
+    async def _check_repository(self, location: RepositoryConfig | None) -> list[Finding]:
+        rights = [remote.PUSH] if self.roles.is_publisher else []
+        reads = (remote.PULL, remote.VISIBILITY, *rights, remote.INDEX)
+        if location is None:
+            checks = (remote.NAME, remote.REGISTRY, remote.CLOCK, remote.TOKEN, *reads)
+            return skipped(checks, "the settings name no repository")
+        environment = self.values.merged_environment(table.REPOSITORY_VARIABLES)
+        if isinstance(location, LayoutLocation):
+            findings = [_check_layout(location.path)]
+            is_readable = not findings[0].remedy
+        else:
+            access = await remote.check_registry(
+                location.reference, environment, is_publisher=self.roles.is_publisher
+            )
+            findings, is_readable = access.findings, access.is_readable
+        if not is_readable:
+            return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")]
+        async with AsyncExitStack() as stack:
+            repository = open_repository(location, environment)
+            stack.push_async_callback(repository.close)
+            try:
+                folder = index_dir(self.values)
+            except UsageError:
+                return [*findings, *skipped((remote.INDEX,), "NIXCACHE_INDEX_DIR cannot be used")]
+            finding, inventory = await remote.read_index(repository, folder, now())
+        if inventory is not None:
+            self.recorded = recorded_keys(inventory)
+        return [*findings, finding]
+
+    def _check_keys(self) -> list[Finding]:
+        findings = []
+        if self.roles.is_publisher:
+            try:
+                found = signing_keys(self.values)
+                findings += keys.check_signing_keys(found, self.recorded, self.configured)
+            except UsageError as error:
+                findings.append(wrong(keys.SIGNING_KEY, str(error)))
+            findings += _check_secrecy(_try_get(self.values, table.SIGNING_KEY_FILE, ()))
+        if self.roles.is_client or self.configured:
+            findings.append(keys.check_public_keys(self.configured, self.recorded))
+        return findings
+
+    async def _check_program(self) -> tuple[Finding, Version | None]:
+        said: list[str] = []
+        try:
+            version = await Nix(self.environment, on_line=said.append).version()
+        except StoreError as error:
+            text = find_reason(said) if said else str(error)
+            return wrong(_PROGRAM, text, "mend what it complains about"), None
+        if version is None:
+            remedy = "install Nix (https://nixos.org/download), or add the folder of its programs to PATH"
+            return wrong(_PROGRAM, "no program nix of version 2.4 or newer in PATH", remedy), None
+        return good(_PROGRAM, f"version {'.'.join(map(str, version))}"), version
+
+    async def _check_client(
+        self, location: RepositoryConfig | None, version: Version | None
+    ) -> list[Finding]:
+        try:
+            url = find_proxy_url(self.values)
+        except UsageError as error:
+            rest = [proxy.PROXY, proxy.SERVED, proxy.CACHE_INFO, *nix_use.CHECKS]
+            # What cannot be parsed was named with the settings; port 0 is right there, and no address here.
+            is_free_port = _try_get(self.values, table.PORT, None) == 0
+            named = [wrong(rest.pop(0), str(error))] if is_free_port else []
+            return [*named, *skipped(rest, "the proxy's address is not known")]
+        name = None if location is None else _name(location)
+        is_chosen = self.values.is_given(table.REPO) or self.values.is_given(table.REGISTRY)
+        store_dir = _try_get(self.values, table.STORE_DIR, table.STORE_DIR.default)
+        found = await proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
+        if version is None:
+            return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
+        known = (
+            [str(key) for key in self.configured]
+            or found.public_keys
+            or [str(key) for key in self.recorded or ()]
+        )
+        return [*found.findings, *await self._check_nix(url, known)]
+
+    async def _check_nix(self, url: str, known: Sequence[str]) -> list[Finding]:
+        quiet = [self.environment, system_environment(self.environment)]
+        try:
+            own, system = [await read_settings(Nix(one, on_line=_ignore)) for one in quiet]
+        except (StoreError, FormatError) as error:
+            first, *rest = nix_use.CHECKS
+            return [wrong(first, str(error), "mend nix.conf"), *skipped(rest, "nix.conf cannot be read")]
+        user, groups = current_user()
+        client = nix_use.Client(
+            own,
+            system,
+            user,
+            is_daemon=await asyncio.to_thread(uses_daemon, own.store, self.environment),
+            is_trusted=os.geteuid() == 0 or is_trusted(user, groups, system.trusted_users),
+        )
+        return nix_use.check_nix_use(client, url, known)
+
+
+def _check_settings(values: Values) -> list[Finding]:
+    """Parse every setting, and name each that is wrong."""
+    findings = []
+    for variable in table.ALL_VARIABLES:
+        try:
+            values.get(variable)
+        except UsageError as error:
+            findings.append(wrong(_SETTINGS, str(error)))
+    findings += [
+        warning(_SETTINGS, line) for line in unknown_variables(values.environment, table.ALL_VARIABLES)
+    ]
+    if not findings:
+        given = sum(values.is_given(variable) for variable in table.ALL_VARIABLES)
+        findings.append(good(_SETTINGS, f"{given} given, all usable"))
+    return findings
+
+
+def _check_layout(path: Path) -> Finding:
+    if path.is_dir():
+        return good(_LAYOUT, f"oci:{path}")
+    remedy = "publish to it, or set NIXCACHE_REPO to the repository of a cache that exists"
+    return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
+
+
+def _check_secrecy(paths: Sequence[Path]) -> list[Finding]:
+    """Name key files that others on this machine may read."""
+    return [
+        warning(keys.SIGNING_KEY, f"{path}: others may read it", f"chmod 600 {path}")
+        for path in paths
+        if path.is_file() and path.stat().st_mode & 0o077
+    ]
+
+
+def _name(location: RepositoryConfig) -> str:
+    return f"oci:{location.path}" if isinstance(location, LayoutLocation) else str(location.reference)
+
+
+def _ignore(_line: str) -> None:
+    """Drop what Nix says beside its answer; what matters is in the error."""

@@ -1,0 +1,201 @@
+"""The verb ``use``: the lines of nix.conf by which Nix on this machine uses the proxy, shown or written."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.cache.timestamp import format_tag_time, now
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
+from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.clients.durable_file import sync_folder, unfinished_path
+from nixcache_oci.clients.proxy_status import ProxyClient
+from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.nix.nix_conf import Wanted, complete_conf
+from nixcache_oci.nix.signature import parse_public_keys
+from nixcache_oci.settings import table
+from nixcache_oci.settings.variable import Values, add_flags
+
+_NEW_FILE_MODE: Final = 0o644
+_MODE_BITS: Final = 0o7777
+_MOST_BACKUPS: Final = 100  # within one second
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "use",
+        description=(
+            "Print the lines of nix.conf by which Nix on this machine uses the proxy, and trusts the cache's "
+            "key. With --apply they are added to the file, with a backup; what stands there stays as it is."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--apply", action="store_true", help="add what is missing to nix.conf")
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        type=Path,
+        help="instead of /etc/nix/nix.conf, or for users other than root ~/.config/nix/nix.conf",
+    )
+    add_flags(parser, (table.LISTEN, table.PORT, *VARIABLES))
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Show the lines, or write them."""
+    values = Values(environment, arguments)
+    set_up_quiet_logging(values)
+    url = find_proxy_url(values)
+    path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
+    wanted = Wanted(url, run_async(_find_keys(url, values, arguments, environment)))
+    if not arguments.apply:
+        print("\n".join(wanted.lines()))
+        print(f"For {path}; --apply adds what is missing there.", file=sys.stderr)
+        return DONE
+    backup = apply_to_file(path, wanted)
+    if backup is None:
+        print(f"{path}: nothing to do, all of it is there")
+    else:
+        print(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
+    print(_advice(path, environment), file=sys.stderr)
+    return DONE
+
+
+def find_proxy_url(values: Values) -> str:
+    """Tell where the proxy of this machine answers.
+
+    Raises:
+        UsageError: the settings do not tell.
+    """
+    port, listen = values.get(table.PORT), values.get(table.LISTEN)
+    if port == 0:
+        raise UsageError(
+            f"{table.PORT.name} is 0, a port that only the running proxy knows: set {table.PORT.flag} to the "
+            "one that it printed, or better a fixed one for both"
+        )
+    host = "127.0.0.1" if listen in _ANY_ADDRESS else listen
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
+    """Tell which nix.conf is meant: the machine's for root, else the user's own."""
+    if is_root:
+        return Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
+    configured = environment.get("XDG_CONFIG_HOME")
+    folder = Path(configured) if configured else Path(environment.get("HOME") or "/") / ".config"
+    return folder / "nix" / "nix.conf"
+
+
+def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
+    """Add what is missing to a file, in one step.
+
+    Returns:
+        the backup; the path itself where there was no file; None where nothing was missing.
+
+    Raises:
+        Error: the file cannot be read or written, is a link, or holds a line that is in the way.
+    """
+    if path.is_symlink():
+        raise Error(
+            f"{path} is a link to {path.readlink()}: something else makes this file. On NixOS, nix-darwin or "
+            "with home-manager, use the module services.nixcache-proxy; else name the file itself by --file"
+        )
+    try:
+        before = path.read_bytes() if path.exists() else None
+        text = (before or b"").decode(errors="surrogateescape")
+        content = complete_conf(text, wanted).encode(errors="surrogateescape")
+        if content == before:
+            return None
+        return _replace(path, before, content)
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}; run it as a user who may write it, or name --file") from None
+    except FormatError as error:
+        raise Error(f"{path}: {error}") from None
+
+
+def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    candidate = unfinished_path(path.parent)
+    # Nobody else's to read until it has the mode of the file that it replaces, which may hold access tokens.
+    descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if before is None:
+                os.fchmod(descriptor, _NEW_FILE_MODE)
+            else:
+                status = path.stat()
+                os.fchown(descriptor, status.st_uid, status.st_gid)
+                os.fchmod(descriptor, status.st_mode & _MODE_BITS)
+            os.fsync(descriptor)
+        if (path.read_bytes() if path.exists() else None) != before:
+            raise Error(f"{path}: somebody else wrote it just now; run this again")
+        backup = _back_up(path) if before is not None else path
+        candidate.replace(path)
+    finally:
+        candidate.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return backup
+
+
+def _back_up(path: Path) -> Path:
+    """Give the file a second name, under which it stays when the first is replaced; no old backup's."""
+    time = format_tag_time(now())
+    for number in range(_MOST_BACKUPS):
+        backup = path.with_name(f"{path.name}.backup-{time}" + (f"-{number}" if number else ""))
+        try:
+            backup.hardlink_to(path)
+        except FileExistsError:
+            continue
+        return backup
+    raise Error(f"{path}: {_MOST_BACKUPS} backups of this second exist; remove some")
+
+
+async def _find_keys(
+    url: str, values: Values, arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Find the keys to trust: those that are configured, else what the proxy hands out, else the recorded.
+
+    Raises:
+        Error: there is none, or none that is usable.
+    """
+    if configured := values.get(table.PUBLIC_KEYS):
+        return tuple(str(key) for key in configured)
+    try:
+        async with ProxyClient(url) as proxy:
+            found = await proxy.public_keys()
+        source = f"the proxy at {url}"
+    except Error as error:
+        warn(f"the proxy does not answer ({error}): asking the cache itself")
+        found = ()
+        source = ""
+    if not found:
+        view = await read_cache(arguments, environment)
+        found = tuple(dict.fromkeys(str(key) for key in recorded_keys(view.inventory)))
+        source = view.name
+    try:
+        keys = tuple(str(key) for key in parse_public_keys(found))
+    except FormatError as error:
+        raise Error(f"{source}: {error}; set {table.PUBLIC_KEYS.name} to the right key") from None
+    if not keys:
+        raise Error(
+            f"{source} tells no public key: set {table.PUBLIC_KEYS.name} to the one that its owner published"
+        )
+    shown = escape_unprintable(" ".join(keys))
+    warn(f"the key comes from {source}, compare it with the one that its owner published: {shown}")
+    return keys
+
+
+def _advice(path: Path, environment: Mapping[str, str]) -> str:
+    if path == find_nix_conf(environment, is_root=True):
+        return "Where a Nix daemon runs, it reads this at its start: systemctl restart nix-daemon"
+    return (
+        "Where a Nix daemon runs, it follows your own nix.conf only if you are in its trusted-users, or the "
+        "URL is in its trusted-substituters and the key in its trusted-public-keys: nixcache-oci doctor tells"
+    )

@@ -1,0 +1,128 @@
+"""What a running proxy says of itself: a few small answers over loopback, each within seconds."""
+
+import os
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Self
+
+import aiohttp
+
+from nixcache_oci.errors import Error
+from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
+
+_SECONDS: Final = 5
+_MOST_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """What ``/_status`` and ``/nix-cache-info`` tell.
+
+    Attributes:
+        registry: name of the repository that is served.
+        entries: how many narinfos.
+        is_ready: whether there is an index at all.
+        error: why the last look at the repository failed, or None.
+        is_key_changed: whether the cache records another key than the one first seen.
+        store_dir: what its paths begin with.
+        priority: among substituters, lower first; None where it is not told.
+    """
+
+    registry: str
+    entries: int
+    is_ready: bool
+    error: str | None
+    is_key_changed: bool
+    store_dir: str
+    priority: int | None
+
+    @classmethod
+    def parse(cls, status: bytes, cache_info: str) -> Self:
+        """Read both answers.
+
+        Raises:
+            FormatError: they are not those of a proxy of ours.
+        """
+        info = dict(line.split(": ", 1) for line in cache_info.splitlines() if ": " in line)
+        priority = info.get("Priority", "")
+        with within("the proxy's status"):
+            document = parse_document(status, "it", _MOST_BYTES)
+            index = parse_object(document.get("index"))
+            entries = document.get("entries")
+            return cls(
+                get_optional_text(document, "registry") or "",
+                entries if isinstance(entries, int) else 0,
+                index.get("ready") is True,
+                get_optional_text(index, "last_error"),
+                parse_object(document.get("public_keys")).get("changed") is True,
+                info.get("StoreDir", ""),
+                int(priority) if priority.isdecimal() else None,
+            )
+
+
+class ProxyClient:
+    """Asks one proxy; open it by ``async with``.
+
+    Args:
+        url: of the proxy, without a slash at its end.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def is_healthy(self) -> bool:
+        """Tell whether it answers as a proxy does.
+
+        Raises:
+            Error: nothing answers.
+        """
+        status, body = await self._get("/health")
+        return status == HTTPStatus.OK and body.strip() == b"ok"
+
+    async def status(self) -> ProxyStatus:
+        """Ask what it serves.
+
+        Raises:
+            Error: nothing answers, or something else than a proxy of ours.
+        """
+        _, document = await self._get("/_status")
+        _, cache_info = await self._get("/nix-cache-info")
+        return ProxyStatus.parse(document, cache_info.decode(errors="replace"))
+
+    async def public_keys(self) -> tuple[str, ...]:
+        """Ask for the keys that it hands out; none where it knows none.
+
+        Raises:
+            Error: nothing answers.
+        """
+        status, body = await self._get("/public-key")
+        return tuple(body.decode(errors="replace").split()) if status == HTTPStatus.OK else ()
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        if self._session is None:
+            raise AssertionError("the client is opened by async with")
+        try:
+            async with self._session.get(f"{self._url}{path}", allow_redirects=False) as response:
+                body = bytearray()
+                async for piece in response.content.iter_any():
+                    body += piece
+                    if len(body) > _MOST_BYTES:
+                        raise Error(f"{self._url}{path}: more than {_MOST_BYTES} bytes: not a proxy of ours")
+                return response.status, bytes(body)
+        except TimeoutError:
+            raise Error(f"{self._url}: no answer within {_SECONDS} s") from None
+        except aiohttp.ClientConnectorError as error:
+            reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+            raise Error(f"{self._url}: {reason}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Error(f"{self._url}: {str(error) or type(error).__name__}") from None

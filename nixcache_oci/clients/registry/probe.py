@@ -1,0 +1,142 @@
+"""Questions to a registry that only want to know whether something would work; nothing stays behind.
+
+Each is asked once or twice and answered within seconds, where a publisher would be patient.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final
+
+from yarl import URL
+
+from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
+from nixcache_oci.clients.registry.redirect import join
+from nixcache_oci.clients.registry.retry import RetryPolicy
+from nixcache_oci.clients.registry.token import Authorizer
+from nixcache_oci.clients.registry.transport import Call, Transport
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.wire import Request, Wire
+from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.challenge import Challenge, parse_challenges
+from nixcache_oci.oci.reference import RegistryReference
+
+_SECONDS: Final = 10
+_POLICY: Final = RetryPolicy(attempts=2, patience_seconds=_SECONDS)
+_GREETINGS: Final = frozenset({HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_OPENED: Final = frozenset({HTTPStatus.ACCEPTED})
+_CANCELLED: Final = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT})
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """How a registry answered before anybody said who asks.
+
+    Attributes:
+        clock_ahead: seconds that its clock is ahead of ours, or None where it tells no time.
+        challenges: what it wants to see.
+    """
+
+    clock_ahead: float | None
+    challenges: tuple[Challenge, ...]
+
+
+async def greet(reference: RegistryReference) -> Greeting:
+    """Ask the registry whether it is one, without credentials (OCI distribution specification, end-1).
+
+    Raises:
+        RegistryError: nothing answers, or something else.
+    """
+    wire = Wire(stall_seconds=_SECONDS, allows_http=reference.plain_http)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            asked = datetime.now(UTC)
+            reply = await wire.send(Request("GET", URL(f"{reference.base_url}/v2/")), None)
+            answered = datetime.now(UTC)
+            reply.close()
+    except TimeoutError:
+        raise RegistryError(f"{reference.host}: no answer within {_SECONDS} s", is_temporary=True) from None
+    except TroubleError as trouble:
+        raise RegistryError(f"{reference.host}: {trouble.reason}") from None
+    finally:
+        await wire.close()
+    if reply.status not in _GREETINGS:
+        raise RegistryError(
+            f"{reference.host}: answers {reply.status} to GET /v2/, which no working registry does",
+            status=reply.status,
+        )
+    challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
+    date = _parse_date(reply.headers.get("Date", ""))
+    # A Date is cut to the second, and was written somewhere between question and answer.
+    ahead = (date - asked - (answered - asked) / 2).total_seconds() + 0.5 if date is not None else None
+    return Greeting(ahead, tuple(challenges))
+
+
+async def find_refusal(
+    reference: RegistryReference, credentials: Credentials, greeting: Greeting
+) -> str | None:
+    """Ask the token service whether it takes these credentials for reading; gives what it says if not.
+
+    None as well where the registry has no token service: then only a request itself can tell.
+    """
+    wire = Wire(stall_seconds=_SECONDS, allows_http=reference.plain_http)
+
+    async def ask(request: Request, authorization: str | None) -> Answer:
+        reply = await wire.send(request, authorization)
+        try:
+            return Answer(reply.status, reply.headers, await reply.read(ERROR_LIMIT), reply.is_elsewhere)
+        finally:
+            reply.close()
+
+    tokens = Authorizer(ask, reference.host, reference.repository, credentials, push=False)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            await tokens.renew(None, greeting.challenges)
+    except TimeoutError:
+        return f"no answer within {_SECONDS} s"
+    except TroubleError as trouble:
+        return trouble.reason
+    finally:
+        await tokens.close()
+        await wire.close()
+    return None if tokens.source is not None else "they are refused, though anybody may read"
+
+
+async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:
+    """Open an upload and cancel it; tells whether it was cancelled, for else the registry drops it later.
+
+    Raises:
+        RegistryError: pushing is refused; with the remedy.
+    """
+    base = f"{reference.base_url}/v2/{reference.repository}"
+    opening = Call("open an upload", "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
+    async with AsyncExitStack() as stack:
+        # Distribution wants the right to delete for cancelling; a publisher needs it for nothing, so that it
+        # is asked for apart, and only there.
+        transports = [
+            Transport(
+                reference, credentials, push=True, delete=delete, policy=_POLICY, stall_seconds=_SECONDS
+            )
+            for delete in (False, True)
+        ]
+        for transport in transports:
+            stack.push_async_callback(transport.close)
+        opened = await transports[0].fetch(opening)
+        for transport in transports:
+            with suppress(TroubleError):
+                session = join(opening.url, opened.headers.get("Location", ""))
+                await transport.fetch_once(Call("cancel it", "DELETE", session, accepts=_CANCELLED))
+                return True
+    return False
+
+
+def _parse_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,83 @@
+"""Whether keys fit: the one that signs, those that the cache records, and those that are configured."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
+from nixcache_oci.nix.signature import PublicKey, SecretKey
+
+SIGNING_KEY: Final = "signing key"
+PUBLIC_KEYS: Final = "public keys"
+
+_SAMPLE: Final = "1;/nix/store/00000000000000000000000000000000-sample;sha256:0;1;"
+
+
+def check_signing_keys(
+    keys: Sequence[SecretKey], recorded: Sequence[PublicKey] | None, configured: Sequence[PublicKey]
+) -> list[Finding]:
+    """Try each key, and look whether clients will know it.
+
+    Args:
+        keys: to sign with.
+        recorded: those that the cache records, none in an empty cache; None where it could not be read.
+        configured: NIXCACHE_PUBLIC_KEYS.
+    """
+    if not keys:
+        return [
+            wrong(
+                SIGNING_KEY,
+                "none: clients refuse what nobody signed",
+                "make one by nixcache-oci keygen NAME, and set NIXCACHE_SIGNING_KEY_FILE or NIX_SIGNING_KEY",
+            )
+        ]
+    return [_check_one(key, recorded, configured) for key in keys]
+
+
+def check_public_keys(configured: Sequence[PublicKey], recorded: Sequence[PublicKey] | None) -> Finding:
+    """Look whether a client would take what the cache holds."""
+    names = ", ".join(key.name for key in configured)
+    if not configured:
+        return good(PUBLIC_KEYS, "NIXCACHE_PUBLIC_KEYS is not set: Nix alone checks signatures")
+    if recorded is None:
+        return good(PUBLIC_KEYS, f"{names}; what the cache records could not be read")
+    if recorded and not set(recorded) & set(configured):
+        return wrong(
+            PUBLIC_KEYS,
+            f"NIXCACHE_PUBLIC_KEYS ({names}) has none of the keys that the cache records: {_join(recorded)}",
+            "ask the cache's owner which key is right, and set it; with a wrong one nothing is served",
+        )
+    return good(PUBLIC_KEYS, f"{names}, as the cache records" if recorded else f"{names}; none recorded yet")
+
+
+def _check_one(
+    key: SecretKey, recorded: Sequence[PublicKey] | None, configured: Sequence[PublicKey]
+) -> Finding:
+    public = key.public_key
+    if not public.verify(_SAMPLE, key.sign(_SAMPLE)):
+        return wrong(SIGNING_KEY, f"{key.name}: its signature does not verify", "make another by keygen")
+    if configured and public not in configured:
+        return wrong(
+            SIGNING_KEY,
+            f"{key.name}: its public half is not among NIXCACHE_PUBLIC_KEYS",
+            f"add {public} there, at the clients too; else what it signs is served to nobody",
+        )
+    if recorded and public not in recorded:
+        if any(other.name == key.name for other in recorded):
+            return wrong(
+                SIGNING_KEY,
+                f"{key.name}: the cache records another key of this name",
+                "sign with the right one; a new key needs a new name, for Nix knows one key a name",
+            )
+        return warning(
+            SIGNING_KEY,
+            f"{key.name}: the cache records {', '.join(one.name for one in recorded)} only",
+            f"clients have to trust {public} as well, before it signs",
+        )
+    if recorded is None:
+        return good(SIGNING_KEY, f"{key.name}: signs and verifies; what the cache records was not read")
+    known = "as recorded" if recorded else "the first one here"
+    return good(SIGNING_KEY, f"{key.name}: signs and verifies, {known}")
+
+
+def _join(keys: Iterable[PublicKey]) -> str:
+    return " ".join(map(str, keys))

@@ -1,0 +1,129 @@
+"""Whether Nix on this machine uses the proxy: by its own settings, and by whom a daemon trusts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from nixcache_oci.clients.local_store.nix_settings import NixSettings
+from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
+from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
+
+SUBSTITUTER: Final = "nix.conf: substituters"
+TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
+FALLBACK: Final = "nix.conf: fallback"
+CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK)
+
+_USE: Final = "nixcache-oci use --apply"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Nix, as whoever runs this meets it.
+
+    Attributes:
+        own: the settings with all that the user adds.
+        system: those that a daemon has.
+        user: a name.
+        is_daemon: whether a daemon does the work.
+        is_trusted: whether that daemon follows the user.
+    """
+
+    own: NixSettings
+    system: NixSettings
+    user: str
+    is_daemon: bool
+    is_trusted: bool
+
+    def effective(self) -> NixSettings:
+        """Tell what counts in the end."""
+        if not self.is_daemon or self.is_trusted:
+            return self.own
+        allowed = {url.rstrip("/") for url in (*self.system.substituters, *self.system.trusted_substituters)}
+        return replace(
+            self.own,
+            substituters=tuple(url for url in self.own.substituters if url.rstrip("/") in allowed),
+            trusted_public_keys=self.system.trusted_public_keys,
+            require_sigs=self.system.require_sigs,
+        )
+
+
+def check_nix_use(client: Client, url: str, keys: Sequence[str]) -> list[Finding]:
+    """Look whether Nix asks the proxy, and takes what it gives.
+
+    Args:
+        client: Nix here.
+        url: of the proxy.
+        keys: of the cache; none where they are not known.
+    """
+    effective = client.effective()
+    return [
+        _check_substituter(client, effective, url),
+        _check_key(client, effective, url, keys),
+        _check_fallback(effective),
+    ]
+
+
+def _check_substituter(client: Client, effective: NixSettings, url: str) -> Finding:
+    if not effective.substitute:
+        return wrong(SUBSTITUTER, "substitute = false: Nix downloads nothing", "remove that line")
+    if has_substituter(effective.substituters, url):
+        return good(SUBSTITUTER, f"{url} is among them")
+    if has_substituter(client.own.substituters, url):
+        return wrong(SUBSTITUTER, f"{url} is in your own settings, which the daemon ignores", _trust(client))
+    others = [other for other in effective.substituters if _is_near(other, url)]
+    if others:
+        return wrong(
+            SUBSTITUTER,
+            f"{others[0]} is there, and the proxy is set to {url}",
+            "set NIXCACHE_PORT to the port that the proxy uses, or mend the line",
+        )
+    return wrong(SUBSTITUTER, f"{url} is not among them", _USE)
+
+
+def _check_key(client: Client, effective: NixSettings, url: str, keys: Sequence[str]) -> Finding:
+    found = find_substituter(effective.substituters, url)
+    if found is not None and trusts_blindly(found):
+        return good(TRUSTED_KEY, "this one substituter needs no signature (trusted=1)")
+    if not effective.require_sigs:
+        return warning(TRUSTED_KEY, "require-sigs = false: Nix takes unsigned paths from every substituter")
+    if not keys:
+        return warning(
+            TRUSTED_KEY,
+            "the cache's key is not known",
+            "set NIXCACHE_PUBLIC_KEYS to the key that the cache's owner published",
+        )
+    if set(keys) & set(effective.trusted_public_keys):
+        return good(TRUSTED_KEY, "the cache's key is among them")
+    return _explain_missing_key(client, effective, keys)
+
+
+def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[str]) -> Finding:
+    if conflict := find_conflict(effective.trusted_public_keys, keys):
+        name = conflict.partition(":")[0]
+        return wrong(
+            TRUSTED_KEY,
+            f"another key of the name {name} is there",
+            "find out which one is right, and remove the other: Nix takes the first of a name",
+        )
+    if set(keys) & set(client.own.trusted_public_keys):
+        return wrong(TRUSTED_KEY, "the key is in your own settings, which the daemon ignores", _trust(client))
+    return wrong(TRUSTED_KEY, f"{keys[0]} is not among them", _USE)
+
+
+def _check_fallback(effective: NixSettings) -> Finding:
+    if effective.fallback:
+        return good(FALLBACK, "true")
+    return warning(FALLBACK, "false: a download that breaks for good fails the build", _USE)
+
+
+def _trust(client: Client) -> str:
+    return f"as root: {_USE}, or add {client.user} to trusted-users; then restart nix-daemon"
+
+
+def _is_near(other: str, url: str) -> bool:
+    """Tell whether a URL is one of this machine's own, as the proxy's is."""
+    try:
+        return urlsplit(other).hostname == urlsplit(url).hostname
+    except ValueError:
+        return False

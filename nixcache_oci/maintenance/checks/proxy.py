@@ -1,0 +1,90 @@
+"""Whether the proxy of this machine answers, and serves the cache that is meant."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
+from nixcache_oci.errors import Error
+from nixcache_oci.maintenance.checks.finding import Finding, good, skipped, warning, wrong
+
+PROXY: Final = "proxy"
+SERVED: Final = "proxy: cache"
+CACHE_INFO: Final = "proxy: nix-cache-info"
+
+_UPSTREAM_PRIORITY: Final = 40  # that of cache.nixos.org
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """What was found of a proxy.
+
+    Attributes:
+        findings: about it.
+        public_keys: that it hands out.
+    """
+
+    findings: list[Finding]
+    public_keys: tuple[str, ...] = ()
+
+
+async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_chosen: bool) -> Proxy:
+    """Ask the proxy.
+
+    Args:
+        url: of it.
+        repository: name of the one that it should serve; None where the settings do not tell.
+        store_dir: that its paths should belong to.
+        is_chosen: whether somebody named the repository, so that another one is wrong.
+    """
+    try:
+        async with ProxyClient(url) as client:
+            if not await client.is_healthy():
+                remedy = "something else listens there: stop it, or set NIXCACHE_PORT"
+                return _failed(wrong(PROXY, f"{url}: what answers is no proxy of ours", remedy))
+            status, keys = await client.status(), await client.public_keys()
+    except Error as error:
+        remedy = "start it: nixcache-oci proxy (as a service: systemctl status nixcache-proxy)"
+        return _failed(wrong(PROXY, str(error), remedy))
+    findings = [good(PROXY, f"{url} answers")]
+    findings.append(_check_served(status, repository, is_chosen=is_chosen))
+    findings.append(_check_cache_info(status, store_dir))
+    return Proxy(findings, keys)
+
+
+def _failed(finding: Finding) -> Proxy:
+    return Proxy([finding, *skipped((SERVED, CACHE_INFO), "no proxy answers")])
+
+
+def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: bool) -> Finding:
+    if repository is not None and status.registry != repository:
+        text = f"it serves {status.registry}, and the settings here name {repository}"
+        if is_chosen:
+            return wrong(SERVED, text, "start it with the same settings")
+        return warning(SERVED, text, "set NIXCACHE_REPO and NIXCACHE_REGISTRY as they are set for the proxy")
+    if not status.is_ready:
+        return wrong(SERVED, f"it has no index yet: {status.error or 'it is being read'}", "see its log")
+    if status.is_key_changed:
+        return warning(
+            SERVED,
+            "the cache records another key than the one first seen",
+            "ask the cache's owner, and set NIXCACHE_PUBLIC_KEYS",
+        )
+    if status.error is not None:
+        return warning(SERVED, f"it serves an older index, for the last look failed: {status.error}")
+    return good(SERVED, f"{status.registry}, {status.entries} paths")
+
+
+def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:
+    if status.store_dir != store_dir:
+        return wrong(
+            CACHE_INFO,
+            f"its paths belong to {status.store_dir}, and the store here is {store_dir}",
+            "set NIXCACHE_STORE_DIR for the proxy",
+        )
+    if status.priority is None or status.priority >= _UPSTREAM_PRIORITY:
+        return warning(
+            CACHE_INFO,
+            f"priority {status.priority}: cache.nixos.org is asked first",
+            f"set NIXCACHE_PRIORITY below {_UPSTREAM_PRIORITY}",
+        )
+    return good(CACHE_INFO, f"priority {status.priority}, {status.store_dir}")

@@ -1,0 +1,251 @@
+"""Whether the repository can be reached, read, and where that is wanted written."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from yarl import URL
+
+from nixcache_oci.cache.cache_index import INDEX_TAG
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.clients.credentials import Credentials, is_github, load_credentials
+from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.registry.http_proxy import find_proxy
+from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
+from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
+from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
+from nixcache_oci.oci.reference import RegistryReference
+
+NAME: Final = "name resolution"
+REGISTRY: Final = "registry"
+CLOCK: Final = "clock"
+TOKEN: Final = "token"  # noqa: S105  the name of a check
+PULL: Final = "pull"
+VISIBILITY: Final = "visibility"
+PUSH: Final = "push"
+INDEX: Final = "index"
+
+_RESOLVE_SECONDS: Final = 5
+_PATIENCE_SECONDS: Final = 10
+_ATTEMPTS: Final = 2
+_DENIALS: Final = frozenset({401, 403})
+# Times in tags and records decide what counts as newer, and gc allows for an hour at most.
+_NOTABLE_SKEW_SECONDS: Final = 60
+_WRONG_SKEW_SECONDS: Final = 300
+# Source: GitHub's documentation, "GitHub's token formats".
+_KINDS: Final = {
+    "ghp_": "a classic personal token",
+    "github_pat_": "a fine-grained personal token, which GitHub's registry does not take",
+    "ghs_": "a token of a workflow or app",
+    "gho_": "a token of an OAuth app, as of gh auth",
+    "ghu_": "a token of an app for a user",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What may be done at a registry.
+
+    Attributes:
+        findings: about it.
+        is_readable: whether the cache can be read.
+    """
+
+    findings: list[Finding]
+    is_readable: bool
+
+
+async def check_registry(
+    reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool
+) -> Access:
+    """Check all that lies between here and the repository.
+
+    Args:
+        reference: the repository.
+        environment: where credentials are looked up.
+        is_publisher: whether pushing is wanted.
+    """
+    later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
+    try:
+        credentials = load_credentials(reference.host, environment)
+    except UsageError as error:
+        findings = [wrong(TOKEN, str(error)), *skipped((NAME, REGISTRY, *later), "no usable token")]
+        return Access(findings, is_readable=False)
+    name = await _check_name(reference)
+    untried = Finding(TOKEN, Level.SKIPPED, f"{_describe(credentials)}; not tried")
+    if has_error([name]):
+        missed = [*skipped((REGISTRY,), "its name does not resolve"), untried]
+        return Access([name, *missed, *skipped(later, "the registry was not asked")], is_readable=False)
+    try:
+        greeting = await greet(reference)
+    except RegistryError as error:
+        remedy = "is the registry's name right, is it up, and is a firewall or an HTTP proxy in between?"
+        reached = [name, wrong(REGISTRY, str(error), remedy), untried]
+        return Access([*reached, *skipped(later, "the registry does not answer")], is_readable=False)
+    findings = [name, good(REGISTRY, f"{reference.host} answers"), check_clock(greeting.clock_ahead)]
+    findings.append(await _check_token(reference, credentials, greeting, is_publisher=is_publisher))
+    pull = await _check_pull(reference, credentials)
+    findings.append(pull)
+    is_readable = pull.level in {Level.GOOD, Level.WARNING}
+    findings.append(await _check_visibility(reference, credentials, is_readable=is_readable))
+    if is_publisher:
+        findings.append(await _check_push(reference, credentials))
+    return Access(findings, is_readable=is_readable)
+
+
+def check_clock(ahead: float | None) -> Finding:
+    """Judge by how many seconds the registry's clock is ahead of ours."""
+    if ahead is None:
+        return warning(CLOCK, "the registry does not tell its time")
+    difference = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the registry's"
+    remedy = "set this machine's clock (timedatectl set-ntp true): gc and readers go by the time of a publish"
+    if abs(ahead) >= _WRONG_SKEW_SECONDS:
+        return wrong(CLOCK, difference, remedy)
+    if abs(ahead) >= _NOTABLE_SKEW_SECONDS:
+        return warning(CLOCK, difference, remedy)
+    return good(CLOCK, "agrees with the registry's")
+
+
+async def read_index(
+    repository: Repository, folder: Path, time: datetime
+) -> tuple[Finding, Inventory | None]:
+    """Read the cache as a proxy does.
+
+    Args:
+        repository: where it lies.
+        folder: for indexes.
+        time: the present.
+    """
+    try:
+        kept = await asyncio.to_thread(IndexFolder, folder, repository.name)
+        tables = await read_tables(repository, kept, await read_listing(repository))
+    except Error as error:
+        return wrong(INDEX, str(error)), None
+    except OSError as error:
+        return wrong(INDEX, f"{folder}: {error.strerror}", "set NIXCACHE_INDEX_DIR to a writable one"), None
+    inventory, listing = Inventory(tables), tables.listing
+    if tables.damaged:
+        tag, reason = next(iter(tables.damaged.items()))
+        count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
+        text = f"{count} cannot be read; {tag}: {reason}"
+        return wrong(INDEX, text, "nixcache-oci verify tells more"), inventory
+    if not listing.tables:
+        return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
+    paths = tables.catalog(()).entries
+    age = ""
+    if listing.segments:
+        newest = max(segment.created for segment in listing.segments)
+        age = f", the newest published {_age((time - newest).total_seconds())}"
+    return good(INDEX, f"{len(listing.tables)} segments, {paths} paths{age}"), inventory
+
+
+def describe_token(credentials: Credentials) -> str:
+    """Tell what kind of token it is, as far as its first letters tell; nothing else of it is shown."""
+    kind = next(
+        (kind for start, kind in _KINDS.items() if credentials.password.startswith(start)), "credentials"
+    )
+    return f"{kind}, from {credentials.source}"
+
+
+def _describe(credentials: Credentials | None) -> str:
+    return "none" if credentials is None else describe_token(credentials)
+
+
+def _age(seconds: float) -> str:
+    if seconds < 0:
+        return "in the future"
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return "just now"
+
+
+async def _check_name(reference: RegistryReference) -> Finding:
+    url = URL(reference.base_url)
+    try:
+        if (proxy := find_proxy(url)) is not None:
+            return good(NAME, f"left to the HTTP proxy {proxy.url.origin()}")
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port)
+    except TroubleError as trouble:
+        return wrong(NAME, trouble.reason, "mend HTTPS_PROXY")
+    except (OSError, TimeoutError) as error:
+        reason = f"no answer within {_RESOLVE_SECONDS} s" if isinstance(error, TimeoutError) else str(error)
+        return wrong(NAME, f"{url.host}: {reason}", "is there a network, and is the registry's name right?")
+    return good(NAME, f"{url.host} is {found[0][4][0]}")
+
+
+async def _check_token(
+    reference: RegistryReference, credentials: Credentials | None, greeting: Greeting, *, is_publisher: bool
+) -> Finding:
+    if credentials is None:
+        if is_publisher:
+            return warning(TOKEN, "none: asked anonymously", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
+        return good(TOKEN, "none, which a public package does not need")
+    kind = describe_token(credentials)
+    refusal = await find_refusal(reference, credentials, greeting)
+    if refusal is None:
+        return good(TOKEN, kind)
+    remedy = "it is wrong or has expired: renew it"
+    if is_github(reference.host):
+        remedy += ", as a classic personal token with read:packages (to publish: write:packages)"
+    return wrong(TOKEN, f"{kind}: {refusal}", remedy)
+
+
+async def _check_pull(reference: RegistryReference, credentials: Credentials | None) -> Finding:
+    try:
+        await _resolve(reference, credentials)
+    except NotFoundError:
+        return warning(PULL, f"{reference} has no {INDEX_TAG}: nothing was published there yet")
+    except RegistryError as error:
+        return wrong(PULL, str(error))
+    return good(PULL, f"{reference} can be read")
+
+
+async def _check_visibility(
+    reference: RegistryReference, credentials: Credentials | None, *, is_readable: bool
+) -> Finding:
+    if not is_readable:
+        return skipped((VISIBILITY,), "the repository cannot be read")[0]
+    if credentials is None:
+        return good(VISIBILITY, "public: it was read anonymously")
+    try:
+        await _resolve(reference, None)
+    except NotFoundError:
+        return good(VISIBILITY, "anybody may look, and nothing is published yet")
+    except RegistryError as error:
+        if error.status in _DENIALS:
+            return good(VISIBILITY, "private: every client needs a token that may read")
+        return warning(VISIBILITY, f"not known: {error}")
+    return good(VISIBILITY, "public: no client needs a token")
+
+
+async def _check_push(reference: RegistryReference, credentials: Credentials | None) -> Finding:
+    try:
+        is_cancelled = await try_upload(reference, credentials)
+    except RegistryError as error:
+        return wrong(PUSH, str(error))
+    ending = "cancelled" if is_cancelled else "left to expire, with nothing in it"
+    return good(PUSH, f"allowed: an upload was opened, and {ending}")
+
+
+async def _resolve(reference: RegistryReference, credentials: Credentials | None) -> None:
+    registry = Registry(
+        reference,
+        credentials,
+        patience=_PATIENCE_SECONDS,
+        stall_seconds=_PATIENCE_SECONDS,
+        attempts=_ATTEMPTS,
+    )
+    try:
+        await registry.resolve(INDEX_TAG)
+    finally:
+        await registry.close()

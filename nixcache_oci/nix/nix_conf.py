@@ -1,0 +1,173 @@
+"""``nix.conf``: read line by line as Nix reads it, and completed without touching a line that is there.
+
+A later line wins over an earlier one, and so does a plain setting over an ``extra-`` one before it. What is
+added goes to the end, where nothing can undo it. Source: Nix manual, "nix.conf"; Nix 2.8 read and tried:
+lines end in a newline alone, ``#`` begins a comment anywhere, the equals sign stands between spaces.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from nixcache_oci.errors import FormatError
+
+SUBSTITUTERS: Final = "substituters"
+TRUSTED_PUBLIC_KEYS: Final = "trusted-public-keys"
+FALLBACK: Final = "fallback"
+
+_EXTRA: Final = "extra-"
+_OLD_NAMES: Final = {
+    "binary-caches": SUBSTITUTERS,
+    "binary-cache-public-keys": TRUSTED_PUBLIC_KEYS,
+    "build-fallback": FALLBACK,
+}
+_INCLUDES: Final = ("include", "!include")
+_INCLUDE_WORDS: Final = 2
+_COMMENT: Final = "# Added by nixcache-oci: the cache proxy of this machine."
+# What Nix parts words by; other kinds of white space belong to a word.
+_SPACE = re.compile(r"[ \t\r]+")
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line that sets something.
+
+    Attributes:
+        line: its number, from 1.
+        name: today's, without ``extra-``.
+        is_extra: whether it adds to what was set before.
+        values: the words behind the equals sign.
+    """
+
+    line: int
+    name: str
+    is_extra: bool
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a machine needs in order to use the cache.
+
+    Attributes:
+        url: of the proxy.
+        keys: public ones, ``name:base64``.
+
+    Raises:
+        FormatError: one that Nix would read as something else.
+    """
+
+    url: str
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for value in (self.url, *self.keys):
+            if not value or "#" in value or len(value.split()) != 1:
+                raise FormatError(f"nix.conf: {value[:160]!r} cannot stand there: a space or # would end it")
+
+    def lines(self) -> tuple[str, ...]:
+        """Write them as lines for a file in which nothing of it stands."""
+        return _render([self.url], self.keys, is_fallback_missing=True)
+
+
+def parse_conf(text: str) -> tuple[Setting, ...]:
+    """Read the settings of one file; files that it includes are left out.
+
+    Raises:
+        FormatError: a line that Nix refuses; names it.
+    """
+    settings = []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = [word for word in _SPACE.split(line.partition("#")[0]) if word]
+        if not words or (words[0] in _INCLUDES and len(words) == _INCLUDE_WORDS):
+            continue
+        if len(words) < _INCLUDE_WORDS or words[1] != "=":
+            raise FormatError(
+                f"line {number}: Nix reads 'name = value' and 'include path' only; mend it first"
+            )
+        is_extra = words[0].startswith(_EXTRA)
+        name = words[0].removeprefix(_EXTRA)
+        settings.append(Setting(number, _OLD_NAMES.get(name, name), is_extra, tuple(words[2:])))
+    return tuple(settings)
+
+
+def complete_conf(text: str, wanted: Wanted) -> str:
+    """Add what is missing at the end; the same text where nothing is.
+
+    Raises:
+        FormatError: a line that Nix refuses, or one that trusts another key of the same name: Nix takes the
+            first of a name, and what is added would have no effect.
+    """
+    settings = parse_conf(text)
+    trusted = find_values(settings, TRUSTED_PUBLIC_KEYS)
+    if conflict := find_conflict(trusted, wanted.keys):
+        line = next(one.line for one in settings if conflict in one.values)
+        raise FormatError(
+            f"line {line}: another key is trusted under the name {conflict.partition(':')[0]}, and Nix takes "
+            "only the first of a name: find out which one is right, and remove the other"
+        )
+    urls = [] if has_substituter(find_values(settings, SUBSTITUTERS), wanted.url) else [wanted.url]
+    keys = [key for key in wanted.keys if key not in trusted]
+    lines = _render(urls, keys, is_fallback_missing=_last(settings, FALLBACK) != ("true",))
+    if not lines:
+        return text
+    end = "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+    before = text if not text or text.endswith("\n") else f"{text}{end}"
+    gap = end if before else ""
+    return f"{before}{gap}" + "".join(f"{line}{end}" for line in (_COMMENT, *lines))
+
+
+def find_values(settings: Sequence[Setting], name: str) -> tuple[str, ...]:
+    """Collect a list's values: of the last line that sets it, and of those that add to it afterwards."""
+    found: list[str] = []
+    for setting in settings:
+        if setting.name == name:
+            found = [*(found if setting.is_extra else ()), *setting.values]
+    return tuple(dict.fromkeys(found))
+
+
+def has_substituter(urls: Iterable[str], wanted: str) -> bool:
+    """Tell whether one of the URLs is the wanted one: loopback has several names, parameters do not count."""
+    return find_substituter(urls, wanted) is not None
+
+
+def find_substituter(urls: Iterable[str], wanted: str) -> str | None:
+    """Find the URL that is the wanted one, as it is written; see ``has_substituter``."""
+    return next((url for url in urls if _identity(url) == _identity(wanted)), None)
+
+
+def trusts_blindly(url: str) -> bool:
+    """Tell whether a substituter's URL says that no signature is needed."""
+    return parse_qs(url.partition("?")[2]).get("trusted", [""])[-1] in {"1", "true"}
+
+
+def find_conflict(trusted: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """Find a trusted key that has the name of a wanted one, and is another."""
+    by_name = {key.partition(":")[0]: key for key in wanted}
+    return next((key for key in trusted if by_name.get(key.partition(":")[0], key) != key), None)
+
+
+def _last(settings: Sequence[Setting], name: str) -> tuple[str, ...]:
+    return next((one.values for one in reversed(settings) if one.name == name), ())
+
+
+def _render(urls: Sequence[str], keys: Sequence[str], *, is_fallback_missing: bool) -> tuple[str, ...]:
+    lines = [
+        f"{_EXTRA}{name} = {' '.join(values)}"
+        for name, values in ((SUBSTITUTERS, urls), (TRUSTED_PUBLIC_KEYS, keys))
+        if values
+    ]
+    return (*lines, *([f"{FALLBACK} = true"] if is_fallback_missing else []))
+
+
+def _identity(url: str) -> tuple[str, ...]:
+    """Give what two spellings of one substituter have in common."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return (url,)
+    return (parts.scheme, "loopback" if host in _LOOPBACK else host, str(port), parts.path.rstrip("/"))

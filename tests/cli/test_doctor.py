@@ -1,0 +1,409 @@
+"""A diagnosis: what is wrong is named with its remedy, and what was not looked at never passes."""
+
+import io
+import json
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cli.doctor_text import print_findings
+from nixcache_oci.cli.main import main
+from nixcache_oci.cli.verb import DONE, FAILED
+from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
+from nixcache_oci.nix.signature import SecretKey
+from tests.support.journey import put, settings_of
+from tests.support.objects import store_object
+from tests.support.proxy import ProxyProcess
+from tests.support.registries import AnyRegistry, Ghcr, docker_registry
+
+KEY = SecretKey.generate("doctor-1")
+REPOSITORY = "octocat/hello/nix-cache"
+
+Diagnosis = dict[str, tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine where nothing is set; gives the folder of its nix.conf."""
+    for name in [name for name in os.environ if name.startswith("NIXCACHE_") or name.endswith("_TOKEN")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("NIX_CONF_DIR", str(tmp_path / "etc"))
+    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
+    monkeypatch.setenv("NIXCACHE_PORT", str(free_port()))
+    (tmp_path / "etc").mkdir()
+    return tmp_path / "etc"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def settle(monkeypatch: pytest.MonkeyPatch, registry: AnyRegistry, tmp_path: Path) -> None:
+    """Set what a publisher sets."""
+    secret = tmp_path / "key.sec"
+    secret.write_text(KEY.render())
+    secret.chmod(0o600)
+    for name, value in settings_of(registry, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NIXCACHE_SIGNING_KEY_FILE", str(secret))
+
+
+def diagnose(capsys: pytest.CaptureFixture[str], *arguments: str) -> Diagnosis:
+    """Level and text of the worst finding of each check; the exit status agrees with them."""
+    capsys.readouterr()
+    status = main(["doctor", "--json", *arguments])
+    document = json.loads(capsys.readouterr().out)
+    order = ["skipped", "good", "warning", "error"]
+    found: Diagnosis = {}
+    for one in document["checks"]:
+        text = f"{one['text']}; {one['remedy']}"
+        before = found.get(one["check"], ("skipped", ""))
+        found[one["check"]] = max(before, (one["level"], text), key=lambda pair: order.index(pair[0]))
+    is_wrong = any(level == "error" for level, _ in found.values())
+    assert status == (FAILED if is_wrong else DONE)
+    assert document["healthy"] != is_wrong
+    return found
+
+
+def levels(diagnosis: Diagnosis) -> set[str]:
+    return {level for level, _ in diagnosis.values()}
+
+
+@pytest.mark.needs("nix")
+def test_a_healthy_client(
+    ghcr: Ghcr,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    machine: Path,
+) -> None:
+    """What `use` writes is what `doctor` wants; before that, it says so, and without a key it wants none."""
+    put(ghcr, [store_object("a"), store_object("b")], [KEY])
+    for name, value in settings_of(ghcr, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        proxy.wait_ready()
+        monkeypatch.setenv("NIXCACHE_PORT", proxy.url.rpartition(":")[2])
+        before = diagnose(capsys)
+        assert before["nix.conf: substituters"][0] == "error"
+        assert "nixcache-oci use --apply" in before["nix.conf: substituters"][1]
+        assert main(["use", "--apply", "--file", str(machine / "nix.conf")]) == DONE
+        after = diagnose(capsys)
+    assert levels(after) == {"good"}
+    assert "signing key" not in after
+    assert "push" not in after
+    assert "1 segments, 2 paths" in after["index"][1]
+    assert "2 paths" in after["proxy: cache"][1]
+    assert "private" in after["visibility"][1]
+
+
+@pytest.mark.needs("nix")
+def test_a_healthy_publisher(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signing key makes a publisher; its upload is cancelled, and the registry holds what it held."""
+    put(ghcr, [store_object("a")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    before = (ghcr.server.tags(REPOSITORY), ghcr.server.blobs(REPOSITORY), ghcr.server.versions(REPOSITORY))
+    found = diagnose(capsys)
+    after = (ghcr.server.tags(REPOSITORY), ghcr.server.blobs(REPOSITORY), ghcr.server.versions(REPOSITORY))
+    assert levels(found) == {"good"}
+    assert found["push"][0] == "good"
+    assert "as recorded" in found["signing key"][1]
+    assert "proxy" not in found
+    assert after == before
+    assert ghcr.server.count("upload-delete") == 1
+
+
+@pytest.mark.needs("docker-registry", "nix")
+def test_docker_registry_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty repository is no error, and stays one: no blob, no link, no session that holds bytes.
+
+    Of a cancelled session this registry itself keeps the state of its hash, until it purges uploads.
+    """
+    with docker_registry() as registry:
+        settle(monkeypatch, registry, tmp_path)
+        found = diagnose(capsys)
+        left = [path for path in registry.server.data.rglob("*") if path.is_file()]
+        assert all("hashstates" in path.parts for path in left)
+        assert found["push"][0] == "good"
+        assert "cancelled" in found["push"][1]
+        assert found["pull"][0] == "warning"
+        put(registry, [store_object("a")], [KEY])
+        assert levels(diagnose(capsys)) == {"good"}
+
+
+def test_public_and_anonymous(
+    ghcr: Ghcr, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No token is no error where none is needed, and one where it is."""
+    put(ghcr, [store_object("a")], [KEY])
+    for name, value in ghcr.settings.items():
+        monkeypatch.setenv(name, value)
+    found = diagnose(capsys)
+    assert found["token"][0] == "good"
+    assert found["pull"][0] == "error"
+    assert found["visibility"][0] == found["index"][0] == "skipped"
+    ghcr.server.private = False
+    found = diagnose(capsys)
+    assert (found["pull"][0], found["index"][0]) == ("good", "good")
+    assert "public" in found["visibility"][1]
+
+
+def test_a_token_that_may_only_read(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The token is good, and pushing is refused with what to do."""
+    put(ghcr, [store_object("a")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    (tmp_path / "token").write_text(ghcr.server.read_token)
+    found = diagnose(capsys)
+    assert (found["token"][0], found["pull"][0], found["push"][0]) == ("good", "good", "error")
+    assert "write access" in found["push"][1]
+
+
+def test_a_package_of_another_repository(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GHCR hands out the token, and refuses the push: only trying tells."""
+    settle(monkeypatch, ghcr, tmp_path)
+    ghcr.server.is_linked_elsewhere = True
+    assert "Manage Actions access" in diagnose(capsys)["push"][1]
+
+
+@pytest.mark.parametrize("is_private", [True, False])
+def test_an_expired_token(
+    ghcr: Ghcr,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_private: bool,
+) -> None:
+    """It is wrong also where anybody may read, is named by its source, and shown nowhere."""
+    put(ghcr, [store_object("a")], [KEY])
+    ghcr.server.private = is_private
+    settle(monkeypatch, ghcr, tmp_path)
+    monkeypatch.delenv("NIXCACHE_TOKEN_FILE")
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_SECRET")
+    found = diagnose(capsys)
+    assert found["token"][0] == "error"
+    assert "classic personal token, from GITHUB_TOKEN" in found["token"][1]
+    assert found["pull"][0] == ("error" if is_private else "good")
+    assert found["push"][0] == "error"
+    main(["doctor"])
+    shown = capsys.readouterr()
+    assert "SECRET" not in shown.out + shown.err
+    assert KEY.render().partition(":")[2] not in shown.out
+
+
+def test_a_wrong_key(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the cache's name and another; and a file that is none, or that others may read."""
+    put(ghcr, [store_object("a")], [SecretKey.generate(KEY.name)])
+    settle(monkeypatch, ghcr, tmp_path)
+    found = diagnose(capsys)
+    assert found["signing key"][0] == "error"
+    assert "another key of this name" in found["signing key"][1]
+    (tmp_path / "key.sec").write_text("nonsense")
+    assert "NIXCACHE_SIGNING_KEY_FILE" in diagnose(capsys)["signing key"][1]
+    monkeypatch.delenv("NIXCACHE_SIGNING_KEY_FILE")
+    monkeypatch.setenv("NIX_SIGNING_KEY", KEY.render())
+    assert "signing key" in diagnose(capsys)
+    assert "NIX_SIGNING_KEY" not in os.environ
+
+
+def test_every_bad_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only the first; what looks like a setting and is none, too; and the rest is still looked at."""
+    monkeypatch.setenv("NIXCACHE_PORT", "many")
+    monkeypatch.setenv("NIXCACHE_REPO", "no repo")
+    monkeypatch.setenv("NIXCACHE_LOG_LEVEL", "loud")
+    monkeypatch.setenv("NIXCACHE_PRORITY", "1")
+    assert main(["doctor", "--client", "--publisher"]) == FAILED
+    out = capsys.readouterr().out
+    assert "NIXCACHE_PORT 'many'" in out
+    assert "NIXCACHE_REPO 'no repo'" in out
+    assert "NIXCACHE_LOG_LEVEL 'loud'" in out
+    assert "did you mean NIXCACHE_PRIORITY?" in out
+    assert "- pull: skipped: the settings name no repository" in out
+    assert "- proxy: skipped" in out
+    assert "nix: " in out
+
+
+@pytest.mark.parametrize("host", ["registry.invalid", "127.0.0.1:1"])
+def test_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    """What failed is named, and nothing behind it passes."""
+    monkeypatch.setenv("NIXCACHE_REGISTRY", host)
+    monkeypatch.setenv("NIXCACHE_REPO", "o/n")
+    found = diagnose(capsys)
+    failed = "registry" if host.startswith("127") else "name resolution"
+    assert found[failed][0] == "error"
+    behind = {name: found[name][0] for name in ("token", "clock", "pull", "visibility", "index")}
+    assert set(behind.values()) == {"skipped"}
+
+
+def test_a_token_service_that_stands_still(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each question has its time, here a short one."""
+    settle(monkeypatch, ghcr, tmp_path)
+    monkeypatch.setattr("nixcache_oci.clients.registry.probe._SECONDS", 0.2)
+    ghcr.server.fault("token", "stall")
+    assert "no answer within" in diagnose(capsys)["token"][1]
+
+
+def test_a_registry_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection is no answer."""
+    monkeypatch.setattr("nixcache_oci.clients.registry.probe._SECONDS", 0.2)
+    monkeypatch.setenv("NIXCACHE_REPO", "o/n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("NIXCACHE_REGISTRY", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert "no answer within" in diagnose(capsys)["registry"][1]
+
+
+def test_a_damaged_table(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It can be pulled, and not be read: `verify` tells more."""
+    put(ghcr, [store_object("a")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    for digest in ghcr.server.blobs(REPOSITORY):
+        ghcr.server.corrupt_blob(digest)
+    found = diagnose(capsys)
+    assert (found["pull"][0], found["index"][0]) == ("good", "error")
+
+
+def test_a_clock_that_is_off(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the registry's own Date, without which nothing is said; all else is looked at."""
+    put(ghcr, [store_object("a")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    assert diagnose(capsys)["clock"][0] == "good"
+    an_hour_ago = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
+    ghcr.server.fault("ping", "status", status=401, headers={"Date": an_hour_ago})
+    found = diagnose(capsys)
+    assert found["clock"][0] == "error"
+    assert "ahead of" in found["clock"][1]
+    assert found["pull"][0] == "good"
+    ghcr.server.fault("ping", "status", status=401, headers={"Date": "yesterday"})
+    assert diagnose(capsys)["clock"][0] == "warning"
+
+
+@pytest.mark.parametrize("status", [500, 404, 302])
+def test_no_registry(
+    ghcr: Ghcr,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+) -> None:
+    """What answers is none, or not well."""
+    settle(monkeypatch, ghcr, tmp_path)
+    ghcr.server.fault("ping", "status", status=status)
+    found = diagnose(capsys)
+    assert found["registry"][0] == "error"
+    assert found["pull"][0] == "skipped"
+
+
+def test_a_token_file_that_is_gone(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who names a file means it: nothing is asked anonymously."""
+    settle(monkeypatch, ghcr, tmp_path)
+    (tmp_path / "token").unlink()
+    found = diagnose(capsys)
+    assert found["token"][0] == "error"
+    assert found["pull"][0] == found["push"][0] == "skipped"
+    assert ghcr.server.requests == []
+
+
+def test_a_cancel_that_is_refused(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The right to push is there all the same, and it is said what becomes of the session."""
+    settle(monkeypatch, ghcr, tmp_path)
+    ghcr.server.fault("upload-delete", "status", status=405, times=None)
+    level, text = diagnose(capsys)["push"]
+    assert level == "good"
+    assert "left to expire" in text
+
+
+def test_a_free_port(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the proxy knows it: said once, and nothing passes that hangs on it."""
+    monkeypatch.setenv("NIXCACHE_PORT", "0")
+    found = diagnose(capsys)
+    assert found["proxy"][0] == "error"
+    assert {found[name][0] for name in found if name.startswith(("proxy:", "nix.conf"))} == {"skipped"}
+
+
+def test_another_server_at_the_proxys_port(
+    ghcr: Ghcr, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What answers need not be a proxy."""
+    monkeypatch.setenv("NIXCACHE_PORT", ghcr.server.host.rpartition(":")[2])
+    found = diagnose(capsys)
+    assert found["proxy"][0] == "error"
+    assert found["proxy: cache"][0] == "skipped"
+
+
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_a_proxy_of_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, is_chosen: bool
+) -> None:
+    """Wrong where a cache was named; else the proxy may have settings of its own, as a service has."""
+    if is_chosen:
+        monkeypatch.setenv("NIXCACHE_REGISTRY", f"oci:{tmp_path / 'here'}")
+    with ProxyProcess(tmp_path / "proxy", NIXCACHE_REGISTRY=f"oci:{tmp_path / 'there'}") as proxy:
+        monkeypatch.setenv("NIXCACHE_PORT", proxy.url.rpartition(":")[2])
+        found = diagnose(capsys)
+    assert found["proxy"][0] == "good"
+    assert found["proxy: cache"][0] == ("error" if is_chosen else "warning")
+
+
+@pytest.mark.needs("nix")
+def test_a_nix_conf_that_nix_refuses(capsys: pytest.CaptureFixture[str], machine: Path) -> None:
+    """Nix's own words, and no guess at the rest."""
+    (machine / "nix.conf").write_text("fallback=true\n")
+    found = diagnose(capsys)
+    refused = [text for level, text in found.values() if level == "error" and "fallback=true" in text]
+    assert refused
+    assert found["nix.conf: fallback"][0] == "skipped"
+
+
+def test_without_nix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to point at the proxy."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = diagnose(capsys)
+    assert found["nix"][0] == "error"
+    assert found["nix.conf: substituters"][0] == "skipped"
+
+
+@pytest.mark.parametrize(("encoding", "marks"), [("utf-8", "✓!✗-"), ("ascii", "+!x-"), ("latin-1", "+!x-")])
+def test_marks(encoding: str, marks: str) -> None:
+    """What the terminal cannot show is not sent to it; no text can forge a line."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    findings = [good("a", "1"), warning("b", "é…\n✓ c: 3", "do"), wrong("d", "4"), *skipped(["e"], "5")]
+    print_findings("head", findings, stream)
+    stream.seek(0)
+    lines = stream.read().splitlines()
+    assert lines[0] == "head"
+    assert "".join(line[0] for line in lines[1:-1] if not line.startswith(" ")) == marks
+    assert lines[-1] == "1 wrong, 1 to look at"

@@ -1,0 +1,220 @@
+"""Pointing Nix at the proxy: the lines, and the file that they go into."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cli.main import main
+from nixcache_oci.cli.use import find_nix_conf
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
+from nixcache_oci.nix.signature import SecretKey
+from tests.support.journey import put, settings_of
+from tests.support.nix import NixSandbox
+from tests.support.nix_objects import read_objects
+from tests.support.objects import store_object
+from tests.support.proxy import ProxyProcess
+from tests.support.registries import Ghcr
+
+KEY = SecretKey.generate("use-1")
+LINES = f"""\
+extra-substituters = http://127.0.0.1:37515
+extra-trusted-public-keys = {KEY.public_key}
+fallback = true
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A nix.conf of root, and the cache's key."""
+    for name in [name for name in os.environ if name.startswith("NIXCACHE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NIX_CONF_DIR", str(tmp_path / "etc"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("NIXCACHE_REGISTRY", f"oci:{tmp_path / 'cache'}")
+    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
+    monkeypatch.setenv("NIXCACHE_PUBLIC_KEYS", str(KEY.public_key))
+    path = tmp_path / "etc" / "nix.conf"
+    path.parent.mkdir()
+    return path
+
+
+def apply(conf: Path, *arguments: str) -> int:
+    return main(["use", "--apply", "--file", str(conf), *arguments])
+
+
+def backups(conf: Path) -> list[Path]:
+    return sorted(conf.parent.glob("nix.conf.backup-*"))
+
+
+def test_the_lines_are_printed(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They alone are standard output, and nothing is written."""
+    assert main(["use"]) == DONE
+    assert capsys.readouterr().out == LINES
+    assert list(conf.parent.iterdir()) == []
+
+
+def test_a_new_file(conf: Path) -> None:
+    """It is made with its folder, and readable by all; there is nothing to back up."""
+    path = conf.parent / "new" / "nix.conf"
+    assert apply(path) == DONE
+    assert path.read_text().endswith(LINES)
+    assert path.stat().st_mode & 0o7777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_completed_once(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mode and bytes stay, the backup is the file as it was, and a second run changes nothing and says so."""
+    before = b"max-jobs = 2 # caf\xe9\r\naccess-tokens = github.com=secret"
+    conf.write_bytes(before)
+    conf.chmod(0o640)
+    owner = 1234 if os.geteuid() == 0 else os.geteuid()
+    os.chown(conf, owner, -1)
+    assert apply(conf) == DONE
+    after = conf.read_bytes()
+    assert after.startswith(before + b"\r\n")
+    assert (conf.stat().st_mode & 0o7777, conf.stat().st_uid) == (0o640, owner)
+    (backup,) = backups(conf)
+    assert backup.read_bytes() == before
+    assert backup.stat().st_mode & 0o7777 == 0o640
+    capsys.readouterr()
+    assert apply(conf) == DONE
+    assert "nothing to do" in capsys.readouterr().out
+    assert conf.read_bytes() == after
+    assert set(conf.parent.iterdir()) == {conf, backup}
+
+
+def test_backups_are_kept(conf: Path) -> None:
+    """Several within one second have names of their own."""
+    conf.write_text("cores = 1\n")
+    ports = ("1", "2", "3")
+    for port in ports:
+        assert apply(conf, "--port", port) == DONE
+    assert len(backups(conf)) == len(ports)
+    assert "cores = 1\n" in [path.read_text() for path in backups(conf)]
+
+
+def test_a_link_is_left_alone(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On NixOS it leads into the store: the module is the way there."""
+    target = conf.parent / "made"
+    target.write_text("cores = 1\n")
+    conf.symlink_to(target)
+    assert apply(conf) == FAILED
+    assert "services.nixcache-proxy" in capsys.readouterr().err
+    assert conf.is_symlink()
+    assert target.read_text() == "cores = 1\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["fallback=true", f"trusted-public-keys = {SecretKey.generate('use-1').public_key}"]
+)
+def test_what_is_in_the_way_is_named(conf: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """The file stays as it is, without a backup."""
+    conf.write_text(f"{line}\n")
+    assert apply(conf) == FAILED
+    assert f"{conf}: line 1" in capsys.readouterr().err
+    assert conf.read_text() == f"{line}\n"
+    assert list(conf.parent.iterdir()) == [conf]
+
+
+def test_a_file_that_cannot_be_written(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason in one line, and nothing half-written beside it."""
+    conf.mkdir()
+    assert apply(conf) == FAILED
+    assert f"{conf}: Is a directory" in capsys.readouterr().err
+    assert apply(conf / "nix.conf") == DONE
+    assert apply(conf / "nix.conf" / "below") == FAILED
+    assert [path.name for path in conf.iterdir()] == ["nix.conf"]
+
+
+def test_a_file_that_changes_meanwhile(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another program wrote between reading and writing is not lost."""
+
+    def change(descriptor: int) -> None:
+        del descriptor
+        conf.write_text("cores = 2\n")
+
+    conf.write_text("cores = 1\n")
+    monkeypatch.setattr(os, "fsync", change)
+    assert apply(conf) == FAILED
+    assert conf.read_text() == "cores = 2\n"
+    assert list(conf.parent.iterdir()) == [conf]
+
+
+def test_which_file() -> None:
+    """The machine's for root, else the user's own."""
+    environment = {"HOME": "/home/bob"}
+    assert find_nix_conf(environment, is_root=True) == Path("/etc/nix/nix.conf")
+    assert find_nix_conf({"NIX_CONF_DIR": "/x"}, is_root=True) == Path("/x/nix.conf")
+    assert find_nix_conf(environment, is_root=False) == Path("/home/bob/.config/nix/nix.conf")
+    assert find_nix_conf({"XDG_CONFIG_HOME": "/c"}, is_root=False) == Path("/c/nix/nix.conf")
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        (("--listen", "0.0.0.0"), "http://127.0.0.1:37515"),
+        (("--listen", "::1", "--port", "80"), "http://[::1]:80"),
+    ],
+)
+def test_where_the_proxy_is(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], url: str) -> None:
+    """An address that one cannot connect to becomes one that one can."""
+    assert main(["use", *arguments]) == DONE
+    assert capsys.readouterr().out.startswith(f"extra-substituters = {url}\n")
+
+
+@pytest.mark.usefixtures("conf")
+def test_a_free_port_is_not_known() -> None:
+    """Port 0 is whatever the proxy was given."""
+    assert main(["use", "--port", "0"]) == WRONG_USAGE
+
+
+def test_without_any_key(
+    conf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written where nobody tells the key."""
+    monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
+    assert apply(conf, "--port", "1") == FAILED
+    assert "set NIXCACHE_PUBLIC_KEYS" in capsys.readouterr().err
+    assert not conf.exists()
+
+
+def test_the_recorded_key(
+    conf: Path,
+    ghcr: Ghcr,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a proxy, the cache itself tells; the user is asked to compare it."""
+    put(ghcr, [store_object("a")], [KEY])
+    monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
+    for name, value in settings_of(ghcr, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    assert apply(conf, "--port", "1") == DONE
+    assert f"extra-trusted-public-keys = {KEY.public_key}\n" in conf.read_text()
+    assert "compare it" in capsys.readouterr().err
+
+
+@pytest.mark.needs("nix")
+def test_nix_substitutes_by_it(
+    conf: Path, ghcr: Ghcr, nix: NixSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the file tells Nix of the cache, and it takes signed paths through the proxy."""
+    paths = nix.build_paths(5)
+    put(ghcr, read_objects(nix, paths), [KEY])
+    monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
+    monkeypatch.delenv("NIXCACHE_REGISTRY")
+    # The other substituters of a machine, of which a test has none.
+    conf.write_text("substituters =\nsubstitute = true\n")
+    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
+        proxy.wait_ready()
+        assert apply(conf, "--port", proxy.url.rpartition(":")[2]) == DONE
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "NIX_CONF_DIR": str(conf.parent),
+        }
+        run = nix.run("nix-store", "-r", *paths, store=nix.new_store(), environment=environment).check()
+    assert all(nix.physical(path, run.store).exists() for path in paths)
