@@ -49,7 +49,7 @@ async def push_segment(
     content = await asyncio.to_thread(_compress, table)
     digest = Digest.of(content)
     await repository.push_blob(digest, content)
-    await _push_empty_config(repository)
+    await push_empty_config(repository)
     manifest = build_manifest(
         Descriptor(media_type.TABLE, digest, len(content)),
         layers,
@@ -144,7 +144,7 @@ def _compress(table: Table) -> bytes:
     return zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
 
 
-async def _push_empty_config(repository: Repository) -> None:
+async def push_empty_config(repository: Repository) -> None:
     """Push what every segment shares, where it is not there yet.
 
     Some registries stumble over a blob that is written again while others read it.

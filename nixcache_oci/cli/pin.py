@@ -2,23 +2,23 @@
 
 import argparse
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from datetime import timedelta
 
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
-from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache
+from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
-from nixcache_oci.maintenance.pinning import write_pinning
+from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.settings import table
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
+from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.variable import Values, add_flags
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -50,6 +50,8 @@ def add_parser(subparsers: SubParsers) -> None:
     remove.add_argument("name", metavar="NAME")
     for one in (create, show, remove):
         add_view_flags(one)
+    for one in (create, remove):
+        add_flags(one, (table.MAX_LAYERS,))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -60,19 +62,29 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     if arguments.action == "list":
         _print_pins(view, is_json=arguments.json)
         return DONE if view.is_whole else FAILED
-    record = _pin(arguments, view) if arguments.action == "create" else _unpin(arguments.name, view)
-    location = repository_config(values)
-    source = repository_source(location, values)
-    run_async(_write(record, location, source, values.merged_environment(table.REPOSITORY_VARIABLES)))
+    if arguments.action == "create":
+        pin = _pin(arguments, view)
+        relisted = find_condemned(view.inventory, pin.path.hash_part)
+        if relisted.narinfos:
+            warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
+        run_async(_write(values, pin, relisted))
+    else:
+        run_async(_write(values, _unpin(arguments.name, view), Relisted()))
     return DONE
 
 
-async def _write(
-    record: PinningRecord, location: RepositoryConfig, source: str | None, environment: Mapping[str, str]
-) -> None:
+async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> None:
+    location = repository_config(values)
+    environment = values.merged_environment(table.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)
     try:
-        await write_pinning(repository, record, source)
+        await write_pinning(
+            repository,
+            record,
+            repository_source(location, values),
+            relisted,
+            max_layers=values.get(table.MAX_LAYERS),
+        )
     finally:
         await repository.close()
 

@@ -39,7 +39,7 @@ from nixcache_oci.settings.variable import Values, add_flags
 
 VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
 
-_UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
+UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 _MAX_JOBS: Final = 64
 
 
@@ -64,7 +64,7 @@ def add_publish_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help=f"paths signed by a key of this name are upstream, and not pushed; repeatable; "
-        f"'' for none [default: {_UPSTREAM_KEY_NAME}]",
+        f"'' for none [default: {UPSTREAM_KEY_NAME}]",
     )
     parser.add_argument(
         "--verify-upstream",
@@ -123,7 +123,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
     actions = GithubActions.from_environment(environment)
     location = repository_config(values)
     given = arguments.upstream_key_name
-    names = [_UPSTREAM_KEY_NAME] if given is None else given
+    names = [UPSTREAM_KEY_NAME] if given is None else given
     options = PublishOptions(
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),

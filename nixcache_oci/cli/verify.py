@@ -1,21 +1,40 @@
-"""The verb ``verify``: whether what a cache lists is there and right."""
+"""The verb ``verify``: whether what a cache lists is there and right; mends it where that is asked for."""
 
 import argparse
+import asyncio
 import json
+import os
 import sys
-from collections.abc import MutableMapping
-from dataclasses import asdict
+from collections.abc import Mapping, MutableMapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys
-from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
+from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.progress import show_progress
+from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME
+from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.maintenance.verify import Problem, verify
+from nixcache_oci.errors import StoreError, UsageError
+from nixcache_oci.maintenance.problem import Problem
+from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.staging import Packing
 from nixcache_oci.settings import table
-from nixcache_oci.settings.repository import repository_config
+from nixcache_oci.settings.index_dir import index_dir
+from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
+from nixcache_oci.settings.repository import RepositoryConfig, repository_config
+from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+
+_REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -24,41 +43,155 @@ def add_parser(subparsers: SubParsers) -> None:
         "verify",
         description=(
             "Check that every path of a cache has its bytes and a good signature, and that what it refers to "
-            "is listed or upstream. What is wrong is listed by name; exit status 1 then."
+            "is listed or upstream. What is wrong is listed by name; exit status 1 while something is."
         ),
         allow_abbrev=False,
     )
     parser.add_argument("--content", action="store_true", help="download, unpack and hash every byte")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="send again what the local Nix store still has, and unlist what nobody has",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="with --repair: say what would be done")
+    parser.add_argument(
+        "--force", action="store_true", help="with --repair: also where over half of the paths would leave"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, (*VARIABLES, table.UPSTREAM))
+    add_flags(parser, (*VARIABLES, table.UPSTREAM, *_REPAIR_VARIABLES))
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the verb was told, parsed.
+
+    Attributes:
+        values: for what reads the cache.
+        location: the repository.
+        nix_environment: for Nix: without the signing key.
+        publish: how to send again.
+        with_content: whether every byte is looked at.
+        repair: how to mend; None for not at all.
+        is_json: whether the result alone is printed.
+    """
+
+    values: Values
+    location: RepositoryConfig
+    nix_environment: Mapping[str, str]
+    publish: PublishOptions
+    with_content: bool
+    repair: RepairOptions | None
+    is_json: bool
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
-    """Check."""
+    """Check, and mend."""
     set_up_quiet_logging(Values(environment, arguments))
-    problems = run_async(_verify(Values(environment, arguments), with_content=arguments.content))
+    outcome = run_async(_verify(_parse(arguments, environment)))
     if arguments.json:
-        print(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
+        print(json.dumps(_to_json(outcome, is_repair=arguments.repair), indent=2))
     else:
-        for problem in problems:
-            print(escape_unprintable(f"{problem.path}: {problem.what}"))
-        print(f"{len(problems)} problems", file=sys.stderr)
-    return FAILED if problems else DONE
+        left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
+        print(f"{_count(outcome.problems)} problems{left}", file=sys.stderr)
+    return FAILED if outcome.left else DONE
 
 
-async def _verify(values: Values, *, with_content: bool) -> list[Problem]:
+def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> _Settings:
+    if (arguments.dry_run or arguments.force) and not arguments.repair:
+        raise UsageError("verify: --dry-run and --force go with --repair")
+    values = Values(dict(environment), arguments)
+    environment.pop(table.SIGNING_KEY.name, None)
     location = repository_config(values)
-    repository = open_repository(location, values.merged_environment(table.REPOSITORY_VARIABLES))
-    upstreams = Upstreams([parse_upstream(url) for url in values.get(table.UPSTREAM)])
-    try:
-        view = await read_cache_from(repository, values)
-        keys = values.get(table.PUBLIC_KEYS) or recorded_keys(view.inventory)
-        return await verify(
-            repository, view.inventory, upstreams, keys, with_content=with_content, tell=_tell
+    publish = PublishOptions(
+        keys=signing_keys(values) if arguments.repair else (),
+        upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
+        verify_upstream=True,
+        packing=Packing(max_blob_bytes=max_blob_bytes(values, location)),
+        jobs=os.cpu_count() or 1,
+        max_layers=values.get(table.MAX_LAYERS),
+        repository_source=repository_source(location, values),
+    )
+    return _Settings(
+        values,
+        location,
+        dict(environment),
+        publish,
+        with_content=arguments.content,
+        repair=RepairOptions(arguments.dry_run, arguments.force) if arguments.repair else None,
+        is_json=arguments.json,
+    )
+
+
+async def _verify(settings: _Settings) -> Outcome:
+    environment = settings.values.merged_environment(table.REPOSITORY_VARIABLES)
+    repair = settings.repair
+    async with AsyncExitStack() as stack:
+        is_writing = repair is not None and not repair.is_dry_run
+        repository = open_repository(settings.location, environment, push=is_writing)
+        stack.push_async_callback(repository.close)
+        upstreams = Upstreams([parse_upstream(url) for url in settings.values.get(table.UPSTREAM)])
+        stack.push_async_callback(upstreams.close)
+
+        async def read() -> Inventory:
+            return (await read_cache_from(repository, settings.values)).inventory
+
+        def say(line: str) -> None:
+            print(escape_unprintable(line), file=sys.stderr if settings.is_json else sys.stdout)
+
+        inventory = await read()
+        keys = settings.values.get(table.PUBLIC_KEYS) or recorded_keys(inventory)
+        verifier = Verifier(repository, upstreams, keys, with_content=settings.with_content, tell=_tell)
+        problems = await verifier.run(inventory)
+        if not settings.is_json:
+            for line in _lines(problems):
+                say(line)
+        if repair is None or not problems:
+            return Outcome(problems, left=problems)
+        remover = open_remover(settings.location, environment)
+        stack.push_async_callback(remover.close)
+        progress = stack.enter_context(
+            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=None)
         )
-    finally:
-        await upstreams.close()
-        await repository.close()
+        folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
+        store = await _open_store(settings.nix_environment)
+        sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
+        repairer = Repairer(repository, remover, verifier, read, sender, repair, say)
+        return await repairer.run(inventory, problems)
+
+
+async def _open_store(environment: Mapping[str, str]) -> LocalStore | None:
+    try:
+        return await LocalStore.open(Nix(environment))
+    except (UsageError, StoreError) as error:
+        warn(f"there is no local store to send anything again from: {error}")
+        return None
+
+
+def _to_json(outcome: Outcome, *, is_repair: bool) -> dict[str, object]:
+    document: dict[str, object] = {"problems": [_problem_to_json(one) for one in outcome.problems]}
+    if is_repair:
+        document["restored"] = outcome.restored
+        document["unlisted"] = outcome.unlisted
+        document["left"] = [_problem_to_json(one) for one in outcome.left]
+    return document
+
+
+def _problem_to_json(problem: Problem) -> dict[str, str]:
+    return {
+        "path": problem.path,
+        "what": problem.what,
+        "kind": problem.kind.value,
+        "segment": problem.segment,
+    }
+
+
+def _lines(problems: list[Problem]) -> list[str]:
+    """Write each once: two segments may list the same."""
+    return list(dict.fromkeys(f"{problem.path}: {problem.what}" for problem in problems))
+
+
+def _count(problems: list[Problem]) -> int:
+    return len(_lines(problems))
 
 
 def _tell(line: str) -> None:

@@ -141,10 +141,20 @@ def _check_same_table(listed: Segment, manifest: Segment) -> None:
 
 async def _read_table(repository: Repository, digest: Digest) -> tuple[Table, int]:
     compressed = await read_blob(repository, digest, MAX_TABLE_BYTES)
-    return await asyncio.to_thread(_inflate, compressed)
+    return await asyncio.to_thread(_parse, compressed)
 
 
-def _inflate(compressed: bytearray) -> tuple[Table, int]:
+def _parse(compressed: bytearray) -> tuple[Table, int]:
+    text = inflate_table(compressed)
+    return parse_table(text), len(text)
+
+
+def inflate_table(compressed: bytearray) -> bytes:
+    """Inflate the blob of a table.
+
+    Raises:
+        FormatError: not zstd, or over 64 MiB when inflated.
+    """
     try:
         with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
             text = reader.read(MAX_TABLE_BYTES + 1)
@@ -152,7 +162,7 @@ def _inflate(compressed: bytearray) -> tuple[Table, int]:
         raise FormatError(f"table: not zstd: {error}") from None
     if len(text) > MAX_TABLE_BYTES:
         raise FormatError(f"table: over {MAX_TABLE_BYTES} bytes when inflated")
-    return parse_table(text), len(text)
+    return text
 
 
 def _check_blobs(table: Table, layers: Iterable[Descriptor]) -> None:

@@ -1,23 +1,116 @@
-"""Pinning and unpinning: each is a record in a segment of its own, so it needs no lock and loses no race."""
+"""Pinning and unpinning: each is a record in a segment of its own, so it needs no lock and loses no race.
+
+What is pinned may be in condemned segments only, and a gc may be about to take those out of the index. So the
+pin's own segment lists it again, with its blobs, as a publish would: no gc takes a segment that is so young,
+and the next one counts the pin.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.cutting import cut
+from nixcache_oci.cache.inventory import Entry, Inventory
+from nixcache_oci.cache.segment import MAX_LAYERS, Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error, NotFoundError
 from nixcache_oci.maintenance.pins import PinningRecord
+from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
 
 
-async def write_pinning(repository: Repository, record: PinningRecord, source: str | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Relisted:
+    """What the segment of a pin lists again.
+
+    Attributes:
+        narinfos: that are in condemned segments only.
+        segments: which those are.
+        public_keys: that these segments name.
+    """
+
+    narinfos: tuple[NarInfo, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    public_keys: tuple[str, ...] = ()
+
+
+def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
+    """Walk a closure, and find what of it no good segment lists.
+
+    Args:
+        inventory: what is listed; what is not in it is an upstream's, and the walk ends there.
+        path: where to begin.
+    """
+    entries: list[Entry] = []
+    reached: set[HashPart] = set()
+    waiting = [path]
+    while waiting:
+        part = waiting.pop()
+        if part in reached:
+            continue
+        reached.add(part)
+        variants = inventory.find(part)
+        # All variants, for clients may get any of them.
+        waiting += (HashPart(name[:32]) for entry in variants for name in entry.narinfo.references)
+        if variants and all(entry.is_condemned for entry in variants):
+            entries.append(variants[0])
+    segments = {entry.segment.manifest: entry.segment for entry in entries if entry.segment is not None}
+    headers = (inventory.tables.tables[segment.table].header for segment in segments.values())
+    return Relisted(
+        tuple(entry.narinfo for entry in entries),
+        tuple(segments.values()),
+        tuple(dict.fromkeys(key for header in headers for key in header.public_keys)),
+    )
+
+
+async def write_pinning(
+    repository: Repository,
+    record: PinningRecord,
+    source: str | None,
+    relisted: Relisted,
+    *,
+    max_layers: int = MAX_LAYERS,
+) -> None:
     """Leave a record for gc.
 
     Args:
         repository: where the cache lies, with leave to push.
         record: of the pin, or of its end.
         source: address of the GitHub repository: GHCR links the package to it.
+        relisted: what is to be listed again.
+        max_layers: of a segment, its table among them.
 
     Raises:
         FormatError: a version 1 cache, which a publish has to convert first.
+        Error: a gc has just deleted what is pinned.
         RegistryError: the repository refused; nothing is pinned.
     """
-    table = Table(TableHeader(record.time, source=None), (record,))
-    segment = await push_segment(repository, table, [], source=source)
-    await list_segments(repository, [segment], source=source)
+    blobs = await _read_layers(repository, relisted.segments)
+    header = TableHeader(record.time, source=None, public_keys=relisted.public_keys)
+    *contents, last = cut(order_by_references(relisted.narinfos), blobs, max_layers=max_layers - 1)
+    # References first, and the record last: who finds that finds all.
+    tables = [Table(header, (), content.narinfos) for content in contents]
+    tables.append(Table(header, (record,), last.narinfos))
+    segments = [
+        await push_segment(repository, table, content.layers, source=source)
+        for table, content in zip(tables, [*contents, last], strict=True)
+    ]
+    await list_segments(repository, segments, source=source)
+
+
+async def _read_layers(repository: Repository, segments: Iterable[Segment]) -> dict[Digest, Descriptor]:
+    layers: dict[Digest, Descriptor] = {}
+    for segment in segments:
+        try:
+            stored = await repository.get_manifest(str(segment.manifest))
+        except NotFoundError:
+            raise Error(
+                f"{repository.name}: a gc has just deleted {segment.tag}; publish what is to be pinned again"
+            ) from None
+        layers |= {layer.digest: layer for layer in Manifest.parse(stored.content).layers[1:]}
+    return layers

@@ -1,243 +1,248 @@
 """The check: what a cache lists is there, whole, signed, and complete with all that it refers to."""
 
-import hashlib
-import lzma
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
-import zstandard
-
-from nixcache_oci.cache.inventory import Entry, Inventory
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
-from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.cache_index import INDEX_TAG
+from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory
+from nixcache_oci.cache.listing import read_union
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import open_resuming, read_blob
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, UpstreamError
-from nixcache_oci.nix.content_address import is_content_addressed
-from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.errors import FormatError, NotFoundError, UpstreamError
+from nixcache_oci.maintenance.blob_check import check_content, check_size
+from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
+from nixcache_oci.nix.content_address import Claim, is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
-from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
+from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
 
 _PARALLEL_REQUESTS: Final = 16
 _PARALLEL_BLOBS: Final = 4
-_MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024
 
 Tell = Callable[[str], None]
 """Is given one line for people, now and then."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
-    """Something that is wrong with a listed path.
-
-    Attributes:
-        path: the store path, or the tag of a segment that cannot be read.
-        what: in one line.
-    """
-
-    path: str
-    what: str
+class Vouched(Signed, Claim, Protocol):
+    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
-async def verify(
-    repository: Repository,
-    inventory: Inventory,
-    upstreams: Upstreams,
-    keys: Sequence[PublicKey],
-    *,
-    with_content: bool,
-    tell: Tell,
-) -> list[Problem]:
-    """Find all that is wrong.
+class Verifier:
+    """Checks a cache, once or again after something was mended; what was found good is not asked for again.
 
     Args:
         repository: where the bytes lie.
-        inventory: what is listed.
         upstreams: are asked for what is referred to and not listed.
         keys: each path is signed by one of them, or names its own content; empty for any.
         with_content: whether every byte is downloaded and hashed; otherwise only sizes are asked for.
         tell: hears how far it is.
-
-    Raises:
-        Error: the repository could not answer.
     """
-    problems = [Problem(tag, reason) for tag, reason in inventory.tables.damaged.items()]
-    entries = list(inventory.entries())
-    listed = {entry.narinfo.store_path.hash_part for entry in entries}
-    tell(f"{len(entries)} paths are listed")
-    problems += _check_signatures(entries, keys)
-    problems += await _check_references(entries, listed, upstreams, tell)
-    by_blob: defaultdict[Digest, list[NarInfo]] = defaultdict(list)
-    for entry in entries:
-        by_blob[NarUrl.parse(entry.narinfo.url).blob].append(entry.narinfo)
-    tell(f"{len(by_blob)} blobs hold them")
-    check = _check_content if with_content else _check_size
-    at_once = _PARALLEL_BLOBS if with_content else _PARALLEL_REQUESTS
-    found = await run_all((check(repository, blob, narinfos) for blob, narinfos in by_blob.items()), at_once)
-    return sorted({*problems, *(problem for some in found for problem in some)})
 
+    def __init__(
+        self,
+        repository: Repository,
+        upstreams: Upstreams,
+        keys: Sequence[PublicKey],
+        *,
+        with_content: bool,
+        tell: Tell,
+    ) -> None:
+        self._repository = repository
+        self._upstreams = upstreams
+        self._keys = tuple(keys)
+        self._with_content = with_content
+        self._tell = tell
+        self._good: set[tuple[object, ...]] = set()
+        self._there: set[Digest] = set()
 
-def _check_signatures(entries: Iterable[Entry], keys: Sequence[PublicKey]) -> list[Problem]:
-    return [
-        _problem(entry.narinfo, "no known key signed it")
-        for entry in entries
-        if keys and not is_signed_by(entry.narinfo, keys) and not is_content_addressed(entry.narinfo)
-    ]
+    async def run(self, inventory: Inventory) -> list[Problem]:
+        """Find all that is wrong.
 
+        Args:
+            inventory: what is listed.
 
-async def _check_references(
-    entries: Iterable[Entry], listed: set[HashPart], upstreams: Upstreams, tell: Tell
-) -> list[Problem]:
-    referrers: defaultdict[str, list[NarInfo]] = defaultdict(list)
-    for entry in entries:
-        for reference in entry.narinfo.references:
-            if HashPart(reference.partition("-")[0]) not in listed:
-                referrers[reference].append(entry.narinfo)
-    if referrers:
-        tell(f"{len(referrers)} paths that are referred to are looked for upstream")
+        Raises:
+            Error: the repository could not answer.
+        """
+        entries, problems = await asyncio.to_thread(read_entries, inventory)
+        self._tell(f"{len(entries)} paths are listed")
+        # A large cache takes seconds: long enough for connections to be dropped.
+        problems += await asyncio.to_thread(self._check_signatures, entries)
+        problems += await self._check_references(entries)
+        problems += await self._check_blobs(entries)
+        # At last, for what gc takes meanwhile is not missing.
+        union = await read_union(self._repository, inventory.tables.listing.segments)
+        blobs = _blobs_of(entries)
+        found = await run_all(
+            (
+                self._check_segment(segment, blobs[str(segment.tag)])
+                for segment in union.index.segments
+                if segment.condemned is None
+            ),
+            _PARALLEL_REQUESTS,
+        )
+        problems += [problem for some in found for problem in some]
+        listed = {VERSION1, INDEX_TAG, *(str(segment.tag) for segment in union.index.segments)}
+        return sorted({problem for problem in problems if problem.segment in listed})
 
-    async def find(reference: str) -> str | None:
-        try:
-            found = await upstreams.find(HashPart(reference.partition("-")[0]))
-        except UpstreamError as error:
-            return f"it refers to {reference}, and no upstream could say whether it has that: {error}"
-        return None if found is not None else f"it refers to {reference}, which is neither here nor upstream"
+    async def has_upstream(self, parts: Iterable[HashPart]) -> set[HashPart]:
+        """Find which of these an upstream has, or could not say that it has not."""
 
-    answers = await run_all((find(reference) for reference in referrers), _PARALLEL_REQUESTS)
-    return [
-        _problem(narinfo, answer)
-        for (_, narinfos), answer in zip(referrers.items(), answers, strict=True)
-        if answer is not None
-        for narinfo in narinfos
-    ]
+        async def find(part: HashPart) -> bool:
+            try:
+                return await self._upstreams.find(part) is not None
+            except UpstreamError:
+                return True
 
+        asked = list(parts)
+        answers = await run_all((find(part) for part in asked), _PARALLEL_REQUESTS)
+        return {part for part, is_there in zip(asked, answers, strict=True) if is_there}
 
-async def _check_size(repository: Repository, blob: Digest, narinfos: Sequence[NarInfo]) -> list[Problem]:
-    try:
-        size = await repository.stat_blob(blob)
-    except NotFoundError:
-        return [_problem(narinfo, f"blob {blob} is missing") for narinfo in narinfos]
-    return [_problem(narinfo, what) for narinfo in narinfos if (what := _size_trouble(narinfo, size))]
+    def knows(self, keys: Iterable[PublicKey]) -> bool:
+        """Tell whether what one of these keys signs is good."""
+        return any(key in self._keys for key in keys)
 
+    def vouches(self, narinfo: Vouched) -> bool:
+        """Tell whether somebody who is known vouches for it."""
+        return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
-def _size_trouble(narinfo: NarInfo, size: int) -> str | None:
-    url = NarUrl.parse(narinfo.url)
-    if url.offset is not None and url.length is not None:
-        end = url.offset + url.length
-        return f"it ends at byte {end} of a pack of {size}" if end > size else None
-    if narinfo.file_size not in (None, size):
-        return f"FileSize is {narinfo.file_size}, and its blob has {size} bytes"
-    return None
-
-
-async def _check_content(repository: Repository, blob: Digest, narinfos: Sequence[NarInfo]) -> list[Problem]:
-    """Download a blob once, and unpack every NAR in it."""
-    try:
-        if all(NarUrl.parse(narinfo.url).offset is not None for narinfo in narinfos):
-            content = await read_blob(repository, blob, MAX_PACK_BYTES)
-            return await run_in_thread(_check_pack, bytes(content), narinfos)
-        return await _check_stream(repository, blob, narinfos)
-    except NotFoundError:
-        what = f"blob {blob} is missing"
-    except (DigestError, FormatError) as error:
-        what = str(error)
-    return [_problem(narinfo, what) for narinfo in narinfos]
-
-
-def _check_pack(content: bytes, narinfos: Iterable[NarInfo]) -> list[Problem]:
-    problems = []
-    for narinfo in narinfos:
-        url = NarUrl.parse(narinfo.url)
-        what = _size_trouble(narinfo, len(content))
-        if what is None:
-            checker = NarChecker(narinfo)
-            start = url.offset or 0
-            checker.write(content[start : start + (url.length or 0)])
-            what = checker.finish()
-        if what is not None:
-            problems.append(_problem(narinfo, what))
-    return problems
-
-
-async def _check_stream(repository: Repository, blob: Digest, narinfos: Sequence[NarInfo]) -> list[Problem]:
-    checkers: Mapping[NarInfo, NarChecker] = {narinfo: NarChecker(narinfo) for narinfo in narinfos}
-    hasher = hashlib.sha256()
-
-    def write(chunk: bytes) -> None:
-        hasher.update(chunk)
-        for checker in checkers.values():
-            checker.write(chunk)
-
-    async with open_resuming(repository, blob) as stream:
-        async for chunk in stream.chunks:
-            await run_in_thread(write, chunk)
-    if hasher.hexdigest() != blob.hex:
+    def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
         return [
-            _problem(narinfo, f"blob {blob} has other bytes than its digest says") for narinfo in narinfos
+            problem_of(entry, Kind.SIGNATURE, "no known key signed it")
+            for entry in entries
+            if not self.vouches(entry.narinfo)
         ]
-    found = [(narinfo, checker.finish()) for narinfo, checker in checkers.items()]
-    return [_problem(narinfo, what) for narinfo, what in found if what is not None]
 
+    async def _check_references(self, entries: Iterable[Entry]) -> list[Problem]:
+        entries = list(entries)
+        listed = {entry.narinfo.store_path.hash_part for entry in entries}
+        referrers: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            for reference in entry.narinfo.references:
+                if HashPart(reference.partition("-")[0]) not in listed:
+                    referrers[reference].append(entry)
+        if referrers:
+            self._tell(f"{len(referrers)} paths that are referred to are looked for upstream")
 
-class _Decompressor(Protocol):
-    def decompress(self, data: bytes, /) -> bytes: ...
+        async def find(reference: str) -> tuple[Kind, str] | None:
+            try:
+                found = await self._upstreams.find(HashPart(reference.partition("-")[0]))
+            except UpstreamError as error:
+                return Kind.UNKNOWN, f"and no upstream could say whether it has that: {error}"
+            return None if found is not None else (Kind.REFERENCE, "which is neither here nor upstream")
 
+        answers = await run_all((find(reference) for reference in referrers), _PARALLEL_REQUESTS)
+        return [
+            problem_of(entry, answer[0], f"it refers to {reference}, {answer[1]}", reference)
+            for (reference, group), answer in zip(referrers.items(), answers, strict=True)
+            if answer is not None
+            for entry in group
+        ]
 
-class _Stored:
-    def decompress(self, data: bytes, /) -> bytes:
-        return data
+    async def _check_blobs(self, entries: Iterable[Entry]) -> list[Problem]:
+        by_blob: defaultdict[Digest, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            by_blob[entry.url.blob].append(entry)
+        asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
+        self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
+        check = check_content if self._with_content else check_size
+        at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
+        found = await run_all(
+            (check(self._repository, blob, group) for blob, group in asked.items()), at_once
+        )
+        for group, problems in zip(asked.values(), found, strict=True):
+            if not problems:
+                self._good |= {_claims(entry.narinfo) for entry in group}
+                self._there.add(group[0].url.blob)
+        return [problem for some in found for problem in some]
 
+    def _is_good(self, entries: Iterable[Entry]) -> bool:
+        return all(_claims(entry.narinfo) in self._good for entry in entries)
 
-class NarChecker:
-    """Holds the bytes of one compressed NAR to its narinfo, piece by piece.
+    async def _check_segment(self, segment: Segment, blobs: AbstractSet[Digest]) -> list[Problem]:
+        """Check that the manifest is there, and holds all that the table points into."""
+        tag = str(segment.tag)
 
-    Args:
-        narinfo: says what they have to be.
-    """
+        def problem(what: str) -> list[Problem]:
+            return [Problem(tag, what, Kind.SEGMENT, tag)]
 
-    def __init__(self, narinfo: NarInfo) -> None:
-        self._narinfo = narinfo
-        self._hasher = hashlib.sha256()
-        self._size = 0
-        self._trouble: str | None = None
-        self._decompressor = _decompressor(narinfo.compression)
-
-    def write(self, piece: bytes) -> None:
-        """Take the next piece."""
-        if self._trouble is not None or self._decompressor is None:
-            return
         try:
-            nar = self._decompressor.decompress(piece)
-        except (zstandard.ZstdError, lzma.LZMAError, EOFError) as error:
-            self._trouble = f"it cannot be decompressed: {error}"
-            return
-        self._hasher.update(nar)
-        self._size += len(nar)
-
-    def finish(self) -> str | None:
-        """Tell what is wrong with the whole; None where nothing is, or where nobody here can unpack it."""
-        if self._trouble is not None or self._decompressor is None:
-            return self._trouble
-        if (self._size, NixHash(self._hasher.digest())) != (self._narinfo.nar_size, self._narinfo.nar_hash):
-            return f"its NAR is not what NarHash says ({self._size} bytes, {NixHash(self._hasher.digest())})"
-        return None
-
-
-def _decompressor(compression: str) -> _Decompressor | None:
-    match compression:
-        case "zstd":
-            return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
-        case "xz":
-            return lzma.LZMADecompressor()
-        case "none":
-            return _Stored()
-    return None
+            stored = await self._repository.get_manifest(str(segment.manifest))
+        except NotFoundError:
+            return problem("its manifest is gone")
+        try:
+            if Segment.from_manifest(stored.content).table != segment.table:
+                return problem("its manifest names another table than the index")
+        except FormatError as error:
+            return problem(str(error))
+        manifest = Manifest.parse(stored.content)
+        held = {layer.digest for layer in manifest.layers}
+        if blobs - held:
+            return problem(f"blob {min(blobs - held)}, where NARs of it lie, is in no layer of its manifest")
+        for digest in {manifest.config.digest, *held} - blobs - self._there:
+            try:
+                await self._repository.stat_blob(digest)
+            except NotFoundError:
+                what = "its table" if digest == segment.table else "of its manifest"
+                return problem(f"blob {digest}, {what}, is missing")
+            self._there.add(digest)
+        return []
 
 
-def _problem(narinfo: NarInfo, what: str) -> Problem:
-    return Problem(str(narinfo.store_path), what)
+def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
+    """Read every narinfo strictly; also gives what cannot be read, tables and records among it."""
+    listing = inventory.tables.listing
+    problems = [Problem(tag, reason, Kind.SEGMENT, tag) for tag, reason in inventory.tables.damaged.items()]
+    entries: list[Entry] = []
+    sources: list[tuple[Digest, Segment | None]] = [(one.table, one) for one in listing.segments]
+    if listing.version1 is not None:
+        sources.append((listing.version1, None))
+    for table, segment in sources:
+        file = inventory.tables.tables[table]
+        tag = str(segment.tag) if segment is not None else VERSION1
+        try:
+            file.records()
+        except FormatError as error:
+            problems.append(Problem(tag, f"a record cannot be read: {error}", Kind.MALFORMED, tag))
+        for row in range(file.count):
+            try:
+                narinfo = NarInfo.parse(file.text(row))
+                NarUrl.parse(narinfo.url)
+            except FormatError as error:
+                what = f"its narinfo cannot be read: {error}"
+                path, base_name = _name(file, row)
+                problems.append(Problem(path, what, Kind.MALFORMED, tag, base_name))
+            else:
+                entries.append(Entry(narinfo, segment))
+    return entries, problems
+
+
+def _name(file: TableFile, row: int) -> tuple[str, str]:
+    """Tell the store path of a malformed narinfo, and its base name where that is none too bad."""
+    first = file.text(row).partition(b"\n")[0]
+    path = first.partition(b": ")[2].decode(errors="replace")
+    try:
+        return path, StorePath.parse(path).base_name
+    except FormatError:
+        return path or "a narinfo over the limit", ""
+
+
+def _blobs_of(entries: Iterable[Entry]) -> defaultdict[str, set[Digest]]:
+    blobs: defaultdict[str, set[Digest]] = defaultdict(set)
+    for entry in entries:
+        blobs[entry.listed_by].add(entry.url.blob)
+    return blobs
+
+
+def _claims(narinfo: NarInfo) -> tuple[object, ...]:
+    """Take out what a narinfo says of its bytes."""
+    return narinfo.url, narinfo.compression, narinfo.nar_hash, narinfo.nar_size, narinfo.file_size

@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cli.main import main
-from nixcache_oci.cli.verb import DONE, FAILED
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
+from tests.cli.cache_story import publish_text, run_json, write_layout
 from tests.support.objects import store_object
-from tests.support.publish import StoreObject, publish, publish_version1
+from tests.support.publish import CREATED, StoreObject, publish, publish_version1
 
 KEY = SecretKey.generate("verify-1")
 BASE = store_object("base")
@@ -153,3 +157,190 @@ def test_a_nar_that_is_another(
     put(settings, damage(BASE))
     assert problems(capsys) == {}
     assert "its NAR is not what NarHash says" in problems(capsys, "--content")[path_of(BASE)]
+
+
+# What one narinfo or record of a table looks like when it is damaged.
+GOOD_RECORD = "Pin: release-1.0 {path} 2026-11-21T03:15:00Z forever\n"
+
+
+def damaged_table(*stanzas: str) -> str:
+    return "\n".join(["Nixcache-Table: 2\nCreated: 2026-11-21T03:15:00Z\n", *stanzas])
+
+
+def text_of(one: StoreObject) -> str:
+    return one.compressed()[0].render()
+
+
+async def push_blob_of(repository: Repository, one: StoreObject) -> None:
+    narinfo, content = one.compressed()
+    await repository.push_blob(NarUrl.parse(narinfo.url).blob, content)
+
+
+def put_text(folder: Path, text: str, *objects: StoreObject) -> None:
+    """Publish a table as it is, with the blobs of some objects, and none of them in a layer."""
+
+    async def run(repository: Repository) -> None:
+        for one in objects:
+            await push_blob_of(repository, one)
+        await list_segments(repository, [await publish_text(repository, text, CREATED)])
+
+    write_layout(folder, run)
+
+
+def repair(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = DONE) -> str:
+    """Run a repair; gives what it prints."""
+    capsys.readouterr()
+    assert main(["verify", "--repair", *arguments]) == status
+    return capsys.readouterr().out
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    return {one["path"] for one in run_json(capsys, "list")["paths"]}
+
+
+def assert_gc_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gc", "--dry-run"]) == DONE
+    capsys.readouterr()
+
+
+def test_a_malformed_entry(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is served to nobody, and gc stops at it: a repair leaves it out, and keeps all else."""
+    bad = text_of(TOP).replace("NarSize: ", "NarSize: -")
+    record = GOOD_RECORD.format(path=path_of(BASE))
+    put_text(settings, damaged_table(record, *sorted([text_of(BASE), bad])), BASE)
+    assert main(["gc", "--dry-run"]) != DONE
+    found = problems(capsys)
+    assert "its narinfo cannot be read" in found[path_of(TOP)]
+    assert "left out of segment-20261121T031500Z-" in repair(capsys)
+    assert problems(capsys, "--content") == {}
+    assert listed(capsys) == {path_of(BASE)}
+    assert "release-1.0" in run_json(capsys, "pin", "list")["pins"][0]["name"]
+    assert_gc_goes_on(capsys)
+
+
+def test_a_malformed_record(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bad line costs one record; it is named."""
+    records = [GOOD_RECORD.format(path=path_of(BASE)), "Pin: release-2.0 nowhere at all\n"]
+    put_text(settings, damaged_table(*records, text_of(BASE)), BASE)
+    assert main(["verify"]) == FAILED
+    assert "a record cannot be read" in capsys.readouterr().out
+    assert "Pin: release-2.0 nowhere at all" in repair(capsys)
+    assert [one["name"] for one in run_json(capsys, "pin", "list")["pins"]] == ["release-1.0"]
+    assert problems(capsys, "--content") == {}
+    assert_gc_goes_on(capsys)
+
+
+def test_a_table_out_of_order(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It cannot be searched, but it can be read: it is written anew."""
+    stanzas = sorted([text_of(BASE), text_of(LARGE)], reverse=True)
+    put_text(settings, damaged_table(*stanzas), BASE, LARGE)
+    assert len(problems(capsys)) == 1
+    repair(capsys)
+    assert listed(capsys) == {path_of(BASE), path_of(LARGE)}
+    assert problems(capsys, "--content") == {}
+    assert_gc_goes_on(capsys)
+
+
+def test_a_nar_in_no_layer(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any registry's own collector may take it: its segment is written anew, with it."""
+    put_text(settings, damaged_table(text_of(BASE)), BASE)
+    (what,) = problems(capsys).values()
+    assert "is in no layer of its manifest" in what
+    repair(capsys)
+    assert problems(capsys, "--content") == {}
+    assert listed(capsys) == {path_of(BASE)}
+    assert_gc_goes_on(capsys)
+
+
+def test_a_lost_manifest(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its manifest a segment holds nothing: it is written anew from its table."""
+    put(settings, BASE, LARGE)
+    (manifest,) = (
+        path for path in (settings / "blobs" / "sha256").iterdir() if b'"artifactType"' in path.read_bytes()
+    )
+    manifest.unlink()
+    index = json.loads((settings / "index.json").read_text())
+    index["manifests"] = [one for one in index["manifests"] if manifest.name not in one["digest"]]
+    (settings / "index.json").write_text(json.dumps(index))
+    assert list(problems(capsys).values()) == ["its manifest is gone"]
+    repair(capsys)
+    assert problems(capsys, "--content") == {}
+    assert listed(capsys) == {path_of(BASE), path_of(LARGE)}
+    assert_gc_goes_on(capsys)
+
+
+def test_a_lost_table_that_nobody_has(
+    settings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its segment is unlisted, by force where that is most of the cache, and it is said what that means."""
+    put(settings, BASE, TOP)
+    for path in (settings / "blobs" / "sha256").iterdir():
+        if b"Nixcache-Table" in inflate(path.read_bytes()):
+            path.unlink()
+    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "another"))
+    repair(capsys, status=FAILED)
+    out = repair(capsys, "--force")
+    assert "its 2 paths are not known: publish again what you need" in out
+    assert problems(capsys) == {}
+    assert_gc_goes_on(capsys)
+
+
+def inflate(content: bytes) -> bytes:
+    try:
+        return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+    except zstandard.ZstdError:
+        return b""
+
+
+def test_a_dry_run_writes_nothing(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says the same, and every file stays as it is."""
+    put(settings, BASE, TOP, LARGE, in_packs=False)
+    (settings / "blobs" / "sha256" / blob_of(TOP).hex).unlink()
+    before = {path: path.read_bytes() for path in settings.rglob("*") if path.is_file()}
+    dry = repair(capsys, "--dry-run", status=FAILED)
+    assert {path: path.read_bytes() for path in settings.rglob("*") if path.is_file()} == before
+    assert f"would be unlisted {path_of(TOP)}: blob " in dry
+    assert dry.replace("would be ", "") == repair(capsys)
+    assert listed(capsys) == {path_of(BASE), path_of(LARGE)}
+
+
+def test_json_tells_what_was_done(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Problems found, what was sent and unlisted, and what is left."""
+    put(settings, BASE, TOP, LARGE, in_packs=False)
+    (settings / "blobs" / "sha256" / blob_of(TOP).hex).unlink()
+    document = run_json(capsys, "verify", "--repair")
+    (problem,) = document["problems"]
+    assert (problem["path"], problem["kind"]) == (path_of(TOP), "missing")
+    assert document["unlisted"].keys() == {path_of(TOP)}
+    assert (document["restored"], document["left"]) == ([], [])
+
+
+def test_over_half_is_left_alone(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a wrong key, everything looks forged; nothing is touched without force."""
+    put(settings, BASE, TOP)
+    stranger = str(SecretKey.generate("stranger-1").public_key)
+    before = sorted(path.name for path in settings.rglob("*"))
+    assert main(["verify", "--repair", "--public-keys", stranger]) == FAILED
+    assert "2 of 2 paths would leave" in capsys.readouterr().err
+    assert sorted(path.name for path in settings.rglob("*")) == before
+
+
+def test_a_version1_cache_is_published_to_first(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its entries lie in no segment: a publish takes over those that have their bytes."""
+
+    async def write(repository: Repository) -> None:
+        await publish_version1(repository, [TOP])
+
+    write_layout(settings, write)
+    assert main(["verify", "--repair"]) == FAILED
+    assert "publish to it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--force"])
+def test_flags_that_only_a_repair_takes(
+    settings: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    """Nobody is to believe that this run would have written anything."""
+    put(settings, BASE)
+    assert main(["verify", flag]) == WRONG_USAGE
+    assert "go with --repair" in capsys.readouterr().err

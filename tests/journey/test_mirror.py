@@ -3,22 +3,27 @@
 import base64
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
+from tests.support.docker_registry import DockerRegistry
 from tests.support.journey import settings_of
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
 from tests.support.publisher import Machine
 from tests.support.registries import REPO, Ghcr, docker_registry
+from tests.support.skopeo import skopeo_copy
 from tests.support.substitution import assert_substitutable
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
 
 PATHS = 10
 MIB = 1024 * 1024
+AT_ONCE = ("--min-age-hours", "0", "--retention-days", "0", "--grace-days", "0")
+A_SECOND = 1.1  # times are told to the second
 
 
 @pytest.fixture
@@ -66,6 +71,48 @@ def test_a_cache_goes_from_registry_to_registry_to_layout(
     tags = ghcr.server.tags(f"{REPO}/nix-cache")
     index = (tmp_path / "layout" / "index.json").read_text()
     assert all(tag in index and str(digest) in index for tag, digest in tags.items())
+
+
+@pytest.mark.needs("skopeo")
+@pytest.mark.parametrize("copier", ["skopeo", "mirror"])
+def test_what_gc_left_is_copied_whole(
+    nix: NixSandbox, key: SecretKey, tmp_path: Path, paths: list[str], copier: str
+) -> None:
+    """Merged, rewritten, condemned and deleted segments: real Nix gets the rest from each copy."""
+    kept, dropped = paths[1:], nix.build_file("dropped", random.Random(2).randbytes(MIB))
+    with DockerRegistry(auth=False) as source, DockerRegistry(auth=False) as other:
+        machine = Machine(tmp_path / "machine", nix, {"NIX_SIGNING_KEY": key.render(), **at(source.host)})
+        for path in [*kept, dropped]:  # more than gc leaves unmerged
+            machine.run("push", path, "--root", "moving" if path == dropped else path[-20:]).check()
+        time.sleep(A_SECOND)
+        machine.run("push", kept[0], "--root", "moving").check()
+        plans = []
+        for _ in range(3):  # mark, unlist, delete
+            time.sleep(A_SECOND)
+            plans.append(machine.run("gc", *AT_ONCE, "--force").check().stdout)
+        assert "merge" in plans[0]
+        assert "0 manifests deleted" not in plans[2]
+        source.stop()
+        source.garbage_collect()
+        source.start()
+        layout = tmp_path / "layout"
+        name = f"{source.host}/{REPO}/nix-cache"
+        if copier == "skopeo":
+            for target in (f"docker://{other.host}/{REPO}/nix-cache", f"oci:{layout}"):
+                skopeo_copy(f"docker://{name}:cache-index", f"{target}:cache-index", "--all")
+        else:
+            for target in (f"{other.host}/{REPO}/nix-cache", f"oci:{layout}"):
+                machine.run("mirror", name, target).check()
+        for number, settings in enumerate((at(other.host), {"NIXCACHE_REGISTRY": f"oci:{layout}"})):
+            with ProxyProcess(tmp_path / f"proxy-{number}", **settings) as proxy:
+                proxy.wait_ready()
+                trusted = [str(key.public_key)]
+                nix.realise(kept, substituters=[proxy.url], trusted_keys=trusted).check()
+            machine.run("verify", "--content", **settings).check()
+
+
+def at(host: str) -> dict[str, str]:
+    return {"NIXCACHE_REGISTRY": host, "NIXCACHE_REPO": REPO}
 
 
 def test_a_destination_with_more_keeps_it(

@@ -157,6 +157,11 @@ class DockerRegistry:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def data(self) -> Path:
+        """The folder with all that it stores, for tests that damage it."""
+        return self._path / "data"
+
+    @property
     def log(self) -> str:
         """What the registry said since its first start, for messages about failures."""
         path = self._path / "log"
@@ -216,17 +221,17 @@ class DockerRegistry:
 
     def disk_usage(self) -> int:
         """The bytes of all stored files."""
-        files = (self._path / "data").rglob("*")
+        files = self.data.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def _write_config(self) -> None:
         """JSON is YAML too. No cache of descriptors: what was collected is gone at once."""
-        (self._path / "data").mkdir(exist_ok=True)
+        self.data.mkdir(exist_ok=True)
         config: dict[str, object] = {
             "version": 0.1,
             "log": {"level": "info", "accesslog": {"disabled": True}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self._path / "data")},
+                "filesystem": {"rootdirectory": str(self.data)},
                 "delete": {"enabled": self.delete},
                 "maintenance": {"uploadpurging": {"enabled": False}},
             },

@@ -1,0 +1,116 @@
+"""What ``verify`` of a healthy cache costs, against a local docker-registry: seconds and requests.
+
+    .venv/bin/python -m bench.verify --paths 10000
+
+Once with small NARs, which lie in packs, and once with each NAR a blob of its own.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cli.main import main as run_verb
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.oci.digest import Digest
+from tests.support.docker_registry import DockerRegistry
+from tests.support.journey import push_with
+from tests.support.objects import hash_part_of, store_object
+from tests.support.publish import CREATED, StoreObject, publish
+from tests.support.registries import REPO, RunningRegistry
+
+_PATHS_OF_A_SEGMENT = 1_000
+_NAR_BYTES = 2_000
+_REQUEST = re.compile(r"http\.request\.method=(\w+)")
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--paths", type=int, default=10_000)
+    parser.add_argument("--content", action="store_true", help="also with every byte hashed")
+    arguments = parser.parse_args()
+    for in_packs in (True, False):
+        result = _measure(arguments.paths, in_packs=in_packs, with_content=arguments.content)
+        print(json.dumps(result, indent=2))
+
+
+def _measure(paths: int, *, in_packs: bool, with_content: bool) -> dict[str, object]:
+    key = SecretKey.generate("bench-1")
+    with DockerRegistry(auth=False) as registry, tempfile.TemporaryDirectory() as folder:
+        running = RunningRegistry(registry, "nobody", "nothing")
+        began = time.monotonic()
+        push_with(running, partial(_fill, data=registry.data, paths=paths, key=key, in_packs=in_packs))
+        result: dict[str, object] = {
+            "paths": paths,
+            "shape": "packs" if in_packs else "single blobs",
+            "fill_seconds": round(time.monotonic() - began, 1),
+        }
+        os.environ |= {**running.settings, "NIXCACHE_INDEX_DIR": folder, "NIXCACHE_UPSTREAM": ""}
+        for name, more in (("verify", ()), *((("content", ("--content",)),) if with_content else ())):
+            before = len(_REQUEST.findall(registry.log))
+            began = time.monotonic()
+            status = run_verb(["verify", *more])
+            result[f"{name}_seconds"] = round(time.monotonic() - began, 1)
+            result[f"{name}_requests"] = len(_REQUEST.findall(registry.log)) - before
+            if status:
+                raise RuntimeError(f"verify ended with {status}")
+    return result
+
+
+async def _fill(client: Repository, *, data: Path, paths: int, key: SecretKey, in_packs: bool) -> None:
+    segments = []
+    for number, objects in enumerate(_objects(paths)):
+        signed = [one.signed(key) for one in objects]
+        created = CREATED + timedelta(minutes=number)
+        if in_packs:
+            segments.append(await publish(client, signed, created=created, keys=[key], is_listed=False))
+            continue
+        narinfos, layers = [], []
+        for one in signed:
+            narinfo, content = one.compressed()
+            digest = Digest.of(content)
+            _put_blob(data, digest, content)
+            narinfos.append(narinfo)
+            layers.append(describe_nar(digest, narinfo.compression, len(content)))
+        header = TableHeader(created, public_keys=(str(key.public_key),))
+        segments.append(await push_segment(client, Table(header, (), tuple(narinfos)), layers))
+    await list_segments(client, segments)
+
+
+def _put_blob(data: Path, digest: Digest, content: bytes) -> None:
+    """Put a blob where docker-registry keeps it: to send 10,000 of them would take minutes."""
+    storage = data / "docker" / "registry" / "v2"
+    blob = storage / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+    link = storage / "repositories" / REPO / "nix-cache" / "_layers" / "sha256" / digest.hex
+    for folder, name, written in ((blob, "data", content), (link, "link", str(digest).encode())):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(written)
+
+
+def _objects(paths: int) -> Iterator[Sequence[StoreObject]]:
+    """Make objects of random bytes, each of which refers to four earlier ones."""
+    for start in range(0, paths, _PATHS_OF_A_SEGMENT):
+        objects = []
+        for number in range(start, min(paths, start + _PATHS_OF_A_SEGMENT)):
+            earlier = sorted({max(0, number - back) for back in range(4)})
+            references = tuple(f"{hash_part_of(str(other))}-object-{other}" for other in earlier)
+            one = store_object(str(number), contents=random.Random(number).randbytes(_NAR_BYTES))
+            objects.append(replace(one, narinfo=replace(one.narinfo, references=references)))
+        yield objects
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The repair, put together: the check, the local store, the publisher, and what rewrites segments."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cli.format import format_size
+from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error
+from nixcache_oci.maintenance.problem import Problem
+from nixcache_oci.maintenance.repair import (
+    RepairPlan,
+    Wanted,
+    choose_compression,
+    find_leaving,
+    find_wanted,
+    plan_repair,
+    plan_replacement,
+)
+from nixcache_oci.maintenance.repair_reading import ReadSegment, read_segments
+from nixcache_oci.maintenance.repair_writing import carry_out_repair
+from nixcache_oci.maintenance.verify import Verifier, read_entries
+from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.staging import Compression
+
+# What others publish meanwhile may refer to what has just left: another round takes that, too.
+_ROUNDS: Final = 3
+
+Say = Callable[[str], None]
+"""Is given one line for people."""
+
+
+class Sender:
+    """Sends again what the local store still has, by way of the publisher.
+
+    Args:
+        repository: with leave to push.
+        store: where paths may still be; None where this machine has none.
+        folder: where tables are kept.
+        upstreams: are asked for what they sign.
+        options: of the publisher.
+        progress: is told.
+
+    Attributes:
+        store: as given.
+        options: as given.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        store: LocalStore | None,
+        folder: IndexFolder,
+        upstreams: Upstreams,
+        options: PublishOptions,
+        progress: Progress,
+    ) -> None:
+        self.store = store
+        self.options = options
+        self._repository = repository
+        self._folder = folder
+        self._upstreams = upstreams
+        self._progress = progress
+
+    def publisher(self, store: LocalStore, compression: Compression) -> Publisher:
+        """Make a publisher that compresses so."""
+        packing = replace(self.options.packing, compression=compression, level=None)
+        options = replace(self.options, packing=packing)
+        return Publisher(self._repository, store, self._folder, self._upstreams, options, self._progress)
+
+
+@dataclass(frozen=True, slots=True)
+class RepairOptions:
+    """How to repair.
+
+    Attributes:
+        is_dry_run: whether nothing is written.
+        force: also where over half of the paths would leave.
+    """
+
+    is_dry_run: bool
+    force: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        problems: found at first.
+        restored: base names of what was sent again.
+        unlisted: what no segment lists any more, and why.
+        left: problems that are still there.
+        is_stuck: whether somebody refused something that another round would try again.
+    """
+
+    problems: list[Problem]
+    restored: list[str] = field(default_factory=list)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    left: list[Problem] = field(default_factory=list)
+    is_stuck: bool = False
+
+
+class Repairer:
+    """Mends a cache.
+
+    Args:
+        repository: where it lies, with leave to push unless this is a dry run.
+        remover: deletes what is replaced.
+        verifier: looks again after each step.
+        read: reads what is listed.
+        sender: sends again what the local store has.
+        options: how.
+        say: is told what was done, line by line.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        remover: Remover,
+        verifier: Verifier,
+        read: Callable[[], Awaitable[Inventory]],
+        sender: Sender,
+        options: RepairOptions,
+        say: Say,
+    ) -> None:
+        self._repository = repository
+        self._remover = remover
+        self._verifier = verifier
+        self._read = read
+        self._sender = sender
+        self._options = options
+        self._say = say
+        self._would = "would be " if options.is_dry_run else ""
+
+    async def run(self, inventory: Inventory, problems: list[Problem]) -> Outcome:
+        """Mend what was found.
+
+        Raises:
+            Error: over half of the paths would leave, or somebody could not do it; what was done until then
+                stays, and the next run goes on.
+        """
+        if inventory.tables.listing.version1 is not None:
+            raise Error(
+                f"{self._repository.name}: a version 1 cache: publish to it, which takes over what has its"
+                " bytes, and leaves out the rest"
+            )
+        outcome = Outcome(problems, left=problems)
+        for _ in range(_ROUNDS):
+            if outcome.is_stuck or not outcome.left or not await self._mend(inventory, outcome):
+                break
+            inventory = await self._read()
+            outcome.left = await self._verifier.run(inventory)
+        return outcome
+
+    async def _mend(self, inventory: Inventory, outcome: Outcome) -> bool:
+        """Do one round; tells whether anything was written."""
+        segments = await self._read_segments(inventory)
+        found = await self._find_locally(find_wanted(outcome.left, segments))
+        parts = frozenset(info.store_path.hash_part for _, info in found)
+        if self._options.is_dry_run:
+            restored = await self._restore(found, outcome)
+            self._tell(await self._plan(segments, outcome.left, parts & restored), outcome)
+            return False
+        # First, for a registry may take no index that lists a segment whose manifest is gone.
+        early = plan_replacement(segments, outcome.left, parts)
+        await self._carry_out(early, outcome)
+        restored = await self._restore(found, outcome)
+        # A second look, before anything leaves: a registry may not have known a fresh blob.
+        inventory = await self._read()
+        outcome.left = await self._verifier.run(inventory)
+        plan = await self._plan(await self._read_segments(inventory), outcome.left)
+        await self._carry_out(plan, outcome)
+        return bool(early.rewrites or restored or plan.rewrites)
+
+    async def _read_segments(self, inventory: Inventory) -> list[ReadSegment]:
+        entries, _ = read_entries(inventory)
+        return await read_segments(self._repository, inventory, entries)
+
+    async def _restore(
+        self, found: Sequence[tuple[Wanted, PathInfo]], outcome: Outcome
+    ) -> frozenset[HashPart]:
+        """Send again what the local store has."""
+        store = self._sender.store
+        if store is None or not found:
+            return frozenset()
+        publisher = self._sender.publisher(store, choose_compression(one for one, _ in found))
+        plan = await publisher.plan([info.store_path for _, info in found])
+        plan = plan.pushing({one.base_name for one, _ in found if one.has_lost_bytes})
+        sigs = {info.store_path: info.sigs for _, info in found}
+        # Whoever vouched for the path still does: a signature does not cover where its bytes lie.
+        push = (replace(info, sigs=sigs.get(info.store_path, info.sigs)) for info in plan.push)
+        plan = replace(plan, push=tuple(push))
+        sizes = {info.store_path: info.nar_size for info in plan.push}
+        sizes |= {info.store_path: 0 for info, _ in plan.relist}
+        restored = set(sizes)
+        if sizes and not self._options.is_dry_run:
+            published = await publisher.publish(plan, ())
+            for base_name, reason in published.failed.items():
+                self._say(f"not restored {base_name}: {reason}")
+            restored = {narinfo.store_path for narinfo in published.listed}
+        for path in sorted(restored):
+            size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed anew"
+            self._say(f"{self._would}restored {path}{size}")
+        outcome.restored += sorted(path.base_name for path in restored)
+        return frozenset(path.hash_part for path in restored)
+
+    async def _find_locally(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, PathInfo]]:
+        """Find those whose NAR the local store has, and that somebody vouches for."""
+        store = self._sender.store
+        if store is None or not wanted:
+            return []
+        by_path = {
+            StorePath.from_base_name(one.base_name, store.store_dir): one
+            for one in wanted
+            if all(narinfo.store_path.store_dir == store.store_dir for narinfo in one.listed)
+        }
+        invalid = set(await store.find_invalid(by_path))
+        valid = [path for path in by_path if path not in invalid]
+        found = []
+        for info in await store.infos(valid) if valid else []:
+            one = by_path[info.store_path]
+            if one.nar_hashes and info.nar_hash not in one.nar_hashes:
+                self._say(f"not restored {info.store_path}: the local store has another NAR of it")
+                continue
+            same = [narinfo for narinfo in one.listed if narinfo.nar_hash == info.nar_hash]
+            sigs = dict.fromkeys([*info.sigs, *(sig for narinfo in same for sig in narinfo.sigs)])
+            vouched = replace(info, sigs=tuple(sigs))
+            if self._verifier.vouches(vouched) or self._verifier.knows(self._sender.options.public_keys):
+                found.append((one, vouched))
+            else:
+                self._say(f"not restored {info.store_path}: no known key signed it, and none is given")
+        return found
+
+    async def _plan(
+        self,
+        segments: Sequence[ReadSegment],
+        problems: Sequence[Problem],
+        restored: AbstractSet[HashPart] = frozenset(),
+    ) -> RepairPlan:
+        most = find_leaving(segments, problems, restored)
+        upstream = await self._verifier.has_upstream({part for _, part in most} - restored)
+        leaving = find_leaving(segments, problems, restored | upstream)
+        return plan_repair(segments, problems, leaving, restored)
+
+    def _tell(self, plan: RepairPlan, outcome: Outcome) -> None:
+        for segment in plan.lost:
+            tag, paths = segment.tag, segment.segment.paths
+            why = f"nothing of it can be read; its {paths} paths are not known: publish again what you need"
+            self._say(f"{self._would}unlisted {tag}: {why}")
+            outcome.unlisted[tag] = why
+        if self._options.is_dry_run and plan.refusal:
+            self._say(f"wants --force: {plan.refusal}")
+        for path, why in plan.unlisted.items():
+            self._say(f"{self._would}unlisted {path}: {why}")
+        outcome.unlisted |= plan.unlisted
+        for tag, line in plan.left_out:
+            self._say(f"{self._would}left out of {tag}: {line}")
+        for path, tag in plan.dropped:
+            self._say(f"{self._would}dropped {path} of {tag}: another listing of it is good")
+        for rewrite in plan.rewrites:
+            if rewrite.header is not None:
+                kept = f"{len(rewrite.narinfos)} paths and {len(rewrite.records)} records"
+                self._say(f"{self._would}rewritten {rewrite.source.tag}: {kept} stay")
+
+    async def _carry_out(self, plan: RepairPlan, outcome: Outcome) -> None:
+        if plan.refusal and not self._options.force:
+            raise Error(f"{self._repository.name}: nothing was unlisted: {plan.refusal} (--force)")
+        if not plan.rewrites:
+            return
+        self._tell(plan, outcome)
+        options = self._sender.options
+        done = await carry_out_repair(
+            self._repository,
+            self._remover,
+            plan,
+            max_layers=options.max_layers,
+            source=options.repository_source,
+        )
+        outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed
+        for tag, reason in done.refused:
+            self._say(f"kept {tag}, marked as dead: it could not be deleted: {reason}")
+        if not done.is_index_confirmed:
+            self._say("others write the index at the same time: run this again")

@@ -1,0 +1,263 @@
+"""The repair: what can be sent again, and what has to leave because nobody has it. Pure.
+
+What leaves takes with it all that refers to it: what is served stays complete (design section 5, promise 4).
+A segment that lists something which leaves is replaced by one that lists the rest, with all of its records.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.maintenance.problem import Kind, Problem
+from nixcache_oci.maintenance.repair_reading import ReadSegment
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+
+_OF_A_PATH = frozenset({Kind.MISSING, Kind.CONTENT, Kind.SIGNATURE, Kind.REFERENCE})
+_OF_LOST_BYTES = frozenset({Kind.MISSING, Kind.CONTENT})
+_OF_A_TABLE = frozenset({Kind.SEGMENT, Kind.MALFORMED})
+
+Listing = tuple[str, HashPart]
+"""A path in one segment: the segment's tag, and the path's hash part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A store object that would mend something, if somebody still has it.
+
+    Attributes:
+        base_name: of the object.
+        nar_hashes: what its NAR has to be, one of these; empty for any.
+        listed: narinfos that vouch for it, and whose bytes cannot be had.
+        has_lost_bytes: whether its bytes have to be sent again.
+        has_wrong_bytes: whether there are others in their place.
+    """
+
+    base_name: str
+    nar_hashes: frozenset[NixHash] = frozenset()
+    listed: tuple[NarInfo, ...] = ()
+    has_lost_bytes: bool = False
+    has_wrong_bytes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A segment, and what is to be left of it.
+
+    Attributes:
+        source: the segment.
+        header: of the new table.
+        narinfos: what stays and no other segment lists.
+        records: those that no other segment holds.
+    """
+
+    source: ReadSegment
+    header: TableHeader | None
+    narinfos: tuple[NarInfo, ...]
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """What is to leave.
+
+    Attributes:
+        unlisted: store paths that no segment will list, and why.
+        dropped: bad listings of paths that another segment lists well: the path, and the segment's tag.
+        left_out: what cannot be read: the segment's tag, and what it is.
+        lost: segments of which nothing can be read, so that what they listed is not known.
+        rewrites: segments that are replaced, the lost ones among them.
+        refusal: why this is only carried out by force, or an empty string.
+    """
+
+    unlisted: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    lost: tuple[ReadSegment, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    refusal: str = ""
+
+
+def find_wanted(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[Wanted]:
+    """Find what would mend something; what another segment lists well needs nobody.
+
+    Args:
+        problems: as found.
+        segments: as read.
+    """
+    problems = [problem for problem in problems if problem.lacks and problem.kind is not Kind.UNKNOWN]
+    kinds: defaultdict[Listing, set[Kind]] = defaultdict(set)
+    for problem in problems:
+        # That a path refers to something lost does not make its own bytes bad.
+        if problem.kind is not Kind.REFERENCE:
+            kinds[_listing_of(problem)].add(problem.kind)
+    good: set[HashPart] = set()
+    listed: defaultdict[HashPart, list[NarInfo]] = defaultdict(list)
+    kinds_of: defaultdict[HashPart, set[Kind]] = defaultdict(set)
+    for segment in segments:
+        for part, narinfo in segment.narinfos.items():
+            if (segment.tag, part) in kinds:
+                listed[part].append(narinfo)
+                kinds_of[part] |= kinds[segment.tag, part]
+            else:
+                good.add(part)
+    names = {HashPart(problem.lacks[:32]): problem.lacks for problem in problems}
+    return [
+        Wanted(
+            names[part],
+            frozenset(narinfo.nar_hash for narinfo in listed[part]),
+            tuple(listed[part]),
+            has_lost_bytes=bool(kinds_of[part] & _OF_LOST_BYTES),
+            has_wrong_bytes=Kind.CONTENT in kinds_of[part],
+        )
+        for part in sorted(names.keys() - good)
+    ]
+
+
+def choose_compression(wanted: Iterable[Wanted]) -> Literal["zstd", "xz", "none"]:
+    """Choose how to compress what is sent again, so that no blob gets the digest of one with wrong bytes.
+
+    Most repositories keep what they have under a digest, whatever its bytes are by now, and take the right
+    ones for there already: so another compression is used than that of the blobs that are bad.
+    """
+    used = {narinfo.compression for one in wanted if one.has_wrong_bytes for narinfo in one.listed}
+    if "zstd" not in used:
+        return "zstd"
+    return "none" if "xz" in used else "xz"
+
+
+def find_leaving(
+    segments: Iterable[ReadSegment], problems: Iterable[Problem], elsewhere: AbstractSet[HashPart]
+) -> dict[Listing, str]:
+    """Find what leaves, and why: what is bad, and what refers to something that nobody has then.
+
+    Args:
+        segments: as read.
+        problems: as found.
+        elsewhere: what is to be had without these segments: upstream, or because it is sent again.
+    """
+    segments = list(segments)
+    listings = {(one.tag, part) for one in segments for part in one.narinfos}
+    leaving: dict[Listing, str] = {}
+    for problem in problems:
+        is_mended = problem.kind is Kind.REFERENCE and HashPart(problem.lacks[:32]) in elsewhere
+        if problem.kind in _OF_A_PATH and not is_mended and _listing_of(problem) in listings:
+            leaving.setdefault(_listing_of(problem), problem.what)
+    held = Counter(part for one in segments for part in one.narinfos if (one.tag, part) not in leaving)
+    names: dict[HashPart, str] = {}
+    referrers: defaultdict[HashPart, list[Listing]] = defaultdict(list)
+    for one in segments:
+        for part, narinfo in one.narinfos.items():
+            names[part] = narinfo.store_path.base_name
+            for reference in narinfo.references:
+                referrers[HashPart(reference[:32])].append((one.tag, part))
+    waiting = sorted({part for _, part in leaving if not held[part]} - elsewhere)
+    while waiting:
+        gone = waiting.pop()
+        for tag, part in referrers[gone]:
+            if part != gone and (tag, part) not in leaving:
+                leaving[tag, part] = f"it refers to {names[gone]}, which nobody has"
+                held[part] -= 1
+                if not held[part] and part not in elsewhere:
+                    waiting.append(part)
+    return leaving
+
+
+def plan_repair(
+    segments: Sequence[ReadSegment],
+    problems: Sequence[Problem],
+    leaving: Mapping[Listing, str],
+    restored: AbstractSet[HashPart] = frozenset(),
+) -> RepairPlan:
+    """Decide which segments are replaced, and by what.
+
+    Args:
+        segments: as read.
+        problems: as found.
+        leaving: what leaves.
+        restored: what would be listed by then, where this is only tried.
+    """
+    broken = {problem.segment for problem in problems if problem.kind in _OF_A_TABLE}
+    rewritten = [
+        one
+        for one in segments
+        if one.tag in broken or any((one.tag, part) in leaving for part in one.narinfos)
+    ]
+    tags = {one.tag for one in rewritten}
+    staying = [one for one in segments if one.tag not in tags and one.segment.condemned is None]
+    held = {(part, narinfo.nar_hash) for one in staying for part, narinfo in one.narinfos.items()}
+    recorded = {record for one in staying for record in one.records}
+    rewrites = tuple(
+        Rewrite(
+            one,
+            one.header,
+            tuple(
+                narinfo
+                for part, narinfo in one.narinfos.items()
+                if (one.tag, part) not in leaving and (part, narinfo.nar_hash) not in held
+            ),
+            tuple(record for record in one.records if record not in recorded),
+        )
+        for one in rewritten
+    )
+    kept = {part for one in segments for part in one.narinfos if (one.tag, part) not in leaving} | restored
+    unlisted: dict[str, str] = {}
+    dropped: list[tuple[str, str]] = []
+    for one in rewritten:
+        for part, narinfo in one.narinfos.items():
+            why = leaving.get((one.tag, part))
+            if why is not None and part in kept:
+                dropped.append((str(narinfo.store_path), one.tag))
+            elif why is not None:
+                unlisted.setdefault(str(narinfo.store_path), why)
+    salvaged = {one.tag for one in rewritten if one.left_out}
+    left_out = [
+        (problem.segment, f"{problem.path}: {problem.what}")
+        for problem in problems
+        if problem.kind is Kind.MALFORMED and problem.segment not in salvaged
+    ]
+    left_out += [(one.tag, line) for one in rewritten for line in one.left_out]
+    lost = tuple(one for one in rewritten if one.header is None)
+    refusal = _refuse(segments, unlisted, lost)
+    return RepairPlan(unlisted, tuple(dropped), tuple(left_out), lost, rewrites, refusal)
+
+
+def plan_replacement(
+    segments: Sequence[ReadSegment], problems: Iterable[Problem], restored: AbstractSet[HashPart]
+) -> RepairPlan:
+    """Decide what replaces segments whose manifests or tables are gone; all else stays as it is for now.
+
+    Args:
+        segments: as read.
+        problems: as found; what has lost its bytes cannot be listed by a new segment.
+        restored: what is sent again behind this.
+    """
+    problems = list(problems)
+    gone = {problem.segment for problem in problems if problem.kind is Kind.SEGMENT}
+    lost = [problem for problem in problems if problem.segment in gone and problem.kind in _OF_LOST_BYTES]
+    leaving = {_listing_of(problem): problem.what for problem in lost}
+    return plan_repair(
+        segments, [problem for problem in problems if problem.segment in gone], leaving, restored
+    )
+
+
+def _refuse(segments: Iterable[ReadSegment], unlisted: Mapping[str, str], lost: Iterable[ReadSegment]) -> str:
+    """Keep a wrong key, an upstream that is not named, or a disk that is gone from emptying a cache."""
+    unknown = sum(one.segment.paths for one in lost)
+    gone = len(unlisted) + unknown
+    total = len({part for one in segments for part in one.narinfos}) + unknown
+    if 2 * gone <= total:
+        return ""
+    return (
+        f"{gone} of {total} paths would leave, over half: make sure that keys, upstreams and the registry's"
+        " storage are as they should be, then force it"
+    )
+
+
+def _listing_of(problem: Problem) -> Listing:
+    return problem.segment, HashPart(problem.path.rpartition("/")[2][:32])

@@ -1,0 +1,131 @@
+"""What a repair knows of each segment: whatever of it can be read, and what has to be left out.
+
+Where a table breaks the format, its stanzas are read one by one: one bad line costs one stanza, and not the
+segment.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from nixcache_oci.cache.inventory import Entry, Inventory
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.maintenance.gc_reading import inflate_table
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+
+_NARINFO = b"StorePath: "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadSegment:
+    """One segment, as far as it can be read.
+
+    Attributes:
+        segment: as listed.
+        header: of its table; None where nothing of that can be read.
+        narinfos: what it lists.
+        records: what publishes and pins left in it.
+        left_out: one line for each stanza that cannot be read.
+    """
+
+    segment: Segment
+    header: TableHeader | None = None
+    narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def tag(self) -> str:
+        """What names it in problems."""
+        return str(self.segment.tag)
+
+
+async def read_segments(
+    repository: Repository, inventory: Inventory, entries: Iterable[Entry]
+) -> list[ReadSegment]:
+    """Put together what is known of every segment.
+
+    Args:
+        repository: where tables are read again that cannot be read as a whole.
+        inventory: what is listed.
+        entries: every narinfo in it that can be read.
+
+    Raises:
+        RegistryError: the repository could not answer.
+    """
+    narinfos: dict[str, dict[HashPart, NarInfo]] = {}
+    for entry in entries:
+        narinfos.setdefault(entry.listed_by, {})[entry.narinfo.store_path.hash_part] = entry.narinfo
+    read: list[ReadSegment] = []
+    tables = inventory.tables
+    for segment in tables.listing.segments:
+        file = tables.tables[segment.table]
+        try:
+            records = file.records()
+        except FormatError:
+            read.append(await _salvage(repository, segment))
+        else:
+            known = narinfos.get(str(segment.tag), {})
+            read.append(ReadSegment(segment, file.header, known, records))
+    there = {one.tag for one in read}
+    for segment in (await read_listing(repository, tables.listing.segments)).segments:
+        tag = str(segment.tag)
+        if tag in tables.damaged:
+            read.append(await _salvage(repository, segment))
+        elif tag not in there and await _is_gone(repository, segment):
+            read.append(ReadSegment(segment))
+    return read
+
+
+async def _is_gone(repository: Repository, segment: Segment) -> bool:
+    try:
+        await repository.resolve(str(segment.manifest))
+    except NotFoundError:
+        return True
+    return False
+
+
+async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:
+    try:
+        compressed = await read_blob(repository, segment.table, MAX_TABLE_BYTES)
+        return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed))
+    except (NotFoundError, DigestError, FormatError):
+        return ReadSegment(segment)
+
+
+def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
+    """Read a table stanza by stanza.
+
+    Raises:
+        FormatError: not even its header can be read.
+    """
+    head, *stanzas = _stanzas(text)
+    header = parse_header(head)
+    narinfos: dict[HashPart, NarInfo] = {}
+    records: list[Record] = []
+    left_out: list[str] = []
+    for stanza in stanzas:
+        try:
+            if stanza.startswith(_NARINFO):
+                narinfo = NarInfo.parse(stanza)
+                NarUrl.parse(narinfo.url)
+                narinfos.setdefault(narinfo.store_path.hash_part, narinfo)
+            else:
+                records += parse_head(head + b"\n" + stanza).records
+        except FormatError as error:
+            first = stanza.partition(b"\n")[0].decode(errors="replace")
+            left_out.append(f"{first[:200]}: {error}")
+    return ReadSegment(segment, header, narinfos, tuple(records), tuple(left_out))
+
+
+def _stanzas(text: bytes) -> Iterator[bytes]:
+    for stanza in text.split(b"\n\n"):
+        yield stanza.strip(b"\n") + b"\n"

@@ -1,0 +1,210 @@
+"""Carrying a repair out, in an order in which a crash at any point loses nothing.
+
+First what is to stay is pushed, each segment under a tag of its own; then one write of the index lists it in
+the place of what was broken; then the broken segments' manifests go, for their tags would bring them back.
+Killed anywhere, something is listed twice, and the next run goes on.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.commit import push_empty_config, push_segment, write_index
+from nixcache_oci.cache.cutting import cut
+from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.segment import MAX_LAYERS, Segment
+from nixcache_oci.cache.table import Table
+from nixcache_oci.cache.timestamp import format_time, now
+from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.maintenance.index_change import mark
+from nixcache_oci.maintenance.repair import RepairPlan, Rewrite
+from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
+
+_PARALLEL_REQUESTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair wrote.
+
+    Attributes:
+        written: segments in place of others.
+        deleted: tags of segments that are gone.
+        refused: tags of segments that the repository keeps, and why: they are marked as gc marks what is
+            dead, and what they list is the last choice.
+        is_index_confirmed: whether the index was seen as it was written; if not, nothing was deleted, and the
+            next run goes on.
+    """
+
+    written: tuple[Segment, ...] = ()
+    deleted: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    is_index_confirmed: bool = True
+
+
+async def carry_out_repair(
+    repository: Repository,
+    remover: Remover,
+    plan: RepairPlan,
+    *,
+    max_layers: int = MAX_LAYERS,
+    source: str | None = None,
+    clock: Callable[[], datetime] = now,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Repaired:
+    """Do what the plan says, its refusal aside.
+
+    Args:
+        repository: where the cache lies, with leave to push.
+        remover: deletes.
+        plan: what to do.
+        max_layers: of a segment that is written, its table among them.
+        source: address of the GitHub repository: GHCR links the package to it.
+        clock: tells the time.
+        sleep: waits so many seconds between tries.
+
+    Raises:
+        Error: the repository could not do it; the next run goes on.
+    """
+    written: list[Segment] = []
+    for rewrite in plan.rewrites:
+        written += await _push(repository, rewrite, clock(), max_layers, source)
+    replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
+
+    async def without_replaced(union: Union) -> CacheIndex:
+        _refuse_version1(repository, union)
+        return _change(union, written, replaced, (), clock(), source)
+
+    if not await write_index(repository, written, without_replaced, sleep=sleep):
+        return Repaired(tuple(written), is_index_confirmed=False)
+    refused = await _delete(repository, remover, replaced.values())
+
+    async def as_they_are(union: Union) -> CacheIndex:
+        _refuse_version1(repository, union)
+        return _change(union, written, replaced, refused, clock(), source)
+
+    # Whoever read the index before it was written, and wrote it since, lists again what is gone.
+    union = await read_union(repository, (*written, *replaced.values()))
+    is_confirmed = True
+    if refused or any(segment.manifest in replaced for segment in union.index.segments):
+        known = (*written, *(segment for segment in replaced.values() if segment.manifest in refused))
+        is_confirmed = await write_index(repository, known, as_they_are, sleep=sleep)
+    return Repaired(
+        tuple(written),
+        tuple(str(segment.tag) for manifest, segment in replaced.items() if manifest not in refused),
+        tuple((str(replaced[manifest].tag), reason) for manifest, reason in refused.items()),
+        is_confirmed,
+    )
+
+
+def _refuse_version1(repository: Repository, union: Union) -> None:
+    if union.version1 is not None:
+        raise Error(
+            f"{repository.name}: the older tool wrote its index: publish, which takes its entries over and"
+            " leaves out what has no bytes; then repair"
+        )
+
+
+def _change(
+    union: Union,
+    written: Sequence[Segment],
+    replaced: dict[Digest, Segment],
+    refused: Iterable[Digest],
+    time: datetime,
+    source: str | None,
+) -> CacheIndex:
+    """Make the index: what others did is carried over verbatim."""
+    kept = set(refused)
+    segments: list[Segment] = []
+    for segment in union.index.segments:
+        if segment.manifest not in replaced:
+            segments.append(segment)
+        elif segment.manifest in kept:
+            segments.append(segment if segment.condemned is not None else mark(segment, time))
+    index = replace(union.index, segments=tuple(segments)).with_segments(written)
+    return replace(index, source=index.source or source)
+
+
+async def _delete(repository: Repository, remover: Remover, segments: Iterable[Segment]) -> dict[Digest, str]:
+    """Delete the manifests of segments that the index no longer lists; gives those that are kept, and why."""
+    refused: dict[Digest, str] = {}
+    tags = set(await repository.list_tags())
+    for segment in segments:
+        try:
+            if await _is_there(repository, segment):
+                await remover.remove(segment.manifest)
+            elif str(segment.tag) in tags:
+                await _free_tag(repository, remover, segment)
+        except RegistryError as error:
+            refused[segment.manifest] = str(error)
+    return refused
+
+
+async def _is_there(repository: Repository, segment: Segment) -> bool:
+    try:
+        await repository.resolve(str(segment.manifest))
+    except NotFoundError:
+        return False
+    return True
+
+
+async def _free_tag(repository: Repository, remover: Remover, segment: Segment) -> None:
+    """Take away a tag whose manifest is lost: no repository does that but with the manifest it points at."""
+    annotations = {media_type.ANNOTATION_CREATED: format_time(segment.created)}
+    stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
+    await push_empty_config(repository)
+    manifest = await repository.push_manifest(str(segment.tag), stand_in, media_type.IMAGE_MANIFEST)
+    await remover.remove(manifest)
+
+
+async def _push(
+    repository: Repository, rewrite: Rewrite, created: datetime, max_layers: int, source: str | None
+) -> list[Segment]:
+    """Push what is left of a segment; no blob is moved, for nothing vouches for what lies in them."""
+    if rewrite.header is None or not (rewrite.narinfos or rewrite.records):
+        return []
+    header = replace(rewrite.header, created=created)
+    blobs = await _describe_blobs(repository, rewrite)
+    *contents, last = cut(order_by_references(rewrite.narinfos), blobs, max_layers=max_layers - 1)
+    # References first, and the records last: who finds these finds all.
+    tables = [Table(header, (), content.narinfos) for content in contents]
+    tables.append(Table(header, rewrite.records, last.narinfos))
+    return [
+        await push_segment(repository, table, content.layers, source=source)
+        for table, content in zip(tables, [*contents, last], strict=True)
+    ]
+
+
+async def _describe_blobs(repository: Repository, rewrite: Rewrite) -> dict[Digest, Descriptor]:
+    """Describe the blobs, as the manifest does; where it does not, ask."""
+    layers: dict[Digest, Descriptor] = {}
+    try:
+        stored = await repository.get_manifest(str(rewrite.source.segment.manifest))
+        layers = {layer.digest: layer for layer in Manifest.parse(stored.content).layers}
+    except (NotFoundError, FormatError):
+        pass  # then the narinfos are all that tells of them
+    by_blob = {NarUrl.parse(narinfo.url).blob: narinfo for narinfo in rewrite.narinfos}
+    unknown = [narinfo for blob, narinfo in by_blob.items() if blob not in layers]
+    described = await run_all((_describe(repository, one) for one in unknown), _PARALLEL_REQUESTS)
+    return layers | {descriptor.digest: descriptor for descriptor in described}
+
+
+async def _describe(repository: Repository, narinfo: NarInfo) -> Descriptor:
+    url = NarUrl.parse(narinfo.url)
+    size = await repository.stat_blob(url.blob)
+    if url.offset is None:
+        return describe_nar(url.blob, narinfo.compression, size)
+    return Descriptor(media_type.PACK, url.blob, size)

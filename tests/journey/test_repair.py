@@ -1,0 +1,230 @@
+"""``verify --repair`` by the real program: mended from the local store, or unlisted; and gc goes on."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.nix.signature import SecretKey
+from tests.support.docker_registry import DockerRegistry
+from tests.support.journey import settings_of
+from tests.support.nix import NixSandbox
+from tests.support.proxy import ProxyProcess
+from tests.support.publisher import Machine
+from tests.support.registries import REPO, docker_registry
+
+pytestmark = pytest.mark.needs("nix", "docker-registry")
+
+PATHS = 6
+MIB = 1024 * 1024
+GC = ("gc", "--min-age-hours", "0", "--force")
+
+
+@contextmanager
+def repository(kind: str, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
+    """A repository of either kind; gives its settings, and the folder with its blobs."""
+    if kind == "layout":
+        yield {"NIXCACHE_REGISTRY": f"oci:{folder / 'layout'}"}, folder / "layout"
+        return
+    with docker_registry() as registry:
+        yield settings_of(registry, folder), registry.server.data
+
+
+@pytest.fixture(params=["docker-registry", "layout"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[dict[str, str], Path]]:
+    with repository(request.param, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def machine(place: tuple[dict[str, str], Path], nix: NixSandbox, key: SecretKey, tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine", nix, {**place[0], "NIX_SIGNING_KEY": key.render()})
+
+
+@pytest.fixture
+def paths(nix: NixSandbox) -> list[str]:
+    """Some that refer to each other, for a pack, and one that is a blob of its own."""
+    return [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(MIB))]
+
+
+def blob_files(folder: Path) -> list[Path]:
+    """Files of blobs that are no JSON and no table: packs and NARs, the largest first."""
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (path.name == "data" or path.parent.name == "sha256")
+    ]
+    return sorted(
+        (path for path in found if path.stat().st_size > 4000), key=lambda path: path.stat().st_size
+    )[::-1]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def assert_served(
+    machine: Machine, nix: NixSandbox, place: tuple[dict[str, str], Path], key: SecretKey, paths: list[str]
+) -> None:
+    """Real Nix gets all of them, into an empty store, and nothing else is listed."""
+    listed = machine.run("list").check().stdout
+    assert len(listed.splitlines()) == len(paths)
+    with ProxyProcess(machine.folder / "proxy", **place[0]) as proxy:
+        proxy.wait_ready()
+        nix.realise(paths, substituters=[proxy.url], trusted_keys=[str(key.public_key)]).check()
+
+
+@pytest.mark.parametrize("damage", ["remove", "flip"])
+def test_what_the_store_has_is_sent_again(
+    machine: Machine,
+    place: tuple[dict[str, str], Path],
+    key: SecretKey,
+    nix: NixSandbox,
+    paths: list[str],
+    damage: str,
+) -> None:
+    """A lost pack and a lost NAR, or wrong bytes in them: all is served again, and gc goes on."""
+    machine.run("push", *paths).check()
+    pack_and_nar = blob_files(place[1])[:2]
+    for path in pack_and_nar:
+        path.unlink() if damage == "remove" else flip(path)
+    arguments = ["verify"] if damage == "remove" else ["verify", "--content"]
+    assert machine.run(*arguments).status == 1
+    dry = machine.run(*arguments, "--repair", "--dry-run")
+    assert (dry.status, dry.stdout.count("would be restored")) == (1, len(paths))
+    done = machine.run(*arguments, "--repair")
+    assert done.status == 0, done.stdout + done.stderr
+    assert done.stdout.count("\nrestored ") == len(paths)
+    assert "unlisted" not in done.stdout
+    assert machine.run("verify", "--content").check().stdout == ""
+    machine.run(*GC).check()
+    assert_served(machine, nix, place, key, paths)
+
+
+@contextmanager
+def other_machine(machine: Machine, tmp_path: Path) -> Iterator[Machine]:
+    """One whose store is empty, and that knows nothing of the cache yet."""
+    settings = {
+        name: value for name, value in machine.environment.items() if name.startswith(("NIXCACHE", "NIX_SIG"))
+    }
+    del settings["NIXCACHE_INDEX_DIR"]
+    nix = NixSandbox(tmp_path / "empty", store_dir=tmp_path / "empty-store" / "store")
+    yield Machine(tmp_path / "other", nix, settings)
+
+
+def test_what_nobody_has_is_unlisted(
+    machine: Machine,
+    place: tuple[dict[str, str], Path],
+    key: SecretKey,
+    nix: NixSandbox,
+    paths: list[str],
+    tmp_path: Path,
+) -> None:
+    """With all that refers to it, and nothing else; pins and roots stay; gc goes on."""
+    machine.run("push", *paths).check()
+    machine.run("pin", "create", "release", paths[-1]).check()
+    lost, *_ = blob_files(place[1])
+    lost.unlink()
+    with other_machine(machine, tmp_path) as other:
+        done = other.run("verify", "--repair")
+        assert done.status == 0, done.stdout + done.stderr
+        assert f"unlisted {paths[-1]}: blob " in done.stdout
+        assert done.stdout.count("\nunlisted ") == 1
+        assert other.run("verify", "--content").check().stdout == ""
+        assert "release" in other.run("pin", "list").check().stdout
+        assert len(other.run("list").check().stdout.splitlines()) == PATHS
+        assert "large" in other.run("list", "--roots").check().stdout
+        other.run(*GC).check()
+    assert_served(machine, nix, place, key, paths[:-1])
+
+
+def test_a_lost_table_is_named(
+    machine: Machine, place: tuple[dict[str, str], Path], paths: list[str], tmp_path: Path
+) -> None:
+    """Where a machine still has a copy it is written anew; where none has, the segment is unlisted."""
+    machine.run("push", *paths[:-1]).check()
+    machine.run("push", paths[-1]).check()
+    tables = [
+        path for path in place[1].rglob("*") if path.is_file() and path.read_bytes()[:4] == b"(\xb5/\xfd"
+    ]
+    assert tables
+    small = [path for path in tables if path.stat().st_size < 4000]
+    for path in small:
+        path.unlink()
+    assert "its table, is missing" in machine.run("verify").stdout
+    with other_machine(machine, tmp_path) as other:
+        refused = other.run("verify", "--repair")
+        assert (refused.status, "--force" in refused.stderr) == (1, True)
+    done = machine.run("verify", "--repair")
+    assert done.status == 0, done.stdout + done.stderr
+    with other_machine(machine, tmp_path) as other:
+        assert other.run("verify", "--content").check().stdout == ""
+        assert len(other.run("list").check().stdout.splitlines()) == len(paths)
+        other.run(*GC).check()
+
+
+def test_a_lost_manifest(
+    machine: Machine, nix: NixSandbox, place: tuple[dict[str, str], Path], key: SecretKey, paths: list[str]
+) -> None:
+    """Some registries take no index then, so nobody can publish: the segment is written anew first.
+
+    Its tag goes, too: gc stops at a tag without a manifest. What else it lost is sent again.
+    """
+    machine.run("push", *paths).check()
+    (manifest,) = (
+        path
+        for path in place[1].rglob("*")
+        if path.is_file() and b'"artifactType":"application/vnd.nixcache' in path.read_bytes()[:1000]
+    )
+    manifest.unlink()
+    blob_files(place[1])[0].unlink()
+    assert "its manifest is gone" in machine.run("verify").stdout
+    assert machine.run(*GC).status == 1
+    done = machine.run("verify", "--repair")
+    assert done.status == 0, done.stdout + done.stderr
+    assert f"\nrestored {paths[-1]}" in done.stdout
+    machine.run(*GC).check()
+    assert machine.run("verify", "--content").check().stdout == ""
+    assert_served(machine, nix, place, key, paths)
+
+
+def test_a_registry_that_deletes_nothing(nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
+    """What was replaced is marked as gc marks what is dead; why it stays is said, and nothing is lost."""
+    paths = [nix.build_file(name, random.Random(name).randbytes(MIB)) for name in ("one", "two", "three")]
+    with DockerRegistry(auth=False, delete=False) as registry:
+        settings = {
+            "NIXCACHE_REGISTRY": registry.host,
+            "NIXCACHE_REPO": REPO,
+            "NIX_SIGNING_KEY": key.render(),
+        }
+        machine = Machine(tmp_path / "machine", nix, settings)
+        machine.run("push", *paths).check()
+        blob_files(registry.data)[0].unlink()
+        with other_machine(machine, tmp_path) as other:
+            done = other.run("verify", "--repair")
+            assert (done.status, done.stdout.count("it could not be deleted")) == (1, 1)
+            other.run(*GC).check()
+        # Whoever still has it mends it, in both segments.
+        machine.run("verify", "--repair").check()
+        assert machine.run("verify", "--content").check().stdout == ""
+
+
+def test_a_dangling_reference_and_a_bad_signature(
+    machine: Machine, place: tuple[dict[str, str], Path], key: SecretKey, nix: NixSandbox, paths: list[str]
+) -> None:
+    """What is referred to is sent, and what nobody who is known signed is signed."""
+    machine.run("push", paths[-2], "--no-closure").check()
+    machine.run("push", paths[-1], NIX_SIGNING_KEY=SecretKey.generate("stranger-1").render()).check()
+    told = {"NIXCACHE_PUBLIC_KEYS": str(key.public_key)}
+    found = machine.run("verify", **told).stdout
+    assert "neither here nor upstream" in found
+    assert f"{paths[-1]}: no known key signed it" in found
+    done = machine.run("verify", "--repair", **told)
+    assert done.status == 0, done.stdout + done.stderr
+    assert "signed anew" in done.stdout
+    assert_served(machine, nix, place, key, paths)

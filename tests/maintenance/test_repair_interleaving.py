@@ -1,0 +1,156 @@
+"""Repairs beside publishers and collections, step by step: what is good stays, and all comes right again."""
+
+import random
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.record import PinRecord, PublishRecord
+from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error
+from nixcache_oci.maintenance.gc_plan import GcOptions
+from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.options import PublishOptions
+from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, push_things
+from tests.maintenance.served import Reader
+from tests.support.interleaving import Writer, nothing
+from tests.support.model_repository import ModelRepository, ModelStorage
+
+HOUR = timedelta(hours=1)
+OPTIONS = GcOptions(min_age=timedelta(), segments_of_a_class=1)
+
+LOST = Thing("lost", is_large=True)
+TOOL = Thing("tool", (LOST.base_name,))
+LIB = Thing("lib")
+APP = Thing("app", (LIB.base_name,), is_large=True)
+NEW = Thing("new", (APP.base_name,))
+BROKEN = [LOST, TOOL]
+GOOD = [LIB, APP]
+
+
+class Silent:
+    """Shows nothing of what a publish tells."""
+
+    def note(self, line: str) -> None: ...
+    def begin(self, paths: int, size: int) -> None: ...
+    def staged(self, base_name: str, size: int) -> None: ...
+    def sent(self, size: int) -> None: ...
+    def skipped(self, size: int) -> None: ...
+    def warn(self, line: str) -> None: ...
+
+
+def ignore(_line: str) -> None:
+    """What people would read."""
+
+
+class Scene:
+    """A cache of two publishes and a pin, in which the bytes of one path are lost."""
+
+    def __init__(self, folder: Path) -> None:
+        self.storage = ModelStorage()
+        self.folder = folder
+        self.now = now() - 24 * HOUR
+
+    async def prepare(self) -> None:
+        repository = ModelRepository(self.storage, nothing)
+        pin = PinRecord("release", LIB.path, self.now, "forever")
+        await push_things(repository, [LOST, TOOL, LIB], [self.record(TOOL), pin], self.now)
+        await push_things(repository, [APP], [self.record(APP)], self.now + HOUR)
+        del self.storage.blobs[Digest.of(LOST.content)]
+
+    def record(self, thing: Thing) -> PublishRecord:
+        return PublishRecord(thing.base_name, "run", self.now, (("root", thing.path),))
+
+    async def repair(self, repository: ModelRepository) -> Outcome:
+        """Repair as the program does on a machine that has no store."""
+
+        async def read() -> Inventory:
+            return await self.read(repository)
+
+        upstreams = Upstreams([])
+        try:
+            verifier = Verifier(repository, upstreams, (), with_content=False, tell=ignore)
+            folder = IndexFolder(self.folder, "model")
+            sender = Sender(repository, None, folder, upstreams, PublishOptions(), Silent())
+            remover = ModelRemover(self.storage, repository._before)
+            options = RepairOptions(is_dry_run=False, force=True)
+            inventory = await read()
+            problems = await verifier.run(inventory)
+            return await Repairer(repository, remover, verifier, read, sender, options, ignore).run(
+                inventory, problems
+            )
+        finally:
+            await upstreams.close()
+
+    async def read(self, repository: ModelRepository) -> Inventory:
+        listing = await read_listing(repository)
+        return Inventory(await read_tables(repository, IndexFolder(self.folder, "model"), listing))
+
+    async def try_to_repair(self, repository: ModelRepository) -> None:
+        with suppress(Error):  # another one was faster: the next run goes on
+            await self.repair(repository)
+
+    async def try_to_collect(self, repository: ModelRepository) -> None:
+        with suppress(Error):
+            await self.collect(repository)
+
+    async def collect(self, repository: ModelRepository) -> None:
+        await collect(repository, ModelRemover(self.storage, repository._before), OPTIONS, self._later)
+
+    async def publish(self, repository: ModelRepository) -> None:
+        await publish_things(repository, self.storage, [LIB, APP, NEW], [self.record(NEW)], self._later)
+
+    def _later(self) -> datetime:
+        return self.now + 20 * HOUR
+
+
+async def test_it_takes_out_what_nobody_has(tmp_path: Path) -> None:
+    """With what refers to it, and not the pin beside it; a second repair finds nothing to do."""
+    scene = Scene(tmp_path)
+    await scene.prepare()
+    outcome = await scene.repair(ModelRepository(scene.storage, nothing))
+    assert outcome.unlisted.keys() == {str(thing.path) for thing in BROKEN}
+    assert outcome.left == []
+    assert Reader(scene.storage).view().good == {thing.base_name for thing in GOOD}
+    before = dict(scene.storage.tags)
+    assert (await scene.repair(ModelRepository(scene.storage, nothing))).problems == []
+    assert scene.storage.tags == before
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_nothing_good_is_lost_in_any_interleaving(tmp_path: Path, seed: int) -> None:
+    """Repair, publisher and gc at once, the first one killed in half of the cases: then one more of each."""
+    chance = random.Random(seed)
+    scene = Scene(tmp_path)
+    await scene.prepare()
+    crash_at = chance.choice([None, chance.randrange(1, 60)])
+    writers = [
+        Writer(scene.storage, crash_at, scene.try_to_repair),
+        Writer(scene.storage, None, scene.publish),
+        Writer(scene.storage, None, scene.try_to_collect),
+    ]
+    while writers:
+        writer = chance.choice(writers)
+        for _ in range(chance.randrange(1, 12)):
+            await writer.step()
+        if writer._task.done():
+            await writer.end()
+            writers.remove(writer)
+    repository = ModelRepository(scene.storage, nothing)
+    outcome = await scene.repair(repository)
+    assert outcome.left == []
+    await scene.collect(repository)
+    view = Reader(scene.storage).view()
+    assert view.good >= {thing.base_name for thing in (*GOOD, NEW)}
+    assert not view.served.keys() & {thing.base_name for thing in BROKEN}
+    assert view.broken(frozenset()) == set()
+    assert any(isinstance(record, PinRecord) for record in (await scene.read(repository)).records())
