@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
     request = Request(
-        flake=None if arguments.file is not None else arguments.flake or values.get(table.CONFIG_DIR),
+        flake=None if arguments.file is not None else arguments.flake or _default_flake(values),
         file=arguments.file,
         attrs=tuple(arguments.attr),
         system=arguments.system,
@@ -153,6 +153,17 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
     settings = publish_settings(arguments, environment)
     return run_publisher(_publish(settings, proxy, request), settings.actions)
+
+
+def _default_flake(values: Values) -> str:
+    """Take the flake that is configured, and a default that is not there for no name of Nix's flake registry."""
+    flake = values.get(table.CONFIG_DIR)
+    if not values.is_given(table.CONFIG_DIR) and not Path(flake).is_dir():
+        raise UsageError(
+            f"publish: there is no folder {flake} here: name the flake, as in `nixcache-oci publish .`, or set "
+            f"{table.CONFIG_DIR.name}"
+        )
+    return flake
 
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
