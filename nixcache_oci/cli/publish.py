@@ -156,12 +156,12 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 
 
 def _default_flake(values: Values) -> str:
-    """Take the flake that is configured, and a default that is not there for no name of Nix's flake registry."""
+    """Take the flake that is configured; a default that is not there is no name for Nix's flake registry."""
     flake = values.get(table.CONFIG_DIR)
     if not values.is_given(table.CONFIG_DIR) and not Path(flake).is_dir():
         raise UsageError(
-            f"publish: there is no folder {flake} here: name the flake, as in `nixcache-oci publish .`, or set "
-            f"{table.CONFIG_DIR.name}"
+            f"publish: there is no folder {flake} here: name the flake, as in `nixcache-oci publish .`, or "
+            f"set {table.CONFIG_DIR.name}"
         )
     return flake
 

@@ -140,10 +140,8 @@ def test_wrong_usage_is_said_in_one_line(settings: dict[str, str], tmp_path: Pat
     # Not a flake of that name in Nix's registry, which would be asked for over the network.
     nothing = machine.run("publish")
     assert nothing.status == 2
-    assert nothing.stderr.splitlines() == [
-        "nixcache-oci: error: publish: there is no folder config here: name the flake, as in `nixcache-oci publish .`, "
-        "or set NIXCACHE_CONFIG_DIR"
-    ]
+    (line,) = nothing.stderr.splitlines()
+    assert "no folder config here" in line
     no_key = machine.run("push", "/nix/store/x", NIX_SIGNING_KEY="secret-1:c2VjcmV0")
     assert no_key.status == 2
     assert "NIX_SIGNING_KEY" in no_key.stderr
