@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types layers tests programs lock format clean
+.PHONY: help setup demo test lint types layers tests programs soak bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
 	@echo 'make test     every check: lint, types, layers, tests'
+	@echo 'make soak     the tests that take minutes: load, faults, large searches'
+	@echo 'make bench    measure side by side with what a user would take instead; charts go to bench/results'
+	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
 	@echo 'make setup    .venv with the locked dependencies: .venv/bin/nixcache-oci is the program'
 	@echo 'make lock     resolve the lock files anew from pyproject.toml'
 
@@ -39,6 +42,20 @@ tests: setup
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
+# Some of them print figures, which belong to the result.
+soak: setup programs
+	$(BIN)/pytest -m soak -s
+
+bench: setup programs
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
+	$(BIN)/python -m bench
+
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock -r bench/requirements.lock
+	rm -rf .venv-audit
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -57,4 +74,4 @@ lock:
 	rm -rf .venv-lock *.egg-info
 
 clean:
-	rm -rf .venv .venv-lock build *.egg-info .mypy_cache .hypothesis .coverage*
+	rm -rf .venv .venv-lock .venv-audit build *.egg-info .mypy_cache .hypothesis .coverage*

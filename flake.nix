@@ -57,7 +57,7 @@
       checks = forEachSystem (pkgs: import ./nix/checks.nix { inherit pkgs; });
 
       templates.default = {
-        path = ./nix/template;
+        path = ./nixcache_oci/starter;
         description = "A repository that becomes a Nix binary cache";
       };
     };

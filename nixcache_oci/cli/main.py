@@ -20,17 +20,18 @@ PROGRAM: Final = "nixcache-oci"
 # Each is a module of this package: see the protocol Verb.
 VERBS: Final = {
     "proxy": "serve the cache to Nix on this machine",
+    "use": "point Nix on this machine at the proxy",
+    "init": "make a repository one whose workflows publish a cache",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
     "gc": "forget what no root and no pin reaches",
-    "use": "point Nix on this machine at the proxy",
-    "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
-    "verify": "check that what a cache lists is there and right",
+    "verify": "check that what a cache lists is there and right, and mend it",
     "export": "write a cache as plain files for any web server",
     "mirror": "copy a whole cache to another repository",
+    "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
     "keygen": "make a key pair to sign a cache with",
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.needs("nix")
 LINUX = ["aarch64-linux", "x86_64-linux"]
 DARWIN = ["aarch64-darwin", "x86_64-darwin"]
 STARTER = TOP / "config"
-TEMPLATE = TOP / "nix/template"
+TEMPLATE = TOP / "nixcache_oci/starter"
 # What the flake is evaluated from; a checkout has more, such as virtual environments.
 PARTS = [
     "flake.nix",

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias, cast
 from ruamel.yaml import YAML
 
 TOP: Final = Path(__file__).parents[2]
-TEMPLATE: Final = TOP / "nix/template"
+TEMPLATE: Final = TOP / "nixcache_oci/starter"
 ACTIONS: Final = tuple(sorted((TOP / "workflows").glob("*/action.yml")))
 WORKFLOWS: Final = tuple(sorted((TOP / ".github/workflows").glob("*.yml")))
 TEMPLATE_WORKFLOWS: Final = tuple(sorted((TEMPLATE / ".github/workflows").glob("*.yml")))

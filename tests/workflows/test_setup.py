@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def packages_of(lock: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.needs("nix", "git")
-def test_the_program_is_installed_and_publishes(story: GithubStory) -> None:
+def test_the_program_is_installed_and_publishes(story: GithubStory, tmp_path: Path) -> None:
     """By hash, on the PATH of later steps only as itself; Nix is there, and not installed again."""
     job = story.job(permissions={"packages": "write"})
     # pip's usual cache, so that what it has is not fetched by every run of this test.
@@ -51,6 +52,12 @@ def test_the_program_is_installed_and_publishes(story: GithubStory) -> None:
     assert "nix (Nix)" in ran.log
     added = job.environment["PATH"].split(os.pathsep)[0]
     assert [path.name for path in Path(added).iterdir()] == ["nixcache-oci"]
+    # What `init` writes is installed with it, what begins with a dot as well.
+    subprocess.run([Path(added, "nixcache-oci"), "init", tmp_path / "fresh"], check=True, capture_output=True)
+    written = {
+        str(path.relative_to(tmp_path / "fresh")) for path in tmp_path.glob("fresh/**/*") if path.is_file()
+    }
+    assert written >= {".gitignore", ".github/workflows/publish-cache.yml", "config/flake.nix"}
     story.commit_flake(flake('one = mk "one" "echo ${dep.text} > $out";', story.write_input("text")))
     story.check_out(job, "refs/heads/main")
     job.run_action(TOP / "workflows/publish", {"signing-key": story.key.render()}).check()
