@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.table import HashLetters, row_key
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import is_content_addressed
@@ -16,8 +17,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 
-# What TableFile.verdicts holds.
-_UNKNOWN: Final = 0
+# What TableFile.verdicts holds; 0 is unknown.
 _GOOD: Final = 1
 _BAD: Final = 2
 
@@ -72,20 +72,28 @@ class Catalog:
         goes on to another cache, or builds, at a miss. So is one whose NAR is said to lie outside this cache:
         a registry may not send Nix to any address that it likes.
         """
-        rows = [(table, row) for table in self.tables if (row := table.file.find(hash_part)) is not None]
-        good = [(table, row) for table, row in rows if self._is_good(table.file, row, hash_part)]
+        return self.find_letters(HashLetters(hash_part.encode()))
+
+    def find_letters(self, letters: HashLetters) -> bytes | None:
+        """Look up as ``find`` does."""
+        key = row_key(letters)
+        good: list[tuple[CatalogTable, int]] = []
+        for table in self.tables:
+            file = table.file
+            row = file.find_letters(letters, key)
+            if row is not None and (file.verdicts[row] or self._judge(file, row, letters)) == _GOOD:
+                good.append((table, row))
         if not good:
             return None
         # min() keeps the first of equals, and tables come newest first.
         table, row = good[0] if len(good) == 1 else min(good, key=_rank)
         return table.file.text(row)
 
-    def _is_good(self, file: TableFile, row: int, hash_part: HashPart) -> bool:
-        if file.verdicts[row] == _UNKNOWN:
-            narinfo = _parse(file.text(row), hash_part)
-            is_good = narinfo is not None and (not self.public_keys or self._is_trusted(narinfo))
-            file.verdicts[row] = _GOOD if is_good else _BAD
-        return file.verdicts[row] == _GOOD
+    def _judge(self, file: TableFile, row: int, letters: HashLetters) -> int:
+        narinfo = _parse(file.text(row), HashPart(letters.decode()))
+        is_good = narinfo is not None and (not self.public_keys or self._is_trusted(narinfo))
+        file.verdicts[row] = _GOOD if is_good else _BAD
+        return file.verdicts[row]
 
     def _is_trusted(self, narinfo: NarInfo) -> bool:
         return is_signed_by(narinfo, self.public_keys) or is_content_addressed(narinfo)

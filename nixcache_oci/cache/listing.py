@@ -15,7 +15,7 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
 from nixcache_oci.clients.repository import Repository, StoredManifest
-from nixcache_oci.errors import FormatError, NotFoundError
+from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -111,6 +111,14 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     """
     tags = await _list_tags(repository)
     stored = await _get_index(repository)
+    if tags is None:
+        # Either it was made meanwhile, or the registry contradicts itself: no tags are not all tags.
+        tags = await _list_tags(repository) if stored is not None else []
+    if tags is None:
+        raise RegistryError(
+            f"{repository.name}: the registry says that there is no such repository, and has its {INDEX_TAG}",
+            is_temporary=True,
+        )
     version1: Digest | None = None
     index = CacheIndex()
     if stored is not None and stored.media_type in media_type.MANIFESTS:
@@ -150,11 +158,11 @@ async def _read_segment(repository: Repository, tag: SegmentTag) -> list[Segment
         return []
 
 
-async def _list_tags(repository: Repository) -> list[str]:
+async def _list_tags(repository: Repository) -> list[str] | None:
     try:
         return await repository.list_tags()
     except NotFoundError:
-        return []  # the repository said itself that it does not exist
+        return None  # the repository said itself that it does not exist
 
 
 async def _get_index(repository: Repository) -> StoredManifest | None:

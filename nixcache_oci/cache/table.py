@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from mmap import mmap
-from typing import Final, TypeAlias
+from typing import Final, NewType, TypeAlias
 
 from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
@@ -45,6 +45,9 @@ _KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-
 
 Content: TypeAlias = bytes | mmap
 """The text of a table, in memory or on disk."""
+
+HashLetters = NewType("HashLetters", bytes)
+"""The letters of a ``HashPart``, as they stand in a table, or in a request that was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def parse_table(content: bytes) -> Table:
     narinfos: tuple[NarInfo, ...] = ()
     if end_of_head < len(content):
         stanzas = _stanzas(content, end_of_head + 1, len(content))
-        narinfos = tuple(NarInfo.parse(stanza) for stanza in stanzas)
+        narinfos = tuple(_parse_narinfo(stanza) for stanza in stanzas)
     parts = [narinfo.store_path.hash_part for narinfo in narinfos]
     if any(one >= other for one, other in pairwise(parts)):
         raise FormatError("table: its narinfos are not in the order of their hash parts")
@@ -160,7 +163,7 @@ def scan(content: Content) -> Scan:
         if hash_part <= previous:
             raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
         previous = hash_part
-        keys.append(_number(hash_part))
+        keys.append(row_key(hash_part))
         positions.append(match.start(1))
     return Scan(keys, positions)
 
@@ -173,12 +176,18 @@ def find_row(
     Returns:
         Its place in ``positions``, or None where the table does not list it.
     """
-    wanted = hash_part.encode()
-    key = _number(wanted)
+    letters = HashLetters(hash_part.encode())
+    return find_letters(content, keys, positions, letters, row_key(letters))
+
+
+def find_letters(
+    content: Content, keys: Sequence[int], positions: Sequence[int], letters: HashLetters, key: int
+) -> int | None:
+    """Look up as ``find_row`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
     row = bisect_left(keys, key)
     while row < len(keys) and keys[row] == key:
         position = positions[row]
-        if content[position : position + len(wanted)] == wanted:
+        if content[position : position + _HASH_LETTERS] == letters:
             return row
         row += 1
     return None
@@ -187,7 +196,7 @@ def find_row(
 def is_key_at(content: Content, key: int, position: int) -> bool:
     """Tell whether a key and a position are what ``scan`` would give for this table."""
     match = _HASH_PART.fullmatch(content[position : position + _HASH_LETTERS])
-    return match is not None and _number(match[0]) == key
+    return match is not None and row_key(match[0]) == key
 
 
 def stanza_around(content: Content, position: int) -> bytes:
@@ -205,8 +214,16 @@ def stanza_around(content: Content, position: int) -> bytes:
     return content[start:stanza_end]
 
 
-def _number(hash_part: bytes) -> int:
-    return int(hash_part[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32), 32)
+def row_key(letters: bytes) -> int:
+    """Tell what ``Scan.keys`` holds for a hash part."""
+    return int(letters[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32), 32)
+
+
+def _parse_narinfo(stanza: bytes) -> NarInfo:
+    if not stanza.startswith(f"{_NARINFO_KEY}: ".encode()):
+        # What is only served is found by its first line: nobody may take for listed what is never served.
+        raise FormatError(f"table: a narinfo that does not begin with {_NARINFO_KEY}: {stanza[:80]!r}")
+    return NarInfo.parse(stanza)
 
 
 def _end_of_head(content: Content) -> int:

@@ -18,8 +18,10 @@ import zstandard
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     MAX_TABLE_BYTES,
+    HashLetters,
     Scan,
     TableHeader,
+    find_letters,
     find_row,
     is_key_at,
     parse_head,
@@ -85,6 +87,10 @@ class TableFile:
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
         return find_row(self._text, self._keys, self._positions, hash_part)
+
+    def find_letters(self, letters: HashLetters, key: int) -> int | None:
+        """Look up as ``find`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
+        return find_letters(self._text, self._keys, self._positions, letters, key)
 
     def text(self, row: int) -> bytes:
         """Cut one narinfo out, as it lies there: not validated."""

@@ -25,7 +25,8 @@ def now() -> datetime:
 
 def format_time(time: datetime) -> str:
     """Write an aware time as ``2026-11-21T03:15:00Z``; fractions of a second are dropped."""
-    return time.astimezone(UTC).strftime(_TEXT)
+    # strftime would write years before 1000 with fewer digits, which nobody can read again.
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def parse_time(text: str) -> datetime:
@@ -39,7 +40,7 @@ def parse_time(text: str) -> datetime:
 
 def format_tag_time(time: datetime) -> str:
     """Write an aware time as ``20261121T031500Z``."""
-    return time.astimezone(UTC).strftime(_TAG)
+    return format_time(time).replace("-", "").replace(":", "")
 
 
 def parse_tag_time(text: str) -> datetime:

@@ -104,10 +104,23 @@ class Layout:
             raise
 
     async def _read(self, file: int, start: int, end: int) -> AsyncGenerator[bytes]:
-        while start < end:
-            piece = await asyncio.to_thread(self._folder.read_at, file, min(_READ_BYTES, end - start), start)
-            start += len(piece)
-            yield piece
+        """Yield a part of a file; each piece is read while the one before it is made use of."""
+        reading: asyncio.Future[bytes] | None = None
+        try:
+            while start < end or reading is not None:
+                piece = await asyncio.shield(reading) if reading is not None else b""
+                start, reading = start + len(piece), None
+                if start < end:
+                    reading = asyncio.get_running_loop().run_in_executor(
+                        None, self._folder.read_at, file, min(_READ_BYTES, end - start), start
+                    )
+                if piece:
+                    yield piece
+        finally:
+            # The file is closed next: no thread may read what gets its number then.
+            if reading is not None:
+                await asyncio.wait([reading])
+                reading.exception()  # nobody else will hear of it
 
 
 def _close_opened(opening: asyncio.Future[int]) -> None:

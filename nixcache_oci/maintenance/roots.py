@@ -51,7 +51,8 @@ def count_roots(
     kept: set[PublishRecord] = set()
     for members in by_scope.values():
         last_publish = max(record.time for record in members)
-        if scope_ttl is not None and last_publish + scope_ttl <= now:
+        # A difference, and not a sum: nothing keeps a record from naming the year 9999.
+        if scope_ttl is not None and now - last_publish >= scope_ttl:
             continue
         scope = _Scope(members)
         counting = scope.counting(now - retention)

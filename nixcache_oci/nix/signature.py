@@ -141,7 +141,10 @@ class SecretKey:
         """
         name, raw = _split("secret key", text.strip(), is_secret=True)
         if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
-            raise FormatError(f"secret key {name}: expected seed and public key, 64 bytes, got {len(raw)}")
+            # Without the name: where somebody left it out, or changed the order, that is the secret.
+            raise FormatError(
+                f"secret key: expected <key name>:<base 64> of seed and public key, 64 bytes, got {len(raw)}"
+            )
         key = cls(name, raw[:SEED_BYTES])
         if key.public_key.raw != raw[SEED_BYTES:]:
             raise FormatError(f"secret key {name}: its public half belongs to another key")
@@ -201,7 +204,7 @@ def _check(noun: str, name: str, raw: bytes, size: int) -> None:
     if not _KEY_NAME.fullmatch(name):
         raise FormatError(f"{noun}: a key's name has no colon or white space, got {name[:80]!r}")
     if len(raw) != size:
-        raise FormatError(f"{noun} of {name}: expected {size} bytes, got {len(raw)}")
+        raise FormatError(f"{noun} of {name[:80]}: expected {size} bytes, got {len(raw)}")
 
 
 def _join(name: str, raw: bytes) -> str:

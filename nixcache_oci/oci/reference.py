@@ -64,9 +64,8 @@ class RegistryReference:
         scheme = scheme.lower()
         host = host.removesuffix("/").lower()
         if scheme not in ("", "http", "https") or (separator and not scheme):
-            raise FormatError(
-                f"registry {registry[:80]!r}: {scheme}:// is not spoken here, only http and https"
-            )
+            named = f"{scheme[:20]}://" if scheme.isalnum() else "this"
+            raise FormatError(f"registry {registry[:80]!r}: {named} is not spoken here, only http and https")
         if "/" in host:
             raise FormatError(
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"

@@ -21,6 +21,7 @@ class Counters:
         packs_fetched_ahead: packs downloaded before anybody asked.
         refreshes: times that the index was looked at.
         refresh_failures: times that this failed.
+        index_regressions: times that the registry showed an older state of the cache than before.
     """
 
     hits: int = 0
@@ -36,3 +37,4 @@ class Counters:
     packs_fetched_ahead: int = 0
     refreshes: int = 0
     refresh_failures: int = 0
+    index_regressions: int = 0

@@ -7,9 +7,12 @@ design section 3, promise 10.
 import ipaddress
 import re
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Final
 
 ALLOW_HEADER: Final = "X-Nixcache-Oci"
+
+_HOSTS_REMEMBERED: Final = 64
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{0,5})?")
 
@@ -45,6 +48,22 @@ def is_allowed_host(header: str, names: AbstractSet[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+class HostGuard:
+    """Decides on Host headers as ``is_allowed_host`` does, and remembers.
+
+    Args:
+        names: further names to answer to, in lower case.
+    """
+
+    def __init__(self, names: AbstractSet[str]) -> None:
+        # A client sends the same one with each request, and reading it takes a tenth of the time of a hit.
+        self._decide = lru_cache(maxsize=_HOSTS_REMEMBERED)(lambda header: is_allowed_host(header, names))
+
+    def allows(self, header: str) -> bool:
+        """Decide whether a Host header is one that no stranger can choose."""
+        return self._decide(header)
 
 
 def may_change_state(origin: str | None, allow: str | None) -> bool:

@@ -22,6 +22,7 @@ from nixcache_oci.errors import Error, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.regression_watch import RegressionWatch
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class LiveIndex:
     Attributes:
         catalog: None while there is no index at all.
         state: for ``/_status``.
+        watch: notices a registry that shows an older state than it did.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LiveIndex:
     ) -> None:
         self.catalog: Catalog | None = None
         self.state = IndexState()
+        self.watch = RegressionWatch(folder.path, counters)
         self._repository = repository
         self._folder = folder
         self._public_keys = tuple(public_keys)
@@ -96,6 +99,11 @@ class LiveIndex:
     def segments(self) -> int:
         """How many segments are served, a version 1 document among them."""
         return len(self._set.listing.tables)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every segment whose tag was found has its manifest."""
+        return self._set.listing.is_complete
 
     @property
     def entries(self) -> int:
@@ -179,18 +187,23 @@ class LiveIndex:
             await asyncio.sleep(pause * random.uniform(0.9, 1))  # noqa: S311  # jitter
 
     async def _refresh(self, *, thoroughly: bool) -> None:
+        await self.watch.open()
         if thoroughly or self._is_look_due() or await self._index_digest() != self._set.listing.index:
             asked_at = time.monotonic()
             look = await self._look()
+            self.watch.compare(self._set.listing.segments, look.listing.segments)
             self.state.damaged = dict(look.damaged)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
             self._tags_listed_at = asked_at
+        else:
+            self.watch.confirm()
         # Also after a look that found nothing new: the disk may have been full before.
         listing = self._set.listing
         if listing != self._saved:
             await asyncio.to_thread(self._folder.save, listing)
             self._saved = listing
+        await self.watch.save()
 
     async def _look(self) -> TableSet:
         listing = await read_listing(self._repository, self._set.listing.segments)

@@ -18,6 +18,9 @@ from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.front import AccessLog, FrontServer
+from nixcache_oci.proxy.head import HeadReader
+from nixcache_oci.proxy.keys import HITS, HOST_GUARD
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
 
@@ -26,6 +29,7 @@ _log = logging.getLogger(__name__)
 # Running transfers may end by themselves for so long; Nix resumes what is cut then. The library waits twice:
 # before it cancels a handler, and after.
 _GRACE_SECONDS: Final = 1.5
+_BACKLOG: Final = 128
 
 
 async def run_proxy(
@@ -78,7 +82,7 @@ async def serving(
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
     app = build_app(config, repository, index, upstreams, counters)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
+    runner = web.AppRunner(app, access_log=_log, access_log_class=AccessLog, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)
         stack.push_async_callback(runner.cleanup)
@@ -86,24 +90,31 @@ async def serving(
         await runner.setup()
         # The index first: a request that comes in at once must find what is on disk.
         await index.start()
-        yield await _listen(runner, config, activated_sockets)
+        if runner.server is None:
+            raise AssertionError("setup() makes it")
+        front = FrontServer(runner.server, HeadReader(app[HOST_GUARD].allows), app[HITS])
+        listeners = await _listen(front, config, activated_sockets)
+        for listener in listeners:
+            stack.callback(listener.close)
+        yield [_address(each.getsockname()) for listener in listeners for each in listener.sockets]
 
 
 async def _listen(
-    runner: web.AppRunner, config: ProxyConfig, activated_sockets: Sequence[socket.socket]
-) -> list[str]:
+    front: FrontServer, config: ProxyConfig, activated_sockets: Sequence[socket.socket]
+) -> list[asyncio.Server]:
+    loop = asyncio.get_running_loop()
     if activated_sockets:
-        for activated in activated_sockets:
-            await web.SockSite(runner, activated).start()
-    else:
-        try:
-            await web.TCPSite(runner, config.listen, config.port).start()
-        except OSError as error:
-            raise Error(
-                f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop what listens "
-                "there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
-            ) from None
-    return [_address(address) for address in runner.addresses]
+        return [
+            await loop.create_server(front, sock=activated, backlog=_BACKLOG)
+            for activated in activated_sockets
+        ]
+    try:
+        return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
+    except OSError as error:
+        raise Error(
+            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop what listens "
+            "there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
+        ) from None
 
 
 def _reason(error: OSError) -> str:

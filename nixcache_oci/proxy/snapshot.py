@@ -2,10 +2,13 @@
 
 import time
 from dataclasses import asdict
+from datetime import datetime
 
 from aiohttp import web
 
+from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.proxy.keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
+from nixcache_oci.proxy.regression import Seen
 
 
 def take_snapshot(app: web.Application) -> dict[str, object]:
@@ -25,6 +28,9 @@ def take_snapshot(app: web.Application) -> dict[str, object]:
             "changed_seconds_ago": _age(now, state.changed_at),
             "last_error": state.error,
             "damaged_tables": state.damaged,
+            "complete": index.is_complete,
+            "newest_segment": _show(index.watch.seen.newest_now),
+            "regression": _show_regression(index.watch.seen),
             "ttl_seconds": config.index_ttl_seconds,
         },
         "public_keys": {
@@ -36,6 +42,20 @@ def take_snapshot(app: web.Application) -> dict[str, object]:
         "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
         "pack_cache_bytes": app[PACKS].used_bytes,
         "counters": asdict(app[COUNTERS]),
+    }
+
+
+def _show(time_of: datetime | None) -> str | None:
+    return None if time_of is None else format_time(time_of)
+
+
+def _show_regression(seen: Seen) -> dict[str, object] | None:
+    if seen.regressed_since is None:
+        return None
+    return {
+        "since": _show(seen.regressed_since),
+        "newest_segment_seen": _show(seen.newest),
+        "missing_segments": sorted(seen.missing),
     }
 
 

@@ -9,7 +9,7 @@ from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.listing import Listing, read_listing
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
-from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
@@ -45,6 +45,33 @@ def test_any_other_failure_is_an_error(step: str) -> None:
 
     with pytest.raises(RegistryError):
         asyncio.run(read_listing(client(ModelStorage(), fail)))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_index_in_a_repository_that_is_not_there_is_a_contradiction(times: int) -> None:
+    """No tags are not all tags: gc would condemn what they hold. Once, it was made between two requests."""
+
+    async def run() -> Listing:
+        storage = ModelStorage()
+        await list_segments(client(storage), [await push(storage, "listed")])
+        await push(storage, "tagged")
+        left = times
+
+        async def deny(step: str) -> None:
+            nonlocal left
+            if step == "list tags" and left:
+                left -= 1
+                raise NotFoundError("name unknown")
+
+        return await read_listing(client(storage, deny))
+
+    if times == 1:
+        assert len(asyncio.run(run()).segments) == 2
+        return
+    with pytest.raises(RegistryError, match="no such repository, and has its cache-index") as raised:
+        asyncio.run(run())
+    assert not isinstance(raised.value, NotFoundError)
+    assert raised.value.is_temporary
 
 
 def test_what_is_written_to_disk_is_read_again() -> None:

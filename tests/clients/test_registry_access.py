@@ -203,10 +203,19 @@ async def test_an_answer_without_a_token_is_an_error(issuer: Issuer, answer: dic
 async def test_a_page_instead_of_a_token_is_an_error(ghcr: GhcrDouble) -> None:
     """A login page answers 200, too; it says nothing about the credentials, so nobody falls back for it."""
     ghcr.private = False
-    ghcr.fault("token", "garbage")
+    ghcr.fault("token", "garbage", times=None)
     async with opened(ghcr.host, owner(ghcr)) as registry:
         with pytest.raises(RegistryError, match="holds no token"):
             await registry.resolve("cache-index")
+    assert all("Authorization" in record.headers for record in ghcr.requests if record.operation == "token")
+
+
+async def test_one_page_instead_of_a_token_is_forgiven(ghcr: GhcrDouble) -> None:
+    """Whatever answered in the token service's place may be gone a moment later."""
+    ghcr.put_manifest(NAME, "cache-index", MANIFEST)
+    ghcr.fault("token", "garbage")
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        assert await registry.resolve("cache-index") == Digest.of(MANIFEST)
 
 
 async def test_one_who_hangs_up_does_not_stop_the_others(issuer: Issuer) -> None:

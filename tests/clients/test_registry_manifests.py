@@ -97,10 +97,28 @@ async def test_bytes_that_the_digest_does_not_name_are_refused(
     digest = ghcr.put_manifest(NAME, "cache-index", MANIFEST)
     async with opened(ghcr.host, owner(ghcr)) as registry:
         await registry.resolve("cache-index")
-        ghcr.fault("manifest-get", kind, after=3)
+        ghcr.fault("manifest-get", kind, after=3, times=None)
         with pytest.raises(RegistryError, match="have digest") as raised:
             await registry.get_manifest(str(digest) if by_digest else "cache-index")
     assert not isinstance(raised.value, NotFoundError)
+    assert ghcr.count("manifest-get") == 5
+
+
+@pytest.mark.parametrize("kind", ["garbage", "wrong_byte", "truncated"])
+@pytest.mark.parametrize("operation", ["manifest-get", "tags"])
+async def test_bytes_that_were_spoilt_on_the_way_are_asked_for_again(
+    ghcr: GhcrDouble, kind: FaultKind, operation: str
+) -> None:
+    """One bad answer that says success must not end a publish."""
+    ghcr.put_manifest(NAME, "cache-index", MANIFEST)
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        await registry.resolve("cache-index")
+        ghcr.fault(operation, kind, after=0)
+        if operation == "tags":
+            assert await registry.list_tags() == ["cache-index"]
+        else:
+            assert (await registry.get_manifest("cache-index")).content == MANIFEST
+    assert ghcr.count(operation) == 2
 
 
 async def test_junk_under_a_tag_is_refused(ghcr: GhcrDouble) -> None:
@@ -284,7 +302,7 @@ async def test_every_page_of_tags_is_read(ghcr: GhcrDouble) -> None:
 async def test_a_broken_list_of_tags_is_an_error(ghcr: GhcrDouble, body: bytes) -> None:
     """Junk is not an empty list."""
     ghcr.put_manifest(NAME, "a", MANIFEST)
-    ghcr.fault("tags", "status", skip=1, status=200, body=body)
+    ghcr.fault("tags", "status", skip=1, times=None, status=200, body=body)
     async with opened(ghcr.host, owner(ghcr)) as registry:
         with pytest.raises(RegistryError, match="the list of tags"):
             await registry.list_tags()

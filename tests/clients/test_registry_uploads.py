@@ -17,6 +17,7 @@ from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import NAME, opened, owner, read
 from tests.support.ghcr import GhcrDouble
 from tests.support.server_thread import ServerThread
+from tests.support.slow_line import slow_line
 
 _CONTENT = random.Random(2).randbytes(3 * 1024 * 1024)
 _DIGEST = Digest.of(_CONTENT)
@@ -157,6 +158,17 @@ async def test_a_slow_upload_is_no_trouble(ghcr: GhcrDouble) -> None:
     content = _CONTENT * 4
     ghcr.bandwidth = 10_000_000
     async with opened(ghcr.host, owner(ghcr), push=True, stall=0.4) as registry:
+        await registry.push_blob(Digest.of(content), content)
+    assert ghcr.count("upload-put") == 1
+
+
+async def test_a_slow_line_is_no_trouble(ghcr: GhcrDouble) -> None:
+    """What the kernel still holds is not sent yet, and goes out byte by byte."""
+    content = bytes(300_000)
+    async with (
+        slow_line(ghcr.host, 150_000) as host,
+        opened(host, owner(ghcr), push=True, patience=0.1, stall=0.2) as registry,
+    ):
         await registry.push_blob(Digest.of(content), content)
     assert ghcr.count("upload-put") == 1
 

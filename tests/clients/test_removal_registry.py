@@ -1,5 +1,6 @@
 """OCI DELETE: against Debian's docker-registry, and what is said where it is refused."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -144,3 +145,11 @@ class TestDouble:
             with pytest.raises(RegistryError, match=f"delete manifest sha256:.*{status}") as raised:
                 await remover.remove(Digest.of(MANIFEST))
         assert not isinstance(raised.value, NotFoundError)
+
+    async def test_answers_without_a_body_end(self, ghcr: GhcrDouble) -> None:
+        """The library has one reader for all empty bodies, which tells of its end only once."""
+        ghcr.fault("manifest-delete", "status", status=204, times=None)
+        async with remover_at(ghcr.host, owner(ghcr)) as remover, asyncio.timeout(20):
+            for _ in range(3):
+                await remover.remove(Digest.of(MANIFEST))
+        assert ghcr.count("manifest-delete") == 3

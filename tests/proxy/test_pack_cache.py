@@ -158,9 +158,31 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
         await settle()
     assert bench.repository.opened == packs[: IN_FLIGHT - 1]
     await bench.cache.get(packs[0])
-    bench.cache.fetch_ahead(packs[10])
     await settle()
-    assert bench.repository.opened[-1] == packs[10]
+    assert bench.repository.opened == packs[:IN_FLIGHT]
+
+
+async def test_a_closure_of_many_packs_is_fetched_ahead_to_its_end(bench: Bench) -> None:
+    """All narinfos are asked for before the first NAR: what there was no room for then has its turn later."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(10)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+    for number, pack in enumerate(packs):
+        await settle()
+        assert bench.repository.opened == packs[: number + IN_FLIGHT - 1]
+        await bench.cache.get(pack)
+
+
+async def test_what_nobody_came_for_in_time_is_not_fetched_any_more(bench: Bench) -> None:
+    """A crawl leaves names behind; the next client has other wishes."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+    await settle()
+    bench.now += 200
+    await bench.cache.get(packs[0])
+    await settle()
+    assert bench.repository.opened == packs[:-1]
 
 
 async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench: Bench) -> None:

@@ -122,7 +122,8 @@ class GhcrDouble(Manners):
         - ``cut_request``: closed after that many bytes of the request's body; nothing comes of it.
         - ``lost``: it happens, but no answer comes.
         - ``wrong_byte``: the byte of the answer's body at that offset is wrong.
-        - ``stall``: that many bytes, then nothing until ``release``, ``clear_faults`` or the client hangs up.
+        - ``stall``: that many bytes, then nothing until ``release``, ``clear_faults`` or the client hangs up;
+          an answer without a body does not even begin.
         - ``refuse``: closed at once; ``reset``: the same with RST. Nothing happens.
         - ``status``: that status, headers and body, and nothing happens.
         - ``garbage``: 200 with junk.
@@ -169,6 +170,11 @@ class GhcrDouble(Manners):
         self.faults.clear()
 
     # What was asked
+
+    @property
+    def issued_tokens(self) -> frozenset[str]:
+        """Every registry token that was handed out."""
+        return self._service.tokens.issued
 
     @property
     def requests(self) -> list[RequestRecord]:

@@ -50,6 +50,11 @@ class TokenService:
         self._grants: dict[str, _Grant] = {}
         self._epoch = 0
 
+    @property
+    def issued(self) -> frozenset[str]:
+        """Every token so far."""
+        return frozenset(self._grants)
+
     def expire(self) -> None:
         self._epoch += 1
 

@@ -32,6 +32,7 @@ class Manners:
             GHCR's words.
         tags_page: tags on a page that nobody gave a size.
         tags_page_max: largest page of tags.
+        deletes: whether OCI DELETE of a manifest works, as at other registries; GHCR answers 405.
         owner_kind: what kind of account owns all packages; the REST API's other one answers 404.
         lag_answers: how many reads after a push get 404.
         lag_seconds: how long after a push reads get 404.
@@ -58,6 +59,7 @@ class Manners:
     is_linked_elsewhere: bool = False
     tags_page: int = 100
     tags_page_max: int = 10_000
+    deletes: bool = False
     owner_kind: Literal["user", "org"] = "user"
     lag_answers: int = 0
     lag_seconds: float = 0

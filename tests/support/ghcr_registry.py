@@ -53,6 +53,8 @@ class Registry:
             return await self._upload(asked, prefix)
         if operation == "manifest-put":
             return await self._put_manifest(asked, prefix)
+        if operation == "manifest-delete" and self._manners.deletes:
+            return self._delete_manifest(asked.target)
         if operation.endswith("-delete"):
             return _UNSUPPORTED
         return json_answer(200, {}) if operation == "ping" else self._read(asked, storage_host)
@@ -92,6 +94,14 @@ class Registry:
             )
         headers = {"Content-Type": manifest.media_type, "Docker-Content-Digest": str(manifest.digest)}
         return Answer(200, headers, manifest.content)
+
+    def _delete_manifest(self, target: Target) -> Answer:
+        held = self._store.find(target.name)
+        manifest = held.find(target.reference) if held and ":" in target.reference else None
+        if manifest is None:
+            return _MANIFEST_UNKNOWN
+        self._store.delete_version(target.name, manifest.version)
+        return Answer(202)
 
     async def _put_manifest(self, asked: Asked, prefix: str) -> Answer:
         target = asked.target

@@ -116,5 +116,5 @@ def _asked_status(fault: Fault | None) -> Answer | None:
 
 
 def _needed_right(target: Target) -> str:
-    """Tell what a token has to allow; deletion needs no more, for it is refused anyway."""
+    """Tell what a token has to allow; deletion needs no more: Debian's docker-registry checks that right."""
     return "push" if target.operation.startswith("upload-") or target.operation == "manifest-put" else "pull"

@@ -94,6 +94,8 @@ async def send(
     if kind == "garbage":
         answer = replace(answer, status=200, body=(fault and fault.body) or _JUNK)
     size = min(after, answer.size) if kind == "truncated" else answer.size
+    if kind == "stall" and (request.method == "HEAD" or not size):
+        await faults.stall(request.transport, faults.release_count)  # there is nothing to stop in later
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.content_length = size
     await response.prepare(request)

@@ -7,9 +7,8 @@ Source: GitHub's documentation, "Working with the Container registry" and "Netwo
 from collections.abc import Mapping
 from typing import Final
 
-from yarl import URL
-
 from nixcache_oci.clients.credentials import is_github, is_loopback
+from nixcache_oci.clients.url import parse_url
 from nixcache_oci.errors import UsageError
 
 API_VARIABLE: Final = "GITHUB_API_URL"
@@ -36,7 +35,7 @@ def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
     if not text or not is_loopback(host):
         return None
     try:
-        url = URL(text)
+        url = parse_url(text)
         name = url.origin().host or ""
     except ValueError as error:
         raise UsageError(f"{API_VARIABLE}: {text[:80]!r} is not the address of an API: {error}") from error

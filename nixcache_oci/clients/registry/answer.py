@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from multidict import CIMultiDictProxy
-from yarl import URL
 
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.url import parse_url
 
 ERROR_LIMIT = 64 * 1024  # bytes of an error document that are read
 _LONGEST_MESSAGE = 200  # characters
@@ -113,6 +113,6 @@ def _phrase(status: int) -> str:
 def _origin_of(location: str) -> str:
     """Show where an address leads, without path and query, which may be signed; empty where it is none."""
     try:
-        return str(URL(location, encoded=True).origin())
+        return str(parse_url(location, encoded=True).origin())
     except ValueError:
         return ""

@@ -16,7 +16,7 @@ from nixcache_oci.clients.registry.delete import delete_manifest
 from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
 from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import RetryPolicy
+from nixcache_oci.clients.registry.retry import Failure, RetryPolicy
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
@@ -105,24 +105,12 @@ class Registry:
     async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
         """Fetch a manifest or image index, at most 4 MiB, and check its bytes."""
         call = self._manifest_call("get", tag_or_digest, "GET", _FOUND)
-        answer = await self._transport.fetch(call, _MANIFEST_LIMIT + 1)
-        if len(answer.body) > _MANIFEST_LIMIT:
-            raise self._transport.error(
-                call, f"it is larger than {_MANIFEST_LIMIT} bytes", status=answer.status
-            )
         asked = parse_tag_or_digest(tag_or_digest)
-        digest = asked if isinstance(asked, Digest) else _stated_digest(answer)
-        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-        if digest is None:  # nothing to check the bytes against: they should at least not be a login page
-            if media_type not in _MEDIA_TYPES:
-                reason = f"{media_type!r} came, which was not asked for"
-                raise self._transport.error(call, reason, status=answer.status)
-            digest = Digest.of(answer.body)
-        try:
-            digest.check(answer.body)
-        except DigestError as error:
-            raise self._transport.error(call, str(error), status=answer.status) from error
-        return StoredManifest(answer.body, media_type, digest)
+        return await self._transport.fetch_parsed(
+            call,
+            _MANIFEST_LIMIT + 1,
+            lambda answer: _read_manifest(answer, asked if isinstance(asked, Digest) else None),
+        )
 
     async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
         """Store a manifest or image index."""
@@ -166,11 +154,9 @@ class Registry:
             if url in seen or len(seen) == _MOST_TAG_PAGES:
                 raise self._transport.error(call, f"the list does not end after {len(seen)} pages")
             seen.add(url)
-            answer = await self._transport.fetch(call, _TAG_PAGE_LIMIT + 1)
-            if len(answer.body) > _TAG_PAGE_LIMIT:
-                raise self._transport.error(call, f"a page is larger than {_TAG_PAGE_LIMIT} bytes")
+            page, answer = await self._transport.fetch_parsed(call, _TAG_PAGE_LIMIT + 1, _read_tags)
+            tags.update(dict.fromkeys(page))
             try:
-                tags.update(dict.fromkeys(parse_tags(answer.body)))
                 url = _next_page(answer, url)
             except (FormatError, TroubleError) as error:
                 raise self._transport.error(call, str(error), status=answer.status) from error
@@ -207,6 +193,40 @@ class Registry:
 
     def _url(self, path: str) -> URL:
         return URL(self._base + path, encoded=True)
+
+
+def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
+    _check_size(answer, "it", _MANIFEST_LIMIT)
+    digest = asked or _stated_digest(answer)
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    if digest is None:  # nothing to check the bytes against: they should at least not be a login page
+        if media_type not in _MEDIA_TYPES:
+            raise _useless(answer, f"{media_type!r} came, which was not asked for")
+        digest = Digest.of(answer.body)
+    try:
+        digest.check(answer.body)
+    except DigestError as error:
+        raise _useless(answer, str(error)) from error
+    return StoredManifest(answer.body, media_type, digest)
+
+
+def _read_tags(answer: Answer) -> tuple[list[str], Answer]:
+    """Give the tags of one page, and the answer that tells where the next one is."""
+    _check_size(answer, "a page", _TAG_PAGE_LIMIT)
+    try:
+        return parse_tags(answer.body), answer
+    except FormatError as error:
+        raise _useless(answer, str(error)) from error
+
+
+def _check_size(answer: Answer, what: str, limit: int) -> None:
+    if len(answer.body) > limit:
+        reason = f"{what} is larger than {limit} bytes"
+        raise TroubleError(Failure(answer.status), reason, is_final=True)
+
+
+def _useless(answer: Answer, reason: str) -> TroubleError:
+    return TroubleError(Failure(answer.status), reason)
 
 
 def _stated_digest(answer: Answer) -> Digest | None:

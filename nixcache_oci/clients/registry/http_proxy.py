@@ -13,6 +13,7 @@ from yarl import URL
 from nixcache_oci.clients.credentials import is_loopback
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.url import parse_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def find_proxy(url: URL) -> HttpProxy | None:
     if not text:
         return None
     try:
-        proxy = URL(text if "://" in text else f"http://{text}")
+        proxy = parse_url(text if "://" in text else f"http://{text}")
     except ValueError:
         reason = f"the proxy that the environment names for {url.scheme} is not a URL"
         raise TroubleError(Failure(None), reason, is_final=True) from None  # its text may hold a password

@@ -7,6 +7,7 @@ from yarl import URL
 
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.url import parse_url
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPING_METHOD = frozenset({307, 308})
@@ -24,7 +25,7 @@ def join(url: URL, location: str) -> URL:
         TroubleError: it is not a URL of http or https, or holds credentials.
     """
     try:
-        target = url.join(URL(location, encoded=True))
+        target = url.join(parse_url(location, encoded=True))
         if location and target.scheme in {"http", "https"} and target.host and target.raw_user is None:
             target.origin()  # finds what is wrong with the port only now
             return target

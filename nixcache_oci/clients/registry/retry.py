@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+_GOOD = range(200, 300)  # as a failure: it says success, and is not what was asked for
 _EXPIRED = frozenset({400, 401, 403, 404, 410})  # what storages answer to a signature that is past its time
 _SECONDARY_LIMIT = b"secondary rate limit"
 _SECONDARY_LIMIT_SECONDS = 60.0
@@ -132,6 +133,9 @@ def is_temporary(failure: Failure) -> bool:
     """Tell whether the same request may succeed later."""
     status = failure.status
     if status is None or status in _TEMPORARY or _is_secondary_limit(failure):
+        return True
+    if status in _GOOD:
+        # Bytes were lost or spoilt on the way, or something in between answered in the registry's place.
         return True
     if failure.is_elsewhere:
         return status in _EXPIRED

@@ -26,6 +26,7 @@ from nixcache_oci.clients.registry.http_proxy import basic_authorization
 from nixcache_oci.clients.registry.retry import Failure, is_temporary
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request
+from nixcache_oci.clients.url import parse_url
 from nixcache_oci.oci.challenge import Challenge
 
 Ask: TypeAlias = Callable[[Request, str | None], Awaitable[Answer]]
@@ -177,7 +178,7 @@ class Authorizer:
         fields = {"service": parameters["service"]} if "service" in parameters else {}
         fields["scope"] = self._scope
         try:
-            realm = URL(parameters.get("realm", ""))
+            realm = parse_url(parameters.get("realm", ""))
             if not realm.absolute or realm.raw_user is not None:
                 raise ValueError(realm)  # noqa: TRY301  the same trouble as the one that yarl finds
         except ValueError:

@@ -1,12 +1,13 @@
 """The one way to the registry: a call is authorised, sent, tried again where that may help, or explained."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from random import SystemRandom
 from time import monotonic
+from typing import TypeVar
 
 from yarl import URL
 
@@ -26,6 +27,8 @@ _TOKEN_LIMIT = 1024 * 1024  # bytes
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
 _jitter = SystemRandom().random
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +140,24 @@ class Transport:
         Raises:
             RegistryError: none of them worked.
         """
+        return await self.fetch_parsed(call, limit, lambda answer: answer)
+
+    async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[Answer], T]) -> T:
+        """Send a call and read what its answer means; one that is of no use counts as a try that failed.
+
+        Args:
+            call: what is wanted.
+            limit: bytes of the answer that are read at most.
+            parse: reads the answer; raises TroubleError where it cannot.
+
+        Raises:
+            RegistryError: none of the tries worked.
+        """
         tries = self.tries()
         while True:
             started = monotonic()
             try:
-                return await self.fetch_once(call, limit)
+                return parse(await self.fetch_once(call, limit))
             except TroubleError as trouble:
                 transmission = monotonic() - started if call.body else 0
                 end = await tries.wait(trouble, transmission=transmission)

@@ -6,8 +6,8 @@ becomes http. There is no limit on total time, for a blob may be large; there ar
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,18 +19,15 @@ from yarl import URL
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.http_proxy import find_proxy
+from nixcache_oci.clients.registry.pace import Pace
 from nixcache_oci.clients.registry.redirect import is_redirect, join
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
 
 _CONNECT_SECONDS = 10
-_CONNECTIONS = 64
 _MOST_REDIRECTS = 5
 _DRAINED_BYTES = 64 * 1024
 _READ_BUFFER_BYTES = 256 * 1024
-# How fast a registry hashes and stores an upload, at the least. The answer to one may also take as long
-# again as a connection may stand still, for the last bytes count as sent while the kernel still holds them.
-_COMMIT_BYTES_PER_SECOND = 25_000_000
 _transports: ContextVar[list[asyncio.Transport]] = ContextVar("transports")  # of the upload in this task
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
@@ -63,6 +60,7 @@ class Reply:
         response: of aiohttp.
         is_elsewhere: as below.
         transports: those that the request's body went to.
+        stall_seconds: how long the answer's body may stand still, where the connection has no such limit.
 
     Attributes:
         status: of HTTP.
@@ -76,8 +74,10 @@ class Reply:
         *,
         is_elsewhere: bool,
         transports: Sequence[asyncio.Transport] = (),
+        stall_seconds: float | None = None,
     ) -> None:
         self._response = response
+        self._stall_seconds = stall_seconds
         self._transports = transports
         self.status = response.status
         self.headers = response.headers
@@ -106,10 +106,13 @@ class Reply:
         content = self._response.content
         while True:
             with translated():
-                chunk = await content.readany()
-            if not chunk:
+                async with asyncio.timeout(self._stall_seconds):
+                    # As it was received: to join what came meanwhile would copy all of it once more.
+                    chunk, is_end_of_part = await content.readchunk()
+            if chunk:
+                yield chunk
+            elif not is_end_of_part or content.at_eof():  # the library has one reader for all empty bodies
                 return
-            yield chunk
 
     def close(self) -> None:
         """Give the connection back, or end it where the body was not read to its end.
@@ -184,14 +187,15 @@ class Wire:
                 return Reply(await send(), is_elsewhere=is_elsewhere)
             headers["Content-Length"] = str(request.body.size)
             with closing(request.body.pieces()) as pieces, _aborting() as transports:
-                async with asyncio.timeout(None) as stall:
-                    response = await send(
-                        data=self._paced(pieces, request.body.size, stall),
-                        timeout=self._timeout(
-                            self._stall_seconds + request.body.size / _COMMIT_BYTES_PER_SECOND
-                        ),
-                    )
-            return Reply(response, is_elsewhere=is_elsewhere, transports=transports)
+                pace = Pace(request.body.size, self._stall_seconds, transports)
+                async with pace.limited():
+                    response = await send(data=pace.pass_on(pieces), timeout=self._timeout(None))
+            return Reply(
+                response,
+                is_elsewhere=is_elsewhere,
+                transports=transports,
+                stall_seconds=self._stall_seconds,
+            )
 
     def _prepare(
         self, method: str, url: URL, headers: dict[str, str]
@@ -213,26 +217,14 @@ class Wire:
             proxy_headers=proxy_headers,
         )
 
-    async def _paced(
-        self, pieces: Iterator[bytes], size: int, stall: asyncio.Timeout
-    ) -> AsyncIterator[bytes]:
-        """Pass pieces on, and let ``stall`` run out when one of them does not get through."""
-        clock = asyncio.get_running_loop().time
-        sent = 0
-        for piece in pieces:
-            _reschedule(stall, clock() + self._stall_seconds)
-            yield piece
-            sent += len(piece)
-        if sent != size:  # aiohttp then ends the connection, as it must
-            raise OSError(f"the source gave {sent} bytes, not {size}")
-        _reschedule(stall, None)  # from here on, the answer's own limit counts
-
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
+                # Whoever asks for much at once bounds it.
+                connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=self._timeout(0),
+                timeout=self._timeout(self._stall_seconds),
                 auto_decompress=False,
                 read_bufsize=_READ_BUFFER_BYTES,
                 request_class=_TellingRequest,
@@ -240,10 +232,8 @@ class Wire:
             )
         return self._session
 
-    def _timeout(self, more_seconds: float) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._stall_seconds + more_seconds
-        )
+    def _timeout(self, read_seconds: float | None) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read_seconds)
 
 
 class _TellingRequest(aiohttp.ClientRequest):
@@ -279,11 +269,6 @@ async def _drain(reply: Reply) -> None:
         await reply.read(_DRAINED_BYTES)
     finally:
         reply.close()
-
-
-def _reschedule(stall: asyncio.Timeout, when: float | None) -> None:
-    with suppress(RuntimeError):  # the answer came before the last piece went out: nobody waits any more
-        stall.reschedule(when)
 
 
 def _final(reason: str) -> TroubleError:

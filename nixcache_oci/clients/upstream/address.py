@@ -13,10 +13,12 @@ from urllib.parse import unquote_to_bytes
 
 from yarl import URL
 
+from nixcache_oci.clients.url import parse_url
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.narinfo import NarInfo
 
 _KEY_DIGITS = 16
+_MOST_SHOWN_CHARACTERS = 200
 _MOST_DECODINGS = 4  # nobody encodes more often in good faith, and each costs time
 # RFC 3986, "pchar" and "query": anything else does not go on the wire as it is
 _PCHAR = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
@@ -24,6 +26,7 @@ _PATH = re.compile(rf"{_PCHAR}+(?:/{_PCHAR}+)*")
 _QUERY = re.compile(rf"(?:{_PCHAR}|[/?])*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 _WEB_URL = re.compile(r"https?://", re.IGNORECASE)
+_HOST = re.compile(r"[0-9A-Za-z._~:%-]+")
 _REFUSED_IN_BASE = re.compile(r"[\x00-\x20\x7f\\?#]")
 
 
@@ -68,18 +71,20 @@ def parse_upstream(text: str) -> Upstream:
     Raises:
         UsageError: anything else; its text shows no credentials.
     """
-    shown = repr(f"…@{text.rpartition('@')[2]}" if "@" in text else text)
+    shown = repr(f"…@{text.rpartition('@')[2]}" if "@" in text else text)[:_MOST_SHOWN_CHARACTERS]
     if _REFUSED_IN_BASE.search(text):
         raise UsageError(f"upstream {shown}: a query, fragment, space or backslash does not belong there")
     try:
-        url = URL(text)
-        host, authorization = url.host, basic_authorization(url)
+        url = parse_url(text)
+        if url.scheme in {"http", "https"} and url.host:
+            base = URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True)
+            base.origin()  # finds what is wrong with the host only now
+            if _HOST.fullmatch(base.raw_host or ""):
+                return Upstream(base, basic_authorization(url))
     except ValueError:
         # without its cause, which may quote the credentials
         raise UsageError(f"upstream {shown}: not a URL; write it like https://cache.example.org") from None
-    if url.scheme not in {"http", "https"} or not host:
-        raise UsageError(f"upstream {shown}: not http:// or https:// and a host name")
-    return Upstream(URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True), authorization)
+    raise UsageError(f"upstream {shown}: not http:// or https:// and a host name")
 
 
 def basic_authorization(url: URL) -> str:
@@ -118,7 +123,8 @@ def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
         raise FormatError(f"NAR URL: {path[:200]!r} is encoded again and again")
     if decoded.count(b"/") != path.count("/") or re.search(rb"[\x00-\x1f\x7f\\]", decoded):
         raise FormatError(f"NAR URL: {path[:200]!r} hides a slash, backslash or control character")
-    if any(segment in {b"", b".", b".."} for segment in decoded.split(b"/")):
+    # Servers of the Java family cut a segment at its semicolon before they read it.
+    if any(segment.partition(b";")[0] in {b"", b".", b".."} for segment in decoded.split(b"/")):
         raise FormatError(f"NAR URL: {path[:200]!r} has a segment that is empty, . or ..")
     return upstream.at(path, query)
 
@@ -133,7 +139,7 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
     Raises:
         FormatError: the URL is one that is not followed: another scheme, or a path that leaves the base.
     """
-    relative = _below(narinfo.url, upstream)
+    relative = below_base(narinfo.url, upstream)
     if relative is None:
         return narinfo
     path, _, query = relative.partition("?")
@@ -143,17 +149,23 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
     return replace(narinfo, url=f"upstream/{upstream.key}/{relative}")
 
 
-def _below(text: str, upstream: Upstream) -> str | None:
-    """Tell a URL's path and query relative to the base, or None for one that lies elsewhere."""
+def below_base(text: str, upstream: Upstream) -> str | None:
+    """Tell a URL's path and query relative to the base, or None for one that lies elsewhere.
+
+    Raises:
+        FormatError: a URL that is not followed.
+    """
     if not _SCHEME.match(text):
         return text
     if not _WEB_URL.match(text):
         raise FormatError(f"NAR URL: {text[:200]!r} is neither relative nor http or https")
     try:
-        url = URL(text, encoded=True)
+        url = parse_url(text, encoded=True)
         is_own = origin(url) == origin(upstream.base)
     except ValueError as error:
         raise FormatError(f"NAR URL: {text[:200]!r}: {error}") from error
+    if not url.raw_host:
+        raise FormatError(f"NAR URL: {text[:200]!r} names no host")
     if not is_own or not url.raw_path.startswith(upstream.base.raw_path):
         return None
     path = url.raw_path.removeprefix(upstream.base.raw_path)

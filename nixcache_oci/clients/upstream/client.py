@@ -203,7 +203,7 @@ class Upstreams:
             )
             try:
                 # also read when it is a miss: a connection with an unread body cannot be used again
-                body = await _read_narinfo(peer.upstream, response)
+                body = await read_narinfo(peer.upstream, response)
             finally:
                 response.close()
             if response.status in ABSENT_STATUSES:
@@ -231,8 +231,12 @@ class Upstreams:
         return narinfo
 
 
-async def _read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
-    """Read a small body, and undo the gzip that caches of compressed narinfos send asked or not."""
+async def read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
+    """Read a small body, and undo the gzip that caches of compressed narinfos send asked or not.
+
+    Raises:
+        UpstreamError: it is too large, or is not what its head says.
+    """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in {"", "identity", "gzip", "x-gzip"}:
         raise UpstreamError(f"upstream {upstream}: narinfo: Content-Encoding {encoding[:40]!r}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from yarl import URL
 
+from nixcache_oci.clients.url import parse_url
 from nixcache_oci.errors import UpstreamError
 
 MOST_REDIRECTS = 5
@@ -79,7 +80,7 @@ def next_url(current: URL, location: str) -> URL:
     try:
         # a signature in it must arrive as it is; only what cannot stand in a request line is encoded anew
         is_encoded = location.isascii() and location.isprintable() and " " not in location
-        target = current.join(URL(location, encoded=is_encoded)).with_fragment(None)
+        target = current.join(parse_url(location, encoded=is_encoded)).with_fragment(None)
         host = target.host
     except ValueError as error:
         raise UpstreamError(

@@ -20,6 +20,7 @@ from nixcache_oci.clients.upstream.redirect import (
     next_url,
     spells_private,
 )
+from nixcache_oci.clients.url import parse_url
 from nixcache_oci.errors import UpstreamError
 
 _READ_BUFFER_BYTES = 256 * 1024
@@ -190,7 +191,7 @@ def _environment_proxy(url: URL) -> URL | None:
     if not text:
         return None
     try:
-        proxy = URL(text if "://" in text else f"http://{text}")
+        proxy = parse_url(text if "://" in text else f"http://{text}")
     except ValueError:
         raise UpstreamError(f"the proxy that the environment names for {url.scheme} is not a URL") from None
     return proxy if proxy.scheme in {"http", "https"} else None

@@ -4,13 +4,13 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from nixcache_oci.cache.nar_url import pack_of
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 from nixcache_oci.proxy.lookup import Answer, look_up
+from nixcache_oci.proxy.prepared import NARINFO_TYPE
 
-_HEADERS: Final = {hdrs.CONTENT_TYPE: "text/x-nix-narinfo"}
+_HEADERS: Final = {hdrs.CONTENT_TYPE: NARINFO_TYPE}
 
 
 async def get_narinfo(request: web.Request) -> web.Response:
@@ -24,7 +24,5 @@ async def get_narinfo(request: web.Request) -> web.Response:
     if found.narinfo is None:
         raise web.HTTPNotFound
     if found.answer is Answer.HIT and request.method == hdrs.METH_GET:
-        pack = pack_of(found.narinfo)
-        if pack is not None:
-            app[PACKS].fetch_ahead(pack)
+        app[PACKS].fetch_ahead_for(found.narinfo)
     return web.Response(body=found.narinfo, headers=_HEADERS)

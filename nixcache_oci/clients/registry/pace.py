@@ -1,0 +1,95 @@
+"""Whether an upload makes progress: its limit is on standing still, however long the whole of it takes.
+
+What the program has handed over is not sent yet: megabytes may wait in the connection's buffer and in the
+kernel's, minutes on a slow line. So the kernel is asked what the other side has not acknowledged, where it
+can tell.
+
+Source: Linux, tcp(7), SIOCOUTQ.
+"""
+
+import array
+import asyncio
+import fcntl
+import sys
+import termios
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+_TICKS: Final = 10  # looks during the time that a connection may stand still
+# How fast a registry hashes and stores an upload, at the least. The answer to one may also take as long
+# again as a connection may stand still, for not every kernel tells what it still holds.
+_COMMIT_BYTES_PER_SECOND: Final = 25_000_000
+
+
+class Pace:
+    """Watches one upload.
+
+    Args:
+        size: of the body, in bytes.
+        stall_seconds: how long the connection may stand still.
+        transports: those that the body goes to.
+    """
+
+    def __init__(self, size: int, stall_seconds: float, transports: Sequence[asyncio.Transport]) -> None:
+        self._size = size
+        self._stall_seconds = stall_seconds
+        self._transports = transports
+        self._given = 0
+
+    async def pass_on(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass the body on.
+
+        Raises:
+            OSError: it has not as many bytes as were announced; the connection is to be ended then.
+        """
+        for piece in pieces:
+            yield piece
+            self._given += len(piece)
+        if self._given != self._size:
+            raise OSError(f"the source gave {self._given} bytes, not {self._size}")
+
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """Let a block run until the answer's head has come; it begins to count when there is a connection.
+
+        Raises:
+            TimeoutError: nothing moved for too long.
+        """
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.create_task(self._watch(limit), name="upload pace")
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+
+    async def _watch(self, limit: asyncio.Timeout) -> None:
+        clock = asyncio.get_running_loop().time
+        given, waiting = -1, 0
+        while given < self._size or waiting:
+            former = given, waiting
+            if self._transports:
+                given, waiting = self._given, sum(map(_count_waiting, self._transports))
+                if given > former[0] or waiting < former[1]:
+                    _set(limit, clock() + self._stall_seconds)
+            await asyncio.sleep(self._stall_seconds / _TICKS)
+        commit_seconds = self._size / _COMMIT_BYTES_PER_SECOND
+        _set(limit, clock() + 2 * self._stall_seconds + commit_seconds)
+
+
+def _set(limit: asyncio.Timeout, when: float) -> None:
+    with suppress(RuntimeError):  # it has just run out
+        limit.reschedule(when)
+
+
+def _count_waiting(transport: asyncio.Transport) -> int:
+    """Tell how many bytes the other side has not acknowledged, as far as that is known here."""
+    waiting = transport.get_write_buffer_size()
+    connection = transport.get_extra_info("socket")
+    if connection is not None and sys.platform == "linux":
+        held = array.array("i", [0])
+        with suppress(OSError, ValueError):  # it has ended meanwhile, which the upload itself notices
+            fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, held)
+            waiting += held[0]
+    return waiting

@@ -1,0 +1,265 @@
+"""The front of a connection: answers what is asked most from memory, and hands all else to the HTTP library.
+
+Nix asks for thousands of narinfos one after another, and the library takes several times as long to read such
+a request and to write its answer as it takes to find it. So each head is looked at here first. A plain
+request for a narinfo that is in memory is answered at once, in the library's words. Every other byte goes to
+the library as it came, one request at a time, so that answers keep the order of their requests. Where a
+request ends is only decided for heads that leave no doubt: from the first one that does, the connection is
+the library's for good.
+"""
+
+import asyncio
+import logging
+from enum import Enum
+from typing import Final, cast
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractAccessLogger
+
+from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
+from nixcache_oci.proxy.hits import Hits
+from nixcache_oci.proxy.prepared import render_narinfo
+
+_log = logging.getLogger(__name__)
+
+IDLE_SECONDS: Final = 3630.0
+"""How long a connection may be idle at the least: as long as the library allows."""
+
+_GET: Final = ord("G")  # and no other method that is answered here
+_END_LENGTH: Final = len(END_OF_HEAD)
+_CHECK_SECONDS: Final = IDLE_SECONDS / 6
+# After so many bytes of answers, other connections have their turn.
+_TURN_BYTES: Final = 64 * 1024
+# What a client may send ahead before it is made to wait.
+_AHEAD_BYTES: Final = 64 * 1024
+_MOST_HEAD_BYTES: Final = 16 * 1024
+
+
+class _State(Enum):
+    """Whose turn it is.
+
+    Attributes:
+        OURS: no request is under way.
+        BEGUN: the library has the first part of a head.
+        THEIRS: the library has one whole request, and answers it.
+        OVER: the connection ends, or is the library's for good.
+    """
+
+    OURS = "ours"
+    BEGUN = "begun"
+    THEIRS = "theirs"
+    OVER = "over"
+
+
+class FrontServer:
+    """Makes the front of each connection, as event loops want it made.
+
+    Args:
+        library: makes the library's protocol of a connection; it tells ``AccessLog`` of its answers.
+        reader: of heads.
+        hits: gives the narinfos.
+    """
+
+    def __init__(self, library: web.Server, reader: HeadReader, hits: Hits) -> None:
+        self._library = library
+        self._hits = hits
+        self._is_logging = _log.isEnabledFor(logging.DEBUG)
+        self.reader = reader
+
+    def __call__(self) -> "Front":
+        """Make the front of one connection."""
+        return Front(self, self._library())
+
+    def answer(self, data: bytes, start: int, end: int) -> bytes | None:
+        """Answer the request whose head lies there; None where the library has to."""
+        letters = self.reader.wanted_narinfo(data, start, end)
+        if letters is None:
+            return None
+        is_get = data[start] == _GET
+        try:
+            narinfo = self._hits.take(letters, is_get=is_get)
+        except Exception:  # noqa: BLE001  # the library's way meets it again, logs it whole, and answers
+            return None
+        if narinfo is None:
+            return None
+        if self._is_logging:
+            _log_answer(hdrs.METH_GET if is_get else hdrs.METH_HEAD, f"/{letters.decode()}.narinfo", 200)
+        return render_narinfo(narinfo, is_get=is_get)
+
+
+class Front(asyncio.Protocol):
+    """One connection.
+
+    Args:
+        server: what it belongs to.
+        library: the library's protocol, which learns of everything but the requests that are answered here.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: FrontServer, library: web.RequestHandler) -> None:
+        self._server = server
+        self._library = library
+        self._loop = asyncio.get_running_loop()
+        self._state = _State.OURS
+        self._begun = b""  # what the library has of a head
+        self._ahead = b""  # what came and was not looked at yet
+        self._is_full = False  # the client does not read its answers
+        self._is_held = False  # it is made to wait
+        self._active_at = self._loop.time()
+        self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        # Not isinstance: transports of other event loops have all its methods, and are none.
+        self._transport = cast("asyncio.Transport", transport)
+        self._library.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End, and let a handler that is at work know."""
+        self._stop()
+        self._library.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """Leave it to the library what the end of the client's side means."""
+        self._library.eof_received()
+
+    def pause_writing(self) -> None:
+        """Stop to answer."""
+        self._is_full = True
+        self._library.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on to answer."""
+        self._is_full = False
+        self._library.resume_writing()
+        self._loop.call_soon(self._go_on)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        self._active_at = self._loop.time()
+        if self._state is _State.BEGUN:
+            self._complete(data)
+        elif self._state is _State.THEIRS or self._ahead or self._is_full:
+            self._keep(self._ahead + data)
+        elif self._state is _State.OURS:
+            self._answer(data)
+
+    def answered(self, *, stays: bool) -> None:
+        """Hear that the library has written a whole answer.
+
+        Args:
+            stays: whether the connection does.
+        """
+        self._active_at = self._loop.time()
+        if not stays:
+            self._stop()
+        elif self._state is _State.THEIRS:
+            self._state = _State.OURS
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._state is not _State.OURS or self._is_full or not self._ahead:
+            return
+        if self._transport.is_closing():
+            return  # a NAR was cut: no answer may land behind what is still to be sent of it
+        data, self._ahead = self._ahead, b""
+        self._answer(data)
+        self._hold_or_let_go()
+
+    def _answer(self, data: bytes) -> None:
+        """Answer in turn, until a request is for the library, or it is the turn of other connections."""
+        answer = self._server.answer
+        answers: list[bytes] = []
+        size, start, length = 0, 0, len(data)
+        while start < length and size < _TURN_BYTES:
+            end = data.find(END_OF_HEAD, start) + _END_LENGTH
+            answered = answer(data, start, end) if end >= _END_LENGTH else None
+            if answered is None:
+                break
+            answers.append(answered)
+            size += len(answered)
+            start = end
+        if answers:
+            self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+        if start == length:
+            return
+        rest = data[start:]
+        if size < _TURN_BYTES and not self._is_full:
+            self._state, self._begun = _State.BEGUN, b""
+            self._complete(rest)
+        else:
+            self._keep(rest)
+            self._loop.call_soon(self._go_on)
+
+    def _complete(self, data: bytes) -> None:
+        """Give the library a head, or more of the one that it has the beginning of."""
+        known, whole = len(self._begun), self._begun + data
+        end = whole.find(END_OF_HEAD, max(0, known - _END_LENGTH + 1)) + _END_LENGTH
+        is_complete = end >= _END_LENGTH
+        if is_complete and self._server.reader.shape(whole, 0, end) is not Shape.OTHER:
+            self._give_request(data[: end - known], whole[end:])
+        elif is_complete or len(whole) > _MOST_HEAD_BYTES:
+            self._leave(data)
+        else:
+            self._begun = whole
+            self._library.data_received(data)
+
+    def _give_request(self, data: bytes, rest: bytes) -> None:
+        self._state, self._begun = _State.THEIRS, b""
+        self._keep(rest)
+        self._library.data_received(data)
+
+    def _leave(self, data: bytes) -> None:
+        """Let the library have the connection."""
+        rest = data + self._ahead
+        self._stop()
+        self._hold_or_let_go()
+        self._transport.set_protocol(self._library)
+        self._library.data_received(rest)
+
+    def _keep(self, data: bytes) -> None:
+        self._ahead = data
+        self._hold_or_let_go()
+
+    def _hold_or_let_go(self) -> None:
+        is_too_much = len(self._ahead) > _AHEAD_BYTES
+        if is_too_much == self._is_held or self._transport.is_closing():
+            return
+        self._is_held = is_too_much
+        if is_too_much:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _close_if_idle(self) -> None:
+        now = self._loop.time()
+        if self._state in {_State.OURS, _State.BEGUN}:
+            # The library's own timer knows nothing of what was answered here.
+            self._library.keep_alive(True)
+            if now - self._active_at >= IDLE_SECONDS:
+                self._transport.close()
+                return
+        self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
+
+    def _stop(self) -> None:
+        self._state = _State.OVER
+        self._begun = self._ahead = b""
+        self._check.cancel()
+
+
+class AccessLog(AbstractAccessLogger):
+    """Tells a front when the library has answered: the library reports each answer once it is written."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Hear of one answer, ``time`` seconds after its request."""
+        del time
+        if _log.isEnabledFor(logging.DEBUG):
+            _log_answer(request.method, request.path, response.status)
+        protocol = request.transport.get_protocol() if request.transport is not None else None
+        if isinstance(protocol, Front):
+            protocol.answered(stays=bool(response.keep_alive))
+
+
+def _log_answer(method: str, path: str, status: int) -> None:
+    _log.debug("answered", extra={"fields": {"method": method, "path": path, "status": status}})

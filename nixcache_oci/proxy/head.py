@@ -1,0 +1,96 @@
+"""Heads of requests: which of them can be answered at once, and which plainly end where they seem to.
+
+Pure, and strict on purpose: whatever is not plainly well-formed is OTHER, and left to a real parser.
+Source: RFC 9112, sections 3, 5 and 6.
+"""
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.nix.base32 import LETTER
+
+END_OF_HEAD: Final = b"\r\n\r\n"
+
+_REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
+_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + LETTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+_FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
+_FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
+_ONE_FIELD: Final = re.compile(_FIELD)
+# Far below what the library takes; for each judgement, the fields are remembered.
+_MOST_FIELDS_BYTES: Final = 4096
+_JUDGEMENTS_REMEMBERED: Final = 256
+
+# They say nothing that would change the answer, which is small and always whole.
+_IMMATERIAL: Final = frozenset(
+    {b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"pragma", b"user-agent"}
+)
+# A body, or another protocol: where the request ends cannot be seen at its head.
+_NOT_THE_END: Final = frozenset(
+    {b"content-length", b"transfer-encoding", b"trailer", b"te", b"upgrade", b"expect", b"http2-settings"}
+)
+
+
+class Shape(Enum):
+    """What a request's head tells of the request.
+
+    Attributes:
+        PLAIN: nothing in it but which thing is wanted; the Host is one of ours, and the connection stays.
+        BODILESS: the request ends with its head.
+        OTHER: anything else, malformed heads among it.
+    """
+
+    PLAIN = "plain"
+    BODILESS = "bodiless"
+    OTHER = "other"
+
+
+class HeadReader:
+    """Reads heads, each of which lies in ``data`` from ``start`` to before ``end``, its empty line included.
+
+    Args:
+        is_allowed_host: judges a Host header.
+    """
+
+    def __init__(self, is_allowed_host: Callable[[str], bool]) -> None:
+        # A client sends the same fields with each request of a connection.
+        self._judge = lru_cache(maxsize=_JUDGEMENTS_REMEMBERED)(
+            lambda fields: _judge_fields(fields, is_allowed_host)
+        )
+
+    def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashLetters | None:
+        """Give the hash part that a plain request for a narinfo names; None for any other request."""
+        line = _NARINFO_LINE.match(data, start, end)
+        if line is None or end - line.end() > _MOST_FIELDS_BYTES:
+            return None
+        if self._judge(data[line.end() : end]) is not Shape.PLAIN:
+            return None
+        return HashLetters(line[1])
+
+    def shape(self, data: bytes, start: int, end: int) -> Shape:
+        """Tell what can be told of a request."""
+        line = _REQUEST_LINE.match(data, start, end)
+        if line is None or end - line.end() > _MOST_FIELDS_BYTES:
+            return Shape.OTHER
+        return self._judge(data[line.end() : end])
+
+
+def _judge_fields(fields: bytes, is_allowed_host: Callable[[str], bool]) -> Shape:
+    if _FIELDS.fullmatch(fields) is None:
+        return Shape.OTHER
+    pairs = [(name.lower(), value.strip()) for name, value in _ONE_FIELD.findall(fields)]
+    names = [name for name, _value in pairs]
+    connection = {value.lower() for name, value in pairs if name == b"connection"}
+    if not _NOT_THE_END.isdisjoint(names) or not connection <= {b"keep-alive", b"close"}:
+        return Shape.OTHER
+    hosts = [value.decode() for name, value in pairs if name == b"host"]
+    is_plain = (
+        len(hosts) == 1
+        and is_allowed_host(hosts[0])
+        and connection <= {b"keep-alive"}
+        and _IMMATERIAL.issuperset(set(names) - {b"host", b"connection"})
+    )
+    return Shape.PLAIN if is_plain else Shape.BODILESS

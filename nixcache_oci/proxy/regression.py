@@ -1,0 +1,116 @@
+"""Whether a registry shows an older state of the cache than it did: decisions on plain data, no I/O.
+
+Signed narinfos cannot be forged by a registry, but it can withhold them, or show an old index. Two things
+give that away. A segment that gc takes out was marked for the whole grace before; one that is gone within a
+day of being seen without a mark was not taken out by gc. And the newest segment is the last that gc has a
+reason to take, so that the time of the newest never goes back while anybody publishes.
+
+Source: design section 2, "Index", and section 5, promises 1 and 3.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, Self
+
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.timestamp import format_time, parse_time
+from nixcache_oci.errors import FormatError
+
+# Whoever did not look for longer may have missed the mark, where gc runs with a short grace.
+_WATCHING: Final = timedelta(days=1)
+# The default grace: what is missing may have been marked meanwhile, as far as anybody here can tell.
+_REMEMBERED: Final = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a cache, over all runs of the proxy.
+
+    Attributes:
+        looked: when the repository last confirmed what it holds, or None.
+        newest: time of the newest segment that was ever listed, or None.
+        newest_now: of those that are listed now, or None.
+        older_since: since when the newest is older than one seen before; None while it is not.
+        missing: tags of segments that left without a mark, and when that was noticed.
+    """
+
+    looked: datetime | None = None
+    newest: datetime | None = None
+    newest_now: datetime | None = None
+    older_since: datetime | None = None
+    missing: Mapping[str, datetime] = field(default_factory=dict)
+
+    @property
+    def regressed_since(self) -> datetime | None:
+        """Since when an older state is shown; None while it is not."""
+        return min((*([self.older_since] if self.older_since else []), *self.missing.values()), default=None)
+
+    def is_worse_than(self, former: Self) -> bool:
+        """Tell whether something went back that had not before."""
+        is_older = self.older_since is not None and former.older_since is None
+        return is_older or not self.missing.keys() <= former.missing.keys()
+
+    def after_look(self, before: Iterable[Segment], listed: Iterable[Segment], at: datetime) -> "Seen":
+        """Compare what is listed now with what was.
+
+        Args:
+            before: segments at the look before this one.
+            listed: segments now.
+            at: the present.
+        """
+        before, listed = tuple(before), tuple(listed)
+        present = {str(segment.tag) for segment in listed}
+        gap = at - self.looked if self.looked is not None else None
+        missing = dict(self.missing)
+        if gap is not None and gap < _WATCHING:
+            left = (str(one.tag) for one in before if one.condemned is None and str(one.tag) not in present)
+            missing = {**dict.fromkeys(left, at), **missing}
+        missing = {
+            tag: since for tag, since in missing.items() if tag not in present and at - since < _REMEMBERED
+        }
+        newest_now = max((segment.created for segment in listed), default=None)
+        newest = self.newest
+        is_marked = any(one.created == newest and one.condemned is not None for one in before)
+        if is_marked or (gap is not None and gap >= _REMEMBERED):
+            newest = newest_now  # gc may well have taken it
+        is_older = newest is not None and (newest_now is None or newest_now < newest)
+        if not is_older:
+            newest = newest_now
+        return Seen(at, newest, newest_now, (self.older_since or at) if is_older else None, missing)
+
+    def to_json(self) -> str:
+        """Write it for the disk."""
+        times = {"looked": self.looked, "newest": self.newest, "older_since": self.older_since}
+        return json.dumps(
+            {
+                **{name: format_time(time) if time is not None else None for name, time in times.items()},
+                "missing": {tag: format_time(since) for tag, since in self.missing.items()},
+            }
+        )
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Read what ``to_json`` wrote; what is listed now, the next look tells.
+
+        Raises:
+            FormatError: it is damaged.
+        """
+        try:
+            match json.loads(content):
+                case {"looked": looked, "newest": newest, "older_since": older, "missing": dict(missing)}:
+                    return cls(
+                        _parse(looked),
+                        _parse(newest),
+                        None,
+                        _parse(older),
+                        {str(tag): parse_time(since) for tag, since in missing.items()},
+                    )
+        except (FormatError, ValueError, TypeError, RecursionError) as error:
+            raise FormatError(f"what was seen of the cache: {error}") from None
+        raise FormatError("what was seen of the cache: fields are missing")
+
+
+def _parse(text: str | None) -> datetime | None:
+    return None if text is None else parse_time(text)
