@@ -49,6 +49,7 @@ soak: setup programs
 bench: setup programs
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.charts
 
 audit:
 	$(PYTHON) -m venv .venv-audit

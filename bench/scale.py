@@ -1,128 +1,284 @@
-"""What a large cache costs: start from disk, memory, and a refresh beside running requests.
+"""What a large cache costs a reader: start from disk, memory, look-ups, and a refresh beside requests."""
 
-    .venv/bin/python -m bench.scale --paths 100000
-
-Times are of the machine that it runs on; sizes and counts are not.
-"""
-
-import argparse
-import hashlib
 import http.client
-import json
+import random
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Self
 
-from nixcache_oci.cache.commit import list_segments, push_segment
-from nixcache_oci.cache.table import Table, TableHeader
+import zstandard
+
+from bench.figures import Series, Target
+from bench.scenario import OURS, Bench, Measurement
+from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.commit import list_segments, push_empty_config
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.segment import Segment, build_manifest
+from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.cache.table_set import TableSet
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.nix.signature import SecretKey, fingerprint
+from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import CREATED
-from tests.support.registries import ghcr_double
+from tests.support.registries import REPO, Ghcr, ghcr_double
 
+TITLE = "caches of 10,000 to 1,000,000 paths: start, memory, look-ups, refresh"
+
+_SIZES = (10_000, 100_000, 1_000_000)
+_TARGET_SIZE = 1_000_000
 _PATHS_OF_A_SEGMENT = 50_000
-_STARTS = 5
+_NEW_PATHS = 100
+_LOOK_UPS = 20_000
+_LETTERS = "0123456789abcdfghijklmnpqrsvwxyz"
+_SLICES = 16_000  # of 1,000 bytes in a pack
+_MIB = 1024 * 1024
+_ASKED_SECONDS = 1.0
+_STILL = "without a refresh"
 
 
-def main() -> None:
-    """Measure, and print one line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--paths", type=int, default=100_000)
-    paths = parser.parse_args().paths
-    key = SecretKey.generate("bench-1")
-    with ghcr_double() as registry, tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for table in _tables(paths, key):
-            push_with(registry, partial(_commit, table))
-        settings = settings_of(registry, folder)
-        with ProxyProcess(folder, **settings) as proxy:
+def run(bench: Bench) -> None:
+    """Measure caches of several sizes."""
+    for paths in _SIZES[:2] if bench.is_quick else _SIZES:
+        series = _SeriesAt(paths)
+        with ghcr_double() as registry, tempfile.TemporaryDirectory() as name:
+            cache = _Cache(Path(name), registry, series, _fill(registry, paths))
+            bench.figures.record(series.first_index, OURS, cache.start_without_index())
+            bench.compare({OURS: cache.start})
+            bench.compare({OURS: cache.look_up})
+            with cache.running() as proxy:
+                bench.figures.record(series.anonymous, OURS, proxy.anonymous_bytes() / _MIB)
+                bench.figures.record(series.resident, OURS, proxy.rss_bytes() / _MIB)
+                bench.compare(
+                    {OURS: partial(cache.refresh, proxy), _STILL: partial(cache.stand_still, proxy)}
+                )
+    series = _SeriesAt(_TARGET_SIZE)
+    for one, limit in (
+        (series.ready, 2),
+        (series.anonymous, 300),
+        (series.p99, 50),
+        (series.refresh_bytes, 200_000),
+        (series.delay, 20),
+    ):
+        bench.expect(Target(one, OURS, limit))
+
+
+class _SeriesAt:
+    """The series of a cache of so many paths."""
+
+    def __init__(self, paths: int) -> None:
+        def series(name: str, unit: str) -> Series:
+            return Series(name, unit, at=paths, axis="paths")
+
+        self.first_index = series("start to first narinfo, nothing on disk", "s")
+        self.ready = series("start to first narinfo, from disk", "s")
+        self.anonymous = series("RssAnon after 10,000 look-ups", "MiB")
+        self.resident = series("RSS after 10,000 look-ups", "MiB")
+        self.first_p50 = series("first look-up of a path, p50", "µs")
+        self.first_p99 = series("first look-up of a path, p99", "µs")
+        self.p50 = series("look-up, p50", "µs")
+        self.p99 = series("look-up, p99", "µs")
+        self.refresh_bytes = series(f"refresh after {_NEW_PATHS} paths", "bytes")
+        self.refresh_time = series(f"refresh after {_NEW_PATHS} paths, time", "s")
+        self.delay = series("longest request during a refresh", "ms")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """A cache of so many paths, and a folder for the proxies that read it."""
+
+    folder: Path
+    registry: Ghcr
+    series: _SeriesAt
+    hash_parts: Sequence[HashPart]
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return settings_of(self.registry, self.folder)
+
+    def start_without_index(self) -> float:
+        """Start where nothing is on disk; gives the seconds to the first narinfo."""
+        begun = time.monotonic()
+        with ProxyProcess(self.folder, **self._settings) as proxy:
             proxy.wait_ready()
-        result: dict[str, object] = {"paths": paths}
-        starts = [_time_start(folder, settings) for _ in range(_STARTS)]
-        result["start_to_first_narinfo_seconds"] = round(statistics.median(starts), 3)
-        with ProxyProcess(folder, **settings) as proxy:
-            proxy.wait_ready()
-            for number in range(0, paths, max(1, paths // 10_000)):
-                assert proxy.ask(f"/{hash_part_of(str(number))}.narinfo").status == 200
-            result["anonymous_memory_mb"] = round(proxy.anonymous_bytes() / 2**20, 1)
+            self._ask(proxy)
+            return time.monotonic() - begun
+
+    def start(self) -> Measurement:
+        """Start from what is on disk."""
+        begun = time.monotonic()
+        with ProxyProcess(self.folder, **self._settings) as proxy:
+            self._ask(proxy)
+            return {self.series.ready: time.monotonic() - begun}
+
+    def look_up(self) -> Measurement:
+        """Look random paths up in this process, for the first time, which validates them, and again."""
+        loaded = IndexFolder(self.folder / "index", f"{self.registry.server.host}/{REPO}/nix-cache").load()
+        if loaded is None:
+            raise RuntimeError("the proxy has left no index")
+        catalog = TableSet.of(*loaded).catalog(())
+        wanted = random.sample(self.hash_parts, min(_LOOK_UPS, len(self.hash_parts)))
+        first, again = (_percentiles(catalog, wanted) for _ in range(2))
+        return {
+            self.series.first_p50: first[49],
+            self.series.first_p99: first[98],
+            self.series.p50: again[49],
+            self.series.p99: again[98],
+        }
+
+    def running(self) -> ProxyProcess:
+        """Make a proxy that has answered 10,000 requests once it runs."""
+        return _WarmProxy(self.folder, self.hash_parts[:10_000], self._settings)
+
+    def refresh(self, proxy: ProxyProcess) -> Measurement:
+        """Publish, and let a proxy look while it is asked without a pause."""
+        new = [f"{next(_numbers)}" for _ in range(_NEW_PATHS)]
+        put(self.registry, [store_object(seed) for seed in new], [SecretKey.generate("bench-1")])
+        double = self.registry.server
+        double.reset_requests()
+        seconds = 0.0
+
+        def look() -> None:
+            nonlocal seconds
+            begun = time.monotonic()
             proxy.refresh()
-            put(registry, [store_object(f"new-{number}") for number in range(10)], [key])
-            registry.server.reset_requests()
-            result["longest_request_during_refresh_ms"] = round(_refresh_beside_requests(proxy, paths), 2)
-            result["refresh_bytes"] = sum(record.bytes_sent for record in registry.server.requests)
-            result["refresh_requests"] = len(registry.server.requests)
-            assert proxy.ask(f"/{hash_part_of('new-1')}.narinfo").status == 200
-            result["anonymous_memory_after_refresh_mb"] = round(proxy.anonymous_bytes() / 2**20, 1)
-        print(json.dumps(result, indent=2))
+            seconds = time.monotonic() - begun
+
+        longest = self._longest_request(proxy, look)
+        sent = sum(record.bytes_sent for record in double.requests)
+        assert proxy.ask(f"/{hash_part_of(new[0])}.narinfo", method="HEAD").status == 200
+        return {
+            self.series.refresh_bytes: sent,
+            self.series.refresh_time: seconds,
+            self.series.delay: longest * 1000,
+        }
+
+    def stand_still(self, proxy: ProxyProcess) -> Measurement:
+        """Ask as long without any refresh: what this machine does to requests anyway."""
+        return {self.series.delay: self._longest_request(proxy, lambda: None) * 1000}
+
+    def _longest_request(self, proxy: ProxyProcess, job: Callable[[], None]) -> float:
+        """Ask for random narinfos while a job is done, and a while before and after; gives seconds."""
+        longest = 0.0
+        is_over = threading.Event()
+
+        def ask() -> None:
+            nonlocal longest
+            connection = http.client.HTTPConnection(proxy.host)
+            while not is_over.is_set():
+                hash_part = random.choice(self.hash_parts)
+                begun = time.perf_counter()
+                connection.request("HEAD", f"/{hash_part}.narinfo")
+                connection.getresponse().read()
+                longest = max(longest, time.perf_counter() - begun)
+            connection.close()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            time.sleep(_ASKED_SECONDS / 2)
+            job()
+            time.sleep(_ASKED_SECONDS / 2)
+        finally:
+            is_over.set()
+            thread.join()
+        return longest
+
+    def _ask(self, proxy: ProxyProcess) -> None:
+        assert proxy.ask(f"/{self.hash_parts[0]}.narinfo", method="HEAD").status == 200
 
 
-def _tables(paths: int, key: SecretKey) -> Iterator[Table]:
-    template = store_object("template").narinfo
-    for start in range(0, paths, _PATHS_OF_A_SEGMENT):
-        narinfos = []
-        for number in range(start, min(paths, start + _PATHS_OF_A_SEGMENT)):
-            blob = hashlib.sha256(str(number).encode()).hexdigest()
-            path = replace(template.store_path, hash_part=hash_part_of(str(number)))
-            references = tuple(f"{hash_part_of(str(max(0, number - back)))}-{path.name}" for back in range(4))
-            narinfo = replace(
-                template,
-                store_path=path,
-                url=f"nar/{blob}/0-1000.nar.zst",
-                compression="zstd",
-                references=references,
-            )
-            narinfos.append(replace(narinfo, sigs=(key.sign(fingerprint(narinfo)),)))
-        created = CREATED + timedelta(seconds=start)
-        yield Table(TableHeader(created, public_keys=(str(key.public_key),)), (), tuple(narinfos))
+def _percentiles(catalog: Catalog, wanted: Sequence[HashPart]) -> list[float]:
+    """Time look-ups; gives the microseconds that 1, 2, … 99 of a hundred take at most."""
+    seconds = []
+    for hash_part in wanted:
+        begun = time.perf_counter()
+        narinfo = catalog.find(hash_part)
+        seconds.append(time.perf_counter() - begun)
+        assert narinfo is not None
+    return [one * 1e6 for one in statistics.quantiles(seconds, n=100)]
 
 
-async def _commit(table: Table, client: Repository) -> None:
-    # The NARs themselves play no part here.
-    await list_segments(client, [await push_segment(client, table, [])])
+class _WarmProxy(ProxyProcess):
+    """A proxy that has answered requests."""
 
+    def __init__(self, folder: Path, asked: Sequence[HashPart], settings: dict[str, str]) -> None:
+        super().__init__(folder, **settings)
+        self._asked = asked
 
-def _time_start(folder: Path, settings: dict[str, str]) -> float:
-    started = time.monotonic()
-    with ProxyProcess(folder, **settings) as proxy:
-        assert proxy.ask(f"/{hash_part_of('0')}.narinfo").status == 200
-        return time.monotonic() - started
-
-
-def _refresh_beside_requests(proxy: ProxyProcess, paths: int) -> float:
-    """Ask without a pause while the index is refreshed; gives the longest wait in milliseconds."""
-    longest = 0.0
-    is_over = threading.Event()
-
-    def ask() -> None:
-        nonlocal longest
-        connection = http.client.HTTPConnection(proxy.host)
-        number = 0
-        while not is_over.is_set():
-            number = (number + 7919) % paths
-            begun = time.perf_counter()
-            connection.request("HEAD", f"/{hash_part_of(str(number))}.narinfo")
-            connection.getresponse().read()
-            longest = max(longest, time.perf_counter() - begun)
+    def __enter__(self) -> Self:
+        super().__enter__()
+        connection = http.client.HTTPConnection(self.host)
+        for hash_part in self._asked:
+            connection.request("HEAD", f"/{hash_part}.narinfo")
+            assert connection.getresponse().read() == b""
         connection.close()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    time.sleep(0.5)
-    proxy.refresh()
-    time.sleep(0.5)
-    is_over.set()
-    thread.join()
-    return longest * 1000
+        self.refresh()
+        return self
 
 
-if __name__ == "__main__":
-    main()
+_numbers = count()
+
+
+def _fill(registry: Ghcr, paths: int) -> list[HashPart]:
+    """List so many made-up paths; gives their hash parts in no order. Their NARs play no part here."""
+    generator = random.Random(paths)
+    hash_parts = ["".join(generator.choices(_LETTERS, k=32)) for _ in range(paths)]
+    parts = [
+        hash_parts[start : start + _PATHS_OF_A_SEGMENT] for start in range(0, paths, _PATHS_OF_A_SEGMENT)
+    ]
+
+    async def push(client: Repository) -> None:
+        await push_empty_config(client)
+        await list_segments(client, [await _push(client, number, part) for number, part in enumerate(parts)])
+
+    push_with(registry, push)
+    generator.shuffle(hash_parts)
+    return [HashPart(one) for one in hash_parts]
+
+
+async def _push(client: Repository, number: int, hash_parts: Sequence[str]) -> Segment:
+    # As publisher and tables do it, but for the narinfos, which are not rendered one by one.
+    created = CREATED + timedelta(seconds=number)
+    head = render_table(Table(TableHeader(created), (), ()))
+    text = b"\n".join([head, *_narinfos(sorted(hash_parts))])
+    content = zstandard.ZstdCompressor(level=3).compress(text)
+    digest = Digest.of(content)
+    await client.push_blob(digest, content)
+    manifest = build_manifest(
+        Descriptor(media_type.TABLE, digest, len(content)),
+        [],
+        created=created,
+        paths=len(hash_parts),
+        source=None,
+    )
+    segment = Segment.from_manifest(manifest)
+    await client.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    return segment
+
+
+def _narinfos(hash_parts: Sequence[str]) -> Iterator[bytes]:
+    """Write narinfos of the usual size, four references and a signature each."""
+    signed = store_object("template").signed(SecretKey.generate("bench-1")).narinfo
+    template = signed.render()
+    own_hash_part, own_url = str(signed.store_path.hash_part), signed.url
+    blob = "0123456789abcdef" * 4
+    for number, hash_part in enumerate(hash_parts):
+        text = template.replace(own_hash_part, hash_part)
+        text = text.replace(own_url, f"nar/{blob}/{number % _SLICES * 1000}-1000.nar.zst")
+        text = text.replace("Compression: none", "Compression: zstd")
+        references = " ".join(f"{other}-object-{number}" for other in hash_parts[max(0, number - 4) : number])
+        yield text.replace("References: \n", f"References: {references}\n").encode()

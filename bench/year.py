@@ -1,39 +1,34 @@
 """A year of publishes and collections: what the cache weighs then, and what a reader downloads.
 
-    .venv/bin/python -m bench.year --days 365
-
 Every step is checked by an independent oracle; a path that is missing ends the run with an error. The counts
 are the same on every machine.
 """
 
-import argparse
 import asyncio
-import json
-import time
 
+from bench.figures import Series
+from bench.scenario import OURS, Bench, Measurement
 from tests.maintenance.simulated_year import Shape, Year
 
+TITLE = "a year of publishes and collections"
 
-def main() -> None:
-    """Simulate, and print one line a figure, then one a month."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--days", type=int, default=365)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    started = time.monotonic()
-    figures = asyncio.run(Year(Shape(days=arguments.days, seed=arguments.seed)).run())
-    result = {
-        "publishes": figures.publishes,
-        "collections": figures.collections,
-        "paths": figures.paths,
-        "largest_refresh_bytes": figures.largest_refresh,
-        "seconds": round(time.monotonic() - started, 1),
+
+def run(bench: Bench) -> None:
+    """Simulate it once: there is nothing in it that varies."""
+    bench.compare({OURS: lambda: _simulate(30 if bench.is_quick else 365)}, rounds=1)
+
+
+def _simulate(days: int) -> Measurement:
+    figures = asyncio.run(Year(Shape(days=days, seed=1)).run())
+    values: dict[Series, float] = {
+        Series("publishes", "publishes", better="higher"): figures.publishes,
+        Series("collections", "collections"): figures.collections,
+        Series("paths", "paths", better="higher"): figures.paths,
+        Series("largest refresh", "bytes"): figures.largest_refresh,
     }
-    for name, value in result.items():
-        print(f"{name}: {value}")
     for month in figures.months:
-        print(json.dumps(month._asdict()))
-
-
-if __name__ == "__main__":
-    main()
+        for name, value in month._asdict().items():
+            if name != "day":
+                what, _, unit = name.rpartition("_")
+                values[Series(what.replace("_", " "), unit, at=month.day, axis="days")] = value
+    return values

@@ -14,6 +14,7 @@ import zstandard
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, render_table
 from nixcache_oci.clients.repository import Repository
@@ -48,8 +49,8 @@ async def push_segment(
     # A full table takes seconds: long enough for other connections to be dropped.
     content = await asyncio.to_thread(_compress, table)
     digest = Digest.of(content)
-    await repository.push_blob(digest, content)
-    await push_empty_config(repository)
+    # Beside each other: to a distant registry, each of them is three round trips.
+    await run_all((repository.push_blob(digest, content), push_empty_config(repository)), 2)
     manifest = build_manifest(
         Descriptor(media_type.TABLE, digest, len(content)),
         layers,

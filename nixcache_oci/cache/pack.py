@@ -5,11 +5,15 @@ Source: design section 2, "Segment".
 """
 
 from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, SUFFIXES, NarUrl
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+
+FIRST_PACK_BYTES: Final = 1024 * 1024
+"""Of the first pack of a publish; see ``PackBuilder.following``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,23 @@ class PackBuilder:
     """Collects small NARs, in the order given: the caller adds them in closure order.
 
     ``add`` refuses what no longer fits; the caller then takes ``finish()`` and starts anew.
+
+    Args:
+        limit: bytes that it takes at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_PACK_BYTES) -> None:
+        self._limit = limit
         self._content = bytearray()
         self._parts: list[tuple[NarInfo, int, int]] = []
+
+    def following(self) -> Self:
+        """Start the next one, for twice as much.
+
+        The first packs of a closure are small, so that several come at once over connections of their own,
+        and its first NARs soon; the later ones are large, so that there are few, and they have more time.
+        """
+        return type(self)(min(2 * self._limit, MAX_PACK_BYTES))
 
     def add(self, narinfo: NarInfo, compressed: bytes) -> bool:
         """Append one NAR; False where this pack has no room for it.
@@ -56,7 +72,7 @@ class PackBuilder:
             raise FormatError(
                 f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong into a pack"
             )
-        if len(self._content) + len(compressed) > MAX_PACK_BYTES:
+        if len(self._content) + len(compressed) > self._limit:
             return False
         self._parts.append((narinfo, len(self._content), len(compressed)))
         self._content += compressed

@@ -7,6 +7,7 @@ have taken a path that was counted on. Source: design section 4.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Self
 
 from nixcache_oci.cache.catalog import Catalog
@@ -34,7 +35,7 @@ from nixcache_oci.publisher.plan import Plan, find_dependents, is_upstreams, mak
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.shipment import Shipment
 from nixcache_oci.publisher.signing import sign_all
-from nixcache_oci.publisher.upload import Uploaded
+from nixcache_oci.publisher.upload import Uploaded, Uploader
 
 _ROUNDS: Final = 3
 _MOST_SHOWN: Final = 10
@@ -85,57 +86,30 @@ class _Contents:
         return NarInfo.parse(text) if text is not None else None
 
 
-class Publisher:
-    """Publishes into one repository.
+class Committer:
+    """Sends what a plan says, and lists it.
 
     Args:
         repository: with leave to push.
-        store: where the paths are.
         folder: where tables are kept.
-        upstreams: asked where ``options`` say so.
+        shipment: sends the paths.
         options: how.
         progress: is told.
-
-    Attributes:
-        store: as given.
     """
 
     def __init__(
         self,
         repository: Repository,
-        store: LocalStore,
         folder: IndexFolder,
-        upstreams: Upstreams,
+        shipment: Shipment,
         options: PublishOptions,
         progress: Progress,
     ) -> None:
-        self.store = store
         self._repository = repository
         self._folder = folder
-        self._upstreams = upstreams
+        self._shipment = shipment
         self._options = options
         self._progress = progress
-        self._shipment = Shipment(repository, store, options, progress)
-
-    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> Plan:
-        """Decide what becomes of these paths; nothing is sent.
-
-        Args:
-            paths: as the local store takes them.
-            with_closure: whether all that they reach counts.
-
-        Raises:
-            Error: the store, an upstream or the repository could not answer.
-        """
-        paths = list(paths)
-        closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
-        names = self._options.upstream_key_names
-        missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
-        contents = await self._read_contents()
-        # Every signature is checked: on a thread, for a large closure takes seconds.
-        return await asyncio.to_thread(
-            make_plan, closure, contents.find, self._options.public_keys, names, missing
-        )
 
     async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
         """Send what the plan says, and list it with the records.
@@ -160,7 +134,9 @@ class Publisher:
             rounds += 1
         return published
 
-    async def _find_missing(self, wanted: Iterable[PathInfo], published: Published) -> list[PathInfo]:
+    async def _find_missing(self, wanted: Sequence[PathInfo], published: Published) -> list[PathInfo]:
+        if not wanted:
+            return []  # nothing was counted on: another look at the cache is five round trips
         contents = await self._read_contents()
         return [
             info
@@ -178,20 +154,6 @@ class Publisher:
             # Tables that are not listed any more would stay on disk for ever.
             await asyncio.to_thread(self._folder.save, tables.listing)
         return _Contents(tables.listing, tables.catalog((), with_condemned=False))
-
-    async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
-        asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]
-
-        async def is_missing(info: PathInfo) -> bool:
-            try:
-                return await self._upstreams.find(info.store_path.hash_part) is None
-            except UpstreamError as error:
-                raise Error(f"no upstream could say whether it has {info.store_path}: {error}") from None
-
-        answers = await run_all((is_missing(info) for info in asked), _PARALLEL_REQUESTS)
-        return frozenset(
-            info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone
-        )
 
     async def _commit(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
         """Send and list, once."""
@@ -246,11 +208,18 @@ class Publisher:
             raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
         good = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
         relisted = [narinfo for _, narinfo in plan.relist]
-        narinfos = await asyncio.to_thread(sign_all, [*good, *relisted], self._options.keys)
+        narinfos = await asyncio.to_thread(self._sign, [*good, *relisted])
         segments = await self._shipment.push_segments(
-            narinfos, {**uploaded.blobs, **blobs}, [without_failed(record, failed) for record in records]
+            narinfos, {**uploaded.blobs, **blobs}, [self._settle(record, failed) for record in records]
         )
         return Published(tuple(narinfos), failed, tuple(segments))
+
+    def _sign(self, narinfos: Sequence[NarInfo]) -> list[NarInfo]:
+        return sign_all(narinfos, self._options.keys)
+
+    def _settle(self, record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
+        """Say in the record what could not be listed; base names."""
+        return without_failed(record, failed)
 
     async def _convert(self) -> Conversion | None:
         listing = await read_listing(self._repository)
@@ -274,6 +243,79 @@ class Publisher:
             if len(entries) > _MOST_SHOWN:
                 self._progress.warn(f"{len(entries) - _MOST_SHOWN} more version 1 entries are {what}")
         return conversion
+
+
+class Publisher(Committer):
+    """Publishes paths of the local store into one repository.
+
+    Args:
+        repository: with leave to push.
+        store: where the paths are.
+        folder: where tables are kept.
+        upstreams: asked where ``options`` say so.
+        options: how.
+        progress: is told.
+
+    Attributes:
+        store: as given.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        store: LocalStore,
+        folder: IndexFolder,
+        upstreams: Upstreams,
+        options: PublishOptions,
+        progress: Progress,
+    ) -> None:
+        def make_sender(staging: Path) -> Uploader:
+            return Uploader(
+                repository,
+                lambda info: store.real_path(info.store_path),
+                staging,
+                options.packing,
+                options.jobs,
+                progress,
+            )
+
+        super().__init__(repository, folder, Shipment(repository, make_sender, options), options, progress)
+        self.store = store
+        self._upstreams = upstreams
+
+    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> Plan:
+        """Decide what becomes of these paths; nothing is sent.
+
+        Args:
+            paths: as the local store takes them.
+            with_closure: whether all that they reach counts.
+
+        Raises:
+            Error: the store, an upstream or the repository could not answer.
+        """
+        paths = list(paths)
+        closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
+        names = self._options.upstream_key_names
+        missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
+        contents = await self._read_contents()
+        # Every signature is checked: on a thread, for a large closure takes seconds.
+        return await asyncio.to_thread(
+            make_plan, closure, contents.find, self._options.public_keys, names, missing
+        )
+
+    async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
+        asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]
+
+        async def is_missing(info: PathInfo) -> bool:
+            try:
+                return await self._upstreams.find(info.store_path.hash_part) is None
+            except UpstreamError as error:
+                raise Error(f"no upstream could say whether it has {info.store_path}: {error}") from None
+
+        answers = await run_all((is_missing(info) for info in asked), _PARALLEL_REQUESTS)
+        return frozenset(
+            info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone
+        )
 
 
 def without_failed(record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:

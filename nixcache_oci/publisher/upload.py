@@ -7,6 +7,7 @@ closure gives the same packs, and a run that was killed finds what it sent alrea
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.pack import Pack, PackBuilder, fits_pack
+from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, StoreError
@@ -85,39 +86,25 @@ class _Staging:
     nar: "asyncio.Future[StagedNar]"
 
 
-class Uploader:
-    """Sends store objects, once.
+class Sender(ABC):
+    """Sends store objects, once; where their compressed NARs come from is a subclass's matter.
 
     Args:
         repository: where to.
-        real_path: tells where an object's files are.
         folder: an empty one for staged files; at the end of ``run`` it is empty again.
-        packing: how to compress.
         jobs: how many objects are staged at once.
         progress: is told.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        real_path: Callable[[PathInfo], Path],
-        folder: Path,
-        packing: Packing,
-        jobs: int,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, repository: Repository, folder: Path, jobs: int, progress: Progress) -> None:
         self._repository = repository
-        self._real_path = real_path
         self._folder = folder
-        self._packing = packing
         self._progress = progress
         self._memory = Room(_MEMORY_BYTES)
         self._disk = Room(STAGED_BYTES)
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._sending: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._is_stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="stage")
         # As many as can be staged while the oldest one is waited for.
         self._stagings: asyncio.Queue[_Staging | None] = asyncio.Queue(4 * jobs)
         self._uploaded = Uploaded()
@@ -146,28 +133,19 @@ class Uploader:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._end()
+            await self._end()
         self._uploaded.narinfos.sort(key=lambda narinfo: order[narinfo.store_path])
         return self._uploaded
 
+    @abstractmethod
     def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
-        staging = asyncio.get_running_loop().run_in_executor(
-            self._pool,
-            stage,
-            info,
-            self._real_path(info),
-            self._folder,
-            self._packing,
-            self._is_stopped.is_set,
-        )
-        # Who waited for it may be gone when it fails, and then nobody is to be told.
-        staging.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return staging
+        """Begin to stage one; StoreError where that one cannot be had."""
 
-    def _end(self) -> None:
-        """Wait for the threads, which were told to stop, and remove what nobody sends any more."""
-        self._is_stopped.set()
-        self._pool.shutdown(cancel_futures=True)
+    @abstractmethod
+    async def _end(self) -> None:
+        """Give up what is still being staged, and remove what nobody sends any more."""
+
+    def _remove_staged(self) -> None:
         for file in self._folder.glob("*.nar"):
             file.unlink()
 
@@ -203,7 +181,7 @@ class Uploader:
 
     async def _send_small(self, group: asyncio.TaskGroup) -> PackBuilder:
         """Send what is staged in memory; gives the last pack, which is not yet full."""
-        builder = PackBuilder()
+        builder = PackBuilder(FIRST_PACK_BYTES)
         while (staging := await self._stagings.get()) is not None:
             try:
                 staged = await staging.nar
@@ -226,7 +204,7 @@ class Uploader:
         if builder.add(staged.narinfo, content):
             return builder
         await self._begin_pack(builder.finish(), group)
-        builder = PackBuilder()
+        builder = builder.following()
         builder.add(staged.narinfo, content)
         return builder
 
@@ -271,3 +249,51 @@ class Uploader:
             else:
                 self._progress.skipped(blob.size)
             self._uploaded.blobs[blob.digest] = blob
+
+
+class Uploader(Sender):
+    """Sends store objects of the local store.
+
+    Args:
+        repository: where to.
+        real_path: tells where an object's files are.
+        folder: an empty one for staged files; at the end of ``run`` it is empty again.
+        packing: how to compress.
+        jobs: how many objects are staged at once.
+        progress: is told.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        real_path: Callable[[PathInfo], Path],
+        folder: Path,
+        packing: Packing,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        super().__init__(repository, folder, jobs, progress)
+        self._real_path = real_path
+        self._packing = packing
+        self._is_stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="stage")
+
+    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
+        staging = asyncio.get_running_loop().run_in_executor(
+            self._pool,
+            stage,
+            info,
+            self._real_path(info),
+            self._folder,
+            self._packing,
+            self._is_stopped.is_set,
+        )
+        # Who waited for it may be gone when it fails, and then nobody is to be told.
+        staging.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return staging
+
+    async def _end(self) -> None:
+        """Wait for the threads, which were told to stop, and remove what nobody sends any more."""
+        self._is_stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._remove_staged()

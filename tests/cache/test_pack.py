@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, NarUrl
-from nixcache_oci.cache.pack import PackBuilder, fits_pack
+from nixcache_oci.cache.pack import FIRST_PACK_BYTES, PackBuilder, fits_pack
 from nixcache_oci.errors import FormatError
 from tests.support.objects import store_object
 
@@ -43,3 +43,16 @@ def test_the_limits() -> None:
     assert not fits_pack(MAX_PACKED_NAR_BYTES + 1)
     with pytest.raises(FormatError):
         PackBuilder().add(narinfo, bytes(MAX_PACKED_NAR_BYTES + 1))
+
+
+def test_packs_grow_up_to_the_limit() -> None:
+    """However large a closure is, it has few packs, and none over 16 MiB."""
+    narinfo, part = store_object("x").narinfo, bytes(MAX_PACKED_NAR_BYTES)
+    builder = PackBuilder(FIRST_PACK_BYTES)
+    sizes = []
+    for _ in range(7):
+        while builder.add(narinfo, part):
+            pass
+        sizes.append(len(builder.finish().content) // FIRST_PACK_BYTES)
+        builder = builder.following()
+    assert sizes == [1, 2, 4, 8, 16, 16, 16]

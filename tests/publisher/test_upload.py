@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
+from nixcache_oci.cache.pack import FIRST_PACK_BYTES
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.nix.nar import File
@@ -85,13 +86,18 @@ async def test_every_run_makes_the_same_blobs(
 
 
 async def test_packs_keep_the_closures_order(story: Story) -> None:
-    """What is fetched together lies together: pack after pack, and slice after slice, in the order given."""
+    """What is fetched together lies together: pack after pack, and slice after slice, in the order given.
+
+    The first packs are small, so that they come at once, and early.
+    """
     infos = small_ones(story, 90, 250_000)
     uploaded = await story.run(infos)
     story.check(uploaded, infos)
     places = [NarUrl.parse(narinfo.url) for narinfo in uploaded.narinfos]
     packs = list(dict.fromkeys(place.blob for place in places))
-    assert len(packs) == 2
+    sizes = [uploaded.blobs[pack].size for pack in packs]
+    limits = [FIRST_PACK_BYTES << number for number in range(5)]
+    assert all(limit - 250_000 < size <= limit for size, limit in list(zip(sizes, limits, strict=True))[:-1])
     assert places == sorted(places, key=lambda place: (packs.index(place.blob), place.offset))
     assert all(descriptor.size <= MAX_PACK_BYTES for descriptor in uploaded.blobs.values())
 

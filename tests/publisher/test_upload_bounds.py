@@ -85,7 +85,7 @@ async def test_what_shrinks_keeps_its_room_until_it_is_packed(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their turn comes behind the small ones, in their order: until then one of twelve has room here."""
-    size = 100_000
+    size = 80_000
     monkeypatch.setattr(upload, "STAGED_BYTES", 2 * size)
     sparse = [
         story.store.add(f"sparse-{number}", File(noise(str(number), size).contents + bytes(5 * MIB)))
