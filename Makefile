@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types layers tests programs soak bench audit lock format clean
+.PHONY: help setup demo test lint types layers tests programs soak reliability bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
+	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
 	@echo 'make bench    measure side by side with what a user would take instead; charts go to bench/results'
 	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
 	@echo 'make setup    .venv with the locked dependencies: .venv/bin/nixcache-oci is the program'
@@ -45,6 +46,12 @@ tests: setup
 # Some of them print figures, which belong to the result.
 soak: setup programs
 	$(BIN)/pytest -m soak -s
+
+# The soak writes into the same folder, if it is run with the same variable.
+reliability: setup programs
+	rm -rf build/reliability
+	RELIABILITY_RESULTS=build/reliability $(BIN)/pytest tests/reliability
+	$(BIN)/python -m tests.reliability.report build/reliability docs/reliability.md
 
 bench: setup programs
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
