@@ -18,7 +18,7 @@ from bench.figures import Figures
 from bench.report import render_report
 from bench.scenario import Bench, Scenario
 
-SCENARIOS = ("start", "narinfo", "large_nar", "memory", "scale", "publish", "substitution", "year")
+SCENARIOS = ("start", "narinfo", "large_nar", "memory", "scale", "publish", "substitution", "verify", "year")
 _RESULTS = Path(__file__).parent / "results"
 _ROUNDS = 5
 _QUICK_ROUNDS = 2

@@ -1,12 +1,10 @@
-"""What ``verify`` of a healthy cache costs, against a local docker-registry: seconds and requests.
-
-    .venv/bin/python -m bench.verify --paths 10000
+"""What ``verify`` of a healthy cache costs, against a local docker-registry.
 
 Once with small NARs, which lie in packs, and once with each NAR a blob of its own.
 """
 
-import argparse
-import json
+import contextlib
+import io
 import os
 import random
 import re
@@ -18,6 +16,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from bench.figures import Series, Target
+from bench.scenario import OURS, Bench, Measurement
 from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.table import Table, TableHeader
@@ -31,43 +31,46 @@ from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import CREATED, StoreObject, publish
 from tests.support.registries import REPO, RunningRegistry
 
+TITLE = "verify of a healthy cache, from a local registry"
+
+_PATHS = 10_000
+_QUICK_PATHS = 500
 _PATHS_OF_A_SEGMENT = 1_000
 _NAR_BYTES = 2_000
+_LIMIT_SECONDS = 30
 _REQUEST = re.compile(r"http\.request\.method=(\w+)")
 
 
-def main() -> None:
-    """Measure, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--paths", type=int, default=10_000)
-    parser.add_argument("--content", action="store_true", help="also with every byte hashed")
-    arguments = parser.parse_args()
-    for in_packs in (True, False):
-        result = _measure(arguments.paths, in_packs=in_packs, with_content=arguments.content)
-        print(json.dumps(result, indent=2))
-
-
-def _measure(paths: int, *, in_packs: bool, with_content: bool) -> dict[str, object]:
+def run(bench: Bench) -> None:
+    """Fill a cache of each shape, and verify it as often as there are rounds."""
+    paths = _QUICK_PATHS if bench.is_quick else _PATHS
     key = SecretKey.generate("bench-1")
-    with DockerRegistry(auth=False) as registry, tempfile.TemporaryDirectory() as folder:
-        running = RunningRegistry(registry, "nobody", "nothing")
-        began = time.monotonic()
-        push_with(running, partial(_fill, data=registry.data, paths=paths, key=key, in_packs=in_packs))
-        result: dict[str, object] = {
-            "paths": paths,
-            "shape": "packs" if in_packs else "single blobs",
-            "fill_seconds": round(time.monotonic() - began, 1),
-        }
-        os.environ |= {**running.settings, "NIXCACHE_INDEX_DIR": folder, "NIXCACHE_UPSTREAM": ""}
-        for name, more in (("verify", ()), *((("content", ("--content",)),) if with_content else ())):
-            before = len(_REQUEST.findall(registry.log))
-            began = time.monotonic()
-            status = run_verb(["verify", *more])
-            result[f"{name}_seconds"] = round(time.monotonic() - began, 1)
-            result[f"{name}_requests"] = len(_REQUEST.findall(registry.log)) - before
-            if status:
-                raise RuntimeError(f"verify ended with {status}")
-    return result
+    for shape in ("packs", "single blobs"):
+        seconds = Series(f"{paths:,} paths in {shape}", "s")
+        requests = Series(f"requests for {paths:,} paths in {shape}", "1")
+        with DockerRegistry(auth=False) as registry, tempfile.TemporaryDirectory() as folder:
+            running = RunningRegistry(registry, "nobody", "nothing")
+            filling = partial(_fill, data=registry.data, paths=paths, key=key, in_packs=shape == "packs")
+            push_with(running, filling)
+            settings = {**running.settings, "NIXCACHE_INDEX_DIR": folder, "NIXCACHE_UPSTREAM": ""}
+            bench.compare({OURS: partial(_verify, registry, settings, seconds, requests)})
+        bench.expect(Target(seconds, OURS, _LIMIT_SECONDS))
+
+
+def _verify(
+    registry: DockerRegistry, settings: dict[str, str], seconds: Series, requests: Series
+) -> Measurement:
+    os.environ |= settings
+    before = len(_REQUEST.findall(registry.log))
+    began = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = run_verb(["verify"])
+    if status:
+        raise RuntimeError(f"verify ended with {status}")
+    return {
+        seconds: time.monotonic() - began,
+        requests: len(_REQUEST.findall(registry.log)) - before,
+    }
 
 
 async def _fill(client: Repository, *, data: Path, paths: int, key: SecretKey, in_packs: bool) -> None:
@@ -110,7 +113,3 @@ def _objects(paths: int) -> Iterator[Sequence[StoreObject]]:
             one = store_object(str(number), contents=random.Random(number).randbytes(_NAR_BYTES))
             objects.append(replace(one, narinfo=replace(one.narinfo, references=references)))
         yield objects
-
-
-if __name__ == "__main__":
-    main()
