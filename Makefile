@@ -50,7 +50,7 @@ soak: setup programs
 # The soak writes into the same folder, if it is run with the same variable.
 reliability: setup programs
 	rm -rf build/reliability
-	RELIABILITY_RESULTS=build/reliability $(BIN)/pytest tests/reliability
+	RELIABILITY_RESULTS=build/reliability $(BIN)/pytest tests/reliability tests/hostile tests/fuzz
 	$(BIN)/python -m tests.reliability.report build/reliability docs/reliability.md
 
 bench: setup programs

@@ -50,7 +50,7 @@ class CacheIndex:
         if notes.get(media_type.ANNOTATION_FORMAT) != _FORMAT:
             found = notes.get(media_type.ANNOTATION_FORMAT)
             raise FormatError(
-                f"{INDEX_TAG}: format {found!r} is not known here; a newer nixcache-oci may read it"
+                f"{INDEX_TAG}: format {found[:40]!r} is not known here; a newer nixcache-oci may read it"
                 if found is not None
                 else f"{INDEX_TAG}: an image index, but not one of a Nix cache"
             )

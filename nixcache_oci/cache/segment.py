@@ -14,6 +14,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 
 MAX_LAYERS: Final = 2000
@@ -109,7 +110,7 @@ class Segment:
         manifest = Manifest.parse(content)
         digest = Digest.of(content)
         if manifest.artifact_type != media_type.SEGMENT:
-            raise FormatError(f"manifest {digest}: it is no segment, but {manifest.artifact_type!r}")
+            raise FormatError(f"manifest {digest}: it is no segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
             raise FormatError(f"segment {digest}: its first layer is no table")
         annotations = {

@@ -220,9 +220,9 @@ def row_key(letters: bytes) -> int:
 
 
 def _parse_narinfo(stanza: bytes) -> NarInfo:
-    if not stanza.startswith(f"{_NARINFO_KEY}: ".encode()):
-        # What is only served is found by its first line: nobody may take for listed what is never served.
-        raise FormatError(f"table: a narinfo that does not begin with {_NARINFO_KEY}: {stanza[:80]!r}")
+    if _LISTED.match(b"\n\n" + stanza) is None:
+        # ``scan`` finds a narinfo by its first line: nobody may take for listed what is never served.
+        raise FormatError(f"table: a narinfo that does not begin with its {_NARINFO_KEY}: {stanza[:80]!r}")
     return NarInfo.parse(stanza)
 
 

@@ -4,7 +4,6 @@ Source: as ``nar``; the case hack is in the Nix manual, "use-case-hack".
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -160,7 +159,15 @@ def _write_file(path: Path, start: StartFile, events: Iterator[Event]) -> None:
 
 
 def _remove(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
+    # Not shutil.rmtree: it recurses, and a tree may be deeper than Python's stack.
+    directories: list[Path] = []
+    todo = [target]
+    while todo:
+        path = todo.pop()
+        if path.is_dir() and not path.is_symlink():
+            directories.append(path)
+            todo += path.iterdir()
+        else:
+            path.unlink(missing_ok=True)
+    for path in reversed(directories):
+        path.rmdir()

@@ -15,7 +15,15 @@ from typing import Final
 
 from tests.reliability.results import FAILED, Cell, Suite
 
-REQUIRED: Final = ("Fault matrix", "Progress", "Trust", "Secrets")
+REQUIRED: Final = (
+    "Fault matrix",
+    "Progress",
+    "Trust",
+    "Secrets",
+    "Hostile clients",
+    "Hostile data",
+    "Fuzzers",
+)
 _PARTS: Final = 3  # of a cell's text that becomes a field of a grid
 _HEAD: Final = """# Reliability
 

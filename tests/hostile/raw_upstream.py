@@ -1,0 +1,48 @@
+"""An upstream that says any bytes whatever, by the target that it is asked for."""
+
+import socketserver
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def raw_upstream(answers: Mapping[str, bytes], seen: Callable[[str], object]) -> Iterator[str]:
+    """Answer each connection's first request, then hang up; gives the base URL.
+
+    Args:
+        answers: whole answers by target, such as ``/nar/x.nar``; anything else is 404.
+        seen: is told each request's head.
+    """
+
+    class Talk(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            head = b""
+            while b"\r\n\r\n" not in head and (piece := self.request.recv(65536)):
+                head += piece
+            if not head:
+                return
+            seen(head.decode("latin-1"))
+            target = head.split(b" ")[1].decode("latin-1")
+            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            with suppress(ConnectionError):
+                self.request.sendall(answers.get(target, missing))
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        allow_reuse_address = True
+
+    with Server(("127.0.0.1", 0), Talk) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def whole(body: bytes, *fields: bytes, status: bytes = b"200 OK") -> bytes:
+    """Write an answer in right framing, with further fields as they are."""
+    length = b"Content-Length: %d" % len(body)
+    return b"\r\n".join([b"HTTP/1.1 " + status, length, b"Connection: close", *fields, b"", body])
