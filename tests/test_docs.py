@@ -1,14 +1,13 @@
 """What README and docs name exists: files, verbs and their flags, settings, options of the modules."""
 
 import argparse
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cli.main import VERBS
+from nixcache_oci.cli.main import VERBS, load_verb
 from nixcache_oci.settings.table import ALL_VARIABLES
 
 _TOP = Path(__file__).parent.parent
@@ -41,8 +40,7 @@ pytestmark = pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
 def _flags_of(name: str) -> set[str]:
     """Every flag of a verb, and of its actions."""
     parser = argparse.ArgumentParser()
-    module = importlib.import_module(f"nixcache_oci.cli.{name}")
-    module.add_parser(parser.add_subparsers())
+    load_verb(name).add_parser(parser.add_subparsers())
     return set(_walk(parser))
 
 

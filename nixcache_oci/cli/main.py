@@ -6,6 +6,7 @@ Only the module of the verb that was asked for is imported: HTTP and cryptograph
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -30,6 +31,7 @@ VERBS: Final = {
     "gc": "forget what no root and no pin reaches",
     "verify": "check that what a cache lists is there and right, and mend it",
     "export": "write a cache as plain files for any web server",
+    "import": "take an existing binary cache in, as it is",
     "mirror": "copy a whole cache to another repository",
     "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
     "keygen": "make a key pair to sign a cache with",
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
-    verb = _load_verb(argv[0]) if argv and argv[0] in VERBS else None
+    verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
     try:
         arguments = _make_parser(argv, verb).parse_args(argv)
     except SystemExit as leaving:
@@ -80,8 +82,11 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
         return _fail(error, FAILED)
 
 
-def _load_verb(name: str) -> Verb:
-    return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{name}"))
+def load_verb(name: str) -> Verb:
+    """Import the module of a verb."""
+    # `import` is a word of Python's, which no module can be named after.
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{module}"))
 
 
 def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:

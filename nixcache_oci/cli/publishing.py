@@ -44,7 +44,22 @@ _MAX_JOBS: Final = 64
 
 
 def add_publish_flags(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments of everything that publishes."""
+    """Describe the arguments of everything that publishes from the local store."""
+    parser.add_argument(
+        "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
+    )
+    levels = ", ".join(f"{name} {usual}" for name, (_, usual) in COMPRESSIONS.items() if usual)
+    parser.add_argument("--level", type=int, metavar="N", help=f"of the compression [default: {levels}]")
+    parser.add_argument(
+        "--verify-upstream",
+        action="store_true",
+        help="ask the upstreams if they really have such paths, and push those that they have not",
+    )
+    add_sending_flags(parser)
+
+
+def add_sending_flags(parser: argparse.ArgumentParser, usual_jobs: str = "one a core") -> None:
+    """Describe the arguments of everything that sends store objects, wherever they come from."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
     parser.add_argument(
         "--scope",
@@ -52,12 +67,10 @@ def add_publish_flags(parser: argparse.ArgumentParser) -> None:
         help="what later publishes of the same scope supersede; no spaces",
     )
     parser.add_argument(
-        "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
-    )
-    levels = ", ".join(f"{name} {usual}" for name, (_, usual) in COMPRESSIONS.items() if usual)
-    parser.add_argument("--level", type=int, metavar="N", help=f"of the compression [default: {levels}]")
-    parser.add_argument(
-        "--jobs", type=_parse_jobs, metavar="N", help="store objects read at once [default: one a core]"
+        "--jobs",
+        type=_parse_jobs,
+        metavar="N",
+        help=f"store objects read at once [default: {usual_jobs}]",
     )
     parser.add_argument(
         "--upstream-key-name",
@@ -65,11 +78,6 @@ def add_publish_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"paths signed by a key of this name are upstream, and not pushed; repeatable; "
         f"'' for none [default: {UPSTREAM_KEY_NAME}]",
-    )
-    parser.add_argument(
-        "--verify-upstream",
-        action="store_true",
-        help="ask the upstreams if they really have such paths, and push those that they have not",
     )
     parser.add_argument(
         "--strict", action="store_true", help="publish nothing unless everything can be published"

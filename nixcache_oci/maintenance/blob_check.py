@@ -9,8 +9,8 @@ from nixcache_oci.cache.parallel import run_in_thread
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, read_blob
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
-from nixcache_oci.maintenance.nar_check import NarChecker
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
+from nixcache_oci.nix.nar_check import NarChecker
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 

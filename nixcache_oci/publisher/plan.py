@@ -98,7 +98,7 @@ def make_plan(
     return Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push))
 
 
-def is_upstreams(info: PathInfo, key_names: AbstractSet[str]) -> bool:
+def is_upstreams(info: PathInfo | NarInfo, key_names: AbstractSet[str]) -> bool:
     """Tell whether an upstream's key signed it, by the key's name."""
     return any(sig.key_name in key_names for sig in info.sigs)
 

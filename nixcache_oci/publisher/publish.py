@@ -208,17 +208,17 @@ class Committer:
             raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
         good = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
         relisted = [narinfo for _, narinfo in plan.relist]
-        narinfos = await asyncio.to_thread(self._sign, [*good, *relisted])
+        narinfos = await asyncio.to_thread(self._sign, good, relisted)
         segments = await self._shipment.push_segments(
             narinfos, {**uploaded.blobs, **blobs}, [self._settle(record, failed) for record in records]
         )
         return Published(tuple(narinfos), failed, tuple(segments))
 
-    def _sign(self, narinfos: Sequence[NarInfo]) -> list[NarInfo]:
-        return sign_all(narinfos, self._options.keys)
+    def _sign(self, sent: Sequence[NarInfo], relisted: Sequence[NarInfo]) -> list[NarInfo]:
+        return sign_all([*sent, *relisted], self._options.keys)
 
     def _settle(self, record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
-        """Say in the record what could not be listed; base names."""
+        """Write in a record what became of its roots."""
         return without_failed(record, failed)
 
     async def _convert(self) -> Conversion | None:

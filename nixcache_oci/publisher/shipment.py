@@ -1,7 +1,7 @@
 """What goes over the line for a publish: blobs, and the segments that hold them together."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,6 @@ from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.local_store.path_info import PathInfo
-from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -23,9 +22,8 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.staging import StagingFolderError
-from nixcache_oci.publisher.upload import Uploaded, Uploader
+from nixcache_oci.publisher.upload import Sender, Uploaded
 
 _PARALLEL_REQUESTS: Final = 16
 
@@ -35,18 +33,16 @@ class Shipment:
 
     Args:
         repository: with leave to push.
-        store: where the paths are.
+        make_sender: gives what sends store objects, once, through an empty folder for staged files.
         options: how.
-        progress: is told.
     """
 
     def __init__(
-        self, repository: Repository, store: LocalStore, options: PublishOptions, progress: Progress
+        self, repository: Repository, make_sender: Callable[[Path], Sender], options: PublishOptions
     ) -> None:
         self._repository = repository
-        self._store = store
+        self._make_sender = make_sender
         self._options = options
-        self._progress = progress
 
     async def upload(self, infos: Sequence[PathInfo]) -> Uploaded:
         """Send these, references first; what cannot be staged is named, and the rest sent.
@@ -62,15 +58,7 @@ class Shipment:
                 f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
             ) from None
         with staging as folder:
-            uploader = Uploader(
-                self._repository,
-                lambda info: self._store.real_path(info.store_path),
-                Path(folder),
-                self._options.packing,
-                self._options.jobs,
-                self._progress,
-            )
-            return await uploader.run(infos)
+            return await self._make_sender(Path(folder)).run(infos)
 
     async def upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Ask for each blob, and send again what lies in those that some collector took."""

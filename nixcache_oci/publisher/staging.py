@@ -22,6 +22,7 @@ from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 
 Compression = Literal["zstd", "xz", "none"]
@@ -106,7 +107,7 @@ class StagingStoppedError(Error):
     """Nobody wants it any more."""
 
 
-def is_large(info: PathInfo) -> bool:
+def is_large(info: PathInfo | NarInfo) -> bool:
     """Tell whether it is staged in a file."""
     return info.nar_size >= LARGE_NAR_BYTES
 
@@ -130,29 +131,29 @@ def stage(
         StagingStoppedError: ``is_stopped``.
     """
     if not is_large(info):
-        return _stage(info, real_path, _Sink(io.BytesIO()), packing, is_stopped)
+        return _stage(info, real_path, Sink(io.BytesIO()), packing, is_stopped)
     path = folder / f"{info.store_path.hash_part}.nar"
     try:
         file = path.open("xb")
     except OSError as error:
-        raise _folder_error(folder, error) from None
+        raise folder_error(folder, error) from None
     try:
         with file:
-            return _stage(info, real_path, _Sink(file), packing, is_stopped)
+            return _stage(info, real_path, Sink(file), packing, is_stopped)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):  # closing a file writes what is left
-            raise _folder_error(folder, error) from None
+            raise folder_error(folder, error) from None
         raise
 
 
 def _stage(
-    info: PathInfo, real_path: Path, sink: "_Sink", packing: Packing, is_stopped: Callable[[], bool]
+    info: PathInfo, real_path: Path, sink: "Sink", packing: Packing, is_stopped: Callable[[], bool]
 ) -> StagedNar:
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
-        _check_size(info, packing, sink.size)
+        check_size(info.store_path, packing.max_blob_bytes, sink.size)
 
     compressor = _compressor(packing, is_large=is_large(info))
     try:
@@ -189,10 +190,15 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
         )
 
 
-def _check_size(info: PathInfo, packing: Packing, size: int) -> None:
-    if packing.max_blob_bytes is not None and size > packing.max_blob_bytes:
+def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> None:
+    """Make sure that the registry takes so many bytes as one blob.
+
+    Raises:
+        StoreError: it does not.
+    """
+    if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
-            f"{info.store_path}: over {packing.max_blob_bytes} bytes even compressed, which is more than the "
+            f"{store_path}: over {max_blob_bytes} bytes even compressed, which is more than the "
             "registry takes as one blob; split it, compress it more, or keep it out of the cache"
         )
 
@@ -202,8 +208,16 @@ class _Compressor(Protocol):
     def finish(self) -> Iterable[bytes]: ...
 
 
-class _Sink:
-    """Hashes and counts what it writes, to memory or to a file."""
+class Sink:
+    """Hashes and counts what it writes, to memory or to a file.
+
+    Args:
+        file: an empty one.
+
+    Attributes:
+        hasher: of all that was written.
+        size: bytes that were written.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -212,15 +226,21 @@ class _Sink:
 
     @property
     def content(self) -> bytes | Path:
+        """What was written, or the file that holds it."""
         return self._file.getvalue() if isinstance(self._file, io.BytesIO) else Path(self._file.name)
 
     def write(self, piece: bytes) -> None:
+        """Write.
+
+        Raises:
+            StagingFolderError: the folder is full.
+        """
         self.hasher.update(piece)
         self.size += len(piece)
         try:
             self._file.write(piece)
         except OSError as error:
-            raise _folder_error(Path(self._file.name).parent, error) from None
+            raise folder_error(Path(self._file.name).parent, error) from None
 
 
 class _Xz:
@@ -274,7 +294,8 @@ def _narinfo(info: PathInfo, packing: Packing, digest: Digest, size: int) -> Nar
     )
 
 
-def _folder_error(folder: Path, error: OSError) -> StagingFolderError:
+def folder_error(folder: Path, error: OSError) -> StagingFolderError:
+    """Say why nothing can be staged in a folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFolderError(f"{folder}: no space left to stage NARs in; set TMPDIR to a larger disk")
     return StagingFolderError(f"{folder}: NARs cannot be staged there: {error.strerror}; set TMPDIR")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import zstandard
 
-from nixcache_oci.maintenance.nar_check import NarChecker
 from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.nar_check import NarChecker
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.objects import store_object
 

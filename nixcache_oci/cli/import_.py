@@ -1,0 +1,197 @@
+"""The verb ``import``: takes an existing binary cache in, as it is."""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import MutableMapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.progress import show_progress
+from nixcache_oci.cli.publishing import (
+    PublishSettings,
+    add_sending_flags,
+    opened,
+    print_dry_run,
+    publish_settings,
+    report,
+    run_publisher,
+    show_plan,
+)
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.clients.binary_cache.folder import FolderCache
+from nixcache_oci.clients.binary_cache.source import BinaryCache, read_store_dir
+from nixcache_oci.clients.binary_cache.web import WebCache
+from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.nix.nar_check import can_unpack
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.publisher.import_reading import Offer, read_offer
+from nixcache_oci.publisher.importing import Importer
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.settings import table
+from nixcache_oci.settings.variable import Values, add_flags
+
+_JOBS: Final = 8  # what comes from a distance is waited for, and not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be imported.
+
+    Attributes:
+        source: folder or URL, as it was given.
+        wanted: what to take with all that it refers to; none for all.
+        public_keys: where any are given, only what one of them signed is taken.
+        store_dir: where all paths have to lie.
+        scope: what later imports supersede; None for the usual.
+    """
+
+    source: str
+    wanted: tuple[StorePath | HashPart, ...]
+    public_keys: tuple[PublicKey, ...]
+    store_dir: str
+    scope: str | None
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    """Describe the verb's arguments."""
+    parser = subparsers.add_parser(
+        "import",
+        description=(
+            "Take an existing binary cache in: its NARs as they are compressed, its signatures as they are; "
+            "each NAR is checked on the way. A folder, or a file:// URL, is taken whole unless paths are "
+            "named. A cache behind http:// or https:// cannot be listed: name store paths (or hash parts), "
+            "or give --stdin; each comes with all that it refers to there. What is wrong is named and left "
+            "out, with what refers to it. A second run sends what is new."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source", metavar="URL|DIR", help="a folder, file:///path, or https://cache.example.org"
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="store path or hash part")
+    parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
+    add_sending_flags(parser, str(_JOBS))
+    add_flags(parser, [table.PUBLIC_KEYS, table.STORE_DIR])
+    # What only those need who compress.
+    parser.set_defaults(compression="zstd", level=None, verify_upstream=False)
+
+
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    """Import."""
+    values = Values(dict(environment), arguments)
+    set_up_quiet_logging(values)
+    lines = [*arguments.paths, *(sys.stdin if arguments.stdin else ())]
+    request = Request(
+        source=arguments.source,
+        wanted=tuple(_parse_path(line.strip()) for line in lines if line.strip()),
+        public_keys=values.get(table.PUBLIC_KEYS),
+        store_dir=values.get(table.STORE_DIR),
+        scope=arguments.scope,
+    )
+    settings = publish_settings(arguments, environment)
+    settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
+    if not request.wanted and (arguments.stdin or not _is_folder(request.source)):
+        raise UsageError(
+            f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
+            "or give --stdin and one on each line of standard input"
+        )
+    return run_publisher(_import(settings, request), settings.actions)
+
+
+async def _import(settings: PublishSettings, request: Request) -> int:
+    began = time.monotonic()
+    async with AsyncExitStack() as stack:
+        progress = stack.enter_context(
+            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions)
+        )
+        repository = await stack.enter_async_context(opened(settings))
+        source = _open_source(request.source)
+        stack.push_async_callback(source.close)
+        record = _make_record(request, source, settings.run)
+        store_dir = await read_store_dir(source)
+        if store_dir != request.store_dir:
+            raise Error(
+                f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
+                f"{table.STORE_DIR.name}"
+            )
+        offer = await read_offer(
+            source,
+            request.wanted,
+            request.store_dir,
+            request.public_keys,
+            settings.options.upstream_key_names,
+        )
+        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        stack.push_async_callback(upstreams.close)
+        folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
+        importer = Importer(repository, source, folder, upstreams, settings.options, progress)
+        chosen = await importer.plan(offer)
+        for name, reason in chosen.left_out.items():
+            progress.warn(f"{name}: left out: {reason}")
+        progress.note(show_plan(chosen.plan))
+        _note_unchecked(offer, progress)
+        if settings.options.is_strict and chosen.left_out:
+            raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
+        if settings.is_dry_run:
+            print_dry_run(chosen.plan)
+            return FAILED if chosen.left_out else DONE
+        published = await importer.take(chosen, record)
+        for base_name, reason in published.failed.items():
+            if base_name not in reason:  # otherwise it was said when it happened
+                progress.warn(f"{base_name}: left out: {reason}")
+    report(settings, repository, chosen.plan, published, time.monotonic() - began, ())
+    return FAILED if chosen.left_out or published.failed else DONE
+
+
+def _note_unchecked(offer: Offer, progress: Progress) -> None:
+    """Say what nobody vouches for, and what cannot be looked into."""
+    if offer.unsigned:
+        progress.note(f"{offer.unsigned} of {len(offer.narinfos)} carry no signature")
+    others = [one.compression for one in offer.narinfos.values() if not can_unpack(one.compression)]
+    if others:
+        progress.note(
+            f"{len(others)} are compressed with {', '.join(sorted(set(others)))}, which is not unpacked "
+            "here: they are held to their FileHash alone, and not signed"
+        )
+
+
+def _make_record(request: Request, source: BinaryCache, run: str) -> PublishRecord:
+    scope = request.scope or f"import/{quote(source.name, safe='/:[]~+')}"
+    try:
+        return PublishRecord(scope, run, now(), is_partial=bool(request.wanted))
+    except FormatError as error:
+        raise UsageError(f"--scope: {error}") from None
+
+
+def _is_folder(source: str) -> bool:
+    return not source.lower().startswith(("http://", "https://"))
+
+
+def _open_source(source: str) -> BinaryCache:
+    if not _is_folder(source):
+        return WebCache(parse_upstream(source))
+    if not source.lower().startswith("file://"):
+        return FolderCache(Path(source).absolute())
+    parts = urlsplit(source)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise UsageError(f"import: {source[:200]!r}: expected file:///path")
+    return FolderCache(Path(unquote(parts.path)))
+
+
+def _parse_path(text: str) -> StorePath | HashPart:
+    try:
+        return StorePath.parse(text.rstrip("/")) if "/" in text else HashPart(text)
+    except FormatError as error:
+        raise UsageError(f"import: {error}") from None

@@ -1,0 +1,148 @@
+"""A binary cache behind a web server, which cannot be listed.
+
+A narinfo is asked for a bounded number of times; a NAR that breaks off is resumed where that can be done.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.binary_cache.source import CACHE_INFO
+from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
+from nixcache_oci.clients.upstream.client import read_narinfo
+from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, range_headers, read_head
+from nixcache_oci.clients.upstream.redirect import is_public
+from nixcache_oci.clients.upstream.wire import Wire, translated
+from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+from nixcache_oci.nix.store_path import HashPart
+
+_OK: Final = 200
+_CONNECT_SECONDS: Final = 15.0
+_STALL_SECONDS: Final = 60.0
+_PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
+
+T = TypeVar("T")
+
+
+class WebCache:
+    """Reads one binary cache over HTTP; methods need a running event loop.
+
+    Args:
+        upstream: where it is.
+        pauses_seconds: before each further try to read a narinfo; the first before a NAR is resumed.
+    """
+
+    def __init__(self, upstream: Upstream, pauses_seconds: tuple[float, ...] = _PAUSES_SECONDS) -> None:
+        self._upstream = upstream
+        self._pauses = pauses_seconds
+        self._wire = Wire(connect_seconds=_CONNECT_SECONDS, is_public=is_public)
+
+    @property
+    def name(self) -> str:
+        """Its base URL, without credentials."""
+        return str(self._upstream).rstrip("/")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._wire.close()
+
+    async def read_info(self) -> bytes:
+        """Read its nix-cache-info.
+
+        Raises:
+            UpstreamError: it has none, or did not answer.
+        """
+        content = await self._read(CACHE_INFO)
+        if content is None:
+            raise UpstreamError(f"{self.name}: is no binary cache: it has no {CACHE_INFO}")
+        return content
+
+    async def list_names(self) -> None:
+        """Say that nobody can list it."""
+
+    async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
+        """Read a narinfo; None where there is none.
+
+        Raises:
+            UpstreamError: it could not say.
+        """
+        return await self._read(f"{hash_part}.narinfo")
+
+    @asynccontextmanager
+    async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open what lies at a narinfo's URL.
+
+        Raises:
+            UpstreamNotFoundError: there is none, or it lies elsewhere.
+            UpstreamError: it could not be had, or broke off.
+        """
+        address = self._locate(url)
+
+        async def open_from(
+            start: int, end: int | None, validator: str
+        ) -> tuple[aiohttp.ClientResponse, NarHead]:
+            response = await self._send(address, range_headers(start, end, validator))
+            try:
+                return response, read_head(self._upstream, response.status, response.headers, start, end)
+            except UpstreamError:
+                response.close()
+                raise
+
+        response, head = await open_from(0, None, "")
+        body = NarBody(self._upstream, response, head, open_from, self._pauses[0])
+        try:
+            async with aclosing(body.chunks()) as chunks:
+                yield chunks
+        finally:
+            body.close()
+
+    def _locate(self, url: str) -> URL:
+        try:
+            relative = below_base(url, self._upstream)
+            if relative is None:
+                raise UpstreamNotFoundError(f"{self.name}: {url[:200]} lies in another cache")
+            path, _, query = relative.partition("?")
+            return nar_url(self._upstream, path, query)
+        except FormatError as error:
+            raise UpstreamNotFoundError(f"{self.name}: {error}") from None
+
+    async def _read(self, path: str) -> bytes | None:
+        async def read() -> bytes | None:
+            response = await self._send(self._upstream.at(path), {})
+            try:
+                with translated(self._upstream):
+                    body = await read_narinfo(self._upstream, response)
+            finally:
+                response.close()
+            if response.status in ABSENT_STATUSES:
+                return None
+            if response.status != _OK:
+                raise UpstreamError(f"{self.name}: {path}: status {response.status}")
+            return body
+
+        return await self._patiently(read)
+
+    async def _send(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        return await self._wire.send(
+            self._upstream,
+            "GET",
+            url,
+            headers=headers,
+            stall_seconds=_STALL_SECONDS,
+            on_connect=lambda: None,
+        )
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, and ask again where there was no usable answer."""
+        for pause in self._pauses:
+            try:
+                return await ask()
+            except UpstreamNotFoundError:
+                raise
+            except UpstreamError:
+                await asyncio.sleep(pause)
+        return await ask()

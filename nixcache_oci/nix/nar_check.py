@@ -1,0 +1,177 @@
+"""Holding the bytes of a compressed NAR to its narinfo, piece by piece, in bounded memory.
+
+A small blob can inflate to anything: what is over NarSize is never looked at, and never held.
+"""
+
+import bz2
+import hashlib
+import lzma
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Final, cast
+
+import zstandard
+
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.nar_reader import parse
+from nixcache_oci.nix.narinfo import NarInfo
+
+_MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024
+_STEP_BYTES: Final = 256 * 1024
+
+Take = Callable[[bytes], object]
+"""Is given the next piece of the NAR."""
+
+NewDecompressor = Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]
+
+
+class NarChecker:
+    """Takes the bytes of one compressed NAR.
+
+    Args:
+        narinfo: says what they have to be.
+    """
+
+    def __init__(self, narinfo: NarInfo) -> None:
+        self._narinfo = narinfo
+        self._hasher = hashlib.sha256()
+        self._size = 0
+        self._trouble: str | None = None
+        self._inflate = _inflater(narinfo.compression, self._take)
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece."""
+        if self._trouble is not None or self._inflate is None:
+            return
+        try:
+            self._inflate(piece)
+        except FormatError as error:
+            self._trouble = str(error)
+        except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
+            self._trouble = f"it cannot be decompressed: {error}"
+
+    def finish(self) -> str | None:
+        """Tell what is wrong with the whole; None where nothing is, or where nobody here can unpack it."""
+        if self._trouble is not None or self._inflate is None:
+            return self._trouble
+        nar_hash = NixHash(self._hasher.digest())
+        if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
+            return f"its NAR is not what NarHash says ({self._size} bytes, {nar_hash})"
+        return None
+
+    def _take(self, nar: bytes) -> None:
+        self._size += len(nar)
+        if self._size > self._narinfo.nar_size:
+            raise FormatError(
+                f"its NAR is not what NarHash says (over {self._narinfo.nar_size} bytes, its NarSize)"
+            )
+        self._hasher.update(nar)
+
+
+def can_unpack(compression: str) -> bool:
+    """Tell whether NARs of this compression can be checked against their NarHash here."""
+    return compression in {"zstd", "none", *_STREAMS}
+
+
+def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object]) -> None:
+    """Hold a compressed NAR to its narinfo, and its form to the one that Nix writes; this blocks.
+
+    Args:
+        narinfo: of a compression that can be unpacked.
+        file: the compressed bytes.
+        keep_going: called now and then; what it raises ends the check.
+
+    Raises:
+        FormatError: it cannot be unpacked, is another NAR, or holds what no store object can.
+    """
+    hasher, size = hashlib.sha256(), 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal size
+        for piece in _unpack(narinfo.compression, file):
+            keep_going()
+            size += len(piece)
+            if size > narinfo.nar_size:
+                raise FormatError(f"its NAR is over {narinfo.nar_size} bytes, its NarSize")
+            hasher.update(piece)
+            yield piece
+
+    try:
+        for _ in parse(pieces()):
+            pass  # reading it is the check
+    except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
+        raise FormatError(f"it cannot be decompressed: {error}") from None
+    nar_hash = NixHash(hasher.digest())
+    if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
+        raise FormatError(f"its NAR is not what NarHash says ({size} bytes, {nar_hash})")
+
+
+class _Target:
+    """What the zstd library writes into, a buffer of its own at a time."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+
+    def write(self, nar: bytes) -> int:
+        self._take(nar)
+        return len(nar)
+
+
+class _Streams:
+    """Inflates xz or bzip2; streams may follow each other, as those programs write several files."""
+
+    def __init__(self, new: NewDecompressor) -> None:
+        self._new = new
+        self._decompressor = new()
+
+    def inflate(self, piece: bytes) -> Iterator[bytes]:
+        while True:
+            yield self._decompressor.decompress(piece, _STEP_BYTES)
+            if self._decompressor.eof:
+                piece = self._decompressor.unused_data
+                self._decompressor = self._new()
+                if not piece:
+                    return
+            elif self._decompressor.needs_input:
+                return
+            else:
+                piece = b""
+
+
+_STREAMS: Final[dict[str, NewDecompressor]] = {
+    "xz": partial(lzma.LZMADecompressor, memlimit=_MAX_WINDOW_BYTES),
+    "bzip2": bz2.BZ2Decompressor,
+}
+
+
+def _inflater(compression: str, take: Take) -> Take | None:
+    match compression:
+        case "zstd":
+            # All that the library asks of its target is write().
+            target = cast("IO[bytes]", _Target(take))
+            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+            return decompressor.stream_writer(target, closefd=False).write
+        case "xz" | "bzip2":
+            streams = _Streams(_STREAMS[compression])
+
+            def write(piece: bytes) -> None:
+                for nar in streams.inflate(piece):
+                    take(nar)
+
+            return write
+        case "none":
+            return take
+    return None
+
+
+def _unpack(compression: str, file: IO[bytes]) -> Iterator[bytes]:
+    if compression == "zstd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        file = cast("IO[bytes]", decompressor.stream_reader(file, read_across_frames=True, closefd=False))
+    streams = _Streams(_STREAMS[compression]) if compression in _STREAMS else None
+    while piece := file.read(_STEP_BYTES):
+        if streams is None:
+            yield piece
+        else:
+            yield from streams.inflate(piece)

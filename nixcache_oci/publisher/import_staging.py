@@ -1,0 +1,164 @@
+"""Staging for an import: a NAR comes compressed from another cache, and is checked before it is sent.
+
+FileHash and FileSize while it streams, then NarHash, NarSize and the NAR's form by unpacking it as a stream.
+"""
+
+import asyncio
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final
+
+from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
+from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.clients.binary_cache.source import BinaryCache
+from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import Error, FormatError, StoreError, UpstreamError, UpstreamNotFoundError
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.nar_check import can_unpack, check_nar
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.import_reading import most_file_bytes
+from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.staging import (
+    Sink,
+    StagedNar,
+    StagingStoppedError,
+    check_size,
+    folder_error,
+    is_large,
+)
+from nixcache_oci.publisher.upload import Sender
+
+_PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
+"""Before each further try of one NAR."""
+
+_MOST_IN_A_ROW: Final = 5
+"""NARs that could not be had, one after another, before the source counts as dead."""
+
+
+class Copier(Sender):
+    """Sends NARs of another cache as they are.
+
+    Args:
+        repository: where to.
+        source: where from.
+        narinfos: as the source has them.
+        folder: an empty one for staged files; at the end of ``run`` it is empty again.
+        jobs: how many NARs are fetched at once.
+        max_blob_bytes: what the registry takes at most as one blob; None for any size.
+        progress: is told.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        source: BinaryCache,
+        narinfos: Mapping[StorePath, NarInfo],
+        folder: Path,
+        jobs: int,
+        max_blob_bytes: int | None,
+        progress: Progress,
+    ) -> None:
+        super().__init__(repository, folder, jobs, progress)
+        self._source = source
+        self._narinfos = narinfos
+        self._jobs = asyncio.Semaphore(jobs)
+        self._max_blob_bytes = max_blob_bytes
+        self._copies: set[asyncio.Task[StagedNar]] = set()
+        self._failures_in_a_row = 0
+
+    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
+        copy = asyncio.create_task(self._copy(self._narinfos[info.store_path]))
+        self._copies.add(copy)
+        # Who waited for it may be gone when it fails, and then nobody is to be told.
+        copy.add_done_callback(lambda done: done.cancelled() or done.exception())
+        copy.add_done_callback(self._copies.discard)
+        return copy
+
+    async def _end(self) -> None:
+        copies = tuple(self._copies)
+        for copy in copies:
+            copy.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+        self._remove_staged()
+
+    async def _copy(self, narinfo: NarInfo) -> StagedNar:
+        async with self._jobs:
+            try:
+                staged = await self._fetch_patiently(narinfo)
+            except UpstreamNotFoundError as error:
+                raise StoreError(f"{narinfo.store_path}: its NAR is missing: {error}") from None
+            except UpstreamError as error:
+                self._failures_in_a_row += 1
+                if self._failures_in_a_row == _MOST_IN_A_ROW:
+                    raise Error(f"{error}; run this again when it answers: it goes on from there") from None
+                raise StoreError(f"{narinfo.store_path}: its NAR cannot be had: {error}") from None
+            except FormatError as error:
+                raise StoreError(f"{narinfo.store_path}: {error}") from None
+            self._failures_in_a_row = 0
+            return staged
+
+    async def _fetch_patiently(self, narinfo: NarInfo) -> StagedNar:
+        """Fetch, from the beginning again where it broke off for good."""
+        for pause in _PAUSES_SECONDS:
+            try:
+                return await self._fetch(narinfo)
+            except UpstreamNotFoundError:
+                raise
+            except UpstreamError:
+                await asyncio.sleep(pause)
+        return await self._fetch(narinfo)
+
+    async def _fetch(self, narinfo: NarInfo) -> StagedNar:
+        if not is_large(narinfo):
+            return await self._fetch_into(io.BytesIO(), narinfo)
+        path = self._folder / f"{narinfo.store_path.hash_part}.nar"
+        try:
+            with path.open("w+b") as file:
+                return await self._fetch_into(file, narinfo)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise folder_error(self._folder, error) from None
+            raise
+
+    async def _fetch_into(self, file: IO[bytes], narinfo: NarInfo) -> StagedNar:
+        sink = Sink(file)
+        limit = most_file_bytes(narinfo) if narinfo.file_size is None else narinfo.file_size
+        async with self._source.open_nar(narinfo.url) as chunks:
+            async for chunk in chunks:
+                if sink.size + len(chunk) > limit:
+                    raise FormatError(f"its file has more than {limit} bytes, which it should have at most")
+                await run_in_thread(sink.write, chunk)
+                check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
+        file_hash = NixHash(sink.hasher.digest())
+        if (file_hash, sink.size) != (narinfo.file_hash or file_hash, narinfo.file_size or sink.size):
+            raise FormatError(f"its file is not what FileHash says ({sink.size} bytes, {file_hash})")
+        if sink.size == 0:
+            raise FormatError("its file is empty")
+        if can_unpack(narinfo.compression):
+            file.seek(0)
+            await run_in_thread(check_nar, narinfo, file, _going_on())
+        digest = Digest(file_hash.digest_hex)
+        placed = replace(
+            narinfo,
+            url=str(NarUrl(digest, suffix=SUFFIXES[narinfo.compression])),
+            file_hash=file_hash,
+            file_size=sink.size,
+        )
+        return StagedNar(placed, digest, sink.size, sink.content)
+
+
+def _going_on() -> Callable[[], None]:
+    """Make what ends a thread's work when the task that waits for it is cancelled."""
+    task = asyncio.current_task()
+
+    def keep_going() -> None:
+        if task is not None and task.cancelling():
+            raise StagingStoppedError("nobody wants it any more")
+
+    return keep_going

@@ -1,0 +1,277 @@
+"""An existing binary cache taken in as it is, and served to real Nix out of the registry."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG
+from tests.support.journey import settings_of
+from tests.support.nginx import nginx
+from tests.support.nix import NixSandbox
+from tests.support.proxy import ProxyProcess
+from tests.support.publisher import Machine
+from tests.support.registries import Ghcr
+
+pytestmark = pytest.mark.needs("nix")
+
+PATHS = 8
+KILLS = 4
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A binary cache in a folder, as ``nix copy`` wrote it, signed by a key that this cache never has.
+
+    Attributes:
+        folder: where it is.
+        paths: references first; the last one is large.
+        public_key: of who signed it.
+    """
+
+    folder: Path
+    paths: Sequence[str]
+    public_key: str
+
+    def narinfo_path(self, path: str) -> Path:
+        return self.folder / f"{StorePath.parse(path).hash_part}.narinfo"
+
+    def narinfo(self, path: str) -> NarInfo:
+        return NarInfo.parse(self.narinfo_path(path).read_bytes())
+
+    def nar_path(self, path: str) -> Path:
+        return self.folder / self.narinfo(path).url
+
+
+def make_source(nix: NixSandbox, folder: Path, compression: str = "zstd") -> Source:
+    secret, public = nix.generate_key("elsewhere-1")
+    paths = [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(5 * MIB))]
+    nix.copy_to(f"file://{folder}?compression={compression}&secret-key={secret}", paths).check()
+    return Source(folder, paths, public)
+
+
+@pytest.fixture
+def machine(ghcr: Ghcr, nix: NixSandbox, tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "machine", nix, settings_of(ghcr, tmp_path))
+
+
+def check_served(
+    machine: Machine, nix: NixSandbox, paths: Sequence[str], keys: Sequence[str], folder: Path
+) -> None:
+    """Let real Nix substitute all of it into an empty store, with signatures required."""
+    settings = {name: value for name, value in machine.environment.items() if name.startswith("NIXCACHE_RE")}
+    settings["NIXCACHE_TOKEN_FILE"] = machine.environment["NIXCACHE_TOKEN_FILE"]
+    with ProxyProcess(folder, **settings) as proxy:
+        proxy.wait_ready()
+        nix.realise(paths, substituters=[proxy.url], trusted_keys=keys).check()
+
+
+@pytest.mark.parametrize("compression", ["xz", "zstd", "none"])
+def test_a_folder_that_nix_wrote(machine: Machine, nix: NixSandbox, tmp_path: Path, compression: str) -> None:
+    """Signatures and compressed bytes are kept; a second run sends nothing, and says so."""
+    source = make_source(nix, tmp_path / "source", compression)
+    ran = machine.run("import", f"file://{source.folder}").check()
+    assert f"{PATHS + 1} paths: 0 upstream, 0 cached, {PATHS + 1} to push" in ran.stderr
+    assert f"{PATHS + 1} paths pushed" in ran.stdout
+    check_served(machine, nix, source.paths, [source.public_key], tmp_path / "proxy")
+    again = machine.run("import", str(source.folder)).check()
+    assert f"{PATHS + 1} cached, 0 to push" in again.stderr
+    assert " 0 paths pushed" in again.stdout
+
+
+@pytest.mark.needs("nginx")
+async def test_a_web_server_gives_what_is_asked_for(
+    machine: Machine, nix: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
+    """It cannot be listed: paths come with their closures; our signature stands beside the other one."""
+    source = make_source(nix, tmp_path / "source", "xz")
+    machine.environment["NIX_SIGNING_KEY"] = key.render()
+    async with nginx(tmp_path / "nginx", source.folder) as url:
+        refused = await asyncio.to_thread(machine.run, "import", url)
+        assert (refused.status, refused.stdout) == (2, "")
+        assert "cannot be asked what it has" in refused.stderr
+        *_, last, large = source.paths
+        closure = nix.path_info([last], recursive=True)
+        ran = (await asyncio.to_thread(machine.run, "import", url, last)).check()
+        assert f"{len(closure)} paths pushed" in ran.stdout
+        parts = "".join(f"{StorePath.parse(path).hash_part}\n" for path in source.paths)
+        more = (
+            await asyncio.to_thread(lambda: machine.run("import", url, "--stdin", input_text=parts))
+        ).check()
+        assert f"{PATHS + 1 - len(closure)} paths pushed" in more.stdout
+        absent = await asyncio.to_thread(
+            machine.run, "import", url, large.replace("large", "small"), "0" * 32
+        )
+        assert absent.status == 1
+        assert f"it is not {large.replace('large', 'small')}" in absent.stderr
+        assert f"has no {'0' * 32}.narinfo" in absent.stderr
+    for signer in (source.public_key, str(key.public_key)):
+        folder = tmp_path / signer.partition(":")[0]
+        await asyncio.to_thread(check_served, machine, nix, source.paths, [signer], folder)
+
+
+def test_the_round_trip_of_an_export(
+    machine: Machine, nix: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
+    """What one cache exported, another one imports, and serves."""
+    paths = nix.build_paths(PATHS)
+    layout = f"oci:{tmp_path / 'layout'}"
+    machine.run("push", *paths, NIX_SIGNING_KEY=key.render(), NIXCACHE_REGISTRY=layout).check()
+    machine.run("export", str(tmp_path / "flat"), NIXCACHE_REGISTRY=layout).check()
+    ran = machine.run("import", str(tmp_path / "flat"), NIXCACHE_PUBLIC_KEYS=str(key.public_key)).check()
+    assert f"{PATHS} paths pushed" in ran.stdout
+    check_served(machine, nix, paths, [str(key.public_key)], tmp_path / "proxy")
+
+
+def test_what_is_wrong_is_named_and_left_out_with_its_referrers(
+    machine: Machine, nix: NixSandbox, tmp_path: Path
+) -> None:
+    """A flipped byte, a missing NAR, a NAR of another path: the rest is there, and status 1 says so."""
+    source = make_source(nix, tmp_path / "source", "none")
+    apart = nix.build_paths(4, seed="apart")
+    secret, _ = nix.generate_key("elsewhere-1")
+    nix.copy_to(f"file://{source.folder}?compression=none&secret-key={secret}", apart).check()
+    flipped, missing, renamed = source.paths[3], source.paths[-1], apart[3]
+    nar = bytearray(source.nar_path(flipped).read_bytes())
+    nar[200] ^= 1
+    source.nar_path(flipped).write_bytes(nar)
+    source.nar_path(missing).unlink()
+    source.narinfo_path(renamed).write_bytes(source.narinfo_path(apart[0]).read_bytes())
+    everything = [*source.paths, *apart]
+    infos = nix.path_info(everything)
+    bad = {flipped, missing, renamed}
+    for path in everything:  # references come first
+        if bad & set(infos[path]["references"]):
+            bad.add(path)
+    good = [path for path in everything if path not in bad]
+    assert len(bad) > 3
+    ran = machine.run("import", str(source.folder))
+    assert ran.status == 1
+    assert f" {len(good)} paths pushed" in ran.stdout
+    for path in bad - {renamed}:
+        assert Path(path).name in ran.stderr, path
+    assert f"{StorePath.parse(renamed).hash_part}.narinfo is about {apart[0]}" in ran.stderr
+    listed = machine.run("list").check().stdout
+    assert {path for path in everything if Path(path).name in listed} == set(good)
+    machine.run("verify", "--content").check()
+
+
+def test_only_what_trusted_keys_signed(machine: Machine, nix: NixSandbox, tmp_path: Path) -> None:
+    """With NIXCACHE_PUBLIC_KEYS, others are named and left out; without, all come and the unsigned count."""
+    source = make_source(nix, tmp_path / "source")
+    (unsigned,) = nix.build_paths(1, seed="unsigned")
+    nix.copy_to(f"file://{source.folder}?compression=zstd", [unsigned]).check()
+    ran = machine.run("import", str(source.folder), NIXCACHE_PUBLIC_KEYS=source.public_key)
+    assert ran.status == 1
+    assert f"{Path(unsigned).name}: left out: none of the keys in NIXCACHE_PUBLIC_KEYS" in ran.stderr
+    assert f" {PATHS + 1} paths pushed" in ran.stdout
+    ran = machine.run("import", str(source.folder)).check()
+    assert f"1 of {PATHS + 2} carry no signature" in ran.stderr
+    assert " 1 paths pushed" in ran.stdout
+
+
+@pytest.mark.timeout(300)
+def test_killed_anywhere_it_is_whole_or_not_there(
+    ghcr: Ghcr, machine: Machine, nix: NixSandbox, tmp_path: Path
+) -> None:
+    """The next run completes it, and no blob goes over the line twice."""
+    source = make_source(nix, tmp_path / "source")
+    everything = [*source.paths, nix.build_file("huge", random.Random(2).randbytes(20 * MIB))]
+    nix.copy_to(f"file://{source.folder}?compression=zstd", everything).check()
+    began = time.monotonic()
+    machine.run("import", str(source.folder), "--image", "unhurried").check()
+    usual = time.monotonic() - began
+    moments = random.Random(3)
+    for number in range(KILLS):
+        image = f"kill-{number}"
+        process = machine.start("import", str(source.folder), "--image", image)
+        try:
+            process.wait(moments.uniform(0.5, 1) * usual)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        listed = len(machine.run("list", "--image", image).stdout.splitlines())
+        assert listed in (0, len(everything))
+        again = machine.run("import", str(source.folder), "--image", image).check()
+        assert f"{len(everything) - listed} to push" in again.stderr
+        machine.run("verify", "--content", "--image", image).check()
+        sent = Counter(
+            record.path.rpartition("digest=")[2]
+            for record in ghcr.server.requests
+            if record.operation == "upload-put" and f"/{image}/" in record.path and record.status == 201
+        )
+        sent.pop(quote(str(EMPTY_CONFIG.digest), safe=""), None)
+        assert max(sent.values()) == 1, sent
+
+
+def test_gc_keeps_what_was_imported(machine: Machine, nix: NixSandbox, tmp_path: Path) -> None:
+    """Whatever nothing else refers to is a root; --dry-run says what would come, and writes nothing."""
+    source = make_source(nix, tmp_path / "source")
+    dry = machine.run("import", str(source.folder), "--dry-run").check()
+    assert sorted(line.split()[1] for line in dry.stdout.splitlines()) == sorted(source.paths)
+    assert "is empty" in machine.run("list").stderr
+    machine.run("import", str(source.folder)).check()
+    time.sleep(1.1)  # times are told to the second
+    machine.run("gc", "--min-age-hours", "0", "--retention-days", "0", "--grace-days", "0", "--force").check()
+    assert len(machine.run("list").check().stdout.splitlines()) == PATHS + 1
+    roots = machine.run("list", "--roots").check().stdout
+    assert f"import/{source.folder}" in roots
+    assert Path(source.paths[-1]).name in roots
+    assert Path(source.paths[0]).name not in roots
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "words"),
+    [
+        ("nowhere", 1, "nowhere: there is no such folder"),
+        ("file:///nowhere", 1, "/nowhere: there is no such folder"),
+        ("file://host/path", 2, "expected file:///path"),
+        ("empty", 1, "is no binary cache: there is no nix-cache-info in it"),
+        ("other", 1, "is for the store /elsewhere, and this cache for /nix/store; see NIXCACHE_STORE_DIR"),
+        ("http://", 2, "upstream"),
+    ],
+)
+def test_what_cannot_be_imported(machine: Machine, source: str, status: int, words: str) -> None:
+    """One line says what is wrong, and nothing is written."""
+    (machine.folder / "empty").mkdir()
+    (machine.folder / "other").mkdir()
+    (machine.folder / "other/nix-cache-info").write_text("StoreDir: /elsewhere\n")
+    arguments = ["0" * 32] if source.startswith("http") else []
+    ran = machine.run("import", source, *arguments)
+    assert (ran.status, ran.stdout) == (status, "")
+    assert words in ran.stderr.splitlines()[-1]
+    assert "is empty" in machine.run("list").stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(
+    ghcr: Ghcr, machine: Machine, nix: NixSandbox, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Nothing is listed, nothing stays behind, and the next run completes it."""
+    source = make_source(nix, tmp_path / "source")
+    ghcr.server.bandwidth = MIB
+    process = machine.start("import", str(source.folder))
+    while not ghcr.server.count("upload-put"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "interrupted: what was sent is kept" in stderr
+    assert "Traceback" not in stderr
+    assert list(machine.folder.glob("nixcache-oci-*")) == []
+    assert "is empty" in machine.run("list").stderr
+    ghcr.server.bandwidth = None
+    assert f" {PATHS + 1} paths pushed" in machine.run("import", str(source.folder)).check().stdout
