@@ -38,27 +38,33 @@ class NarChecker:
         self._hasher = hashlib.sha256()
         self._size = 0
         self._trouble: str | None = None
-        self._inflate = _inflater(narinfo.compression, self._take)
+        self._inflater = _inflater(narinfo.compression, self._take)
 
     def write(self, piece: bytes) -> None:
         """Take the next piece."""
-        if self._trouble is not None or self._inflate is None:
-            return
-        try:
-            self._inflate(piece)
-        except FormatError as error:
-            self._trouble = str(error)
-        except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
-            self._trouble = f"it cannot be decompressed: {error}"
+        if self._inflater is not None:
+            self._try(partial(self._inflater[0], piece))
 
     def finish(self) -> str | None:
         """Tell what is wrong with the whole; None where nothing is, or where nobody here can unpack it."""
-        if self._trouble is not None or self._inflate is None:
+        if self._inflater is not None:
+            self._try(self._inflater[1])
+        if self._trouble is not None or self._inflater is None:
             return self._trouble
         nar_hash = NixHash(self._hasher.digest())
         if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
             return f"its NAR is not what NarHash says ({self._size} bytes, {nar_hash})"
         return None
+
+    def _try(self, step: Callable[[], object]) -> None:
+        if self._trouble is not None:
+            return
+        try:
+            step()
+        except FormatError as error:
+            self._trouble = str(error)
+        except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
+            self._trouble = f"it cannot be decompressed: {error}"
 
     def _take(self, nar: bytes) -> None:
         self._size += len(nar)
@@ -124,19 +130,32 @@ class _Streams:
     def __init__(self, new: NewDecompressor) -> None:
         self._new = new
         self._decompressor = new()
+        self._is_between = True
 
     def inflate(self, piece: bytes) -> Iterator[bytes]:
         while True:
+            if self._is_between:
+                piece = piece.lstrip(b"\0")  # padding, which the xz format allows there
+                if not piece:
+                    return
+                self._is_between = False
             yield self._decompressor.decompress(piece, _STEP_BYTES)
             if self._decompressor.eof:
                 piece = self._decompressor.unused_data
-                self._decompressor = self._new()
-                if not piece:
-                    return
+                self._decompressor, self._is_between = self._new(), True
             elif self._decompressor.needs_input:
                 return
             else:
                 piece = b""
+
+    def finish(self) -> None:
+        """Make sure that the last stream is whole.
+
+        Raises:
+            EOFError: it is cut off, be it after the last byte of the NAR.
+        """
+        if not self._is_between:
+            raise EOFError("it ends in the middle of a stream")
 
 
 _STREAMS: Final[dict[str, NewDecompressor]] = {
@@ -145,13 +164,13 @@ _STREAMS: Final[dict[str, NewDecompressor]] = {
 }
 
 
-def _inflater(compression: str, take: Take) -> Take | None:
+def _inflater(compression: str, take: Take) -> tuple[Take, Callable[[], None]] | None:
     match compression:
         case "zstd":
             # All that the library asks of its target is write().
             target = cast("IO[bytes]", _Target(take))
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-            return decompressor.stream_writer(target, closefd=False).write
+            return decompressor.stream_writer(target, closefd=False).write, _nothing
         case "xz" | "bzip2":
             streams = _Streams(_STREAMS[compression])
 
@@ -159,10 +178,14 @@ def _inflater(compression: str, take: Take) -> Take | None:
                 for nar in streams.inflate(piece):
                     take(nar)
 
-            return write
+            return write, streams.finish
         case "none":
-            return take
+            return take, _nothing
     return None
+
+
+def _nothing() -> None:
+    """End what needs no end."""
 
 
 def _unpack(compression: str, file: IO[bytes]) -> Iterator[bytes]:
@@ -175,3 +198,5 @@ def _unpack(compression: str, file: IO[bytes]) -> Iterator[bytes]:
             yield piece
         else:
             yield from streams.inflate(piece)
+    if streams is not None:
+        streams.finish()

@@ -1,6 +1,8 @@
 """Holding a compressed NAR to its narinfo: what is right passes, and a bomb is never inflated."""
 
+import bz2
 import hashlib
+import io
 import lzma
 import tracemalloc
 from dataclasses import replace
@@ -8,8 +10,10 @@ from dataclasses import replace
 import pytest
 import zstandard
 
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.nar_check import NarChecker
+from nixcache_oci.nix.nar import File, dump_tree
+from nixcache_oci.nix.nar_check import NarChecker, check_nar
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.objects import store_object
 
@@ -33,6 +37,8 @@ def compress(nar: bytes, compression: str) -> bytes:
             return zstandard.ZstdCompressor(level=19).compress(nar)
         case "xz":
             return lzma.compress(nar, preset=1)
+        case "bzip2":
+            return bz2.compress(nar)
     return nar
 
 
@@ -43,7 +49,7 @@ def check(content: bytes, told: NarInfo, step: int) -> str | None:
     return checker.finish()
 
 
-@pytest.mark.parametrize("compression", ["zstd", "xz", "none"])
+@pytest.mark.parametrize("compression", ["zstd", "xz", "bzip2", "none"])
 @pytest.mark.parametrize("step", [7, 1000, 10 * MIB])
 def test_what_is_right_passes(compression: str, step: int) -> None:
     """However it comes in pieces, and where streams follow each other, as parallel compressors write them."""
@@ -54,7 +60,7 @@ def test_what_is_right_passes(compression: str, step: int) -> None:
     assert check(halves, told, max(step, len(halves) // 200)) is None
 
 
-@pytest.mark.parametrize("compression", ["zstd", "xz", "none"])
+@pytest.mark.parametrize("compression", ["zstd", "xz", "bzip2", "none"])
 def test_what_is_wrong_does_not(compression: str) -> None:
     """Cut, flipped, or longer than NarSize says."""
     told = narinfo(NAR, compression)
@@ -88,3 +94,25 @@ def test_a_bomb_is_not_inflated(compression: str) -> None:
 def test_what_nobody_here_can_unpack_passes() -> None:
     """Its blob was hashed, and that is all that can be said."""
     assert check(b"whatever", narinfo(NAR, "br"), 3) is None
+
+
+@pytest.mark.parametrize("compression", ["xz", "bzip2"])
+@pytest.mark.parametrize("lost", [1, 8])
+def test_a_stream_that_is_cut_behind_the_last_byte_of_the_nar(compression: str, lost: int) -> None:
+    """Nix refuses it, so that it is wrong here, too; both ways of checking say so."""
+    nar = b"".join(dump_tree(File(b"x" * 5000)))
+    told = narinfo(nar, compression)
+    content = compress(nar, compression)
+    assert check(content, told, MIB) is None
+    check_nar(told, io.BytesIO(content), lambda: None)
+    for broken in (content[:-lost], content + content[:3]):
+        assert check(broken, told, MIB) is not None
+        with pytest.raises(FormatError, match="middle of a stream"):
+            check_nar(told, io.BytesIO(broken), lambda: None)
+
+
+def test_padding_behind_a_stream_is_none_of_it() -> None:
+    """The xz format allows zeros there."""
+    nar = b"".join(dump_tree(File(b"x" * 5000)))
+    padded = compress(nar, "xz") + bytes(4)
+    assert check(padded, narinfo(nar, "xz"), 1000) is None
