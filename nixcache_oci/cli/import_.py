@@ -40,7 +40,7 @@ from nixcache_oci.publisher.import_reading import Offer, read_offer
 from nixcache_oci.publisher.importing import Importer
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.variable import Values
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
 
@@ -82,8 +82,7 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="store path or hash part")
     parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
-    add_sending_flags(parser, str(_JOBS))
-    add_flags(parser, [table.PUBLIC_KEYS, table.STORE_DIR])
+    add_sending_flags(parser, table.PUBLIC_KEYS, table.STORE_DIR, usual_jobs=str(_JOBS))
     # What only those need who compress.
     parser.set_defaults(compression="zstd", level=None, verify_upstream=False)
 

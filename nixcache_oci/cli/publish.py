@@ -38,7 +38,7 @@ from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
 from nixcache_oci.settings import table
 from nixcache_oci.settings.proxy import proxy_config
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.variable import Values
 
 _LOCAL: Final = "local"
 
@@ -131,8 +131,7 @@ def add_parser(subparsers: SubParsers) -> None:
         action="store_true",
         help="obey the settings that the flake brings with it, such as substituters",
     )
-    add_publish_flags(parser)
-    add_flags(parser, [table.PUBLIC_KEYS])
+    add_publish_flags(parser, table.PUBLIC_KEYS)
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:

@@ -35,7 +35,7 @@ from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.variable import Values, Variable, add_flags
 
 VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
 
@@ -43,8 +43,8 @@ UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 _MAX_JOBS: Final = 64
 
 
-def add_publish_flags(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments of everything that publishes from the local store."""
+def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) -> None:
+    """Describe the arguments of everything that publishes from the local store, and ``more`` settings."""
     parser.add_argument(
         "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
     )
@@ -55,10 +55,12 @@ def add_publish_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the upstreams if they really have such paths, and push those that they have not",
     )
-    add_sending_flags(parser)
+    add_sending_flags(parser, *more)
 
 
-def add_sending_flags(parser: argparse.ArgumentParser, usual_jobs: str = "one a core") -> None:
+def add_sending_flags(
+    parser: argparse.ArgumentParser, *more: Variable[object], usual_jobs: str = "one a core"
+) -> None:
     """Describe the arguments of everything that sends store objects, wherever they come from."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
     parser.add_argument(
@@ -88,7 +90,7 @@ def add_sending_flags(parser: argparse.ArgumentParser, usual_jobs: str = "one a 
         metavar="FILE",
         help="write the public keys there, one a line, where they changed",
     )
-    add_flags(parser, VARIABLES)
+    add_flags(parser, (*VARIABLES, *more))
 
 
 @dataclass(frozen=True, slots=True)
