@@ -10,6 +10,7 @@ the library's for good.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
@@ -60,7 +61,7 @@ class FrontServer:
         hits: gives the narinfos.
     """
 
-    def __init__(self, library: web.Server, reader: HeadReader, hits: Hits) -> None:
+    def __init__(self, library: Callable[[], web.RequestHandler], reader: HeadReader, hits: Hits) -> None:
         self._library = library
         self._hits = hits
         self._is_logging = _log.isEnabledFor(logging.DEBUG)

@@ -82,8 +82,13 @@ class NarSource:
         self._check_quarantine(blob)
         async with open_resuming(self._repository, blob) as stream:
             self._remember_size(blob, stream.size)
-            async with aclosing(verified(stream.chunks, blob, self._quarantine)) as chunks:
-                yield stream.size, chunks
+            try:
+                async with aclosing(verified(stream.chunks, blob, self._quarantine)) as chunks:
+                    yield stream.size, chunks
+            finally:
+                if blob in self._quarantine:
+                    # What came was something else, and as long as that is.
+                    self._sizes.pop(blob, None)
 
     @asynccontextmanager
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:

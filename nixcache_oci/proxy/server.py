@@ -21,6 +21,7 @@ from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front import AccessLog, FrontServer
 from nixcache_oci.proxy.head import HeadReader
 from nixcache_oci.proxy.keys import HITS, HOST_GUARD
+from nixcache_oci.proxy.library import library_of
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
 
@@ -92,7 +93,7 @@ async def serving(
         await index.start()
         if runner.server is None:
             raise AssertionError("setup() makes it")
-        front = FrontServer(runner.server, HeadReader(app[HOST_GUARD].allows), app[HITS])
+        front = FrontServer(library_of(runner.server), HeadReader(app[HOST_GUARD].allows), app[HITS])
         listeners = await _listen(front, config, activated_sockets)
         for listener in listeners:
             stack.callback(listener.close)

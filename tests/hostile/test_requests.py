@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from tests.hostile.raw_client import converse
+from tests.hostile.raw_client import connect, converse, read_to_end
 from tests.hostile.story import KNOWN, UPSTREAM_NAR, Upstream, url_of
 from tests.hostile.tally import Tally
 from tests.support.objects import hash_part_of
@@ -159,6 +159,24 @@ def test_odd_requests(
     first = next(status for status in statuses if status != 100)
     outcome = {200: "answered", 400: "400, and the connection ends"}.get(first, str(first))
     clients.add(group, outcome, 3 * len(CASES[group]))
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http://[::1]@/health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\xff secret\r\n\r\n",
+    ],
+)
+def test_what_cannot_be_read_is_not_repeated(proxy: ProxyProcess, request_bytes: bytes) -> None:
+    """Neither what was asked nor what failed to read it stands in the answer, and no traceback in the log."""
+    with connect(proxy.host) as connection:
+        connection.sendall(request_bytes)
+        received = read_to_end(connection)
+    assert not [word for word in (b"aiohttp", b"Python", b"9.9", b"secret", b"[::1]") if word in received]
+    assert "Traceback" not in proxy.log
+    assert proxy.ask("/health").status == 200
 
 
 LEAVING = [

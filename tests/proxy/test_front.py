@@ -266,17 +266,19 @@ async def test_both_ways_answer_alike(
 ) -> None:
     """The same bytes, however they are cut, get the same answers but for Date, and the same end.
 
-    The library is given one request after the other, up to the one that ends the connection. That one comes
-    in a piece of its own: the library forgets the requests that it got in one piece with a malformed one.
+    The library is given one request after the other, up to the one that ends the connection, or that would
+    have another protocol. That one comes in a piece of its own: the library forgets the requests that it got
+    in one piece with a malformed one, or behind one for another protocol.
     """
     counters = bench.app[keys.COUNTERS]
     taken: list[bytes] = []
     async with bench.connect(with_front=False) as client:
         for request in [*requests, LAST]:
-            if not client.is_closed:
-                taken.append(request)
-                await client.send(request)
-                await client.settle()
+            if client.is_closed or (taken and b"upgrade:" in taken[-1].lower()):
+                break
+            taken.append(request)
+            await client.send(request)
+            await client.settle()
     expected = (_comparable(client.received), client.is_closed)
     expected_counts, counters.hits, counters.misses = (counters.hits, counters.misses), 0, 0
     sent = b"".join(taken)

@@ -97,6 +97,18 @@ async def test_what_was_wrong_is_not_there_any_more(bench: Bench) -> None:
     assert bench.repository.opened == []
 
 
+async def test_the_length_of_what_was_wrong_is_not_remembered(bench: Bench) -> None:
+    """Once the blob may be asked for again, a part of it must not be held to the length of an error page."""
+    blob = bench.repository.add(b"right")
+    bench.repository.blobs[blob] = b"no"
+    with pytest.raises(DigestError):
+        async with bench.nars.whole(blob) as (_, chunks):
+            assert [chunk async for chunk in chunks] == []
+    bench.repository.blobs[blob] = b"right"
+    bench.quarantine._until.clear()  # its ten minutes are over
+    assert await bench.nars.size(blob) == 5
+
+
 @pytest.mark.parametrize(("offset", "length", "content"), [(0, 4, b"pack"), (1, 2, b"ac"), (3, 1, b"k")])
 async def test_a_slice_is_cut_out(bench: Bench, offset: int, length: int, content: bytes) -> None:
     """Offset and length, as the URL says."""
