@@ -1,0 +1,115 @@
+"""What a process holds at a moment, as the kernel tells it."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final, Self
+
+from tests.support.proxy import ProxyProcess
+
+_MIB: Final = 1024 * 1024
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One look at the proxy; memory is in bytes.
+
+    Attributes:
+        resident: all of it (VmRSS).
+        anonymous: what no file backs (RssAnon).
+        packs: of the pack cache, which is bounded, and full or not.
+        files: open descriptors.
+        sockets: those of them that are sockets.
+        tables: those of them that hold tables of the index.
+        segments: that the index has.
+        threads: of the process.
+    """
+
+    resident: int
+    anonymous: int
+    packs: int
+    files: int
+    sockets: int
+    tables: int
+    segments: int
+    threads: int
+
+    @classmethod
+    def take(cls, proxy: ProxyProcess, *, packs: int = 0, segments: int = 0) -> Self:
+        """Look at it; the last two are what its status says."""
+        process = Path(f"/proc/{proxy.process.pid}")
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        targets = [_target(each) for each in (process / "fd").iterdir()]
+        return cls(
+            resident=int(status["VmRSS"].split()[0]) * 1024,
+            anonymous=int(status["RssAnon"].split()[0]) * 1024,
+            packs=packs,
+            files=len(targets),
+            sockets=sum(target.startswith("socket:") for target in targets),
+            tables=sum("/index/" in target for target in targets),
+            segments=segments,
+            threads=int(status["Threads"]),
+        )
+
+    @property
+    def other_files(self) -> int:
+        """Descriptors of all but tables, of which the cache may have any number."""
+        return self.files - self.tables
+
+    @property
+    def own(self) -> int:
+        """Anonymous memory without the packs: what would grow if something leaked."""
+        return self.anonymous - self.packs
+
+    def __str__(self) -> str:
+        return (
+            f"RSS {self.resident / _MIB:.1f} MiB, RssAnon {self.anonymous / _MIB:.1f} MiB, "
+            f"packs {self.packs / _MIB:.1f} MiB, {self.files} descriptors, {self.sockets} sockets, "
+            f"{self.tables} tables of {self.segments} segments, {self.threads} threads"
+        )
+
+
+def summarise(looks: Sequence[Figures]) -> str:
+    """Show the median and the most of several looks."""
+
+    def show(values: list[float], unit: str) -> str:
+        return f"{median(values):.0f} (at most {max(values):.0f}) {unit}"
+
+    return ", ".join(
+        (
+            show([each.resident / _MIB for each in looks], "MiB RSS"),
+            show([each.anonymous / _MIB for each in looks], "MiB RssAnon"),
+            show([each.files for each in looks], "descriptors"),
+            show([each.threads for each in looks], "threads"),
+        )
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Tell how much time a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+class CpuShare:
+    """Measures the share of one core that a process takes from here on."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._began = time.monotonic()
+        self._cpu = cpu_seconds(pid)
+
+    def share(self) -> float:
+        """Tell the share so far."""
+        return (cpu_seconds(self._pid) - self._cpu) / (time.monotonic() - self._began)
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""  # closed meanwhile
