@@ -26,6 +26,7 @@ SLOW_CLIENTS = 16
 MOST_EACH = 2 * MIB  # what a client that does not read may cost: buffers on both sides, and one chunk
 HEAD = b"Host: localhost\r\n\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\n" + HEAD
+SPARE = 8
 
 
 @contextmanager
@@ -115,7 +116,9 @@ def test_half_a_head_starves_nobody(proxy: ProxyProcess, clients: Tally) -> None
         for _ in range(5):
             assert [answer.status for answer in converse(proxy.host, [HEALTH], answers=1)] == [200]
             assert proxy.ask(f"/{hash_part_of('small')}.narinfo").status == 200
-        assert psutil.Process(proxy.process.pid).num_fds() >= before + len(beginnings) * each
+        # Idle connections to the registry may have ended meanwhile.
+        held = psutil.Process(proxy.process.pid).num_fds() - before
+        assert held >= len(beginnings) * each - SPARE
     proxy.wait_until(lambda _: psutil.Process(proxy.process.pid).num_fds() <= before + 1)
     clients.add(
         "half-open connections", "others are answered; none is left open", times=len(beginnings) * each
