@@ -101,8 +101,10 @@ def read_to_end(connection: socket.socket) -> bytes:
 def _read_before_the_end(connection: socket.socket, answers: int) -> bytes:
     quiet = _QUIET_SECONDS if answers == 0 else _QUIET_SECONDS / 5
     received = bytearray()
+    waiting = select.poll()  # unlike select(), it takes any number of a file
+    waiting.register(connection, select.POLLIN)
     with suppress(ConnectionError):
-        while not _has(received, answers) or select.select([connection], [], [], quiet)[0]:
+        while not _has(received, answers) or waiting.poll(quiet * 1000):
             piece = connection.recv(65536)
             if not piece:
                 break
