@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -46,6 +47,7 @@ class Call:
         is_expected: whether the thing is known to exist, so that 404 is tried again.
         is_verified: whether what is sent has the digest that it is sent with.
         may_be_absent: whether 404 may become NotFoundError.
+        may_lead_away: whether the registry may redirect it to its storage.
     """
 
     operation: str
@@ -58,6 +60,7 @@ class Call:
     is_expected: bool = False
     is_verified: bool = False
     may_be_absent: bool = False
+    may_lead_away: bool = False
 
 
 class Tries:
@@ -221,15 +224,17 @@ class Transport:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
         is_elsewhere = call.url.origin() != self._origin
         request = Request(call.method, call.url, call.headers, call.body, call.follows, is_elsewhere)
-        authorization = await self._tokens.get()
-        reply = await self._wire.send(request, authorization)
-        if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
-            return reply
-        challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
-        answer = await _read(reply, ERROR_LIMIT)
-        if not await self._tokens.renew(authorization, challenges):
-            raise answer.trouble()
-        return await self._wire.send(request, await self._tokens.get())
+        # Before the token is asked for: both take round trips.
+        with self._wire.storage.approach() if call.may_lead_away else nullcontext() as approach:
+            authorization = await self._tokens.get()
+            reply = await self._wire.send(request, authorization, approach)
+            if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
+                return reply
+            challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
+            answer = await _read(reply, ERROR_LIMIT)
+            if not await self._tokens.renew(authorization, challenges):
+                raise answer.trouble()
+            return await self._wire.send(request, await self._tokens.get(), approach)
 
     async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
         return await _read(await self._wire.send(request, authorization), _TOKEN_LIMIT)

@@ -16,6 +16,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.registry.approach import Approach, Storage
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.http_proxy import find_proxy
@@ -132,12 +133,16 @@ class Wire:
     Args:
         stall_seconds: how long a connection may stand still, in either direction.
         allows_http: whether plain http may be spoken at all.
+
+    Attributes:
+        storage: where the registry redirects requests for blobs to.
     """
 
     def __init__(self, *, stall_seconds: float, allows_http: bool) -> None:
         self._stall_seconds = stall_seconds
         self._allows_http = allows_http
         self._session: aiohttp.ClientSession | None = None
+        self.storage = Storage(self._connect)
 
     async def close(self) -> None:
         """End all connections."""
@@ -145,13 +150,16 @@ class Wire:
         if session is not None:
             await session.close()
 
-    async def send(self, request: Request, authorization: str | None) -> Reply:
+    async def send(
+        self, request: Request, authorization: str | None, approach: Approach | None = None
+    ) -> Reply:
         """Send a request and follow its redirects.
 
         Args:
             request: what to ask.
             authorization: value of the Authorization header; goes to the origin of the request's URL only,
                 and not where that is elsewhere.
+            approach: hears of a redirect to another origin.
 
         Raises:
             TroubleError: no answer came, or a redirect is refused.
@@ -173,6 +181,8 @@ class Wire:
             if target.scheme == "http" and url.scheme == "https":
                 raise _final(f"refused the redirect from {_show(url)} to {_show(target)}: it is not https")
             url = target
+            if is_elsewhere and approach is not None:
+                await approach.arrive(url.origin())
         raise _final(f"more than {_MOST_REDIRECTS} redirects, the last one to {_show(url)}")
 
     async def _send_once(
@@ -196,6 +206,13 @@ class Wire:
                 transports=transports,
                 stall_seconds=self._stall_seconds,
             )
+
+    async def _connect(self, origin: URL) -> aiohttp.connector.Connection | None:
+        session = self._open_session()
+        if session.connector is None or find_proxy(origin) is not None:
+            return None  # an HTTP proxy opens connections of its own
+        request = aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop(), session=session)
+        return await session.connector.connect(request, [], session.timeout)
 
     def _prepare(
         self, method: str, url: URL, headers: dict[str, str]
