@@ -36,6 +36,8 @@ _FLOOR: Final = "no distance"
 _FLOOR_AND_TRANSFER: Final = "no distance + transfer"
 _PLAIN: Final = "plain cache"
 _NAIVE: Final = "naive proxy"
+# A client takes a quarter off so short a lifetime; what is left is longer than any of these closures takes.
+_TOKEN_SECONDS = 4.0
 _NEAR = Distance(0.040)
 _FAR = Distance(0.100)
 
@@ -83,6 +85,7 @@ class _Setting:
         plain_url: of nginx with that.
         small: a path that refers to all small ones.
         whole: one that refers to the large ones too.
+        other: one that no other refers to.
         small_count: of small paths.
         large_sizes: of the large NARs, compressed, in bytes.
     """
@@ -95,6 +98,7 @@ class _Setting:
     plain_url: str
     small: str
     whole: str
+    other: str
     small_count: int
     large_sizes: Sequence[int]
 
@@ -133,17 +137,21 @@ class _Place:
         return seconds
 
     def time_ours(self, nix: _Client, path: str, *, is_first: bool = False) -> float:
-        """Realise a path through a proxy that has read nothing yet but its index, or not even that."""
+        """Realise a path through a proxy that has nothing of it.
+
+        It was used before for another path, and has been idle since for longer than its token lives; or it
+        was just started, and has not even an index.
+        """
         folder = self.setting.folder / "proxy"
         settings = settings_of(self.setting.registry, self.setting.folder)
         settings |= {"NIXCACHE_REGISTRY": self.registry_host}
         if is_first:
             shutil.rmtree(folder, ignore_errors=True)
-        with ProxyProcess(folder, **settings) as proxy:
+        with _short_tokens(self.setting.registry), ProxyProcess(folder, **settings) as proxy:
             if not is_first:
                 proxy.refresh()
-                # A proxy that had nothing to do for a while has no token that is still good.
-                self.setting.registry.server.expire_tokens()
+                self.time(nix, proxy.url, self.setting.other)
+                time.sleep(_TOKEN_SECONDS)
             return self.time(nix, proxy.url, path)
 
 
@@ -191,6 +199,16 @@ def _compare_whole(bench: Bench, place: _Place, nix: _Client) -> None:
 
 
 @contextmanager
+def _short_tokens(registry: Ghcr) -> Iterator[None]:
+    server, seconds = registry.server, registry.server.token_seconds
+    server.token_seconds, server.tells_token_seconds = _TOKEN_SECONDS, True
+    try:
+        yield
+    finally:
+        server.token_seconds, server.tells_token_seconds = seconds, False
+
+
+@contextmanager
 def _prepare(folder: Path, small_count: int) -> Iterator[_Setting]:
     """Build the closure, and put it into the registry and into a plain cache."""
     nix = NixSandbox(folder / "nix")
@@ -198,6 +216,7 @@ def _prepare(folder: Path, small_count: int) -> Iterator[_Setting]:
     small = _add_files(nix, folder, [_compressible(generator, _SMALL_BYTES) for _ in range(small_count)])
     large = _add_files(nix, folder, [generator.randbytes(_LARGE_BYTES) for _ in range(_LARGE_PATHS)])
     roots = _build_root(nix, "small", small), _build_root(nix, "whole", [*small, *large])
+    other = _build_root(nix, "other", [])
     secret, public_key = nix.generate_key("bench-1")
     cache = folder / "cache"
     nix.copy_to(f"file://{cache}?compression=zstd&secret-key={secret}", roots).check()
@@ -206,11 +225,21 @@ def _prepare(folder: Path, small_count: int) -> Iterator[_Setting]:
         registry = stack.enter_context(ghcr_double())
         settings = settings_of(registry, folder)
         machine = Machine(folder / "machine", nix, {**settings, "NIXCACHE_SIGNING_KEY_FILE": str(secret)})
+        machine.run("push", other).check()
         machine.run("push", *roots).check()
         plain = stack.enter_context(nginx(folder / "nginx", f"root {cache};"))
         clients = list(_clients(folder))
         yield _Setting(
-            folder, clients, public_key, registry, cache, f"http://{plain}", *roots, small_count, sizes
+            folder,
+            clients,
+            public_key,
+            registry,
+            cache,
+            f"http://{plain}",
+            *roots,
+            other,
+            small_count,
+            sizes,
         )
 
 

@@ -83,7 +83,8 @@ class TokenService:
         token = secrets.token_urlsafe(24)
         granted = {name: actions & rights for name, actions in wanted.items()}
         self._grants[token] = _Grant(granted, time.monotonic() + self._manners.token_seconds, self._epoch)
-        return json_answer(200, {"token": token})
+        lifetime = {"expires_in": self._manners.token_seconds} if self._manners.tells_token_seconds else {}
+        return json_answer(200, {"token": token, **lifetime})
 
     def refusal(self, host: str, authorization: str | None, name: str | None, action: str) -> Answer | None:
         """Check a request to the registry; None lets it pass. Without a name any good token will do."""

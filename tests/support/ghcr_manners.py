@@ -14,7 +14,8 @@ class Manners:
         token: a GitHub token that may read, write and delete; any user name goes with it.
         read_token: one that may only read.
         private: whether anonymous clients are refused; GitHub packages start so.
-        token_seconds: lifetime of a registry token, which the answer does not tell.
+        token_seconds: lifetime of a registry token.
+        tells_token_seconds: whether the answer tells that; GHCR's does not.
         url_seconds: lifetime of a signed storage URL.
         blob_head_status: 307 sends the HEAD of a blob to the storage too, where it is refused.
         blob_get_redirects: False answers a blob GET at the registry itself.
@@ -44,6 +45,7 @@ class Manners:
     read_token: str = "ghp_double_read"
     private: bool = True
     token_seconds: float = 300
+    tells_token_seconds: bool = False
     url_seconds: float = 300
     blob_head_status: Literal[200, 307] = 200
     blob_get_redirects: bool = True

@@ -143,6 +143,9 @@ async def test_tokens(client: RawClient) -> None:
     assert await client.code("POST", f"/v2/{REPOSITORY}/blobs/uploads/") == (403, "DENIED")
     client.ghcr.expire_tokens()
     assert await client.code("GET", f"/v2/{REPOSITORY}/tags/list") == (401, "UNAUTHORIZED")
+    assert "expires_in" not in document
+    client.ghcr.tells_token_seconds = True
+    assert (await client.token())[1]["expires_in"] == client.ghcr.token_seconds
 
 
 async def test_read_token_cannot_push(client: RawClient) -> None:
