@@ -32,8 +32,25 @@ _USUAL = re.compile(
 _SIGNER = re.compile(r"Sig: ([^:\n]+):")
 
 
+class _InSegment:
+    """What the segment tells of what it lists; ``segment`` is None in a version 1 cache."""
+
+    __slots__ = ()
+    segment: Segment | None
+
+    @property
+    def published(self) -> datetime | None:
+        """When, or None where a version 1 cache does not tell."""
+        return self.segment.created if self.segment is not None else None
+
+    @property
+    def is_condemned(self) -> bool:
+        """Whether gc found it dead."""
+        return self.segment is not None and self.segment.condemned is not None
+
+
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(_InSegment):
     """One narinfo, where it is listed.
 
     Attributes:
@@ -54,19 +71,9 @@ class Entry:
         """Tag of the segment."""
         return _tag(self.segment)
 
-    @property
-    def published(self) -> datetime | None:
-        """When, or None where a version 1 cache does not tell."""
-        return self.segment.created if self.segment is not None else None
-
-    @property
-    def is_condemned(self) -> bool:
-        """Whether gc found it dead."""
-        return self.segment is not None and self.segment.condemned is not None
-
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(_InSegment):
     """What a list shows of a store path.
 
     Attributes:
@@ -100,16 +107,6 @@ class Listed:
             tuple(sig.key_name for sig in narinfo.sigs),
             entry.segment,
         )
-
-    @property
-    def published(self) -> datetime | None:
-        """When, or None where a version 1 cache does not tell."""
-        return self.segment.created if self.segment is not None else None
-
-    @property
-    def is_condemned(self) -> bool:
-        """Whether gc found it dead."""
-        return self.segment is not None and self.segment.condemned is not None
 
 
 @dataclass(frozen=True, slots=True)
