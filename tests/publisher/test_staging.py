@@ -32,22 +32,6 @@ from tests.publisher.staging_story import (
 from tests.support.nix import NixSandbox
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> MadeStore:
-    return MadeStore(tmp_path / "store")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "staging").mkdir()
-    return tmp_path / "staging"
-
-
-@pytest.fixture
-def stager(store: MadeStore, folder: Path) -> Stager:
-    return Stager(store, folder)
-
-
 def test_a_narinfo_says_all(store: MadeStore, stager: Stager) -> None:
     """What the store knows is passed on, and what was staged is described."""
     info = store.add("a", File(b"contents"), references=["a", "b"])

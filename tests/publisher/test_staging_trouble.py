@@ -30,23 +30,6 @@ from tests.publisher.staging_story import (
     every_packing,
 )
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> MadeStore:
-    return MadeStore(tmp_path / "store")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "staging").mkdir()
-    return tmp_path / "staging"
-
-
-@pytest.fixture
-def stager(store: MadeStore, folder: Path) -> Stager:
-    return Stager(store, folder)
-
-
 # What is refused
 
 
