@@ -2,22 +2,12 @@
 { lib, ... }:
 let
   inherit (lib) mkOption types;
-  any = mkOption {
-    type = types.anything;
-    default = { };
-  };
+  any = import ./any.nix { inherit lib; };
 in
 {
+  imports = [ ./common.nix ];
+
   options = {
-    assertions = mkOption {
-      type = types.listOf types.anything;
-      default = [ ];
-    };
-    warnings = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-    };
-    nix.settings = any;
     users.users = any;
     users.groups = any;
     users.knownUsers = mkOption {

@@ -2,21 +2,12 @@
 { lib, ... }:
 let
   inherit (lib) mkOption types;
-  any = mkOption {
-    type = types.anything;
-    default = { };
-  };
+  any = import ./any.nix { inherit lib; };
 in
 {
+  imports = [ ./common.nix ];
+
   options = {
-    assertions = mkOption {
-      type = types.listOf types.anything;
-      default = [ ];
-    };
-    warnings = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-    };
     home.homeDirectory = mkOption {
       type = types.str;
       default = "/home/octocat";
@@ -25,7 +16,6 @@ in
       type = types.nullOr types.package;
       default = null;
     };
-    nix.settings = any;
     systemd.user.services = any;
     systemd.user.sockets = any;
     launchd.agents = any;

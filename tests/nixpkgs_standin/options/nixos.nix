@@ -2,21 +2,12 @@
 { lib, ... }:
 let
   inherit (lib) mkOption types;
-  any = mkOption {
-    type = types.anything;
-    default = { };
-  };
+  any = import ./any.nix { inherit lib; };
 in
 {
+  imports = [ ./common.nix ];
+
   options = {
-    assertions = mkOption {
-      type = types.listOf types.anything;
-      default = [ ];
-    };
-    warnings = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-    };
     networking = {
       firewall.allowedTCPPorts = mkOption {
         type = types.listOf types.port;
@@ -27,7 +18,6 @@ in
         default = { };
       };
     };
-    nix.settings = any;
     systemd.services = any;
     systemd.sockets = any;
     environment.systemPackages = mkOption {

@@ -1,0 +1,6 @@
+# An option that takes whatever is said.
+{ lib }:
+lib.mkOption {
+  type = lib.types.anything;
+  default = { };
+}

@@ -1,0 +1,18 @@
+# What the modules of every kind set.
+{ lib, ... }:
+let
+  inherit (lib) mkOption types;
+in
+{
+  options = {
+    assertions = mkOption {
+      type = types.listOf types.anything;
+      default = [ ];
+    };
+    warnings = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+    };
+    nix.settings = import ./any.nix { inherit lib; };
+  };
+}
