@@ -4,7 +4,6 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 _PIECE_BYTES = 16 * 1024
@@ -38,12 +37,7 @@ class CuttingLine:
         self._start(self._accept)
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Closing alone would not wake the thread that accepts.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -68,12 +67,7 @@ class ProxyProcess:
             raise RuntimeError(f"the proxy did not start: {self.log[-2000:]}")
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
