@@ -18,7 +18,7 @@ from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.timestamp import EPOCH
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
@@ -120,9 +120,8 @@ class _Reading:
         try:
             return segment.table, file or await fetch_table(self._repository, self._folder, segment.table)
         except NotFoundError as error:
-            if await self._is_collected(segment):
-                return None
-            self.damaged[str(segment.tag)] = str(error)
+            if await has_manifest(self._repository, segment.manifest):
+                self.damaged[str(segment.tag)] = str(error)
         except (DigestError, FormatError) as error:
             self.damaged[str(segment.tag)] = str(error)
         return None
@@ -137,10 +136,3 @@ class _Reading:
 
     async def _find(self, table: Digest) -> TableFile | None:
         return self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
-
-    async def _is_collected(self, segment: Segment) -> bool:
-        try:
-            await self._repository.resolve(str(segment.manifest))
-        except NotFoundError:
-            return True
-        return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nixcache_oci.errors import NotFoundError
 from nixcache_oci.oci.digest import Digest
 
 
@@ -87,3 +88,16 @@ class Repository(Protocol):
 
     async def close(self) -> None:
         """Give connections and files back."""
+
+
+async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> bool:
+    """Tell whether a manifest, image index or tag is there, without fetching it.
+
+    Raises:
+        RegistryError: the repository could not say.
+    """
+    try:
+        await repository.resolve(str(tag_or_digest))
+    except NotFoundError:
+        return False
+    return True

@@ -17,8 +17,8 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, NotFoundError, RegistryError
+from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc_reading import read_state
 from nixcache_oci.maintenance.index_change import PreparedGc, change_index
@@ -125,14 +125,11 @@ async def _check_added(repository: Repository, read: CacheIndex, index: CacheInd
     """Make sure that what is listed again is still there: a run that slept for long may be behind others."""
     listed = {segment.manifest for segment in read.segments}
     for segment in index.segments:
-        if segment.manifest not in listed:
-            try:
-                await repository.resolve(str(segment.manifest))
-            except NotFoundError:
-                raise Error(
-                    f"{repository.name}: another gc deleted {segment.tag} meanwhile; the index is as it was,"
-                    " run gc again"
-                ) from None
+        if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
+            raise Error(
+                f"{repository.name}: another gc deleted {segment.tag} meanwhile; the index is as it was,"
+                " run gc again"
+            )
 
 
 async def _delete(

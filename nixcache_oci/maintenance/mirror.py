@@ -17,7 +17,7 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.clients.repository import Repository, StoredManifest
+from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
 from nixcache_oci.clients.resume import open_resuming, read_blob
 from nixcache_oci.errors import DigestError, Error, NotFoundError
 from nixcache_oci.oci.descriptor import Descriptor
@@ -90,11 +90,11 @@ class Mirror:
             stored = await self._source.get_manifest(str(segment.manifest))
             await self._copy_blobs(stored)
         except NotFoundError:
-            if await self._is_there(self._source, str(segment.manifest)):
+            if await has_manifest(self._source, segment.manifest):
                 raise
             return False
         self._done.segments += 1
-        if not await self._is_there(self._destination, str(segment.tag)):
+        if not await has_manifest(self._destination, str(segment.tag)):
             await self._destination.push_manifest(str(segment.tag), stored.content, stored.media_type)
         return True
 
@@ -148,13 +148,6 @@ class Mirror:
                     await self._destination.push_manifest(INDEX_TAG, stored.content, stored.media_type)
                 return
         await list_segments(self._destination, union.index.segments)
-
-    async def _is_there(self, repository: Repository, tag_or_digest: str) -> bool:
-        try:
-            await repository.resolve(tag_or_digest)
-        except NotFoundError:
-            return False
-        return True
 
 
 def _manifests(segments: Iterable[Segment]) -> set[Digest]:

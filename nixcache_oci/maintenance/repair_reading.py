@@ -14,7 +14,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.maintenance.gc_reading import inflate_table
@@ -80,17 +80,9 @@ async def read_segments(
         tag = str(segment.tag)
         if tag in tables.damaged:
             read.append(await _salvage(repository, segment))
-        elif tag not in there and await _is_gone(repository, segment):
+        elif tag not in there and not await has_manifest(repository, segment.manifest):
             read.append(ReadSegment(segment))
     return read
-
-
-async def _is_gone(repository: Repository, segment: Segment) -> bool:
-    try:
-        await repository.resolve(str(segment.manifest))
-    except NotFoundError:
-        return True
-    return False
 
 
 async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:

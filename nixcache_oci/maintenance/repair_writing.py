@@ -22,7 +22,7 @@ from nixcache_oci.cache.segment import MAX_LAYERS, Segment
 from nixcache_oci.cache.table import Table
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.index_change import mark
 from nixcache_oci.maintenance.repair import RepairPlan, Rewrite
@@ -144,21 +144,13 @@ async def _delete(repository: Repository, remover: Remover, segments: Iterable[S
     tags = set(await repository.list_tags())
     for segment in segments:
         try:
-            if await _is_there(repository, segment):
+            if await has_manifest(repository, segment.manifest):
                 await remover.remove(segment.manifest)
             elif str(segment.tag) in tags:
                 await _free_tag(repository, remover, segment)
         except RegistryError as error:
             refused[segment.manifest] = str(error)
     return refused
-
-
-async def _is_there(repository: Repository, segment: Segment) -> bool:
-    try:
-        await repository.resolve(str(segment.manifest))
-    except NotFoundError:
-        return False
-    return True
 
 
 async def _free_tag(repository: Repository, remover: Remover, segment: Segment) -> None:
