@@ -10,6 +10,9 @@ from tests.support.ghcr import GhcrDouble
 _STORAGE_REFUSAL: Final = b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code></Error>"
 _STORAGE_ABSENCE: Final = b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>"
 _PAGE: Final = b"<html><body>404 Not Found</body></html>\n"
+_SECONDARY_LIMIT: Final = b'{"message": "You have exceeded a secondary rate limit."}'
+_JSON: Final = {"Content-Type": "application/json"}
+_XML: Final = {"Content-Type": "application/xml"}
 _OTHER_DIGEST: Final = f"sha256:{'0' * 64}"
 ANYTHING: Final = "anything"
 REFUSED: Final = "refused"  # nobody listens; it is ANYTHING that suffers, and nothing alone
@@ -91,11 +94,14 @@ def _breaking(kind: str) -> Play:
     return play
 
 
-def _answering(status: int, headers: dict[str, str] | None = None) -> Play:
-    def play(ghcr: GhcrDouble, target: Target) -> None:
-        ghcr.fault(target.operation.name, "status", times=target.times, status=status, headers=headers or {})
+def _answer(
+    ghcr: GhcrDouble, target: Target, status: int, headers: dict[str, str], body: bytes = b""
+) -> None:
+    ghcr.fault(target.operation.name, "status", times=target.times, status=status, headers=headers, body=body)
 
-    return play
+
+def _answering(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> Play:
+    return lambda ghcr, target: _answer(ghcr, target, status, headers or {}, body)
 
 
 def _unauthorized(ghcr: GhcrDouble, target: Target) -> None:
@@ -103,76 +109,33 @@ def _unauthorized(ghcr: GhcrDouble, target: Target) -> None:
         f'Bearer realm="http://{ghcr.host}/token",service="ghcr.io",scope="repository:user/image:pull"'
     )
     is_registry = target.operation.name not in {"token", "storage-get"} and target.operation.absence
-    ghcr.fault(
-        target.operation.name,
-        "status",
-        times=target.times,
-        status=401,
-        headers={
-            "Content-Type": "application/json",
-            **({"WWW-Authenticate": challenge} if is_registry else {}),
-        },
-        body=_error("UNAUTHORIZED" if target.operation.absence else "", "authentication required"),
-    )
+    headers = {**_JSON, "WWW-Authenticate": challenge} if is_registry else _JSON
+    body = _error("UNAUTHORIZED" if target.operation.absence else "", "authentication required")
+    _answer(ghcr, target, 401, headers, body)
 
 
 def _denied(ghcr: GhcrDouble, target: Target) -> None:
     if target.operation.name == "storage-get":
-        _expired(ghcr, target)
+        _answer(ghcr, target, 403, _XML, _STORAGE_REFUSAL)
     else:
         ghcr.deny(target.operation.name, "requested access to the resource is denied", times=target.times)
 
 
-def _limited_for_a_second(ghcr: GhcrDouble, target: Target) -> None:
-    ghcr.fault(
-        target.operation.name,
-        "status",
-        times=target.times,
-        status=403,
-        headers={"Retry-After": "1"},
-        body=b'{"message": "You have exceeded a secondary rate limit."}',
-    )
-
-
 def _absent(ghcr: GhcrDouble, target: Target) -> None:
-    is_storage = target.operation.name == "storage-get"
-    ghcr.fault(
-        target.operation.name,
-        "status",
-        times=target.times,
-        status=404,
-        headers={"Content-Type": "application/xml" if is_storage else "application/json"},
-        body=_STORAGE_ABSENCE if is_storage else _error(target.operation.absence, "Not Found"),
-    )
-
-
-def _page(ghcr: GhcrDouble, target: Target) -> None:
-    ghcr.fault(
-        target.operation.name,
-        "status",
-        times=target.times,
-        status=404,
-        headers={"Content-Type": "text/html"},
-        body=_PAGE,
-    )
+    if target.operation.name == "storage-get":
+        _answer(ghcr, target, 404, _XML, _STORAGE_ABSENCE)
+    else:
+        _answer(ghcr, target, 404, _JSON, _error(target.operation.absence, "Not Found"))
 
 
 def _wrong_digest(ghcr: GhcrDouble, target: Target) -> None:
     name = target.operation.name
     if name == "upload-put":
-        body = _error("DIGEST_INVALID", "the bytes have another digest")
-        ghcr.fault(name, "status", times=target.times, status=400, body=body)
+        _answer(ghcr, target, 400, {}, _error("DIGEST_INVALID", "the bytes have another digest"))
     elif name in _GOOD_STATUS:
-        headers = {"Docker-Content-Digest": _OTHER_DIGEST}
-        ghcr.fault(name, "status", times=target.times, status=_GOOD_STATUS[name], headers=headers)
+        _answer(ghcr, target, _GOOD_STATUS[name], {"Docker-Content-Digest": _OTHER_DIGEST})
     else:
         ghcr.fault(name, "wrong_byte", after=target.after, times=target.times)
-
-
-def _expired(ghcr: GhcrDouble, target: Target) -> None:
-    headers = {"Content-Type": "application/xml"}
-    name = target.operation.name
-    ghcr.fault(name, "status", times=target.times, status=403, headers=headers, body=_STORAGE_REFUSAL)
 
 
 def _lagging(ghcr: GhcrDouble, target: Target) -> None:
@@ -183,10 +146,8 @@ def _lagging(ghcr: GhcrDouble, target: Target) -> None:
         "manifest-put": r"^PUT /v2/.*/manifests/segment-",
         "manifest-head": r"^HEAD /v2/.*/manifests/",
     }.get(target.operation.name, target.operation.name)
-    headers = {"Content-Type": "application/json"}
-    ghcr.fault(
-        pattern, "status", times=target.times, status=404, headers=headers, body=_error(code, "not yet known")
-    )
+    body = _error(code, "not yet known")
+    ghcr.fault(pattern, "status", times=target.times, status=404, headers=_JSON, body=body)
 
 
 FAULTS: Final[dict[str, Play]] = {
@@ -199,9 +160,9 @@ FAULTS: Final[dict[str, Play]] = {
     "401": _unauthorized,
     "403 denied": _denied,
     "403 secondary": lambda ghcr, target: ghcr.secondary_limit(target.operation.name, times=target.times),
-    "403 secondary, 1 s": _limited_for_a_second,
+    "403 secondary, 1 s": _answering(403, {"Retry-After": "1"}, _SECONDARY_LIMIT),
     "404 unknown": _absent,
-    "404 page": _page,
+    "404 page": _answering(404, {"Content-Type": "text/html"}, _PAGE),
     "408": _answering(408),
     "416": _answering(416),
     "429 header": _answering(429, {"Retry-After": "1"}),
@@ -212,7 +173,7 @@ FAULTS: Final[dict[str, Play]] = {
     "wrong digest": _wrong_digest,
     "truncated": _breaking("truncated"),
     "garbage": _breaking("garbage"),
-    "expired URL": _expired,
+    "expired URL": _answering(403, _XML, _STORAGE_REFUSAL),
     "lag": _lagging,
 }
 """In the order of the table."""
