@@ -30,14 +30,6 @@ A, B, C = (store_object(name, contents=name.encode() * 5000) for name in "abc")
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing yet, and the environment that names it."""
-    monkeypatch.setenv("NIXCACHE_REGISTRY", f"oci:{tmp_path / 'cache'}")
-    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
-    return tmp_path / "cache"
-
-
 def put(layout: Path, *objects: StoreObject, records: Iterable[Record] = (), in_packs: bool = True) -> None:
     write_layout(
         layout, lambda cache: publish(cache, objects, keys=[KEY], records=tuple(records), in_packs=in_packs)

@@ -29,14 +29,6 @@ A, B = (store_object(name, contents=name.encode() * 5000).signed(KEY) for name i
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing yet, and the environment that names it."""
-    monkeypatch.setenv("NIXCACHE_REGISTRY", f"oci:{tmp_path / 'cache'}")
-    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
-    return tmp_path / "cache"
-
-
 def put(layout: Path, *objects: StoreObject, days: int = 0, records: Iterable[Record] = ()) -> None:
     write_layout(
         layout,

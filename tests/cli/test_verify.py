@@ -29,11 +29,9 @@ LARGE = store_object("large", contents=bytes(range(256)) * 4000)
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NIXCACHE_REGISTRY", f"oci:{tmp_path / 'cache'}")
-    monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
+def settings(layout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NIXCACHE_UPSTREAM", "")
-    return tmp_path / "cache"
+    return layout
 
 
 def put(
