@@ -106,7 +106,9 @@ def test_a_link_is_left_alone(conf: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "line", ["fallback=true", f"trusted-public-keys = {SecretKey.generate('use-1').public_key}"]
+    "line",
+    ["fallback=true", f"trusted-public-keys = {SecretKey.generate('use-1').public_key}"],
+    ids=["fallback", "trusted-public-keys"],
 )
 def test_what_is_in_the_way_is_named(conf: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     """The file stays as it is, without a backup."""
