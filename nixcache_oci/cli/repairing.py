@@ -28,10 +28,10 @@ from nixcache_oci.maintenance.repair_reading import ReadSegment, read_segments
 from nixcache_oci.maintenance.repair_writing import carry_out_repair
 from nixcache_oci.maintenance.verify import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.publish import Publisher
-from nixcache_oci.publisher.staging import Compression
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.
 _ROUNDS: Final = 3

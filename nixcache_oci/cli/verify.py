@@ -25,8 +25,8 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.staging import Packing
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys

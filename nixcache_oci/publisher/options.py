@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.nix.signature import PublicKey, SecretKey
-from nixcache_oci.publisher.staging import Packing
+from nixcache_oci.publisher.compression import Packing
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,71 +6,25 @@ Everything here blocks, and belongs on a thread. Small NARs stay in memory, larg
 import errno
 import hashlib
 import io
-import lzma
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Literal, Protocol
-
-import zstandard
+from typing import IO, Final
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.clients.local_store.path_info import PathInfo
-from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
+from nixcache_oci.errors import Error, FormatError, StoreError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-
-Compression = Literal["zstd", "xz", "none"]
-
-COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
-    "zstd": (range(1, 20), 3),
-    "xz": (range(10), 6),
-    "none": (range(1), 0),
-}
-"""The levels that each takes, and the usual one."""
+from nixcache_oci.publisher.compression import Packing, make_compressor
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From here on, a NAR is staged in a file, and compressed by several cores."""
-
-_MOST_THREADS: Final = 4  # each costs about 10 MiB at the usual level, and 100 MiB at the highest
-_PIECE_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How NARs are compressed.
-
-    Attributes:
-        compression: as narinfos call it.
-        level: of the compression; None for the usual one.
-        max_blob_bytes: what the registry takes at most as one blob; None for any size.
-
-    Raises:
-        UsageError: there is no such level.
-    """
-
-    compression: Compression = "zstd"
-    level: int | None = None
-    max_blob_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        allowed, _ = COMPRESSIONS[self.compression]
-        if self.level is not None and self.level not in allowed:
-            raise UsageError(
-                f"--level {self.level}: {self.compression} takes {allowed[0]} to {allowed[-1]}"
-                if len(allowed) > 1
-                else f"--level {self.level}: without compression there are no levels"
-            )
-
-    @property
-    def used_level(self) -> int:
-        """The level that is used."""
-        return COMPRESSIONS[self.compression][1] if self.level is None else self.level
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +109,7 @@ def _stage(
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
         check_size(info.store_path, packing.max_blob_bytes, sink.size)
 
-    compressor = _compressor(packing, is_large=is_large(info))
+    compressor = make_compressor(packing, is_large=is_large(info))
     try:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
             for piece in compressor.compress(chunk):
@@ -203,11 +157,6 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
         )
 
 
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> Iterable[bytes]: ...
-    def finish(self) -> Iterable[bytes]: ...
-
-
 class Sink:
     """Hashes and counts what it writes, to memory or to a file.
 
@@ -241,41 +190,6 @@ class Sink:
             self._file.write(piece)
         except OSError as error:
             raise folder_error(Path(self._file.name).parent, error) from None
-
-
-class _Xz:
-    def __init__(self, level: int) -> None:
-        self._compressor = lzma.LZMACompressor(preset=level)
-
-    def compress(self, data: bytes, /) -> Iterable[bytes]:
-        return (self._compressor.compress(data),)
-
-    def finish(self) -> Iterable[bytes]:
-        return (self._compressor.flush(),)
-
-
-class _Uncompressed:
-    def compress(self, data: bytes, /) -> Iterable[bytes]:
-        return (data,)
-
-    def finish(self) -> Iterable[bytes]:
-        return ()
-
-
-def _compressor(packing: Packing, *, is_large: bool) -> _Compressor:
-    match packing.compression:
-        case "zstd":
-            # Many small ones are compressed side by side already. What several threads write differs from
-            # what one writes, but it does not depend on how many they are: the next run, on whatever
-            # machine, finds the same blobs.
-            threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
-            compressor = zstandard.ZstdCompressor(level=packing.used_level, threads=threads)
-            # In pieces, for the end of a large one can take seconds, and be given up meanwhile.
-            return compressor.chunker(chunk_size=_PIECE_BYTES)
-        case "xz":
-            return _Xz(packing.used_level)
-        case "none":
-            return _Uncompressed()
 
 
 def _narinfo(info: PathInfo, packing: Packing, digest: Digest, size: int) -> NarInfo:

@@ -24,8 +24,13 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.staging import Packing, StagedNar, is_large, stage
+from nixcache_oci.publisher.staging import (
+    StagedNar,
+    is_large,
+    stage,
+)
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""

@@ -16,9 +16,8 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
+from nixcache_oci.publisher.compression import Compression, Packing
 from nixcache_oci.publisher.staging import (
-    Compression,
-    Packing,
     StagedNar,
     is_large,
     stage,

@@ -13,8 +13,8 @@ import pytest
 from nixcache_oci.nix.nar import Directory, File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.publisher import staging
+from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.staging import (
-    Packing,
     StagingFolderError,
     StagingStoppedError,
     stage,

@@ -10,7 +10,8 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import upload
-from nixcache_oci.publisher.staging import Packing, StagingFolderError
+from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.staging import StagingFolderError
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones, until
 
 MIB = 1024 * 1024

@@ -18,7 +18,11 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import upload
-from nixcache_oci.publisher.staging import Packing, StagedNar, stage
+from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.staging import (
+    StagedNar,
+    stage,
+)
 from nixcache_oci.publisher.upload import Uploaded, Uploader
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
