@@ -4,15 +4,18 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
-from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.clients.repository import BlobStream, StoredManifest, Watch
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 
+# So much is read and watched while it lies in the processor's cache, and so much with one change of threads.
 _READ_BYTES = 256 * 1024
+_BATCH_BYTES = 512 * 1024
 
 
 class Layout:
@@ -63,8 +66,9 @@ class Layout:
                 raise RegistryError(
                     f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
                 )
-            async with aclosing(self._read(file, start, stop)) as chunks:
-                yield BlobStream(size, start, stop, chunks)
+            read = partial(self._read, file, start, stop)
+            async with aclosing(read(lambda _: None)) as chunks:
+                yield BlobStream(size, start, stop, chunks, read)
         finally:
             os.close(file)
 
@@ -103,24 +107,34 @@ class Layout:
             opening.add_done_callback(_close_opened)
             raise
 
-    async def _read(self, file: int, start: int, end: int) -> AsyncGenerator[bytes]:
-        """Yield a part of a file; each piece is read while the one before it is made use of."""
-        reading: asyncio.Future[bytes] | None = None
+    async def _read(self, file: int, start: int, end: int, watch: Watch) -> AsyncGenerator[bytes]:
+        """Yield a part of a file; each batch is read while the one before it is made use of."""
+        reading: asyncio.Future[list[bytes]] | None = None
         try:
             while start < end or reading is not None:
-                piece = await asyncio.shield(reading) if reading is not None else b""
-                start, reading = start + len(piece), None
+                batch = await asyncio.shield(reading) if reading is not None else []
+                start, reading = start + sum(map(len, batch)), None
                 if start < end:
+                    stop = min(start + _BATCH_BYTES, end)
                     reading = asyncio.get_running_loop().run_in_executor(
-                        None, self._folder.read_at, file, min(_READ_BYTES, end - start), start
+                        None, self._read_batch, file, start, stop, watch
                     )
-                if piece:
+                for piece in batch:
                     yield piece
         finally:
             # The file is closed next: no thread may read what gets its number then.
             if reading is not None:
                 await asyncio.wait([reading])
                 reading.exception()  # nobody else will hear of it
+
+    def _read_batch(self, file: int, start: int, end: int, watch: Watch) -> list[bytes]:
+        pieces = []
+        while start < end:
+            piece = self._folder.read_at(file, min(_READ_BYTES, end - start), start)
+            watch(piece)
+            pieces.append(piece)
+            start += len(piece)
+        return pieces
 
 
 def _close_opened(opening: asyncio.Future[int]) -> None:

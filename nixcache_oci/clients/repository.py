@@ -4,7 +4,7 @@ Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``lay
 image layout). Errors are ours alone: ``RegistryError`` and ``NotFoundError``, never a library's.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ class StoredManifest:
     digest: Digest
 
 
+Watch = Callable[[bytes], None]
+"""Is shown each piece, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobStream:
     """An open blob, or a part of it.
@@ -38,12 +42,15 @@ class BlobStream:
         start: offset of the first byte that ``chunks`` yields.
         end: offset behind the last one.
         chunks: the bytes; nothing is verified. A connection that breaks raises a temporary RegistryError.
+        watched: yields the same as ``chunks``, instead of it, and shows each piece to a function before that,
+            on the thread that reads it; None where no thread reads.
     """
 
     size: int
     start: int
     end: int
     chunks: AsyncIterator[bytes]
+    watched: Callable[[Watch], AsyncGenerator[bytes]] | None = None
 
 
 class Repository(Protocol):

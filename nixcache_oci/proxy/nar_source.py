@@ -83,7 +83,7 @@ class NarSource:
         async with open_resuming(self._repository, blob) as stream:
             self._remember_size(blob, stream.size)
             try:
-                async with aclosing(verified(stream.chunks, blob, self._quarantine)) as chunks:
+                async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
                     yield stream.size, chunks
             finally:
                 if blob in self._quarantine:

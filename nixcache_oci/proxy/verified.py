@@ -7,8 +7,10 @@ section 3, promise 3.
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Final
 
+from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.quarantine import Quarantine
@@ -20,26 +22,23 @@ _BATCH_BYTES: Final = 512 * 1024
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
 
-async def verified(
-    chunks: AsyncIterator[bytes], digest: Digest, quarantine: Quarantine
-) -> AsyncGenerator[bytes, None]:
-    """Pass pieces on, the last one only once all of them hash to the digest.
+async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
+    """Pass the pieces of a whole blob on, the last one only once all of them hash to the digest.
 
-    No piece but the last waits to be hashed. What was passed on and is not hashed yet is held: at most two
-    batches of 512 KiB and a piece.
+    No piece but the last waits to be hashed, unless the thread that reads it does that. What was passed on
+    and is not hashed yet is held: at most two batches of 512 KiB and a piece.
 
     Raises:
         DigestError: they do not; at least one byte was not passed on, and the blob is in quarantine.
     """
     hashing = _Hashing()
+    pieces = hashing.follow(stream.chunks) if stream.watched is None else stream.watched(hashing.update)
     held = b""
-    async for chunk in chunks:
-        if not chunk:
-            continue
-        await hashing.add(chunk)
-        if held:
-            yield held
-        held = chunk
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if held:
+                yield held
+            held = piece
     actual = await hashing.finish()
     if actual != digest:
         quarantine.add(digest)
@@ -53,17 +52,22 @@ class _Hashing:
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
+        self.update = self._hasher.update
         self._loop = asyncio.get_running_loop()
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._running: asyncio.Future[None] | None = None
 
-    async def add(self, piece: bytes) -> None:
-        """Take the next piece; waits where the hashing lags behind."""
-        self._batch.append(piece)
-        self._batch_bytes += len(piece)
-        if self._batch_bytes >= _BATCH_BYTES:
-            await self._start()
+    async def follow(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Pass pieces on that are to be hashed; waits where that lags behind."""
+        async for piece in chunks:
+            if not piece:
+                continue
+            self._batch.append(piece)
+            self._batch_bytes += len(piece)
+            if self._batch_bytes >= _BATCH_BYTES:
+                await self._start()
+            yield piece
 
     async def finish(self) -> Digest:
         """Tell the digest of all pieces."""

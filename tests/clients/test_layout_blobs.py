@@ -125,8 +125,8 @@ async def test_blob_cut_while_read(layout: Repository, root: Path) -> None:
     async with layout.open_blob(digest) as blob:
         await anext(blob.chunks)
         os.truncate(root / "blobs/sha256" / digest.hex, 300_000)
-        # Or behind the second piece, which is read ahead.
-        with pytest.raises(RegistryError, match=r"ended at byte (300000|524288) "):
+        # The second batch is read ahead: before it, in it or behind it.
+        with pytest.raises(RegistryError, match=r"ended at byte (524288|786432|1048576) "):
             _ = [piece async for piece in blob.chunks]
 
 

@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.errors import DigestError
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import BlobStream
+from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import verified
@@ -15,17 +19,24 @@ from nixcache_oci.proxy.verified import verified
 BIG = bytes(range(256)) * 1024  # hashed on a thread
 
 
-async def stream(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        await asyncio.sleep(0)
-        yield chunk
+def stream(chunks: Iterable[bytes]) -> BlobStream:
+    async def arrive() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            await asyncio.sleep(0)
+            yield chunk
+
+    return stream_of(arrive())
 
 
-async def read(chunks: Iterable[bytes], digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
+def stream_of(chunks: AsyncIterator[bytes]) -> BlobStream:
+    return BlobStream(size=0, start=0, end=0, chunks=chunks)
+
+
+async def read(blob: BlobStream, digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
     """Read to the end; tells what came, and whether the end was a good one."""
     passed: list[bytes] = []
     try:
-        async with aclosing(verified(stream(chunks), digest, quarantine)) as pieces:
+        async with aclosing(verified(blob, digest, quarantine)) as pieces:
             async for piece in pieces:
                 passed.append(piece)  # noqa: PERF401  # what came before an error counts, too
     except DigestError:
@@ -37,7 +48,7 @@ async def read(chunks: Iterable[bytes], digest: Digest, quarantine: Quarantine) 
 async def test_what_is_right_passes_whole(chunks: list[bytes]) -> None:
     """However it is cut into pieces, empty ones among them."""
     content = b"".join(chunks)
-    passed, is_good = await read(chunks, Digest.of(content), Quarantine())
+    passed, is_good = await read(stream(chunks), Digest.of(content), Quarantine())
     assert is_good
     assert b"".join(passed) == content
 
@@ -48,7 +59,7 @@ async def test_of_what_is_wrong_the_end_is_missing(chunks: list[bytes]) -> None:
     quarantine = Quarantine()
     digest = Digest.of(b"something else")
     content = b"".join(chunks)
-    passed, is_good = await read(chunks, digest, quarantine)
+    passed, is_good = await read(stream(chunks), digest, quarantine)
     assert not is_good
     assert len(b"".join(passed)) < len(content)
     assert content.startswith(b"".join(passed))
@@ -64,7 +75,7 @@ async def test_nothing_is_held_back_longer_than_for_the_next_piece() -> None:
             yield chunk
 
     content = b"one" + BIG + b"three"
-    async with aclosing(verified(arrive(), Digest.of(content), Quarantine())) as pieces:
+    async with aclosing(verified(stream_of(arrive()), Digest.of(content), Quarantine())) as pieces:
         arriving.put_nowait(b"one")
         arriving.put_nowait(BIG)
         assert await anext(pieces) == b"one"
@@ -104,3 +115,82 @@ async def test_a_consumer_that_is_cancelled_while_a_piece_is_hashed() -> None:
         await asyncio.wait([task])
         assert task.cancelled()
     assert digest not in quarantine
+
+
+class File:
+    """One blob in an OCI layout, where the thread that reads it hashes it, too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.layout = Layout(folder)
+        self._blobs = folder / "blobs" / "sha256"
+
+    async def put(self, content: bytes, *, instead: bytes | None = None) -> Digest:
+        """Store a blob; then its file may come to hold something else."""
+        digest = Digest.of(content)
+        await self.layout.push_blob(digest, content)
+        if instead is not None:
+            (self._blobs / digest.hex).write_bytes(instead)
+        return digest
+
+    async def read(self, digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
+        async with self.layout.open_blob(digest) as blob:
+            assert blob.watched is not None
+            return await read(blob, digest, quarantine)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "layout")
+
+
+@pytest.mark.parametrize("size", [0, 1, len(BIG), len(BIG) + 1, 2 * len(BIG), 5 * len(BIG) + 7])
+async def test_a_file_that_is_right_passes_whole(file: File, size: int) -> None:
+    """Whatever its size is beside that of what is read at a time."""
+    content = (BIG * 6)[:size]
+    passed, is_good = await file.read(await file.put(content), Quarantine())
+    assert is_good
+    assert b"".join(passed) == content
+
+
+@pytest.mark.parametrize("place", [0, len(BIG), 5 * len(BIG)])
+async def test_of_a_file_that_is_wrong_the_end_is_missing(file: File, place: int) -> None:
+    """One byte is enough, wherever it is."""
+    content = BIG * 5 + b"the end"
+    wrong = bytearray(content)
+    wrong[place] ^= 1
+    quarantine = Quarantine()
+    digest = await file.put(content, instead=bytes(wrong))
+    passed, is_good = await file.read(digest, quarantine)
+    assert not is_good
+    assert len(b"".join(passed)) < len(content)
+    assert digest in quarantine
+
+
+async def test_a_file_that_shrinks_while_it_is_read(file: File) -> None:
+    """It cannot be read on, which says nothing about its bytes: no whole answer, and no accusation."""
+    content = BIG * 20
+    digest = await file.put(content)
+    quarantine = Quarantine()
+    async with file.layout.open_blob(digest) as blob, aclosing(verified(blob, digest, quarantine)) as pieces:
+        assert await anext(pieces) == BIG
+        await file.put(content, instead=BIG)
+        with pytest.raises(RegistryError, match="ended at byte"):
+            async for _ in pieces:
+                pass
+    assert digest not in quarantine
+
+
+async def test_a_reader_of_a_file_that_is_cancelled(file: File) -> None:
+    """No thread reads on in a file that is closed, and nothing is left behind."""
+    digest = await file.put(BIG * 20)
+    quarantine = Quarantine()
+    for turns in range(8):
+        async with file.layout.open_blob(digest) as blob:
+            task = asyncio.create_task(read(blob, digest, quarantine))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        assert task.cancelled()
+    assert digest not in quarantine
+    assert len(asyncio.all_tasks()) == 1
