@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from aiohttp import hdrs, web
 
-from nixcache_oci.proxy.front import AccessLog
+from nixcache_oci.proxy.front import IDLE_SECONDS, AccessLog
 from nixcache_oci.proxy.prepared import SERVER_NAME
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,14 @@ class LibraryProtocol(web.RequestHandler):
         return response
 
 
-def library_of(server: web.Server) -> Callable[[], web.RequestHandler]:
-    """Make what makes the protocol of each connection; ``AccessLog`` hears of its answers."""
+def library_of(server: web.Server, *, idle_seconds: float = IDLE_SECONDS) -> Callable[[], web.RequestHandler]:
+    """Make what makes the protocol of each connection; ``AccessLog`` hears of its answers.
+
+    Args:
+        server: of the library.
+        idle_seconds: how long a connection may be idle.
+    """
     loop = asyncio.get_running_loop()
-    return lambda: LibraryProtocol(server, loop=loop, access_log=_log, access_log_class=AccessLog)
+    return lambda: LibraryProtocol(
+        server, loop=loop, access_log=_log, access_log_class=AccessLog, keepalive_timeout=idle_seconds
+    )

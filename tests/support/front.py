@@ -1,0 +1,178 @@
+"""A proxy's application with a front and without, in this process, and a client that counts every byte."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.app import build_app
+from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.front import IDLE_SECONDS, Front, FrontServer
+from nixcache_oci.proxy.head import HeadReader
+from nixcache_oci.proxy.library import library_of
+from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.pack_cache import PackCache
+
+# Iterations of the event loop in which nothing comes any more: both ends run in it, and nothing here waits.
+_QUIET: Final = 60
+
+
+class Client:
+    """The other end of a connection."""
+
+    def __init__(self, end: socket.socket, packs: PackCache) -> None:
+        self._end = end
+        self._packs = packs
+        self.received = b""
+        self.is_closed = False
+
+    async def send(self, data: bytes) -> None:
+        """Send, and let the server have just that before anything else."""
+        with suppress(ConnectionError):  # it closed already; what it said before that is still to be read
+            await asyncio.get_running_loop().sock_sendall(self._end, data)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Read until nothing comes any more, and no pack is on its way."""
+        quiet = 0
+        while _downloads(self._packs) or (quiet < _QUIET and not self.is_closed):
+            await asyncio.sleep(0)
+            quiet = 0 if self.read() or _downloads(self._packs) else quiet + 1
+
+    def read(self) -> bool:
+        """Read what is there; tells whether anything was."""
+        try:
+            data = self._end.recv(2**20)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            data = b""
+        self.is_closed = not data
+        self.received += data
+        return True
+
+    async def expect(self, count: int) -> bytes:
+        """Read until so many answers are there."""
+        async with asyncio.timeout(30):
+            while self.received.count(b"HTTP/1.1 ") < count and not self.is_closed:
+                if not self.read():
+                    await asyncio.sleep(0.001)
+        return self.received
+
+    async def expect_end(self) -> bytes:
+        """Read until the server ends the connection."""
+        async with asyncio.timeout(30):
+            while not self.is_closed:
+                if not self.read():
+                    await asyncio.sleep(0.001)
+        return self.received
+
+
+class Bench:
+    """A proxy's application, with a front and without."""
+
+    def __init__(
+        self, app: web.Application, server: web.Server, gate: asyncio.Event, idle_seconds: float
+    ) -> None:
+        self.app = app
+        self.server = server
+        self.library = library_of(server, idle_seconds=idle_seconds)
+        self.front = FrontServer(self.library, HeadReader(app[keys.HOST_GUARD].allows), app[keys.HITS])
+        self.gate = gate
+        self.connections: list[Front] = []
+
+    @asynccontextmanager
+    async def connect(self, *, with_front: bool = True) -> AsyncIterator[Client]:
+        factory: Callable[[], asyncio.Protocol] = self.front if with_front else self.library
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            transport, protocol = await asyncio.get_running_loop().connect_accepted_socket(factory, theirs)
+            if isinstance(protocol, Front):
+                self.connections.append(protocol)
+            try:
+                yield Client(ours, self.app[keys.PACKS])
+            finally:
+                if not transport.is_closing():
+                    transport.abort()
+                await asyncio.sleep(0)
+
+
+async def read_index(folder: Path) -> LiveIndex:
+    """Read the index of the cache in ``folder``; it may serve one bench after another."""
+    repository = Layout(folder / "cache")
+    index = LiveIndex(repository, IndexFolder(folder / "index", repository.name), (), 300, Counters())
+    await index.refresh(thoroughly=True)
+    return index
+
+
+@asynccontextmanager
+async def make_bench(
+    folder: Path, index: LiveIndex | None = None, *, library_idle_seconds: float = IDLE_SECONDS
+) -> AsyncIterator[Bench]:
+    """Make a proxy that has just started, for the cache in ``folder``."""
+    config = ProxyConfig(
+        listen="127.0.0.1",
+        port=0,
+        upstreams=(),
+        index_ttl_seconds=300,
+        index_dir=folder / "index",
+        priority=30,
+        store_dir="/nix/store",
+        upstream_nars="stream",
+        hosts=frozenset(),
+        public_keys=(),
+    )
+    index = index or await read_index(folder)
+    app = build_app(config, Layout(folder / "cache"), index, Upstreams([]), Counters())
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+
+    gate = asyncio.Event()
+
+    async def slow(_request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text="slow\n")
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100000000"})
+        await response.prepare(request)
+        assert request.transport is not None
+        while not request.transport.get_write_buffer_size():
+            request.transport.write(bytes(1024))
+        request.transport.close()
+        return response
+
+    app.router.add_get("/slow", slow)
+    app.router.add_get("/cut", cut)
+    await runner.setup()
+    assert runner.server is not None
+    try:
+        yield Bench(app, runner.server, gate, library_idle_seconds)
+    finally:
+        await runner.cleanup()
+
+
+async def let_run() -> None:
+    """Let everything run that waits for nothing else."""
+    for _ in range(300):
+        await asyncio.sleep(0)
+
+
+async def fetched(packs: PackCache) -> None:
+    """Let all packs arrive that are on their way, or turn out wrong."""
+    while downloads := _downloads(packs):
+        await asyncio.wait(downloads)
+
+
+def _downloads(packs: PackCache) -> list[asyncio.Task[bytearray]]:
+    return [entry.download for entry in packs._entries.values() if not entry.download.done()]
