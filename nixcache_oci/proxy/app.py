@@ -45,7 +45,7 @@ def build_app(
     app = web.Application(middlewares=[_errors_to_statuses, _guard(host_guard)])
     app[keys.CONFIG] = config
     app[keys.COUNTERS] = counters
-    app[keys.HITS] = Hits(index, packs, counters)
+    app[keys.HITS] = Hits(index, packs, nars, counters)
     app[keys.HOST_GUARD] = host_guard
     app[keys.INDEX] = index
     app[keys.NARS] = nars

@@ -1,11 +1,15 @@
 """The front of a connection: answers what is asked most from memory, and hands all else to the HTTP library.
 
-Nix asks for thousands of narinfos one after another, and the library takes several times as long to read such
-a request and to write its answer as it takes to find it. So each head is looked at here first. A plain
-request for a narinfo that is in memory is answered at once, in the library's words. Every other byte goes to
-the library as it came, one request at a time, so that answers keep the order of their requests. Where a
-request ends is only decided for heads that leave no doubt: from the first one that does, the connection is
-the library's for good.
+Nix asks for thousands of narinfos one after another, and then for as many NARs, the small ones of which lie
+in packs. The library takes several times as long to read such a request and to write its answer as it takes
+to find it. So each head is looked at here first. A plain request for a narinfo, or for a slice of a pack,
+that is in memory is answered at once, in the library's words. Every other byte goes to the library as it
+came, one request at a time, so that answers keep the order of their requests. Where a request ends is only
+decided for heads that leave no doubt: from the first one that does, the connection is the library's for good.
+
+A client that reads nothing has its requests left unread: what waits for it is at most what a transport takes
+before it says that it is full (64 KiB), and the answers of one more turn (64 KiB and the slice that exceeds
+them, 256 KiB at most). What it sends ahead is held up to 64 KiB, and the one piece that exceeds them.
 """
 
 import asyncio
@@ -14,25 +18,27 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
 from nixcache_oci.proxy.hits import Hits
-from nixcache_oci.proxy.prepared import render_narinfo
+from nixcache_oci.proxy.prepared import render_nar, render_narinfo
 
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 3630.0
 """How long a connection may be idle at the least: as long as the library allows."""
 
+TURN_BYTES: Final = 64 * 1024
+"""After so many bytes of answers, other connections have their turn."""
+
+AHEAD_BYTES: Final = 64 * 1024
+"""What a client may send ahead before it is made to wait."""
+
 _GET: Final = ord("G")  # and no other method that is answered here
 _END_LENGTH: Final = len(END_OF_HEAD)
 _CHECK_SECONDS: Final = IDLE_SECONDS / 6
-# After so many bytes of answers, other connections have their turn.
-_TURN_BYTES: Final = 64 * 1024
-# What a client may send ahead before it is made to wait.
-_AHEAD_BYTES: Final = 64 * 1024
 _MOST_HEAD_BYTES: Final = 16 * 1024
 
 
@@ -58,7 +64,7 @@ class FrontServer:
     Args:
         library: makes the library's protocol of a connection; it tells ``AccessLog`` of its answers.
         reader: of heads.
-        hits: gives the narinfos.
+        hits: gives the narinfos, and the slices of packs.
     """
 
     def __init__(self, library: Callable[[], web.RequestHandler], reader: HeadReader, hits: Hits) -> None:
@@ -73,19 +79,27 @@ class FrontServer:
 
     def answer(self, data: bytes, start: int, end: int) -> bytes | None:
         """Answer the request whose head lies there; None where the library has to."""
-        letters = self.reader.wanted_narinfo(data, start, end)
-        if letters is None:
-            return None
         is_get = data[start] == _GET
         try:
-            narinfo = self._hits.take(letters, is_get=is_get)
+            answer = self._narinfo(data, start, end, is_get=is_get)
+            if answer is None:
+                answer = self._slice(data, start, end, is_get=is_get)
         except Exception:  # noqa: BLE001  # the library's way meets it again, logs it whole, and answers
             return None
-        if narinfo is None:
-            return None
-        if self._is_logging:
-            _log_answer(hdrs.METH_GET if is_get else hdrs.METH_HEAD, f"/{letters.decode()}.narinfo", 200)
-        return render_narinfo(narinfo, is_get=is_get)
+        if answer is not None and self._is_logging:
+            method, path, _rest = data[start:end].decode().split(" ", 2)
+            _log_answer(method, path, 200)
+        return answer
+
+    def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
+        letters = self.reader.wanted_narinfo(data, start, end)
+        narinfo = self._hits.take_narinfo(letters, is_get=is_get) if letters is not None else None
+        return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
+
+    def _slice(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
+        url = self.reader.wanted_slice(data, start, end)
+        nar = self._hits.take_slice(url, is_get=is_get) if url is not None else None
+        return render_nar(nar, is_get=is_get) if nar is not None else None
 
 
 class Front(asyncio.Protocol):
@@ -173,7 +187,7 @@ class Front(asyncio.Protocol):
         answer = self._server.answer
         answers: list[bytes] = []
         size, start, length = 0, 0, len(data)
-        while start < length and size < _TURN_BYTES:
+        while start < length and size < TURN_BYTES:
             end = data.find(END_OF_HEAD, start) + _END_LENGTH
             answered = answer(data, start, end) if end >= _END_LENGTH else None
             if answered is None:
@@ -186,7 +200,7 @@ class Front(asyncio.Protocol):
         if start == length:
             return
         rest = data[start:]
-        if size < _TURN_BYTES and not self._is_full:
+        if size < TURN_BYTES and not self._is_full:
             self._state, self._begun = _State.BEGUN, b""
             self._complete(rest)
         else:
@@ -224,7 +238,7 @@ class Front(asyncio.Protocol):
         self._hold_or_let_go()
 
     def _hold_or_let_go(self) -> None:
-        is_too_much = len(self._ahead) > _AHEAD_BYTES
+        is_too_much = len(self._ahead) > AHEAD_BYTES
         if is_too_much == self._is_held or self._transport.is_closing():
             return
         self._is_held = is_too_much

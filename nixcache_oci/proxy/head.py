@@ -8,15 +8,21 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeGuard
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
 _NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + LETTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+# As far as it takes to tell a slice of a pack; NarUrl judges it.
+_SLICE_LINE: Final = re.compile(
+    rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}/[0-9]{1,18}-[0-9]{1,18}\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
+)
 _FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
 _FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
 _ONE_FIELD: Final = re.compile(_FIELD)
@@ -24,7 +30,7 @@ _ONE_FIELD: Final = re.compile(_FIELD)
 _MOST_FIELDS_BYTES: Final = 4096
 _JUDGEMENTS_REMEMBERED: Final = 256
 
-# They say nothing that would change the answer, which is small and always whole.
+# They say nothing that would change the answer, which is always whole, and encoded in one way only.
 _IMMATERIAL: Final = frozenset(
     {b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"pragma", b"user-agent"}
 )
@@ -64,11 +70,17 @@ class HeadReader:
     def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashLetters | None:
         """Give the hash part that a plain request for a narinfo names; None for any other request."""
         line = _NARINFO_LINE.match(data, start, end)
-        if line is None or end - line.end() > _MOST_FIELDS_BYTES:
+        return HashLetters(line[1]) if self._is_plain(line, data, end) else None
+
+    def wanted_slice(self, data: bytes, start: int, end: int) -> NarUrl | None:
+        """Give the slice of a pack that a plain request names; None for any other request."""
+        line = _SLICE_LINE.match(data, start, end)
+        if not self._is_plain(line, data, end):
             return None
-        if self._judge(data[line.end() : end]) is not Shape.PLAIN:
+        try:
+            return NarUrl.parse(line[1].decode())
+        except FormatError:
             return None
-        return HashLetters(line[1])
 
     def shape(self, data: bytes, start: int, end: int) -> Shape:
         """Tell what can be told of a request."""
@@ -76,6 +88,11 @@ class HeadReader:
         if line is None or end - line.end() > _MOST_FIELDS_BYTES:
             return Shape.OTHER
         return self._judge(data[line.end() : end])
+
+    def _is_plain(self, line: re.Match[bytes] | None, data: bytes, end: int) -> TypeGuard[re.Match[bytes]]:
+        if line is None or end - line.end() > _MOST_FIELDS_BYTES:
+            return False
+        return self._judge(data[line.end() : end]) is Shape.PLAIN
 
 
 def _judge_fields(fields: bytes, is_allowed_host: Callable[[str], bool]) -> Shape:

@@ -1,30 +1,34 @@
-"""Hits: narinfos of this cache, out of memory, for requests that wait for nothing else.
+"""Hits: narinfos and slices of packs of this cache, out of memory, for requests that wait for nothing else.
 
 Source: design section 3, promises 1 and 9.
 """
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashLetters
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
+from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.pack_cache import PackCache
 
 
 class Hits:
-    """Looks narinfos up, counts what it finds, and has packs fetched that will be asked for.
+    """Looks things up, counts what it finds, and has packs fetched that will be asked for.
 
     Args:
         index: holds the catalog.
         packs: fetches ahead.
+        nars: gives slices of packs.
         counters: of the proxy.
     """
 
-    def __init__(self, index: LiveIndex, packs: PackCache, counters: Counters) -> None:
+    def __init__(self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters) -> None:
         self._index = index
         self._packs = packs
+        self._nars = nars
         self._counters = counters
 
-    def take(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
+    def take_narinfo(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
         """Give a narinfo; None where there is none, or no index yet.
 
         Args:
@@ -35,3 +39,19 @@ class Hits:
         if narinfo is not None and is_get:
             self._packs.fetch_ahead_for(narinfo)
         return narinfo
+
+    def take_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
+        """Give a NAR that lies in a pack; None where its pack is not in memory, or does not hold it.
+
+        Args:
+            url: of the NAR.
+            is_get: whether the client wants the NAR itself: on HEAD, nothing is counted.
+
+        Returns:
+            A view that keeps the whole pack in memory: for use at once, not for a queue.
+        """
+        nar = self._nars.slice_at_hand(url)
+        if nar is not None and is_get:
+            self._counters.nars += 1
+            self._counters.nar_bytes += len(nar)
+        return nar

@@ -47,10 +47,20 @@ class NarSource:
         """
         self._check_quarantine(url.blob)
         pack = await self._packs.get(url.blob)
-        offset, length = url.offset or 0, url.length or 0
-        if offset + length > len(pack):
-            raise FormatError(f"pack {url.blob}: {offset}-{length} does not lie in its {len(pack)} bytes")
-        return bytes(memoryview(pack)[offset : offset + length])
+        nar = _cut_out(pack, url)
+        if nar is None:
+            raise FormatError(
+                f"pack {url.blob}: {url.offset}-{url.length} does not lie in its {len(pack)} bytes"
+            )
+        return bytes(nar)
+
+    def slice_at_hand(self, url: NarUrl) -> memoryview | None:
+        """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
+
+        Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
+        """
+        pack = self._packs.at_hand(url.blob) if url.blob not in self._quarantine else None
+        return None if pack is None else _cut_out(pack, url)
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.
@@ -123,3 +133,9 @@ class NarSource:
         self._sizes.move_to_end(blob)
         while len(self._sizes) > _MAX_SIZES:
             self._sizes.popitem(last=False)
+
+
+def _cut_out(pack: bytearray, url: NarUrl) -> memoryview | None:
+    start = url.offset or 0
+    end = start + (url.length or 0)
+    return memoryview(pack)[start:end] if end <= len(pack) else None

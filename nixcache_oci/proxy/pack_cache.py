@@ -96,12 +96,20 @@ class PackCache:
             async with self._room_freed:
                 await self._room_freed.wait_for(lambda: pack in self._entries or self._make_room())
                 entry = self._entries.get(pack) or self._start(pack)
-        self._entries.move_to_end(pack)
-        self._wanted.pop(pack, None)
-        if self._unread.pop(pack, None) is not None:
-            self._fetch_wanted()
+        self._mark_read(pack)
         # A client that hangs up must not stop the download for the others.
         return await asyncio.shield(entry.download)
+
+    def at_hand(self, pack: Digest) -> bytearray | None:
+        """Give what ``get`` would give at once; None where it would have to wait, or fail."""
+        entry = self._entries.get(pack)
+        if entry is None or not entry.download.done():
+            return None
+        # One that was cancelled before it began has not dropped itself.
+        if entry.download.cancelled() or entry.download.exception() is not None:
+            return None
+        self._mark_read(pack)
+        return entry.download.result()
 
     def fetch_ahead_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
@@ -133,6 +141,12 @@ class PackCache:
         for download in downloads:
             download.cancel()
         await asyncio.gather(*downloads, return_exceptions=True)
+
+    def _mark_read(self, pack: Digest) -> None:
+        self._entries.move_to_end(pack)
+        self._wanted.pop(pack, None)
+        if self._unread.pop(pack, None) is not None:
+            self._fetch_wanted()
 
     def _fetch_wanted(self) -> None:
         """Go on, in the order of the narinfos: it is that of the closure, and of its packs."""

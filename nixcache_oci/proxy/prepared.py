@@ -1,20 +1,38 @@
-"""An answer with a narinfo, as bytes: what the HTTP library would write, without asking it."""
+"""Answers with a narinfo or a NAR, as bytes: what the HTTP library would write, without asking it."""
 
 import time
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Final
 
+from nixcache_oci.proxy.relay import NAR_TYPE
+
 NARINFO_TYPE: Final = "text/x-nix-narinfo"
 SERVER_NAME: Final = "nixcache-oci"
 
-_START: Final = f"HTTP/1.1 200 OK\r\nContent-Type: {NARINFO_TYPE}\r\nContent-Length: ".encode()
+_NARINFO_START: Final = f"HTTP/1.1 200 OK\r\nContent-Type: {NARINFO_TYPE}\r\nContent-Length: ".encode()
+_NAR_START: Final = (
+    f"HTTP/1.1 200 OK\r\nContent-Type: {NAR_TYPE}\r\nAccept-Ranges: bytes\r\nContent-Length: ".encode()
+)
 
 
 def render_narinfo(narinfo: bytes, *, is_get: bool) -> bytes:
     """Write head and body; on HEAD, the body is left out and its length is not."""
-    body = narinfo if is_get else b""
-    return b"%b%d%b%b" % (_START, len(narinfo), _end_of_head(int(time.time())), body)
+    return _render(_NARINFO_START, narinfo, is_get=is_get)
+
+
+def render_nar(nar: memoryview, *, is_get: bool) -> bytes:
+    """Write head and body as ``render_narinfo`` does, with the one copy of the bytes that there is.
+
+    It is needed: an answer that waits for a slow client must not keep a whole pack in memory.
+    """
+    return _render(_NAR_START, nar, is_get=is_get)
+
+
+def _render(start: bytes, body: bytes | memoryview, *, is_get: bool) -> bytes:
+    # Not by %-formatting: it copies a large body twice.
+    head = b"%b%d%b" % (start, len(body), _end_of_head(int(time.time())))
+    return b"".join((head, body)) if is_get else head
 
 
 @lru_cache(maxsize=1)

@@ -2,11 +2,14 @@
 
 import pytest
 
+from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES, NarUrl
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
 
 LETTERS = b"0123456789abcdfghijklmnpqrsvwxyz"
 PLAIN = b"GET /" + LETTERS + b".narinfo HTTP/1.1\r\n"
 HOST = b"Host: here\r\n"
+PACK = Digest.of(b"pack")
 
 
 def read(head: bytes) -> tuple[Shape, bytes | None]:
@@ -101,3 +104,43 @@ def test_a_head_is_read_where_it_lies() -> None:
     reader = HeadReader(lambda _host: True)
     assert reader.shape(data, len(before), len(before + head)) is Shape.PLAIN
     assert reader.wanted_narinfo(data, len(before), len(before + head)) == LETTERS
+
+
+def read_slice(target: str, fields: bytes = HOST, method: bytes = b"GET") -> NarUrl | None:
+    head = method + b" " + target.encode() + b" HTTP/1.1\r\n" + fields + b"\r\n"
+    return HeadReader(lambda host: host == "here").wanted_slice(head, 0, len(head))
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("suffix", ["", ".zst", ".xz", ".Z"])
+def test_a_slice_of_a_pack_is_told(method: bytes, suffix: str) -> None:
+    """As narinfos name it, whatever its compression."""
+    url = NarUrl(PACK, 20, MAX_PACKED_NAR_BYTES, suffix)
+    assert read_slice(f"/{url}", method=method) == url
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"/nar/{PACK.hex}.nar.zst",
+        f"/nar/{PACK.hex}/20-0.nar.zst",
+        f"/nar/{PACK.hex}/020-5.nar.zst",
+        f"/nar/{PACK.hex}/20-{MAX_PACKED_NAR_BYTES + 1}.nar.zst",
+        f"/nar/{PACK.hex}/20-5.nar.zst.xz",
+        f"/nar/{PACK.hex}/20-5.nar?x",
+        f"/nar/{PACK.hex}/20-5.nar/",
+        f"/nar/{PACK.hex.upper()}/20-5.nar",
+        f"//nar/{PACK.hex}/20-5.nar",
+    ],
+)
+def test_another_target_is_no_slice(target: str) -> None:
+    """The library answers it, and refuses it for the same reasons."""
+    assert read_slice(target) is None
+
+
+@pytest.mark.parametrize(
+    "fields", [b"Host: elsewhere\r\n", HOST + b"Range: bytes=1-\r\n", HOST + b"Connection: close\r\n"]
+)
+def test_a_slice_with_conditions_is_left_to_the_library(fields: bytes) -> None:
+    """As is every request that is not plain."""
+    assert read_slice(f"/nar/{PACK.hex}/20-5.nar", fields) is None

@@ -88,6 +88,7 @@ async def test_what_was_wrong_is_not_there_any_more(bench: Bench) -> None:
         await bench.nars.size(blob)
     with pytest.raises(NotFoundError):
         await bench.nars.slice_of_pack(NarUrl(blob, 0, 1))
+    assert bench.nars.slice_at_hand(NarUrl(blob, 0, 1)) is None
     with pytest.raises(NotFoundError):
         async with bench.nars.whole(blob):
             pass
@@ -111,9 +112,11 @@ async def test_the_length_of_what_was_wrong_is_not_remembered(bench: Bench) -> N
 
 @pytest.mark.parametrize(("offset", "length", "content"), [(0, 4, b"pack"), (1, 2, b"ac"), (3, 1, b"k")])
 async def test_a_slice_is_cut_out(bench: Bench, offset: int, length: int, content: bytes) -> None:
-    """Offset and length, as the URL says."""
+    """Offset and length, as the URL says; at hand once somebody has waited for the pack."""
     pack = bench.repository.add(b"pack")
+    assert bench.nars.slice_at_hand(NarUrl(pack, offset, length)) is None
     assert await bench.nars.slice_of_pack(NarUrl(pack, offset, length)) == content
+    assert bench.nars.slice_at_hand(NarUrl(pack, offset, length)) == memoryview(content)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 5), (4, 1), (3, 2), (100, 1)])
@@ -122,6 +125,15 @@ async def test_a_slice_that_does_not_lie_in_the_pack(bench: Bench, offset: int, 
     pack = bench.repository.add(b"pack")
     with pytest.raises(FormatError, match="does not lie"):
         await bench.nars.slice_of_pack(NarUrl(pack, offset, length))
+    assert bench.nars.slice_at_hand(NarUrl(pack, offset, length)) is None
+
+
+async def test_what_went_wrong_since_is_not_at_hand(bench: Bench) -> None:
+    """The pack in memory is right, but both ways speak of the blob as the repository shows it now."""
+    url = NarUrl(bench.repository.add(b"pack"), 0, 4)
+    await bench.nars.slice_of_pack(url)
+    bench.quarantine.add(url.blob)
+    assert bench.nars.slice_at_hand(url) is None
 
 
 async def test_closing_ends_what_is_under_way(bench: Bench) -> None:

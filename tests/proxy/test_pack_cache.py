@@ -96,13 +96,14 @@ async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> N
     assert await asyncio.wait_for(clients[-1], 10)
 
 
-async def test_what_was_used_longest_ago_goes_first(bench: Bench) -> None:
+@pytest.mark.parametrize("at_hand", [True, False])
+async def test_what_was_used_longest_ago_goes_first(bench: Bench, *, at_hand: bool) -> None:
     """Memory is bounded, however many packs are asked for."""
     size = MAX_PACK_BYTES - 1
     packs = [bench.repository.add(bytes([number]) * size) for number in range(IN_FLIGHT)]
     for pack in packs:
         await bench.cache.get(pack)
-    await bench.cache.get(packs[0])
+    assert bench.cache.at_hand(packs[0]) if at_hand else await bench.cache.get(packs[0])
     await bench.cache.get(bench.repository.add(b"one more"))
     assert bench.cache.used_bytes <= CAPACITY_BYTES
     bench.repository.opened.clear()
@@ -148,6 +149,42 @@ async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     assert bytes(await bench.cache.get(pack)) == b"pack"
     assert bench.repository.opened == [pack]
     assert bench.counters.packs_fetched_ahead == 1
+
+
+async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
+    """Not a pack on its way, and not one that is wrong; and nothing is fetched for it."""
+    pack, wrong = bench.repository.add(b"pack"), Digest.of(b"right")
+    bench.repository.blobs[wrong] = b"wrong"
+    assert bench.cache.at_hand(pack) is None
+    assert bench.repository.opened == []
+    bench.repository.gate.clear()
+    bench.cache.fetch_ahead(pack)
+    bench.cache.fetch_ahead(wrong)
+    await settle()
+    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (None, None)
+    bench.repository.gate.set()
+    await settle()
+    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (bytearray(b"pack"), None)
+
+
+async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(bench: Bench) -> None:
+    """As where the proxy stops at once."""
+    pack = bench.repository.add(b"pack")
+    bench.cache.fetch_ahead(pack)
+    await bench.cache.close()
+    assert bench.cache.at_hand(pack) is None
+
+
+async def test_at_hand_counts_as_read(bench: Bench) -> None:
+    """It makes way for the next pack that is wanted."""
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+    await settle()
+    assert bench.repository.opened == packs[:-1]
+    assert bench.cache.at_hand(packs[0]) == bytearray(b"pack 0")
+    await settle()
+    assert bench.repository.opened == packs
 
 
 async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:

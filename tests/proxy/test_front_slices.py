@@ -1,0 +1,171 @@
+"""Slices of packs, by the front and by the library alone: one server to any client."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.library import LibraryProtocol
+from nixcache_oci.proxy.live_index import LiveIndex
+from tests.support.front import Bench, fetched, make_bench, read_index
+from tests.support.front_requests import Conversation, both_ways, conversations
+from tests.support.packs import PackedCache, publish_packs
+
+_STATES = ("absent", "asked for", "fetched ahead", "read")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> PackedCache:
+    """Five packs, the last of which is not what its digest says."""
+    cache = publish_packs(tmp_path_factory.mktemp("slices"), count=5)
+    cache.spoil(cache.packs[-1])
+    return cache
+
+
+@pytest.fixture
+async def bench(cache: PackedCache) -> AsyncIterator[Bench]:
+    async with make_bench(cache.folder) as bench:
+        yield bench
+
+
+@pytest.fixture
+async def index(cache: PackedCache) -> LiveIndex:
+    return await read_index(cache.folder)
+
+
+def _odd_targets(cache: PackedCache) -> list[str]:
+    nar, good = cache.nars[0], cache.slices[0]
+    pack, pack_bytes = f"/nar/{nar.blob.hex}", cache.file_of(nar.blob).stat().st_size
+    places = [
+        f"{pack_bytes}-1",
+        f"{pack_bytes - 1}-1",
+        f"0-{pack_bytes}",
+        f"0-{pack_bytes + 1}",
+        "0-0",
+        "00-5",
+        "0-05",
+        "-5",
+        "5-",
+        "0--1",
+        "0-1,2-1",
+        f"0-{MAX_PACKED_NAR_BYTES}",
+        f"0-{MAX_PACKED_NAR_BYTES + 1}",
+        f"{MAX_PACK_BYTES}-1",
+        f"{10**17}-1",
+        f"{10**18}-1",
+    ]
+    return [
+        *(f"{pack}/{place}.nar" for place in places),
+        *(
+            f"{pack}/0-9.nar{suffix}"
+            for suffix in (".xz", ".nar", ".", ".z-", "x", "?x", "/", "%20", "\u0663")
+        ),
+        f"{pack}/\u0660-9.nar",
+        f"/nar/{Digest.of(b'nowhere').hex}/0-9.nar",
+        good.upper(),
+        good.replace("-", "%2D"),
+        f"/{good}",
+        f"http://localhost{good}",
+        f"http://evil.example{good}",
+        cache.narinfos[0],
+        cache.narinfos[-1],
+        "/nar/",
+        "/health",
+    ]
+
+
+def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Awaitable[None]]:
+    async def prepare(bench: Bench) -> None:
+        packs = bench.app[keys.PACKS]
+        for pack, state in zip(cache.packs, states, strict=False):
+            if state != "absent":
+                packs.fetch_ahead(pack)
+            if state == "read":
+                await packs.get(pack)
+            if state == "fetched ahead":
+                await fetched(packs)
+
+    return prepare
+
+
+@given(data=st.data(), states=st.tuples(*[st.sampled_from(_STATES)] * 2))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_both_ways_answer_alike(
+    cache: PackedCache, index: LiveIndex, data: st.DataObject, states: Sequence[str]
+) -> None:
+    """The same bytes, however they are cut, get the same answers but for Date, and count and log alike.
+
+    So it is whether the packs are in memory, read or not, on their way, absent, or wrong; and it leaves the
+    packs in the same state.
+    """
+    first, nar = cache.slices[0], cache.nars[0]
+    beyond = f"/{replace(nar, offset=(nar.offset or 0) + 1)}"  # by one byte
+    plain_targets = [first, first, beyond, cache.slices[1], cache.slices[-1], cache.narinfos[1]]
+    conversation: Conversation = data.draw(conversations(plain_targets, _odd_targets(cache)))
+    alone, with_front = await both_ways(cache.folder, index, conversation, _prepared(cache, states))
+    assert with_front == alone
+
+
+async def test_a_slice_in_memory_never_comes_to_the_library(
+    cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all that is proven here of both ways would be proven of one."""
+    await bench.app[keys.PACKS].get(cache.packs[0])
+    async with bench.connect() as client:
+        monkeypatch.setattr(LibraryProtocol, "data_received", pytest.fail)
+        for method in ("GET", "HEAD"):
+            await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        received = await client.expect(2)
+    head = re.escape(received.partition(b"\r\n\r\n")[0])
+    assert re.fullmatch(
+        head + b"\r\n\r\n" + re.escape(cache.content_of(cache.nars[0])) + head + b"\r\n\r\n", received
+    )
+
+
+@pytest.mark.parametrize("with_front", [True, False])
+async def test_a_pack_in_quarantine_is_not_served_from_memory(
+    cache: PackedCache, *, with_front: bool
+) -> None:
+    """What the registry shows under its digest is wrong now: both ways say 404 for a while."""
+    pack = cache.packs[2]
+    request = f"GET {cache.slices[2]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
+        await client.send(request)
+        assert (await client.expect(1)).startswith(b"HTTP/1.1 200 ")
+        cache.spoil(pack)
+        try:
+            await client.send(f"GET /nar/{pack.hex}.nar HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await client.expect(2)
+        finally:
+            cache.spoil(pack)
+        await client.send(request)
+        received = await client.expect(3)
+        assert pack in bench.app[keys.PACKS]._entries
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
+
+
+@pytest.mark.parametrize("with_front", [True, False])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_first_slice_has_the_next_pack_fetched(
+    cache: PackedCache, method: str, *, with_front: bool
+) -> None:
+    """Four packs were wanted and three found room: reading one makes way for the fourth, and only once."""
+    async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
+        packs, counters = bench.app[keys.PACKS], bench.app[keys.COUNTERS]
+        for pack in cache.packs[:4]:
+            packs.fetch_ahead(pack)
+        await fetched(packs)
+        assert counters.packs_fetched_ahead == 3
+        for count in (1, 2):
+            await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await client.expect(count)
+            await fetched(packs)
+            assert counters.packs_fetched_ahead == counters.packs_fetched == 4
+        assert list(packs._unread) == cache.packs[1:4]
+        assert list(packs._entries)[-2:] == [cache.packs[3], cache.packs[0]]
