@@ -7,13 +7,14 @@ it. Source: design section 2, "Index".
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Self
 
 import zstandard
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.listing import Listing, Union, read_union
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, render_table
@@ -31,6 +32,33 @@ ChangeIndex = Callable[[Union], Awaitable[CacheIndex]]
 """Gives the index to write for what was read."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableBlob:
+    """A table as it is sent.
+
+    Attributes:
+        content: compressed.
+        digest: of that.
+        created: when, as its header says; becomes the segment's time.
+        paths: how many narinfos it lists.
+    """
+
+    content: bytes
+    digest: Digest
+    created: datetime
+    paths: int
+
+    @classmethod
+    def of(cls, table: Table) -> Self:
+        """Write a table; a full one takes seconds.
+
+        Raises:
+            FormatError: over a limit of the format.
+        """
+        content = zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+        return cls(content, Digest.of(content), table.header.created, len(table.narinfos))
+
+
 async def push_segment(
     repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
 ) -> Segment:
@@ -46,16 +74,25 @@ async def push_segment(
         FormatError: over a limit of the format.
         RegistryError: a push failed; the cache is as it was.
     """
-    # A full table takes seconds: long enough for other connections to be dropped.
-    content = await asyncio.to_thread(_compress, table)
-    digest = Digest.of(content)
+    # On a thread: long enough for other connections to be dropped.
+    blob = await asyncio.to_thread(TableBlob.of, table)
     # Beside each other: to a distant registry, each of them is three round trips.
-    await run_all((repository.push_blob(digest, content), push_empty_config(repository)), 2)
+    await run_all((repository.push_blob(blob.digest, blob.content), push_empty_config(repository)), 2)
+    return await tag_segment(repository, blob, layers, source=source)
+
+
+async def tag_segment(
+    repository: Repository, table: TableBlob, layers: Iterable[Descriptor], *, source: str | None = None
+) -> Segment:
+    """Push the manifest of a segment, under its own tag; all that it names is there, the empty config too.
+
+    Arguments and errors are those of ``push_segment``.
+    """
     manifest = build_manifest(
-        Descriptor(media_type.TABLE, digest, len(content)),
+        Descriptor(media_type.TABLE, table.digest, len(table.content)),
         layers,
-        created=table.header.created,
-        paths=len(table.narinfos),
+        created=table.created,
+        paths=table.paths,
         source=source,
     )
     segment = Segment.from_manifest(manifest)
@@ -71,6 +108,19 @@ async def list_segments(
     converted: Digest | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> bool:
+    """Do as ``add_segments`` does; tells whether the index was seen to list them."""
+    seen = await add_segments(repository, mine, source=source, converted=converted, sleep=sleep)
+    return seen is not None
+
+
+async def add_segments(
+    repository: Repository,
+    mine: Sequence[Segment],
+    *,
+    source: str | None = None,
+    converted: Digest | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Listing | None:
     """Write an index that lists these segments beside all others.
 
     Args:
@@ -82,8 +132,8 @@ async def list_segments(
         sleep: waits so many seconds between tries.
 
     Returns:
-        Whether the index was seen to list them. False means that other writers were at it: the segments are
-        found by their tags until one of them lists them.
+        What the index was seen to list, when it was looked at after the write. None means that other writers
+        were at it: the segments are found by their tags until one of them lists them.
 
     Raises:
         FormatError: what is there is no index of version 2, nor the converted one; nothing was written over
@@ -101,7 +151,7 @@ async def list_segments(
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)
 
-    return await write_index(repository, mine, listing, sleep=sleep)
+    return await _write_index(repository, mine, listing, sleep)
 
 
 async def write_index(
@@ -127,22 +177,29 @@ async def write_index(
         FormatError: what is there is no index of a Nix cache; nothing was written over it.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
-    known = tuple(known)
+    return await _write_index(repository, tuple(known), change, sleep) is not None
+
+
+async def _write_index(
+    repository: Repository,
+    known: Sequence[Segment],
+    change: ChangeIndex,
+    sleep: Callable[[float], Awaitable[None]],
+) -> Listing | None:
+    """Do what ``write_index`` says; gives what the index was seen to list."""
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, known)
-        content = (await change(union)).render()
-        if Digest.of(content) == union.digest:
-            return True  # another writer came to the same, or the last try was only seen late
-        digest = await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
-        if await _read_back(repository) == digest:
-            return True
-    return False
-
-
-def _compress(table: Table) -> bytes:
-    return zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+        index = await change(union)
+        content = index.render()
+        digest = Digest.of(content)
+        if digest != union.digest:  # else another writer came to the same, or the last try was seen late
+            await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
+            if await _read_back(repository) != digest:
+                continue
+        return Listing(digest, index.segments, is_complete=union.is_complete)
+    return None
 
 
 async def push_empty_config(repository: Repository) -> None:

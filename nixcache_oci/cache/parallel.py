@@ -1,7 +1,8 @@
 """Several jobs at once, a bounded number of them, and jobs on threads."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -29,6 +30,35 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[
         for job in started:
             job.close()  # one that was cancelled before its turn would be reported as never awaited
     return [task.result() for task in tasks]
+
+
+@asynccontextmanager
+async def failing_first() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run tasks beside what is done within, and wait for them.
+
+    An error within ends them; one of theirs ends what is done within. It is raised as it is, not as a group.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+@asynccontextmanager
+async def begun(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Begin a job beside what is done within, which waits for it when it wants the result.
+
+    What is not waited for is ended, and so are its errors: what failed within counts more.
+    """
+    task = asyncio.create_task(job)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen, and of no use to anybody any more
 
 
 async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -37,6 +37,27 @@ async def fetch_table(repository: Repository, folder: IndexFolder, table: Digest
         await run_in_thread(writer.close)
 
 
+def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
+    """Put the table of a segment on disk that was just pushed, as if it had been fetched; blocks.
+
+    Args:
+        folder: where to.
+        table: its digest.
+        content: compressed.
+
+    Raises:
+        OSError: it could not be written.
+        DigestError: it is not what its digest says.
+        FormatError: it is no table.
+    """
+    writer = folder.table_writer(table)
+    try:
+        writer.write(content)
+        return writer.finish(table)
+    finally:
+        writer.close()
+
+
 async def fetch_version1(repository: Repository, folder: IndexFolder, document: Digest) -> TableFile:
     """Fetch the document of a version 1 cache, and keep it as a table.
 

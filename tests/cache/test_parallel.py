@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
-from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.parallel import begun, failing_first, run_all, run_in_thread
 from nixcache_oci.errors import FormatError
 
 
@@ -82,3 +84,77 @@ async def test_a_threads_result_and_error_come_back() -> None:
     assert await run_in_thread(int, "12", base=8) == 10
     with pytest.raises(ValueError, match="invalid literal"):
         await run_in_thread(int, "x")
+
+
+async def turns() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_what_was_begun_is_waited_for_where_it_is_wanted() -> None:
+    """It runs beside; an error of its own waits until then, and comes as it is."""
+
+    async def give() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    async def fail() -> int:
+        raise FormatError("beside")
+
+    async def want(job: Coroutine[Any, Any, int]) -> int:
+        async with begun(job) as running:
+            await turns()
+            return await running
+
+    assert await want(give()) == 1
+    with pytest.raises(FormatError, match="beside"):
+        await want(fail())
+
+
+@pytest.mark.parametrize("fails_too", [False, True])
+async def test_what_nobody_wants_any_more_is_ended(*, fails_too: bool) -> None:
+    """What failed within is told, and nothing of the other is left over or complained of."""
+    ended = []
+
+    async def wait() -> None:
+        if fails_too:
+            raise FormatError("beside")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def fail() -> None:
+        async with begun(wait()):
+            await turns()
+            raise FormatError("within")
+
+    with pytest.raises(FormatError, match="within"):
+        await fail()
+    gc.collect()
+    assert ended == ([] if fails_too else [True])
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_tasks_beside_end_with_the_first_error() -> None:
+    """Whether it is theirs or comes from within; it is no group."""
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    async def fail() -> None:
+        raise FormatError("first")
+
+    async def run(beside: Coroutine[Any, Any, None], within: Coroutine[Any, Any, None]) -> None:
+        async with failing_first() as group:
+            group.create_task(beside)
+            await turns()
+            await within
+
+    with pytest.raises(FormatError, match="first"):
+        await run(wait(), fail())
+    never = wait()
+    with pytest.raises(FormatError, match="first"):
+        await run(fail(), never)
+    never.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

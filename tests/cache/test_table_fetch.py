@@ -12,7 +12,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
-from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
+from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1, keep_table
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
@@ -52,6 +52,17 @@ async def test_a_published_table_is_fetched(tmp_path: Path, folder: IndexFolder)
         assert NarInfo.parse(table.text(row)).store_path == OBJECT.narinfo.store_path
     with pytest.raises(NotFoundError):
         await fetch_table(layout, folder, Digest.of(b"nowhere"))
+
+
+def test_a_table_that_was_pushed_is_kept(folder: IndexFolder) -> None:
+    """As if it had been fetched, and checked alike."""
+    digest = Digest.of(BLOB)
+    with pytest.raises((DigestError, FormatError)):
+        keep_table(folder, digest, BLOB[:-1] + b"x")
+    assert files(folder) == []
+    for table in (keep_table(folder, digest, BLOB), folder.open_table(digest)):
+        assert table is not None
+        assert table.find(HASH_PART) is not None
 
 
 async def test_a_version_1_document_becomes_a_table(
