@@ -72,6 +72,9 @@ class Layout:
         finally:
             os.close(file)
 
+    def prepare_push(self, count: int) -> None:
+        """Do nothing: a folder is near."""
+
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Write a blob, and check its digest meanwhile; one that is there in its whole length stays."""
         await self._prepare()

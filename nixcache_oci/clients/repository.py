@@ -87,6 +87,9 @@ class Repository(Protocol):
         Opening is retried; a stream that breaks later is the caller's to resume.
         """
 
+    def prepare_push(self, count: int) -> None:
+        """Begin what the next calls of ``push_blob`` would have to wait for: so many will come soon."""
+
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Store a blob whose bytes are already known to have this digest; one that is there is no error."""
 

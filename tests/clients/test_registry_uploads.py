@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from aiohttp import web
 
+from nixcache_oci.clients.registry import upload
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.upload import push_blob
 from nixcache_oci.errors import NotFoundError, RegistryError
@@ -272,3 +273,61 @@ async def test_what_was_pushed_a_moment_ago_is_found(ghcr: GhcrDouble) -> None:
     async with opened(ghcr.host, owner(ghcr), push=True) as registry:
         await registry.push_blob(_DIGEST, _CONTENT)
         assert await registry.stat_blob(_DIGEST) == len(_CONTENT)
+
+
+async def test_a_session_is_opened_ahead(ghcr: GhcrDouble) -> None:
+    """Each blob takes one of those that are there, and the PUT is all that it waits for."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(Digest.of(b""), b"")
+        ghcr.reset_requests()
+        registry.prepare_push(1)
+        registry.prepare_push(2)
+        while [record.status for record in ghcr.requests] != [202, 202]:  # noqa: ASYNC110  the double is a thread
+            await asyncio.sleep(0.005)
+        for content in (b"one", b"two", b"three"):
+            await registry.push_blob(Digest.of(content), content)
+    asked = [record.operation for record in ghcr.requests]
+    assert asked == ["upload-post"] * 2 + ["upload-put"] * 2 + ["upload-post", "upload-put"]
+
+
+async def test_a_session_that_cannot_be_opened_ahead_is_no_error_yet(ghcr: GhcrDouble) -> None:
+    """Whoever has a blob to send asks again."""
+    ghcr.fault("upload-post", "status", skip=1, status=400)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        registry.prepare_push(1)
+        await registry.push_blob(_DIGEST, _CONTENT)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+
+
+async def test_a_session_that_was_lost_meanwhile_is_replaced(ghcr: GhcrDouble) -> None:
+    """As when the registry was started anew: the next try opens one of its own."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        registry.prepare_push(1)
+        while ghcr.count("upload-post") < 2:  # noqa: ASYNC110  as above; the first has no token yet
+            await asyncio.sleep(0.005)
+        ghcr.stop()
+        ghcr.start()
+        await registry.push_blob(_DIGEST, _CONTENT)
+    assert ghcr.blobs(NAME) == {_DIGEST: len(_CONTENT)}
+    assert ghcr.count("upload-post") == 3
+
+
+async def test_an_old_session_is_not_used(ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It might run out while a large blob is on its way."""
+    monkeypatch.setattr(upload, "_SESSION_SECONDS", 0)
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        await registry.push_blob(Digest.of(b""), b"")
+        registry.prepare_push(1)
+        await registry.push_blob(_DIGEST, _CONTENT)
+        assert ghcr.count("upload-put") == 2
+
+
+async def test_a_session_that_is_being_opened_holds_nobody_up(ghcr: GhcrDouble) -> None:
+    """Who gives the repository back does not wait for it."""
+    ghcr.fault("upload-post", "stall", times=None)
+    async with asyncio.timeout(20):
+        async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+            registry.prepare_push(2)
+            while not ghcr.count("upload-post"):  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.005)
+    assert asyncio.all_tasks() == {asyncio.current_task()}

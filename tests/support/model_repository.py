@@ -71,6 +71,9 @@ class ModelRepository:
 
         yield BlobStream(size, start, stop, chunks())
 
+    def prepare_push(self, count: int) -> None:
+        """Nothing is to be waited for."""
+
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         await self._before(f"push blob {digest}")
         assert isinstance(source, bytes), "the model holds small things"

@@ -73,6 +73,9 @@ class SlowRepository:
     async def list_tags(self) -> list[str]:
         return []
 
+    def prepare_push(self, count: int) -> None:
+        """Nothing is to be waited for."""
+
     async def push_blob(self, digest: Digest, source: object) -> None:
         raise NotImplementedError
 

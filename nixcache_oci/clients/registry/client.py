@@ -20,7 +20,7 @@ from nixcache_oci.clients.registry.retry import Failure, RetryPolicy
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.upload import push_blob
+from nixcache_oci.clients.registry.upload import SessionsAhead, push_blob
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest
@@ -79,6 +79,7 @@ class Registry:
         )
         # Just after a push a registry may not know what it took: what is in here is asked for again.
         self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)
+        self._sessions_ahead = SessionsAhead(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 
     @property
@@ -88,6 +89,7 @@ class Registry:
 
     async def close(self) -> None:
         """Give connections back."""
+        await self._sessions_ahead.close()
         await self._transport.close()
 
     # Manifests and tags
@@ -174,9 +176,13 @@ class Registry:
         """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes."""
         return self._downloads.open(digest, start, end)
 
+    def prepare_push(self, count: int) -> None:
+        """Begin to open upload sessions for the next blobs that are pushed."""
+        self._sessions_ahead.prepare(count)
+
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Store a blob whose bytes are already known to have this digest."""
-        await push_blob(self._transport, self._base, digest, Body.of(source))
+        await push_blob(self._transport, self._base, digest, Body.of(source), self._sessions_ahead)
         self._pushed.put(str(digest), None)
 
     def _manifest_call(self, verb: str, tag_or_digest: str, method: str, accepts: frozenset[int]) -> Call:

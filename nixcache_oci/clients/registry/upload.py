@@ -6,23 +6,72 @@ there or without it. So a look at the blob comes first, and then a new session.
 Source: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
 """
 
+import asyncio
 from http import HTTPStatus
 from time import monotonic
+from typing import Final
 
 from yarl import URL
 
+from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.download import PRESENT
 from nixcache_oci.clients.registry.redirect import join
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
+
+# GHCR gives an upload ten minutes; a blob that takes up a session has to be sent within them.
+_SESSION_SECONDS: Final = 60
 
 _OPENED = frozenset({HTTPStatus.ACCEPTED})
 _COMMITTED = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 
 
-async def push_blob(transport: Transport, base: str, digest: Digest, body: Body) -> None:
+class SessionsAhead:
+    """Upload sessions that are opened before their blobs are there to be sent.
+
+    Args:
+        transport: to the registry.
+        base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
+    """
+
+    def __init__(self, transport: Transport, base: str) -> None:
+        self._transport = transport
+        self._base = base
+        self._opened: list[tuple[float, asyncio.Task[str | None]]] = []  # and when, the oldest first
+
+    def prepare(self, count: int) -> None:
+        """Begin to open so many, less those that wait already."""
+        while len(self._opened) < count:
+            self._opened.append((monotonic(), asyncio.create_task(self._open())))
+
+    async def take(self) -> str | None:
+        """Give the location of one to a blob; None where there is none, or the registry refused it."""
+        while self._opened:
+            begun, opening = self._opened.pop(0)
+            if monotonic() - begun < _SESSION_SECONDS:
+                return await opening
+        return None
+
+    async def close(self) -> None:
+        """Leave them: registries forget sessions that nothing is sent to."""
+        openings = [opening for _, opening in self._opened]
+        for opening in openings:
+            opening.cancel()
+        await asyncio.gather(*openings, return_exceptions=True)
+
+    async def _open(self) -> str | None:
+        try:
+            return _location(await self._transport.fetch(_opening("open an upload", self._base)))
+        except RegistryError:
+            return None  # whoever has a blob to send asks again, and is told
+
+
+async def push_blob(
+    transport: Transport, base: str, digest: Digest, body: Body, ahead: SessionsAhead | None = None
+) -> None:
     """Store a blob.
 
     Args:
@@ -30,24 +79,28 @@ async def push_blob(transport: Transport, base: str, digest: Digest, body: Body)
         base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
         digest: of the bytes.
         body: the bytes, read anew for every try.
+        ahead: may have a session for the first try.
 
     Raises:
         RegistryError: the registry did not take it.
     """
     operation = f"push blob {digest}"
-    opening = Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
+    opening = _opening(operation, base)
     looking = Call(
         operation, "HEAD", URL(f"{base}/blobs/{digest}", encoded=True), follows=False, accepts=PRESENT
     )
+    location = await ahead.take() if ahead is not None else None
     tries = transport.tries()
     while True:
-        opened = await transport.fetch(opening)
+        if location is None:
+            location = _location(await transport.fetch(opening))
         committing = opening
         started = monotonic()
         try:
-            committing = _commit(opening, opened.headers.get("Location", ""), digest, body)
+            committing = _commit(opening, location, digest, body)
             await transport.fetch_once(committing)
         except TroubleError as trouble:
+            location = None
             end = await tries.wait(trouble, transmission=monotonic() - started)
             if (end is None or end.is_temporary) and await _is_there(transport, looking):
                 return
@@ -55,6 +108,14 @@ async def push_blob(transport: Transport, base: str, digest: Digest, body: Body)
                 raise transport.explain(committing, trouble, end) from None  # the reason is in its text
         else:
             return
+
+
+def _opening(operation: str, base: str) -> Call:
+    return Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
+
+
+def _location(opened: Answer) -> str:
+    return opened.headers.get("Location", "")
 
 
 def _commit(opening: Call, location: str, digest: Digest, body: Body) -> Call:
