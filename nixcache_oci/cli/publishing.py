@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.parallel import begun
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.format import format_duration, format_size
@@ -25,11 +26,13 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UsageError
+from nixcache_oci.publisher.committer import Published
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
+from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.publish import Published, Publisher
+from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
@@ -178,8 +181,10 @@ async def publishing(
         upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
+        # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
+        reading = await stack.enter_async_context(begun(ContentsReader(repository, folder, progress).read()))
         store = await LocalStore.open(nix)
-        yield Publisher(repository, store, folder, upstreams, settings.options, progress)
+        yield Publisher(repository, store, folder, upstreams, settings.options, progress, reading)
 
 
 def run_publisher(main: Coroutine[object, object, int], actions: GithubActions | None) -> int:

@@ -23,12 +23,12 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.publisher.committer import Committer, Published
 from nixcache_oci.publisher.import_reading import Offer, hash_part_of
 from nixcache_oci.publisher.import_staging import Copier
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.publish import Committer, Published
 from nixcache_oci.publisher.shipment import Shipment
 from nixcache_oci.publisher.signing import sign_all
 
@@ -87,7 +87,7 @@ class Importer(Committer):
             Error: an upstream or the repository could not answer.
         """
         self._narinfos = {narinfo.store_path: narinfo for narinfo in offer.narinfos.values()}
-        contents = await self._read_contents()
+        contents = await self._contents.read()
         missing = await self._find_missing_references(offer, contents.find)
         return await asyncio.to_thread(
             make_import_plan,

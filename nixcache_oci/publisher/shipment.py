@@ -2,10 +2,11 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.commit import push_segment
+from nixcache_oci.cache.commit import TableBlob, push_segment, tag_segment
 from nixcache_oci.cache.cutting import cut
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
@@ -23,9 +24,21 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.staging import StagingFolderError
-from nixcache_oci.publisher.upload import Sender, Uploaded
+from nixcache_oci.publisher.upload import Sender, Uploaded, WhenStaged
 
 _PARALLEL_REQUESTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDraft:
+    """A segment that is to be pushed.
+
+    Attributes:
+        layers: every blob that the table's narinfos point into.
+    """
+
+    table: Table
+    layers: tuple[Descriptor, ...]
 
 
 class Shipment:
@@ -44,8 +57,12 @@ class Shipment:
         self._make_sender = make_sender
         self._options = options
 
-    async def upload(self, infos: Sequence[PathInfo]) -> Uploaded:
+    async def upload(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
         """Send these, references first; what cannot be staged is named, and the rest sent.
+
+        Args:
+            infos: of store objects.
+            when_staged: see ``Sender.run``.
 
         Raises:
             RegistryError: the repository refused; what was sent stays there, unlisted.
@@ -58,7 +75,7 @@ class Shipment:
                 f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
             ) from None
         with staging as folder:
-            return await self._make_sender(Path(folder)).run(infos)
+            return await self._make_sender(Path(folder)).run(infos, when_staged)
 
     async def upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Ask for each blob, and send again what lies in those that some collector took."""
@@ -109,21 +126,18 @@ class Shipment:
         asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
         return found | {descriptor.digest: descriptor for descriptor in asked}
 
-    async def push_segments(
+    def draft(
         self,
         narinfos: Sequence[NarInfo],
         blobs: Mapping[Digest, Descriptor],
         records: Sequence[PublishRecord],
-    ) -> list[Segment]:
-        """Push all of it as one segment, or as several where that is over a limit.
+    ) -> list[SegmentDraft]:
+        """Put all of it into one segment, or into several where that is over a limit.
 
         Args:
             narinfos: references first.
-            blobs: descriptor of each blob that they point into; all are there.
+            blobs: descriptor of each blob that they point into.
             records: what the publish leaves for gc to count.
-
-        Raises:
-            RegistryError: the repository refused; what was pushed is found by its tag.
         """
         header = TableHeader(
             now(),
@@ -132,11 +146,25 @@ class Shipment:
         )
         # References first, and the records last: who finds these finds all.
         *contents, last = cut(narinfos, blobs, max_layers=self._options.max_layers - 1)
-        tables = [Table(header, (), content.narinfos) for content in contents]
-        tables.append(Table(header, tuple(records), last.narinfos))
+        drafts = [SegmentDraft(Table(header, (), content.narinfos), content.layers) for content in contents]
+        return [*drafts, SegmentDraft(Table(header, tuple(records), last.narinfos), last.layers)]
+
+    async def push_segments(self, drafts: Iterable[SegmentDraft]) -> list[Segment]:
+        """Push segments, one after another; all blobs that they name are there.
+
+        Raises:
+            RegistryError: the repository refused; what was pushed is found by its tag.
+        """
+        source = self._options.repository_source
         return [
-            await push_segment(
-                self._repository, table, content.layers, source=self._options.repository_source
-            )
-            for table, content in zip(tables, [*contents, last], strict=True)
+            await push_segment(self._repository, draft.table, draft.layers, source=source) for draft in drafts
         ]
+
+    async def tag_segment(self, draft: SegmentDraft, table: TableBlob) -> Segment:
+        """Push a segment whose table is there as well, and so is the empty config.
+
+        Raises:
+            RegistryError: the repository refused.
+        """
+        source = self._options.repository_source
+        return await tag_segment(self._repository, table, draft.layers, source=source)

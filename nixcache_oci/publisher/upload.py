@@ -9,7 +9,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +17,18 @@ from typing import Final
 
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
+from nixcache_oci.cache.parallel import failing_first
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, StoreError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.staging import (
-    StagedNar,
-    is_large,
-    stage,
-)
+from nixcache_oci.publisher.staging import StagedNar, is_large, stage
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""
@@ -53,6 +51,10 @@ class Uploaded:
     narinfos: list[NarInfo] = field(default_factory=list)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+
+WhenStaged = Callable[[Uploaded], Coroutine[object, object, None]]
+"""Is told what will lie in the repository."""
 
 
 class Room:
@@ -110,12 +112,18 @@ class Sender(ABC):
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._sending: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._sent: set[Digest] = set()
         # As many as can be staged while the oldest one is waited for.
         self._stagings: asyncio.Queue[_Staging | None] = asyncio.Queue(4 * jobs)
         self._uploaded = Uploaded()
 
-    async def run(self, infos: Sequence[PathInfo]) -> Uploaded:
+    async def run(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
         """Send all of these, references first; what cannot be staged is named, and the rest sent.
+
+        Args:
+            infos: of store objects.
+            when_staged: is told what this will give as soon as all is staged, while the last of it is sent;
+                what it raises ends this.
 
         Raises:
             RegistryError: the repository refused; what was sent stays there, unlisted.
@@ -124,7 +132,7 @@ class Sender(ABC):
         order = {info.store_path: number for number, info in enumerate(infos)}
         large = [info for info in infos if is_large(info)]
         try:
-            async with asyncio.TaskGroup() as group:
+            async with failing_first() as group:
                 # They take longest, and are what the others can hide behind.
                 sending = [group.create_task(self._send_large(info)) for info in large]
                 group.create_task(self._stage_small(info for info in infos if not is_large(info)))
@@ -134,13 +142,20 @@ class Sender(ABC):
                     if shrunk is not None:
                         builder = await self._add(shrunk, builder, group)
                         await self._disk.give_back(shrunk.size)
-                await self._begin_pack(builder.finish(), group)
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+                last = builder.finish()
+                self._note_pack(last)
+                if when_staged is not None:
+                    group.create_task(when_staged(self._give(order)))
+                await self._begin_pack(last, group)
         finally:
             await self._end()
-        self._uploaded.narinfos.sort(key=lambda narinfo: order[narinfo.store_path])
-        return self._uploaded
+        return self._give(order)
+
+    def _give(self, order: Mapping[StorePath, int]) -> Uploaded:
+        """Give what was sent, or will be, in the order that was asked for."""
+        so_far = self._uploaded
+        narinfos = sorted(so_far.narinfos, key=lambda narinfo: order[narinfo.store_path])
+        return Uploaded(narinfos, dict(so_far.blobs), dict(so_far.failed))
 
     @abstractmethod
     def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
@@ -171,6 +186,7 @@ class Sender(ABC):
             if fits_pack(staged.size):
                 taken -= staged.size
                 return staged
+            self._note_blob(staged)
             await self._send_blob(staged)
         except StoreError as error:
             self._note_failure(info, error)
@@ -199,6 +215,7 @@ class Sender(ABC):
                 builder = await self._add(staged, builder, group)
                 await self._memory.give_back(staging.taken)
             else:
+                self._note_blob(staged)
                 group.create_task(self._send_from_memory(staged, staging.taken))
         return builder
 
@@ -208,10 +225,23 @@ class Sender(ABC):
         staged.discard()
         if builder.add(staged.narinfo, content):
             return builder
-        await self._begin_pack(builder.finish(), group)
+        full = builder.finish()
+        self._note_pack(full)
+        await self._begin_pack(full, group)
         builder = builder.following()
         builder.add(staged.narinfo, content)
         return builder
+
+    def _note_blob(self, staged: StagedNar) -> None:
+        self._uploaded.narinfos.append(staged.narinfo)
+        self._uploaded.blobs[staged.digest] = describe_nar(
+            staged.digest, staged.narinfo.compression, staged.size
+        )
+
+    def _note_pack(self, pack: Pack) -> None:
+        if pack.narinfos:
+            self._uploaded.narinfos += pack.narinfos
+            self._uploaded.blobs[pack.digest] = Descriptor(media_type.PACK, pack.digest, len(pack.content))
 
     async def _begin_pack(self, pack: Pack, group: asyncio.TaskGroup) -> None:
         if pack.narinfos:
@@ -221,10 +251,9 @@ class Sender(ABC):
 
     async def _send_pack(self, pack: Pack) -> None:
         try:
-            await self._send(Descriptor(media_type.PACK, pack.digest, len(pack.content)), pack.content)
+            await self._send(self._uploaded.blobs[pack.digest], pack.content)
         finally:
             self._uploads.release()
-        self._uploaded.narinfos += pack.narinfos
 
     async def _send_from_memory(self, staged: StagedNar, taken: int) -> None:
         try:
@@ -233,18 +262,16 @@ class Sender(ABC):
             await self._memory.give_back(taken)
 
     async def _send_blob(self, staged: StagedNar) -> None:
-        descriptor = describe_nar(staged.digest, staged.narinfo.compression, staged.size)
         try:
             async with self._uploads:
-                await self._send(descriptor, staged.content)
+                await self._send(self._uploaded.blobs[staged.digest], staged.content)
         finally:
             staged.discard()
-        self._uploaded.narinfos.append(staged.narinfo)
 
     async def _send(self, blob: Descriptor, content: bytes | Path) -> None:
         # Objects with the same content wait for the first of them, and are sent with it.
         async with self._sending[blob.digest]:
-            if blob.digest in self._uploaded.blobs:
+            if blob.digest in self._sent:
                 return
             try:
                 await self._repository.stat_blob(blob.digest)
@@ -253,7 +280,7 @@ class Sender(ABC):
                 self._progress.sent(blob.size)
             else:
                 self._progress.skipped(blob.size)
-            self._uploaded.blobs[blob.digest] = blob
+            self._sent.add(blob.digest)
 
 
 class Uploader(Sender):

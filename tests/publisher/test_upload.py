@@ -11,6 +11,7 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci import media_type
 from nixcache_oci.publisher.upload import Uploaded
@@ -152,3 +153,33 @@ async def test_requests_at_a_registry(ghcr: Ghcr, tmp_path: Path) -> None:
         assert asked(ghcr) == {"blob-head": blobs}
     finally:
         await client.close()
+
+
+async def test_what_will_be_sent_is_told_while_it_is_sent(story: Story) -> None:
+    """Whoever lists it need not wait; it is what the run gives in the end."""
+    infos = [*small_ones(story, 5), story.store.add("blob", noise("blob", 300_000))]
+    infos += [story.store.add("same", noise("0", 1000))]
+    told: list[Uploaded] = []
+
+    async def tell(staged: Uploaded) -> None:
+        assert not story.blobs.blobs
+        told.append(staged)
+        story.blobs.gate.set()
+
+    story.blobs.gate.clear()
+    async with story.tidy(), asyncio.timeout(60):
+        uploaded = await story.start(infos, when_staged=tell)
+    assert told == [uploaded]
+    story.check(uploaded, infos)
+
+
+async def test_who_is_told_may_refuse(story: Story) -> None:
+    """The run ends with that error."""
+
+    async def refuse(_staged: Uploaded) -> None:
+        raise FormatError("no")
+
+    infos = every_kind(story)
+    async with story.tidy():
+        with pytest.raises(FormatError, match="no"):
+            await story.start(infos, when_staged=refuse)

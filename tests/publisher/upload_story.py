@@ -19,11 +19,8 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import upload
 from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.staging import (
-    StagedNar,
-    stage,
-)
-from nixcache_oci.publisher.upload import Uploaded, Uploader
+from nixcache_oci.publisher.staging import StagedNar, stage
+from nixcache_oci.publisher.upload import Uploaded, Uploader, WhenStaged
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
 
@@ -109,13 +106,18 @@ class Story:
         self.complaints: list[str] = []
 
     def start(
-        self, infos: Sequence[PathInfo], *, jobs: int = 2, packing: Packing | None = None
+        self,
+        infos: Sequence[PathInfo],
+        *,
+        jobs: int = 2,
+        packing: Packing | None = None,
+        when_staged: WhenStaged | None = None,
     ) -> "asyncio.Task[Uploaded]":
         self.told = Told()
         uploader = Uploader(
             self._repository, self.store.real_path, self.staging, packing or Packing(), jobs, self.told
         )
-        return asyncio.create_task(uploader.run(infos))
+        return asyncio.create_task(uploader.run(infos, when_staged))
 
     async def run(
         self, infos: Sequence[PathInfo], *, jobs: int = 2, packing: Packing | None = None

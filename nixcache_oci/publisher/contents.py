@@ -1,0 +1,71 @@
+"""The contents of a cache, as a publish may count on them."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a cache lists at one moment, less what gc found dead."""
+
+    catalog: Catalog
+
+    def find(self, hash_part: HashPart) -> NarInfo | None:
+        """Look a narinfo up."""
+        text = self.catalog.find(hash_part)
+        return NarInfo.parse(text) if text is not None else None
+
+    def find_missing(self, wanted: Iterable[PathInfo]) -> list[PathInfo]:
+        """Find what is not listed."""
+        return [info for info in wanted if self.catalog.find(info.store_path.hash_part) is None]
+
+
+class ContentsReader:
+    """Reads what a cache lists.
+
+    Args:
+        repository: where it lies.
+        folder: where its tables are kept.
+        progress: is told of tables that cannot be read.
+    """
+
+    def __init__(self, repository: Repository, folder: IndexFolder, progress: Progress) -> None:
+        self._repository = repository
+        self._folder = folder
+        self._progress = progress
+
+    async def read(self) -> Contents:
+        """Read what it lists now.
+
+        Raises:
+            RegistryError: the repository could not answer.
+            FormatError: there is no index of a Nix cache.
+        """
+        return await self.read_tables(await read_listing(self._repository))
+
+    async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
+        """Read what a listing names; tables that are held or on disk are not fetched.
+
+        Raises:
+            RegistryError: the repository could not answer.
+        """
+        tables = await read_tables(self._repository, self._folder, listing, held)
+        for tag, reason in tables.damaged.items():
+            self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+        if not tables.damaged:
+            # Tables that are not listed any more would stay on disk for ever.
+            await asyncio.to_thread(self._folder.save, tables.listing)
+        return Contents(tables.catalog((), with_condemned=False))
