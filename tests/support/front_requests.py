@@ -157,8 +157,9 @@ async def both_ways(
     """Have a conversation with the HTTP library alone, and then with the front, each with a new proxy.
 
     The library is given one request after the other, up to the one that ends the connection, or that would
-    have another protocol. That one comes in a piece of its own: the library forgets the requests that it got
-    in one piece with a malformed one, or behind one for another protocol.
+    have another protocol. That one comes in a piece of its own, after all answers before it: the library
+    forgets the requests that it got in one piece with a malformed one, or behind one for another protocol;
+    and what waited in the front may come to it as one piece.
 
     Args:
         folder: of the cache.
@@ -182,7 +183,12 @@ async def both_ways(
     with _logged_answers() as log:
         async with make_bench(folder, index) as bench, bench.connect() as client:
             await prepare(bench)
-            for piece in _cut(sent, sorted({*places, len(sent) - len(taken[-1])})):
+            last = len(sent) - len(taken[-1])
+            for piece in _cut(sent[:last], places):
+                await client.send(piece)
+            if taken[-1] != LAST:
+                await client.settle()
+            for piece in _cut(sent[last:], [place - last for place in places]):
                 await client.send(piece)
             await client.settle()
             return alone, _outcome(bench, client, log)
@@ -200,7 +206,7 @@ def _outcome(bench: Bench, client: Client, log: list[object]) -> Outcome:
 
 
 def _cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    edges = [0, *(place for place in places if 0 < place < len(data)), len(data)]
+    edges = [0, *(place for place in sorted(places) if 0 < place < len(data)), len(data)]
     return [data[start:end] for start, end in pairwise(edges) if start < end]
 
 
