@@ -103,10 +103,8 @@ class PackCache:
     def at_hand(self, pack: Digest) -> bytearray | None:
         """Give what ``get`` would give at once; None where it would have to wait, or fail."""
         entry = self._entries.get(pack)
-        if entry is None or not entry.download.done():
-            return None
-        # One that was cancelled before it began has not dropped itself.
-        if entry.download.cancelled() or entry.download.exception() is not None:
+        # A download that fails drops its entry; only one that was cancelled before it began does not.
+        if entry is None or not entry.download.done() or entry.download.cancelled():
             return None
         self._mark_read(pack)
         return entry.download.result()
