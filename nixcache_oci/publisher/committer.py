@@ -244,8 +244,10 @@ class Committer:
         table = await asyncio.to_thread(TableBlob.of, draft.segments[0].table)
         try:
             await self._repository.push_blob(table.digest, table.content)
-        except RegistryError:
-            return None  # it is sent again in its turn, and what fails then is told
+        except RegistryError as error:
+            if error.code not in _BLOB_UNKNOWN:
+                raise
+            return None  # as with manifests: it is sent again in its turn
         return _Ahead(staged, draft, table)
 
     async def _keep(self, sent: Sequence[TableBlob]) -> dict[Digest, TableFile]:

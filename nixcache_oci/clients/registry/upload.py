@@ -19,7 +19,6 @@ from nixcache_oci.clients.registry.download import PRESENT
 from nixcache_oci.clients.registry.redirect import join
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 
 # GHCR gives an upload ten minutes; a blob that takes up a session has to be sent within them.
@@ -64,9 +63,9 @@ class SessionsAhead:
 
     async def _open(self) -> str | None:
         try:
-            return _location(await self._transport.fetch(_opening("open an upload", self._base)))
-        except RegistryError:
-            return None  # whoever has a blob to send asks again, and is told
+            return _location(await self._transport.fetch_once(_opening("open an upload", self._base)))
+        except TroubleError:
+            return None  # whoever has a blob to send asks again, with all patience, and is told
 
 
 async def push_blob(
