@@ -21,7 +21,7 @@ from tests.support.publisher import Machine
 from tests.support.registries import AnyRegistry, docker_registry, ghcr_double
 from tests.support.substitution import assert_substitutable
 
-pytestmark = pytest.mark.needs("nix", "docker-registry")
+pytestmark = [pytest.mark.needs("nix", "docker-registry"), pytest.mark.usefixtures("unmeasured")]
 
 PUBLISHERS = 8
 PATHS = 50

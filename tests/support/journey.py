@@ -32,6 +32,15 @@ def key() -> SecretKey:
     return SecretKey.generate("journey-1")
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep coverage out of the programs: there are hundreds, it makes each half as slow again, and what they
+    do is measured elsewhere.
+    """
+    for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+        monkeypatch.delenv(name)
+
+
 def settings_of(registry: AnyRegistry, folder: Path) -> dict[str, str]:
     """What a proxy is told, with credentials in a file as a service has them."""
     token = folder / "token"
