@@ -37,9 +37,10 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
+# Two files at a time, in their order: what a file's tests share is made once, and the last files are short ones.
 tests: setup
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 
