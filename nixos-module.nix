@@ -12,6 +12,7 @@ let
     inherit lib cfg;
     isService = true;
   };
+  systemd = import ./nix/systemd.nix { inherit (proxy) command; };
 in
 {
   imports = [ ./nix/options.nix ];
@@ -38,15 +39,7 @@ in
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
-    nix.settings = lib.mkIf cfg.configureNix (
-      proxy.nixManners
-      // {
-        substituters = [ proxy.substituter ];
-        # So that a user who is not trusted may name it, too.
-        trusted-substituters = [ proxy.substituter ];
-        trusted-public-keys = proxy.publicKeys;
-      }
-    );
+    nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
     # The port never refuses, not while the service starts or is restarted: Nix takes a refusal for an error.
     systemd.sockets.nixcache-proxy = {
@@ -66,27 +59,8 @@ in
       environment =
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
         // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; };
-      # What cannot start is given up soon, and its socket with it: Nix forgives a refusal that it can fall back from,
-      # but would wait for minutes on a socket that nobody answers.
-      unitConfig = {
-        StartLimitIntervalSec = 60;
-        StartLimitBurst = 5;
-      };
-      serviceConfig = {
-        Type = "notify";
-        ExecStart = proxy.command;
-        Restart = "on-failure";
-        RestartSec = "2s";
-        # Wrong usage, as a setting that cannot be parsed: another try does not mend it.
-        RestartPreventExitStatus = 2;
-        # The start reads the last good index from disk, and waits for nothing else.
-        TimeoutStartSec = "30s";
-        # Running transfers are given up after three seconds; Nix resumes them.
-        TimeoutStopSec = "10s";
-
-        # The last good index, which is served at once after a start; nothing else is ever written.
-        CacheDirectory = "nixcache-proxy";
-        CacheDirectoryMode = "0700";
+      inherit (systemd) unitConfig;
+      serviceConfig = systemd.serviceConfig // {
         # The manager reads the token as root; no other service of the same user could.
         LoadCredential = lib.optional (
           cfg.tokenFile != null
@@ -97,10 +71,6 @@ in
         # Nothing needs a capability: the manager opens the port, also a low one.
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
-        # No program it might be tricked to start gains what it has not.
-        NoNewPrivileges = true;
-        # Nobody else reads what it writes.
-        UMask = "0077";
         # Users are seen as nobody, root among them: not even their names are needed.
         PrivateUsers = true;
         # It writes to its cache folder only.
@@ -124,23 +94,9 @@ in
         ProtectClock = true;
         ProtectHostname = true;
         ProtectControlGroups = true;
-        # HTTP to clients, registry and upstreams; the manager is told over a local socket. No raw packets.
-        RestrictAddressFamilies = [ "AF_INET" "AF_INET6" "AF_UNIX" ];
-        # It makes no containers, and no code on the fly: Python compiles to bytecode, not to machine code.
-        RestrictNamespaces = true;
-        MemoryDenyWriteExecute = true;
-        # No other instruction set's system calls, of which filters know less.
-        LockPersonality = true;
-        SystemCallArchitectures = "native";
-        # No real-time priority, by which it could starve the machine; no files that run as somebody else.
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
         # Shared memory and keys of the kernel end with the service, and are no one else's.
         RemoveIPC = true;
         KeyringMode = "private";
-        # What services do, less what needs privileges or claims resources; a refused call is an error, not a death.
-        SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
-        SystemCallErrorNumber = "EPERM";
       };
     };
   };

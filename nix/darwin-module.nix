@@ -25,15 +25,7 @@ in
   config = lib.mkIf cfg.enable {
     inherit (proxy) assertions warnings;
 
-    nix.settings = lib.mkIf cfg.configureNix (
-      proxy.nixManners
-      // {
-        substituters = [ proxy.substituter ];
-        # So that a user who is not trusted may name it, too.
-        trusted-substituters = [ proxy.substituter ];
-        trusted-public-keys = proxy.publicKeys;
-      }
-    );
+    nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
     users = {
       knownUsers = [ user ];

@@ -14,6 +14,7 @@ let
     inherit lib cfg;
     isService = false;
   };
+  systemd = import ./systemd.nix { inherit (proxy) command; };
   inherit (pkgs.stdenv.hostPlatform) isLinux isDarwin;
   environment =
     proxy.environment
@@ -52,41 +53,15 @@ in
         };
 
         systemd.user.services.nixcache-proxy = {
-          Unit = {
+          Unit = systemd.unitConfig // {
             Description = "Nix binary cache in an OCI registry";
             Requires = [ "nixcache-proxy.socket" ];
             After = [ "nixcache-proxy.socket" ];
-            # As in nixos-module.nix: a socket that nobody answers is worse than one that refuses.
-            StartLimitIntervalSec = 60;
-            StartLimitBurst = 5;
           };
           Install.WantedBy = [ "default.target" ];
-          Service = {
-            Type = "notify";
-            ExecStart = proxy.command;
+          # What needs privileges or a user namespace is left to nixos-module.nix: some systems keep those from users.
+          Service = systemd.serviceConfig // {
             Environment = lib.mapAttrsToList assignment environment;
-            Restart = "on-failure";
-            RestartSec = "2s";
-            # Wrong usage: another try does not mend it.
-            RestartPreventExitStatus = 2;
-            TimeoutStartSec = "30s";
-            TimeoutStopSec = "10s";
-            # The last good index.
-            CacheDirectory = "nixcache-proxy";
-            CacheDirectoryMode = "0700";
-            # What needs no privileges of nixos-module.nix's hardening, for the reasons that are told there; what
-            # needs a user namespace is left out, because some systems keep those from users.
-            NoNewPrivileges = true;
-            UMask = "0077";
-            RestrictAddressFamilies = [ "AF_INET AF_INET6 AF_UNIX" ];
-            RestrictNamespaces = true;
-            MemoryDenyWriteExecute = true;
-            LockPersonality = true;
-            RestrictRealtime = true;
-            RestrictSUIDSGID = true;
-            SystemCallArchitectures = "native";
-            SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
-            SystemCallErrorNumber = "EPERM";
           };
         };
       })

@@ -55,6 +55,14 @@ rec {
       narinfo-cache-negative-ttl = lib.mkDefault cfg.narinfoCacheNegativeTtl;
     };
 
+  # Those of a machine whose owner wants the cache.
+  machineSettings = nixManners // {
+    substituters = [ substituter ];
+    # So that a user who is not trusted may name it, too.
+    trusted-substituters = [ substituter ];
+    trusted-public-keys = publicKeys;
+  };
+
   environment =
     lib.filterAttrs (_: value: value != null) settings
     // builtins.mapAttrs (_: toString) cfg.extraSettings;
