@@ -93,15 +93,6 @@ def is_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
-def is_digest(tag_or_digest: str) -> bool:
-    """Tell a digest from a tag; a digest that is not well-formed is neither."""
-    try:
-        Digest.parse(tag_or_digest)
-    except FormatError:
-        return False
-    return True
-
-
 def parse_tag_or_digest(text: str) -> str | Digest:
     """Tell a tag (which stays text) from a digest.
 

@@ -8,7 +8,6 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import (
     RegistryReference,
-    is_digest,
     is_repository,
     is_tag,
     parse_tag_or_digest,
@@ -164,11 +163,9 @@ def test_tags() -> None:
 
 def test_tag_or_digest() -> None:
     """A tag never looks like a digest; what is neither is refused."""
-    assert is_digest(_DIGEST)
     assert parse_tag_or_digest(_DIGEST) == Digest.parse(_DIGEST)
     assert parse_tag_or_digest("cache-index") == "cache-index"
-    for text in ("", "latest", _DIGEST.upper(), _DIGEST[:-1], _DIGEST + "\n", "sha512:" + "ab" * 64):
-        assert not is_digest(text)
-    for text in ("", "a/b", _DIGEST[:-1], "sha512:" + "ab" * 64, "../" + _DIGEST):
+    wrong_digests = (_DIGEST.upper(), _DIGEST[:-1], _DIGEST + "\n", "sha512:" + "ab" * 64, "../" + _DIGEST)
+    for text in ("", "a/b", *wrong_digests):
         with pytest.raises(FormatError, match=r"\A(tag|digest)"):
             parse_tag_or_digest(text)
