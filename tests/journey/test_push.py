@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import time
 from pathlib import Path
 
 import psutil
@@ -220,6 +221,7 @@ def test_bounds(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
             peak = max(peak, watched.memory_info().rss)
         except psutil.NoSuchProcess:
             break
+        time.sleep(0.01)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert peak < MOST_BYTES
