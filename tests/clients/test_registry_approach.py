@@ -66,18 +66,24 @@ class _Registry(_Origin):
 
     Attributes:
         target: where to; None where it has the blob itself.
+        token: what it wants to see, if anything; it issues that, too, for no time at all.
         may_answer: answers wait for it.
     """
 
     def __init__(self, target: str | None) -> None:
         super().__init__()
         self.target = target
+        self.token: str | None = None
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        del request
         await self.may_answer.wait()
+        if request.path == "/token":
+            return web.json_response({"token": self.token, "expires_in": 1e-9})
+        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+            challenge = f'Bearer realm="http://{self.host}/token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         if self.target is None:
             return web.Response(body=_CONTENT)
         return web.Response(status=307, headers={"Location": f"http://{self.target}/signed"})
@@ -120,6 +126,21 @@ async def test_requests_at_once_have_a_connection_each() -> None:
         registry.may_answer.set()
         assert await asyncio.gather(*reading) == [_CONTENT] * 3
         assert storage.opened == 4
+
+
+async def test_who_waits_for_a_token_has_a_connection_for_what_comes_then() -> None:
+    """Rule: the token comes over the connection that is there, and who asked for it goes on with that one."""
+    async with _places() as (registry, storage), opened(registry.host, None) as client:
+        registry.token = "issued"
+        await read(client, _BLOB)
+        await _until_open(storage, 0)
+        assert registry.open == 1
+        registry.may_answer.clear()
+        reading = [asyncio.create_task(read(client, _BLOB)) for _ in range(3)]
+        await _until_open(registry, 3)
+        registry.may_answer.set()
+        assert await asyncio.gather(*reading) == [_CONTENT] * 3
+        assert registry.opened == 3
 
 
 async def test_a_registry_that_stopped_to_redirect_is_taken_at_its_word() -> None:

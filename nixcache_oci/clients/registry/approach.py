@@ -1,14 +1,15 @@
-"""A connection to the storage, opened while the registry is still asked where in it a blob lies.
+"""Connections that are opened before they are needed: one to the storage, and sometimes one to the registry.
 
 A registry that keeps its blobs elsewhere answers a request for one with a redirect. Where to is known from
 the last one; a new connection there takes two round trips (TCP, TLS), which pass while the registry is asked
-for a token and for the redirect.
+for a token and for the redirect. Who waits for a token that somebody else asked for will need a connection to
+the registry besides: the other one takes that over which the token comes.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp.connector import Connection
 from yarl import URL
@@ -19,37 +20,37 @@ Connect: TypeAlias = Callable[[URL], Coroutine[Any, Any, Connection | None]]
 
 
 class Approach:
-    """At most one connection that is being opened, for one request.
+    """At most one connection to each origin that is on the way of one request.
 
     Args:
-        origin: where it leads; None where that is not known.
-        connect: opens it, or gives None where there is nothing to be opened ahead.
+        origins: where it will probably go.
+        connect: opens a connection, or gives None where there is nothing to be opened ahead.
 
     Attributes:
-        led_to: where the request was redirected to, as an origin.
+        last: where it went at last, as an origin.
     """
 
-    def __init__(self, origin: URL | None, connect: Connect) -> None:
-        self.led_to: URL | None = None
-        self._origin: Final = origin
-        self._connecting = asyncio.create_task(connect(origin)) if origin is not None else None
+    def __init__(self, origins: Iterable[URL], connect: Connect) -> None:
+        self.last: URL | None = None
+        self._connecting = {origin: asyncio.create_task(connect(origin)) for origin in origins}
 
     async def arrive(self, origin: URL) -> None:
-        """Hear of a redirect; the connection is there for the request that is sent next.
+        """Have the connection at hand for the request that is sent there next.
 
         Raises:
             TroubleError: it could not be opened.
         """
-        self.led_to = origin
-        if self._connecting is not None and origin == self._origin:
+        self.last = origin
+        connecting = self._connecting.get(origin)
+        if connecting is not None:
             with translated():
-                _give_back(await self._connecting)
+                _give_back(await connecting)
 
     def end(self) -> None:
-        """End a connection that is still being opened."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting.add_done_callback(_give_back_from)
+        """End connections that are still being opened."""
+        for connecting in self._connecting.values():
+            connecting.cancel()
+            connecting.add_done_callback(_give_back_from)
 
 
 class Storage:
@@ -64,14 +65,22 @@ class Storage:
         self._origin: URL | None = None
 
     @contextmanager
-    def approach(self) -> Iterator[Approach]:
-        """Open a connection there, while a request is made that is probably redirected to it."""
-        approach = Approach(self._origin, self._connect)
+    def approach(self, registry: URL, *, is_waiting: bool) -> Iterator[Approach]:
+        """Open connections while a request for a blob is made.
+
+        Args:
+            registry: its origin.
+            is_waiting: whether the request has to wait for a token that was asked for already.
+        """
+        origins = {registry} if is_waiting else set()
+        if self._origin is not None:
+            origins.add(self._origin)
+        approach = Approach(origins, self._connect)
         try:
             yield approach
         finally:
             approach.end()
-        self._origin = approach.led_to
+        self._origin = approach.last if approach.last != registry else None
 
 
 def _give_back(connection: Connection | None) -> None:

@@ -91,6 +91,11 @@ class Authorizer:
         """Where the credentials come from that are in use; None while anonymous."""
         return self._credentials.source if self._credentials else None
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a token is being asked for."""
+        return self._fetch is not None
+
     async def get(self) -> str | None:
         """Give the value of Authorization; None as long as the registry asked for nothing.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -14,6 +14,7 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
+from nixcache_oci.clients.registry.approach import Approach
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.refusal import Explainer
 from nixcache_oci.clients.registry.retry import GiveUp, RetryPolicy, decide
@@ -224,8 +225,8 @@ class Transport:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
         is_elsewhere = call.url.origin() != self._origin
         request = Request(call.method, call.url, call.headers, call.body, call.follows, is_elsewhere)
-        # Before the token is asked for: both take round trips.
-        with self._wire.storage.approach() if call.may_lead_away else nullcontext() as approach:
+        # Before the token is asked for: all of it takes round trips.
+        with self._approach() if call.may_lead_away else nullcontext() as approach:
             authorization = await self._tokens.get()
             reply = await self._wire.send(request, authorization, approach)
             if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
@@ -235,6 +236,9 @@ class Transport:
             if not await self._tokens.renew(authorization, challenges):
                 raise answer.trouble()
             return await self._wire.send(request, await self._tokens.get(), approach)
+
+    def _approach(self) -> AbstractContextManager[Approach]:
+        return self._wire.storage.approach(self._origin, is_waiting=self._tokens.is_asking)
 
     async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
         return await _read(await self._wire.send(request, authorization), _TOKEN_LIMIT)

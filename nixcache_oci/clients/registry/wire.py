@@ -159,7 +159,7 @@ class Wire:
             request: what to ask.
             authorization: value of the Authorization header; goes to the origin of the request's URL only,
                 and not where that is elsewhere.
-            approach: hears of a redirect to another origin.
+            approach: hears where the request goes.
 
         Raises:
             TroubleError: no answer came, or a redirect is refused.
@@ -169,6 +169,8 @@ class Wire:
         for _ in range(_MOST_REDIRECTS + 1):
             if url.scheme != "https" and not (self._allows_http and url.scheme == "http"):
                 raise _final(f"refused to go to {_show(url)}: only https is used with this registry")
+            if approach is not None:
+                await approach.arrive(url.origin())
             reply = await self._send_once(
                 request, url, None if is_elsewhere else authorization, is_elsewhere=is_elsewhere
             )
@@ -181,8 +183,6 @@ class Wire:
             if target.scheme == "http" and url.scheme == "https":
                 raise _final(f"refused the redirect from {_show(url)} to {_show(target)}: it is not https")
             url = target
-            if is_elsewhere and approach is not None:
-                await approach.arrive(url.origin())
         raise _final(f"more than {_MOST_REDIRECTS} redirects, the last one to {_show(url)}")
 
     async def _send_once(
