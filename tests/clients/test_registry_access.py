@@ -15,6 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.registry import token
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.token import Token
 from nixcache_oci.clients.registry.trouble import TroubleError
@@ -109,14 +110,15 @@ async def test_a_refused_token_is_renewed(ghcr: GhcrDouble) -> None:
         assert ghcr.count("token") == 2
 
 
-async def test_a_token_is_renewed_before_it_runs_out(issuer: Issuer) -> None:
+async def test_a_token_is_renewed_before_it_runs_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A margin is taken off the lifetime, so that no token runs out on its way."""
-    issuer.token_answer = {"token": "issued", "expires_in": 0.01}
+    seconds = [0.0]
+    monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
+    issuer.token_answer = {"token": "issued", "expires_in": 300}
     async with opened(issuer.host, None) as registry:
-        await registry.resolve("a")
-        await asyncio.sleep(0.02)
-        await registry.resolve("a")
-    assert (issuer.count("/auth"), issuer.count("/v2")) == (2, 3)
+        for seconds[0] in (0.0, 100.0, 299.0):
+            await registry.resolve("a")
+    assert (issuer.count("/auth"), issuer.count("/v2")) == (2, 4)
 
 
 @pytest.mark.parametrize("lifetime", [None, 3600, 60, "soon", -1, 0, float("1e300"), 10**400, True, []])
