@@ -24,6 +24,8 @@ T = TypeVar("T", bound=HasReferences)
 def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -> list[T]:
     """Put every object behind what it refers to, and next to it: what is fetched together lies together.
 
+    Among its references, names decide: Nix asks for the NARs of what is ready in the order of names.
+
     Args:
         objects: in any order; references to others than these are passed over.
         roots: where to begin; the same objects and roots give the same order.
@@ -31,7 +33,7 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
     unordered = {one.store_path.base_name: one for one in objects}
     ordered: list[T] = []
     entered: set[str] = set()
-    for root in [*(path.base_name for path in roots), *sorted(unordered)]:
+    for root in [*(path.base_name for path in roots), *sorted(unordered, key=_key)]:
         # Each name is met twice: first its references go on top of it, then it is left.
         open_names = [(root, False)]
         while open_names:
@@ -41,5 +43,11 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
             elif name in unordered and name not in entered:
                 entered.add(name)
                 open_names.append((name, True))
-                open_names += [(reference, False) for reference in reversed(unordered[name].references)]
+                references = sorted(unordered[name].references, key=_key, reverse=True)
+                open_names += [(reference, False) for reference in references]
     return ordered
+
+
+def _key(base_name: str) -> tuple[str, str]:
+    hash_part, _, name = base_name.partition("-")
+    return name, hash_part

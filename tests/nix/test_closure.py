@@ -47,6 +47,16 @@ def test_what_is_fetched_together_lies_together() -> None:
     assert order_by_references([mine, shared, yours], roots) == [shared, yours, mine]
 
 
+def test_names_decide_among_references() -> None:
+    """Nix asks in this order: the first pack of a closure should hold what it wants first."""
+    names = [f"file-{number}" for number in (0, 1, 10, 2)]
+    leaves = [narinfo(name) for name in names]
+    root = narinfo("a-root", *reversed(names))
+    assert sorted(one.store_path for one in leaves) != [one.store_path for one in leaves]
+    assert order_by_references([root, *reversed(leaves)]) == [*leaves, root]
+    assert order_by_references(reversed(leaves)) == leaves
+
+
 def test_a_circle_has_an_end() -> None:
     """Nix makes none, and a forged document may not hang a publish."""
     circle = [narinfo("one", "two"), narinfo("two", "one")]
