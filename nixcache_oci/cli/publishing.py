@@ -26,13 +26,13 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.committer import Published
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.published import Published
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys

@@ -6,8 +6,8 @@ have taken a path that was counted on. Source: design section 4.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from dataclasses import dataclass, replace
+from typing import Final
 
 from nixcache_oci.cache.commit import TableBlob, add_segments, push_empty_config
 from nixcache_oci.cache.conversion import Conversion
@@ -16,7 +16,6 @@ from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
 from nixcache_oci.cache.record import PublishRecord
-from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -29,6 +28,7 @@ from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, find_dependents
 from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
 from nixcache_oci.publisher.signing import sign_all
 from nixcache_oci.publisher.taking_over import take_over
@@ -37,36 +37,6 @@ from nixcache_oci.publisher.upload import Uploaded
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).
 _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What came of it.
-
-    Attributes:
-        listed: narinfos that are listed now and were not before, or not signed by every key.
-        failed: why each of the others is not listed, by base name.
-        segments: what was added to the cache.
-        is_index_confirmed: whether the last look at the index showed it; if not, the segments' own tags hold
-            them until another writer lists them.
-        conversion: what became of a version 1 cache, where there was one.
-    """
-
-    listed: tuple[NarInfo, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()
-    is_index_confirmed: bool = True
-    conversion: Conversion | None = None
-
-    def followed_by(self, more: Self) -> Self:
-        """Put together what two rounds did."""
-        return replace(
-            more,
-            listed=(*self.listed, *more.listed),
-            failed={**self.failed, **more.failed},
-            segments=(*self.segments, *more.segments),
-            conversion=self.conversion or more.conversion,
-        )
 
 
 @dataclass(frozen=True, slots=True)

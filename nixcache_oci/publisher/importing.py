@@ -23,12 +23,13 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import StorePath
-from nixcache_oci.publisher.committer import Committer, Published
+from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.import_reading import Offer, hash_part_of
 from nixcache_oci.publisher.import_staging import Copier
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
 from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.shipment import Shipment
 from nixcache_oci.publisher.signing import sign_all
 

@@ -28,9 +28,9 @@ from nixcache_oci.maintenance.index_change import mark
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import upload
-from nixcache_oci.publisher.committer import Published
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.published import Published
 from tests.cache.conversion_story import ALL, base_names, names_listed
 from tests.publisher.made_store import MadeStore
 from tests.publisher.upload_story import Told, noise

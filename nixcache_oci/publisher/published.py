@@ -1,0 +1,39 @@
+"""What came of a publish."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from nixcache_oci.cache.conversion import Conversion
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.nix.narinfo import NarInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of it.
+
+    Attributes:
+        listed: narinfos that are listed now and were not before, or not signed by every key.
+        failed: why each of the others is not listed, by base name.
+        segments: what was added to the cache.
+        is_index_confirmed: whether the last look at the index showed it; if not, the segments' own tags hold
+            them until another writer lists them.
+        conversion: what became of a version 1 cache, where there was one.
+    """
+
+    listed: tuple[NarInfo, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    is_index_confirmed: bool = True
+    conversion: Conversion | None = None
+
+    def followed_by(self, more: Self) -> Self:
+        """Put together what two rounds did."""
+        return replace(
+            more,
+            listed=(*self.listed, *more.listed),
+            failed={**self.failed, **more.failed},
+            segments=(*self.segments, *more.segments),
+            conversion=self.conversion or more.conversion,
+        )
