@@ -6,8 +6,10 @@ section 3, promise 3.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from threading import Lock
 from typing import Final
 
 from nixcache_oci.clients.repository import BlobStream
@@ -15,9 +17,12 @@ from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.quarantine import Quarantine
 
-# So much is hashed at a time, on a thread: to hand over less, and then to wait for the interpreter, costs
-# more than it gains. Twice as much is held at most, for the next batch is collected meanwhile.
+# A thread begins when so much is there: to begin with less, and then to wait for the interpreter, costs more
+# than it gains.
 _BATCH_BYTES: Final = 512 * 1024
+# Then it goes on as long as there is something, and may be so far behind: a stream that waited for it at each
+# batch would stand still for as long as it hashes.
+_MOST_BEHIND_BYTES: Final = 1024 * 1024
 # Below this, it is hashed right here.
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
@@ -26,7 +31,7 @@ async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -
     """Pass the pieces of a whole blob on, the last one only once all of them hash to the digest.
 
     No piece but the last waits to be hashed, unless the thread that reads it does that. What was passed on
-    and is not hashed yet is held: at most two batches of 512 KiB and a piece.
+    and is not hashed yet is held: at most 1 MiB and a piece.
 
     Raises:
         DigestError: they do not; at least one byte was not passed on, and the blob is in quarantine.
@@ -48,46 +53,79 @@ async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -
 
 
 class _Hashing:
-    """Hashes one batch of pieces on a thread while the next one is collected."""
+    """Hashes pieces in order, on a thread, while more of them come."""
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
         self.update = self._hasher.update
         self._loop = asyncio.get_running_loop()
-        self._batch: list[bytes] = []
-        self._batch_bytes = 0
-        self._running: asyncio.Future[None] | None = None
+        # What follows is shared with the thread.
+        self._lock = Lock()
+        self._pieces: deque[bytes] = deque()
+        self._behind_bytes = 0
+        self._is_running = False
+        self._job: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._wanted_bytes = 0  # no further behind than this, for the one who waits
 
     async def follow(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Pass pieces on that are to be hashed; waits where that lags behind."""
         async for piece in chunks:
             if not piece:
                 continue
-            self._batch.append(piece)
-            self._batch_bytes += len(piece)
-            if self._batch_bytes >= _BATCH_BYTES:
-                await self._start()
+            with self._lock:
+                self._pieces.append(piece)
+                self._behind_bytes += len(piece)
+                behind_bytes = self._behind_bytes
+                if behind_bytes >= _BATCH_BYTES:
+                    self._run()
+            if behind_bytes > _MOST_BEHIND_BYTES:
+                await self._catch_up(_MOST_BEHIND_BYTES // 2)
             yield piece
 
     async def finish(self) -> Digest:
         """Tell the digest of all pieces."""
-        if self._batch_bytes >= _WORTH_A_THREAD_BYTES:
-            await self._start()
-        await self._wait()
-        _update(self._hasher, self._batch)
+        if self._is_running or self._behind_bytes >= _WORTH_A_THREAD_BYTES:
+            await self._catch_up(0)
+        for piece in self._pieces:
+            self._hasher.update(piece)
         return Digest(self._hasher.hexdigest())
 
-    async def _start(self) -> None:
-        await self._wait()
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        self._running = self._loop.run_in_executor(None, _update, self._hasher, batch)
+    async def _catch_up(self, wanted_bytes: int) -> None:
+        with self._lock:
+            if self._behind_bytes <= wanted_bytes:
+                return
+            self._wanted_bytes = wanted_bytes
+            waiting = self._waiting = self._loop.create_future()
+            self._run()
+        await waiting
 
-    async def _wait(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            await running
+    def _run(self) -> None:
+        if not self._is_running:
+            self._is_running = True
+            self._job = self._loop.run_in_executor(None, self._hash_all)
+
+    def _hash_all(self) -> None:
+        while (piece := self._next()) is not None:
+            self._hasher.update(piece)
+            self._count(len(piece))
+
+    def _next(self) -> bytes | None:
+        # Under the lock: what comes at the end of a job finds that it has ended, and begins another.
+        with self._lock:
+            if self._pieces:
+                return self._pieces.popleft()
+            self._is_running = False
+            return None
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._behind_bytes -= size
+            if self._waiting is not None and self._behind_bytes <= self._wanted_bytes:
+                self._loop.call_soon_threadsafe(_wake, self._waiting)
+                self._waiting = None
 
 
-def _update(hasher: "hashlib._Hash", pieces: Iterable[bytes]) -> None:
-    for piece in pieces:
-        hasher.update(piece)
+def _wake(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():  # who waited may have been cancelled
+        waiting.set_result(None)

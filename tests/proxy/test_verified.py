@@ -1,9 +1,11 @@
 """A verified stream: no wrong byte reaches a client as a whole answer."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import given
@@ -115,6 +117,68 @@ async def test_a_consumer_that_is_cancelled_while_a_piece_is_hashed() -> None:
         await asyncio.wait([task])
         assert task.cancelled()
     assert digest not in quarantine
+
+
+class SlowHasher:
+    """Hashes when it may."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.sha256()
+        self.may = Event()
+
+    def update(self, piece: bytes) -> None:
+        assert self.may.wait(10)
+        self._hasher.update(piece)
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch) -> SlowHasher:
+    hasher = SlowHasher()
+    monkeypatch.setattr(hashlib, "sha256", lambda: hasher)
+    return hasher
+
+
+async def test_what_is_not_hashed_yet_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core that is busy with something else costs speed, and no memory: 1 MiB and a piece are held."""
+    content = [BIG] * 40
+    digest = Digest.of(b"".join(content))
+    hasher = slow_down(monkeypatch)
+    taken = 0
+
+    async def arrive() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for chunk in content:
+            taken += len(chunk)
+            yield chunk
+
+    reading = asyncio.create_task(read(stream_of(arrive()), digest, Quarantine()))
+    await asyncio.wait([reading], timeout=0.2)
+    assert not reading.done()
+    assert taken == 2**20 + len(BIG)
+    hasher.may.set()
+    passed, is_good = await reading
+    assert is_good
+    assert passed == content
+
+
+async def test_who_gives_up_while_it_waits_for_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that is behind ends by itself, and has nobody to wake."""
+    troubles: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    digest = Digest.of(b"")
+    hasher = slow_down(monkeypatch)
+    reading = asyncio.create_task(read(stream([BIG] * 40), digest, Quarantine()))
+    await asyncio.wait([reading], timeout=0.05)
+    reading.cancel()
+    await asyncio.wait([reading])
+    hasher.may.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+    assert reading.cancelled()
+    assert not troubles
+    assert len(asyncio.all_tasks()) == 1
 
 
 class File:
