@@ -99,7 +99,8 @@ def test_verbs_show_no_credentials(
             assert_clean(ran.stdout + ran.stderr, server, *secrets)
         assert any(ran.stderr for ran in runs)
         assert_storage_clean(server)
-        assert any(record.operation == "storage-get" for record in server.requests)
+        # Where everything is denied, nobody is sent to the storage.
+        assert trouble == "denied" or any(one.operation == "storage-get" for one in server.requests)
     results.append(
         Cell(
             f"programs that push, look, pin, collect and verify: {TROUBLES[trouble]}",

@@ -36,18 +36,22 @@ _STOP_SECONDS = 15
 
 
 class TokenIssuer:
-    """Signs registry tokens for one user; the registry trusts its certificate."""
+    """Signs registry tokens for one user; the registry trusts its certificate.
+
+    Attributes:
+        authorizations: what was shown to it; None where nothing was.
+    """
 
     def __init__(self, user: str, password: str, token_seconds: int) -> None:
         self._user = user
         self._password = password
         self._token_seconds = token_seconds
         self._key = _private_key()
-        self.requests = 0
+        self.authorizations: set[str | None] = set()
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer ``GET /token?scope=…`` for the right Basic credentials, else 401."""
-        self.requests += 1
+        self.authorizations.add(request.headers.get("Authorization"))
         credentials = base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
         if request.headers.get("Authorization") != f"Basic {credentials}":
             return web.json_response({"errors": [{"code": "UNAUTHORIZED"}]}, status=401)
