@@ -1,6 +1,7 @@
 """Substitution over a distance: a real Nix realises a closure into an empty store.
 
-NIX_PROGRAMS names folders with the programs of further Nix versions, parted by colons.
+NIX_PROGRAMS names folders with the programs of further Nix versions, parted by colons. Nix's stores lie in
+TMPDIR: on a disk that others use, they take longer by more than what is measured.
 """
 
 import os
