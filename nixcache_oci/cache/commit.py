@@ -107,19 +107,6 @@ async def list_segments(
     source: str | None = None,
     converted: Digest | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> bool:
-    """Do as ``add_segments`` does; tells whether the index was seen to list them."""
-    seen = await add_segments(repository, mine, source=source, converted=converted, sleep=sleep)
-    return seen is not None
-
-
-async def add_segments(
-    repository: Repository,
-    mine: Sequence[Segment],
-    *,
-    source: str | None = None,
-    converted: Digest | None = None,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
     """Write an index that lists these segments beside all others.
 
@@ -151,7 +138,7 @@ async def add_segments(
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)
 
-    return await _write_index(repository, mine, listing, sleep)
+    return await write_index(repository, mine, listing, sleep=sleep)
 
 
 async def write_index(
@@ -160,7 +147,7 @@ async def write_index(
     change: ChangeIndex,
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> bool:
+) -> Listing | None:
     """Read tags and index once, change what was read, write it, and look whether it is still there.
 
     Args:
@@ -170,23 +157,14 @@ async def write_index(
         sleep: waits so many seconds between tries.
 
     Returns:
-        Whether the index was seen to be the changed one.
+        What the changed index lists, when it was seen to be there; None where other writers were at it.
 
     Raises:
         Error: what ``change`` raises; nothing was written for it.
         FormatError: what is there is no index of a Nix cache; nothing was written over it.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
-    return await _write_index(repository, tuple(known), change, sleep) is not None
-
-
-async def _write_index(
-    repository: Repository,
-    known: Sequence[Segment],
-    change: ChangeIndex,
-    sleep: Callable[[float], Awaitable[None]],
-) -> Listing | None:
-    """Do what ``write_index`` says; gives what the index was seen to list."""
+    known = tuple(known)
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter

@@ -22,10 +22,8 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[
             return await job
 
     try:
-        async with asyncio.TaskGroup() as group:
+        async with failing_first() as group:
             tasks = [group.create_task(run(job)) for job in started]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
     finally:
         for job in started:
             job.close()  # one that was cancelled before its turn would be reported as never awaited

@@ -101,7 +101,7 @@ async def carry_out_repair(
     is_confirmed = True
     if refused or any(segment.manifest in replaced for segment in union.index.segments):
         known = (*written, *(segment for segment in replaced.values() if segment.manifest in refused))
-        is_confirmed = await write_index(repository, known, as_they_are, sleep=sleep)
+        is_confirmed = await write_index(repository, known, as_they_are, sleep=sleep) is not None
     return Repaired(
         tuple(written),
         tuple(str(segment.tag) for manifest, segment in replaced.items() if manifest not in refused),

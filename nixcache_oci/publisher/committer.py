@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nixcache_oci.cache.commit import TableBlob, add_segments, push_empty_config
+from nixcache_oci.cache.commit import TableBlob, list_segments, push_empty_config
 from nixcache_oci.cache.conversion import Conversion
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
@@ -165,7 +165,7 @@ class Committer:
         else:
             published, sent = await self._push_segments(plan, uploaded, blobs, records)
         async with begun(self._keep(sent)) as keeping:
-            listing = await add_segments(
+            listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *published.segments],
                 source=self._options.repository_source,
