@@ -2,10 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -110,13 +111,18 @@ async def test_a_consumer_that_is_cancelled_while_a_piece_is_hashed() -> None:
                 await asyncio.sleep(0)
 
     for turns in range(8):
-        task = asyncio.create_task(consume())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
+        await cancel_after(turns, consume())
     assert digest not in quarantine
+
+
+async def cancel_after(turns: int, consuming: Coroutine[Any, Any, object]) -> None:
+    """Cancel a consumer that has had so many turns of the event loop."""
+    task = asyncio.create_task(consuming)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 class SlowHasher:
@@ -250,11 +256,6 @@ async def test_a_reader_of_a_file_that_is_cancelled(file: File) -> None:
     quarantine = Quarantine()
     for turns in range(8):
         async with file.layout.open_blob(digest) as blob:
-            task = asyncio.create_task(read(blob, digest, quarantine))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-        assert task.cancelled()
+            await cancel_after(turns, read(blob, digest, quarantine))
     assert digest not in quarantine
     assert len(asyncio.all_tasks()) == 1
