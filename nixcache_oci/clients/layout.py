@@ -1,20 +1,20 @@
 """A repository in a folder: an OCI image layout, which other programs read and copy as ``oci:/path``."""
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
 
+from nixcache_oci.clients.layout_file import LayoutFile
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
-from nixcache_oci.clients.repository import BlobStream, StoredManifest, Watch
+from nixcache_oci.clients.one_ahead import one_ahead
+from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 
-# So much is read and watched while it lies in the processor's cache, and so much with one change of threads.
-_READ_BYTES = 256 * 1024
+# So much with one change of threads.
 _BATCH_BYTES = 512 * 1024
 
 
@@ -60,17 +60,17 @@ class Layout:
         """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes."""
         file = await self._open(digest)
         try:
-            size = os.fstat(file).st_size
+            size = file.size()
             stop = size if end is None else end
             if not 0 <= start <= stop <= size:
                 raise RegistryError(
                     f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
                 )
-            read = partial(self._read, file, start, stop)
-            async with aclosing(read(lambda _: None)) as chunks:
-                yield BlobStream(size, start, stop, chunks, read)
+            # Its end is waited for before the file is closed: no thread may read what gets its number then.
+            async with aclosing(_read(file, start, stop)) as chunks:
+                yield BlobStream(size, start, stop, chunks, file)
         finally:
-            os.close(file)
+            file.close()
 
     def prepare_push(self, count: int) -> None:
         """Do nothing: a folder is near."""
@@ -101,7 +101,7 @@ class Layout:
                 await asyncio.to_thread(self._folder.prepare)
                 self._is_prepared = True
 
-    async def _open(self, digest: Digest) -> int:
+    async def _open(self, digest: Digest) -> LayoutFile:
         """Open a blob's file; whoever is cancelled meanwhile leaves no open file behind."""
         opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, digest))
         try:
@@ -110,36 +110,12 @@ class Layout:
             opening.add_done_callback(_close_opened)
             raise
 
-    async def _read(self, file: int, start: int, end: int, watch: Watch) -> AsyncGenerator[bytes]:
-        """Yield a part of a file; each batch is read while the one before it is made use of."""
-        reading: asyncio.Future[list[bytes]] | None = None
-        try:
-            while start < end or reading is not None:
-                batch = await asyncio.shield(reading) if reading is not None else []
-                start, reading = start + sum(map(len, batch)), None
-                if start < end:
-                    stop = min(start + _BATCH_BYTES, end)
-                    reading = asyncio.get_running_loop().run_in_executor(
-                        None, self._read_batch, file, start, stop, watch
-                    )
-                for piece in batch:
-                    yield piece
-        finally:
-            # The file is closed next: no thread may read what gets its number then.
-            if reading is not None:
-                await asyncio.wait([reading])
-                reading.exception()  # nobody else will hear of it
 
-    def _read_batch(self, file: int, start: int, end: int, watch: Watch) -> list[bytes]:
-        pieces = []
-        while start < end:
-            piece = self._folder.read_at(file, min(_READ_BYTES, end - start), start)
-            watch(piece)
-            pieces.append(piece)
-            start += len(piece)
-        return pieces
+def _read(file: LayoutFile, start: int, end: int) -> AsyncGenerator[bytes]:
+    places = range(start, end, _BATCH_BYTES)
+    return one_ahead(partial(file.read, place, min(place + _BATCH_BYTES, end)) for place in places)
 
 
-def _close_opened(opening: asyncio.Future[int]) -> None:
+def _close_opened(opening: asyncio.Future[LayoutFile]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result())
+        opening.result().close()

@@ -17,10 +17,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 from nixcache_oci.clients.durable_file import locked, remove_unfinished, sync_folder, write_file
+from nixcache_oci.clients.layout_file import LayoutFile
 from nixcache_oci.clients.layout_references import find_references
 from nixcache_oci.clients.repository import StoredManifest
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
@@ -110,19 +112,12 @@ class LayoutFolder:
                 raise NotFoundError(f"{self.name}: no blob {digest}")
             return size
 
-    def open(self, digest: Digest) -> int:
-        """Open a blob, and give its file descriptor, which is the caller's to close."""
+    def open(self, digest: Digest) -> LayoutFile:
+        """Open a blob; it is the caller's to close."""
         with self.translated(f"open blob {digest}"):
             self.size_of(digest)
-            return os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
-
-    def read_at(self, file: int, length: int, offset: int) -> bytes:
-        """Read at most so many bytes of an open blob, and at least one."""
-        with self.translated("read a blob"):
-            piece = os.pread(file, length, offset)
-            if not piece:
-                raise RegistryError(f"{self.name}: a blob ended at byte {offset} while it was read")
-            return piece
+            descriptor = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+            return LayoutFile(descriptor, partial(self.translated, f"read blob {digest}"))
 
     def store_blob(self, digest: Digest, source: bytes | Path, stop: Event) -> None:
         """Write a blob unless it is there in its whole length.

@@ -4,7 +4,7 @@ Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``lay
 image layout). Errors are ours alone: ``RegistryError`` and ``NotFoundError``, never a library's.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,14 @@ class StoredManifest:
     digest: Digest
 
 
-Watch = Callable[[bytes], None]
-"""Is shown each piece, in order."""
+class BlobFile(Protocol):
+    """A file that holds a whole blob; it is open as long as the stream that names it."""
+
+    def fileno(self) -> int:
+        """Give its descriptor."""
+
+    def read(self, start: int, end: int) -> bytes:
+        """Read all bytes from ``start`` to before ``end``, blocking; RegistryError where there are fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +48,14 @@ class BlobStream:
         start: offset of the first byte that ``chunks`` yields.
         end: offset behind the last one.
         chunks: the bytes; nothing is verified. A connection that breaks raises a temporary RegistryError.
-        watched: yields the same as ``chunks``, instead of it, and shows each piece to a function before that,
-            on the thread that reads it; None where no thread reads.
+        file: where the bytes lie, for who does not need them in memory; None where they come from afar.
     """
 
     size: int
     start: int
     end: int
     chunks: AsyncIterator[bytes]
-    watched: Callable[[Watch], AsyncGenerator[bytes]] | None = None
+    file: BlobFile | None = None
 
 
 class Repository(Protocol):

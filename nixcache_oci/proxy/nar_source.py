@@ -16,7 +16,7 @@ from nixcache_oci.errors import FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import verified
+from nixcache_oci.proxy.verified import Piece, verified
 
 _MAX_SIZES: Final = 4096
 
@@ -81,7 +81,7 @@ class NarSource:
         return await asyncio.shield(asking)
 
     @asynccontextmanager
-    async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+    async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[Piece]]]:
         """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
 
         Raises:

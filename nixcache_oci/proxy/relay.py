@@ -13,7 +13,9 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.proxy.byte_range import ByteRange
+from nixcache_oci.proxy.file_part import FilePart, send_part
 from nixcache_oci.proxy.keys import COUNTERS
+from nixcache_oci.proxy.verified import Piece
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ async def send_head(request: web.Request, headers: dict[str, str]) -> web.Stream
 
 async def relay(
     request: web.Request,
-    chunks: AsyncIterator[bytes],
+    chunks: AsyncIterator[Piece],
     headers: dict[str, str],
     count: Callable[[int], None],
 ) -> web.StreamResponse:
@@ -78,7 +80,7 @@ async def relay(
     counters.nars += 1
     fields = {"path": request.path}
     try:
-        await _write_all(response, first, chunks, count)
+        await _write_all(request, response, first, chunks, count)
     except ConnectionError:
         _log.debug("client went away", extra={"fields": fields})
         _cut(request)
@@ -94,18 +96,25 @@ async def relay(
 
 
 async def _write_all(
-    response: web.StreamResponse, first: bytes, chunks: AsyncIterator[bytes], count: Callable[[int], None]
+    request: web.Request,
+    response: web.StreamResponse,
+    first: Piece,
+    chunks: AsyncIterator[Piece],
+    count: Callable[[int], None],
 ) -> None:
     left = response.content_length
-    chunk: bytes | None = first
+    chunk: Piece | None = first
     while chunk is not None:
         if left is not None:
             # The library would send fewer bytes than it announced, and the next head would become the rest.
             if len(chunk) > left:
                 raise FormatError(f"{len(chunk) - left} bytes more than were announced")
             left -= len(chunk)
-        if chunk:
+        if isinstance(chunk, FilePart):
+            await send_part(chunk, request, response)
+        elif chunk:
             await response.write(chunk)
+        if chunk:
             count(len(chunk))
         chunk = await anext(chunks, None)
     if left:

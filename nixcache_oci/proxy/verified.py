@@ -15,6 +15,7 @@ from typing import Final
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.file_part import FilePart, read_parts
 from nixcache_oci.proxy.quarantine import Quarantine
 
 # A thread begins when so much is there: to begin with less, and then to wait for the interpreter, costs more
@@ -27,18 +28,25 @@ _MOST_BEHIND_BYTES: Final = 1024 * 1024
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
 
-async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
+Piece = bytes | FilePart
+
+
+async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[Piece, None]:
     """Pass the pieces of a whole blob on, the last one only once all of them hash to the digest.
 
-    No piece but the last waits to be hashed, unless the thread that reads it does that. What was passed on
+    Of a file, they are parts of it. Else no piece but the last waits to be hashed, and what was passed on
     and is not hashed yet is held: at most 1 MiB and a piece.
 
     Raises:
         DigestError: they do not; at least one byte was not passed on, and the blob is in quarantine.
     """
     hashing = _Hashing()
-    pieces = hashing.follow(stream.chunks) if stream.watched is None else stream.watched(hashing.update)
-    held = b""
+    pieces: AsyncGenerator[Piece]
+    if stream.file is None:
+        pieces = hashing.follow(stream.chunks)
+    else:
+        pieces = read_parts(stream.file, stream.size, hashing.update)
+    held: Piece = b""
     async with aclosing(pieces):
         async for piece in pieces:
             if held:

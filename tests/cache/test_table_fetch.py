@@ -19,6 +19,7 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
+from tests.support.process import count_open_files
 from tests.support.publish import CREATED, publish, publish_version1
 from tests.support.slow_repository import SlowRepository
 
@@ -34,10 +35,6 @@ def folder(tmp_path: Path) -> IndexFolder:
 
 def files(folder: IndexFolder) -> list[Path]:
     return list((folder.path / "tables").iterdir())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_a_published_table_is_fetched(tmp_path: Path, folder: IndexFolder) -> None:
@@ -142,7 +139,7 @@ async def test_being_cancelled_leaves_nothing_behind(folder: IndexFolder) -> Non
     """The proxy stops in the middle of a refresh."""
     repository = PausingRepository()
     repository.gate.clear()
-    open_before = open_files()
+    open_before = count_open_files()
     fetching = asyncio.create_task(fetch_table(repository, folder, repository.add(BLOB)))
     await repository.paused.wait()
     assert len(files(folder)) == 1
@@ -150,4 +147,4 @@ async def test_being_cancelled_leaves_nothing_behind(folder: IndexFolder) -> Non
     with pytest.raises(asyncio.CancelledError):
         await fetching
     assert files(folder) == []
-    assert open_files() == open_before
+    assert count_open_files() == open_before

@@ -15,7 +15,8 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci import media_type
 from nixcache_oci.publisher.upload import Uploaded
-from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones, until
+from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
+from tests.support.process import until
 from tests.support.registries import Ghcr
 
 MIB = 1024 * 1024

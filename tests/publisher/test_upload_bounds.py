@@ -8,7 +8,8 @@ import pytest
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import upload
 from nixcache_oci.publisher.room import Room
-from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones, until
+from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
+from tests.support.process import until
 
 MIB = 1024 * 1024
 

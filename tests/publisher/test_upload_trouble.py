@@ -12,7 +12,8 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import upload
 from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.staging import StagingFolderError
-from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones, until
+from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
+from tests.support.process import until
 
 MIB = 1024 * 1024
 

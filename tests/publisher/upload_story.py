@@ -209,10 +209,3 @@ def small_ones(story: Story, count: int, size: int = 1000) -> list[PathInfo]:
 
 def staging_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("stage")]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(_MOST_SECONDS):
-        while not condition():  # noqa: ASYNC110  what threads do is no event
-            await asyncio.sleep(0.005)

@@ -69,6 +69,13 @@ class Client:
                     await asyncio.sleep(0.001)
         return self.received
 
+    async def expect_bytes(self, count: int) -> None:
+        """Read until so many bytes are there."""
+        async with asyncio.timeout(30):
+            while len(self.received) < count and not self.is_closed:
+                if not self.read():
+                    await asyncio.sleep(0.001)
+
     async def expect_end(self) -> bytes:
         """Read until the server ends the connection."""
         async with asyncio.timeout(30):
