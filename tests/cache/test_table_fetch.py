@@ -19,7 +19,7 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
-from tests.support.process import count_open_files
+from tests.support.process import open_files_in
 from tests.support.publish import CREATED, publish, publish_version1
 from tests.support.slow_repository import SlowRepository
 
@@ -139,7 +139,6 @@ async def test_being_cancelled_leaves_nothing_behind(folder: IndexFolder) -> Non
     """The proxy stops in the middle of a refresh."""
     repository = PausingRepository()
     repository.gate.clear()
-    open_before = count_open_files()
     fetching = asyncio.create_task(fetch_table(repository, folder, repository.add(BLOB)))
     await repository.paused.wait()
     assert len(files(folder)) == 1
@@ -147,4 +146,4 @@ async def test_being_cancelled_leaves_nothing_behind(folder: IndexFolder) -> Non
     with pytest.raises(asyncio.CancelledError):
         await fetching
     assert files(folder) == []
-    assert count_open_files() == open_before
+    assert open_files_in(folder.path) == []

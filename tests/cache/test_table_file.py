@@ -15,7 +15,7 @@ from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_tab
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import hash_part_of, store_object
-from tests.support.process import count_open_files
+from tests.support.process import open_files_in
 from tests.support.publish import CREATED
 
 NARINFOS = tuple(store_object(str(number)).narinfo for number in range(10, 55))
@@ -201,9 +201,9 @@ def test_files_are_given_back(tmp_path: Path) -> None:
     write(path, BLOB)
     gc.collect()
 
-    def held() -> tuple[int, int]:
+    def held() -> tuple[int, list[Path]]:
         maps = Path("/proc/self/maps").read_text().count(str(tmp_path))
-        return maps, count_open_files()
+        return maps, open_files_in(tmp_path)
 
     before = held()
     for _ in range(20):

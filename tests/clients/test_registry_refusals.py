@@ -17,6 +17,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from tests.clients.registry_helper import MANIFEST, NAME, opened, owner, reader
 from tests.support.ghcr import GhcrDouble
+from tests.support.process import open_files_in
 from tests.support.server_thread import ServerThread
 
 _CONTENT = b"content"
@@ -341,12 +342,6 @@ async def test_missing_blobs_are_told_by_their_code(
 # Many at once
 
 
-def _open_files(folder: Path) -> list[Path]:
-    """Files of a folder that this process holds open."""
-    links = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
-    return [link for link in links if link.is_relative_to(folder)]
-
-
 def _write_blobs(folder: Path) -> dict[Digest, Path]:
     blobs = {}
     for number in range(8):
@@ -368,7 +363,7 @@ async def test_uploads_that_break_late_end(ghcr: GhcrDouble, tmp_path: Path) -> 
     ghcr.fault("upload-put", "cut_request", after=900_000, times=None)
     async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
         results = await _push_all(registry, blobs)
-        assert _open_files(tmp_path) == []
+        assert open_files_in(tmp_path) == []
     assert all(isinstance(result, RegistryError) and result.is_temporary for result in results)
     assert ghcr.count("upload-put") == 5 * len(blobs)
     assert ghcr.blobs(NAME) == {}
@@ -380,7 +375,7 @@ async def test_uploads_that_break_late_are_made_good(ghcr: GhcrDouble, tmp_path:
     ghcr.fault("upload-put", "cut_request", after=900_000, times=12)
     async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
         results = await _push_all(registry, blobs)
-        assert _open_files(tmp_path) == []
+        assert open_files_in(tmp_path) == []
     failed = [result for result in results if result is not None]
     assert len(ghcr.blobs(NAME)) == len(blobs) - len(failed)
     assert ghcr.count("upload-put") == 12 + len(blobs) - len(failed)

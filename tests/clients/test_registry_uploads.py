@@ -17,6 +17,7 @@ from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import NAME, opened, owner, read
 from tests.support.ghcr import GhcrDouble
+from tests.support.process import open_files_in, until
 from tests.support.server_thread import ServerThread
 from tests.support.slow_line import slow_line
 
@@ -39,14 +40,10 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> bytes | Path:
     return path
 
 
-def _is_open(source: bytes | Path) -> bool:
-    """Tell whether this process holds the file open."""
-    links = [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
-    return source in links
-
-
 @pytest.mark.parametrize("relative", [True, False])
-async def test_a_blob_goes_up_in_one_put(ghcr: GhcrDouble, source: bytes | Path, *, relative: bool) -> None:
+async def test_a_blob_goes_up_in_one_put(
+    ghcr: GhcrDouble, tmp_path: Path, source: bytes | Path, *, relative: bool
+) -> None:
     """One POST and one PUT with its length, whatever form the session's address has."""
     ghcr.relative_location = relative
     async with opened(ghcr.host, owner(ghcr), push=True) as registry:
@@ -56,7 +53,7 @@ async def test_a_blob_goes_up_in_one_put(ghcr: GhcrDouble, source: bytes | Path,
     puts = [record for record in ghcr.requests if record.operation == "upload-put"]
     assert [record.headers["Content-Length"] for record in puts] == [str(len(_CONTENT))] * 2
     assert ghcr.count("blob-head") == 0  # to ask before is the caller's decision
-    assert not _is_open(source)
+    assert not open_files_in(tmp_path)
 
 
 async def test_an_empty_blob_goes_up(ghcr: GhcrDouble) -> None:
@@ -200,7 +197,7 @@ async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
     finally:
         servers.stop()
     assert raised.value.is_temporary
-    assert not _is_open(path)
+    assert not open_files_in(tmp_path)
 
 
 async def test_a_cancelled_upload_closes_its_file(ghcr: GhcrDouble, tmp_path: Path) -> None:
@@ -210,12 +207,12 @@ async def test_a_cancelled_upload_closes_its_file(ghcr: GhcrDouble, tmp_path: Pa
     ghcr.bandwidth = 1_000_000
     async with opened(ghcr.host, owner(ghcr), push=True) as registry:
         pushing = asyncio.create_task(registry.push_blob(_DIGEST, path))
-        await asyncio.sleep(0.3)
-        assert _is_open(path)
+        await until(lambda: open_files_in(tmp_path))
+        await asyncio.sleep(0.1)
         pushing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await pushing
-        assert not _is_open(path)
+        assert not open_files_in(tmp_path)
 
 
 @pytest.mark.parametrize(

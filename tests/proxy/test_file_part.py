@@ -13,7 +13,7 @@ from nixcache_oci.proxy import keys
 from tests.support.front import Bench, make_bench
 from tests.support.front_requests import LAST
 from tests.support.objects import hash_part_of, store_object
-from tests.support.process import count_open_files, until
+from tests.support.process import open_files_in, until
 from tests.support.publish import publish
 
 CONTENT = os.urandom(9_000_001)  # several parts; more than sockets hold
@@ -97,13 +97,13 @@ async def test_a_slow_client_takes_neither_memory_nor_time(
 
 
 @pytest.mark.parametrize("taken", [0, 3_000_000])
-async def test_a_client_that_goes_away(bench: Bench, taken: int) -> None:
+async def test_a_client_that_goes_away(bench: Bench, tmp_path: Path, taken: int) -> None:
     """While it is written to, or waited for: no file stays open, and nobody is accused."""
-    before = count_open_files()
     async with bench.connect() as client:
         await client.send(NAR)
         await client.expect_bytes(taken)
-    await until(lambda: count_open_files() == before)
+        await until(lambda: open_files_in(tmp_path / "cache"))
+    await until(lambda: not open_files_in(tmp_path / "cache"))
     assert bench.app[keys.COUNTERS].nars_cut == 0
     assert DIGEST not in bench.app[keys.NARS]._quarantine
 
