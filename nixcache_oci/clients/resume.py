@@ -46,13 +46,20 @@ async def open_resuming(
             await resumed.close()
 
 
-async def read_blob(repository: Repository, digest: Digest, limit: int) -> bytearray:
+async def read_blob(
+    repository: Repository,
+    digest: Digest,
+    limit: int,
+    *,
+    when_open: Callable[[int], Awaitable[None]] | None = None,
+) -> bytearray:
     """Read a whole blob into memory, once, and check it.
 
     Args:
         repository: where it lies.
         digest: its name.
         limit: bytes that it may have at most.
+        when_open: is told how many it has, before they come.
 
     Raises:
         FormatError: it is larger; nothing was read then.
@@ -62,6 +69,8 @@ async def read_blob(repository: Repository, digest: Digest, limit: int) -> bytea
     async with open_resuming(repository, digest) as blob:
         if blob.size > limit:
             raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
+        if when_open is not None:
+            await when_open(blob.size)
         content = bytearray(blob.size)
         position = 0
         async for chunk in blob.chunks:

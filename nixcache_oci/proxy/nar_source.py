@@ -12,7 +12,7 @@ from typing import Final
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming
-from nixcache_oci.errors import FormatError, NotFoundError
+from nixcache_oci.errors import NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
@@ -38,7 +38,7 @@ class NarSource:
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
     async def slice_of_pack(self, url: NarUrl) -> bytes:
-        """Give a NAR that lies in a pack; it is as right as the whole pack, which was checked.
+        """Give a NAR that lies in a pack; it was checked, as a part of the whole pack or of its blocks.
 
         Raises:
             NotFoundError: the pack is in quarantine.
@@ -46,13 +46,7 @@ class NarSource:
             Error: the pack could not be fetched.
         """
         self._check_quarantine(url.blob)
-        pack = await self._packs.get(url.blob)
-        nar = _cut_out(pack, url)
-        if nar is None:
-            raise FormatError(
-                f"pack {url.blob}: {url.offset}-{url.length} does not lie in its {len(pack)} bytes"
-            )
-        return bytes(nar)
+        return await self._packs.cut_out(url.blob, *_extent(url))
 
     def slice_at_hand(self, url: NarUrl) -> memoryview | None:
         """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
@@ -60,7 +54,8 @@ class NarSource:
         Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
         """
         pack = self._packs.at_hand(url.blob) if url.blob not in self._quarantine else None
-        return None if pack is None else _cut_out(pack, url)
+        start, end = _extent(url)
+        return None if pack is None or end > len(pack) else memoryview(pack)[start:end]
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.
@@ -135,7 +130,6 @@ class NarSource:
             self._sizes.popitem(last=False)
 
 
-def _cut_out(pack: bytearray, url: NarUrl) -> memoryview | None:
+def _extent(url: NarUrl) -> tuple[int, int]:
     start = url.offset or 0
-    end = start + (url.length or 0)
-    return memoryview(pack)[start:end] if end <= len(pack) else None
+    return start, start + (url.length or 0)

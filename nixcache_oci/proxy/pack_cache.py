@@ -5,47 +5,33 @@ Source: design section 3, promises 6, 8 and 9.
 
 import asyncio
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
-from nixcache_oci.errors import DigestError, Error
+from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.pack_room import UNUSED_SECONDS, Entry, PackRoom
+from nixcache_oci.proxy.pack_sums import PackSums
 from nixcache_oci.proxy.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
 
-CAPACITY_BYTES: Final = 4 * MAX_PACK_BYTES
-# One place always stays for a pack that somebody is waiting for.
-_MAX_UNREAD: Final = CAPACITY_BYTES // MAX_PACK_BYTES - 1
 # Packs that a client will ask for when it has read those; a crawl names thousands.
-_MAX_WANTED: Final = 16
-# A client that asked for narinfos and then for no NAR, as a dry run does, is not coming back.
-_UNREAD_SECONDS: Final = 120.0
+_MAX_WANTED: Final = 64
+# Whoever asks for a pack will ask for the others whose narinfos it has, in an order that nobody knows.
+_AHEAD_FOR_ONE_READ: Final = 2
+_SWEEP_SECONDS: Final = UNUSED_SECONDS / 4
 # Every narinfo of a pack that cannot be had would ask for it again, hundreds of them in a second.
 _NOT_AHEAD_SECONDS: Final = 30.0
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A pack, downloaded or on its way.
-
-    Attributes:
-        download: gives the content.
-        room_bytes: what it counts for: the largest pack while its size is not known.
-        since: when the download began, in seconds of the clock.
-    """
-
-    download: asyncio.Task[bytearray]
-    room_bytes: int
-    since: float
+# Packs that are wanted by turns, and for which there is no room, come whole once in so long a time.
+_WHOLE_AGAIN_SECONDS: Final = 600.0
+_MAX_SUMS: Final = 512
 
 
 class PackCache:
@@ -70,18 +56,18 @@ class PackCache:
         self._counters = counters
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_NOT_AHEAD_SECONDS)
-        self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # the one used longest ago first
-        # Those of them that were fetched ahead, and that nobody has asked for yet; at most _MAX_UNREAD.
-        self._unread: dict[Digest, _Entry] = {}
+        self._room = PackRoom(clock)
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
-        self._full_until = -math.inf  # seconds of the clock: before, none of them is given up
+        # Of packs that came, and when that was, the one that came longest ago first.
+        self._sums: OrderedDict[Digest, tuple[PackSums, float]] = OrderedDict()
         self._room_freed = asyncio.Condition()
+        self._sweeping: asyncio.TimerHandle | None = None
 
     @property
     def used_bytes(self) -> int:
         """Bytes that count against the capacity, packs on their way among them."""
-        return sum(entry.room_bytes for entry in self._entries.values())
+        return self._room.used_bytes
 
     async def get(self, pack: Digest) -> bytearray:
         """Give a pack; whoever asks for the same one meanwhile shares the download.
@@ -91,28 +77,49 @@ class PackCache:
             DigestError: it is not what its digest says.
             FormatError: it is larger than a pack may be.
         """
-        entry = self._entries.get(pack)
+        entries = self._room.entries
+        entry = entries.get(pack)
         if entry is None:
             async with self._room_freed:
-                await self._room_freed.wait_for(lambda: pack in self._entries or self._make_room())
-                entry = self._entries.get(pack) or self._start(pack)
-        self._mark_read(pack)
+                await self._room_freed.wait_for(lambda: pack in entries or self._room.make_for_demand())
+                entry = entries.get(pack) or self._start(pack)
+        self._mark_read(pack, entry)
         # A client that hangs up must not stop the download for the others.
         return await asyncio.shield(entry.download)
 
+    async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
+        """Give a part of a pack: out of memory, or alone where the whole pack came and had to go.
+
+        Raises:
+            RegistryError: it could not be fetched.
+            DigestError: the pack, or what was fetched of it, is not what its digest says.
+            FormatError: the pack is larger than one may be, or the part does not lie in it.
+        """
+        sums = None if pack in self._room.entries else self._sums_instead_of(pack)
+        if sums is None:
+            content = await self.get(pack)
+            _check_extent(pack, start, end, len(content))
+            return bytes(memoryview(content)[start:end])
+        _check_extent(pack, start, end, sums.size)
+        try:
+            return await sums.read(self._repository, pack, start, end)
+        except DigestError:
+            self._quarantine.add(pack)
+            raise
+
     def at_hand(self, pack: Digest) -> bytearray | None:
         """Give what ``get`` would give at once; None where it would have to wait, or fail."""
-        entry = self._entries.get(pack)
+        entry = self._room.entries.get(pack)
         # A download that fails drops its entry; only one that was cancelled before it began does not.
         if entry is None or not entry.download.done() or entry.download.cancelled():
             return None
-        self._mark_read(pack)
+        self._mark_read(pack, entry)
         return entry.download.result()
 
     def fetch_ahead_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
         # First, because a crawl serves thousands of narinfos to no end.
-        if not self._may_fetch_ahead() and len(self._wanted) >= _MAX_WANTED:
+        if not self._room.has_unread and len(self._wanted) >= _MAX_WANTED:
             return
         if (pack := pack_of(narinfo)) is not None:
             self.fetch_ahead(pack)
@@ -122,84 +129,88 @@ class PackCache:
 
         Where there is none, the pack has its turn when one that was fetched ahead is read.
         """
-        if pack in self._entries or pack in self._quarantine or pack in self._failed:
+        if not self._is_of_use(pack) or (self._room.has_unread and self._begin_ahead(pack)):
             return
-        for digest in [digest for digest, entry in self._unread.items() if self._is_given_up(entry)]:
-            self._drop(digest)
-        if self._may_fetch_ahead() and self._make_room(spare_unread=True):
-            self._wanted.pop(pack, None)
-            self._unread[pack] = self._start(pack)
-            self._counters.packs_fetched_ahead += 1
-        elif len(self._wanted) < _MAX_WANTED:
+        if len(self._wanted) < _MAX_WANTED:
             self._wanted.setdefault(pack, self._clock())
 
     async def close(self) -> None:
         """End the downloads."""
-        downloads = [entry.download for entry in self._entries.values()]
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        downloads = [entry.download for entry in self._room.entries.values()]
         for download in downloads:
             download.cancel()
         await asyncio.gather(*downloads, return_exceptions=True)
 
-    def _mark_read(self, pack: Digest) -> None:
-        self._entries.move_to_end(pack)
+    def _mark_read(self, pack: Digest, entry: Entry) -> None:
         self._wanted.pop(pack, None)
-        if self._unread.pop(pack, None) is not None:
-            self._fetch_wanted()
+        if self._room.mark_read(pack, entry):
+            self._fetch_wanted(_AHEAD_FOR_ONE_READ)
 
-    def _fetch_wanted(self) -> None:
-        """Go on, in the order of the narinfos: it is that of the closure, and of its packs."""
-        oldest = self._clock() - _UNREAD_SECONDS
-        for pack, since in list(self._wanted.items()):
-            if since < oldest:
+    def _fetch_wanted(self, at_least: int = 0) -> None:
+        """Go on in the order of the narinfos: with the first ones also where much stays unread."""
+        for pack in list(self._wanted):
+            if not self._is_of_use(pack):
                 del self._wanted[pack]
-            elif self._may_fetch_ahead():
-                self.fetch_ahead(pack)
+            elif (at_least > 0 or self._room.has_unread) and self._begin_ahead(pack):
+                at_least -= 1
+            else:
+                return
 
-    def _may_fetch_ahead(self) -> bool:
-        if len(self._unread) < _MAX_UNREAD:
-            return True
-        # For every narinfo of a crawl: one look at the clock, and not one at each pack.
-        if self._clock() <= self._full_until:
+    def _is_of_use(self, pack: Digest) -> bool:
+        return not (
+            pack in self._room.entries
+            or pack in self._quarantine
+            or pack in self._failed
+            or self._sums_instead_of(pack) is not None
+        )
+
+    def _begin_ahead(self, pack: Digest) -> bool:
+        if not self._room.make_for_guess():
             return False
-        self._full_until = min(entry.since for entry in self._unread.values()) + _UNREAD_SECONDS
-        return any(map(self._is_given_up, self._unread.values()))
-
-    def _drop(self, pack: Digest) -> None:
-        self._entries.pop(pack, None)
-        self._unread.pop(pack, None)
-
-    def _is_given_up(self, entry: _Entry) -> bool:
-        return entry.download.done() and self._clock() - entry.since > _UNREAD_SECONDS
-
-    def _make_room(self, *, spare_unread: bool = False) -> bool:
-        """Drop packs until one more fits, those longest unused first; none, and False, if it never would."""
-        missing = self.used_bytes + MAX_PACK_BYTES - CAPACITY_BYTES
-        dropped: list[Digest] = []
-        for digest, entry in self._entries.items():
-            if missing <= 0:
-                break
-            if entry.download.done() and not (spare_unread and digest in self._unread):
-                dropped.append(digest)
-                missing -= entry.room_bytes
-        if missing > 0:
-            return False
-        for digest in dropped:
-            self._drop(digest)
+        self._wanted.pop(pack, None)
+        self._start(pack)
+        self._counters.packs_fetched_ahead += 1
         return True
 
-    def _start(self, pack: Digest) -> _Entry:
+    def _sums_instead_of(self, pack: Digest) -> PackSums | None:
+        """Give the checksums of a pack that is not to come whole, for others would have to go."""
+        sums, since = self._sums.get(pack, (None, 0.0))
+        return None if self._room.has_free or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
+
+    def _sweep(self) -> None:
+        """Give back the memory of what nobody has used for long."""
+        self._room.drop_unused()
+        oldest = self._clock() - UNUSED_SECONDS
+        self._wanted = {pack: since for pack, since in self._wanted.items() if since >= oldest}
+        self._sweeping = None
+        self._fetch_wanted()
+        if self._room.entries:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _start(self, pack: Digest) -> Entry:
         download = asyncio.create_task(self._download(pack), name=f"pack {pack.hex[:12]}")
-        entry = _Entry(download, MAX_PACK_BYTES, self._clock())
-        self._entries[pack] = entry
         download.add_done_callback(_retrieve)
-        return entry
+        self._sweep_later()
+        return self._room.add(pack, download)
 
     async def _download(self, pack: Digest) -> bytearray:
+        async def when_open(size: int) -> None:
+            self._room.resize(self._room.entries[pack], size)
+            self._fetch_wanted()
+            await self._tell_of_room()
+
         try:
-            content = await read_blob(self._repository, pack, MAX_PACK_BYTES)
+            content = await read_blob(self._repository, pack, MAX_PACK_BYTES, when_open=when_open)
+            sums = await asyncio.to_thread(PackSums.of, content)
         except BaseException as error:
             # A failed download must not stay: the next request tries again, or finds it in quarantine.
-            self._drop(pack)
+            self._room.drop(pack)
             self._failed.add(pack)
             if isinstance(error, DigestError):
                 self._quarantine.add(pack)
@@ -207,12 +218,23 @@ class PackCache:
                 _log.warning("pack not fetched", extra={"fields": {"error": str(error)}})
             raise
         else:
-            self._entries[pack].room_bytes = len(content)
+            self._sums[pack] = sums, self._clock()
+            self._sums.move_to_end(pack)
+            if len(self._sums) > _MAX_SUMS:
+                self._sums.popitem(last=False)
             self._counters.packs_fetched += 1
             return content
         finally:
-            async with self._room_freed:
-                self._room_freed.notify_all()
+            await self._tell_of_room()
+
+    async def _tell_of_room(self) -> None:
+        async with self._room_freed:
+            self._room_freed.notify_all()
+
+
+def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:
+    if end > size:
+        raise FormatError(f"pack {pack}: bytes {start} to {end} do not lie in its {size}")
 
 
 def _retrieve(download: asyncio.Task[bytearray]) -> None:

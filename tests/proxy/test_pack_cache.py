@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy import pack_cache, pack_room
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.pack_cache import CAPACITY_BYTES, PackCache
+from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
+from tests.support.process import until
 from tests.support.slow_repository import SlowRepository
 
-IN_FLIGHT = CAPACITY_BYTES // MAX_PACK_BYTES
+PACK_BYTES = 1000  # the largest one, here
+IN_FLIGHT, AHEAD = 6, 3  # so many of those
 
 
 class Bench:
@@ -27,9 +29,28 @@ class Bench:
         self.counters = Counters()
         self.cache = PackCache(self.repository, self.quarantine, self.counters, lambda: self.now)
 
+    def add(self, name: str) -> Digest:
+        """Put a pack of the largest size in."""
+        return self.repository.add(content_of(name))
+
+    async def sweep(self) -> None:
+        """Let so much time pass that all is forgotten that nobody used."""
+        self.now += 200
+        swept = self.cache._sweeping
+        await until(lambda: self.cache._sweeping is not swept)
+
+
+def content_of(name: str) -> bytes:
+    return name.encode().ljust(PACK_BYTES)
+
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
+async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    for module in (pack_cache, pack_room):
+        monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
+    monkeypatch.setattr(pack_room, "CAPACITY_BYTES", IN_FLIGHT * PACK_BYTES)
+    monkeypatch.setattr(pack_cache, "_SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(pack_room, "AHEAD_BYTES", AHEAD * PACK_BYTES)
     # One thread, so that whoever waits for a job of it has waited for all before.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()
@@ -48,37 +69,37 @@ async def settle() -> None:
 
 async def test_one_download_serves_all(bench: Bench) -> None:
     """Sixteen clients that want the same pack at once cost one request; and later ones cost none."""
-    pack = bench.repository.add(b"pack")
+    pack = bench.add("pack")
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
     await settle()
     bench.repository.gate.set()
-    assert [bytes(content) for content in await asyncio.gather(*clients)] == [b"pack"] * 16
-    assert bytes(await bench.cache.get(pack)) == b"pack"
+    assert [bytes(content) for content in await asyncio.gather(*clients)] == [content_of("pack")] * 16
+    assert bytes(await bench.cache.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
 
 
 async def test_a_client_that_hangs_up_does_not_stop_the_others(bench: Bench) -> None:
     """Not even the one whose request began the download."""
-    pack = bench.repository.add(b"pack")
+    pack = bench.add("pack")
     bench.repository.gate.clear()
     first, second = (asyncio.create_task(bench.cache.get(pack)) for _ in range(2))
     await settle()
     first.cancel()
     await settle()
     bench.repository.gate.set()
-    assert bytes(await second) == b"pack"
+    assert bytes(await second) == content_of("pack")
     assert bench.repository.opened == [pack]
 
 
 async def test_packs_on_their_way_count(bench: Bench) -> None:
     """Any number of clients that want different packs get them, a bounded number at a time."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(3 * IN_FLIGHT)]
+    packs = [bench.add(f"pack {number}") for number in range(3 * IN_FLIGHT)]
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
     await settle()
     assert bench.repository.running == IN_FLIGHT
-    assert bench.cache.used_bytes <= CAPACITY_BYTES
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
     bench.repository.gate.set()
     contents = await asyncio.wait_for(asyncio.gather(*clients), 10)
     assert [Digest.of(content) for content in contents] == packs
@@ -86,7 +107,7 @@ async def test_packs_on_their_way_count(bench: Bench) -> None:
 
 async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> None:
     """Room that is freed goes to one who still waits."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT + 2)]
+    packs = [bench.add(f"pack {number}") for number in range(IN_FLIGHT + 2)]
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
     await settle()
@@ -99,13 +120,12 @@ async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> N
 @pytest.mark.parametrize("at_hand", [True, False])
 async def test_what_was_used_longest_ago_goes_first(bench: Bench, *, at_hand: bool) -> None:
     """Memory is bounded, however many packs are asked for."""
-    size = MAX_PACK_BYTES - 1
-    packs = [bench.repository.add(bytes([number]) * size) for number in range(IN_FLIGHT)]
+    packs = [bench.add(f"pack {number}") for number in range(IN_FLIGHT)]
     for pack in packs:
         await bench.cache.get(pack)
     assert bench.cache.at_hand(packs[0]) if at_hand else await bench.cache.get(packs[0])
-    await bench.cache.get(bench.repository.add(b"one more"))
-    assert bench.cache.used_bytes <= CAPACITY_BYTES
+    await bench.cache.get(bench.add("one more"))
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
     bench.repository.opened.clear()
     await bench.cache.get(packs[0])
     assert bench.repository.opened == []
@@ -125,7 +145,7 @@ async def test_a_wrong_pack_is_refused_and_put_into_quarantine(bench: Bench) -> 
 
 async def test_a_pack_over_the_limit_is_refused_before_it_is_read(bench: Bench) -> None:
     """A hostile table may point at a blob of any size."""
-    pack = bench.repository.add(bytes(MAX_PACK_BYTES + 1))
+    pack = bench.repository.add(bytes(PACK_BYTES + 1))
     bench.repository.gate.clear()
     with pytest.raises(FormatError, match="limit"):
         await asyncio.wait_for(bench.cache.get(pack), 10)
@@ -133,27 +153,27 @@ async def test_a_pack_over_the_limit_is_refused_before_it_is_read(bench: Bench) 
 
 async def test_a_failed_download_is_tried_again_when_asked(bench: Bench) -> None:
     """One failure must not stay for ever."""
-    pack = Digest.of(b"late")
+    pack = Digest.of(content_of("late"))
     with pytest.raises(NotFoundError):
         await bench.cache.get(pack)
-    bench.repository.add(b"late")
-    assert bytes(await bench.cache.get(pack)) == b"late"
+    bench.add("late")
+    assert bytes(await bench.cache.get(pack)) == content_of("late")
 
 
 async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     """The narinfo began the download; the NAR request finds it done."""
-    pack = bench.repository.add(b"pack")
+    pack = bench.add("pack")
     bench.cache.fetch_ahead(pack)
     bench.cache.fetch_ahead(pack)
     await settle()
-    assert bytes(await bench.cache.get(pack)) == b"pack"
+    assert bytes(await bench.cache.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
     assert bench.counters.packs_fetched_ahead == 1
 
 
 async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
     """Not a pack on its way, and not one that is wrong; and nothing is fetched for it."""
-    pack, wrong = bench.repository.add(b"pack"), Digest.of(b"right")
+    pack, wrong = bench.add("pack"), Digest.of(b"right")
     bench.repository.blobs[wrong] = b"wrong"
     assert bench.cache.at_hand(pack) is None
     assert bench.repository.opened == []
@@ -164,12 +184,12 @@ async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
     assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (None, None)
     bench.repository.gate.set()
     await settle()
-    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (bytearray(b"pack"), None)
+    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (bytearray(content_of("pack")), None)
 
 
 async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(bench: Bench) -> None:
     """As where the proxy stops at once."""
-    pack = bench.repository.add(b"pack")
+    pack = bench.add("pack")
     bench.cache.fetch_ahead(pack)
     await bench.cache.close()
     assert bench.cache.at_hand(pack) is None
@@ -177,71 +197,76 @@ async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(benc
 
 async def test_at_hand_counts_as_read(bench: Bench) -> None:
     """It makes way for the next pack that is wanted."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT)]
+    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
     await settle()
     assert bench.repository.opened == packs[:-1]
-    assert bench.cache.at_hand(packs[0]) == bytearray(b"pack 0")
+    assert bench.cache.at_hand(packs[0]) == bytearray(content_of("pack 0"))
     await settle()
     assert bench.repository.opened == packs
 
 
 async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
-    """While packs that were fetched ahead stay unread, no more are; reading one makes it go on."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(20)]
+    """While packs that were fetched ahead stay unread, no more are; reading one lets two more come."""
+    packs = [bench.add(f"pack {number}") for number in range(20)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
         await settle()
-    assert bench.repository.opened == packs[: IN_FLIGHT - 1]
+    assert bench.repository.opened == packs[:AHEAD]
     await bench.cache.get(packs[0])
     await settle()
-    assert bench.repository.opened == packs[:IN_FLIGHT]
+    assert bench.repository.opened == packs[: AHEAD + 2]
 
 
 async def test_a_closure_of_many_packs_is_fetched_ahead_to_its_end(bench: Bench) -> None:
     """All narinfos are asked for before the first NAR: what there was no room for then has its turn later."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(10)]
+    packs = [bench.add(f"pack {number}") for number in range(10)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
-    for number, pack in enumerate(packs):
+    for pack in packs:
         await settle()
-        assert bench.repository.opened == packs[: number + IN_FLIGHT - 1]
+        assert pack in bench.repository.opened
         await bench.cache.get(pack)
+        bench.now += 5  # so slowly that those which were read make way
+    assert bench.repository.opened == packs
 
 
 async def test_what_nobody_came_for_in_time_is_not_fetched_any_more(bench: Bench) -> None:
     """A crawl leaves names behind; the next client has other wishes."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(IN_FLIGHT)]
+    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
     await settle()
-    bench.now += 200
+    await bench.sweep()
+    assert bench.cache.used_bytes == 0
     await bench.cache.get(packs[0])
     await settle()
-    assert bench.repository.opened == packs[:-1]
+    assert bench.repository.opened == [*packs[:-1], packs[0]]
 
 
 async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench: Bench) -> None:
     """Guesses never make a client wait for room."""
     bench.repository.gate.clear()
     for number in range(20):
-        bench.cache.fetch_ahead(bench.repository.add(f"pack {number}".encode()))
-    wanted = bench.repository.add(b"wanted")
-    client = asyncio.create_task(bench.cache.get(wanted))
-    await settle()
-    assert bench.repository.opened[-1] == wanted
+        bench.cache.fetch_ahead(bench.add(f"pack {number}"))
+    wanted = [bench.add("wanted"), bench.add("wanted, too")]
+    clients = []
+    for pack in wanted:
+        clients.append(asyncio.create_task(bench.cache.get(pack)))
+        await settle()
+        assert pack in bench.repository.opened
     bench.repository.gate.set()
-    assert bytes(await client) == b"wanted"
+    assert [Digest.of(content) for content in await asyncio.gather(*clients)] == wanted
 
 
 async def test_what_nobody_reads_is_given_up(bench: Bench) -> None:
     """A dry run must not switch fetching ahead off for good."""
     for number in range(IN_FLIGHT):
-        bench.cache.fetch_ahead(bench.repository.add(f"pack {number}".encode()))
+        bench.cache.fetch_ahead(bench.add(f"pack {number}"))
     await settle()
-    bench.now += 200
-    later = bench.repository.add(b"later")
+    await bench.sweep()
+    later = bench.add("later")
     bench.cache.fetch_ahead(later)
     await settle()
     assert bench.repository.opened[-1] == later
@@ -256,22 +281,22 @@ async def test_a_failure_ahead_is_quiet(bench: Bench) -> None:
 
 async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) -> None:
     """Hundreds of narinfos lie in one pack: a registry in trouble must not be asked for each of them."""
-    pack = Digest.of(b"late")
+    pack = Digest.of(content_of("late"))
     for _ in range(100):
         bench.cache.fetch_ahead(pack)
         await settle()
     assert bench.repository.opened == [pack]
     # Whoever wants it now is not told of the past.
-    bench.repository.add(b"late")
-    assert bytes(await bench.cache.get(pack)) == b"late"
+    bench.add("late")
+    assert bytes(await bench.cache.get(pack)) == content_of("late")
 
 
 async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
     """Trouble passes."""
-    pack = Digest.of(b"late")
+    pack = Digest.of(content_of("late"))
     bench.cache.fetch_ahead(pack)
     await settle()
-    bench.repository.add(b"late")
+    bench.add("late")
     bench.now += 60
     bench.cache.fetch_ahead(pack)
     await settle()
@@ -286,10 +311,11 @@ async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(ben
     bench.cache.fetch_ahead(ahead)
     await settle()
     bench.repository.gate.clear()
-    wanted = [bench.repository.add(f"wanted {number}".encode()) for number in range(IN_FLIGHT - 1)]
+    wanted = [bench.add(f"wanted {number}") for number in range(IN_FLIGHT - 1)]
     clients = [asyncio.create_task(bench.cache.get(pack)) for pack in wanted]
     await settle()
-    bench.cache.fetch_ahead(bench.repository.add(b"one more"))
+    bench.now += 5
+    bench.cache.fetch_ahead(bench.add("one more"))
     await settle()
     assert bench.repository.opened == [read, ahead, *wanted]
     assert bytes(await bench.cache.get(read)) == b"read"
@@ -300,7 +326,7 @@ async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(ben
 
 async def test_all_waiters_may_give_up(bench: Bench) -> None:
     """Cancelled in every state, waiting for room or for a download: the cache works on."""
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(2 * IN_FLIGHT)]
+    packs = [bench.add(f"pack {number}") for number in range(2 * IN_FLIGHT)]
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
     await settle()
@@ -311,18 +337,19 @@ async def test_all_waiters_may_give_up(bench: Bench) -> None:
     bench.repository.gate.set()
     await settle()
     assert bench.repository.opened == packs[:IN_FLIGHT], "the others had not begun, and nobody wants them"
-    assert bytes(await asyncio.wait_for(bench.cache.get(packs[-1]), 10)) == b"pack 7"
+    assert bytes(await asyncio.wait_for(bench.cache.get(packs[-1]), 10)) == content_of(
+        f"pack {len(packs) - 1}"
+    )
 
 
 async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench) -> None:
     """They wait together, and share the one download that begins when there is room."""
     bench.repository.gate.clear()
     first = [
-        asyncio.create_task(bench.cache.get(bench.repository.add(f"first {number}".encode())))
-        for number in range(IN_FLIGHT)
+        asyncio.create_task(bench.cache.get(bench.add(f"first {number}"))) for number in range(IN_FLIGHT)
     ]
     await settle()
-    pack = bench.repository.add(b"wanted by many")
+    pack = bench.add("wanted by many")
     clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
     await settle()
     bench.repository.gate.set()
@@ -333,11 +360,115 @@ async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench)
 async def test_closing_ends_downloads(bench: Bench) -> None:
     """Also those that nobody waits for; no task is left behind."""
     bench.repository.gate.clear()
-    bench.cache.fetch_ahead(bench.repository.add(b"ahead"))
-    client = asyncio.create_task(bench.cache.get(bench.repository.add(b"wanted")))
+    bench.cache.fetch_ahead(bench.add("ahead"))
+    client = asyncio.create_task(bench.cache.get(bench.add("wanted")))
     await settle()
     await bench.cache.close()
     await asyncio.wait([client])
     assert client.cancelled()
     assert bench.repository.running == 0
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> None:
+    """What a pack counts for is known as soon as its download has begun, and not only when it is here."""
+    bench.repository.gate.clear()
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+    assert len(bench.cache._room.entries) == AHEAD
+    await settle()
+    assert bench.repository.opened == packs
+    assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))
+
+
+async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:
+    """Another client, whose pack had no room beside packs of unknown size."""
+    bench.repository.gate.clear()
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(4 * IN_FLIGHT)]
+    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    await settle()
+    assert bench.repository.opened == packs
+    bench.repository.gate.set()
+    await asyncio.gather(*clients)
+
+
+async def test_a_demand_takes_the_room_of_what_was_read_before_that_of_guesses(bench: Bench) -> None:
+    """What was fetched ahead is about to be asked for."""
+    ahead = bench.add("ahead")
+    bench.cache.fetch_ahead(ahead)
+    await settle()
+    for number in range(2 * IN_FLIGHT):
+        await bench.cache.get(bench.add(f"pack {number}"))
+    bench.repository.opened.clear()
+    await bench.cache.get(ahead)
+    assert bench.repository.opened == []
+
+
+async def test_packs_that_are_wanted_by_turns_come_whole_only_once(bench: Bench) -> None:
+    """A closure that lies in more packs than have room, in whatever order it is asked for."""
+    packs = [bench.add(f"pack {number}") for number in range(3 * IN_FLIGHT)]
+    for start in range(0, PACK_BYTES, 100):
+        for number, pack in enumerate(packs):
+            nar = await bench.cache.cut_out(pack, start, start + 100)
+            assert nar == content_of(f"pack {number}")[start : start + 100]
+    wholes = [pack for pack, extent in bench.repository.extents if extent is None]
+    assert wholes == packs
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
+    # The next closure finds them whole again.
+    bench.now += 1000
+    bench.repository.extents.clear()
+    await bench.cache.cut_out(packs[0], 0, 10)
+    assert bench.repository.extents == [(packs[0], None)]
+
+
+async def displaced(bench: Bench, name: str) -> Digest:
+    """Have a pack fetched, and then so many others that it had to go."""
+    pack = bench.add(name)
+    await bench.cache.get(pack)
+    for number in range(IN_FLIGHT):
+        await bench.cache.get(bench.add(f"other {number}"))
+    bench.repository.opened.clear()
+    return pack
+
+
+async def test_a_part_that_is_wrong_is_refused(bench: Bench) -> None:
+    """It is checked by what the whole pack was; and the pack is in quarantine then."""
+    pack = await displaced(bench, "pack")
+    bench.repository.blobs[pack] = content_of("wrong")
+    with pytest.raises(DigestError):
+        await bench.cache.cut_out(pack, 0, 10)
+    assert pack in bench.quarantine
+
+
+@pytest.mark.parametrize("is_displaced", [True, False])
+async def test_a_part_that_does_not_lie_in_the_pack(bench: Bench, *, is_displaced: bool) -> None:
+    """Whether the pack is here or was."""
+    pack = await displaced(bench, "pack") if is_displaced else bench.add("pack")
+    with pytest.raises(FormatError, match="do not lie in its 1000"):
+        await bench.cache.cut_out(pack, 990, 1001)
+
+
+async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
+    """Else a crawl would have it come again and again."""
+    pack = await displaced(bench, "pack")
+    bench.cache.fetch_ahead(pack)
+    await settle()
+    assert bench.repository.opened == []
+
+
+async def test_memory_is_given_back(bench: Bench) -> None:
+    """When a closure was read and nobody has come since; what is on its way stays."""
+    await bench.cache.get(bench.add("read"))
+    bench.cache.fetch_ahead(bench.add("unread"))
+    await settle()
+    bench.repository.gate.clear()
+    client = asyncio.create_task(bench.cache.get(bench.add("on its way")))
+    await settle()
+    await bench.sweep()
+    assert bench.cache.used_bytes == PACK_BYTES
+    bench.repository.gate.set()
+    assert await client == content_of("on its way")
+    await bench.sweep()
+    assert bench.cache.used_bytes == 0
+    assert bench.cache._sweeping is None

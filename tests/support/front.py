@@ -182,4 +182,4 @@ async def fetched(packs: PackCache) -> None:
 
 
 def _downloads(packs: PackCache) -> list[asyncio.Task[bytearray]]:
-    return [entry.download for entry in packs._entries.values() if not entry.download.done()]
+    return [entry.download for entry in packs._room.entries.values() if not entry.download.done()]

@@ -201,7 +201,11 @@ def _outcome(bench: Bench, client: Client, log: list[object]) -> Outcome:
         client.is_closed,
         replace(bench.app[keys.COUNTERS]),
         list(log),
-        (list(packs._entries), list(packs._unread), list(packs._wanted)),
+        (
+            list(packs._room.entries),
+            [pack for pack, entry in packs._room.entries.items() if entry.is_unread],
+            list(packs._wanted),
+        ),
     )
 
 

@@ -14,6 +14,7 @@ class SlowRepository:
 
     Attributes:
         opened: digest of each download, in order.
+        extents: the same with start and end of what was asked for; None where that was the whole blob.
         gate: while it is not set, every download waits.
         running: downloads that are under way.
         error: what every request for a blob fails of.
@@ -24,6 +25,7 @@ class SlowRepository:
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
         self.opened: list[Digest] = []
+        self.extents: list[tuple[Digest, tuple[int, int | None] | None]] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.running = 0
@@ -40,6 +42,7 @@ class SlowRepository:
         self, digest: Digest, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BlobStream]:
         self.opened.append(digest)
+        self.extents.append((digest, None if (start, end) == (0, None) else (start, end)))
         self._fail()
         if digest not in self.blobs:
             raise NotFoundError(f"no blob {digest}")
