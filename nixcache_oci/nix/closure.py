@@ -33,7 +33,7 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
     unordered = {one.store_path.base_name: one for one in objects}
     ordered: list[T] = []
     entered: set[str] = set()
-    for root in [*(path.base_name for path in roots), *sorted(unordered, key=_key)]:
+    for root in [*(path.base_name for path in roots), *sorted(unordered, key=by_name)]:
         # Each name is met twice: first its references go on top of it, then it is left.
         open_names = [(root, False)]
         while open_names:
@@ -43,11 +43,12 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
             elif name in unordered and name not in entered:
                 entered.add(name)
                 open_names.append((name, True))
-                references = sorted(unordered[name].references, key=_key, reverse=True)
+                references = sorted(unordered[name].references, key=by_name, reverse=True)
                 open_names += [(reference, False) for reference in references]
     return ordered
 
 
-def _key(base_name: str) -> tuple[str, str]:
+def by_name(base_name: str) -> tuple[str, str]:
+    """Order base names as Nix does where it has the choice: by name, then by hash part."""
     hash_part, _, name = base_name.partition("-")
     return name, hash_part

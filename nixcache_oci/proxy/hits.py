@@ -3,13 +3,22 @@
 Source: design section 3, promises 1 and 9.
 """
 
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashLetters
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.first_nar import first_of_closure
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.pack_cache import PackCache
+
+# The first narinfo after so long is the root of a closure; behind it come all others in a moment.
+_PAUSE_SECONDS: Final = 0.1
 
 
 class Hits:
@@ -20,13 +29,23 @@ class Hits:
         packs: fetches ahead.
         nars: gives slices of packs.
         counters: of the proxy.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters) -> None:
+    def __init__(
+        self,
+        index: LiveIndex,
+        packs: PackCache,
+        nars: NarSource,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._index = index
         self._packs = packs
         self._nars = nars
         self._counters = counters
+        self._clock = clock
+        self._asked_at = -math.inf
 
     def take_narinfo(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
         """Give a narinfo; None where there is none, or no index yet.
@@ -37,8 +56,21 @@ class Hits:
         """
         narinfo = find_hit(letters, self._index.catalog, self._counters)
         if narinfo is not None and is_get:
-            self._packs.fetch_ahead_for(narinfo)
+            self.fetch_ahead_for(narinfo)
         return narinfo
+
+    def fetch_ahead_for(self, narinfo: bytes) -> None:
+        """Have the pack fetched that its NAR lies in; at the root of a closure, first that of the first NAR.
+
+        Args:
+            narinfo: out of the catalog, which a client asked for.
+        """
+        catalog = self._index.catalog
+        now = self._clock()
+        if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
+            self._packs.fetch_ahead_for(first_of_closure(narinfo, catalog))
+        self._asked_at = now
+        self._packs.fetch_ahead_for(narinfo)
 
     def take_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
         """Give a NAR that lies in a pack; None where its pack is not in memory, or does not hold it.

@@ -119,7 +119,7 @@ class PackCache:
     def fetch_ahead_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
         # First, because a crawl serves thousands of narinfos to no end.
-        if not self._room.has_unread and len(self._wanted) >= _MAX_WANTED:
+        if not self._room.takes_guesses and len(self._wanted) >= _MAX_WANTED:
             return
         if (pack := pack_of(narinfo)) is not None:
             self.fetch_ahead(pack)
@@ -129,7 +129,7 @@ class PackCache:
 
         Where there is none, the pack has its turn when one that was fetched ahead is read.
         """
-        if not self._is_of_use(pack) or (self._room.has_unread and self._begin_ahead(pack)):
+        if not self._is_of_use(pack) or (self._room.takes_guesses and self._begin_ahead(pack)):
             return
         if len(self._wanted) < _MAX_WANTED:
             self._wanted.setdefault(pack, self._clock())
@@ -153,7 +153,7 @@ class PackCache:
         for pack in list(self._wanted):
             if not self._is_of_use(pack):
                 del self._wanted[pack]
-            elif (at_least > 0 or self._room.has_unread) and self._begin_ahead(pack):
+            elif (at_least > 0 or self._room.takes_guesses) and self._begin_ahead(pack):
                 at_least -= 1
             else:
                 return

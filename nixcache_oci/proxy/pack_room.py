@@ -60,8 +60,8 @@ class PackRoom:
         return self.used_bytes + MAX_PACK_BYTES <= CAPACITY_BYTES
 
     @property
-    def has_unread(self) -> bool:
-        """Tell whether one more may be there that nobody asked for."""
+    def takes_guesses(self) -> bool:
+        """Tell whether one more may be here that nobody asked for."""
         return self._unread_bytes + MAX_PACK_BYTES <= AHEAD_BYTES
 
     def add(self, pack: Digest, download: asyncio.Task[bytearray]) -> Entry:

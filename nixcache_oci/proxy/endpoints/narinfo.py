@@ -6,7 +6,7 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
+from nixcache_oci.proxy.keys import COUNTERS, HITS, INDEX, UPSTREAMS
 from nixcache_oci.proxy.lookup import Answer, look_up
 from nixcache_oci.proxy.prepared import NARINFO_TYPE
 
@@ -24,5 +24,5 @@ async def get_narinfo(request: web.Request) -> web.Response:
     if found.narinfo is None:
         raise web.HTTPNotFound
     if found.answer is Answer.HIT and request.method == hdrs.METH_GET:
-        app[PACKS].fetch_ahead_for(found.narinfo)
+        app[HITS].fetch_ahead_for(found.narinfo)
     return web.Response(body=found.narinfo, headers=_HEADERS)

@@ -1,0 +1,88 @@
+"""Which NAR of a closure comes first, as far as its narinfos tell."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.first_nar import first_of_closure
+from tests.support.front import make_bench, read_index
+from tests.support.objects import hash_part_of, store_object
+from tests.support.publish import publish
+
+
+def base_name_of(seed: str) -> str:
+    return f"{hash_part_of(seed)}-object-{seed}"
+
+
+async def catalog_of(folder: Path, references: Mapping[str, str]) -> Catalog:
+    """Publish objects that refer to others, each named by one letter, and read what was published."""
+    objects = [
+        store_object(seed, references=tuple(map(base_name_of, letters)))
+        for seed, letters in references.items()
+    ]
+    await publish(Layout(folder / "cache"), objects)
+    catalog = (await read_index(folder)).catalog
+    assert catalog is not None
+    return catalog
+
+
+@pytest.mark.parametrize(
+    ("references", "first"),
+    [
+        ({"r": ""}, "r"),
+        ({"r": "r"}, "r"),
+        ({"r": "xyz"}, "r"),
+        ({"r": "cba", "a": "", "b": "", "c": ""}, "a"),
+        ({"r": "cbaz", "b": "", "c": ""}, "b"),
+        ({"r": "rab", "a": "ac", "b": "", "c": "d", "d": "d"}, "d"),
+    ],
+)
+async def test_references_are_followed_by_name(
+    tmp_path: Path, references: Mapping[str, str], first: str
+) -> None:
+    """Past those that another cache has, and past what refers to itself."""
+    catalog = await catalog_of(tmp_path, references)
+    found = first_of_closure(catalog.find(hash_part_of("r")) or b"", catalog)
+    assert base_name_of(first).encode() in found.splitlines()[0]
+
+
+async def test_look_ups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References may lead in a circle, which no store does and any table may; or there are thousands."""
+    catalog = await catalog_of(tmp_path, {"r": "abcx", "x": "y", "y": "x", "s": "x"})
+    asked: list[HashPart] = []
+    find = Catalog.find
+
+    def note(catalog: Catalog, hash_part: HashPart) -> bytes | None:
+        asked.append(hash_part)
+        return find(catalog, hash_part)
+
+    monkeypatch.setattr(Catalog, "find", note)
+    for seed in "rs":
+        asked.clear()
+        narinfo = find(catalog, hash_part_of(seed))
+        assert narinfo is not None
+        assert first_of_closure(narinfo, catalog)
+        assert len(asked) == 32
+
+
+async def test_the_root_has_the_first_pack_fetched_before_its_own(tmp_path: Path) -> None:
+    """But only where a closure begins: the narinfos behind it come in a moment, and each has its own."""
+    for seed, letters in {"a": "", "b": "", "r": "ba"}.items():
+        narinfo = store_object(seed, references=tuple(map(base_name_of, letters)))
+        await publish(Layout(tmp_path / "cache"), [narinfo])
+    async with make_bench(tmp_path) as bench, bench.connect() as client:
+        for seed in "rb":
+            target = f"/{hash_part_of(seed)}.narinfo"
+            await client.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await client.settle()
+        catalog = bench.app[keys.INDEX].catalog
+        assert catalog is not None
+        narinfos = [catalog.find(hash_part_of(seed)) or b"" for seed in "arb"]
+        entries = bench.app[keys.PACKS]._room.entries
+    urls = [line for narinfo in narinfos for line in narinfo.splitlines() if line.startswith(b"URL: ")]
+    assert [pack.hex in url.decode() for pack, url in zip(entries, urls, strict=True)] == [True] * 3
