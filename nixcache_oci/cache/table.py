@@ -20,7 +20,6 @@ from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.store_path import HashPart
 
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
 # A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
@@ -41,7 +40,9 @@ _LISTED = re.compile(
 )
 # int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
 _TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
-_KEY_LETTERS: Final = 12  # 60 bits: as many letters as fit into an unsigned 64-bit key
+_KEY_LETTERS: Final = 12  # as many letters as fit into an unsigned 64-bit key
+KEY_BITS: Final = 5 * _KEY_LETTERS
+"""Of a key: its bits are as even as those of the hash parts."""
 
 Content: TypeAlias = bytes | mmap
 """The text of a table, in memory or on disk."""
@@ -168,23 +169,30 @@ def scan(content: Content) -> Scan:
     return Scan(keys, positions)
 
 
-def find_row(
-    content: Content, keys: Sequence[int], positions: Sequence[int], hash_part: HashPart
+def find_letters(
+    content: Content,
+    keys: Sequence[int],
+    positions: Sequence[int],
+    letters: HashLetters,
+    key: int,
+    start: int = 0,
+    end: int | None = None,
 ) -> int | None:
-    """Look one narinfo up in about twenty steps; ``keys`` and ``positions`` come from ``scan``.
+    """Look one narinfo up by bisection; ``keys`` and ``positions`` come from ``scan``.
+
+    Args:
+        content: the table.
+        keys: of its rows.
+        positions: of its rows.
+        letters: of the hash part.
+        key: from ``row_key``, for those who ask several tables.
+        start: the first row that may have this key.
+        end: the row behind the last one that may; None for the number of all.
 
     Returns:
         Its place in ``positions``, or None where the table does not list it.
     """
-    letters = HashLetters(hash_part.encode())
-    return find_letters(content, keys, positions, letters, row_key(letters))
-
-
-def find_letters(
-    content: Content, keys: Sequence[int], positions: Sequence[int], letters: HashLetters, key: int
-) -> int | None:
-    """Look up as ``find_row`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
-    row = bisect_left(keys, key)
+    row = bisect_left(keys, key, start, end)
     while row < len(keys) and keys[row] == key:
         position = positions[row]
         if content[position : position + _HASH_LETTERS] == letters:

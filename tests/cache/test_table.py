@@ -11,13 +11,15 @@ from nixcache_oci.cache.record import PublishRecord, UnknownRecord
 from nixcache_oci.cache.table import (
     MAX_STANZA_BYTES,
     MAX_TABLE_BYTES,
+    HashLetters,
     Table,
     TableHeader,
-    find_row,
+    find_letters,
     parse_head,
     parse_header,
     parse_table,
     render_table,
+    row_key,
     scan,
     stanza_around,
 )
@@ -35,8 +37,8 @@ def narinfo_of(seed: str) -> NarInfo:
 
 
 def find(content: bytes, hash_part: HashPart) -> bytes | None:
-    found = scan(content)
-    row = find_row(content, found.keys, found.positions, hash_part)
+    found, letters = scan(content), HashLetters(hash_part.encode())
+    row = find_letters(content, found.keys, found.positions, letters, row_key(letters))
     return None if row is None else stanza_around(content, found.positions[row])
 
 
