@@ -472,3 +472,25 @@ async def test_memory_is_given_back(bench: Bench) -> None:
     await bench.sweep()
     assert bench.cache.used_bytes == 0
     assert bench.cache._sweeping is None
+
+
+async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> None:
+    """It was wanted before; now it is known to be wrong."""
+    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
+    for pack in packs:
+        bench.cache.fetch_ahead(pack)
+    await settle()
+    bench.quarantine.add(packs[-2])
+    await bench.cache.get(packs[0])
+    await settle()
+    assert bench.repository.opened == [*packs[:-2], packs[-1]]
+
+
+async def test_only_so_many_packs_are_remembered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was forgotten, the whole comes again."""
+    monkeypatch.setattr(pack_cache, "_MAX_SUMS", IN_FLIGHT)
+    pack = await displaced(bench, "pack")
+    await bench.cache.get(bench.add("one more"))
+    bench.repository.extents.clear()
+    await bench.cache.cut_out(pack, 0, 10)
+    assert bench.repository.extents == [(pack, None)]
