@@ -144,9 +144,10 @@ async def test_a_blob_is_absent_only_by_the_registrys_word(ghcr: GhcrDouble, blo
 async def test_an_expired_signature_is_replaced(ghcr: GhcrDouble, blob: Digest) -> None:
     """A 403 of the storage sends back to the registry, which signs anew; it is no denial of the registry."""
     ghcr.fault("storage-get", "status", status=403, times=2, body=b"<Error>AuthenticationFailed</Error>")
-    async with opened(ghcr.host, owner(ghcr)) as registry:
+    async with opened(ghcr.host, owner(ghcr), patience=60) as registry:
         assert await read(registry, blob) == _CONTENT
-        ghcr.fault("storage-get", "status", status=403, times=None)
+    ghcr.fault("storage-get", "status", status=403, times=None)
+    async with opened(ghcr.host, owner(ghcr)) as registry:
         with pytest.raises(
             RegistryError, match=r"the storage behind the registry answered 403 Forbidden$"
         ) as raised:

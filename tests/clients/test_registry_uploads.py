@@ -162,10 +162,10 @@ async def test_a_slow_upload_is_no_trouble(ghcr: GhcrDouble) -> None:
 
 async def test_a_slow_line_is_no_trouble(ghcr: GhcrDouble) -> None:
     """What the kernel still holds is not sent yet, and goes out byte by byte."""
-    content = bytes(300_000)
+    content = bytes(450_000)
     async with (
         slow_line(ghcr.host, 150_000) as host,
-        opened(host, owner(ghcr), push=True, patience=0.1, stall=0.2) as registry,
+        opened(host, owner(ghcr), push=True, patience=0.1, stall=1) as registry,
     ):
         await registry.push_blob(Digest.of(content), content)
     assert ghcr.count("upload-put") == 1
