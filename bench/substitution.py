@@ -38,31 +38,28 @@ def run(bench: Bench) -> None:
 
 
 def _compare_small(bench: Bench, place: Place, nix: Client) -> None:
-    setting = place.setting
-    series = place.series(f"{setting.closures.small_count} small paths", nix)
-    in_use = place.series(f"{setting.closures.small_count} small paths, proxy in use", nix)
-    first = place.series(f"{setting.closures.small_count} small paths, no index yet", nix)
+    setting, small = place.setting, place.setting.closures.small
+    what = f"{setting.closures.small_count} small paths"
+    series = place.series(what, nix)
+    in_use = place.series(f"{what}, proxy in use", nix)
+    first = place.series(f"{what}, no index yet", nix)
 
     def ours() -> Measurement:
         return {
-            first: place.time_ours(nix, setting.closures.small, "new"),
-            series: place.time_ours(nix, setting.closures.small),
-            in_use: place.time_ours(nix, setting.closures.small, "in use"),
+            first: place.time_ours(nix, small, "new"),
+            series: place.time_ours(nix, small),
+            in_use: place.time_ours(nix, small, "in use"),
         }
 
     def floor() -> Measurement:
-        seconds = place.time(nix, setting.plain_url, setting.closures.small)
+        seconds = place.time(nix, setting.plain_url, small)
         return {series: seconds, in_use: seconds, first: seconds}
 
     bench.compare({OURS: ours, _FLOOR: floor})
     # What takes these so long is the distance: it hardly varies, and would take most of the whole run.
-    bench.compare(
-        {_PLAIN: lambda: {series: place.time(nix, place.plain_url, setting.closures.small)}}, rounds=1
-    )
+    bench.compare({_PLAIN: lambda: {series: place.time(nix, place.plain_url, small)}}, rounds=1)
     if place.distance == _NEAR:
-        bench.compare(
-            {_NAIVE: lambda: {series: place.time(nix, place.naive_url, setting.closures.small)}}, rounds=1
-        )
+        bench.compare({_NAIVE: lambda: {series: place.time(nix, place.naive_url, small)}}, rounds=1)
     for one in (series, in_use, first):
         bench.expect(Target(one, OURS, 1.15, beside=_FLOOR))
     if not nix.loads_at_once:
@@ -70,29 +67,26 @@ def _compare_small(bench: Bench, place: Place, nix: Client) -> None:
 
 
 def _compare_whole(bench: Bench, place: Place, nix: Client) -> None:
-    setting = place.setting
+    setting, whole = place.setting, place.setting.closures.whole
     series = place.series("the same and 5 large ones", nix)
     sizes = setting.large_sizes
     transfer = (max(sizes) if nix.loads_at_once else sum(sizes)) / place.distance.rate
 
     def ours() -> Measurement:
-        return {series: place.time_ours(nix, setting.closures.whole)}
+        return {series: place.time_ours(nix, whole)}
 
     def floor() -> Measurement:
-        seconds = place.time(nix, setting.plain_url, setting.closures.whole)
+        seconds = place.time(nix, setting.plain_url, whole)
         bench.figures.record(series, _FLOOR_AND_TRANSFER, seconds + transfer)
         return {series: seconds}
 
     bench.compare({OURS: ours, _FLOOR: floor})
-    bench.compare(
-        {_PLAIN: lambda: {series: place.time(nix, place.plain_url, setting.closures.whole)}}, rounds=1
-    )
+    bench.compare({_PLAIN: lambda: {series: place.time(nix, place.plain_url, whole)}}, rounds=1)
     bench.expect(Target(series, OURS, 1.15, beside=_FLOOR_AND_TRANSFER))
 
 
 def _compare_layered(bench: Bench, place: Place, nix: Client) -> None:
-    setting = place.setting
-    layered = setting.closures.layered
+    setting, layered = place.setting, place.setting.closures.layered
     series = place.series(f"{setting.closures.layered_count} paths in layers, proxy in use", nix)
     bench.compare(
         {

@@ -13,15 +13,12 @@ async def one_ahead(jobs: Iterable[Callable[[], _Result]]) -> AsyncGenerator[_Re
     Where this generator has ended, by an error or by being closed, no job is at work any more.
     """
     loop = asyncio.get_running_loop()
-    waiting = iter(jobs)
-    running: asyncio.Future[_Result] | None = None
+    started = (loop.run_in_executor(None, job) for job in jobs)
+    running = next(started, None)
     try:
-        if (first := next(waiting, None)) is not None:
-            running = loop.run_in_executor(None, first)
         while running is not None:
             result = await asyncio.shield(running)
-            following = next(waiting, None)
-            running = loop.run_in_executor(None, following) if following is not None else None
+            running = next(started, None)
             yield result
     finally:
         if running is not None:

@@ -12,7 +12,6 @@ from nixcache_oci.nix.closure import by_name
 from nixcache_oci.nix.store_path import HashPart
 
 # The catalog gives nothing that it has not parsed: to parse a thousand references again would take 4 ms.
-_OWN_NAME: Final = re.compile(rb"^StorePath: .*/(.*)$", re.MULTILINE)
 _REFERENCES: Final = re.compile(rb"^References:(.*)$", re.MULTILINE)
 
 # Most of what a closure refers to may be an upstream's; after so many look-ups, any guess is as good.
@@ -33,7 +32,7 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
                 return narinfo
             left -= 1
             found = catalog.find(HashPart.parse(reference[:32]))
-            if found is not None:
+            if found is not None and found != narinfo:  # it may refer to itself
                 narinfo = found
                 break
         else:
@@ -41,9 +40,5 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
 
 
 def _references_of(narinfo: bytes) -> list[str]:
-    """Give base names, without its own."""
-    own_name, references = _OWN_NAME.search(narinfo), _REFERENCES.search(narinfo)
-    if own_name is None or references is None:
-        return []
-    own = own_name[1].decode()
-    return [name for name in references[1].decode().split() if name != own]
+    match = _REFERENCES.search(narinfo)
+    return match[1].decode().split() if match is not None else []

@@ -5,7 +5,6 @@ Source: design section 3, promises 1 and 9.
 
 import math
 import time
-from collections.abc import Callable
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
@@ -29,22 +28,13 @@ class Hits:
         packs: fetches ahead.
         nars: gives slices of packs.
         counters: of the proxy.
-        clock: seconds, monotonic.
     """
 
-    def __init__(
-        self,
-        index: LiveIndex,
-        packs: PackCache,
-        nars: NarSource,
-        counters: Counters,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters) -> None:
         self._index = index
         self._packs = packs
         self._nars = nars
         self._counters = counters
-        self._clock = clock
         self._asked_at = -math.inf
 
     def take_narinfo(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
@@ -66,7 +56,7 @@ class Hits:
             narinfo: out of the catalog, which a client asked for.
         """
         catalog = self._index.catalog
-        now = self._clock()
+        now = time.monotonic()
         if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
             self._packs.fetch_ahead_for(first_of_closure(narinfo, catalog))
         self._asked_at = now

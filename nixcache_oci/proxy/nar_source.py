@@ -4,12 +4,12 @@ Memory use is one chunk per stream, and the bounded pack cache. Source: design s
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import NotFoundError
@@ -34,7 +34,7 @@ class NarSource:
         self._repository = repository
         self._packs = packs
         self._quarantine = quarantine
-        self._sizes: OrderedDict[Digest, int] = OrderedDict()
+        self._sizes: Memo[Digest, int] = Memo(_MAX_SIZES)
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
     async def slice_of_pack(self, url: NarUrl) -> bytes:
@@ -86,14 +86,14 @@ class NarSource:
         """
         self._check_quarantine(blob)
         async with open_resuming(self._repository, blob) as stream:
-            self._remember_size(blob, stream.size)
+            self._sizes.put(blob, stream.size)
             try:
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
                     yield stream.size, chunks
             finally:
                 if blob in self._quarantine:
                     # What came was something else, and as long as that is.
-                    self._sizes.pop(blob, None)
+                    self._sizes.forget(blob)
 
     @asynccontextmanager
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -121,13 +121,7 @@ class NarSource:
     def _keep_size(self, blob: Digest, task: asyncio.Task[int]) -> None:
         self._asking.pop(blob, None)
         if not task.cancelled() and task.exception() is None:
-            self._remember_size(blob, task.result())
-
-    def _remember_size(self, blob: Digest, size: int) -> None:
-        self._sizes[blob] = size
-        self._sizes.move_to_end(blob)
-        while len(self._sizes) > _MAX_SIZES:
-            self._sizes.popitem(last=False)
+            self._sizes.put(blob, task.result())
 
 
 def _extent(url: NarUrl) -> tuple[int, int]:

@@ -6,11 +6,11 @@ Source: design section 3, promises 6, 8 and 9.
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError
@@ -59,8 +59,8 @@ class PackCache:
         self._room = PackRoom(clock)
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
-        # Of packs that came, and when that was, the one that came longest ago first.
-        self._sums: OrderedDict[Digest, tuple[PackSums, float]] = OrderedDict()
+        # Of packs that came, and when that was.
+        self._sums: Memo[Digest, tuple[PackSums, float]] = Memo(_MAX_SUMS)
         self._room_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -127,7 +127,7 @@ class PackCache:
     def fetch_ahead(self, pack: Digest) -> None:
         """Download a pack that will be asked for soon, where there is room that nobody else wants.
 
-        Where there is none, the pack has its turn when one that was fetched ahead is read.
+        Where there is none, the pack has its turn when others are read.
         """
         if not self._is_of_use(pack) or (self._room.takes_guesses and self._begin_ahead(pack)):
             return
@@ -176,7 +176,7 @@ class PackCache:
 
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
         """Give the checksums of a pack that is not to come whole, for others would have to go."""
-        sums, since = self._sums.get(pack, (None, 0.0))
+        sums, since = self._sums.get(pack) or (None, 0.0)
         return None if self._room.has_free or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
 
     def _sweep(self) -> None:
@@ -218,10 +218,7 @@ class PackCache:
                 _log.warning("pack not fetched", extra={"fields": {"error": str(error)}})
             raise
         else:
-            self._sums[pack] = sums, self._clock()
-            self._sums.move_to_end(pack)
-            if len(self._sums) > _MAX_SUMS:
-                self._sums.popitem(last=False)
+            self._sums.put(pack, (sums, self._clock()))
             self._counters.packs_fetched += 1
             return content
         finally:

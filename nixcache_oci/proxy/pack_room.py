@@ -92,7 +92,7 @@ class PackRoom:
         return self._make(1, lambda entry: entry.is_unread) or self._make(1, lambda _: False)
 
     def make_for_guess(self) -> bool:
-        """Drop what nobody uses until one more fits, and then a demand; None, and False, if they never do."""
+        """Drop what nobody uses until one more fits, and a demand beside it; else nothing, and give False."""
         busy_since = self._clock() - _BUSY_SECONDS
         return self._make(2, lambda entry: entry.is_unread or entry.used_at > busy_since)
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import parse_error
 from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
-from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.redirect import is_redirect, join
 from nixcache_oci.clients.registry.refusal import Explainer
 from nixcache_oci.clients.registry.retry import Failure, GiveUp

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy import pack_cache, pack_room
@@ -486,9 +487,9 @@ async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> N
     assert bench.repository.opened == [*packs[:-2], packs[-1]]
 
 
-async def test_only_so_many_packs_are_remembered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_packs_are_remembered(bench: Bench) -> None:
     """Of one that was forgotten, the whole comes again."""
-    monkeypatch.setattr(pack_cache, "_MAX_SUMS", IN_FLIGHT)
+    bench.cache._sums = Memo(IN_FLIGHT)
     pack = await displaced(bench, "pack")
     await bench.cache.get(bench.add("one more"))
     bench.repository.extents.clear()

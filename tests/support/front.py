@@ -63,23 +63,19 @@ class Client:
 
     async def expect(self, count: int) -> bytes:
         """Read until so many answers are there."""
-        async with asyncio.timeout(30):
-            while self.received.count(b"HTTP/1.1 ") < count and not self.is_closed:
-                if not self.read():
-                    await asyncio.sleep(0.001)
-        return self.received
+        return await self._read_until(lambda: self.received.count(b"HTTP/1.1 ") >= count)
 
-    async def expect_bytes(self, count: int) -> None:
+    async def expect_bytes(self, count: int) -> bytes:
         """Read until so many bytes are there."""
-        async with asyncio.timeout(30):
-            while len(self.received) < count and not self.is_closed:
-                if not self.read():
-                    await asyncio.sleep(0.001)
+        return await self._read_until(lambda: len(self.received) >= count)
 
     async def expect_end(self) -> bytes:
         """Read until the server ends the connection."""
+        return await self._read_until(lambda: False)
+
+    async def _read_until(self, is_there: Callable[[], bool]) -> bytes:
         async with asyncio.timeout(30):
-            while not self.is_closed:
+            while not is_there() and not self.is_closed:
                 if not self.read():
                     await asyncio.sleep(0.001)
         return self.received

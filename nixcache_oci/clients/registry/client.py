@@ -10,11 +10,11 @@ from pathlib import Path
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.delete import delete_manifest
 from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
-from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.redirect import join
 from nixcache_oci.clients.registry.retry import Failure, RetryPolicy
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags

@@ -6,9 +6,9 @@ from http import HTTPStatus
 
 from yarl import URL
 
+from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
 from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
-from nixcache_oci.clients.registry.memo import Memo
 from nixcache_oci.clients.registry.retry import Failure, GiveUp
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError

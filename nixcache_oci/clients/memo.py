@@ -34,3 +34,7 @@ class Memo(Generic[K, V]):
         self._values.move_to_end(key)
         if len(self._values) > self._entries:
             self._values.popitem(last=False)
+
+    def forget(self, key: K) -> None:
+        """Drop a value that turned out wrong, if it is known."""
+        self._values.pop(key, None)
