@@ -117,6 +117,6 @@ class GcState:
         found: dict[HashPart, set[HashPart]] = {}
         for segment in self.segments:
             for part, narinfo in segment.narinfos.items():
-                parts = {HashPart(reference[:32]) for reference in narinfo.references}
+                parts = {HashPart.of(reference) for reference in narinfo.references}
                 found.setdefault(part, set()).update(parts - {part})
         return {part: frozenset(parts) for part, parts in found.items()}

@@ -56,7 +56,7 @@ def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
         reached.add(part)
         variants = inventory.find(part)
         # All variants, for clients may get any of them.
-        waiting += (HashPart(name[:32]) for entry in variants for name in entry.narinfo.references)
+        waiting += (HashPart.of(name) for entry in variants for name in entry.narinfo.references)
         if variants and all(entry.is_condemned for entry in variants):
             entries.append(variants[0])
     segments = {entry.segment.manifest: entry.segment for entry in entries if entry.segment is not None}

@@ -106,7 +106,7 @@ def find_wanted(problems: Iterable[Problem], segments: Iterable[ReadSegment]) ->
                 kinds_of[part] |= kinds[segment.tag, part]
             else:
                 good.add(part)
-    names = {HashPart(problem.lacks[:32]): problem.lacks for problem in problems}
+    names = {HashPart.of(problem.lacks): problem.lacks for problem in problems}
     return [
         Wanted(
             names[part],
@@ -145,7 +145,7 @@ def find_leaving(
     listings = {(one.tag, part) for one in segments for part in one.narinfos}
     leaving: dict[Listing, str] = {}
     for problem in problems:
-        is_mended = problem.kind is Kind.REFERENCE and HashPart(problem.lacks[:32]) in elsewhere
+        is_mended = problem.kind is Kind.REFERENCE and HashPart.of(problem.lacks) in elsewhere
         if problem.kind in _OF_A_PATH and not is_mended and _listing_of(problem) in listings:
             leaving.setdefault(_listing_of(problem), problem.what)
     held = Counter(part for one in segments for part in one.narinfos if (one.tag, part) not in leaving)
@@ -155,7 +155,7 @@ def find_leaving(
         for part, narinfo in one.narinfos.items():
             names[part] = narinfo.store_path.base_name
             for reference in narinfo.references:
-                referrers[HashPart(reference[:32])].append((one.tag, part))
+                referrers[HashPart.of(reference)].append((one.tag, part))
     waiting = sorted({part for _, part in leaving if not held[part]} - elsewhere)
     while waiting:
         gone = waiting.pop()
@@ -260,4 +260,4 @@ def _refuse(segments: Iterable[ReadSegment], unlisted: Mapping[str, str], lost: 
 
 
 def _listing_of(problem: Problem) -> Listing:
-    return problem.segment, HashPart(problem.path.rpartition("/")[2][:32])
+    return problem.segment, HashPart.of(problem.path.rpartition("/")[2])

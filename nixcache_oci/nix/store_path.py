@@ -42,6 +42,11 @@ class HashPart(str):
         """
         return cls(text)
 
+    @classmethod
+    def of(cls, base_name: str) -> Self:
+        """Take the hash part that a base name begins with; FormatError where it begins with none."""
+        return cls(base_name[:_HASH_LETTERS])
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class StorePath:
@@ -95,7 +100,7 @@ class StorePath:
         """
         if base_name[_HASH_LETTERS : _HASH_LETTERS + 1] != "-":
             raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
-        return cls(store_dir, HashPart(base_name[:_HASH_LETTERS]), base_name[_HASH_LETTERS + 1 :])
+        return cls(store_dir, HashPart.of(base_name), base_name[_HASH_LETTERS + 1 :])
 
 
 def check_store_dir(store_dir: str) -> None:

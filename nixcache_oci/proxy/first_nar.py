@@ -31,7 +31,7 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
             if not left:
                 return narinfo
             left -= 1
-            found = catalog.find(HashPart.parse(reference[:32]))
+            found = catalog.find(HashPart.of(reference))
             if found is not None and found != narinfo:  # it may refer to itself
                 narinfo = found
                 break

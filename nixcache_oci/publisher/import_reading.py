@@ -38,12 +38,12 @@ class Offer:
     @property
     def absent(self) -> set[str]:
         """What is referred to, and not there; base names."""
-        return {one for one in self._foreign() if hash_part_of(one) not in self.bad_parts}
+        return {one for one in self._foreign() if HashPart.of(one) not in self.bad_parts}
 
     @property
     def bad_references(self) -> set[str]:
         """What is referred to, and bad; base names."""
-        return {one for one in self._foreign() if hash_part_of(one) in self.bad_parts}
+        return {one for one in self._foreign() if HashPart.of(one) in self.bad_parts}
 
     @property
     def unsigned(self) -> int:
@@ -114,7 +114,7 @@ class _Reader:
                 for narinfo in found
                 if narinfo is not None
                 for reference in narinfo.references
-                if (part := hash_part_of(reference)) not in self._asked
+                if (part := HashPart.of(reference)) not in self._asked
             }
 
     async def _read_one(self, part: HashPart, wanted: str | None) -> NarInfo | None:
@@ -158,11 +158,6 @@ class _Reader:
 def most_file_bytes(narinfo: NarInfo) -> int:
     """Tell how large a compressed NAR may be: room is made for what NarSize says, and not for more."""
     return narinfo.nar_size + narinfo.nar_size // _MOST_ADDED_SHARE + _MOST_ADDED_BYTES
-
-
-def hash_part_of(base_name: str) -> HashPart:
-    """Tell the hash part of a base name out of a narinfo, which was checked."""
-    return HashPart(base_name.partition("-")[0])
 
 
 def _part(wanted: StorePath | HashPart) -> HashPart:

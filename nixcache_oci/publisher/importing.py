@@ -22,9 +22,9 @@ from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
-from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
-from nixcache_oci.publisher.import_reading import Offer, hash_part_of
+from nixcache_oci.publisher.import_reading import Offer
 from nixcache_oci.publisher.import_staging import Copier
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
@@ -127,7 +127,7 @@ class Importer(Committer):
         """Find what is referred to, and is neither offered, nor listed, nor upstream; base names."""
 
         async def find(base_name: str) -> str | None:
-            hash_part = hash_part_of(base_name)
+            hash_part = HashPart.of(base_name)
             if find_listed(hash_part) is not None:
                 return None
             try:
@@ -161,7 +161,7 @@ def make_import_plan(
     ordered = order_by_references(infos.values())
     listed = {info.store_path: find_listed(info.store_path.hash_part) for info in ordered}
     left_out = dict(offer.bad)
-    bad = {name for name in offer.bad_references if find_listed(hash_part_of(name)) is None}
+    bad = {name for name in offer.bad_references if find_listed(HashPart.of(name)) is None}
     candidates = [
         info
         for info in ordered
