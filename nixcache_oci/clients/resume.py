@@ -9,7 +9,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.errors import FormatError, RegistryError
@@ -19,6 +19,16 @@ ATTEMPTS_WITHOUT_PROGRESS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 0.1
 
 Sleep = Callable[[float], Awaitable[None]]
+
+
+class Receiver(Protocol):
+    """Whoever does not wait until a blob is here and checked."""
+
+    async def begin(self, content: bytearray) -> None:
+        """Take the place for the bytes, before they come."""
+
+    def advance(self, arrived: int) -> None:
+        """Hear that so many bytes are in their place, not checked."""
 
 
 @asynccontextmanager
@@ -51,7 +61,7 @@ async def read_blob(
     digest: Digest,
     limit: int,
     *,
-    when_open: Callable[[int], Awaitable[None]] | None = None,
+    receiver: Receiver | None = None,
 ) -> bytearray:
     """Read a whole blob into memory, once, and check it.
 
@@ -59,7 +69,7 @@ async def read_blob(
         repository: where it lies.
         digest: its name.
         limit: bytes that it may have at most.
-        when_open: is told how many it has, before they come.
+        receiver: is told how far it has come, once its size is found to be within the limit.
 
     Raises:
         FormatError: it is larger; nothing was read then.
@@ -69,13 +79,15 @@ async def read_blob(
     async with open_resuming(repository, digest) as blob:
         if blob.size > limit:
             raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
-        if when_open is not None:
-            await when_open(blob.size)
         content = bytearray(blob.size)
+        if receiver is not None:
+            await receiver.begin(content)
         position = 0
         async for chunk in blob.chunks:
             content[position : position + len(chunk)] = chunk
             position += len(chunk)
+            if receiver is not None:
+                receiver.advance(position)
     # Hashing 16 MiB takes 10 ms: long enough to be in the way of others.
     await asyncio.to_thread(digest.check, content)
     return content

@@ -38,7 +38,7 @@ class NarSource:
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
     async def slice_of_pack(self, url: NarUrl) -> bytes:
-        """Give a NAR that lies in a pack; it was checked, as a part of the whole pack or of its blocks.
+        """Give a NAR that lies in a pack; it was checked: by itself, or in the whole pack, or in its blocks.
 
         Raises:
             NotFoundError: the pack is in quarantine.
@@ -53,9 +53,7 @@ class NarSource:
 
         Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
         """
-        pack = self._packs.at_hand(url.blob) if url.blob not in self._quarantine else None
-        start, end = _extent(url)
-        return None if pack is None or end > len(pack) else memoryview(pack)[start:end]
+        return None if url.blob in self._quarantine else self._packs.at_hand(url.blob, *_extent(url))
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.

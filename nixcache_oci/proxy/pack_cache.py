@@ -15,10 +15,12 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.arrival import Arrival
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.pack_room import UNUSED_SECONDS, Entry, PackRoom
 from nixcache_oci.proxy.pack_sums import PackSums
 from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.slice_hashes import SliceHashes
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class PackCache:
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.
         self._sums: Memo[Digest, tuple[PackSums, float]] = Memo(_MAX_SUMS)
+        self._hashes = SliceHashes()
         self._room_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -69,26 +72,10 @@ class PackCache:
         """Bytes that count against the capacity, packs on their way among them."""
         return self._room.used_bytes
 
-    async def get(self, pack: Digest) -> bytearray:
-        """Give a pack; whoever asks for the same one meanwhile shares the download.
-
-        Raises:
-            RegistryError: it could not be fetched.
-            DigestError: it is not what its digest says.
-            FormatError: it is larger than a pack may be.
-        """
-        entries = self._room.entries
-        entry = entries.get(pack)
-        if entry is None:
-            async with self._room_freed:
-                await self._room_freed.wait_for(lambda: pack in entries or self._room.make_for_demand())
-                entry = entries.get(pack) or self._start(pack)
-        self._mark_read(pack, entry)
-        # A client that hangs up must not stop the download for the others.
-        return await asyncio.shield(entry.download)
-
     async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
         """Give a part of a pack: out of memory, or alone where the whole pack came and had to go.
+
+        Whoever asks for the same pack meanwhile shares the download.
 
         Raises:
             RegistryError: it could not be fetched.
@@ -97,9 +84,7 @@ class PackCache:
         """
         sums = None if pack in self._room.entries else self._sums_instead_of(pack)
         if sums is None:
-            content = await self.get(pack)
-            _check_extent(pack, start, end, len(content))
-            return bytes(memoryview(content)[start:end])
+            return bytes(await self._cut_out_of_whole(pack, start, end))
         _check_extent(pack, start, end, sums.size)
         try:
             return await sums.read(self._repository, pack, start, end)
@@ -107,22 +92,36 @@ class PackCache:
             self._quarantine.add(pack)
             raise
 
-    def at_hand(self, pack: Digest) -> bytearray | None:
-        """Give what ``get`` would give at once; None where it would have to wait, or fail."""
+    def at_hand(self, pack: Digest, start: int, end: int) -> memoryview | None:
+        """Give what ``cut_out`` would give at once; None where it would have to wait, or fail.
+
+        Whoever keeps the view keeps the whole pack, which may count for nothing here by then.
+        """
         entry = self._room.entries.get(pack)
-        # A download that fails drops its entry; only one that was cancelled before it began does not.
-        if entry is None or not entry.download.done() or entry.download.cancelled():
+        if entry is None:
             return None
-        self._mark_read(pack, entry)
-        return entry.download.result()
+        if not entry.download.done():
+            part = self._early_part(pack, entry, start, end)
+        # A download that fails drops its entry; only one that was cancelled before it began does not.
+        elif entry.download.cancelled() or end > len(content := entry.download.result()):
+            return None
+        else:
+            part = memoryview(content)[start:end]
+        if part is not None:
+            self._mark_read(pack, entry)
+        return part
 
     def fetch_ahead_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
         # First, because a crawl serves thousands of narinfos to no end.
         if not self._room.takes_guesses and len(self._wanted) >= _MAX_WANTED:
             return
-        if (pack := pack_of(narinfo)) is not None:
-            self.fetch_ahead(pack)
+        if (pack := pack_of(narinfo)) is None:
+            return
+        entry = self._room.entries.get(pack)
+        if entry is None or not entry.download.done():
+            self._hashes.learn(narinfo)
+        self.fetch_ahead(pack)
 
     def fetch_ahead(self, pack: Digest) -> None:
         """Download a pack that will be asked for soon, where there is room that nobody else wants.
@@ -142,6 +141,28 @@ class PackCache:
         for download in downloads:
             download.cancel()
         await asyncio.gather(*downloads, return_exceptions=True)
+
+    async def _cut_out_of_whole(self, pack: Digest, start: int, end: int) -> memoryview:
+        entries = self._room.entries
+        entry = entries.get(pack)
+        if entry is None:
+            async with self._room_freed:
+                await self._room_freed.wait_for(lambda: pack in entries or self._room.make_for_demand())
+                entry = entries.get(pack) or self._start(pack)
+        self._mark_read(pack, entry)
+        if self._hashes.are_known(pack, start, end):
+            await entry.arrival.reach(end)
+            if (part := self._early_part(pack, entry, start, end)) is not None:
+                return part
+        # A client that hangs up must not stop the download for the others.
+        content = await asyncio.shield(entry.download)
+        _check_extent(pack, start, end, len(content))
+        return memoryview(content)[start:end]
+
+    def _early_part(self, pack: Digest, entry: Entry, start: int, end: int) -> memoryview | None:
+        """Give a part of a pack that is not checked as a whole yet, if it is here and right by itself."""
+        part = entry.arrival.view(start, end)
+        return part if part is not None and self._hashes.agree(pack, start, part) else None
 
     def _mark_read(self, pack: Digest, entry: Entry) -> None:
         self._wanted.pop(pack, None)
@@ -194,19 +215,22 @@ class PackCache:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
     def _start(self, pack: Digest) -> Entry:
-        download = asyncio.create_task(self._download(pack), name=f"pack {pack.hex[:12]}")
-        download.add_done_callback(_retrieve)
-        self._sweep_later()
-        return self._room.add(pack, download)
-
-    async def _download(self, pack: Digest) -> bytearray:
         async def when_open(size: int) -> None:
-            self._room.resize(self._room.entries[pack], size)
+            self._room.resize(entry, size)
             self._fetch_wanted()
             await self._tell_of_room()
 
+        arrival = Arrival(when_open)
+        download = asyncio.create_task(self._download(pack, arrival), name=f"pack {pack.hex[:12]}")
+        download.add_done_callback(_retrieve)
+        download.add_done_callback(lambda _: arrival.end())
+        self._sweep_later()
+        entry = self._room.add(pack, download, arrival)
+        return entry
+
+    async def _download(self, pack: Digest, arrival: Arrival) -> bytearray:
         try:
-            content = await read_blob(self._repository, pack, MAX_PACK_BYTES, when_open=when_open)
+            content = await read_blob(self._repository, pack, MAX_PACK_BYTES, receiver=arrival)
             sums = await asyncio.to_thread(PackSums.of, content)
         except BaseException as error:
             # A failed download must not stay: the next request tries again, or finds it in quarantine.

@@ -8,6 +8,7 @@ from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.arrival import Arrival
 
 CAPACITY_BYTES: Final = 16 * MAX_PACK_BYTES
 AHEAD_BYTES: Final = 4 * MAX_PACK_BYTES
@@ -25,13 +26,15 @@ class Entry:
     """A pack, downloaded or on its way.
 
     Attributes:
-        download: gives the content.
+        download: gives the content, checked.
+        arrival: gives parts of it before, unchecked.
         used_at: when it was asked for last, or begun, in seconds of the clock.
         is_unread: whether nobody has asked for it yet.
         room_bytes: what it counts for: the largest pack while its size is not known.
     """
 
     download: asyncio.Task[bytearray]
+    arrival: Arrival
     used_at: float
     is_unread: bool = True
     room_bytes: int = 0
@@ -64,9 +67,9 @@ class PackRoom:
         """Tell whether one more may be here that nobody asked for."""
         return self._unread_bytes + MAX_PACK_BYTES <= AHEAD_BYTES
 
-    def add(self, pack: Digest, download: asyncio.Task[bytearray]) -> Entry:
+    def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> Entry:
         """Take a pack in whose download has begun, and for which room was made."""
-        entry = self.entries[pack] = Entry(download, self._clock())
+        entry = self.entries[pack] = Entry(download, arrival, self._clock())
         self.resize(entry, MAX_PACK_BYTES)
         return entry
 

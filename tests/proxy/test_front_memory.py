@@ -60,7 +60,7 @@ def test_a_transport_holds_one_turn(
     async def run() -> bytes:
         async with make_bench(cache.folder) as bench, bench.connect() as client:
             for pack in cache.packs:
-                await bench.app[keys.PACKS].get(pack)
+                await bench.app[keys.PACKS].cut_out(pack, 0, 1)
             [connection] = bench.connections
             sending = asyncio.create_task(client.send(_requests(cache, COUNT) + LAST))
             async with asyncio.timeout(60):
@@ -96,11 +96,13 @@ def test_what_waits_for_a_client_holds_no_pack(
 
     async def run() -> None:
         async with make_bench(cache.folder) as bench, bench.connect() as client:
-            pack = await bench.app[keys.PACKS].get(cache.packs[0])
+            packs = bench.app[keys.PACKS]
+            await packs.cut_out(cache.packs[0], 0, 1)
             await client.send(_requests(cache, 20))
             [connection] = bench.connections
             assert _holds(connection)[0] > 0
-            pack.append(0)  # BufferError where anything looks into it
+            content = packs._room.entries[cache.packs[0]].download.result()
+            content.append(0)  # BufferError where anything looks into it
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())

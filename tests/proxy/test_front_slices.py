@@ -87,7 +87,7 @@ def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Aw
             if state != "absent":
                 packs.fetch_ahead(pack)
             if state == "read":
-                await packs.get(pack)
+                await packs.cut_out(pack, 0, 1)
             if state == "fetched ahead":
                 await fetched(packs)
 
@@ -116,7 +116,7 @@ async def test_a_slice_in_memory_never_comes_to_the_library(
     cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or all that is proven here of both ways would be proven of one."""
-    await bench.app[keys.PACKS].get(cache.packs[0])
+    await bench.app[keys.PACKS].cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
         monkeypatch.setattr(LibraryProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):

@@ -34,6 +34,14 @@ class Bench:
         """Put a pack of the largest size in."""
         return self.repository.add(content_of(name))
 
+    async def get(self, pack: Digest) -> bytes:
+        """Ask for all of a pack."""
+        return await self.cache.cut_out(pack, 0, len(self.repository.blobs.get(pack, b"?")))
+
+    def at_hand(self, pack: Digest) -> memoryview | None:
+        """Ask for all of a pack, if it is here."""
+        return self.cache.at_hand(pack, 0, PACK_BYTES)
+
     async def sweep(self) -> None:
         """Let so much time pass that all is forgotten that nobody used."""
         self.now += 200
@@ -72,11 +80,11 @@ async def test_one_download_serves_all(bench: Bench) -> None:
     """Sixteen clients that want the same pack at once cost one request; and later ones cost none."""
     pack = bench.add("pack")
     bench.repository.gate.clear()
-    clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
+    clients = [asyncio.create_task(bench.get(pack)) for _ in range(16)]
     await settle()
     bench.repository.gate.set()
     assert [bytes(content) for content in await asyncio.gather(*clients)] == [content_of("pack")] * 16
-    assert bytes(await bench.cache.get(pack)) == content_of("pack")
+    assert bytes(await bench.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
 
 
@@ -84,7 +92,7 @@ async def test_a_client_that_hangs_up_does_not_stop_the_others(bench: Bench) -> 
     """Not even the one whose request began the download."""
     pack = bench.add("pack")
     bench.repository.gate.clear()
-    first, second = (asyncio.create_task(bench.cache.get(pack)) for _ in range(2))
+    first, second = (asyncio.create_task(bench.get(pack)) for _ in range(2))
     await settle()
     first.cancel()
     await settle()
@@ -97,7 +105,7 @@ async def test_packs_on_their_way_count(bench: Bench) -> None:
     """Any number of clients that want different packs get them, a bounded number at a time."""
     packs = [bench.add(f"pack {number}") for number in range(3 * IN_FLIGHT)]
     bench.repository.gate.clear()
-    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    clients = [asyncio.create_task(bench.get(pack)) for pack in packs]
     await settle()
     assert bench.repository.running == IN_FLIGHT
     assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
@@ -110,7 +118,7 @@ async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> N
     """Room that is freed goes to one who still waits."""
     packs = [bench.add(f"pack {number}") for number in range(IN_FLIGHT + 2)]
     bench.repository.gate.clear()
-    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    clients = [asyncio.create_task(bench.get(pack)) for pack in packs]
     await settle()
     clients[IN_FLIGHT].cancel()
     await settle()
@@ -123,14 +131,14 @@ async def test_what_was_used_longest_ago_goes_first(bench: Bench, *, at_hand: bo
     """Memory is bounded, however many packs are asked for."""
     packs = [bench.add(f"pack {number}") for number in range(IN_FLIGHT)]
     for pack in packs:
-        await bench.cache.get(pack)
-    assert bench.cache.at_hand(packs[0]) if at_hand else await bench.cache.get(packs[0])
-    await bench.cache.get(bench.add("one more"))
+        await bench.get(pack)
+    assert bench.at_hand(packs[0]) if at_hand else await bench.get(packs[0])
+    await bench.get(bench.add("one more"))
     assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
     bench.repository.opened.clear()
-    await bench.cache.get(packs[0])
+    await bench.get(packs[0])
     assert bench.repository.opened == []
-    await bench.cache.get(packs[1])
+    await bench.get(packs[1])
     assert bench.repository.opened == [packs[1]]
 
 
@@ -139,7 +147,7 @@ async def test_a_wrong_pack_is_refused_and_put_into_quarantine(bench: Bench) -> 
     pack = Digest.of(b"right")
     bench.repository.blobs[pack] = b"wrong"
     with pytest.raises(DigestError):
-        await bench.cache.get(pack)
+        await bench.get(pack)
     assert pack in bench.quarantine
     assert bench.cache.used_bytes == 0
 
@@ -149,16 +157,16 @@ async def test_a_pack_over_the_limit_is_refused_before_it_is_read(bench: Bench) 
     pack = bench.repository.add(bytes(PACK_BYTES + 1))
     bench.repository.gate.clear()
     with pytest.raises(FormatError, match="limit"):
-        await asyncio.wait_for(bench.cache.get(pack), 10)
+        await asyncio.wait_for(bench.get(pack), 10)
 
 
 async def test_a_failed_download_is_tried_again_when_asked(bench: Bench) -> None:
     """One failure must not stay for ever."""
     pack = Digest.of(content_of("late"))
     with pytest.raises(NotFoundError):
-        await bench.cache.get(pack)
+        await bench.get(pack)
     bench.add("late")
-    assert bytes(await bench.cache.get(pack)) == content_of("late")
+    assert bytes(await bench.get(pack)) == content_of("late")
 
 
 async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
@@ -167,7 +175,7 @@ async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     bench.cache.fetch_ahead(pack)
     bench.cache.fetch_ahead(pack)
     await settle()
-    assert bytes(await bench.cache.get(pack)) == content_of("pack")
+    assert bytes(await bench.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
     assert bench.counters.packs_fetched_ahead == 1
 
@@ -176,16 +184,16 @@ async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
     """Not a pack on its way, and not one that is wrong; and nothing is fetched for it."""
     pack, wrong = bench.add("pack"), Digest.of(b"right")
     bench.repository.blobs[wrong] = b"wrong"
-    assert bench.cache.at_hand(pack) is None
+    assert bench.at_hand(pack) is None
     assert bench.repository.opened == []
     bench.repository.gate.clear()
     bench.cache.fetch_ahead(pack)
     bench.cache.fetch_ahead(wrong)
     await settle()
-    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (None, None)
+    assert (bench.at_hand(pack), bench.at_hand(wrong)) == (None, None)
     bench.repository.gate.set()
     await settle()
-    assert (bench.cache.at_hand(pack), bench.cache.at_hand(wrong)) == (bytearray(content_of("pack")), None)
+    assert (bench.at_hand(pack), bench.at_hand(wrong)) == (memoryview(content_of("pack")), None)
 
 
 async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(bench: Bench) -> None:
@@ -193,7 +201,7 @@ async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(benc
     pack = bench.add("pack")
     bench.cache.fetch_ahead(pack)
     await bench.cache.close()
-    assert bench.cache.at_hand(pack) is None
+    assert bench.at_hand(pack) is None
 
 
 async def test_at_hand_counts_as_read(bench: Bench) -> None:
@@ -203,7 +211,7 @@ async def test_at_hand_counts_as_read(bench: Bench) -> None:
         bench.cache.fetch_ahead(pack)
     await settle()
     assert bench.repository.opened == packs[:-1]
-    assert bench.cache.at_hand(packs[0]) == bytearray(content_of("pack 0"))
+    assert bench.at_hand(packs[0]) == memoryview(content_of("pack 0"))
     await settle()
     assert bench.repository.opened == packs
 
@@ -215,7 +223,7 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
         bench.cache.fetch_ahead(pack)
         await settle()
     assert bench.repository.opened == packs[:AHEAD]
-    await bench.cache.get(packs[0])
+    await bench.get(packs[0])
     await settle()
     assert bench.repository.opened == packs[: AHEAD + 2]
 
@@ -228,7 +236,7 @@ async def test_a_closure_of_many_packs_is_fetched_ahead_to_its_end(bench: Bench)
     for pack in packs:
         await settle()
         assert pack in bench.repository.opened
-        await bench.cache.get(pack)
+        await bench.get(pack)
         bench.now += 5  # so slowly that those which were read make way
     assert bench.repository.opened == packs
 
@@ -241,7 +249,7 @@ async def test_what_nobody_came_for_in_time_is_not_fetched_any_more(bench: Bench
     await settle()
     await bench.sweep()
     assert bench.cache.used_bytes == 0
-    await bench.cache.get(packs[0])
+    await bench.get(packs[0])
     await settle()
     assert bench.repository.opened == [*packs[:-1], packs[0]]
 
@@ -254,7 +262,7 @@ async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench
     wanted = [bench.add("wanted"), bench.add("wanted, too")]
     clients = []
     for pack in wanted:
-        clients.append(asyncio.create_task(bench.cache.get(pack)))
+        clients.append(asyncio.create_task(bench.get(pack)))
         await settle()
         assert pack in bench.repository.opened
     bench.repository.gate.set()
@@ -289,7 +297,7 @@ async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) ->
     assert bench.repository.opened == [pack]
     # Whoever wants it now is not told of the past.
     bench.add("late")
-    assert bytes(await bench.cache.get(pack)) == content_of("late")
+    assert bytes(await bench.get(pack)) == content_of("late")
 
 
 async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
@@ -308,18 +316,18 @@ async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
 async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(bench: Bench) -> None:
     """It would cost somebody a pack that was read, and gain nothing."""
     read, ahead = bench.repository.add(b"read"), bench.repository.add(b"ahead")
-    await bench.cache.get(read)
+    await bench.get(read)
     bench.cache.fetch_ahead(ahead)
     await settle()
     bench.repository.gate.clear()
     wanted = [bench.add(f"wanted {number}") for number in range(IN_FLIGHT - 1)]
-    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in wanted]
+    clients = [asyncio.create_task(bench.get(pack)) for pack in wanted]
     await settle()
     bench.now += 5
     bench.cache.fetch_ahead(bench.add("one more"))
     await settle()
     assert bench.repository.opened == [read, ahead, *wanted]
-    assert bytes(await bench.cache.get(read)) == b"read"
+    assert bytes(await bench.get(read)) == b"read"
     assert bench.repository.opened == [read, ahead, *wanted]
     bench.repository.gate.set()
     await asyncio.gather(*clients)
@@ -329,7 +337,7 @@ async def test_all_waiters_may_give_up(bench: Bench) -> None:
     """Cancelled in every state, waiting for room or for a download: the cache works on."""
     packs = [bench.add(f"pack {number}") for number in range(2 * IN_FLIGHT)]
     bench.repository.gate.clear()
-    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    clients = [asyncio.create_task(bench.get(pack)) for pack in packs]
     await settle()
     for client in clients:
         client.cancel()
@@ -338,20 +346,16 @@ async def test_all_waiters_may_give_up(bench: Bench) -> None:
     bench.repository.gate.set()
     await settle()
     assert bench.repository.opened == packs[:IN_FLIGHT], "the others had not begun, and nobody wants them"
-    assert bytes(await asyncio.wait_for(bench.cache.get(packs[-1]), 10)) == content_of(
-        f"pack {len(packs) - 1}"
-    )
+    assert bytes(await asyncio.wait_for(bench.get(packs[-1]), 10)) == content_of(f"pack {len(packs) - 1}")
 
 
 async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench) -> None:
     """They wait together, and share the one download that begins when there is room."""
     bench.repository.gate.clear()
-    first = [
-        asyncio.create_task(bench.cache.get(bench.add(f"first {number}"))) for number in range(IN_FLIGHT)
-    ]
+    first = [asyncio.create_task(bench.get(bench.add(f"first {number}"))) for number in range(IN_FLIGHT)]
     await settle()
     pack = bench.add("wanted by many")
-    clients = [asyncio.create_task(bench.cache.get(pack)) for _ in range(16)]
+    clients = [asyncio.create_task(bench.get(pack)) for _ in range(16)]
     await settle()
     bench.repository.gate.set()
     await asyncio.wait_for(asyncio.gather(*first, *clients), 10)
@@ -362,7 +366,7 @@ async def test_closing_ends_downloads(bench: Bench) -> None:
     """Also those that nobody waits for; no task is left behind."""
     bench.repository.gate.clear()
     bench.cache.fetch_ahead(bench.add("ahead"))
-    client = asyncio.create_task(bench.cache.get(bench.add("wanted")))
+    client = asyncio.create_task(bench.get(bench.add("wanted")))
     await settle()
     await bench.cache.close()
     await asyncio.wait([client])
@@ -387,7 +391,7 @@ async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:
     """Another client, whose pack had no room beside packs of unknown size."""
     bench.repository.gate.clear()
     packs = [bench.repository.add(f"pack {number}".encode()) for number in range(4 * IN_FLIGHT)]
-    clients = [asyncio.create_task(bench.cache.get(pack)) for pack in packs]
+    clients = [asyncio.create_task(bench.get(pack)) for pack in packs]
     await settle()
     assert bench.repository.opened == packs
     bench.repository.gate.set()
@@ -400,9 +404,9 @@ async def test_a_demand_takes_the_room_of_what_was_read_before_that_of_guesses(b
     bench.cache.fetch_ahead(ahead)
     await settle()
     for number in range(2 * IN_FLIGHT):
-        await bench.cache.get(bench.add(f"pack {number}"))
+        await bench.get(bench.add(f"pack {number}"))
     bench.repository.opened.clear()
-    await bench.cache.get(ahead)
+    await bench.get(ahead)
     assert bench.repository.opened == []
 
 
@@ -426,9 +430,9 @@ async def test_packs_that_are_wanted_by_turns_come_whole_only_once(bench: Bench)
 async def displaced(bench: Bench, name: str) -> Digest:
     """Have a pack fetched, and then so many others that it had to go."""
     pack = bench.add(name)
-    await bench.cache.get(pack)
+    await bench.get(pack)
     for number in range(IN_FLIGHT):
-        await bench.cache.get(bench.add(f"other {number}"))
+        await bench.get(bench.add(f"other {number}"))
     bench.repository.opened.clear()
     return pack
 
@@ -460,11 +464,11 @@ async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
 
 async def test_memory_is_given_back(bench: Bench) -> None:
     """When a closure was read and nobody has come since; what is on its way stays."""
-    await bench.cache.get(bench.add("read"))
+    await bench.get(bench.add("read"))
     bench.cache.fetch_ahead(bench.add("unread"))
     await settle()
     bench.repository.gate.clear()
-    client = asyncio.create_task(bench.cache.get(bench.add("on its way")))
+    client = asyncio.create_task(bench.get(bench.add("on its way")))
     await settle()
     await bench.sweep()
     assert bench.cache.used_bytes == PACK_BYTES
@@ -482,7 +486,7 @@ async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> N
         bench.cache.fetch_ahead(pack)
     await settle()
     bench.quarantine.add(packs[-2])
-    await bench.cache.get(packs[0])
+    await bench.get(packs[0])
     await settle()
     assert bench.repository.opened == [*packs[:-2], packs[-1]]
 
@@ -491,7 +495,7 @@ async def test_only_so_many_packs_are_remembered(bench: Bench) -> None:
     """Of one that was forgotten, the whole comes again."""
     bench.cache._sums = Memo(IN_FLIGHT)
     pack = await displaced(bench, "pack")
-    await bench.cache.get(bench.add("one more"))
+    await bench.get(bench.add("one more"))
     bench.repository.extents.clear()
     await bench.cache.cut_out(pack, 0, 10)
     assert bench.repository.extents == [(pack, None)]

@@ -16,6 +16,8 @@ class SlowRepository:
         opened: digest of each download, in order.
         extents: the same with start and end of what was asked for; None where that was the whole blob.
         gate: while it is not set, every download waits.
+        before_gate: bytes that each download gives before it waits.
+        broken: what every download fails of behind the gate.
         running: downloads that are under way.
         error: what every request for a blob fails of.
     """
@@ -28,6 +30,8 @@ class SlowRepository:
         self.extents: list[tuple[Digest, tuple[int, int | None] | None]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.before_gate = 0
+        self.broken: Exception | None = None
         self.running = 0
         self.error: Exception | None = None
 
@@ -50,8 +54,13 @@ class SlowRepository:
         stop = len(content) if end is None else end
 
         async def chunks() -> AsyncIterator[bytes]:
+            at_gate = min(start + self.before_gate, stop)
+            if at_gate > start:
+                yield content[start:at_gate]
             await self.gate.wait()
-            yield content[start:stop]
+            if self.broken is not None:
+                raise self.broken
+            yield content[at_gate:stop]
 
         self.running += 1
         try:
