@@ -1,8 +1,8 @@
 """nix32: the base 32 in which Nix writes hashes.
 
-It is the ordinary base 32 of the bytes in reverse order, with an alphabet of its own, and with the bits that
-fill up the last letter at the front. So the standard library's fast codec does the work, given whole groups
-of five bytes (eight letters).
+The letters are the digits, of an alphabet of its own, of the number whose bytes these are, the lowest first.
+So ``int`` reads them, several times as fast as the standard library's codec for base 32 would. That codec
+writes them, given whole groups of five bytes (eight letters) in reverse order.
 
 Source: Nix manual, "Store path", digest; Nix, ``libutil/base-nix-32``.
 """
@@ -19,10 +19,9 @@ LETTER: Final = "[0-9a-df-np-sv-z]"
 
 _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _TO_NIX = bytes.maketrans(_STANDARD, ALPHABET.encode())
-_FROM_NIX = bytes.maketrans(ALPHABET.encode(), _STANDARD)
+_TO_DIGITS = bytes.maketrans(ALPHABET.encode(), b"0123456789abcdefghijklmnopqrstuv")
 _TEXT = re.compile(f"{LETTER}*")
 _GROUP_BYTES = 5
-_GROUP_LETTERS = 8
 
 
 def encoded_length(size: int) -> int:
@@ -49,8 +48,9 @@ def decode(text: str) -> bytes:
     size = len(text) * 5 // 8
     if encoded_length(size) != len(text):
         raise FormatError(f"nix32: nothing is {len(text)} letters long: {text[:80]!r}")
-    filled = ALPHABET[0] * (-len(text) % _GROUP_LETTERS) + text
-    data = base64.b32decode(filled.encode().translate(_FROM_NIX))[::-1]
-    if any(data[size:]):
-        raise FormatError(f"nix32: the bits that fill up the first letter are not zero: {text[:80]!r}")
-    return data[:size]
+    try:
+        return int(text.encode().translate(_TO_DIGITS) or b"0", 32).to_bytes(size, "little")
+    except OverflowError:
+        raise FormatError(
+            f"nix32: the bits that fill up the first letter are not zero: {text[:80]!r}"
+        ) from None

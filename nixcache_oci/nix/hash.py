@@ -16,6 +16,7 @@ from nixcache_oci.nix import base32
 DIGEST_SIZES: Final = MappingProxyType({"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64})
 """Bytes in the digest of each algorithm that every Nix knows."""
 
+_BEGINNING = re.compile(r"([a-z0-9]+)([:-])")
 _HEX = re.compile(r"[0-9A-Fa-f]*")
 
 
@@ -56,7 +57,7 @@ class NixHash:
         Raises:
             FormatError: none of these, or an algorithm that not every Nix knows.
         """
-        match = re.match(r"([a-z0-9]+)([:-])", text)
+        match = _BEGINNING.match(text)
         if match is None or match[1] not in DIGEST_SIZES:
             raise FormatError(f"hash: expected <algorithm>:<digest>, got {text[:80]!r}")
         algorithm, rest = match[1], text[match.end() :]

@@ -15,7 +15,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import ContentAddress
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.signature import Signature
-from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.nix.store_path import StorePath, check_base_name
 
 COMPRESSIONS: Final = frozenset(
     {"none", "xz", "bzip2", "gzip", "zstd", "br", "lzma", "lz4", "lzip", "compress"}
@@ -39,7 +39,7 @@ _SINGLE_FIELDS = frozenset(
     }
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
-_LINE = re.compile(r"(?P<name>[^:\s\x00-\x1f\x7f]+): (?P<value>[^\x00-\x08\x0a-\x1f\x7f]*)")
+_LINE = re.compile(r"([^:\s\x00-\x1f\x7f]+): ([^\x00-\x08\x0a-\x1f\x7f]*)")
 _SIZE = re.compile(r"[0-9]{1,20}")
 _MAX_SIZE = 2**64 - 1
 _ABSOLUTE_URL = re.compile(r"https?://[^/?#]+.*")
@@ -88,7 +88,7 @@ class NarInfo:
         if not 0 < self.nar_size <= _MAX_SIZE or not 0 <= (self.file_size or 0) <= _MAX_SIZE:
             raise FormatError("narinfo: NarSize has to be above 0, both sizes below 2^64")
         for base_name in (*self.references, *([] if self.deriver is None else [self.deriver])):
-            StorePath.from_base_name(base_name, self.store_path.store_dir)
+            check_base_name(base_name)
         if self.ca is not None:
             ContentAddress.parse(self.ca)
         for name, value in self.extra:
@@ -170,7 +170,7 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
         match = _LINE.fullmatch(line)
         if match is None:
             raise FormatError(f"narinfo: expected <field>: <value>, got {line[:160]!r}")
-        yield match["name"], match["value"]
+        yield match[1], match[2]
 
 
 def _required(fields: Mapping[str, str], name: str) -> str:

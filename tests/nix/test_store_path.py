@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.nix.store_path import HashPart, StorePath, check_base_name
 from tests.nix.samples import hash_parts, store_paths
 
 _HASH = "wh95ph7yyj7a9gqziw85bhapwkb96vln"
@@ -15,6 +17,29 @@ def test_what_is_written_is_read(path: StorePath) -> None:
     assert StorePath.parse(str(path)) == path
     assert StorePath.parse(str(path), path.store_dir) == path
     assert StorePath.from_base_name(path.base_name, path.store_dir) == path
+
+
+_ODD_NAMES = (
+    st.sampled_from([".", "..", ".-a", "..-a", "...", ".a", "..a"])
+    | st.text(st.sampled_from("aZ0+-._?=/ \n\u0660é"), max_size=5)
+    | st.text("a", min_size=209)
+)
+
+
+@given(
+    st.builds("{}{}{}".format, hash_parts | st.text(max_size=33), st.sampled_from(["-", "", "_"]), _ODD_NAMES)
+)
+def test_a_base_name_is_good_if_it_can_lie_in_a_store(base_name: str) -> None:
+    """The quick check and the one that makes a path say the same."""
+    assert _is_good(check_base_name, base_name) == _is_good(StorePath.from_base_name, base_name, "/nix/store")
+
+
+def _is_good(check: Callable[..., object], *arguments: str) -> bool:
+    try:
+        check(*arguments)
+    except FormatError:
+        return False
+    return True
 
 
 @given(st.lists(store_paths))
