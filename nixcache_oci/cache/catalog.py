@@ -3,9 +3,10 @@
 It is immutable; a refresh makes a new one and swaps it in. Source: design section 2, "Table".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
@@ -17,7 +18,8 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 
-# What TableFile.verdicts holds; 0 is unknown.
+# What TableFile.verdicts holds.
+_UNKNOWN: Final = 0
 _GOOD: Final = 1
 _BAD: Final = 2
 
@@ -89,8 +91,24 @@ class Catalog:
         table, row = good[0] if len(good) == 1 else min(good, key=_rank)
         return table.file.text(row)
 
+    def judge_ahead(self, most: int) -> Iterator[None]:
+        """Validate narinfos that nobody has asked for yet, the newest tables' first, one at each step.
+
+        Args:
+            most: how many.
+        """
+        for file, row in islice(self._unknown_rows(), most):
+            self._judge(file, row, file.letters(row))
+            yield
+
+    def _unknown_rows(self) -> Iterator[tuple[TableFile, int]]:
+        for table in self.tables:
+            row = -1
+            while (row := table.file.verdicts.find(_UNKNOWN, row + 1)) >= 0:
+                yield table.file, row
+
     def _judge(self, file: TableFile, row: int, letters: HashLetters) -> int:
-        narinfo = _parse(file.text(row), HashPart(letters.decode()))
+        narinfo = _parse(file.text(row), letters)
         is_good = narinfo is not None and (not self.public_keys or self._is_trusted(narinfo))
         file.verdicts[row] = _GOOD if is_good else _BAD
         return file.verdicts[row]
@@ -104,10 +122,10 @@ def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str]:
     return table.is_condemned, str(NarInfo.parse(table.file.text(row)).nar_hash)
 
 
-def _parse(text: bytes, hash_part: HashPart) -> NarInfo | None:
+def _parse(text: bytes, letters: HashLetters) -> NarInfo | None:
     try:
         narinfo = NarInfo.parse(text)
         NarUrl.parse(narinfo.url)
     except FormatError:
         return None
-    return narinfo if narinfo.store_path.hash_part == hash_part else None
+    return narinfo if narinfo.store_path.hash_part.encode() == letters else None

@@ -201,9 +201,14 @@ def find_letters(
     return None
 
 
+def letters_at(content: Content, position: int) -> HashLetters:
+    """Give the letters of the hash part that lies at this offset."""
+    return HashLetters(content[position : position + _HASH_LETTERS])
+
+
 def is_key_at(content: Content, key: int, position: int) -> bool:
     """Tell whether a key and a position are what ``scan`` would give for this table."""
-    match = _HASH_PART.fullmatch(content[position : position + _HASH_LETTERS])
+    match = _HASH_PART.fullmatch(letters_at(content, position))
     return match is not None and row_key(match[0]) == key
 
 

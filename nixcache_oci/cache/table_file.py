@@ -26,6 +26,7 @@ from nixcache_oci.cache.table import (
     TableHeader,
     find_letters,
     is_key_at,
+    letters_at,
     parse_head,
     parse_header,
     row_key,
@@ -103,6 +104,10 @@ class TableFile:
         bucket = key >> _BUCKET_SHIFT
         start, end = self._starts[bucket], self._starts[bucket + 1]
         return find_letters(self._text, self._keys, self._positions, letters, key, start, end)
+
+    def letters(self, row: int) -> HashLetters:
+        """Give the hash part of a row, as it lies there: not validated."""
+        return letters_at(self._text, self._positions[row])
 
     def text(self, row: int) -> bytes:
         """Cut one narinfo out, as it lies there: not validated."""

@@ -29,6 +29,11 @@ _log = logging.getLogger(__name__)
 FIRST_INDEX_SECONDS: Final = 5.0
 _TAGS_SECONDS: Final = 3600.0
 _FIRST_RETRY_SECONDS: Final = 2.0
+# What was published last is what is asked for next, and to validate a narinfo takes longer than to find it.
+# So many are validated before anybody asks, for so long at a time that no request waits for it.
+_JUDGED_AHEAD: Final = 5_000
+_JUDGING_SECONDS: Final = 0.0005
+_JUDGING_PAUSE_SECONDS: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -94,6 +99,7 @@ class LiveIndex:
         self._attempted = asyncio.Event()
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._judging: asyncio.Task[None] | None = None
 
     @property
     def segments(self) -> int:
@@ -126,10 +132,11 @@ class LiveIndex:
 
     async def close(self) -> None:
         """Stop to refresh."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._judging):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     async def current(self) -> Catalog | None:
         """Give the catalog; while there is none at all, wait for the first attempt, up to a deadline.
@@ -229,6 +236,9 @@ class LiveIndex:
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
+        if self._judging is not None:
+            self._judging.cancel()
+        self._judging = asyncio.create_task(_judge_ahead(catalog), name="narinfos ahead")
         self.state.changed_at = time.time()
         self.state.public_key = first
         self.state.other_keys = tuple(key for key in recorded if first is not None and key != first)
@@ -255,3 +265,11 @@ class LiveIndex:
             # A key that could not be compared is not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key
+
+
+async def _judge_ahead(catalog: Catalog) -> None:
+    since = time.monotonic()
+    for _ in catalog.judge_ahead(_JUDGED_AHEAD):
+        if time.monotonic() - since >= _JUDGING_SECONDS:
+            await asyncio.sleep(_JUDGING_PAUSE_SECONDS)
+            since = time.monotonic()

@@ -1,5 +1,6 @@
 """The catalog: which of several narinfos is served, and which is none."""
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
-from nixcache_oci.cache.table import Table, TableHeader, render_table
-from nixcache_oci.cache.table_file import TableFileWriter
+from nixcache_oci.cache.table import Table, TableHeader, render_table, row_key
+from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
@@ -115,6 +116,20 @@ def test_a_nar_outside_of_this_cache_is_a_miss(make_table: MakeTable, url: str) 
     assert find([elsewhere, make_table(variant(2, KEY))], KEY) == variant(2, KEY).render()
 
 
+def test_a_narinfo_is_served_for_its_own_hash_part_only(tmp_path: Path, make_table: MakeTable) -> None:
+    """A keys file that leads elsewhere, to the hash part in a reference, leads to nothing."""
+    other = store_object("other").narinfo.store_path
+    make_table(replace(variant(1), references=(other.base_name,)))
+    [path] = tmp_path.glob("*.table")
+    position = path.read_bytes().index(other.hash_part.encode())
+    keys = path.with_suffix(".keys")
+    numbers = struct.pack("=QI", row_key(other.hash_part.encode()), position)
+    keys.write_bytes(keys.read_bytes()[: -len(numbers)] + numbers)
+    table = CatalogTable(TableFile.open(path), is_condemned=False, created=CREATED)
+    assert table.file.find(other.hash_part) == 0
+    assert Catalog.of([table], ()).find(other.hash_part) is None
+
+
 def test_recorded_keys_are_in_the_order_of_the_segments(make_table: MakeTable) -> None:
     """The first one seen is pinned: it must be the oldest segment's."""
     texts = [
@@ -123,3 +138,21 @@ def test_recorded_keys_are_in_the_order_of_the_segments(make_table: MakeTable) -
     ]
     tables = [make_table(text=texts[0], hours=2), make_table(text=texts[1], hours=1)]
     assert Catalog.of(tables, ()).recorded_keys == ("a:AA", "b:AA")
+
+
+def test_what_is_judged_ahead_is_what_would_be_judged_later(make_table: MakeTable) -> None:
+    """Good and bad alike; the newest table comes first, and nothing is judged twice."""
+    signed, unsigned = store_object("signed").narinfo, store_object("unsigned").narinfo
+    signed = replace(signed, sigs=(KEY.sign(fingerprint(signed)),))
+    old, new = make_table(variant(1, KEY), unsigned), make_table(signed, variant(2), hours=1)
+    catalog = Catalog.of([old, new], [KEY.public_key])
+    wanted = [narinfo.store_path.hash_part for narinfo in (signed, unsigned, variant(1))]
+    assert len(list(catalog.judge_ahead(3))) == 3
+    assert (new.file.verdicts.count(0), old.file.verdicts.count(0)) == (0, 1)
+    assert len(list(catalog.judge_ahead(3))) == 1
+    assert list(catalog.judge_ahead(3)) == []
+    ahead = [catalog.find(part) for part in wanted]
+    assert ahead == [signed.render().encode(), None, variant(1, KEY).render().encode()]
+    for table in (old, new):
+        table.file.verdicts[:] = bytes(table.file.count)
+    assert [catalog.find(part) for part in wanted] == ahead

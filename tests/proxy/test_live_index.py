@@ -18,9 +18,11 @@ from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.proxy import live_index
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.objects import hash_part_of, store_object
+from tests.support.process import until
 from tests.support.publish import CREATED, publish, publish_version1
 from tests.support.registries import REPO, Ghcr
 
@@ -469,3 +471,36 @@ async def test_the_deadline_counts_from_the_start_once(
     assert loop.time() - later < 0.2 * 50 / 2
     await index.close()
     ghcr.server.clear_faults()
+
+
+async def test_what_is_new_is_judged_before_anybody_asks(client: Registry, make_index: MakeIndex) -> None:
+    """All of it, so that the first request for each costs no more than a later one."""
+    await publish(client, [store_object("one")])
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    await publish(
+        client, [store_object(f"new{number}") for number in range(25)], created=CREATED + timedelta(hours=1)
+    )
+    await index.refresh(thoroughly=False)
+    assert index.catalog is not None
+    tables = [table.file for table in index.catalog.tables]
+    assert sorted(file.count for file in tables) == [1, 25]
+    await until(lambda: all(file.verdicts == bytes([1]) * file.count for file in tables))
+    await index.close()
+
+
+async def test_closing_ends_what_is_judged_ahead(
+    client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much there is."""
+    monkeypatch.setattr(live_index, "_JUDGING_SECONDS", 0)
+    monkeypatch.setattr(live_index, "_JUDGING_PAUSE_SECONDS", 1000)
+    await publish(client, [store_object("one"), store_object("two")])
+    index = make_index()
+    await index.refresh(thoroughly=True)
+    assert index.catalog is not None
+    [table] = index.catalog.tables
+    await until(lambda: table.file.verdicts.count(1) == 1)
+    await asyncio.wait_for(index.close(), 10)
+    assert table.file.verdicts.count(1) == 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}
