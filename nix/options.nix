@@ -100,6 +100,12 @@ in
       description = "Seconds between two refreshes of the index; they go on behind requests.";
     };
 
+    packMemory = mkOption {
+      type = types.ints.between 64 1000000;
+      default = 256;
+      description = "MiB that packs of small NARs may take in memory while closures are fetched.";
+    };
+
     publicKeys = mkOption {
       type = types.listOf publicKey;
       default = [ ];

@@ -25,6 +25,7 @@ let
     NIXCACHE_UPSTREAM = toString cfg.upstreams;
     NIXCACHE_UPSTREAM_NARS = cfg.upstreamNars;
     NIXCACHE_INDEX_TTL = toString cfg.indexTtl;
+    NIXCACHE_PACK_MEMORY = toString cfg.packMemory;
     NIXCACHE_PRIORITY = toString cfg.priority;
     NIXCACHE_HOSTS = toString cfg.allowedHosts;
     NIXCACHE_PUBLIC_KEYS = toString publicKeys;

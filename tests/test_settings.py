@@ -45,6 +45,7 @@ def test_defaults(tmp_path: Path) -> None:
         upstreams=("https://cache.nixos.org",),
         index_ttl_seconds=300.0,
         index_dir=tmp_path / "cache" / "nixcache-oci",
+        pack_memory_bytes=2**28,
         priority=30,
         store_dir="/nix/store",
         upstream_nars="stream",
@@ -65,6 +66,7 @@ def test_environment() -> None:
             NIXCACHE_UPSTREAM="https://a.example http://b.example:8080/cache/",
             NIXCACHE_INDEX_TTL="1.5",
             NIXCACHE_INDEX_DIR="/var/lib/index",
+            NIXCACHE_PACK_MEMORY="64",
             NIXCACHE_PRIORITY="41",
             NIXCACHE_STORE_DIR="/gnu/store",
             NIXCACHE_UPSTREAM_NARS="direct",
@@ -78,6 +80,7 @@ def test_environment() -> None:
         upstreams=("https://a.example", "http://b.example:8080/cache/"),
         index_ttl_seconds=1.5,
         index_dir=Path("/var/lib/index"),
+        pack_memory_bytes=2**26,
         priority=41,
         store_dir="/gnu/store",
         upstream_nars="direct",
@@ -153,6 +156,8 @@ def test_what_is_no_upstream(url: str) -> None:
         ("INDEX_TTL", "5m", "'5m': expected a number of seconds, at least 1"),
         ("INDEX_TTL", "nan", "'nan': expected a number of seconds, at least 1"),
         ("INDEX_TTL", "1e999", "'1e999': expected a number of seconds, at least 1"),
+        ("PACK_MEMORY", "63", "'63': expected a number of MiB, at least 64"),
+        ("PACK_MEMORY", "1G", "'1G': expected a number of MiB, at least 64"),
         ("PRIORITY", "-5", "'-5': expected a whole number, 0 or more"),
         (
             "STORE_DIR",
@@ -232,7 +237,7 @@ def test_secrets_have_no_flag(variable: Variable[object]) -> None:
 def test_every_proxy_setting_is_in_the_table() -> None:
     """No field can be set in a way that the table, and so the help, does not tell."""
     in_table = {variable.name for variable in table.PROXY_VARIABLES}
-    spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL"}
+    spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
     fields = {field.name for field in dataclasses.fields(ProxyConfig)}
     assert in_table == {f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields}
 

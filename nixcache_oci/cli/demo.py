@@ -28,7 +28,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
-from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier
 
@@ -71,6 +71,7 @@ async def _demo(folder: Path) -> None:
             upstreams=(),
             index_ttl_seconds=300,
             index_dir=folder / "index",
+            pack_memory_bytes=MIN_PACK_MEMORY_BYTES,
             priority=30,
             store_dir=_STORE_DIR,
             upstream_nars="stream",

@@ -39,7 +39,7 @@ def build_app(
 ) -> web.Application:
     """Put the application together; it owns what it makes here, and nothing that it is given."""
     quarantine = Quarantine()
-    packs = PackCache(repository, quarantine, counters)
+    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
     nars = NarSource(repository, packs, quarantine)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
     app = web.Application(middlewares=[_errors_to_statuses, _guard(host_guard)])

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.nix.signature import PublicKey
 
 UpstreamNars = Literal["stream", "direct"]
+
+MIN_PACK_MEMORY_BYTES: Final = 4 * MAX_PACK_BYTES
+"""A quarter of it is for packs that nobody has asked for yet: for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class ProxyConfig:
             them; not shown, because a URL may hold a password.
         index_ttl_seconds: seconds between refreshes of the index, at least 1.
         index_dir: folder where the last good index lies; it need not exist yet.
+        pack_memory_bytes: what packs may take in memory, at least MIN_PACK_MEMORY_BYTES.
         priority: for nix-cache-info; Nix asks lower numbers first.
         store_dir: for nix-cache-info: the store that the paths belong to, without a trailing slash.
         upstream_nars: ``stream`` passes upstream NARs through here, ``direct`` hands out the upstream's URL.
@@ -32,6 +37,7 @@ class ProxyConfig:
     upstreams: tuple[str, ...] = field(repr=False)
     index_ttl_seconds: float
     index_dir: Path
+    pack_memory_bytes: int
     priority: int
     store_dir: str
     upstream_nars: UpstreamNars

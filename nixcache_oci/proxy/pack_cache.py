@@ -43,6 +43,7 @@ class PackCache:
         repository: where they lie.
         quarantine: takes the packs that turn out wrong.
         counters: of the proxy.
+        capacity_bytes: what packs may take.
         clock: seconds, monotonic.
     """
 
@@ -51,6 +52,7 @@ class PackCache:
         repository: Repository,
         quarantine: Quarantine,
         counters: Counters,
+        capacity_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._repository = repository
@@ -58,7 +60,7 @@ class PackCache:
         self._counters = counters
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_NOT_AHEAD_SECONDS)
-        self._room = PackRoom(clock)
+        self._room = PackRoom(capacity_bytes, clock)
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.

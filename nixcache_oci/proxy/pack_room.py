@@ -10,13 +10,11 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.arrival import Arrival
 
-CAPACITY_BYTES: Final = 16 * MAX_PACK_BYTES
-AHEAD_BYTES: Final = 4 * MAX_PACK_BYTES
-"""Of it, for packs that nobody has asked for: a crawl or a dry run never will."""
-
 UNUSED_SECONDS: Final = 120.0
 """Whoever asked for narinfos and for no NAR since is not coming back, nor is whoever has read a closure."""
 
+# So large a part is for packs that nobody has asked for: a crawl or a dry run never will.
+_AHEAD_PARTS: Final = 4
 # A pack that was read so recently makes no way for a guess.
 _BUSY_SECONDS: Final = 2.0
 
@@ -44,6 +42,7 @@ class PackRoom:
     """Counts what packs take, and says which of them go.
 
     Args:
+        capacity_bytes: what packs may take, with those on their way.
         clock: seconds, monotonic.
 
     Attributes:
@@ -51,7 +50,8 @@ class PackRoom:
         used_bytes: what counts against the capacity.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
+        self._capacity_bytes = capacity_bytes
         self._clock = clock
         self.entries: OrderedDict[Digest, Entry] = OrderedDict()
         self.used_bytes = 0
@@ -60,12 +60,12 @@ class PackRoom:
     @property
     def has_free(self) -> bool:
         """Tell whether one more pack fits beside all that are here."""
-        return self.used_bytes + MAX_PACK_BYTES <= CAPACITY_BYTES
+        return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
 
     @property
     def takes_guesses(self) -> bool:
         """Tell whether one more may be here that nobody asked for."""
-        return self._unread_bytes + MAX_PACK_BYTES <= AHEAD_BYTES
+        return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _AHEAD_PARTS
 
     def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> Entry:
         """Take a pack in whose download has begun, and for which room was made."""
@@ -113,7 +113,7 @@ class PackRoom:
                 self.drop(pack)
 
     def _make(self, places: int, is_spared: Callable[[Entry], bool]) -> bool:
-        missing = self.used_bytes + places * MAX_PACK_BYTES - CAPACITY_BYTES
+        missing = self.used_bytes + places * MAX_PACK_BYTES - self._capacity_bytes
         dropped: list[Digest] = []
         for digest, entry in self.entries.items():
             if missing <= 0:

@@ -14,7 +14,7 @@ from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
 from nixcache_oci.oci.reference import RegistryReference, is_repository
-from nixcache_oci.proxy.config import UpstreamNars
+from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
 from nixcache_oci.settings.variable import shown
 
 MAX_PORT: Final = 65535
@@ -36,6 +36,7 @@ _UPSTREAM_NARS: Final[dict[str, UpstreamNars]] = {"stream": "stream", "direct": 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[kKMGT]?)")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MIB: Final = 1024 * 1024
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 # Underscores are no part of a host name (RFC 1123), but of names in private networks.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -200,6 +201,13 @@ def parse_max_blob_bytes(text: str) -> int | None:
     if match is None or int(match["number"]) == 0:
         raise FormatError("expected a number of bytes, such as 10000000000, 10G or 500M")
     return int(match["number"]) * _UNITS[match["unit"].upper()]
+
+
+def parse_pack_memory(text: str) -> int:
+    """Read how many MiB packs may take in memory; the result is in bytes."""
+    if not _WHOLE_NUMBER.fullmatch(text) or int(text) * _MIB < MIN_PACK_MEMORY_BYTES:
+        raise FormatError(f"expected a number of MiB, at least {MIN_PACK_MEMORY_BYTES // _MIB}")
+    return int(text) * _MIB
 
 
 def _is_host(text: str) -> bool:

@@ -18,6 +18,7 @@ def proxy_config(values: Values) -> ProxyConfig:
         upstreams=values.get(table.UPSTREAM),
         index_ttl_seconds=values.get(table.INDEX_TTL),
         index_dir=index_dir(values),
+        pack_memory_bytes=values.get(table.PACK_MEMORY),
         priority=values.get(table.PRIORITY),
         store_dir=values.get(table.STORE_DIR),
         upstream_nars=values.get(table.UPSTREAM_NARS),

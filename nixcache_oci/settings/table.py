@@ -95,6 +95,13 @@ INDEX_DIR: Final = Variable(
     help="where the last good index lies",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
+PACK_MEMORY: Final = Variable(
+    name="NIXCACHE_PACK_MEMORY",
+    default="256",
+    parse=parsers.parse_pack_memory,
+    metavar="MIB",
+    help="what packs may take in memory while closures are fetched",
+)
 PRIORITY: Final = Variable(
     name="NIXCACHE_PRIORITY",
     default="30",
@@ -194,6 +201,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     UPSTREAM_NARS,
     INDEX_TTL,
     INDEX_DIR,
+    PACK_MEMORY,
     PRIORITY,
     STORE_DIR,
     HOSTS,

@@ -31,6 +31,11 @@ rec {
   ints = {
     unsigned = simple "unsigned integer" (value: builtins.isInt value && value >= 0);
     positive = simple "positive integer" (value: builtins.isInt value && value > 0);
+    between =
+      lowest: highest:
+      simple "integer between ${toString lowest} and ${toString highest} (both inclusive)" (
+        value: builtins.isInt value && value >= lowest && value <= highest
+      );
   };
   path = simple "path" (value: builtins.substring 0 1 (toString value) == "/");
   package = simple "package" (value: value ? outPath);

@@ -8,10 +8,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, RegistryError
+from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.app import build_app
-from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.slow_repository import SlowRepository
@@ -38,6 +40,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         upstreams=(),
         index_ttl_seconds=300,
         index_dir=tmp_path,
+        pack_memory_bytes=MIN_PACK_MEMORY_BYTES,
         priority=30,
         store_dir="/nix/store",
         upstream_nars="stream",
@@ -50,6 +53,16 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     app = build_app(config, repository, index, Upstreams([]), counters)
     async with TestClient(TestServer(app)) as client:
         yield Bench(client, repository, index)
+        repository.gate.set()
+
+
+async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
+    """With the least of it, one pack is fetched that nobody has asked for, where 256 MiB take four."""
+    bench.repository.gate.clear()
+    packs = bench.client.app[keys.PACKS]
+    for number in range(8):
+        packs.fetch_ahead(bench.repository.add(bytes([number])))
+    assert packs.used_bytes == MAX_PACK_BYTES
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Bench:
         self.repository.blobs[PACK.digest] = PACK.content
         self.quarantine = Quarantine()
         self.counters = Counters()
-        self.packs = PackCache(self.repository, self.quarantine, self.counters)
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
         self.nars = NarSource(self.repository, self.packs, self.quarantine)
 
     def serve(self, *narinfos: NarInfo) -> None:

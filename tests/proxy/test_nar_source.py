@@ -21,7 +21,7 @@ class Bench:
     def __init__(self) -> None:
         self.repository = SlowRepository()
         self.quarantine = Quarantine()
-        self.packs = PackCache(self.repository, self.quarantine, Counters())
+        self.packs = PackCache(self.repository, self.quarantine, Counters(), 2**28)
         self.nars = NarSource(self.repository, self.packs, self.quarantine)
 
 

@@ -28,7 +28,9 @@ class Bench:
         self.repository = SlowRepository()
         self.quarantine = Quarantine(lambda: self.now)
         self.counters = Counters()
-        self.cache = PackCache(self.repository, self.quarantine, self.counters, lambda: self.now)
+        self.cache = PackCache(
+            self.repository, self.quarantine, self.counters, IN_FLIGHT * PACK_BYTES, lambda: self.now
+        )
 
     def add(self, name: str) -> Digest:
         """Put a pack of the largest size in."""
@@ -57,9 +59,8 @@ def content_of(name: str) -> bytes:
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for module in (pack_cache, pack_room):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
-    monkeypatch.setattr(pack_room, "CAPACITY_BYTES", IN_FLIGHT * PACK_BYTES)
     monkeypatch.setattr(pack_cache, "_SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr(pack_room, "AHEAD_BYTES", AHEAD * PACK_BYTES)
+    monkeypatch.setattr(pack_room, "_AHEAD_PARTS", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()

@@ -68,6 +68,7 @@ async def running_proxy(around: Surroundings) -> AsyncIterator[Proxy]:
         upstreams=(),
         index_ttl_seconds=_POLL_SECONDS if polls else _NEVER_SECONDS,
         index_dir=around.folder / "index",
+        pack_memory_bytes=2**28,
         priority=30,
         store_dir="/nix/store",
         upstream_nars="stream",

@@ -130,6 +130,7 @@ async def make_bench(
         upstreams=(),
         index_ttl_seconds=300,
         index_dir=folder / "index",
+        pack_memory_bytes=2**28,
         priority=30,
         store_dir="/nix/store",
         upstream_nars="stream",
