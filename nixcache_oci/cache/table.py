@@ -18,7 +18,7 @@ from typing import Final, NewType, TypeAlias
 from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.base32 import LETTER
+from nixcache_oci.nix.base32 import LETTER, to_number
 from nixcache_oci.nix.narinfo import NarInfo
 
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
@@ -38,8 +38,6 @@ _HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
 _LISTED = re.compile(
     _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
 )
-# int() reads base 32 with other letters than nix32's, in the same order: translate one to the other.
-_TO_PYTHON_BASE32 = bytes.maketrans(b"abcdfghijklmnpqrsvwxyz", b"abcdefghijklmnopqrstuv")
 _KEY_LETTERS: Final = 12  # as many letters as fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_LETTERS
 """Of a key: its bits are as even as those of the hash parts."""
@@ -194,8 +192,7 @@ def find_letters(
     """
     row = bisect_left(keys, key, start, end)
     while row < len(keys) and keys[row] == key:
-        position = positions[row]
-        if content[position : position + _HASH_LETTERS] == letters:
+        if letters_at(content, positions[row]) == letters:
             return row
         row += 1
     return None
@@ -229,7 +226,7 @@ def stanza_around(content: Content, position: int) -> bytes:
 
 def row_key(letters: bytes) -> int:
     """Tell what ``Scan.keys`` holds for a hash part."""
-    return int(letters[:_KEY_LETTERS].translate(_TO_PYTHON_BASE32), 32)
+    return to_number(letters[:_KEY_LETTERS])
 
 
 def _parse_narinfo(stanza: bytes) -> NarInfo:

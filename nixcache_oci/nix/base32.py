@@ -19,6 +19,7 @@ LETTER: Final = "[0-9a-df-np-sv-z]"
 
 _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _TO_NIX = bytes.maketrans(_STANDARD, ALPHABET.encode())
+# int() reads base 32 with other letters, in the same order: translate one to the other.
 _TO_DIGITS = bytes.maketrans(ALPHABET.encode(), b"0123456789abcdefghijklmnopqrstuv")
 _TEXT = re.compile(f"{LETTER}*")
 _GROUP_BYTES = 5
@@ -36,6 +37,11 @@ def encode(data: bytes) -> str:
     return letters[len(letters) - encoded_length(len(data)) :]
 
 
+def to_number(letters: bytes) -> int:
+    """Read nix32 letters, at least one, as the number that they are the digits of; they are not checked."""
+    return int(letters.translate(_TO_DIGITS), 32)
+
+
 def decode(text: str) -> bytes:
     """Read nix32.
 
@@ -49,7 +55,7 @@ def decode(text: str) -> bytes:
     if encoded_length(size) != len(text):
         raise FormatError(f"nix32: nothing is {len(text)} letters long: {text[:80]!r}")
     try:
-        return int(text.encode().translate(_TO_DIGITS) or b"0", 32).to_bytes(size, "little")
+        return to_number(text.encode() or b"0").to_bytes(size, "little")
     except OverflowError:
         raise FormatError(
             f"nix32: the bits that fill up the first letter are not zero: {text[:80]!r}"

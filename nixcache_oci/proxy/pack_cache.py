@@ -152,7 +152,7 @@ class PackCache:
                 await self._room_freed.wait_for(lambda: pack in entries or self._room.make_for_demand())
                 entry = entries.get(pack) or self._start(pack)
         self._mark_read(pack, entry)
-        if self._hashes.are_known(pack, start, end):
+        if not entry.download.done() and self._hashes.are_known(pack, start, end):
             await entry.arrival.reach(end)
             if (part := self._early_part(pack, entry, start, end)) is not None:
                 return part

@@ -12,13 +12,9 @@ from nixcache_oci.cache.pack import Pack, PackBuilder
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.pack_cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
+from tests.support.nar_bench import NarBench
 from tests.support.objects import store_object
 from tests.support.process import until
-from tests.support.slow_repository import SlowRepository
 
 _NARS = [store_object(f"{number}", contents=bytes([number]) * 1000) for number in range(3)]
 
@@ -35,18 +31,14 @@ URLS = [NarUrl.parse(narinfo.url) for narinfo in PACK.narinfos]
 FIRST, SECOND, LAST = URLS
 
 
-class Bench:
+class Bench(NarBench):
     """A pack whose first NAR comes at once, and the rest when the gate opens."""
 
     def __init__(self) -> None:
-        self.repository = SlowRepository()
+        super().__init__()
         self.repository.gate.clear()
         self.repository.before_gate = SECOND.offset or 0
         self.repository.blobs[PACK.digest] = PACK.content
-        self.quarantine = Quarantine()
-        self.counters = Counters()
-        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
-        self.nars = NarSource(self.repository, self.packs, self.quarantine)
 
     def serve(self, *narinfos: NarInfo) -> None:
         """Do what is done when narinfos are served."""
@@ -68,9 +60,7 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
-    bench.repository.gate.set()
-    await bench.packs.close()
-    await bench.nars.close()
+    await bench.close()
 
 
 async def test_a_slice_waits_for_no_more_than_itself(bench: Bench) -> None:

@@ -8,30 +8,14 @@ import pytest
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.pack_cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
-from tests.support.slow_repository import SlowRepository
-
-
-class Bench:
-    """A source over a slow repository."""
-
-    def __init__(self) -> None:
-        self.repository = SlowRepository()
-        self.quarantine = Quarantine()
-        self.packs = PackCache(self.repository, self.quarantine, Counters(), 2**28)
-        self.nars = NarSource(self.repository, self.packs, self.quarantine)
+from tests.support.nar_bench import NarBench
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
+async def bench() -> AsyncIterator[NarBench]:
+    bench = NarBench()
     yield bench
-    bench.repository.gate.set()
-    await bench.nars.close()
-    await bench.packs.close()
+    await bench.close()
 
 
 async def settle() -> None:
@@ -39,7 +23,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_sizes_are_asked_for_once(bench: Bench) -> None:
+async def test_sizes_are_asked_for_once(bench: NarBench) -> None:
     """Sixteen clients, one of whom hangs up, cost one request; later ones cost none."""
     blob = bench.repository.add(b"blob")
     bench.repository.gate.clear()
@@ -53,7 +37,7 @@ async def test_sizes_are_asked_for_once(bench: Bench) -> None:
     assert bench.repository.opened == [blob]
 
 
-async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: Bench) -> None:
+async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: NarBench) -> None:
     """One failure must not stay; nor is it lost on anybody that all clients had gone."""
     blob = Digest.of(b"late")
     client = asyncio.create_task(bench.nars.size(blob))
@@ -66,7 +50,7 @@ async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: Bench) -> 
     assert await bench.nars.size(blob) == 4
 
 
-async def test_a_whole_blob_tells_its_size(bench: Bench) -> None:
+async def test_a_whole_blob_tells_its_size(bench: NarBench) -> None:
     """A resume, which needs the size, costs no further request then."""
     blob = bench.repository.add(b"blob")
     async with bench.nars.whole(blob) as (size, chunks):
@@ -76,7 +60,7 @@ async def test_a_whole_blob_tells_its_size(bench: Bench) -> None:
     assert bench.repository.opened == [blob]
 
 
-async def test_what_was_wrong_is_not_there_any_more(bench: Bench) -> None:
+async def test_what_was_wrong_is_not_there_any_more(bench: NarBench) -> None:
     """Whole, in part, its size, or as a pack: a resume must end, and end gracefully."""
     blob = Digest.of(b"right")
     bench.repository.blobs[blob] = b"wrong"
@@ -98,7 +82,7 @@ async def test_what_was_wrong_is_not_there_any_more(bench: Bench) -> None:
     assert bench.repository.opened == []
 
 
-async def test_the_length_of_what_was_wrong_is_not_remembered(bench: Bench) -> None:
+async def test_the_length_of_what_was_wrong_is_not_remembered(bench: NarBench) -> None:
     """Once the blob may be asked for again, a part of it must not be held to the length of an error page."""
     blob = bench.repository.add(b"right")
     bench.repository.blobs[blob] = b"no"
@@ -111,7 +95,7 @@ async def test_the_length_of_what_was_wrong_is_not_remembered(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(("offset", "length", "content"), [(0, 4, b"pack"), (1, 2, b"ac"), (3, 1, b"k")])
-async def test_a_slice_is_cut_out(bench: Bench, offset: int, length: int, content: bytes) -> None:
+async def test_a_slice_is_cut_out(bench: NarBench, offset: int, length: int, content: bytes) -> None:
     """Offset and length, as the URL says; at hand once somebody has waited for the pack."""
     pack = bench.repository.add(b"pack")
     assert bench.nars.slice_at_hand(NarUrl(pack, offset, length)) is None
@@ -120,7 +104,7 @@ async def test_a_slice_is_cut_out(bench: Bench, offset: int, length: int, conten
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 5), (4, 1), (3, 2), (100, 1)])
-async def test_a_slice_that_does_not_lie_in_the_pack(bench: Bench, offset: int, length: int) -> None:
+async def test_a_slice_that_does_not_lie_in_the_pack(bench: NarBench, offset: int, length: int) -> None:
     """Never fewer bytes than asked for."""
     pack = bench.repository.add(b"pack")
     with pytest.raises(FormatError, match="do not lie"):
@@ -128,7 +112,7 @@ async def test_a_slice_that_does_not_lie_in_the_pack(bench: Bench, offset: int, 
     assert bench.nars.slice_at_hand(NarUrl(pack, offset, length)) is None
 
 
-async def test_what_went_wrong_since_is_not_at_hand(bench: Bench) -> None:
+async def test_what_went_wrong_since_is_not_at_hand(bench: NarBench) -> None:
     """The pack in memory is right, but both ways speak of the blob as the repository shows it now."""
     url = NarUrl(bench.repository.add(b"pack"), 0, 4)
     await bench.nars.slice_of_pack(url)
@@ -136,7 +120,7 @@ async def test_what_went_wrong_since_is_not_at_hand(bench: Bench) -> None:
     assert bench.nars.slice_at_hand(url) is None
 
 
-async def test_closing_ends_what_is_under_way(bench: Bench) -> None:
+async def test_closing_ends_what_is_under_way(bench: NarBench) -> None:
     """No task is left behind."""
     bench.repository.gate.clear()
     client = asyncio.create_task(bench.nars.size(bench.repository.add(b"blob")))
