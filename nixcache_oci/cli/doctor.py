@@ -230,14 +230,11 @@ class _Doctor:
         found = await proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
-        known = (
-            [str(key) for key in self.configured]
-            or found.public_keys
-            or [str(key) for key in self.recorded or ()]
-        )
-        return [*found.findings, *await self._check_nix(url, known)]
+        names = found.public_keys or [str(key) for key in self.recorded or ()]
+        return [*found.findings, *await self._check_nix(url, names)]
 
-    async def _check_nix(self, url: str, known: Sequence[str]) -> list[Finding]:
+    async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
+        known = [str(key) for key in self.configured] or names
         quiet = [self.environment, system_environment(self.environment)]
         try:
             own, system = [await read_settings(Nix(one, on_line=_ignore)) for one in quiet]
@@ -252,7 +249,7 @@ class _Doctor:
             is_daemon=await asyncio.to_thread(uses_daemon, own.store, self.environment),
             is_trusted=os.geteuid() == 0 or is_trusted(user, groups, system.trusted_users),
         )
-        return nix_use.check_nix_use(client, url, known)
+        return nix_use.check_nix_use(client, url, known, is_configured=bool(self.configured))
 
 
 def _check_settings(values: Values) -> list[Finding]:

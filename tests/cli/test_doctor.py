@@ -95,7 +95,8 @@ def test_a_healthy_client(
         before = diagnose(capsys)
         assert before["nix.conf: substituters"][0] == "error"
         assert "nixcache-oci use --apply" in before["nix.conf: substituters"][1]
-        assert main(["use", "--apply", "--file", str(machine / "nix.conf")]) == DONE
+        key = str(KEY.public_key)
+        assert main(["use", "--apply", "--file", str(machine / "nix.conf"), "--public-key", key]) == DONE
         after = diagnose(capsys)
     assert levels(after) == {"good"}
     assert "signing key" not in after
