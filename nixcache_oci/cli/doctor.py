@@ -36,6 +36,7 @@ from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import signing_keys
 from nixcache_oci.settings.repository import LayoutLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
 
 _SETTINGS = "settings"
@@ -258,6 +259,11 @@ def _check_settings(values: Values) -> list[Finding]:
     for variable in table.ALL_VARIABLES:
         try:
             values.get(variable)
+        except UsageError as error:
+            findings.append(wrong(_SETTINGS, str(error)))
+    if not findings:
+        try:
+            upstream_urls(values)
         except UsageError as error:
             findings.append(wrong(_SETTINGS, str(error)))
     findings += [
