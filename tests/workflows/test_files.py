@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cli.starter import PLACEHOLDER_REF
 from tests.support.programs import require_program
 from tests.workflows.documents import (
     ACTIONS,
@@ -172,7 +173,9 @@ def test_secrets_and_tokens(path: Path) -> None:
 def test_the_template_is_what_runs_here(path: Path) -> None:
     """Said once: it differs by nothing but where the actions come from."""
     here = (TOP / ".github/workflows" / path.name).read_text()
-    assert path.read_text() == re.sub(r"uses: \./workflows/(\S+)", rf"uses: {HERE}workflows/\1@v1", here)
+    assert path.read_text() == re.sub(
+        r"uses: \./workflows/(\S+)", rf"uses: {HERE}workflows/\1@{PLACEHOLDER_REF}", here
+    )
 
 
 def test_every_system_has_a_machine() -> None:
