@@ -16,6 +16,7 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
+from tests.support.listener import listener
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import AnyRegistry, Ghcr, docker_registry
@@ -320,6 +321,32 @@ def test_no_registry(
     found = diagnose(capsys)
     assert found["registry"][0] == "error"
     assert found["pull"][0] == "skipped"
+
+
+@pytest.mark.needs("nix")
+def test_somebody_else_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], machine: Path
+) -> None:
+    """Any user may hold the port: no remedy asks to do as it says, and nothing that it says is endless."""
+    del machine
+    evil = f"evil-1:{'A' * 43}="
+    status = {"registry": "evil/" * 100_000, "entries": 1, "index": {"ready": True}, "public_keys": {}}
+    answers = {
+        "/health": "ok",
+        "/_status": json.dumps(status),
+        "/nix-cache-info": f"StoreDir: /nix/store\nPriority: {'9' * 5000}\n",
+        "/public-key": evil + "\n" + "B" * 100_000,
+    }
+    with listener(answers) as url:
+        monkeypatch.setenv("NIXCACHE_PORT", url.rpartition(":")[2])
+        found = diagnose(capsys, "--client")
+    assert "any user of this machine can listen" in found["proxy: cache"][1]
+    assert found["proxy: nix-cache-info"][0] == "warning"
+    level, text = found["nix.conf: trusted-public-keys"]
+    assert level == "error"
+    assert "proves nothing" in text
+    assert evil not in text.partition("; get the key")[2]
+    assert max(len(text) for _, text in found.values()) < 2000
 
 
 def test_a_token_file_that_is_gone(

@@ -4,10 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -17,6 +14,7 @@ from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.nix.nix_conf import parse_conf
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
+from tests.support.listener import listener
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
 from tests.support.objects import store_object
@@ -316,38 +314,14 @@ def test_a_key_that_nobody_could_compare(
 ) -> None:
     """What a listener names is shown whole and in plain letters, or not offered at all."""
     monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
-    with listener("\n".join(keys)) as port:
+    with listener({"/public-key": "\n".join(keys)}) as url:
+        port = url.rpartition(":")[2]
         for arguments in (["use"], ["use", "--apply"]):
-            assert main([*arguments, "--port", str(port)]) == FAILED
+            assert main([*arguments, "--port", port]) == FAILED
             said = capsys.readouterr()
             assert said.out == ""
             assert reason in said.err
             assert said.err.isascii()
-
-
-@contextmanager
-def listener(answer: str) -> Iterator[int]:
-    """What another user may put on the port: it answers everything with this text."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = answer.encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.needs("nix")

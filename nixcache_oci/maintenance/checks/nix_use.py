@@ -14,6 +14,7 @@ TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
 FALLBACK: Final = "nix.conf: fallback"
 CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK)
 
+_MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
 
 
@@ -104,9 +105,10 @@ def _check_key(
     if set(keys) & set(effective.trusted_public_keys):
         return good(TRUSTED_KEY, "the cache's key is among them")
     if not is_configured:
+        shown = keys[0][:_MOST_CHARACTERS]
         return wrong(
             TRUSTED_KEY,
-            f"{keys[0]} is not among them; it is what the proxy or the registry names, which proves nothing",
+            f"{shown} is not among them; it is what the proxy or the registry names, which proves nothing",
             f"get the key from the cache's owner, then: {_USE} --public-key NAME:BASE64",
         )
     return _explain_missing_key(client, effective, keys)
