@@ -44,9 +44,9 @@
     MemoryMax = "${toString (packMemory + 512)}M";
     # Else what is above the limit would be swapped, and the limit none.
     MemorySwapMax = 0;
-    # 32 threads of the event loop at most, and the one that it runs in. It starts no programs.
-    TasksMax = 64;
-    # Two for each client. The program would raise the usual 1024 itself, and may not here.
+    # Some 40 threads at most: the event loop's pool, that of its library, and the one that it runs in. No programs.
+    TasksMax = 128;
+    # Two for each client. The program raises the usual 1024 to this; a bound for it as well.
     LimitNOFILE = 65536;
 
     # No program it might be tricked to start gains what it has not.

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -197,7 +197,7 @@ class _Doctor:
                 findings += keys.check_signing_keys(found, self.recorded, self.configured)
             except UsageError as error:
                 findings.append(wrong(keys.SIGNING_KEY, str(error)))
-            findings += _check_secrecy(_try_get(self.values, table.SIGNING_KEY_FILE, ()))
+            findings += _check_secrecy(keys.SIGNING_KEY, _try_get(self.values, table.SIGNING_KEY_FILE, ()))
         if self.roles.is_client or self.configured:
             findings.append(keys.check_public_keys(self.configured, self.recorded))
         return findings
@@ -269,6 +269,8 @@ def _check_settings(values: Values) -> list[Finding]:
     findings += [
         warning(_SETTINGS, line) for line in unknown_variables(values.environment, table.ALL_VARIABLES)
     ]
+    files = (_try_get(values, variable, None) for variable in (table.TOKEN_FILE, table.UPSTREAM_FILE))
+    findings += _check_secrecy(_SETTINGS, files)
     if not findings:
         given = sum(values.is_given(variable) for variable in table.ALL_VARIABLES)
         findings.append(good(_SETTINGS, f"{given} given, all usable"))
@@ -282,12 +284,12 @@ def _check_layout(path: Path) -> Finding:
     return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
 
 
-def _check_secrecy(paths: Sequence[Path]) -> list[Finding]:
-    """Name key files that others on this machine may read."""
+def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
+    """Name files with secrets that others on this machine may read."""
     return [
-        warning(keys.SIGNING_KEY, f"{path}: others may read it", f"chmod 600 {path}")
+        warning(check, f"{path}: others may read it", f"chmod 600 {path}")
         for path in paths
-        if path.is_file() and path.stat().st_mode & 0o077
+        if path is not None and path.is_file() and path.stat().st_mode & 0o077
     ]
 
 

@@ -323,6 +323,32 @@ def test_no_registry(
     assert found["pull"][0] == "skipped"
 
 
+@pytest.mark.parametrize("variable", ["NIXCACHE_TOKEN_FILE", "NIXCACHE_UPSTREAM_FILE"])
+def test_a_secret_that_others_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    """A file keeps a password from other users only if they may not read it."""
+    secret = tmp_path / "secret"
+    secret.write_text("https://user:hunter2@cache.example\n")
+    monkeypatch.setenv(variable, str(secret))
+    for mode, level in ((0o644, "warning"), (0o640, "warning"), (0o600, "good")):
+        secret.chmod(mode)
+        found = diagnose(capsys)["settings"]
+        assert found[0] == level
+        assert ("others may read it" in found[1]) == (level == "warning")
+        assert "hunter2" not in str(found)
+
+
+def test_a_file_of_upstreams_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would stop the proxy's start is named."""
+    monkeypatch.setenv("NIXCACHE_UPSTREAM_FILE", str(tmp_path / "gone"))
+    level, text = diagnose(capsys)["settings"]
+    assert level == "error"
+    assert "NIXCACHE_UPSTREAM_FILE" in text
+
+
 @pytest.mark.needs("nix")
 def test_somebody_else_listens(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], machine: Path

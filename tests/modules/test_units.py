@@ -19,6 +19,7 @@ from nixcache_oci.proxy.open_files import MOST_FILES
 from tests.support.journey import put
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import (
+    KEY,
     UNIT,
     Evaluated,
     Modules,
@@ -32,7 +33,6 @@ from tests.support.registries import REPO, Ghcr
 
 pytestmark = pytest.mark.needs("nix-instantiate")
 
-KEY = "my-cache-1:" + "A" * 43 + "="
 MOST_SECONDS = 30
 
 # Starts a program as systemd does: the socket at descriptor 3, and the variables that say whose it is.
