@@ -130,10 +130,6 @@ Into a store of its own, where Nix is installed (nothing of this machine's store
   nix-store --store "$(mktemp -d)" --option substituters {address} --option substitute true \\
     --option trusted-public-keys {key} -r {path}
 
-For all of this machine, in nix.conf:
-  extra-substituters = {address}
-  extra-trusted-public-keys = {public_key}
-
 The cache is an OCI layout in {cache}: skopeo and oras copy it to any registry.
 Ctrl-C ends the demo.
 """

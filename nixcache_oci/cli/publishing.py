@@ -38,9 +38,16 @@ from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
 
-VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
+VARIABLES: Final = (
+    *table.REPOSITORY_VARIABLES,
+    *table.PUBLISH_VARIABLES,
+    table.UPSTREAM,
+    table.UPSTREAM_FILE,
+    table.LOG_LEVEL,
+)
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 _MAX_JOBS: Final = 64
@@ -153,7 +160,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
         environment=values.merged_environment(table.REPOSITORY_VARIABLES),
         nix_environment=dict(environment),
         options=options,
-        upstreams=values.get(table.UPSTREAM),
+        upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         is_dry_run=arguments.dry_run,
         public_key_file=arguments.public_key_file,
