@@ -123,7 +123,7 @@ class RootedPath:
                 status = _look(self, folder)
         except FileNotFoundError:
             return None
-        return _check(status, stat.S_IFREG, str(self))
+        return _check(status, stat.S_IFREG, self)
 
     def touch(self) -> None:
         """Make a file young."""
@@ -195,13 +195,13 @@ class RootedPath:
         with _in_parent(self) as folder:
             try:
                 # Only lest a device is opened, which may do things; what counts is what was opened.
-                _check(_look(self, folder), stat.S_IFREG, str(self))
+                _check(_look(self, folder), stat.S_IFREG, self)
             except FileNotFoundError:
                 if not flags & os.O_CREAT:
                     raise
             descriptor = os.open(self.name, flags | _FILE, _FOR_ALL, dir_fd=folder)
         try:
-            _check(os.fstat(descriptor), stat.S_IFREG, str(self))
+            _check(os.fstat(descriptor), stat.S_IFREG, self)
         except WrongKindError:
             os.close(descriptor)
             raise
@@ -225,22 +225,19 @@ def _in_folder(path: RootedPath) -> Iterator[int]:
     folder = os.open(path.root, _FOLDER)
     try:
         for depth, name in enumerate(path.names, 1):
-            below = _open_folder(name, folder, str(path.root.joinpath(*path.names[:depth])))
+            try:
+                below = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            except OSError as error:
+                above = RootedPath(path.root, path.names[:depth])
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    _check(_look(above, folder), stat.S_IFDIR, above)
+                error.filename = str(above)
+                raise
             os.close(folder)
             folder = below
         yield folder
     finally:
         os.close(folder)
-
-
-def _open_folder(name: str, folder: int, path: str) -> int:
-    try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            _check(os.stat(name, dir_fd=folder, follow_symlinks=False), stat.S_IFDIR, path)
-        error.filename = path
-        raise
 
 
 def _open_listed(path: RootedPath) -> int:
@@ -257,7 +254,7 @@ def _look(path: RootedPath, folder: int) -> os.stat_result:
     return os.stat(path.name, dir_fd=folder, follow_symlinks=False)
 
 
-def _check(status: os.stat_result, wanted: int, path: str) -> os.stat_result:
+def _check(status: os.stat_result, wanted: int, path: RootedPath) -> os.stat_result:
     if stat.S_IFMT(status.st_mode) != wanted:
-        raise WrongKindError(path, status.st_mode, _KINDS[wanted].removeprefix("a "))
+        raise WrongKindError(str(path), status.st_mode, _KINDS[wanted].removeprefix("a "))
     return status
