@@ -215,7 +215,8 @@ def _in_parent(path: RootedPath) -> Iterator[int]:
         try:
             yield folder
         except OSError as error:
-            if error.filename == path.name:  # what the system was given, relative to the folder
+            # Where there is a name, it is what the system was given, relative to the folder.
+            if not isinstance(error, WrongKindError) and error.filename in (None, path.name):
                 error.filename, error.filename2 = str(path), None
             raise
 
