@@ -165,3 +165,15 @@ def test_an_export_writes_into_no_other_folder(
     assert main(["export", str(exported)]) == FAILED
     assert named in capsys.readouterr().err
     assert list(elsewhere.rglob("*.nar*")) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file"])
+def test_a_pipe_in_place_of_the_whole_cache(
+    layout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """It is named as well, and not said to be a cache that does not exist yet."""
+    put_in_place(kind, layout, tmp_path)
+    assert main(["list"]) == FAILED
+    assert f"Not a directory ({layout})" in capsys.readouterr().err
+    assert main(["doctor"]) == FAILED
+    assert f"{layout} is not a folder" in capsys.readouterr().out
