@@ -280,6 +280,8 @@ def _check_settings(values: Values) -> list[Finding]:
 def _check_layout(path: Path) -> Finding:
     if path.is_dir():
         return good(_LAYOUT, f"oci:{path}")
+    if path.exists():
+        return wrong(_LAYOUT, f"{path} is not a folder", "remove it, or name another in NIXCACHE_REGISTRY")
     remedy = "publish to it, or set NIXCACHE_REPO to the repository of a cache that exists"
     return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
 

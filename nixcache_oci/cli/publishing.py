@@ -23,6 +23,7 @@ from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UsageError
@@ -281,8 +282,9 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_file(path, [text.encode()], path.parent)
-    except (OSError, UnicodeDecodeError) as error:
+            file = RootedPath.of(path)
+            write_file(file, [text.encode()], file.parent)
+    except (OSError, ValueError) as error:
         raise UsageError(f"--public-key-file: {path}: {error}") from None
 
 

@@ -12,8 +12,9 @@ from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
-from nixcache_oci.clients.durable_file import sync_folder, unfinished_path
+from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
@@ -156,7 +157,7 @@ def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
 
 def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    candidate = unfinished_path(path.parent)
+    candidate = path.parent / unfinished_name()
     # Nobody else's to read until it has the mode of the file that it replaces, which may hold access tokens.
     descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -176,7 +177,7 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    RootedPath(path.parent).sync()
     return backup
 
 

@@ -10,10 +10,11 @@ from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import BlobFile, Repository
 from nixcache_oci.clients.resume import open_resuming
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.file_check import FileChecks
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import Piece, verified
@@ -34,6 +35,7 @@ class NarSource:
         self._repository = repository
         self._packs = packs
         self._quarantine = quarantine
+        self._checks = FileChecks(quarantine)
         self._sizes: Memo[Digest, int] = Memo(_MAX_SIZES)
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
@@ -77,6 +79,8 @@ class NarSource:
     async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[Piece]]]:
         """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
 
+        Of a file that has another name as well (a hard link, to what may be no blob), none come unless.
+
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, it could not be read on.
@@ -86,6 +90,8 @@ class NarSource:
         async with open_resuming(self._repository, blob) as stream:
             self._sizes.put(blob, stream.size)
             try:
+                if stream.file is not None:
+                    await self._checks.check_shared(blob, stream.file)
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
                     yield stream.size, chunks
             finally:
@@ -95,22 +101,37 @@ class NarSource:
 
     @asynccontextmanager
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a part of a blob; it cannot be verified: Nix's NarHash is the last line.
+        """Open a part of a blob: of a file, once the whole of it was found right.
+
+        Of what comes from afar it cannot be verified: Nix's NarHash is the last line.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
+            DigestError: it is a file that is not what its digest says; from now on it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, it could not be read on.
         """
         self._check_quarantine(blob)
         async with open_resuming(self._repository, blob, start, end) as stream:
+            if stream.file is not None:
+                await self._check_file(blob, stream.file, stream.size)
             yield stream.chunks
+
+    async def _check_file(self, blob: Digest, file: BlobFile, size: int) -> None:
+        told = self._sizes.get(blob)
+        try:
+            await self._checks.check(blob, file)
+        finally:
+            if blob in self._quarantine or told != size:
+                self._sizes.forget(blob)
+        if told not in (None, size):
+            raise RegistryError(f"blob {blob}: {size} bytes now, {told} before")
 
     async def close(self) -> None:
         """End what is under way."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*asking, self._checks.close(), return_exceptions=True)
 
     def _check_quarantine(self, blob: Digest) -> None:
         if blob in self._quarantine:
