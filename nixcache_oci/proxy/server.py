@@ -14,6 +14,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import NarMode, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
@@ -24,6 +25,7 @@ from nixcache_oci.proxy.keys import HITS, HOST_GUARD
 from nixcache_oci.proxy.library import library_of
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.proxy.url_secret import load_url_secret
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +80,9 @@ async def serving(
     """
     counters = Counters()
     upstreams = Upstreams(
-        [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
+        [parse_upstream(url) for url in config.upstreams],
+        mode=NarMode(config.upstream_nars),
+        signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)

@@ -1,4 +1,4 @@
-"""``/upstream/<key>/…``: NARs of upstream narinfos, streamed through."""
+"""``/upstream/<key>/mac-…/…``: NARs that upstream narinfos named, streamed through."""
 
 from aiohttp import hdrs, web
 
