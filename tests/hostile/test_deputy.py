@@ -79,7 +79,7 @@ def test_only_what_a_narinfo_named_is_fetched(tmp_path: Path, private: Private) 
 
 
 def test_urls_outlive_the_proxy_and_its_settings(tmp_path: Path, private: Private) -> None:
-    """Nix remembers them for 30 days: over restarts, beside other upstreams, and from before there were codes."""
+    """Nix remembers them for 30 days: over restarts, other upstreams, and from before there were codes."""
     with proxy_of(tmp_path, private.url) as proxy:
         url = NarInfo.parse(proxy.ask(f"/{KNOWN}.narinfo").body).url
     other = private.url.replace("/base", "/other")
