@@ -2,13 +2,18 @@
 
 import asyncio
 from collections import deque
-from typing import Final
-
-from nixcache_oci.proxy.live_index import LiveIndex
+from typing import Final, Protocol
 
 MOST_IN_A_ROW: Final = 5
 WINDOW_SECONDS: Final = 5.0
 """So many looks begin in so long a time, and not more."""
+
+
+class Refreshable(Protocol):
+    """An index."""
+
+    async def refresh(self, *, thoroughly: bool) -> None:
+        """Look at the repository now."""
 
 
 class JoinedRefreshes:
@@ -18,7 +23,7 @@ class JoinedRefreshes:
         index: to refresh.
     """
 
-    def __init__(self, index: LiveIndex) -> None:
+    def __init__(self, index: Refreshable) -> None:
         self._index = index
         self._begun_at: deque[float] = deque(maxlen=MOST_IN_A_ROW)
         self._running: asyncio.Task[None] | None = None

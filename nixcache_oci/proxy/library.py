@@ -72,6 +72,8 @@ class LibraryProtocol(web.RequestHandler):
         """Read on; what the parser fails on ends the connection."""
         if self.connection.is_odd:
             self._connections.hold(self.connection, self.connection.held_bytes + len(data))
+        if self.transport is None or self.transport.is_closing():
+            return  # the library would begin to answer a connection that it has lost
         try:
             super().data_received(data)
         except Exception as error:  # noqa: BLE001  # a stranger's bytes, and the library's trouble with them
