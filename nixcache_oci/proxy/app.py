@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Final, NoReturn
 
@@ -43,6 +43,7 @@ from nixcache_oci.proxy.quarantine import Quarantine
 _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
+_SWEEP_SECONDS: Final = 2.0
 _SITE: Final = "Sec-Fetch-Site"
 
 
@@ -88,11 +89,10 @@ def build_app(
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        watching = [asyncio.create_task(one.watch(), name="watch") for one in (connections, streams)]
+        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
         yield
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
         await app[keys.REFRESHES].close()
         await app[keys.FINDER].close()
         await nars.close()
@@ -100,6 +100,17 @@ def build_app(
 
     app.cleanup_ctx.append(run)
     return app
+
+
+async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+    clock = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        for bound in bounds:
+            try:
+                bound.sweep(clock())
+            except Exception:  # noqa: BLE001  # the next look must come
+                _log.exception("unexpected error")
 
 
 async def _get_metrics(request: web.Request) -> web.Response:

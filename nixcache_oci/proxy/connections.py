@@ -9,6 +9,7 @@ import heapq
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,14 +35,13 @@ MOST_UNREAD_BYTES: Final = 96 * 1024 * 1024
 MOST_HELD_OF_ONE_BYTES: Final = 512 * 1024
 """What one client may send ahead, as a body among it, which nobody here reads."""
 
-_SWEEP_SECONDS: Final = 5.0
 # A head and a request or two: who sends no more than that is never cut off for it.
 _FREE_BYTES: Final = 4 * 1024
 # As many are closed at once, for looking at all of them takes its time.
 _SHARE_CLOSED: Final = 16
 
-# linux/tcp.h, struct tcp_info
-_TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
+# linux/tcp.h, struct tcp_info; other systems have another struct of that name.
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _TCP_INFO_BYTES: Final = 148
 _UNACKED_PACKETS: Final = struct.Struct("=24xI")
 _ACKED_BYTES: Final = struct.Struct("=120xQ")
@@ -198,15 +198,8 @@ class Connections:
             if not is_stream:
                 self._count_unread(connection)
 
-    async def watch(self) -> None:
-        """Look after them, for ever."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self.sweep(clock())
-
     def sweep(self, now: float) -> None:
-        """End what has stood still for too long."""
+        """End what has stood still for too long; to be called every few seconds."""
         late = [one for one in self._all if not one.is_busy and _is_late(one, now)]
         for connection in late:
             connection.cut()

@@ -24,7 +24,6 @@ MOST_WAITING: Final = 2048
 WAIT_SECONDS: Final = 240.0
 """How long one waits: Nix gives up after 300 s without a byte."""
 
-_LOOK_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 10.0
 _SLOW_BYTES: Final = 10 * 1024  # in that time
 
@@ -72,15 +71,8 @@ class NarStreams:
             del self._streams[connection]
             self._give_back()
 
-    async def watch(self) -> None:
-        """Look after them, for ever."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self.sweep(clock())
-
     def sweep(self, now: float) -> None:
-        """Cut streams that take next to nothing, as many as wait."""
+        """Cut streams that take next to nothing, as many as wait; to be called every few seconds."""
         slow: list[tuple[int, Connection]] = []
         for connection, (since, before) in list(self._streams.items()):
             if now - since >= _SLOW_SECONDS:
