@@ -171,7 +171,9 @@ def _guard(host_guard: HostGuard) -> Middleware:
             _refuse(request, "its Host is none of ours; names to answer to go into NIXCACHE_HOSTS")
         headers = request.headers
         sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
-        if (sites or origins) and is_from_elsewhere(sites, origins, request.host, headers.get(ALLOW_HEADER)):
+        # Not request.host, which looks the machine's own name up where there is none.
+        host, allow = headers.get(hdrs.HOST, ""), headers.get(ALLOW_HEADER)
+        if (sites or origins) and is_from_elsewhere(sites, origins, host, allow):
             _refuse(request, "a browser sent it for a page of another site")
         return await handler(request)
 
