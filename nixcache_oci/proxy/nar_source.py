@@ -22,7 +22,8 @@ MOST_UNKNOWN: Final = 16
 """Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
 
 _MAX_SIZES: Final = 4096
-# What the repository said that it has not is not asked for again so soon, unless the index has changed.
+# What the repository said twice that it has not is not asked for again so soon, unless the index has changed.
+# Once may be a registry's mistake.
 _MISSING_SECONDS: Final = 30.0
 
 
@@ -47,6 +48,7 @@ class NarSource:
         self._packs = packs
         self._quarantine = quarantine
         self._generation = generation
+        self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
         self._missing = Quarantine(seconds=_MISSING_SECONDS)
         self._missing_since = generation()
         self._sizes: Memo[Digest, int] = Memo(_MAX_SIZES)
@@ -157,8 +159,9 @@ class NarSource:
         except NotFoundError:
             if self._missing_since is not self._generation():
                 self._missing_since = self._generation()
+                self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
                 self._missing = Quarantine(seconds=_MISSING_SECONDS)
-            self._missing.add(blob)
+            (self._missing if blob in self._missed_once else self._missed_once).add(blob)
             raise
 
     def _keep_size(self, blob: Digest, task: asyncio.Task[int]) -> None:

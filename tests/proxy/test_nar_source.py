@@ -68,7 +68,8 @@ async def test_what_is_not_there_is_not_asked_for_again_and_again(bench: NarBenc
                 pass
         with pytest.raises(NotFoundError):
             await bench.nars.slice_of_pack(url)
-    assert bench.repository.opened == [blob, url.blob]
+    # Twice, for once may be a mistake.
+    assert sorted(map(str, bench.repository.opened)) == sorted(map(str, [blob, url.blob] * 2))
     bench.repository.add(b"late")
     bench.generation = object()
     assert await bench.nars.size(blob) == 4
