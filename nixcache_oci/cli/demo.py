@@ -50,7 +50,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_logging(logging.WARNING, environment, sys.stderr, serves_strangers=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:

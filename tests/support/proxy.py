@@ -34,7 +34,12 @@ class ProxyProcess:
     Args:
         folder: for its home and log; a second process on the same folder finds the first one's index.
         settings: further environment variables.
+
+    Attributes:
+        most_files: how many files it may have open; set before it starts, None for what this process may.
     """
+
+    most_files: int | None = None
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self._folder = folder
@@ -53,8 +58,10 @@ class ProxyProcess:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "proxy.log").open("ab")
+        limit = f'ulimit -n {self.most_files} && exec "$@"'
+        prefix = ["sh", "-c", limit, "sh"] if self.most_files is not None else []
         self.process = subprocess.Popen(
-            [sys.executable, *self._program(), "proxy"],
+            [*prefix, sys.executable, *self._program(), "proxy"],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=self._log,
