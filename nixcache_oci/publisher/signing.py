@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import SecretKey, fingerprint
+from nixcache_oci.nix.signature import SecretKey, fingerprint, has_signature
 
 
 def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
@@ -23,7 +23,7 @@ def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[Nar
         covered = fingerprint(narinfo)
         sigs = list(narinfo.sigs)
         for key, public_key in zip(keys, public_keys, strict=True):
-            if any(public_key.verify(covered, sig) for sig in sigs):
+            if has_signature(public_key, covered, sigs):
                 continue
             sig = key.sign(covered)
             if not public_key.verify(covered, sig):
