@@ -206,7 +206,7 @@ def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
 
 
 def has_signature(key: PublicKey, signed_fingerprint: str, signatures: Iterable[Signature]) -> bool:
-    """Tell whether this key made one of the signatures; of those that name it, the first four are verified."""
+    """Tell whether this key made one of the signatures; the first four that name it are verified."""
     named = islice((one for one in signatures if one.key_name == key.name), TRIES_PER_KEY)
     return any(key.verify(signed_fingerprint, signature) for signature in named)
 

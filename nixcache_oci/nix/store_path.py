@@ -125,7 +125,11 @@ def check_store_dir(store_dir: str) -> None:
         FormatError: not absolute, too long, a trailing slash, or a part that is empty, ``.`` or ``..``.
     """
     is_short = len(store_dir) < _MAX_STORE_DIR_LETTERS
-    if not is_short or not _STORE_DIR.fullmatch(store_dir) or not {".", ".."}.isdisjoint(store_dir.split("/")):
+    if (
+        not is_short
+        or not _STORE_DIR.fullmatch(store_dir)
+        or not {".", ".."}.isdisjoint(store_dir.split("/"))
+    ):
         raise FormatError(
             f"store dir: expected an absolute path without a trailing slash, got {store_dir[:300]!r}"
         )

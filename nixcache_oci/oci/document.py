@@ -12,8 +12,8 @@ from typing import Final
 from nixcache_oci.errors import FormatError
 
 MAX_VALUES: Final = 250_000
-"""Of one document: an index of 4 MiB has 100,000. Two bytes can be a list of their own: a million of them take
-hundreds of MiB, and no other thread runs while they are read. As many take 30 ms."""
+"""Of one document: an index of 4 MiB has 100,000. Two bytes can be a list of their own: a million of them
+take hundreds of MiB, and no other thread runs while they are read. These take 30 ms."""
 
 
 def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
@@ -25,7 +25,8 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
         limit: bytes that it may have at most.
 
     Raises:
-        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or not an object.
+        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or no
+            object.
     """
     if len(content) > limit:
         raise FormatError(f"{what}: {len(content)} bytes, and {limit} is the limit")

@@ -18,6 +18,7 @@ from nixcache_oci.proxy.regression import Seen
 _log = logging.getLogger(__name__)
 
 _FILE: Final = "seen.json"
+_MAX_BYTES: Final = 1024 * 1024  # forty times what is written
 _SAVED: Final = timedelta(hours=1)  # between two writes for nothing but the time
 
 
@@ -90,7 +91,8 @@ class RegressionWatch:
 
     def _load(self) -> Seen:
         try:
-            return Seen.from_json((self._folder / _FILE).read_bytes())
+            with (self._folder / _FILE).open("rb") as file:
+                return Seen.from_json(file.read(_MAX_BYTES))
         except FileNotFoundError:
             return Seen()
         except (OSError, FormatError) as error:

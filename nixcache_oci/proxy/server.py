@@ -78,10 +78,19 @@ async def serving(
     """
     counters = Counters()
     upstreams = Upstreams(
-        [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
+        [parse_upstream(url) for url in config.upstreams],
+        mode=NarMode(config.upstream_nars),
+        store_dir=config.store_dir,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
-    index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
+    index = LiveIndex(
+        repository,
+        folder,
+        config.public_keys,
+        config.index_ttl_seconds,
+        counters,
+        store_dir=config.store_dir,
+    )
     app = build_app(config, repository, index, upstreams, counters)
     runner = web.AppRunner(app, access_log=_log, access_log_class=AccessLog, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:

@@ -133,7 +133,7 @@ def _write_cache(cache: Path, key: SecretKey) -> NarInfo:
 def test_nix_judges_an_address_by_the_path_and_then_by_the_bytes(
     nix: Nix, tmp_path: Path, method: Method, *, is_right: bool
 ) -> None:
-    """Without a signature it unpacks whatever NarHash names, and then it stops: so ours counts as unsigned."""
+    """Without a signature it unpacks whatever NarHash names, and then it stops."""
     nar, other = (b"".join(dump_tree(File(text))) for text in (b"right", b"wrong"))
     hashed = nar if method is Method.NAR else b"right"
     address = ContentAddress(method, NixHash(hashlib.sha256(hashed).digest()))

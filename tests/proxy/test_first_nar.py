@@ -57,9 +57,9 @@ async def test_look_ups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     asked: list[HashPart] = []
     find = Catalog.find
 
-    def note(catalog: Catalog, hash_part: HashPart) -> bytes | None:
+    def note(catalog: Catalog, hash_part: HashPart, most_bytes: int) -> bytes | None:
         asked.append(hash_part)
-        return find(catalog, hash_part)
+        return find(catalog, hash_part, most_bytes)
 
     monkeypatch.setattr(Catalog, "find", note)
     for seed in "rs":
