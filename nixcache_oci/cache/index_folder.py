@@ -65,7 +65,7 @@ class IndexFolder:
             if opened is not None:
                 try:
                     budget.inflate(opened.size)
-                    budget.list(opened.count)
+                    budget.open(opened.count)
                 except LimitError:
                     break
                 tables[table] = opened

@@ -229,7 +229,7 @@ class TableFileWriter:
         with _SCANNING:
             found = scan(text)
             text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
-        self._budget.list(len(found.keys))
+        self._budget.open(len(found.keys))
         self._write_keys(len(text), found)
         # Opened before it gets its name: another process may remove that at once.
         table = TableFile(text, _map(self._unfinished_keys))

@@ -67,7 +67,7 @@ class TableSet:
             try:
                 if table not in tables:
                     budget.inflate(file.size)
-                    budget.list(file.count)
+                    budget.open(file.count)
             except LimitError:
                 return False
             tables[table] = file
@@ -191,5 +191,5 @@ class _Reading:
             fetch = fetch_table if segments else fetch_version1
             return await fetch(self._repository, self._folder, table, self._budget)
         self._budget.inflate(file.size)
-        self._budget.list(file.count)
+        self._budget.open(file.count)
         return file
