@@ -18,6 +18,7 @@ MAX_VALUE_LETTERS: Final = 1024 * 1024
 
 _WINDOW_BYTES: Final = 256 * 1024
 _MAX_MARKS: Final = 1_000_000  # quotes and brackets that are passed over: a second
+_SURELY_BEHIND: Final = 3  # letters
 _SPACE = re.compile(r"[ \t\n\r]*")
 _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _OUTSIDE = re.compile(r'["\[\]{}]')
@@ -72,14 +73,17 @@ class JsonStream:
                 if isinstance(error, RecursionError) or not self._read_on():
                     raise self._error(str(error)) from None
             else:
-                # A number that ends where the window does may go on behind it.
-                if end < len(self._text) or not self._read_on():
+                # A number may go on behind the window, whether that ends behind "1", "1." or "1e+".
+                if len(self._text) - end >= _SURELY_BEHIND or not self._read_on():
                     self._at = end
                     return value
 
     def skip(self) -> None:
         """Pass over a value; what is in it is not validated."""
-        if self._peek() not in '"[{':
+        beginning = self._peek()
+        if not beginning or beginning in ",:]}":
+            raise self._error(f"expected a value, got {beginning!r}")
+        if beginning not in '"[{':
             self._pass_over(_SCALAR)
             return
         depth = 0

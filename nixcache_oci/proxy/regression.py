@@ -75,8 +75,10 @@ class Seen:
         }
         if gap is not None and gap < _WATCHING:
             left = (one for one in before if one.condemned is None and one.manifest not in present)
-            missing = {**dict.fromkeys(map(_tag, islice(left, MAX_MISSING)), at), **missing}
-            missing = dict(sorted(missing.items(), key=lambda one: one[1])[:MAX_MISSING])
+            for one in left:
+                if len(missing) >= MAX_MISSING:
+                    break
+                missing.setdefault(str(one.tag), at)
         newest_now = max((segment.created for segment in listed), default=None)
         newest = self.newest
         is_marked = any(one.created == newest and one.condemned is not None for one in before)
@@ -117,10 +119,6 @@ class Seen:
         except (FormatError, ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"what was seen of the cache: {error}") from None
         raise FormatError("what was seen of the cache: fields are missing")
-
-
-def _tag(segment: Segment) -> str:
-    return str(segment.tag)
 
 
 def _is_among(tag: str, manifests: AbstractSet[Digest]) -> bool:

@@ -117,7 +117,7 @@ async def test_a_table_that_many_segments_name_is_one_table(cache: Cache) -> Non
 async def test_what_is_kept_beside_has_the_same_limits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that lists other segments at each look, one of them damaged, would fill memory and disk."""
     monkeypatch.setattr(table_set, "MAX_SEGMENTS", 4)
-    look = TableSet()
+    look, segments = TableSet(), list[Segment]()
     for round_ in range(5):
         segments = [await cache.push(f"{round_}-{n}", CREATED + (3 * round_ + n) * HOUR) for n in range(3)]
         look = (await cache.read(*segments, former=look)).beside(look)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nixcache_oci.cache import version1 as module
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import MAX_STANZA_BYTES, render_table
 from nixcache_oci.cache.version1 import parse_version1
@@ -144,3 +145,32 @@ def test_anything_else_is_refused(content: bytes) -> None:
     """It is an error, and never an empty cache."""
     with pytest.raises(FormatError):
         parse_version1(content)
+
+
+def test_its_entries_and_roots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is skipped is remembered by its name; of the reasons, the first are enough."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 100)
+
+    def with_entries(count: int) -> bytes:
+        return json.dumps({"version": 1, "entries": {f"entry-{n}": {} for n in range(count)}}).encode()
+
+    version1 = parse_version1(with_entries(100))
+    assert (version1.skipped_count, len(version1.unreadable), len(version1.skipped)) == (100, 100, 20)
+    for content in (
+        with_entries(101),
+        document(gc_roots=[5] * 101),
+        document()[:-1] + b',"x":1' * 101 + b"}",
+    ):
+        with pytest.raises(FormatError, match="over the limit of 100 entries, roots or fields"):
+            parse_version1(content)
+
+
+def test_its_text_is_the_table() -> None:
+    """Written a stanza at a time, in order, whatever order the document has."""
+    narinfos = [store_object(str(number)).narinfo for number in range(20)]
+    entries = {
+        one.store_path.hash_part: {"narinfo": one.render(), "nar_digest": str(BLOB)} for one in narinfos
+    }
+    version1 = parse_version1(json.dumps({"entries": entries, "public_key": KEY, "version": 1}).encode())
+    assert b"".join(version1.text()) == render_table(version1.to_table())
+    assert len(version1.to_table().narinfos) == 20
