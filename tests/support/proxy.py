@@ -54,7 +54,7 @@ class ProxyProcess:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "proxy.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nixcache_oci", "proxy"],
+            [sys.executable, *self._program(), "proxy"],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -69,6 +69,9 @@ class ProxyProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _program(self) -> list[str]:
+        return ["-m", "nixcache_oci"]
 
     @property
     def log(self) -> str:
@@ -137,3 +140,18 @@ class ProxyProcess:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the kernel does not tell RssAnon")
+
+
+class WatchedProxy(ProxyProcess):
+    """One whose event loop is watched: see ``tests.support.loop_watch``."""
+
+    def _program(self) -> list[str]:
+        return ["-m", "tests.support.loop_watch", str(self._block_report)]
+
+    @property
+    def _block_report(self) -> Path:
+        return self._folder / "worst-block"
+
+    def worst_block_seconds(self) -> float:
+        """How long the loop was blocked at the worst so far, in CPU time."""
+        return float(self._block_report.read_text())
