@@ -8,7 +8,7 @@ Source: design section 2, "Index".
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
+from heapq import nlargest
 from typing import Final, Self
 
 from nixcache_oci.cache.segment import Segment, SegmentTag, is_segment_tag
@@ -102,9 +102,9 @@ class CacheIndex:
         listed = {segment.manifest.hex for segment in self.segments}
         found = {tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
         # As text, where the time stands first: there may be 100,000, and to read a time is slow.
-        parsed = filter(None, map(SegmentTag.parse, sorted(found, reverse=True)))
-        newest = list(islice(parsed, most))
-        return newest[::-1], sum(1 for _ in parsed)
+        newest = nlargest(most, found)
+        parsed = (SegmentTag.parse(tag) for tag in reversed(newest))
+        return [tag for tag in parsed if tag is not None], len(found) - len(newest)
 
     def with_segments(self, more: Iterable[Segment]) -> Self:
         """List further segments; one that is listed already stays as it is, with its marks."""

@@ -86,8 +86,11 @@ class IndexFolder:
         Raises:
             OSError: one cannot be removed.
         """
-        saved = self._load_listing()
-        self._forget_others((*tables, *(saved.tables if saved is not None else ())))
+        kept = set(tables)
+        names = {table.hex for table in kept}
+        if any(path.stem not in names for path in self._tables.glob("[!.]*")):
+            saved = self._load_listing()
+            self._forget_others(kept.union(saved.tables if saved is not None else ()))
 
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""

@@ -154,8 +154,9 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     unknown = [tag for tag in reversed(unlisted) if tag.manifest not in by_manifest]
     read = await run_all(map(reading.read_segment, unknown), _PARALLEL_REQUESTS)
     reading.warn_of_others()
+    found += [segment for segment in read if segment is not None]
     return Union(
-        index=index.with_segments((*found, *(segment for segment in read if segment is not None))),
+        index=await asyncio.to_thread(index.with_segments, found),
         digest=stored.digest if stored is not None else None,
         version1=version1,
         is_complete=not (reading.missing or reading.unread or unread),

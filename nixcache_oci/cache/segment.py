@@ -19,7 +19,8 @@ from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 
 MAX_LAYERS: Final = 2000
 
-_TAG = re.compile(r"segment-([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{64})")
+_DAY = r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+_TAG = re.compile(rf"segment-({_DAY}T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]Z)-([0-9a-f]{{64}})")
 
 
 @dataclass(frozen=True, slots=True)
