@@ -127,9 +127,9 @@ def _is_among(tag: str, manifests: AbstractSet[Digest]) -> bool:
 
 
 def _parse_missing(missing: Mapping[str, str]) -> dict[str, datetime]:
-    if any(SegmentTag.parse(tag) is None for tag in missing):
-        raise FormatError("what is missing has no tag of a segment")
-    return {tag: parse_time(since) for tag, since in islice(missing.items(), MAX_MISSING)}
+    times = {tag: parse_time(since) for tag, since in islice(missing.items(), MAX_MISSING)}
+    # What is no tag of a segment will never be listed again.
+    return {tag: since for tag, since in times.items() if SegmentTag.parse(tag) is not None}
 
 
 def _parse(text: str | None) -> datetime | None:
