@@ -183,7 +183,8 @@ class _Reading:
         """Say what was not read; see ``TableSet``."""
         count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
         reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
-        return f"{count} segments are left out, the oldest: {reasons[0]}" if count else None
+        total = len(listing.segments) + listing.left_out
+        return f"{count} of {total} segments are left out, the oldest: {reasons[0]}" if count else None
 
     async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
         file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)

@@ -135,6 +135,8 @@ async def _read_segment(
         _check_same_table(segment, Segment.from_manifest(content))
         table, size = await _read_table(repository, budget, segment.table)
         await asyncio.to_thread(_check_blobs, table, layers)
+    except LimitError as error:
+        raise LimitError(f"{repository.name}: {error}; gc decides on all of them, or on nothing") from None
     except (NotFoundError, DigestError, FormatError) as error:
         if segment.condemned is not None or place is Place.UNLISTED:
             return StoredSegment(segment, place, layers)

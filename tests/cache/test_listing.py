@@ -12,7 +12,9 @@ from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.listing import Listing, read_listing, read_union
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.errors import FormatError, LimitError, NotFoundError, RegistryError
+from nixcache_oci.maintenance import gc_reading
 from nixcache_oci.maintenance.gc_reading import read_state
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG
@@ -232,3 +234,20 @@ def test_what_is_tagged_and_is_no_segment_is_one_line_of_log(caplog: pytest.LogC
     assert asyncio.run(run()).is_complete
     [record] = caplog.records
     assert record.__dict__["fields"]["count"] == 20
+
+
+def test_gc_reads_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deciding on the tables that fit would condemn what the others need."""
+    monkeypatch.setattr(gc_reading, "TableBudget", lambda: TableBudget(most_bytes=1000))
+
+    async def run() -> None:
+        storage = ModelStorage()
+        for number in range(5):
+            table = Table(TableHeader(CREATED, source=str(number) + "x" * 300))
+            await list_segments(client(storage), [await push_segment(client(storage), table, [])])
+            if number == 0:
+                assert len((await read_state(client(storage), CREATED)).segments) == 1
+        with pytest.raises(LimitError, match="over the limit of 1000 bytes; gc decides on all of them"):
+            await read_state(client(storage), CREATED)
+
+    asyncio.run(run())
