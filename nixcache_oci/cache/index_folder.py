@@ -10,23 +10,24 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.errors import FormatError, LimitError, UsageError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
 
 _TABLE_SUFFIX: Final = ".table"
-# A listing has about 500 bytes for each segment, and an index of at most 4 MiB names them.
-_MAX_LISTING_BYTES: Final = 64 * 1024 * 1024
+# A listing was read from an index of at most 4 MiB; written here, a letter may take three times as much.
+_MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _MAX_KEY_BYTES: Final = 4096
 _MODE: Final = 0o700
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -52,6 +53,7 @@ class IndexFolder:
         self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
         self.rooted = RootedPath(root) / self.path.name
         self._tables = self.rooted / "tables"
+        self._unusable_log_level = logging.WARNING
         try:
             self._warn_of_others(self.rooted.make_folder(_MODE))
             self._tables.make_folder(_MODE)
@@ -66,19 +68,21 @@ class IndexFolder:
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
         """Open what the last run saved; None where there is none.
 
-        A table that is gone or damaged is left out.
+        A table that is gone or damaged is left out, and so is what is over the limits of a look.
         """
-        try:
-            listing = Listing.from_json(self._read("index.json", _MAX_LISTING_BYTES))
-        except FileNotFoundError:
+        listing = self._load_listing()
+        if listing is None:
             return None
-        except (OSError, FormatError) as error:
-            _log.warning("saved index is unusable", extra={"fields": {"error": str(error)}})
-            return None
+        budget = TableBudget()
         tables = {}
-        for table in listing.tables:
+        for table in listing.tables_newest_first():
             opened = self.open_table(table)
             if opened is not None:
+                try:
+                    budget.inflate(opened.size)
+                    budget.open(opened.count)
+                except LimitError:
+                    break
                 tables[table] = opened
         return listing, tables
 
@@ -89,13 +93,19 @@ class IndexFolder:
             OSError: it cannot be written.
         """
         self._write("index.json", listing.to_json())
-        kept = {table.hex for table in listing.tables}
-        for path, _ in self._tables.entries():
-            stem = path.name.partition(".")[0]
-            if stem and stem not in kept:
-                self._remove_table(self._tables / f"{stem}{_TABLE_SUFFIX}")
-        remove_unfinished(self._tables)
-        remove_unfinished(self.rooted)
+        self._forget_others(listing.tables)
+
+    def make_room(self, tables: Iterable[Digest]) -> None:
+        """Forget what looks that failed have fetched: all tables but these, and those of the saved index.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        kept = set(tables)
+        names = {table.hex for table in kept}
+        if any(stem not in names for stem in self._table_names()):
+            saved = self._load_listing()
+            self._forget_others(kept.union(saved.tables if saved is not None else ()))
 
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""
@@ -105,15 +115,15 @@ class IndexFolder:
         except FileNotFoundError:
             return None
         except (OSError, FormatError) as error:
-            _log.warning(
-                "saved table is unusable", extra={"fields": {"path": str(path), "error": str(error)}}
-            )
+            fields = {"path": str(path), "error": str(error)}
+            _log.log(self._unusable_log_level, "saved table is unusable", extra={"fields": fields})
+            self._unusable_log_level = logging.DEBUG  # there may be thousands, with one cause
             self._remove_table(path)
             return None
 
-    def table_writer(self, table: Digest) -> TableFileWriter:
-        """Start to write a table."""
-        return TableFileWriter(self._table_path(table))
+    def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
+        """Start to write a table, which counts against the budget of all."""
+        return TableFileWriter(self._table_path(table), budget)
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
         """Give the key that this cache was first seen with, and remember it; no later one replaces it.
@@ -135,6 +145,28 @@ class IndexFolder:
             return self._read(path.name, _MAX_KEY_BYTES).decode().strip()
         except FileNotFoundError:
             return None
+
+    def _load_listing(self) -> Listing | None:
+        try:
+            return Listing.from_json(self._read("index.json", _MAX_LISTING_BYTES))
+        except FileNotFoundError:
+            return None
+        except (OSError, FormatError) as error:
+            _log.warning("saved index is unusable", extra={"fields": {"error": str(error)}})
+            return None
+
+    def _table_names(self) -> Iterator[str]:
+        """List what tables are named by: the hex digits of their digests."""
+        stems = (path.name.partition(".")[0] for path, _ in self._tables.entries())
+        return (stem for stem in stems if stem)
+
+    def _forget_others(self, tables: Iterable[Digest]) -> None:
+        kept = {table.hex for table in tables}
+        for stem in self._table_names():
+            if stem not in kept:
+                self._remove_table(self._tables / f"{stem}{_TABLE_SUFFIX}")
+        remove_unfinished(self._tables)
+        remove_unfinished(self.rooted)
 
     def _write(self, name: str, text: str) -> None:
         write_file(self.rooted / name, [text.encode()], self.rooted)

@@ -10,8 +10,10 @@ import mmap
 import os
 import struct
 import sys
+import threading
 from array import array
 from bisect import bisect_left
+from itertools import islice
 from typing import IO, Final, Self, cast
 
 import zstandard
@@ -32,6 +34,7 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
@@ -44,9 +47,19 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 # Where the rows of each thousandth of all keys start, so that few pages are touched to find one: most tables
 # of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
-_BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
-# A frame may ask the reader for a window as large as its content; a table is never larger than this.
-_MAX_WINDOW_BYTES: Final = MAX_TABLE_BYTES
+BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+_NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
+# What every reader of zstd has to take (RFC 8878, section 3.1.1.1.2), and what level 19 makes; of memory, for
+# each table on its way.
+_MAX_WINDOW_BYTES: Final = 8 * 1024 * 1024
+# Narinfos are mostly hashes, and compress to a fifth. A small blob that inflates to far more is a bomb.
+_MAX_RATIO: Final = 64
+_ANY_RATIO_BYTES: Final = 1024 * 1024
+# Keys that are shown to people: of a table, each, and in all the letters of one.
+_MAX_RECORDED_KEYS: Final = 8
+_MAX_RECORDED_KEY_LETTERS: Final = 512
+# The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
+_SCANNING: Final = threading.Lock()
 
 
 class TableFile:
@@ -57,8 +70,10 @@ class TableFile:
         keys: the keys file.
 
     Attributes:
-        header: what the table says of itself.
+        size: bytes of the table.
         count: how many narinfos it lists.
+        starts: of the keys with the same first bits, the first row; ``key >> BUCKET_SHIFT`` numbers them.
+        recorded_keys: the first public keys that the header names.
         verdicts: one byte a row, for the holder to remember what validating that narinfo gave.
 
     Raises:
@@ -78,9 +93,11 @@ class TableFile:
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
-        self.header: TableHeader = parse_header(text)
-        starts = (bisect_left(self._keys, bucket << _BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
-        self._starts = array("I", starts)
+        keys_named = (key for key in parse_header(text).public_keys if len(key) <= _MAX_RECORDED_KEY_LETTERS)
+        self.recorded_keys = tuple(islice(keys_named, _MAX_RECORDED_KEYS))
+        starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
+        self.starts = array("I", starts) if count else _NO_STARTS
+        self.size = size
         self.count: int = count
         self.verdicts = bytearray(count)
 
@@ -94,15 +111,27 @@ class TableFile:
         """
         return cls(_map(path), _map(_keys_path(path)))
 
+    @property
+    def header(self) -> TableHeader:
+        """What the table says of itself, parsed each time: thousands of tables may be open."""
+        return parse_header(self._text)
+
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
         letters = HashLetters(hash_part.encode())
-        return self.find_letters(letters, row_key(letters))
+        key = row_key(letters)
+        bucket = key >> BUCKET_SHIFT
+        return self.find_between(letters, key, self.starts[bucket], self.starts[bucket + 1])
 
-    def find_letters(self, letters: HashLetters, key: int) -> int | None:
-        """Look up as ``find`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
-        bucket = key >> _BUCKET_SHIFT
-        start, end = self._starts[bucket], self._starts[bucket + 1]
+    def find_between(self, letters: HashLetters, key: int, start: int, end: int) -> int | None:
+        """Look up as ``find`` does, for those who ask several tables.
+
+        Args:
+            letters: of the hash part.
+            key: from ``row_key``.
+            start: of the key's rows, out of ``starts``.
+            end: of the same.
+        """
         return find_letters(self._text, self._keys, self._positions, letters, key, start, end)
 
     def letters(self, row: int) -> HashLetters:
@@ -127,10 +156,16 @@ class TableFileWriter:
 
     Nothing is visible at ``path`` before the whole of it is checked, and two who write the same table do not
     disturb each other. Whatever happens, ``close`` has to be called in the end.
+
+    Args:
+        path: of the table.
+        budget: of all tables; every method raises LimitError where it is spent.
     """
 
-    def __init__(self, path: RootedPath) -> None:
+    def __init__(self, path: RootedPath, budget: TableBudget | None = None) -> None:
         self._path = path
+        self._budget = budget or TableBudget()
+        self._received = 0
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
@@ -142,30 +177,40 @@ class TableFileWriter:
 
         Raises:
             OSError: it cannot be written.
-            FormatError: not zstd, or over 64 MiB when inflated.
+            FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
         """
+        self._budget.receive(len(compressed))
         self._digest.update(compressed)
-        if self._inflate is None:
+        self._received += len(compressed)
+        if self._inflate is None or self._file is None:
+            self._file = self._open()
             # All that the library asks of its target is write().
-            target = cast("IO[bytes]", self._open(MAX_TABLE_BYTES))
+            target = cast("IO[bytes]", self._file)
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
             self._inflate = decompressor.stream_writer(target, closefd=False)
+        self._file.limit = min(MAX_TABLE_BYTES, _ANY_RATIO_BYTES + _MAX_RATIO * self._received)
         try:
             self._inflate.write(compressed)
         except zstandard.ZstdError as error:
             raise FormatError(f"table: not zstd: {error}") from None
 
     def write_text(self, text: bytes) -> None:
-        """Take a whole table as text, one that was not compressed; no limit holds for it.
+        """Take the next piece of a table as text, one that was not compressed.
 
         Raises:
             OSError: it cannot be written.
+            FormatError: over 64 MiB.
         """
         self._digest.update(text)
-        self._open(len(text)).write(text)
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(text)
 
-    def finish(self, digest: Digest) -> TableFile:
+    def finish(self, digest: Digest | None) -> TableFile:
         """Check the whole, and put it in its place.
+
+        Args:
+            digest: of all that was taken; None where nobody told it, for a table that was made here.
 
         Raises:
             OSError: it cannot be written.
@@ -173,7 +218,7 @@ class TableFileWriter:
             FormatError: it is no table.
         """
         actual = Digest(self._digest.hexdigest())
-        if actual != digest:
+        if digest not in (None, actual):
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
@@ -181,7 +226,11 @@ class TableFileWriter:
         text = _map(self._unfinished_text)
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
-        self._write_keys(len(text), scan(text))
+        with _SCANNING:
+            found = scan(text)
+            text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
+        self._budget.open(len(found.keys))
+        self._write_keys(len(text), found)
         # Opened before it gets its name: another process may remove that at once.
         table = TableFile(text, _map(self._unfinished_keys))
         self._unfinished_keys.replace(_keys_path(self._path))
@@ -197,10 +246,9 @@ class TableFileWriter:
             self._unfinished_text.unlink(missing_ok=True)
             self._unfinished_keys.unlink(missing_ok=True)
 
-    def _open(self, limit: int) -> "_Limited":
+    def _open(self) -> "_Limited":
         self._path.parent.make_folder()
-        self._file = _Limited(self._unfinished_text, limit)
-        return self._file
+        return _Limited(self._unfinished_text, self._budget)
 
     def _write_keys(self, size: int, found: Scan) -> None:
         with self._unfinished_keys.create() as file:
@@ -214,15 +262,17 @@ class TableFileWriter:
 class _Limited:
     """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
 
-    def __init__(self, path: RootedPath, limit: int) -> None:
+    def __init__(self, path: RootedPath, budget: TableBudget) -> None:
         self._file = path.create()
         self._size = 0
-        self._limit = limit
+        self._budget = budget
+        self.limit = MAX_TABLE_BYTES
 
     def write(self, piece: bytes) -> int:
         self._size += len(piece)
-        if self._size > self._limit:
-            raise FormatError(f"table: over {self._limit} bytes when inflated")
+        if self._size > self.limit:
+            raise FormatError(f"table: over {self.limit} bytes when inflated")
+        self._budget.inflate(len(piece))
         return self._file.write(piece)
 
     def sync(self) -> None:

@@ -18,7 +18,7 @@ from nixcache_oci.proxy.regression import Seen
 _log = logging.getLogger(__name__)
 
 _FILE: Final = "seen.json"
-_MAX_BYTES: Final = 16 * 1024 * 1024  # about 100 for each segment that is missing
+_MAX_BYTES: Final = 1024 * 1024  # forty times what is written
 _SAVED: Final = timedelta(hours=1)  # between two writes for nothing but the time
 
 

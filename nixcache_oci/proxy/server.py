@@ -83,9 +83,17 @@ async def serving(
         [parse_upstream(url) for url in config.upstreams],
         mode=NarMode(config.upstream_nars),
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
+        store_dir=config.store_dir,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
-    index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
+    index = LiveIndex(
+        repository,
+        folder,
+        config.public_keys,
+        config.index_ttl_seconds,
+        counters,
+        store_dir=config.store_dir,
+    )
     app = build_app(config, repository, index, upstreams, counters)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:

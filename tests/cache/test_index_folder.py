@@ -7,15 +7,23 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import index_folder
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
 from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place
@@ -229,7 +237,7 @@ def test_saved_files_have_limits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     for name in ("index.json", "public-key"):
         os.truncate(folder.path / name, 2**40)
     assert folder.load() is None
-    assert "over 67108864 bytes" in caplog.records[-1].__dict__["fields"]["error"]
+    assert "over 16777216 bytes" in caplog.records[-1].__dict__["fields"]["error"]
     with pytest.raises(FormatError, match="over 4096 bytes"):
         folder.pin_key(["first"])
 
@@ -248,3 +256,37 @@ def test_a_folder_that_others_may_write_to_is_named(
     assert [record.message for record in caplog.records] == (
         ["others may write to the index folder"] if is_warned else []
     )
+
+
+def test_what_is_loaded_has_the_limits_of_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version may have saved more, and memory is as scarce then."""
+    folder = IndexFolder(tmp_path, NAME)
+    tables = [put_table(folder, str(number)) for number in range(4)]
+    descriptor = Descriptor(media_type.IMAGE_MANIFEST, Digest.of(b"manifest"), 1)
+    segments = [
+        Segment.from_descriptor(replace(descriptor, annotations=annotations_of(table, hour)))
+        for hour, table in enumerate(tables)
+    ]
+    folder.save(Listing(segments=tuple(segments)))
+    monkeypatch.setattr(index_folder, "TableBudget", lambda: TableBudget(most_entries=2))
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded[1].keys() == set(tables[2:])
+
+
+def annotations_of(table: Digest, hour: int) -> dict[str, str]:
+    return {
+        media_type.ANNOTATION_TABLE: str(table),
+        media_type.ANNOTATION_CREATED: format_time(CREATED + timedelta(hours=hour)),
+        media_type.ANNOTATION_PATHS: "1",
+    }
+
+
+def test_many_damaged_tables_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They have one cause, such as a disk that was full."""
+    folder = IndexFolder(tmp_path, NAME)
+    for number in range(5):
+        table = put_table(folder, str(number))
+        os.truncate(folder.path / "tables" / f"{table.hex}.table", 10)
+        assert folder.open_table(table) is None
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1

@@ -222,3 +222,42 @@ def test_files_are_given_back(tmp_path: Path) -> None:
             TableFile.open(RootedPath.of(path))
     gc.collect()
     assert held() == before
+
+
+@pytest.mark.parametrize("padding", [200_000, 60 * 1024 * 1024])
+def test_a_table_inflates_to_a_bounded_multiple(tmp_path: Path, padding: int) -> None:
+    """A blob of 4 KiB could become 64 MiB. Real tables are mostly hashes; small ones may be anything."""
+    text = TEXT.replace(b"Public-Key", b"X-Note: " + b"x" * 4000 + b"\nPublic-Key", 1)
+    record = b"\nLater: " + b"x" * (1024 * 1024 // 2) + b"\n"
+    head, rest = text.split(b"\n\n", 1)
+    text = head + b"\n" + record * max(1, padding // len(record)) + b"\n" + rest
+    blob = zstandard.ZstdCompressor(level=19).compress(text)
+    assert len(text) > 64 * len(blob)
+    if len(text) < 1024 * 1024:
+        assert write(tmp_path / "a.table", blob).count == len(NARINFOS)
+        return
+    with pytest.raises(FormatError, match="when inflated"):
+        write(tmp_path / "a.table", blob)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
+    """Each table on its way takes one: with 64 MiB each, four of them would take 256 MiB."""
+    for window_log, is_taken in ((23, True), (24, False)):
+        parameters = zstandard.ZstdCompressionParameters(window_log=window_log, compression_level=19)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        blob = compressor.compress(TEXT) + compressor.flush()
+        if is_taken:
+            write(tmp_path / "a.table", blob)
+        else:
+            with pytest.raises(FormatError, match="not zstd"):
+                write(tmp_path / "b.table", blob)
+
+
+def test_few_recorded_keys_are_kept(tmp_path: Path) -> None:
+    """Thousands of tables may name a hundred each, and all of them are in memory."""
+    keys = ("x" * 600, *(f"key-{number}:AAAA" for number in range(100)))
+    text = render_table(Table(TableHeader(CREATED, public_keys=keys)))
+    table = write(tmp_path / "a.table", zstandard.ZstdCompressor().compress(text))
+    assert table.recorded_keys == keys[1:9]
+    assert table.header.public_keys == keys

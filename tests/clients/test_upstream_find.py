@@ -372,3 +372,21 @@ async def test_the_environments_proxy_is_used_but_not_for_this_machine(
         async with asking("http://cache.invalid/", local) as upstreams:
             assert await upstreams.find(HASH_PART) is not None
     assert seen == [(f"http://cache.invalid/{HASH_PART}.narinfo", "Basic dXNlcjpwYXNz")]
+
+
+async def test_a_path_of_another_store_dir_is_a_miss() -> None:
+    """Nix would refuse it; it hides neither a hit nor a miss of another upstream."""
+    foreign = narinfo_text().replace("/nix/store/", "/gnu/store/")
+    async with (
+        serve(answering(text=foreign)) as wrong,
+        serve(answering(text=narinfo_text(), seconds=0.1)) as right,
+    ):
+        async with asking(wrong, right, store_dir="/nix/store") as upstreams:
+            narinfo = await upstreams.find(HASH_PART)
+            assert narinfo is not None
+            assert narinfo.store_path.store_dir == "/nix/store"
+        async with asking(wrong, store_dir="/nix/store") as upstreams:
+            assert await upstreams.find(HASH_PART) is None
+            assert upstreams.health()[0].failures == 0
+        async with asking(wrong) as upstreams:
+            assert await upstreams.find(HASH_PART) is not None

@@ -33,7 +33,7 @@ from nixcache_oci.cache.table import (
     stanza_around,
 )
 from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
-from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
+from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.clients.credentials import choose_credentials
 from nixcache_oci.clients.github.version import parse_versions
 from nixcache_oci.clients.registry.answer import Answer, parse_error
@@ -289,11 +289,13 @@ def _check_manifest(data: bytes) -> bool:
 
 def _check_version1(data: bytes) -> bool:
     version1 = parse_version1(data)
-    text = render_table(version1.table, limit=MAX_DOCUMENT_BYTES)
+    table = version1.to_table()
+    text = render_table(table)
+    assert b"".join(version1.text()) == text
     assert render_table(parse_table(text)) == text
-    for narinfo in version1.table.narinfos:
+    for narinfo in table.narinfos:
         NarUrl.parse(narinfo.url)
-    return bool(version1.table.narinfos)
+    return bool(table.narinfos)
 
 
 def _check_listing(data: bytes) -> bool:

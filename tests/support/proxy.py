@@ -85,6 +85,11 @@ class ProxyProcess:
         return (self._folder / "proxy.log").read_text()
 
     @property
+    def folder(self) -> Path:
+        """Of its home, its log, and its index in the folder ``index``."""
+        return self._folder
+
+    @property
     def host(self) -> str:
         return self.url.removeprefix("http://")
 
@@ -141,12 +146,19 @@ class ProxyProcess:
         """Resident memory, all of it."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    def peak_bytes(self) -> int:
+        """The most resident memory that it ever had (VmHWM)."""
+        return self._memory("VmHWM")
+
     def anonymous_bytes(self) -> int:
         """Resident memory that no file backs (RssAnon)."""
+        return self._memory("RssAnon")
+
+    def _memory(self, field: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
-        raise RuntimeError("the kernel does not tell RssAnon")
+        raise RuntimeError(f"the kernel does not tell {field}")
 
 
 class WatchedProxy(ProxyProcess):

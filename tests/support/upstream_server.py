@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     resume_pause_seconds: float
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
+    store_dir: str | None
 
 
 def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:

@@ -42,6 +42,7 @@ class Upstreams:
         upstreams: a base URL that is listed twice counts once.
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
+        store_dir: where store paths have to lie: any other is a miss. None for anywhere.
         connect_seconds: limit for one connection.
         answer_seconds: limit for a whole narinfo.
         stall_seconds: limit for each wait for bytes of a NAR.
@@ -56,6 +57,7 @@ class Upstreams:
         *,
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
+        store_dir: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 5.0,
         stall_seconds: float = 30.0,
@@ -66,6 +68,7 @@ class Upstreams:
         self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
+        self._store_dir = store_dir
         self._answer_seconds = answer_seconds
         self._stall_seconds = stall_seconds
         self._resume_pause_seconds = resume_pause_seconds
@@ -219,7 +222,8 @@ class Upstreams:
                 raise UpstreamError(
                     f"upstream {peer.upstream}: {hash_part}.narinfo: status {response.status}"
                 )
-            return self._parse(peer.upstream, hash_part, body)
+            narinfo = self._parse(peer.upstream, hash_part, body)
+            return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
 
         narinfo = await peer.attempt(self._answer_seconds, ask)
         if narinfo is None:

@@ -137,6 +137,8 @@ async def read_index(
         count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
         text = f"{count} cannot be read; {tag}: {reason}"
         return wrong(INDEX, text, "nixcache-oci verify tells more"), inventory
+    if tables.left_out is not None:
+        return wrong(INDEX, tables.left_out, "nixcache-oci gc merges segments"), inventory
     if not listing.tables:
         return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
     paths = tables.catalog(()).entries
