@@ -68,7 +68,7 @@ def test_a_token_file_that_cannot_be_read_is_refused(tmp_path: Path, kind: str) 
 def test_github_tokens_go_to_github(host: str) -> None:
     """GitHub's registries take GITHUB_TOKEN; the loopback ones are tests and local mirrors."""
     assert choose_credentials(host, _GITHUB, None, None) == Credentials(
-        "nixcache-oci", "gh-secret", "GITHUB_TOKEN"
+        "nixcache-oci", "gh-secret", "GITHUB_TOKEN", is_ambient=True
     )
 
 
@@ -92,7 +92,7 @@ def test_github_tokens_go_nowhere_else(host: str) -> None:
 def test_the_second_variable_serves_where_the_first_is_empty() -> None:
     """An unset secret reaches a workflow as an empty variable."""
     found = choose_credentials("ghcr.io", {"GITHUB_TOKEN": " ", "GH_TOKEN": "t"}, None, None)
-    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN")
+    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN", is_ambient=True)
 
 
 @pytest.mark.parametrize(

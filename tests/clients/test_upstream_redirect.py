@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.upstream.redirect import is_loopback, is_public, literal_address, next_url
+from nixcache_oci.clients.http.public_address import is_loopback, is_public, literal_address
+from nixcache_oci.clients.upstream.redirect import next_url
 from nixcache_oci.errors import UpstreamError
 from tests.support.upstream_server import HASH_PART, Handler, answering, asking, narinfo_text, refusing, serve
 
@@ -202,7 +203,7 @@ async def test_a_name_is_judged_by_what_it_resolves_to(monkeypatch: pytest.Monke
         return web.Response(text=narinfo_text())
 
     # a name that is not recognised by its spelling, as a stranger's DNS would give it
-    monkeypatch.setattr("nixcache_oci.clients.upstream.redirect.is_loopback", lambda _host: False)
+    monkeypatch.setattr("nixcache_oci.clients.http.public_address.is_loopback", lambda _host: False)
     async with serve(inside) as private:
         target = private.replace("127.0.0.1", "localhost")
         async with (

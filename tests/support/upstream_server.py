@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
 
     connect_seconds: float
     answer_seconds: float
+    nar_seconds: float
     stall_seconds: float
     resume_pause_seconds: float
     clock: Callable[[], float]
