@@ -80,8 +80,8 @@ async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str
             await conversation(reader, writer)
             writer.close()
             await writer.wait_closed()  # everything said was sent
-        except (OSError, EOFError):
-            pass  # the client has gone, which is the story of some tests
+        except (OSError, EOFError, asyncio.CancelledError):
+            pass  # the client has gone, which is the story of some tests, or the test is over
         finally:
             writer.transport.abort()
 
