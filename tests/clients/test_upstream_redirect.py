@@ -9,7 +9,6 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.http.public_address import is_loopback, is_public, literal_address
 from nixcache_oci.clients.upstream.redirect import next_url
 from nixcache_oci.errors import UpstreamError
 from tests.support.upstream_server import HASH_PART, Handler, answering, asking, narinfo_text, refusing, serve
@@ -26,88 +25,6 @@ def redirecting(location: str, status: int = 302) -> Handler:
         return web.Response(status=status, headers={"Location": location})
 
     return handle
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("1.1.1.1", True),
-        ("2606:4700::1111", True),
-        ("::ffff:1.1.1.1", True),
-        ("64:ff9b::101:101", True),
-        ("127.0.0.1", False),
-        ("10.1.2.3", False),
-        ("172.16.0.1", False),
-        ("192.168.1.1", False),
-        ("100.64.0.1", False),
-        ("169.254.169.254", False),
-        ("0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("240.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::", False),
-        ("::1", False),
-        ("::ffff:127.0.0.1", False),
-        ("::ffff:a9fe:a9fe", False),
-        ("::127.0.0.1", False),
-        ("64:ff9b::7f00:1", False),
-        ("2002:7f00:1::", False),
-        ("2001:0:53aa:64c:0:fb5c:80ff:fffe", False),
-        ("fe80::1", False),
-        ("fe80::1%eth0", False),
-        ("fec0::1", False),
-        ("fc00::1", False),
-        ("ff02::1", False),
-        ("127.1", False),
-        ("2130706433", False),
-        ("example.org", False),
-    ],
-)
-def test_public_addresses(address: str, expected: bool) -> None:
-    """Only addresses of the open internet are public, also where IPv6 wraps an IPv4 address."""
-    assert is_public(address) == expected
-
-
-@pytest.mark.parametrize(
-    ("host", "literal"),
-    [
-        ("127.0.0.1", "127.0.0.1"),
-        ("127.1", "127.0.0.1"),
-        ("127.0.1", "127.0.0.1"),
-        ("2130706433", "127.0.0.1"),
-        ("017700000001", "127.0.0.1"),
-        ("0177.0.0.1", "127.0.0.1"),
-        ("0x7f.1", "127.0.0.1"),
-        ("0x7f000001", "127.0.0.1"),
-        ("0", "0.0.0.0"),
-        ("::1", "::1"),
-        ("fe80::1%lo", "fe80::1"),
-        ("localhost", None),
-        ("example.org", None),
-    ],
-)
-def test_every_spelling_of_an_address_is_one(host: str, literal: str | None) -> None:
-    """Whatever the resolver takes for an address is judged as one."""
-    assert literal_address(host) == literal
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("LOCALHOST.", True),
-        ("a.localhost", True),
-        ("127.9.9.9", True),
-        ("0x7f.1", True),
-        ("::1", True),
-        ("::ffff:127.0.0.1", True),
-        ("10.0.0.1", False),
-        ("localhost.example.org", False),
-    ],
-)
-def test_loopback_hosts(host: str, expected: bool) -> None:
-    """No proxy is asked for this machine itself."""
-    assert is_loopback(host) == expected
 
 
 @pytest.mark.parametrize(

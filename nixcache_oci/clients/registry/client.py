@@ -12,6 +12,7 @@ from time import monotonic
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
@@ -60,6 +61,7 @@ class Registry:
         stall_seconds: how long a connection may stand still.
         attempts: how often an operation is tried at most, but for rate limits, which only patience ends.
         first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
+        is_public: judges IP addresses. What a registry at a public one names has to be at one, too.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Registry:
         stall_seconds: float = 30,
         attempts: int = 5,
         first_backoff_seconds: float = 0.5,
+        is_public: IsPublic = is_public,
     ) -> None:
         self._reference = reference
         self._base = f"{reference.base_url}/v2/{reference.repository}"
@@ -83,6 +86,7 @@ class Registry:
             delete=delete,
             policy=RetryPolicy(attempts, patience, first_backoff_seconds),
             stall_seconds=stall_seconds,
+            is_public=is_public,
         )
         # Just after a push a registry may not know what it took: what is in here is asked for again.
         self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)

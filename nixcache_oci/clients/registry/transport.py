@@ -14,6 +14,7 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
 from nixcache_oci.clients.registry.approach import Approach
 from nixcache_oci.clients.registry.body import Body
@@ -113,6 +114,7 @@ class Transport:
         delete: whether they shall allow deleting.
         policy: for tries.
         stall_seconds: how long a connection may stand still.
+        is_public: judges IP addresses.
     """
 
     def __init__(
@@ -124,10 +126,11 @@ class Transport:
         delete: bool = False,
         policy: RetryPolicy,
         stall_seconds: float,
+        is_public: IsPublic = is_public,
     ) -> None:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
-        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http)
+        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http, is_public=is_public)
         self._tokens = Authorizer(
             self._ask_token_service,
             reference,
