@@ -3,6 +3,7 @@
 The servers stand on two loopback addresses; which of them counts as public is handed in.
 """
 
+import asyncio
 import re
 
 import pytest
@@ -11,7 +12,16 @@ from yarl import URL
 
 from nixcache_oci.clients.upstream.redirect import next_url
 from nixcache_oci.errors import UpstreamError
-from tests.support.upstream_server import HASH_PART, Handler, answering, asking, narinfo_text, refusing, serve
+from tests.support.upstream_server import (
+    HASH_PART,
+    Handler,
+    answering,
+    asking,
+    narinfo_text,
+    refusing,
+    serve,
+    talk,
+)
 
 PUBLIC = "127.0.0.2"
 
@@ -150,6 +160,23 @@ async def test_a_private_upstream_may_send_us_to_private_addresses() -> None:
         asking(url.replace("127.0.0.1", "localhost"), is_public=only_public) as upstreams,
     ):
         assert await upstreams.find(HASH_PART) is not None
+
+
+async def test_where_a_redirect_led_is_not_told() -> None:
+    """A storage's URL is signed: whoever reads it may read what lies there."""
+
+    async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nX\r\n\r\n")
+
+    async with (
+        talk(no_http) as storage,
+        serve(redirecting(f"{storage}/x?signature=secret")) as url,
+        asking(url) as upstreams,
+    ):
+        with pytest.raises(UpstreamError, match="no HTTP") as raised:
+            await upstreams.find(HASH_PART)
+        assert "secret" not in f"{raised.value}{upstreams.health()}"
 
 
 async def test_redirects_end() -> None:

@@ -45,6 +45,10 @@ def translated(upstream: Upstream) -> Iterator[None]:
         raise UpstreamError(f"upstream {upstream}: the answer comes too slowly: {error}") from error
     except TimeoutError as error:
         raise UpstreamError(f"upstream {upstream}: no answer in time") from error
+    except aiohttp.ClientResponseError as error:  # its text holds the URL, which may be signed
+        raise UpstreamError(f"upstream {upstream}: no HTTP: {show(error.message)}") from None
+    except aiohttp.InvalidURL:
+        raise UpstreamError(f"upstream {upstream}: leads to an address that is none") from None
     except (FormatError, *FOREIGN_ERRORS) as error:
         reason = show(str(error)) or type(error).__name__
         raise UpstreamError(f"upstream {upstream}: {reason}") from error
