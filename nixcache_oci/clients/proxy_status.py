@@ -7,10 +7,12 @@ from typing import Final, Self
 
 import aiohttp
 
+from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
 _SECONDS: Final = 5
+_MOST_DIGITS: Final = 10
 _MOST_BYTES: Final = 1024 * 1024
 
 
@@ -56,7 +58,7 @@ class ProxyStatus:
                 get_optional_text(index, "last_error"),
                 parse_object(document.get("public_keys")).get("changed") is True,
                 info.get("StoreDir", ""),
-                int(priority) if priority.isdecimal() else None,
+                int(priority) if len(priority) < _MOST_DIGITS and priority.isdecimal() else None,
             )
 
 
@@ -124,5 +126,5 @@ class ProxyClient:
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
             raise Error(f"{self._url}: {reason}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Error(f"{self._url}: {str(error) or type(error).__name__}") from None
+        except FOREIGN_ERRORS as error:
+            raise Error(f"{self._url}: {show(str(error)) or type(error).__name__}") from None

@@ -8,6 +8,7 @@ import pytest
 
 from nixcache_oci.clients.http.head import MOST_HEAD_BYTES, MOST_INTERIM_ANSWERS, HeadError, HeadMeter
 from nixcache_oci.errors import RegistryError, UpstreamError
+from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
 from tests.support.upstream_server import HASH_PART, Talk, asking, narinfo_text, talk
 
@@ -168,6 +169,30 @@ async def test_an_upstreams_head_may_not_drip() -> None:
                 pass
         with pytest.raises(UpstreamError, match="no answer in time"):
             await upstreams.head_nar(health.key, "nar/x")
+
+
+async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
+    """It may take as long as storing so much takes, and not as long as bytes of it come."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if not head.startswith(b"PUT"):
+                told = b"202 x\r\nLocation: /session" if head.startswith(b"POST") else b"404 x"
+                writer.write(b"HTTP/1.1 " + told + b"\r\nContent-Length: 0\r\n\r\n")
+                continue
+            await reader.readexactly(7)
+            writer.write(b"HTTP/1.1 201 Created\r\nX: ")
+            while True:
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    async with (
+        talk(converse) as url,
+        opened(url.removeprefix("http://"), None, push=True, patience=0, stall=0.2) as registry,
+    ):
+        with pytest.raises(RegistryError, match="stood still"):
+            await registry.push_blob(Digest.of(b"content"), b"content")
 
 
 async def test_redirects_share_one_limit() -> None:

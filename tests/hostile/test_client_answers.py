@@ -16,10 +16,12 @@ import pytest
 from nixcache_oci.clients.binary_cache.web import WebCache
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github.packages import GithubPackages
+from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
-from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.address import NarMode, Upstream, parse_upstream, rewrite
 from nixcache_oci.errors import Error, UpstreamError
+from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
@@ -228,6 +230,42 @@ async def test_nonsense_of_one_upstream_never_hides_what_another_has() -> None:
                 assert found is not None, what
                 assert found.store_path.hash_part == HASH_PART
                 assert all(each.last_error.isprintable() for each in upstreams.health()), what
+
+
+async def test_a_fault_of_ours_over_one_upstream_does_not_hide_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even an exception that nobody foresaw: that upstream could not say."""
+    strange = narinfo_text(url="nar/strange")
+
+    def rewriting(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
+        if narinfo.url == "nar/strange":
+            raise RuntimeError("a fault")
+        return rewrite(narinfo, upstream, mode)
+
+    monkeypatch.setattr("nixcache_oci.clients.upstream.client.rewrite", rewriting)
+    good = answering(text=narinfo_text(), seconds=0.02)
+    async with serve(answering(text=strange)) as url, serve(good) as other:
+        async with asking(url, other) as upstreams:
+            assert await upstreams.find(HASH_PART) is not None
+        async with asking(url) as upstreams:
+            with pytest.raises(UpstreamError, match="a fault"):
+                await upstreams.find(HASH_PART)
+
+
+async def test_our_commands_meet_whatever_listens_at_the_proxys_port(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another user's program may: it gets no traceback out of doctor."""
+    priority = b"StoreDir: /nix/store\nPriority: " + b"9" * 5_000
+    own = {"a priority of 5000 digits": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + priority}
+    for what, answer in (ANSWERS | own).items():
+        async with talk(saying(answer)) as url, ProxyClient(url) as proxy:
+            await check_own(proxy.status(), what)
+            await check_own(proxy.is_healthy(), what)
+    status = b'{"index": {"ready": true}, "public_keys": {}}'
+    assert ProxyStatus.parse(status, priority.decode()).priority is None
+    check_quiet(caplog)
 
 
 @pytest.mark.parametrize(
