@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from nixcache_oci.clients.http.head import MOST_HEAD_BYTES, MOST_INTERIM_ANSWERS, HeadError, HeadMeter
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
@@ -161,14 +162,13 @@ async def test_an_upstreams_head_may_not_drip() -> None:
         talk(dripping(b"HTTP/1.1 200 OK\r\nX: ")) as url,
         asking(url, answer_seconds=0.3, nar_seconds=0.3) as upstreams,
     ):
-        [health] = upstreams.health()
         with pytest.raises(UpstreamError, match="no answer in time"):
             await upstreams.find(HASH_PART)
         with pytest.raises(UpstreamError, match="no answer in time"):
-            async with upstreams.open_nar(health.key, "nar/x"):
+            async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"):
                 pass
         with pytest.raises(UpstreamError, match="no answer in time"):
-            await upstreams.head_nar(health.key, "nar/x")
+            await upstreams.head_nar(parse_upstream(url).key, "nar/x.nar")
 
 
 async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
@@ -210,5 +210,5 @@ async def test_redirects_share_one_limit() -> None:
                 await registry.get_manifest("a")
         async with asking(url, nar_seconds=0.5) as upstreams:
             with pytest.raises(UpstreamError, match="no answer in time"):
-                async with upstreams.open_nar(upstreams.health()[0].key, "nar/x"):
+                async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"):
                     pass

@@ -10,6 +10,7 @@ import pytest
 from nixcache_oci.clients.http.minimum_rate import MinimumRate, SlowBodyError
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.clients.resume import open_resuming
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.nar import NarStream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
@@ -91,7 +92,7 @@ async def test_an_upstreams_nar_may_not_drip() -> None:
     """It would hold a client, and a connection, for weeks."""
     async with talk(dripping()) as url, asking(url, stall_seconds=0.3) as upstreams:
         with pytest.raises(UpstreamError, match="comes too slowly"):
-            await read_all(upstreams.open_nar(upstreams.health()[0].key, "nar/x"))
+            await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
 
 
 async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:
@@ -116,7 +117,7 @@ async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:
 
     async with talk(converse) as url, asking(url, stall_seconds=0.2, resume_pause_seconds=0) as upstreams:
         with pytest.raises(UpstreamError, match="comes too slowly"):
-            await read_all(upstreams.open_nar(upstreams.health()[0].key, "nar/x"))
+            await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
     assert 3 < connections < 40
 
 
@@ -131,7 +132,7 @@ async def test_a_nars_first_byte_may_take_longer_than_the_others() -> None:
         writer.write(b"whole")
 
     async with talk(converse) as url, asking(url, stall_seconds=0.1, nar_seconds=30) as upstreams:
-        assert await read_all(upstreams.open_nar(upstreams.health()[0].key, "nar/x")) == b"whole"
+        assert await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar")) == b"whole"
 
 
 async def test_a_blob_that_breaks_off_again_and_again_may_not_drip(monkeypatch: pytest.MonkeyPatch) -> None:

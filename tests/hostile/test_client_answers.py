@@ -95,7 +95,7 @@ async def _list_versions(url: str) -> None:
 async def _read_nar(url: str) -> None:
     async with (
         asking(url, nar_seconds=5, stall_seconds=5, resume_pause_seconds=0) as upstreams,
-        upstreams.open_nar(upstreams.health()[0].key, "nar/x", start=3, end=5) as nar,
+        upstreams.open_nar(parse_upstream(url).key, "nar/x.nar", start=3, end=5) as nar,
     ):
         async for _ in nar.chunks:
             pass
@@ -108,7 +108,7 @@ async def _look_up(url: str) -> None:
 
 async def _head_nar(url: str) -> None:
     async with asking(url, nar_seconds=5) as upstreams:
-        await upstreams.head_nar(upstreams.health()[0].key, "nar/x")
+        await upstreams.head_nar(parse_upstream(url).key, "nar/x.nar")
 
 
 @asynccontextmanager
