@@ -2,10 +2,14 @@
 
 ``index.json`` is the listing, ``tables/`` the tables that it names, and ``public-key`` the first recorded
 key that was seen. Any number of processes may share it: files are named by content and swapped in whole.
+It is trusted: whoever may write to it says what the cache lists. What is no file in it is refused all the
+same, so that nothing waits for a pipe, or reads what a link leads to.
 """
 
 import logging
+import os
 import re
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,13 +17,19 @@ from typing import Final
 
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
-from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_path, write_file
+from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
+from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
 
 _TABLE_SUFFIX: Final = ".table"
+# A listing has about 500 bytes for each segment, and an index of at most 4 MiB names them.
+_MAX_LISTING_BYTES: Final = 64 * 1024 * 1024
+_MAX_KEY_BYTES: Final = 4096
+_MODE: Final = 0o700
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class IndexFolder:
@@ -29,6 +39,10 @@ class IndexFolder:
         root: folder for all caches of this user.
         repository: the cache's name, such as ``ghcr.io/owner/name/nix-cache``.
 
+    Attributes:
+        path: of this cache's folder.
+        rooted: the same, to open files in it.
+
     Raises:
         UsageError: the folder cannot be made or written.
     """
@@ -36,10 +50,14 @@ class IndexFolder:
     def __init__(self, root: Path, repository: str) -> None:
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
         self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
-        self._tables = self.path / "tables"
+        self.rooted = RootedPath(root) / self.path.name
+        self._tables = self.rooted / "tables"
         try:
-            self._tables.mkdir(parents=True, exist_ok=True)
+            self._warn_of_others(self.rooted.make_folder(_MODE))
+            self._tables.make_folder(_MODE)
             self._write("repository", f"{repository}\n")
+        except WrongKindError as error:
+            raise UsageError(f"index folder: {error}") from None
         except OSError as error:
             raise UsageError(
                 f"index folder {self.path}: {error.strerror}; set NIXCACHE_INDEX_DIR to a writable one"
@@ -51,7 +69,7 @@ class IndexFolder:
         A table that is gone or damaged is left out.
         """
         try:
-            listing = Listing.from_json((self.path / "index.json").read_bytes())
+            listing = Listing.from_json(self._read("index.json", _MAX_LISTING_BYTES))
         except FileNotFoundError:
             return None
         except (OSError, FormatError) as error:
@@ -72,11 +90,12 @@ class IndexFolder:
         """
         self._write("index.json", listing.to_json())
         kept = {table.hex for table in listing.tables}
-        for path in self._tables.glob("[!.]*"):
-            if path.stem not in kept:
-                remove_table(path.with_suffix(_TABLE_SUFFIX))
+        for path, _ in self._tables.entries():
+            stem = path.name.partition(".")[0]
+            if stem and stem not in kept:
+                self._remove_table(self._tables / f"{stem}{_TABLE_SUFFIX}")
         remove_unfinished(self._tables)
-        remove_unfinished(self.path)
+        remove_unfinished(self.rooted)
 
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""
@@ -89,7 +108,7 @@ class IndexFolder:
             _log.warning(
                 "saved table is unusable", extra={"fields": {"path": str(path), "error": str(error)}}
             )
-            remove_table(path)
+            self._remove_table(path)
             return None
 
     def table_writer(self, table: Digest) -> TableFileWriter:
@@ -102,23 +121,41 @@ class IndexFolder:
         Raises:
             OSError: it cannot be read, or not be written.
         """
-        path = self.path / "public-key"
+        path = self.rooted / "public-key"
         first = next(iter(recorded), None)
-        if first is not None and not path.exists():
-            candidate = unfinished_path(self.path)
+        if first is not None and path.stat() is None:
+            candidate = self.rooted / unfinished_name()
             try:
-                write_file(candidate, [f"{first}\n".encode()], self.path)
+                write_file(candidate, [f"{first}\n".encode()], self.rooted)
                 with suppress(FileExistsError):  # another process was first
                     path.hardlink_to(candidate)
             finally:
                 candidate.unlink(missing_ok=True)
         try:
-            return path.read_text(encoding="utf-8").strip()
+            return self._read(path.name, _MAX_KEY_BYTES).decode().strip()
         except FileNotFoundError:
             return None
 
     def _write(self, name: str, text: str) -> None:
-        write_file(self.path / name, [text.encode()], self.path)
+        write_file(self.rooted / name, [text.encode()], self.rooted)
 
-    def _table_path(self, table: Digest) -> Path:
+    def _read(self, name: str, limit: int) -> bytes:
+        content = (self.rooted / name).read_bytes(limit)
+        if len(content) > limit:
+            raise FormatError(f"{self.rooted / name}: over {limit} bytes")
+        return content
+
+    def _remove_table(self, path: RootedPath) -> None:
+        try:
+            remove_table(path)
+        except OSError as error:  # a folder, for instance; where it is in the way, writing a table will fail
+            _log.warning("table not removed", extra={"fields": {"path": str(path), "error": str(error)}})
+
+    def _warn_of_others(self, status: os.stat_result) -> None:
+        """Say where others may write: they could tell what the cache lists, or cut a file that is mapped."""
+        if status.st_mode & _WRITABLE_BY_OTHERS or status.st_uid not in (0, os.geteuid()):
+            remedy = f"chmod 700 {self.path}, or set NIXCACHE_INDEX_DIR to a folder of your own"
+            _log.warning("others may write to the index folder", extra={"fields": {"remedy": remedy}})
+
+    def _table_path(self, table: Digest) -> RootedPath:
         return self._tables / f"{table.hex}{_TABLE_SUFFIX}"

@@ -12,7 +12,6 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
-from pathlib import Path
 from typing import IO, Final, Self, cast
 
 import zstandard
@@ -33,7 +32,8 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
-from nixcache_oci.clients.durable_file import unfinished_path
+from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -85,7 +85,7 @@ class TableFile:
         self.verdicts = bytearray(count)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: RootedPath) -> Self:
         """Map the table that ``TableFileWriter`` put at this path.
 
         Raises:
@@ -129,10 +129,10 @@ class TableFileWriter:
     disturb each other. Whatever happens, ``close`` has to be called in the end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: RootedPath) -> None:
         self._path = path
-        self._unfinished_text = unfinished_path(path.parent)
-        self._unfinished_keys = unfinished_path(path.parent)
+        self._unfinished_text = path.parent / unfinished_name()
+        self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
         self._file: _Limited | None = None
         self._inflate: zstandard.ZstdDecompressionWriter | None = None
@@ -198,12 +198,12 @@ class TableFileWriter:
             self._unfinished_keys.unlink(missing_ok=True)
 
     def _open(self, limit: int) -> "_Limited":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.make_folder()
         self._file = _Limited(self._unfinished_text, limit)
         return self._file
 
     def _write_keys(self, size: int, found: Scan) -> None:
-        with self._unfinished_keys.open("xb") as file:
+        with self._unfinished_keys.create() as file:
             file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
             found.keys.tofile(file)
             found.positions.tofile(file)
@@ -214,8 +214,8 @@ class TableFileWriter:
 class _Limited:
     """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self._file = path.open("xb")
+    def __init__(self, path: RootedPath, limit: int) -> None:
+        self._file = path.create()
         self._size = 0
         self._limit = limit
 
@@ -233,18 +233,18 @@ class _Limited:
         self._file.close()
 
 
-def remove_table(path: Path) -> None:
+def remove_table(path: RootedPath) -> None:
     """Forget a table; whoever has it open keeps it."""
     path.unlink(missing_ok=True)
     _keys_path(path).unlink(missing_ok=True)
 
 
-def _keys_path(path: Path) -> Path:
+def _keys_path(path: RootedPath) -> RootedPath:
     return path.with_suffix(".keys")
 
 
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
+def _map(path: RootedPath) -> mmap.mmap:
+    with os.fdopen(path.open(), "rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

@@ -77,9 +77,14 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     try:
         return verb.run(arguments, environment)
     except UsageError as error:
-        return _fail(error, WRONG_USAGE)
+        return _fail(str(error), WRONG_USAGE)
     except Error as error:
-        return _fail(error, FAILED)
+        return _fail(str(error), FAILED)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a disk that is full, a file that is in the way
+        path = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{path}{error.strerror or error}", FAILED)
 
 
 def load_verb(name: str) -> Verb:
@@ -106,8 +111,8 @@ def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentPar
     return parser
 
 
-def _fail(error: Error, status: int) -> int:
-    print(f"{PROGRAM}: error: {escape_unprintable(str(error))}", file=sys.stderr)
+def _fail(error: str, status: int) -> int:
+    print(f"{PROGRAM}: error: {escape_unprintable(error)}", file=sys.stderr)
     return status
 
 

@@ -18,7 +18,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, read_listing
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, NotFoundError
+from nixcache_oci.errors import Error, FormatError, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
@@ -86,7 +86,7 @@ class LiveIndex:
     ) -> None:
         self.catalog: Catalog | None = None
         self.state = IndexState()
-        self.watch = RegressionWatch(folder.path, counters)
+        self.watch = RegressionWatch(folder.rooted, counters)
         self._repository = repository
         self._folder = folder
         self._public_keys = tuple(public_keys)
@@ -261,7 +261,7 @@ class LiveIndex:
     async def _pin_key(self, recorded: Sequence[str]) -> str | None:
         try:
             return await asyncio.to_thread(self._folder.pin_key, recorded)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, FormatError) as error:
             # A key that could not be compared is not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key

@@ -12,6 +12,7 @@ from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.table import Table, TableHeader, render_table, row_key
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
@@ -37,7 +38,7 @@ def make_table(tmp_path: Path) -> MakeTable:
     def make(*narinfos: NarInfo, hours: int = 0, condemned: bool = False, text: bytes = b"") -> CatalogTable:
         created = CREATED + timedelta(hours=hours)
         text = text or render_table(Table(TableHeader(created), (), narinfos))
-        writer = TableFileWriter(tmp_path / f"{Digest.of(text).hex}.table")
+        writer = TableFileWriter(RootedPath.of(tmp_path / f"{Digest.of(text).hex}.table"))
         writer.write_text(text)
         file = writer.finish(Digest.of(text))
         writer.close()
@@ -125,7 +126,7 @@ def test_a_narinfo_is_served_for_its_own_hash_part_only(tmp_path: Path, make_tab
     keys = path.with_suffix(".keys")
     numbers = struct.pack("=QI", row_key(other.hash_part.encode()), position)
     keys.write_bytes(keys.read_bytes()[: -len(numbers)] + numbers)
-    table = CatalogTable(TableFile.open(path), is_condemned=False, created=CREATED)
+    table = CatalogTable(TableFile.open(RootedPath.of(path)), is_condemned=False, created=CREATED)
     assert table.file.find(other.hash_part) == 0
     assert Catalog.of([table], ()).find(other.hash_part) is None
 

@@ -43,6 +43,7 @@ from nixcache_oci.clients.registry.retry import Failure, find_asked_wait
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.upstream.address import NarMode, nar_url, parse_upstream, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32
@@ -73,6 +74,7 @@ Check = Callable[[bytes], bool]
 Value = TypeVar("Value")
 
 _UPSTREAM: Final = parse_upstream("https://cache.example.org/base/")
+_SIGNER: Final = UrlSigner(bytes(32))
 _NOW: Final = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 _LONGEST_ERROR: Final = 2000  # characters
 _SIZE: Final = 1000  # bytes of what a Range asks for
@@ -151,7 +153,7 @@ def _check_narinfo(data: bytes) -> bool:
     is_content_addressed(narinfo)
     pack_of(written)
     for mode in NarMode:
-        rewritten = rewrite(narinfo, _UPSTREAM, mode)
+        rewritten = rewrite(narinfo, _UPSTREAM, mode, _SIGNER)
         assert NarInfo.parse(rewritten.render().encode()) == rewritten
     return True
 

@@ -20,6 +20,7 @@ from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, parse_upstream, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.challenge import Challenge
@@ -238,10 +239,10 @@ async def test_a_fault_of_ours_over_one_upstream_does_not_hide_another(
     """Not even an exception that nobody foresaw: that upstream could not say."""
     strange = narinfo_text(url="nar/strange")
 
-    def rewriting(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
+    def rewriting(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSigner) -> NarInfo:
         if narinfo.url == "nar/strange":
             raise RuntimeError("a fault")
-        return rewrite(narinfo, upstream, mode)
+        return rewrite(narinfo, upstream, mode, signer)
 
     monkeypatch.setattr("nixcache_oci.clients.upstream.client.rewrite", rewriting)
     good = answering(text=narinfo_text(), seconds=0.02)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.nix.store_path import HashPart
 
 HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
@@ -21,6 +22,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Options(TypedDict, total=False):
     """Arguments of the client, as it names them."""
 
+    signer: UrlSigner
     connect_seconds: float
     answer_seconds: float
     nar_seconds: float
