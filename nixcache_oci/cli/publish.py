@@ -12,6 +12,7 @@ from typing import Final
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
+from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
 from nixcache_oci.cli.publishing import (
@@ -137,7 +138,7 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Build and publish."""
     set_up_quiet_logging(Values(environment, arguments))
-    values = Values(dict(environment), arguments)
+    values = Values(environment, arguments)
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
     request = Request(
@@ -167,11 +168,11 @@ def _default_flake(values: Values) -> str:
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
     began = time.monotonic()
-    nix = Nix(settings.nix_environment)
+    nix = settings.nix()
     system = request.system or await current_system(nix)
     async with opened(settings) as repository:
         async with _substituting(settings, proxy) as options:
-            built = await _build(Nix(settings.nix_environment, options), request, system)
+            built = await _build(settings.nix(options), request, system)
         _report_failures(settings, built.failed)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
         record = built.record(request.scope or _usual_scope(settings, system), settings.run)
@@ -198,10 +199,7 @@ async def _substituting(
     own = [key.public_key for key in settings.options.keys]
     keys = {key.name: key for key in (*own, *config.public_keys)}
     if not keys:
-        print(
-            "no key is configured, so the cache is not used for building; see nixcache-oci keygen",
-            file=sys.stderr,
-        )
+        complain("no key is configured, so the cache is not used for building; see nixcache-oci keygen")
         yield []
         return
     repository = open_repository(settings.location, settings.environment)
@@ -255,7 +253,7 @@ def _report_failures(settings: PublishSettings, failed: dict[str, str]) -> None:
         if settings.actions is not None:
             settings.actions.error(line)
         else:
-            print(f"nixcache-oci: error: {line}", file=sys.stderr)
+            complain(f"nixcache-oci: error: {line}")
 
 
 def _usual_scope(settings: PublishSettings, system: str) -> str:

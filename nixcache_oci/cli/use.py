@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.clients.durable_file import sync_folder, unfinished_path
 from nixcache_oci.clients.proxy_status import ProxyClient
@@ -54,15 +53,15 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
     wanted = Wanted(url, run_async(_find_keys(url, values, arguments, environment)))
     if not arguments.apply:
-        print("\n".join(wanted.lines()))
-        print(f"For {path}; --apply adds what is missing there.", file=sys.stderr)
+        say(*wanted.lines())
+        complain(f"For {path}; --apply adds what is missing there.")
         return DONE
     backup = apply_to_file(path, wanted)
     if backup is None:
-        print(f"{path}: nothing to do, all of it is there")
+        say(f"{path}: nothing to do, all of it is there")
     else:
-        print(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
-    print(_advice(path, environment), file=sys.stderr)
+        say(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
+    complain(_advice(path, environment))
     return DONE
 
 
@@ -187,8 +186,7 @@ async def _find_keys(
         raise Error(
             f"{source} tells no public key: set {table.PUBLIC_KEYS.name} to the one that its owner published"
         )
-    shown = escape_unprintable(" ".join(keys))
-    warn(f"the key comes from {source}, compare it with the one that its owner published: {shown}")
+    warn(f"the key comes from {source}, compare it with the one that its owner published: {' '.join(keys)}")
     return keys
 
 
