@@ -180,11 +180,13 @@ def _default_flake(values: Values) -> str:
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
     began = time.monotonic()
-    nix = settings.nix()
+    # Settings that a flake brings with it may name programs: not for code that may not push, whatever is set.
+    refused = [("accept-flake-config", "false")] if request.is_build_only else []
+    nix = settings.nix(refused)
     system = request.system or await current_system(nix)
     async with opened(settings) as repository:
         async with _substituting(settings, proxy) as options:
-            built = await _build(settings, options, request, system)
+            built = await _build(settings, [*refused, *options], request, system)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
         record = built.record(request.scope or _usual_scope(settings, system), settings.run)
         with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:

@@ -133,6 +133,7 @@ class Job:
         return {
             "token": self.permitted.token,
             "repository": self.environment["GITHUB_REPOSITORY"],
+            "event_name": self.event.name,
             "ref": self.event.ref,
             "ref_type": {"heads": "branch", "tags": "tag"}.get(self.event.ref.split("/")[1], ""),
             "event": self.event.payload,
