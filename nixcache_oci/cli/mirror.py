@@ -14,6 +14,8 @@ from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.variable import Values, add_flags
 
+_OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
+
 
 def add_parser(subparsers: SubParsers) -> None:
     """Describe the verb's arguments."""
@@ -61,4 +63,4 @@ def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str,
         named = RegistryReference.of(registry, location.reference.repository, "")
         if named.host == location.reference.host:
             return environment
-    return {name: value for name, value in environment.items() if name != table.TOKEN_FILE.name}
+    return {name: value for name, value in environment.items() if name not in _OF_ONE_REGISTRY}

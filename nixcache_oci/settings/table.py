@@ -57,6 +57,15 @@ TOKEN_FILE: Final = Variable(
     help="file with a token, or user:password, for whatever registry is set",
     default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
 )
+TOKEN: Final = Variable(
+    name="NIXCACHE_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="token, or user:password, for whatever registry is set, where there is no file with one",
+    is_environment_only=True,
+    hides_value=True,
+)
 PORT: Final = Variable(
     name="NIXCACHE_PORT",
     default="37515",
@@ -200,6 +209,7 @@ REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REGISTRY,
     IMAGE,
     TOKEN_FILE,
+    TOKEN,
     GITHUB_TOKEN,
     GH_TOKEN,
 )

@@ -24,6 +24,7 @@ UNSIGNED: Mapping[str, Any] = {"repo": "octocat/my-cache", "requireSignatures": 
 WITHOUT_OPTION = {
     "GITHUB_TOKEN": "would lie in the Nix store",
     "GH_TOKEN": "would lie in the Nix store",
+    "NIXCACHE_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",

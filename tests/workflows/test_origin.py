@@ -144,8 +144,9 @@ def given_to_step(story: GithubStory, case: Case) -> dict[str, str]:
     return {name: scope.render(value) for name, value in step["env"].items()}
 
 
+@pytest.mark.parametrize("token", ["ghs_token", "user:password"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.key is None])
-def test_a_secret_reaches_the_step_only_of_own_code(story: GithubStory, name: str) -> None:
+def test_a_secret_reaches_the_step_only_of_own_code(story: GithubStory, name: str, token: str) -> None:
     """The expressions decide before any program runs, and the script decides the same."""
     case = CASES[name]
     given = given_to_step(story, case)
@@ -165,16 +166,18 @@ def test_a_secret_reaches_the_step_only_of_own_code(story: GithubStory, name: st
         "NIX_SIGNING_KEY": story.key.render(),
         "NIXCACHE_TOKEN_FILE": "/some/file",
         "NIXCACHE_PASS_ENV": "SOME_PASSWORD",
-        "GITHUB_TOKEN": "the_token",
+        "GITHUB_TOKEN": token,
     }
     outcome, _ = job.run_shell(f"exec bash {ACTION}/publish.sh", given, None)
     assert outcome == "success", job.log
     (call,) = recorder.calls()
     assert ("--build-only" in call.arguments) is not case.publishes
     assert ("--accept-flake-config" in call.arguments) is case.publishes
-    if not case.publishes:
+    if case.publishes:
+        assert call.environment["NIXCACHE_TOKEN" if ":" in token else "GITHUB_TOKEN"] == token
+    else:
         told = str(call.environment)
-        secrets = (story.key.render(), "the_token", "/some/file", *JOB_SECRETS.values())
+        secrets = (story.key.render(), token, "/some/file", *JOB_SECRETS.values())
         assert [secret for secret in secrets if secret in told] == []
         assert "NIXCACHE_PASS_ENV" not in call.environment
         assert call.environment["NIXCACHE_REGISTRY"] == "false"

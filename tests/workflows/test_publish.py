@@ -152,7 +152,7 @@ def test_inputs_become_arguments(story: GithubStory) -> None:
             "NIXCACHE_REGISTRY": "registry.example",
             "NIXCACHE_IMAGE": "image",
             "NIX_SIGNING_KEY": story.key.render(),
-            "GITHUB_TOKEN": NASTY,
+            "NIXCACHE_TOKEN": NASTY,
         }.items()
     )
     assert not list(job.folder.rglob("pwned"))

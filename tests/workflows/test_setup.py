@@ -85,7 +85,7 @@ def plant(job: Job, proof: Path) -> None:
 def test_the_program_is_installed_and_publishes(story: GithubStory, tmp_path: Path) -> None:
     """By hash, on the PATH of later steps only as itself; Nix is there, and not installed again.
 
-    Nothing of the checkout runs, then or when it publishes, whatever lies there and however the job leads to it.
+    Nothing of the checkout runs, then or when it publishes, whatever lies there and wherever the job leads.
     """
     job = story.job(permissions={"packages": "write"})
     # pip's usual cache, so that what it has is not fetched by every run of this test.
@@ -133,11 +133,30 @@ def test_nix_is_installed_where_it_is_missing(story: GithubStory, given: str, in
 
     story.players[INSTALLER] = install
     job = story.job()
-    restrict_path(job, "bash", "env", "mkdir", "rm")
+    restrict_path(job, "bash", "env", "mkdir", "rm", "grep")
     ran = job.run_action(SETUP, {"nix": given})
     assert ran.outcome == "failure"
     assert "::error::no Python of 3.11 or newer" in ran.log
     assert len(calls) == installed
+
+
+@pytest.mark.parametrize(("line", "mode"), [("access-tokens = github.com=x", 0o600), ("cores = 1", 0o644)])
+def test_builds_cannot_read_what_the_installer_wrote(story: GithubStory, line: str, mode: int) -> None:
+    """It puts the job's token into nix.conf for everybody, and builds may run without a sandbox."""
+    job = story.job()
+    settings = job.temp / "nix.conf"
+
+    def install(_job: Job, _inputs: Mapping[str, str]) -> Mapping[str, str]:
+        settings.write_text(f"max-jobs = auto\n{line}\n")
+        settings.chmod(0o644)
+        return {}
+
+    story.players[INSTALLER] = install
+    job.environment["NIX_CONF_DIR"] = str(job.temp)
+    programs = ("bash", "env", "mkdir", "rm", "grep", "id", "chown", "chmod", "od", "tr", "sed")
+    restrict_path(job, *programs)
+    assert "::error::no Python of 3.11 or newer" in job.run_action(SETUP, {}).log
+    assert settings.stat().st_mode & 0o777 == mode
 
 
 def test_the_locks_agree() -> None:

@@ -4,6 +4,7 @@ set -euo pipefail
 # shellcheck source=workflows/shell/common.sh
 . "${BASH_SOURCE[0]%/*}/../shell/common.sh"
 require_program
+use_token
 set_up NIXCACHE_REGISTRY "$INPUT_REGISTRY"
 set_up NIXCACHE_IMAGE "$INPUT_IMAGE"
 set_up NIXCACHE_PUBLIC_KEYS "$INPUT_PUBLIC_KEYS"

@@ -41,7 +41,7 @@ has_key() { ! is_blank "${NIX_SIGNING_KEY-}${NIXCACHE_SIGNING_KEY_FILE-}"; }
 # What only reads runs without anything that is secret, or that could be.
 become_reader() {
   keep_harmless
-  unset NIXCACHE_SIGNING_KEY_FILE NIXCACHE_TOKEN_FILE NIXCACHE_PASS_ENV
+  unset NIXCACHE_SIGNING_KEY_FILE NIXCACHE_TOKEN_FILE NIXCACHE_TOKEN NIXCACHE_PASS_ENV
   case ${NIXCACHE_UPSTREAM-} in *@*) unset NIXCACHE_UPSTREAM ;; esac
   keep LD_LIBRARY_PATH "${!NIXCACHE_@}"
   keep_unless_secret "${!GITHUB_@}" "${!RUNNER_@}"
@@ -53,9 +53,9 @@ if [ "${GITHUB_EVENT_NAME-}" = pull_request_target ]; then
   fail 'publishing is refused on pull_request_target: it would hand the signing key to whoever opens a pull request'
 fi
 if is_blank "${NIX_SIGNING_KEY-}"; then unset NIX_SIGNING_KEY; fi
-if is_blank "${GITHUB_TOKEN-}"; then unset GITHUB_TOKEN; fi
+use_token
 find_origin
-if [ "$origin" = foreign ]; then unset NIX_SIGNING_KEY GITHUB_TOKEN GH_TOKEN; fi
+if [ "$origin" = foreign ]; then unset NIX_SIGNING_KEY NIXCACHE_TOKEN GITHUB_TOKEN GH_TOKEN; fi
 
 require_program
 command -v nix >/dev/null || fail 'Nix is not on PATH: use owner/nixcache-oci/workflows/setup before this action'

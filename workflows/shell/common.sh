@@ -176,6 +176,17 @@ set_up() {
   if [ -n "$2" ]; then export "$1=$2"; fi
 }
 
+# use_token: a token that is not GitHub's own is one for the registry, whichever that is; it may be user:password.
+use_token() {
+  case ${GITHUB_TOKEN-} in
+    ghs_* | ghp_* | gho_* | ghu_* | ghr_* | github_pat_*) ;;
+    *)
+      if ! is_blank "${GITHUB_TOKEN-}"; then export NIXCACHE_TOKEN=$GITHUB_TOKEN; fi
+      unset GITHUB_TOKEN
+      ;;
+  esac
+}
+
 # What the program is given; every value hangs on its flag, so that none is taken for a flag itself.
 arguments=()
 
