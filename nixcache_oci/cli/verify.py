@@ -13,11 +13,13 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME
 from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
@@ -149,15 +151,20 @@ async def _verify(settings: _Settings) -> Outcome:
             show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=None)
         )
         folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
-        store = await _open_store(settings.nix_environment)
+        actions = GithubActions.from_environment(settings.values.environment)
+        on_line = show_foreign
+        if actions is not None:
+            on_line = actions.log.show
+            stack.callback(actions.log.resume)
+        store = await _open_store(settings.nix_environment, on_line)
         sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
         repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
         return await repairer.run(inventory, problems)
 
 
-async def _open_store(environment: Mapping[str, str]) -> LocalStore | None:
+async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:
     try:
-        return await LocalStore.open(Nix(environment, show_foreign))
+        return await LocalStore.open(Nix(environment, on_line))
     except (UsageError, StoreError) as error:
         warn(f"there is no local store to send anything again from: {error}")
         return None

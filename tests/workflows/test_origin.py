@@ -166,6 +166,8 @@ def test_a_secret_reaches_the_step_only_of_own_code(story: GithubStory, name: st
         "NIX_SIGNING_KEY": story.key.render(),
         "NIXCACHE_TOKEN_FILE": "/some/file",
         "NIXCACHE_PASS_ENV": "SOME_PASSWORD",
+        "NIXCACHE_UPSTREAM": "https://user:hunter_6a5e@cache.example",
+        "NIX_CONFIG": "cores = 1\naccess-tokens = github.com=ghp_7a5e\nmax-jobs = 1",
         "GITHUB_TOKEN": token,
     }
     outcome, _ = job.run_shell(f"exec bash {ACTION}/publish.sh", given, None)
@@ -177,9 +179,11 @@ def test_a_secret_reaches_the_step_only_of_own_code(story: GithubStory, name: st
         assert call.environment["NIXCACHE_TOKEN" if ":" in token else "GITHUB_TOKEN"] == token
     else:
         told = str(call.environment)
-        secrets = (story.key.render(), token, "/some/file", *JOB_SECRETS.values())
+        secrets = (story.key.render(), token, "/some/file", "hunter_6a5e", "ghp_7a5e", *JOB_SECRETS.values())
         assert [secret for secret in secrets if secret in told] == []
         assert "NIXCACHE_PASS_ENV" not in call.environment
+        assert call.environment["NIX_CONFIG"] == "cores = 1\nmax-jobs = 1\n"
+        assert call.environment["DOCKER_CONFIG"] == "/nonexistent"
         assert call.environment["NIXCACHE_REGISTRY"] == "false"
         assert call.environment["GITHUB_ACTIONS"] == "true"
 
@@ -190,7 +194,9 @@ def test_a_strangers_flake_brings_no_settings(story: GithubStory, tmp_path: Path
     hook.write_text(f"#!/bin/sh\necho ran >{tmp_path}/ran\n")
     hook.chmod(0o755)
     config = f'nixConfig.post-build-hook = "{hook}";'
-    text = flake('one = mk "one" "echo ${dep.text} > $out";', story.write_input("text"))
+    # One is built while the other is evaluated, which is before anything could name the flake to `nix build`.
+    early = 'mk (builtins.readFile (mk "early" "printf late > $out")) "echo ${dep.text} > $out"'
+    text = flake(f"one = {early};", story.write_input("text"))
     story.commit_flake(text.replace("{", f"{{ {config}", 1))
     for name, runs in (("fork", False), ("own push", True)):
         job = action_job(story, CASES[name])

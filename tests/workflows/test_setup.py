@@ -67,9 +67,9 @@ def plant(job: Job, proof: Path) -> None:
     ):
         (programs / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{proof}\n')
         (programs / name).chmod(0o755)
-    (job.workspace / "pip.conf").write_text(
-        f"[global]\npython = {programs}/python3\ntarget = {job.workspace}\n"
-    )
+    (job.workspace / "config/pip").mkdir()
+    for path in (job.workspace / "pip.conf", job.workspace / "config/pip/pip.conf"):
+        path.write_text(f"[global]\npython = {programs}/python3\ntarget = {job.workspace}\n")
     job.environment |= {
         "PATH": f"{programs}:bin:.::{job.environment['PATH']}",
         "PYTHONPATH": f"{job.workspace}:.",
@@ -77,6 +77,7 @@ def plant(job: Job, proof: Path) -> None:
         "PIP_CONFIG_FILE": f"{job.workspace}/pip.conf",
         "PIP_PYTHON": f"{programs}/python3",
         "PIP_TARGET": str(job.workspace),
+        "XDG_CONFIG_HOME": f"{job.workspace}/config",
         "BASH_ENV": f"{programs}/env",
     }
 

@@ -90,12 +90,15 @@ def test_nothing_is_looked_for_in_the_checkout(tmp_path: Path, workspace: str) -
     given = {
         "PATH": path,
         "LD_LIBRARY_PATH": path,
+        "XDG_CONFIG_DIRS": path,
+        "XDG_CONFIG_HOME": str(checkout / "x"),
         "GITHUB_WORKSPACE": str(tmp_path / workspace) if workspace else "",
     }
     folder = tmp_path / "workspace-tools" if workspace else checkout
-    ran = run('echo "$PATH"; echo "$LD_LIBRARY_PATH"', folder, given)
+    script = 'printf "%s\\n" "$PATH" "$LD_LIBRARY_PATH" "$XDG_CONFIG_DIRS" "${XDG_CONFIG_HOME-none}"'
+    ran = run(script, folder, given)
     expected = [] if workspace else [str(tmp_path / "workspace-tools")]
-    assert ran.stdout.splitlines() == [":".join([*expected, "/usr/bin", "/bin"])] * 2
+    assert ran.stdout.splitlines() == [*[":".join([*expected, "/usr/bin", "/bin"])] * 3, "none"]
 
 
 def test_an_action_out_of_the_checkout_trusts_it() -> None:

@@ -40,12 +40,18 @@ has_key() { ! is_blank "${NIX_SIGNING_KEY-}${NIXCACHE_SIGNING_KEY_FILE-}"; }
 
 # What only reads runs without anything that is secret, or that could be.
 become_reader() {
+  local line settings=
+  while IFS= read -r line; do
+    case $line in *access-tokens* | *netrc-file* | *secret-key-files*) ;; *) settings+=$line$'\n' ;; esac
+  done <<<"${NIX_CONFIG-}"
+  if [ -n "${NIX_CONFIG-}" ]; then NIX_CONFIG=$settings; fi
   keep_harmless
   unset NIXCACHE_SIGNING_KEY_FILE NIXCACHE_TOKEN_FILE NIXCACHE_TOKEN NIXCACHE_PASS_ENV
   case ${NIXCACHE_UPSTREAM-} in *@*) unset NIXCACHE_UPSTREAM ;; esac
   keep LD_LIBRARY_PATH "${!NIXCACHE_@}"
   keep_unless_secret "${!GITHUB_@}" "${!RUNNER_@}"
-  exec env -i "${kept[@]}" nixcache-oci publish --build-only ${arguments[@]+"${arguments[@]}"}
+  # Nor with what somebody logged in to by docker.
+  exec env -i "${kept[@]}" DOCKER_CONFIG=/nonexistent nixcache-oci publish --build-only ${arguments[@]+"${arguments[@]}"}
 }
 
 # A job with secrets and a token that may write, for a stranger's code: not even built.

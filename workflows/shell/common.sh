@@ -93,12 +93,13 @@ keep_outside() {
 actions=$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd -P)
 checkouts=("$(pwd -P)")
 if [ -d "${GITHUB_WORKSPACE-}" ]; then checkouts+=("$(cd -P -- "$GITHUB_WORKSPACE" && pwd -P)"); fi
-keep_outside "$PATH"
-PATH=$outside
-if [ -n "${LD_LIBRARY_PATH-}" ]; then
-  keep_outside "$LD_LIBRARY_PATH"
-  LD_LIBRARY_PATH=$outside
-fi
+# Where programs, libraries, and the settings of pip and git are looked for.
+for name in PATH LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_CONFIG_DIRS; do
+  if [ -z "${!name+set}" ]; then continue; fi
+  keep_outside "${!name}"
+  unset "$name"
+  if [ -n "$outside" ]; then export "$name=$outside"; fi
+done
 
 # keep NAME…: adds NAME=VALUE of those that are set to the list kept.
 kept=()
