@@ -56,13 +56,22 @@ show_text() {
     LC_ALL=C sed -e 's/##\[/## [/g' -e "s/$1/.../g" -e $'s/\033/\\\\x1b/g' -e $'s/\302[\200-\237]/?/g'
 }
 
-# guard COMMAND…: runs it, and has GitHub take nothing that it prints for a command. Its output ends with a line's end.
+# enclose WORD: passes lines on, if there are any, between stop-commands and the word that ends it.
+enclose() {
+  local line is_begun=false
+  while IFS= read -r line || [ -n "$line" ]; do
+    if ! $is_begun; then printf '::stop-commands::%s\n' "$1"; fi
+    is_begun=true
+    printf '%s\n' "$line"
+  done
+  if $is_begun; then printf '::%s::\n' "$1"; fi
+}
+
+# guard COMMAND…: runs it, and has GitHub take nothing that it prints for a command.
 guard() {
   local word status=0
   word=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-  printf '::stop-commands::%s\n' "$word" >&2
-  "$@" 2>&1 | show_text "$word" >&2 || status=${PIPESTATUS[0]}
-  printf '\n::%s::\n' "$word" >&2
+  "$@" 2>&1 | show_text "$word" | enclose "$word" >&2 || status=${PIPESTATUS[0]}
   return "$status"
 }
 
