@@ -195,6 +195,12 @@ def test_what_is_no_upstream(url: str) -> None:
         ("PORT", "65536", "'65536': expected a port number from 0 to 65535"),
         ("PORT", "-1", "'-1': expected a port number from 0 to 65535"),
         ("PORT", "1_000", "'1_000': expected a port number from 0 to 65535"),
+        ("PASS_ENV", "A B=C", "'A B=C': expected names of environment variables, separated by spaces"),
+        (
+            "PASS_ENV",
+            "A GH_TOKEN",
+            "'A GH_TOKEN': GH_TOKEN is this program's own, and builds could read it; leave it out",
+        ),
         ("LISTEN", "localhost:80", "'localhost:80': expected an IP address or a host name, without a port"),
         ("LISTEN", "127.0.0.256", "'127.0.0.256': expected an IP address or a host name, without a port"),
         ("LISTEN", "[localhost]x", "'[localhost]x': expected an IP address or a host name, without a port"),
@@ -277,7 +283,9 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
 @pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_secrets_have_no_flag(variable: Variable[object]) -> None:
     """A token on the command line is visible to every user of the machine."""
-    assert (variable.flag is None) == (variable in {table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY})
+    assert (variable.flag is None) == (
+        variable in {table.TOKEN, table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY}
+    )
 
 
 def test_every_proxy_setting_is_in_the_table() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TypeVar
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.cache_view import recorded_keys
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.doctor_text import print_findings
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.use import find_proxy_url
@@ -84,7 +84,6 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     level = _try_get(values, table.LOG_LEVEL, logging.ERROR) if values.is_given(table.LOG_LEVEL) else None
     # What a check meets is in its finding: warnings beside it would say it twice.
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
-    environment.pop(table.SIGNING_KEY.name, None)
     roles = _find_roles(arguments, values)
     configured = _try_get(values, table.PUBLIC_KEYS, ())
     findings = run_async(_Doctor(values, dict(environment), roles, configured).examine())
@@ -95,7 +94,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
             "healthy": not has_error(findings),
             "checks": [asdict(finding) for finding in findings],
         }
-        print(json.dumps(document, indent=2))
+        say_json(document)
     else:
         print_findings(roles.reason, findings, sys.stdout)
     return FAILED if has_error(findings) else DONE

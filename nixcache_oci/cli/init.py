@@ -2,10 +2,10 @@
 
 import argparse
 import re
-import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.starter import (
     FLAKE,
     IGNORED,
@@ -77,12 +77,12 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
         write(folder, plan.missing)
     verb = "would write" if arguments.dry_run else "wrote"
     for file in plan.missing:
-        print(f"{verb} {folder / file.name}")
+        say(f"{verb} {folder / file.name}")
     for name in plan.same:
-        print(f"as it should be: {folder / name}")
+        say(f"as it should be: {folder / name}")
     _warn_of_place(folder)
     if not arguments.dry_run:
-        print(_say_next_steps(folder, _say_of_actions(actions, ref)))
+        say(*_say_next_steps(folder, _say_of_actions(actions, ref)))
     return DONE
 
 
@@ -97,10 +97,7 @@ def _warn_of_place(folder: Path) -> None:
         return
     top = next((parent for parent in whole.parents if (parent / ".git").exists()), None)
     found = "not a git repository yet" if top is None else f"not the top of the git repository {top}"
-    print(
-        f"nixcache-oci: warning: {folder} is {found}; GitHub runs workflows from the top only",
-        file=sys.stderr,
-    )
+    complain(f"nixcache-oci: warning: {folder} is {found}; GitHub runs workflows from the top only")
 
 
 def _say_of_actions(actions: str, ref: str) -> str:
@@ -116,7 +113,7 @@ def _say_of_actions(actions: str, ref: str) -> str:
     return f"{step} (its owner can move a tag or branch, but not a commit, which is 40 digits)"
 
 
-def _say_next_steps(folder: Path, of_actions: str) -> str:
+def _say_next_steps(folder: Path, of_actions: str) -> list[str]:
     steps = [
         of_actions,
         "nixcache-oci keygen NAME-1, and gh secret set NIX_SIGNING_KEY < NAME-1.sec; keep that file safe",
@@ -127,7 +124,7 @@ def _say_next_steps(folder: Path, of_actions: str) -> str:
     ]
     if not _ignores_secret_keys(folder / IGNORED):
         steps.insert(0, f"add {_KEY_FILES} to {IGNORED}, so that no secret key is committed")
-    return "\n".join(["Next:", *(f"{number}. {step}" for number, step in enumerate(steps, 1))])
+    return ["Next:", *(f"{number}. {step}" for number, step in enumerate(steps, 1))]
 
 
 def _ignores_secret_keys(ignored: Path) -> bool:

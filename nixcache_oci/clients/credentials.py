@@ -1,6 +1,6 @@
 """Where a registry's credentials come from, in this order.
 
-1. ``NIXCACHE_TOKEN_FILE``, for any registry: who sets it means it.
+1. ``NIXCACHE_TOKEN_FILE``, else ``NIXCACHE_TOKEN``, for any registry: who sets it means it.
 2. ``GITHUB_TOKEN``, then ``GH_TOKEN``, for GitHub's registries and this machine's own only: they are set in
    many a shell and every workflow, and must never be offered to some other registry.
 3. docker's ``config.json``. Its credential helpers are not run: nothing here starts programs.
@@ -23,6 +23,7 @@ from yarl import URL
 from nixcache_oci.errors import UsageError
 
 TOKEN_FILE_VARIABLE = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
+_TOKEN_VARIABLE = "NIXCACHE_TOKEN"  # noqa: S105  as above
 _GITHUB_VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 _GITHUB = "ghcr.io"
 _ENTERPRISE = ".ghe.com"
@@ -99,7 +100,10 @@ def choose_credentials(
         UsageError: the token file holds no token.
     """
     if token_file is not None:
-        return _parse_token_file(token_file, environment.get(TOKEN_FILE_VARIABLE, ""))
+        name = environment.get(TOKEN_FILE_VARIABLE, "")
+        return _parse_token(token_file, f"{TOKEN_FILE_VARIABLE}: {name}", f"{TOKEN_FILE_VARIABLE} ({name})")
+    if token := environment.get(_TOKEN_VARIABLE, "").strip():
+        return _parse_token(token, f"{_TOKEN_VARIABLE}: it", _TOKEN_VARIABLE)
     if is_github(host) or is_loopback(host):
         for name in _GITHUB_VARIABLES:
             if token := environment.get(name, "").strip():
@@ -153,14 +157,13 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
-def _parse_token_file(text: str, name: str) -> Credentials:
+def _parse_token(text: str, subject: str, source: str) -> Credentials:
     secret = text.strip()
     if not secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} is empty; it should hold a token, or user:password")
+        raise UsageError(f"{subject} is empty; it should hold a token, or user:password")
     if "\n" in secret or "\r" in secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} should hold one line: a token, or user:password")
+        raise UsageError(f"{subject} should hold one line: a token, or user:password")
     user, colon, password = secret.partition(":")
-    source = f"{TOKEN_FILE_VARIABLE} ({name})"
     return Credentials(user, password, source) if colon else Credentials(_ANY_USER, secret, source)
 
 

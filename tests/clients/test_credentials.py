@@ -40,6 +40,18 @@ def test_a_token_file_comes_first(content: str, username: str, password: str) ->
     assert found == Credentials(username, password, "NIXCACHE_TOKEN_FILE (/t)")
 
 
+@pytest.mark.parametrize("host", ["r.example", "ghcr.io", "127.0.0.1:5000"])
+def test_a_token_for_any_registry(host: str) -> None:
+    """As a workflow hands it out, whose registry need not be GitHub's; a file comes first."""
+    given = {"NIXCACHE_TOKEN": " user:pass:word\n", **_GITHUB}
+    assert choose_credentials(host, given, None, None) == Credentials("user", "pass:word", "NIXCACHE_TOKEN")
+    of_file = choose_credentials(host, {**given, "NIXCACHE_TOKEN_FILE": "/t"}, "token", None)
+    assert of_file == Credentials("nixcache-oci", "token", "NIXCACHE_TOKEN_FILE (/t)")
+    assert choose_credentials("r.example", {"NIXCACHE_TOKEN": " \n"}, None, None) is None
+    with pytest.raises(UsageError, match=r"^NIXCACHE_TOKEN: it should hold one line"):
+        choose_credentials(host, {"NIXCACHE_TOKEN": "one\ntwo"}, None, None)
+
+
 @pytest.mark.parametrize("content", ["", " \n", "one\ntwo\n"])
 def test_a_token_file_without_a_token_is_refused(content: str) -> None:
     """Going on anonymously would hide the mistake until a publish fails."""
