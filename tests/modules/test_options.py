@@ -1,6 +1,7 @@
 """Each option of the modules reaches what it is meant for, and what contradicts itself is refused."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.repository import RegistryLocation, repository_config
 from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from nixcache_oci.settings.variable import Values
-from tests.support.nix_modules import KEY, USABLE, Modules, environment_of
+from tests.support.nix import NixSandbox
+from tests.support.nix_modules import KEY, STANDIN, TOP, USABLE, Evaluated, Modules, environment_of
 
 pytestmark = pytest.mark.needs("nix-instantiate")
 
@@ -78,6 +80,30 @@ def test_defaults_are_those_of_the_program(modules: Modules, kind: str) -> None:
             assert environment[variable.name] == variable.default, variable.name
 
 
+@pytest.mark.parametrize("is_signed", ["true", "false"])
+def test_what_documents_say_of_defaults(nix: NixSandbox, is_signed: str) -> None:
+    """A default that is shown as an expression is one that Nix reads, and that gives the default."""
+    given = f"""
+      lib = import {STANDIN}/lib.nix;
+      config.services.nixcache-proxy.requireSignatures = {is_signed};
+    """
+    shown = f"""let {given}
+      pkgs = import {STANDIN}/pkgs.nix {{ inherit lib; system = "x86_64-linux"; }};
+      inherit (import {TOP}/nix/options.nix {{ inherit lib pkgs config; }}) options;
+      isShown = option: (option.defaultText._type or "") == "literalExpression";
+    in map (option: {{ text = option.defaultText.text; inherit (option) default; }})
+      (builtins.filter isShown (builtins.attrValues options.services.nixcache-proxy))"""
+    options = _evaluate(nix, shown)
+    assert options
+    for option in options:
+        assert _evaluate(nix, f"let {given} in {option['text']}") == option["default"]
+
+
+def _evaluate(nix: NixSandbox, expression: str) -> Any:  # noqa: ANN401 -- JSON
+    run = nix.run("nix-instantiate", "--eval", "--strict", "--json", "-E", expression).check()
+    return json.loads(run.stdout)
+
+
 def test_every_setting_has_an_option(modules: Modules) -> None:
     """A setting that the program learns later must not be forgotten here."""
     names = {variable.name for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)}
@@ -125,18 +151,121 @@ def test_nix_asks_where_the_proxy_listens(modules: Modules, address: str, asked:
     assert settings["trusted-public-keys"][0].startswith("cache.nixos.org-1:")
 
 
-def test_home_adds_to_the_users_nix_conf(modules: Modules) -> None:
-    """A user's nix.conf adds to the machine's: what is listed there must not vanish."""
-    evaluated = modules.evaluate("home", **USABLE)
-    assert evaluated.nix_settings == {
-        "extra-substituters": ["http://127.0.0.1:37515"],
-        "extra-trusted-public-keys": [KEY],
-        "fallback": True,
-        "narinfo-cache-negative-ttl": 300,
-    }
-    assert evaluated.config["nix"]["package"] == "nix"
-    silent = modules.evaluate("home", **USABLE, configureNix=False)
-    assert (silent.nix_settings, silent.config["nix"]["package"]) == ({}, None)
+def home_nix_conf(evaluated: Evaluated) -> str:
+    """Write nix.conf as home-manager does: settings sorted by name, then ``extraOptions``."""
+    lines = []
+    for name, value in sorted(evaluated.nix_settings.items()):
+        words = value if isinstance(value, list) else [json.dumps(value)]
+        lines.append(f"{name} = {' '.join(words)}\n")
+    return "".join(lines) + str(evaluated.config["nix"]["extraOptions"])
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "{ }",
+        '{ nix.settings.substituters = [ "https://own.example" ]; }',
+        '{ nix.settings.extra-substituters = [ "https://own.example" ]; }',
+        '{ nix.extraOptions = "substituters = https://own.example"; }',
+        f'{{ nix.settings.trusted-public-keys = [ "{OTHER_KEY}" ]; }}',
+    ],
+)
+def test_home_adds_to_the_users_nix_conf(modules: Modules, nix: NixSandbox, own: str) -> None:
+    """Whatever a user lists, in whatever way, Nix ends up with that and with the cache."""
+    evaluated = modules.evaluate("home", **USABLE, more=own)
+    conf = f"experimental-features = nix-command\n{home_nix_conf(evaluated)}"
+    environment = {**nix.environment(), "NIX_CONFIG": conf}
+    run = nix.run("nix", "show-config", "--json", environment=environment).check()
+    found = {name: one["value"] for name, one in json.loads(run.stdout).items()}
+    assert "http://127.0.0.1:37515" in found["substituters"]
+    assert KEY in found["trusted-public-keys"]
+    assert ("https://own.example" in found["substituters"]) == ("own.example" in own)
+    assert (OTHER_KEY in found["trusted-public-keys"]) == (OTHER_KEY in own)
+    assert (found["fallback"], found["narinfo-cache-negative-ttl"]) == (True, 300)
+
+
+def test_home_needs_a_nix_to_write_for(modules: Modules) -> None:
+    """home-manager writes no nix.conf without one, and none where Nix is left alone."""
+    assert modules.evaluate("home", **USABLE).config["nix"]["package"] == "nix"
+    silent = modules.evaluate("home", **USABLE, configureNix=False).config["nix"]
+    assert (silent["settings"], silent["extraOptions"], silent["package"]) == ({}, "", None)
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_nix_that_is_managed_elsewhere(modules: Modules, kind: str) -> None:
+    """With `nix.enable = false`, as with Determinate Nix, the lines to add are said; on wish, nothing is."""
+    off = "{ nix.enable = false; }"
+    (warned,) = modules.evaluate(kind, **USABLE, more=off).warnings
+    assert "nix.enable is off" in warned
+    assert ("nix.custom.conf" in warned) == (kind != "home")
+    for line in (
+        "extra-substituters = http://127.0.0.1:37515",
+        f"extra-trusted-public-keys = {KEY}",
+        "fallback = true",
+        "narinfo-cache-negative-ttl = 300",
+    ):
+        assert line in warned.splitlines()
+    assert modules.evaluate(kind, **USABLE, more=off, configureNix=False).warnings == []
+
+
+# Where each kind of machine says with which variables Nix is started.
+NIX_VARIABLES = {
+    "nixos": ["networking.proxy.envVars", "nix.envVars", "environment.variables"],
+    "darwin": [
+        "launchd.daemons.nix-daemon.serviceConfig.EnvironmentVariables",
+        "environment.variables",
+    ],
+    "home": ["home.sessionVariables"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [(kind, option) for kind, options in NIX_VARIABLES.items() for option in options]
+)
+def test_an_http_proxy_before_nix(modules: Modules, kind: str, option: str) -> None:
+    """Nix would ask it for the address of the cache's proxy, wherever the variable is set."""
+    more = f'{{ {option} = {{ http_proxy = "http://p:1"; no_proxy = "lan.example"; }}; }}'
+    (warned,) = modules.evaluate(kind, **USABLE, more=more).warnings
+    assert "an HTTP proxy is set for Nix" in warned
+    assert "no_proxy does not have 127.0.0.1" in warned
+    assert modules.evaluate(kind, **USABLE, more=more, configureNix=False).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "is_covered"),
+    [
+        ("127.0.0.1", {"http_proxy": "p"}, False),
+        ("127.0.0.1", {"all_proxy": "p"}, False),
+        ("127.0.0.1", {"ALL_PROXY": "p"}, False),
+        ("127.0.0.1", {"HTTP_PROXY": "p"}, True),
+        ("127.0.0.1", {"https_proxy": "p"}, True),
+        ("127.0.0.1", {"http_proxy": ""}, True),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "localhost"}, False),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "localhost,127.0.0.1"}, True),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "localhost 127.0.0.1"}, True),
+        ("127.0.0.1", {"http_proxy": "p", "NO_PROXY": "127.0.0.1"}, True),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "10.0.0.1", "NO_PROXY": "127.0.0.1"}, False),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "*"}, True),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "127.0.0.0/8"}, True),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "10.0.0.0/8"}, False),
+        ("127.0.0.1", {"http_proxy": "p", "no_proxy": "127.0.0.0/99, ::/0"}, False),
+        ("::1", {"http_proxy": "p", "no_proxy": "127.0.0.1"}, False),
+        ("::1", {"http_proxy": "p", "no_proxy": "::1"}, True),
+        ("192.168.1.5", {"http_proxy": "p", "no_proxy": "127.0.0.1"}, False),
+        ("192.168.1.5", {"http_proxy": "p", "no_proxy": "192.168.0.0/16"}, True),
+        ("0.0.0.0", {"http_proxy": "p", "no_proxy": "127.0.0.1"}, True),
+    ],
+)
+def test_what_no_proxy_covers(
+    modules: Modules, address: str, variables: dict[str, str], *, is_covered: bool
+) -> None:
+    """It is read as libcurl does, with which Nix downloads, for the very address that Nix is given."""
+    more = (
+        "{ networking.proxy.envVars = { " + "".join(f'{k} = "{v}"; ' for k, v in variables.items()) + "}; }"
+    )
+    evaluated = modules.evaluate(**USABLE, listenAddress=address, more=more)
+    assert evaluated.failed == []
+    assert (evaluated.warnings == []) == is_covered
 
 
 @pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
@@ -186,11 +315,6 @@ def test_an_oci_layout(modules: Modules) -> None:
     assert modules.evaluate(**USABLE).service["serviceConfig"]["ProtectHome"] is True
 
 
-def test_home_may_serve_the_embedded_cache(modules: Modules) -> None:
-    """A user has a data folder, so nothing need be said of a repository."""
-    assert modules.evaluate("home", publicKey=KEY).failed == []
-
-
 def test_home_on_macos(modules: Modules) -> None:
     """There launchd runs the proxy, and no unit of systemd is written."""
     evaluated = modules.evaluate("home", **USABLE, system="aarch64-darwin")
@@ -198,7 +322,17 @@ def test_home_on_macos(modules: Modules) -> None:
     agent = evaluated.config["launchd"]["agents"]["nixcache-proxy"]
     assert agent["enable"]
     assert agent["config"]["ProgramArguments"][-1].endswith(f"exec {modules.package}/bin/nixcache-oci proxy")
-    assert agent["config"]["EnvironmentVariables"]["NIXCACHE_REPO"] == "octocat/my-cache"
+    environment = agent["config"]["EnvironmentVariables"]
+    assert environment["NIXCACHE_REPO"] == "octocat/my-cache"
+    # launchd tells a program nothing of certificates; the file is nix-darwin's, or else macOS's own.
+    daemon = modules.evaluate("darwin", **USABLE).config["launchd"]["daemons"]["nixcache-proxy"]
+    assert environment["SSL_CERT_FILE"] == daemon["serviceConfig"]["EnvironmentVariables"]["SSL_CERT_FILE"]
+    assert "SSL_CERT_FILE=/etc/ssl/cert.pem" in agent["config"]["ProgramArguments"][-1]
+    mine = modules.evaluate(
+        "home", **USABLE, system="aarch64-darwin", extraSettings={"SSL_CERT_FILE": "/mine.pem"}
+    )
+    agent = mine.config["launchd"]["agents"]["nixcache-proxy"]
+    assert agent["config"]["EnvironmentVariables"]["SSL_CERT_FILE"] == "/mine.pem"
     assert modules.evaluate("home", **USABLE).config["launchd"]["agents"] == {}
 
 
@@ -219,6 +353,10 @@ def test_daemon_on_macos(modules: Modules) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"repo": None},
+            "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
+        ),
         ({"registry": "registry.example", "repo": None}, "repo is not set"),
         ({"registry": "oci:cache"}, "the folder behind `oci:` must be an absolute path"),
         ({"port": 0}, "port is 0, which picks a free one"),
@@ -244,10 +382,6 @@ def test_contradictions(modules: Modules, kind: str, settings: dict[str, Any], m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"repo": None},
-            "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
-        ),
         ({"requireSignatures": False}, "remove one of them"),
         ({"openFirewall": True}, "openFirewall is on, but nobody else can reach 127.0.0.1"),
     ],

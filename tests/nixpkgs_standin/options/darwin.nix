@@ -19,5 +19,6 @@ in
       default = [ ];
     };
     launchd.daemons = any;
+    environment.variables = any;
   };
 }

@@ -16,6 +16,11 @@ in
       type = types.nullOr types.package;
       default = null;
     };
+    nix.extraOptions = mkOption {
+      type = types.lines;
+      default = "";
+    };
+    home.sessionVariables = any;
     systemd.user.services = any;
     systemd.user.sockets = any;
     launchd.agents = any;

@@ -20,6 +20,8 @@ in
     };
     systemd.services = any;
     systemd.sockets = any;
+    nix.envVars = any;
+    environment.variables = any;
     environment.systemPackages = mkOption {
       type = types.listOf types.package;
       default = [ ];
