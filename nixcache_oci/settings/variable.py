@@ -71,6 +71,12 @@ class Values:
         """Tell whether the user said something, so that the default does not count."""
         return self._given(variable) is not None
 
+    def text(self, variable: Variable[object], *, with_environment: bool) -> str | None:
+        """Tell what the user said, as it was written: by flag alone, or by the environment as well."""
+        values = self if with_environment else Values({}, self.flags)
+        given = values._given(variable)  # noqa: SLF001  # its own class
+        return None if given is None else given[1]
+
     def get(self, variable: Variable[T_co]) -> T_co:
         """Read one setting: its flag, else the environment, else the default.
 
