@@ -14,7 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.durable_file import unfinished_path
+from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.errors import Error
 
 # What the starter's workflows name, until somebody says whose actions they are to use. Whoever owns that name
@@ -215,7 +215,7 @@ def _read(path: Path) -> bytes | None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file anew, in one step."""
-    candidate = unfinished_path(path.parent)
+    candidate = path.parent / unfinished_name()
     try:
         candidate.write_bytes(content)
         candidate.chmod(path.stat().st_mode & 0o777)

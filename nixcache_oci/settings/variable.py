@@ -168,10 +168,15 @@ def _help(variable: Variable[object]) -> str:
 
 def shown(text: str) -> str:
     """Quote a value for an error: without passwords in URLs, and not endless."""
-    text = " ".join(_without_user(word) for word in text.split(" "))
+    text = without_users(text)
     if len(text) > _MAX_SHOWN_CHARACTERS:
         text = text[:_MAX_SHOWN_CHARACTERS] + "..."
     return repr(text)
+
+
+def without_users(text: str) -> str:
+    """Write a value without the users and passwords of its URLs."""
+    return " ".join(_without_user(word) for word in text.split(" "))
 
 
 def _without_user(word: str) -> str:
