@@ -55,6 +55,9 @@ in
         + "nixcache-proxy has it, too."
       );
 
+    # For `nixcache-oci doctor`, and whoever publishes from here.
+    environment.systemPackages = [ cfg.package ];
+
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;

@@ -33,6 +33,9 @@ in
   config = lib.mkIf cfg.enable {
     inherit (proxy) assertions warnings;
 
+    # As in nixos-module.nix.
+    environment.systemPackages = [ cfg.package ];
+
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
     users = {

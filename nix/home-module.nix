@@ -35,6 +35,9 @@ in
       {
         inherit (proxy) assertions warnings;
 
+        # As in nixos-module.nix.
+        home.packages = [ cfg.package ];
+
         nix = lib.mkIf cfg.configureNix {
           # home-manager wants to know for which Nix it writes nix.conf. Weaker than any other word on it.
           package = lib.mkOverride 1400 pkgs.nix;

@@ -414,6 +414,14 @@ def test_values_of_a_wrong_kind(modules: Modules, settings: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_the_program_is_in_path(modules: Modules, kind: str) -> None:
+    """Whoever has the service can call `nixcache-oci doctor`, and publish."""
+    config = modules.evaluate(kind, **USABLE).config
+    installed = config["home"]["packages"] if kind == "home" else config["environment"]["systemPackages"]
+    assert installed == [str(modules.package)]
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
 def test_off_means_nothing(modules: Modules, kind: str) -> None:
     """A module that is imported and not enabled leaves the machine as it is."""
     evaluated = modules.evaluate(kind, enable=False, port=0)

@@ -5,7 +5,7 @@ let
   any = import ./any.nix { inherit lib; };
 in
 {
-  imports = [ ./common.nix ];
+  imports = [ ./machine.nix ];
 
   options = {
     users.users = any;

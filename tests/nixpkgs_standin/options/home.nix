@@ -20,6 +20,10 @@ in
       type = types.lines;
       default = "";
     };
+    home.packages = mkOption {
+      type = types.listOf types.package;
+      default = [ ];
+    };
     home.sessionVariables = any;
     systemd.user.services = any;
     systemd.user.sockets = any;

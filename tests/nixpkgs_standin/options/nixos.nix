@@ -5,7 +5,7 @@ let
   any = import ./any.nix { inherit lib; };
 in
 {
-  imports = [ ./common.nix ];
+  imports = [ ./machine.nix ];
 
   options = {
     networking = {
@@ -22,10 +22,6 @@ in
     systemd.sockets = any;
     nix.envVars = any;
     environment.variables = any;
-    environment.systemPackages = mkOption {
-      type = types.listOf types.package;
-      default = [ ];
-    };
     services.dockerRegistry = any;
     boot = any;
     system.stateVersion = mkOption {
