@@ -21,7 +21,7 @@ setup: .venv/.done
 
 # What runs the program comes first, and is all that the demo waits for: linters and tests take longer.
 .venv/.runs: workflows/setup/requirements.txt pyproject.toml scripts/setup
-	scripts/setup '$(PYTHON)' .venv -e .
+	bash scripts/setup '$(PYTHON)' .venv -e .
 	@touch $@
 
 .venv/.done: .venv/.runs requirements.txt
@@ -32,7 +32,7 @@ demo: .venv/.runs
 	@exec $(BIN)/nixcache-oci demo
 
 install:
-	@scripts/install '$(PYTHON)' '$(PREFIX)'
+	@bash scripts/install '$(PYTHON)' '$(PREFIX)'
 
 uninstall:
 	rm -rf '$(PREFIX)/lib/nixcache-oci'

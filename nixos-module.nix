@@ -15,7 +15,7 @@ let
     nixConf = "the nix.conf that Nix reads (with Determinate Nix, /etc/nix/nix.custom.conf)";
     # The daemon has the first two, and what root and users start without it the third.
     nixEnvironments = [
-      (config.networking.proxy.envVars // config.nix.envVars)
+      (config.networking.proxy.envVars // config.nix.envVars or { })
       config.environment.variables
     ];
   };

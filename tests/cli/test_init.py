@@ -20,6 +20,8 @@ from nixcache_oci.errors import Error
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import STANDIN
 
+pytestmark = pytest.mark.needs("git")
+
 TOP = Path(__file__).parent.parent.parent
 WRITTEN = {
     ".github/workflows/gc-cache.yml",

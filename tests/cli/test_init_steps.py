@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 from nixcache_oci.cli.main import main
 from tests.support.nix import NixSandbox
 
+pytestmark = pytest.mark.needs("git")
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ACTIONS = ["--actions", f"someone/nixcache-oci@{COMMIT}"]
 OWN_FLAKE = "{ outputs = { self }: { }; }\n"

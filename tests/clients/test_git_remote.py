@@ -75,6 +75,7 @@ def test_branches(remote_head: str, known: list[str], current: str, chosen: str)
     assert choose_branch(remote_head, known, current) == chosen
 
 
+@pytest.mark.needs("git")
 def test_a_clone_knows_its_remotes_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real git, asked about a folder below the top; variables that name another repository do not count."""
     git = ["git", "-c", "user.name=o", "-c", "user.email=o@example.com"]
