@@ -100,9 +100,11 @@ def say_next_steps(situation: Situation) -> str:
 def _steps(situation: Situation) -> Iterator[_Step]:
     if situation.folder.resolve() != Path.cwd():
         yield _Step("Go there", (f"cd {shlex.quote(str(situation.folder))}",))
-    if situation.checkout is None:
+    is_new = situation.checkout is None and not (situation.folder / ".git").exists()
+    if is_new:
         yield _Step("Make it a git repository", (f"git init -b {BRANCH}",))
-    if situation.checkout is None or not situation.checkout.remote:
+    # Where git refuses to look, as into another user's repository, nothing is known of remotes.
+    if is_new or (situation.checkout is not None and not situation.checkout.remote):
         yield _Step(
             "Make a repository at GitHub, and tell git of it",
             (f"git remote add origin {situation.page}.git",),

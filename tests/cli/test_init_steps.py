@@ -136,6 +136,14 @@ def test_a_folder_that_is_nothing_yet(tmp_path: Path, shell_environment: dict[st
     assert git(folder, "status", "--porcelain", "--", ".github", "config") == ""
 
 
+def test_a_repository_that_git_refuses(tmp_path: Path, shell_environment: dict[str, str]) -> None:
+    """Nothing is known of it then, and no step makes it anew or adds a remote that may be there."""
+    (tmp_path / "here/.git").mkdir(parents=True)
+    commands = commands_of(init(tmp_path / "here", shell_environment, *ACTIONS))
+    assert not [line for line in commands if line.startswith(("git init", "git remote"))]
+    assert commands[-3] == "git push --set-upstream origin main"
+
+
 def test_keys_are_kept_out_of_git(tmp_path: Path, shell_environment: dict[str, str]) -> None:
     """A .gitignore of one's own is left; the step that adds to it works where its last line has no end."""
     git(tmp_path, "init", "--quiet", str(tmp_path / "here"))
