@@ -35,7 +35,7 @@ def complain(*lines: str) -> None:
 
 def ask(question: str) -> str:
     """Put a question on the terminal, and read the line that answers it."""
-    print(as_line(question), end=" ", file=sys.stderr, flush=True)
+    _print(as_line(question), sys.stderr, end=" ")
     return sys.stdin.readline().strip()
 
 
@@ -79,5 +79,5 @@ def _print_lines(lines: Iterable[str], stream: TextIO) -> None:
         _print("\n".join(map(as_line, lines)), stream)
 
 
-def _print(text: str, stream: TextIO) -> None:
-    print(text, file=stream, flush=True)
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    print(text, file=stream, end=end, flush=True)

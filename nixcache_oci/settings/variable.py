@@ -73,6 +73,12 @@ class Values:
         """Tell whether the user said something, so that the default does not count."""
         return self._given(variable) is not None
 
+    def text(self, variable: Variable[object], *, with_environment: bool) -> str | None:
+        """Tell what the user said, as it was written: by flag alone, or by the environment as well."""
+        values = self if with_environment else Values({}, self.flags)
+        given = values._given(variable)  # noqa: SLF001  # its own class
+        return None if given is None else given[1]
+
     def get(self, variable: Variable[T_co]) -> T_co:
         """Read one setting: its flag, else the environment, else the default.
 
@@ -164,10 +170,15 @@ def _help(variable: Variable[object]) -> str:
 
 def shown(text: str) -> str:
     """Quote a value for an error: without passwords in URLs, and not endless."""
-    text = " ".join(_without_user(word) for word in text.split(" "))
+    text = without_users(text)
     if len(text) > _MAX_SHOWN_CHARACTERS:
         text = text[:_MAX_SHOWN_CHARACTERS] + "..."
     return repr(text)
+
+
+def without_users(text: str) -> str:
+    """Write a value without the users and passwords of its URLs."""
+    return " ".join(_without_user(word) for word in text.split(" "))
 
 
 def _without_user(word: str) -> str:
