@@ -23,8 +23,8 @@ from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
@@ -178,7 +178,7 @@ async def publishing(
 ) -> AsyncIterator[Publisher]:
     """Put a publisher together."""
     async with AsyncExitStack() as stack:
-        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        upstreams = Upstreams(open_upstreams(settings.upstreams))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.

@@ -20,8 +20,8 @@ from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
@@ -129,7 +129,7 @@ async def _verify(settings: _Settings) -> Outcome:
         is_writing = repair is not None and not repair.is_dry_run
         repository = open_repository(settings.location, environment, push=is_writing)
         stack.push_async_callback(repository.close)
-        upstreams = Upstreams([parse_upstream(url) for url in settings.values.get(table.UPSTREAM)])
+        upstreams = Upstreams(open_upstreams(settings.values.get(table.UPSTREAM)))
         stack.push_async_callback(upstreams.close)
 
         async def read() -> Inventory:

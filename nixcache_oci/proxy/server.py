@@ -12,8 +12,9 @@ from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.address import NarMode, parse_upstream
+from nixcache_oci.clients.upstream.address import NarMode
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
@@ -77,9 +78,7 @@ async def serving(
         The addresses, such as ``http://127.0.0.1:37515``.
     """
     counters = Counters()
-    upstreams = Upstreams(
-        [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
-    )
+    upstreams = Upstreams(open_upstreams(config.upstreams), mode=NarMode(config.upstream_nars))
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
     app = build_app(config, repository, index, upstreams, counters)

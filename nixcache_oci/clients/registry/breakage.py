@@ -11,6 +11,7 @@ import aiohttp
 
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.errors import UsageError
 
 # The first class that fits tells what happened; their own texts hold URLs, which may be signed.
 _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
@@ -43,6 +44,8 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
+    except UsageError as error:  # the HTTP proxy that the environment names
+        raise TroubleError(Failure(None), str(error), is_final=True) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         is_final = isinstance(error, (aiohttp.ClientConnectorCertificateError, ValueError))
         reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)

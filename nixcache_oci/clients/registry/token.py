@@ -20,9 +20,9 @@ from urllib.parse import urlencode
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.proxy import basic_authorization
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.http_proxy import basic_authorization
 from nixcache_oci.clients.registry.retry import Failure, is_temporary
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request

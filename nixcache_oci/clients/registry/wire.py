@@ -16,10 +16,11 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.http.tls import tls_context
 from nixcache_oci.clients.registry.approach import Approach, Storage
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.pace import Pace
 from nixcache_oci.clients.registry.redirect import is_redirect, join
 from nixcache_oci.clients.registry.retry import Failure
@@ -239,7 +240,7 @@ class Wire:
             self._session = aiohttp.ClientSession(
                 # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
                 # Whoever asks for much at once bounds it.
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, ssl=tls_context()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=self._timeout(self._stall_seconds),
                 auto_decompress=False,

@@ -15,10 +15,9 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.credentials import Credentials, is_github, load_credentials
+from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
 from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
@@ -175,8 +174,8 @@ async def _check_name(reference: RegistryReference) -> Finding:
             return good(NAME, f"left to the HTTP proxy {proxy.url.origin()}")
         async with asyncio.timeout(_RESOLVE_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port)
-    except TroubleError as trouble:
-        return wrong(NAME, trouble.reason, "mend HTTPS_PROXY")
+    except UsageError as error:
+        return wrong(NAME, str(error))
     except (OSError, TimeoutError) as error:
         reason = f"no answer within {_RESOLVE_SECONDS} s" if isinstance(error, TimeoutError) else str(error)
         return wrong(NAME, f"{url.host}: {reason}", "is there a network, and is the registry's name right?")
