@@ -32,7 +32,7 @@ let
     NIXCACHE_LOG_LEVEL = cfg.logLevel;
   };
   ofOptions = builtins.attrNames settings ++ [ "NIXCACHE_TOKEN_FILE" ];
-  secrets = [ "GITHUB_TOKEN" "GH_TOKEN" "NIX_SIGNING_KEY" ];
+  secrets = [ "GITHUB_TOKEN" "GH_TOKEN" "NIXCACHE_TOKEN" "NIX_SIGNING_KEY" ];
   given = builtins.attrNames cfg.extraSettings;
   among = names: builtins.filter (name: builtins.elem name names) given;
 in

@@ -10,10 +10,10 @@ from typing import Final, TypeVar
 from yarl import URL
 
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.credentials import load_credentials
 from nixcache_oci.clients.github.api_url import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry
@@ -86,7 +86,7 @@ def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Re
             return LayoutRemover(path)
         case RegistryLocation(reference):
             check_proxies([URL(reference.base_url)])
-            credentials = load_credentials(reference.host, environment)
+            credentials = Keyring(reference.host, reference.repository, environment)
             api_url = find_api_url(reference.host, environment)
             if api_url is not None:
                 check_proxies([URL(api_url)])
@@ -115,6 +115,6 @@ def open_repository(
             return Layout(path)
         case RegistryLocation(reference):
             check_proxies([URL(reference.base_url)])
-            credentials = load_credentials(reference.host, environment)
+            credentials = Keyring(reference.host, reference.repository, environment)
             patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
             return Registry(reference, credentials, push=push, patience=patience)

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     # What a check meets is in its finding: warnings beside it would say it twice.
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
     environment.pop(table.SIGNING_KEY.name, None)
+    environment.pop(table.TOKEN.name, None)
     roles = _find_roles(arguments, values)
     configured = _try_get(values, table.PUBLIC_KEYS, ())
     findings = run_async(_Doctor(values, dict(environment), roles, configured).examine())

@@ -103,7 +103,7 @@ class PublishSettings:
     Attributes:
         location: the repository.
         environment: for credentials.
-        nix_environment: for Nix and all that it starts: without the signing key.
+        nix_environment: for Nix and all that it starts: without our secrets.
         options: of the publisher.
         upstreams: base URLs.
         index_dir: where tables are kept.
@@ -126,13 +126,14 @@ class PublishSettings:
 
 
 def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> PublishSettings:
-    """Parse what the publisher is told, and take the signing key out of the environment.
+    """Parse what the publisher is told, and take our own secrets out of the environment.
 
     Raises:
         UsageError: a value that cannot be used.
     """
     values = Values(dict(environment), arguments)
     environment.pop(table.SIGNING_KEY.name, None)
+    environment.pop(table.TOKEN.name, None)
     actions = GithubActions.from_environment(environment)
     location = repository_config(values)
     given = arguments.upstream_key_name

@@ -101,6 +101,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         raise UsageError("verify: --dry-run and --force go with --repair")
     values = Values(dict(environment), arguments)
     environment.pop(table.SIGNING_KEY.name, None)
+    environment.pop(table.TOKEN.name, None)
     location = repository_config(values)
     publish = PublishOptions(
         keys=signing_keys(values) if arguments.repair else (),

@@ -48,13 +48,22 @@ GH_TOKEN: Final = Variable(
     help="the same, where GITHUB_TOKEN is not set",
     hides_value=True,
 )
+TOKEN: Final = Variable(
+    name="NIXCACHE_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="a token, or user:password, for whatever registry is set, where there is no file of it",
+    hides_value=True,
+    is_secret=True,
+)
 TOKEN_FILE: Final = Variable(
     name="NIXCACHE_TOKEN_FILE",
     default="",
     parse=parsers.parse_path,
     metavar="FILE",
     help="file with a token, or user:password, for whatever registry is set",
-    default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
+    default_note="NIXCACHE_TOKEN, GITHUB_TOKEN, GH_TOKEN, logins of docker and podman, else anonymous",
 )
 PORT: Final = Variable(
     name="NIXCACHE_PORT",
@@ -191,6 +200,7 @@ REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REGISTRY,
     IMAGE,
     TOKEN_FILE,
+    TOKEN,
     GITHUB_TOKEN,
     GH_TOKEN,
 )

@@ -33,6 +33,7 @@ class Variable(Generic[T_co]):
         default_note: describes a default that is only known at the start, such as a user's folder.
         separator: what parts the values of a list, or None for a single value.
         empty_is_value: whether an empty text is a value, or the same as unset.
+        is_secret: whether it holds a secret itself: then there is no flag, which would be visible in ``ps``.
         hides_value: whether an error leaves the value to the parser: it may be a secret put there by mistake,
             or the parser names what is wrong more closely.
     """
@@ -46,11 +47,12 @@ class Variable(Generic[T_co]):
     separator: str | None = None
     empty_is_value: bool = False
     hides_value: bool = False
+    is_secret: bool = False
 
     @property
     def flag(self) -> str | None:
-        """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which must not be visible in ``ps``."""
-        if not self.name.startswith(PREFIX):
+        """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a secret, which must not be visible in ``ps``."""
+        if self.is_secret or not self.name.startswith(PREFIX):
             return None
         return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
 

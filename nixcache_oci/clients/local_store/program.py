@@ -56,6 +56,7 @@ async def run_program(
     environment: Mapping[str, str],
     on_line: OnLine = show_line,
     *,
+    given: bytes = b"",
     most_bytes: int = MOST_BYTES,
 ) -> Ended:
     """Run a program until it ends, however long that takes.
@@ -65,6 +66,7 @@ async def run_program(
         arguments: as they are.
         environment: all variables that it gets.
         on_line: gets its standard error.
+        given: a few bytes that it finds on standard input.
         most_bytes: of standard output.
 
     Raises:
@@ -82,7 +84,7 @@ async def run_program(
         path,
         *arguments,
         env=dict(environment),
-        stdin=DEVNULL,
+        stdin=PIPE if given else DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
         start_new_session=True,
@@ -90,6 +92,8 @@ async def run_program(
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     try:
         async with asyncio.TaskGroup() as group:
+            if process.stdin is not None:
+                group.create_task(_give(process.stdin, given))
             stdout = group.create_task(_read(process.stdout, name, most_bytes))
             group.create_task(_pass_on(process.stderr, on_line, tail))
         status = await process.wait()
@@ -109,6 +113,13 @@ def find_reason(lines: Iterable[str]) -> str:
     plain = [line for line in (_COLOURS.sub("", line).strip() for line in lines) if line]
     errors = [line.removeprefix("error: ") for line in plain if line.startswith("error: ")]
     return (errors or plain or ["it did not say why"])[-1].rstrip(";:")
+
+
+async def _give(stream: asyncio.StreamWriter, given: bytes) -> None:
+    with suppress(ConnectionError):  # it need not read what it is given
+        stream.write(given)
+        await stream.drain()
+    stream.close()
 
 
 async def _read(stream: asyncio.StreamReader | None, name: str, most_bytes: int) -> bytes:

@@ -11,15 +11,15 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from time import monotonic
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import urlencode
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import Credentials, CredentialSource
 from nixcache_oci.clients.http.proxy import basic_authorization
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
@@ -36,6 +36,12 @@ _DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
 _MOST_SECONDS = 365 * 86_400  # what claims to live longer is no lifetime in seconds
 _MARGIN_SECONDS = 10
 _USABLE_TOKEN = re.compile(r"[\x21-\x7e]+")
+AGAIN_SECONDS: Final = 300.0
+"""After which refused credentials are tried again, where anonymous reading works meanwhile."""
+
+SOON_SECONDS: Final = 10.0
+"""The same where anonymous reading is refused."""
+
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 _log = logging.getLogger(__name__)
@@ -61,7 +67,7 @@ class Authorizer:
         ask: sends one request with an Authorization, and reads the answer.
         registry: for people.
         repository: name within the registry.
-        credentials: or None for anonymous.
+        credentials: where they come from, or None for anonymous.
         push: whether the scope includes pushing.
         delete: whether it includes deleting too.
     """
@@ -71,7 +77,7 @@ class Authorizer:
         ask: Ask,
         registry: str,
         repository: str,
-        credentials: Credentials | None,
+        credentials: CredentialSource | None,
         *,
         push: bool,
         delete: bool = False,
@@ -80,7 +86,10 @@ class Authorizer:
         self._registry = registry
         actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
         self._scope = f"repository:{repository}:{','.join(actions)}"
-        self._credentials = credentials
+        self._keys = credentials
+        self._credentials = credentials.current if credentials is not None else None
+        self._refused: Credentials | None = None
+        self._refused_at = 0.0
         self._push = push
         self._challenge: Challenge | None = None
         self._token: Token | None = None
@@ -105,6 +114,7 @@ class Authorizer:
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
+            self._credentials = await self._find()
             return _basic(self._credentials) if self._credentials else None
         token = self._token
         if token is None or monotonic() >= token.expires:
@@ -130,7 +140,23 @@ class Authorizer:
         self._challenge = challenge
         if self._token is not None and refused == f"Bearer {self._token.value}":
             self._token = None
+            self._give_another_chance()
+        elif challenge.scheme == "basic" and self._credentials is not None and refused is not None:
+            await self._find(refused=self._credentials)
         return await self.get() != refused
+
+    async def reconsider(self) -> bool:
+        """Look, after a 403, whether there are others by now; tells whether another try is worth it."""
+        used = self._credentials
+        if self._challenge is None:
+            return False
+        if used is None:
+            is_worth_it = self._give_another_chance()
+        else:
+            is_worth_it = await self._find(refused=used) not in (None, used)
+        if is_worth_it:
+            self._token = None
+        return is_worth_it
 
     async def close(self) -> None:
         """Stop asking for tokens."""
@@ -150,25 +176,67 @@ class Authorizer:
         if not fetch.cancelled() and fetch.exception() is None:
             self._token = fetch.result()
 
+    def _give_another_chance(self) -> bool:
+        """Try refused credentials again soon, since being anonymous is not enough; tells whether."""
+        if self._refused is None or monotonic() - self._refused_at < SOON_SECONDS:
+            return False
+        self._refused_at = monotonic() - AGAIN_SECONDS
+        return True
+
+    async def _find(self, *, refused: Credentials | None = None) -> Credentials | None:
+        return await self._keys.find(refused=refused) if self._keys is not None else None
+
     async def _fetch_token(self) -> Token:
-        credentials = self._credentials
+        credentials = await self._find()
+        if credentials == self._refused and monotonic() - self._refused_at < AGAIN_SECONDS:
+            credentials = None
         try:
-            return await self._request_token(credentials)
+            return await self._request_token_as(credentials)
         except TroubleError as refusal:
-            if credentials is None or self._push or not _is_refusal(refusal):
+            if credentials is None or not _is_refusal(refusal):
                 raise
-            try:
-                token = await self._request_token(None)
-            except TroubleError as second:
-                raise (refusal if _is_refusal(second) else second) from None
+            newer = await self._find(refused=credentials)
+            if newer is not None and newer != credentials:
+                return await self._request_token_as(newer)
+            if self._push:
+                raise
+            return await self._request_anonymously(credentials, refusal)
+
+    async def _request_token_as(self, credentials: Credentials | None) -> Token:
+        if credentials is not None:
+            self._credentials = credentials  # also where they are refused: then the error names them
+        token = await self._request_token(credentials)
+        self._credentials = credentials
+        if self._refused is None:
+            return token
+        if credentials is None:
+            return self._until_next_try(token)
+        _log.info("%s takes credentials again, from %s", self._registry, credentials.source)
+        self._refused = None
+        return token
+
+    async def _request_anonymously(self, credentials: Credentials, refusal: TroubleError) -> Token:
+        """Read without credentials for some minutes, where they are refused and that is allowed.
+
+        Raises:
+            TroubleError: it is not.
+        """
+        try:
+            token = await self._request_token(None)
+        except TroubleError as second:
+            raise (refusal if _is_refusal(second) else second) from None
+        if credentials != self._refused:
             _log.warning(
                 "%s refuses the credentials from %s (%s): reading anonymously",
                 self._registry,
                 credentials.source,
                 refusal.reason,
             )
-            self._credentials = None
-            return token
+        self._credentials, self._refused, self._refused_at = None, credentials, monotonic()
+        return self._until_next_try(token)
+
+    def _until_next_try(self, token: Token) -> Token:
+        return replace(token, expires=min(token.expires, self._refused_at + AGAIN_SECONDS))
 
     async def _request_token(self, credentials: Credentials | None) -> Token:
         started = monotonic()

@@ -14,8 +14,9 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.table_set import read_tables
-from nixcache_oci.clients.credentials import Credentials, is_github, load_credentials
+from nixcache_oci.clients.credentials import Credentials, is_github
 from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
 from nixcache_oci.clients.repository import Repository
@@ -74,7 +75,7 @@ async def check_registry(
     """
     later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
     try:
-        credentials = load_credentials(reference.host, environment)
+        credentials = await Keyring(reference.host, reference.repository, environment).find()
     except UsageError as error:
         findings = [wrong(TOKEN, str(error)), *skipped((NAME, REGISTRY, *later), "no usable token")]
         return Access(findings, is_readable=False)
