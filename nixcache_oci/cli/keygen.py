@@ -32,8 +32,6 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
     """Make the files, and print the public key."""
     name: str = arguments.name
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"key name {name!r}: it becomes a file's name; write it like my-cache-1")
     try:
         key = SecretKey.generate(name)
     except FormatError as error:

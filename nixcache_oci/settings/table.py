@@ -14,7 +14,7 @@ REPO: Final = Variable(
     default="",
     parse=parsers.parse_repo,
     metavar="OWNER/NAME",
-    help="GitHub repository that the cache belongs to",
+    help="GitHub repository that the cache belongs to; at other registries any number of names",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
 REGISTRY: Final = Variable(

@@ -30,7 +30,27 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["", "a:b", "a b", "../a", ".hidden"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a:b",
+        "a b",
+        "../a",
+        ".hidden",
+        "a#1",
+        "#a",
+        "a\n",
+        "a&b",
+        "a?b",
+        "a=b",
+        "a,b",
+        '"a"',
+        "a%20b",
+        "caf\u00e9",
+        "x" * 201,
+    ],
+)
 def test_names_that_nix_cannot_use_are_refused(tmp_path: Path, name: str) -> None:
     """Wrong usage, and no file."""
     assert main(["keygen", name, "--directory", str(tmp_path)]) == 2
