@@ -1,5 +1,6 @@
 """Which certificates are trusted, by real servers over TLS."""
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.reference import RegistryReference
 from tests.support.tls import Authority, make_authority
-from tests.support.upstream_server import HASH_PART, asking, narinfo_text, serve
+from tests.support.upstream_server import HASH_PART, Talk, asking, narinfo_text, serve, talk
 
 
 @pytest.fixture
@@ -95,3 +96,63 @@ def test_certificates_are_checked(authority: Authority) -> None:
     assert isinstance(context, ssl.SSLContext)
     assert context.check_hostname
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+async def test_a_registry_without_tls_is_told_at_once() -> None:
+    """OpenSSL's number is no errno: the line says what is wrong, and how such a registry is written."""
+    async with serve(_tags) as url:
+        host = url.removeprefix("http://")
+        with pytest.raises(RegistryError, match=f"does not speak TLS; .*is written http://{host}$") as raised:
+            await _list_tags(f"https://{host}")
+    assert not raised.value.is_temporary
+    assert "not permitted" not in str(raised.value)
+
+
+async def _hang_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+
+
+async def _alert(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(bytes.fromhex("15030100020246"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, "Client sent an HTTP request to an HTTPS server.\n"),
+        (400, "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>"),
+        (400, "Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />"),
+    ],
+)
+async def test_a_registry_that_wants_tls_is_told(status: int, body: str) -> None:
+    """``localhost`` is taken for plain HTTP: where it is not, the line says how to write it."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    async with serve(answer) as url:
+        host = url.removeprefix("http://")
+        with pytest.raises(RegistryError, match=f"it speaks TLS: write https://{host}$"):
+            await _list_tags(host)
+
+
+@pytest.mark.parametrize("conversation", [_hang_up, _alert])
+async def test_a_registry_that_may_want_tls_is_told(conversation: Talk) -> None:
+    """Other servers answer in TLS, or hang up."""
+    async with talk(conversation) as url:
+        host = url.removeprefix("http://")
+        with pytest.raises(RegistryError, match=f"if it speaks TLS, write https://{host}$"):
+            await _list_tags(host)
+
+
+async def test_a_refusal_that_has_nothing_to_do_with_tls_has_no_such_hint() -> None:
+    """A wrong remedy costs more time than none."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response({"errors": [{"code": "NAME_INVALID", "message": "no"}]}, status=400)
+
+    async with serve(answer) as url:
+        with pytest.raises(RegistryError) as raised:
+            await _list_tags(url)
+    assert "https" not in str(raised.value)

@@ -5,13 +5,24 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.errors import UsageError
+
+CLOSED_EARLY: Final = "the connection was closed before an answer came"
+NOT_HTTP: Final = "what answered does not speak HTTP"
+
+# What OpenSSL calls an answer that is no TLS; its versions differ.
+_NOT_TLS: Final = frozenset(
+    {
+        *("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"),
+        *("PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
+    }
+)
 
 # The first class that fits tells what happened; their own texts hold URLs, which may be signed.
 _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
@@ -22,15 +33,19 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
         ),
     ),
     (
+        aiohttp.ClientConnectorSSLError,
+        lambda error: f"no connection to {error.host}:{error.port} over TLS: {_tell_tls(error)}",
+    ),
+    (
         aiohttp.ClientConnectorError,
         lambda error: f"no connection to {error.host}:{error.port}: {_tell_connecting(error.os_error)}",
     ),
     (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
     (TimeoutError, lambda _: "the connection stood still for too long"),
-    (aiohttp.ServerDisconnectedError, lambda _: "the connection was closed before an answer came"),
+    (aiohttp.ServerDisconnectedError, lambda _: CLOSED_EARLY),
     (aiohttp.ClientPayloadError, lambda _: "the connection broke before the end of the answer"),
     (aiohttp.ClientHttpProxyError, lambda error: f"the HTTP proxy answered {error.status}"),
-    (aiohttp.ClientResponseError, lambda _: "what answered does not speak HTTP"),
+    (aiohttp.ClientResponseError, lambda _: NOT_HTTP),
     (OSError, lambda error: f"the connection broke: {_tell_number(error)}"),
 )
 
@@ -47,7 +62,9 @@ def translated() -> Iterator[None]:
     except UsageError as error:  # the HTTP proxy that the environment names
         raise TroubleError(Failure(None), str(error), is_final=True) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        is_final = isinstance(error, (aiohttp.ClientConnectorCertificateError, ValueError))
+        is_final = isinstance(error, (aiohttp.ClientConnectorCertificateError, ValueError)) or _is_not_tls(
+            error
+        )
         reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
         text = reason or f"the request failed: {type(error).__name__}"
         raise TroubleError(Failure(None), text, is_final=is_final) from None
@@ -62,6 +79,23 @@ def _tell_connecting(error: OSError) -> str:
     if error.errno and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)
     return error.strerror or str(error)
+
+
+def _is_not_tls(error: BaseException) -> bool:
+    if not isinstance(error, aiohttp.ClientConnectorSSLError):
+        return False
+    return isinstance(error.os_error, ssl.SSLError) and error.os_error.reason in _NOT_TLS
+
+
+def _tell_tls(error: aiohttp.ClientConnectorSSLError) -> str:
+    """Say it without the number, which is OpenSSL's own and no errno."""
+    if _is_not_tls(error):
+        return (
+            "what answers there does not speak TLS; a registry that speaks plain HTTP is written "
+            f"http://{error.host}:{error.port}"
+        )
+    reason = getattr(error.os_error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else type(error.os_error).__name__
 
 
 def _tell_certificate(error: Exception) -> str:

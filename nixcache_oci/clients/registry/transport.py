@@ -131,7 +131,9 @@ class Transport:
             push=push,
             delete=delete,
         )
-        self._explainer = Explainer(reference.host, str(reference), push, lambda: self._tokens.source)
+        self._explainer = Explainer(
+            reference.host, str(reference), push, reference.plain_http, lambda: self._tokens.source
+        )
 
     async def close(self) -> None:
         """End all connections."""
