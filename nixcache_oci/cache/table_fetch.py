@@ -21,7 +21,7 @@ async def fetch_table(repository: Repository, folder: IndexFolder, table: Digest
 
     Raises:
         RegistryError: it could not be fetched.
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
@@ -46,7 +46,7 @@ def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
         content: compressed.
 
     Raises:
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
@@ -63,7 +63,7 @@ async def fetch_version1(repository: Repository, folder: IndexFolder, document: 
 
     Raises:
         RegistryError: it could not be fetched.
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no such document.
     """

@@ -7,16 +7,18 @@ The keys file is ours alone and can always be made again: 32 bytes that name it,
 
 import hashlib
 import mmap
-import os
 import struct
 import sys
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self, cast
 
 import zstandard
 
+from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
@@ -33,7 +35,7 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
-from nixcache_oci.clients.durable_file import unfinished_path
+from nixcache_oci.clients.durable_file import unfinished_path, write_file
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -45,6 +47,7 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 # of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
 _BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+_PIECE_BYTES: Final = 1024 * 1024
 # A frame may ask the reader for a window as large as its content; a table is never larger than this.
 _MAX_WINDOW_BYTES: Final = MAX_TABLE_BYTES
 
@@ -74,6 +77,7 @@ class TableFile:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
         view = memoryview(keys)
         self._text = text
+        self._keys_file = keys
         self._keys = view[_KEYS_START:positions_start].cast("Q")
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
@@ -113,6 +117,15 @@ class TableFile:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
 
+    def save(self, path: Path) -> None:
+        """Put it where ``open`` finds it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_file(_keys_path(path), _pieces(self._keys_file), path.parent)
+        write_file(path, _pieces(self._text), path.parent)
+
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
 
@@ -127,14 +140,27 @@ class TableFileWriter:
 
     Nothing is visible at ``path`` before the whole of it is checked, and two who write the same table do not
     disturb each other. Whatever happens, ``close`` has to be called in the end.
+
+    Args:
+        path: where it goes.
+        elsewhere: where it goes if that cannot be; None to fail.
+        remember: is given a table that went elsewhere.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        elsewhere: Elsewhere | None = None,
+        remember: Callable[[TableFile], None] = lambda _table: None,
+    ) -> None:
         self._path = path
+        self._elsewhere = elsewhere
+        self._remember = remember
         self._unfinished_text = unfinished_path(path.parent)
         self._unfinished_keys = unfinished_path(path.parent)
         self._digest = hashlib.sha256()
-        self._file: _Limited | None = None
+        self._file: GrowingFile | None = None
+        self._keys: GrowingFile | None = None
         self._inflate: zstandard.ZstdDecompressionWriter | None = None
 
     def write(self, compressed: bytes) -> None:
@@ -177,66 +203,64 @@ class TableFileWriter:
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
-        self._file.sync()
-        text = _map(self._unfinished_text)
+        text = self._file.map()
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
-        self._write_keys(len(text), scan(text))
+        keys = render_keys(len(text), scan(text))
+        self._keys = GrowingFile(self._unfinished_keys, len(keys), self._elsewhere)
+        self._keys.write(keys)
         # Opened before it gets its name: another process may remove that at once.
-        table = TableFile(text, _map(self._unfinished_keys))
-        self._unfinished_keys.replace(_keys_path(self._path))
-        self._unfinished_text.replace(self._path)
+        table = TableFile(text, self._keys.map())
+        if not (self._file.is_kept and self._keys.is_kept and self._keep()):
+            self._remember(table)
         return table
 
     def close(self) -> None:
         """Remove what was not finished."""
         try:
-            if self._file is not None:
-                self._file.close()
+            for file in (self._file, self._keys):
+                if file is not None:
+                    file.close()
         finally:
-            self._unfinished_text.unlink(missing_ok=True)
-            self._unfinished_keys.unlink(missing_ok=True)
+            _remove(self._unfinished_text, self._unfinished_keys)
 
-    def _open(self, limit: int) -> "_Limited":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _Limited(self._unfinished_text, limit)
+    def _open(self, limit: int) -> GrowingFile:
+        with suppress(OSError):  # the file itself says it better
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = GrowingFile(self._unfinished_text, limit, self._elsewhere)
         return self._file
 
-    def _write_keys(self, size: int, found: Scan) -> None:
-        with self._unfinished_keys.open("xb") as file:
-            file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
-            found.keys.tofile(file)
-            found.positions.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
+    def _keep(self) -> bool:
+        try:
+            self._unfinished_keys.replace(_keys_path(self._path))
+            self._unfinished_text.replace(self._path)
+        except OSError as error:
+            if self._elsewhere is None:
+                raise
+            self._elsewhere.tell(error)
+            return False
+        return True
 
 
-class _Limited:
-    """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
+def render_keys(size: int, found: Scan) -> bytes:
+    """Render the keys file of a table of this size."""
+    head = _MAGIC + _SIZES.pack(size, len(found.keys))
+    return head + found.keys.tobytes() + found.positions.tobytes()
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self._file = path.open("xb")
-        self._size = 0
-        self._limit = limit
 
-    def write(self, piece: bytes) -> int:
-        self._size += len(piece)
-        if self._size > self._limit:
-            raise FormatError(f"table: over {self._limit} bytes when inflated")
-        return self._file.write(piece)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+def _pieces(content: mmap.mmap) -> Iterator[bytes]:
+    return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
 
 
 def remove_table(path: Path) -> None:
-    """Forget a table; whoever has it open keeps it."""
-    path.unlink(missing_ok=True)
-    _keys_path(path).unlink(missing_ok=True)
+    """Forget a table, as far as it can be; whoever has it open keeps it."""
+    _remove(path, _keys_path(path))
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):  # what cannot be removed is in nobody's way: it is never read unchecked
+            path.unlink()
 
 
 def _keys_path(path: Path) -> Path:

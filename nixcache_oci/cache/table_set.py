@@ -96,7 +96,6 @@ async def read_tables(
 
     Raises:
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
-        OSError: the folder could not be written.
     """
     reading = _Reading(repository, folder, held or {})
     jobs = [reading.table_of(segment) for segment in listing.segments]
@@ -122,7 +121,7 @@ class _Reading:
         except NotFoundError as error:
             if await has_manifest(self._repository, segment.manifest):
                 self.damaged[str(segment.tag)] = str(error)
-        except (DigestError, FormatError) as error:
+        except (DigestError, FormatError, OSError) as error:  # of the last, that nothing has room for it
             self.damaged[str(segment.tag)] = str(error)
         return None
 
@@ -130,7 +129,7 @@ class _Reading:
         file = await self._find(document)
         try:
             return document, file or await fetch_version1(self._repository, self._folder, document)
-        except (NotFoundError, DigestError, FormatError) as error:
+        except (NotFoundError, DigestError, FormatError, OSError) as error:
             self.damaged[INDEX_TAG] = str(error)
         return None
 

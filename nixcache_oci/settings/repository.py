@@ -51,7 +51,7 @@ def repository_config(values: Values) -> RepositoryConfig:
                 f"{REGISTRY.name} names a registry, but not which repository in it: "
                 f"set {REPO.name} or {REPO.flag} to owner/name"
             )
-        return LayoutLocation(platformdirs.user_data_path(APPLICATION, appauthor=False) / "cache")
+        return LayoutLocation(_user_data() / "cache")
     try:
         reference = RegistryReference.of(registry, fit_repository(repo), image)
     except FormatError as error:  # each part is right, so that together they are too long
@@ -67,6 +67,24 @@ def repository_config(values: Values) -> RepositoryConfig:
             IMAGE.name,
         )
     return RegistryLocation(reference)
+
+
+def _user_data() -> Path:
+    """Tell the folder of the embedded cache.
+
+    Raises:
+        UsageError: this user has no home folder.
+    """
+    try:
+        found = platformdirs.user_data_path(APPLICATION, appauthor=False)
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():
+        raise UsageError(
+            f"there is no home folder for an embedded cache: set {REPO.name} to owner/name, or "
+            f"{REGISTRY.name} to oci:/path"
+        )
+    return found
 
 
 def _check_github(repo: str) -> None:

@@ -2,17 +2,17 @@
 
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.index_folder import NOWHERE, IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.clients.durable_file import unfinished_path, write_file
-from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
 from tests.support.publish import CREATED
@@ -143,9 +143,95 @@ def test_of_two_processes_one_pins(tmp_path: Path) -> None:
         assert {path.name for path in folder.path.iterdir()} == {"public-key", "repository", "tables"}
 
 
-def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
-    """One line that names the folder and the setting."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="NIXCACHE_INDEX_DIR") as refusal:
-        IndexFolder(tmp_path / "file", NAME)
-    assert str(tmp_path / "file") in str(refusal.value)
+def _put_in_the_way(folder: IndexFolder, obstacle: str) -> None:
+    """Make some part of a folder that holds a good index one that cannot be written."""
+    path = folder.path
+    match obstacle:
+        case "a file for the root":
+            shutil.rmtree(path.parent)
+            path.parent.write_text("")
+        case "a file for the folder":
+            shutil.rmtree(path)
+            path.write_text("")
+        case "a file for the tables":
+            shutil.rmtree(path / "tables")
+            (path / "tables").write_text("")
+        case "a folder for the listing":
+            (path / "index.json").unlink()
+            (path / "index.json" / "x").mkdir(parents=True)
+        case "a folder for the name":
+            (path / "repository").unlink()
+            (path / "repository" / "x").mkdir(parents=True)
+        case "folders for tables":
+            for table in (path / "tables").iterdir():
+                table.unlink()
+                (table / "x").mkdir(parents=True)
+        case "a dangling link for the root":
+            shutil.rmtree(path.parent)
+            path.parent.symlink_to("/nowhere/at/all")
+
+
+OBSTACLES = [
+    "a file for the root",
+    "a file for the folder",
+    "a file for the tables",
+    "a folder for the listing",
+    "a folder for the name",
+    "folders for tables",
+    "a dangling link for the root",
+]
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_nothing_that_is_in_the_way_stops_a_reader(
+    tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder is a convenience: tables are kept elsewhere, and a warning names the setting."""
+    root = tmp_path / "root"
+    former = IndexFolder(root, NAME)
+    table = put_table(former, "one")
+    former.save(Listing(version1=table))
+    _put_in_the_way(former, obstacle)
+    caplog.clear()
+    folder = IndexFolder(root, NAME)
+    folder.load()
+    for _ in range(2):
+        put_table(folder, "one")
+        put_table(folder, "two")
+        assert folder.open_table(table) is not None
+        folder.save(Listing(version1=table))
+    assert folder.pin_key(["first:AA"]) == "first:AA"
+    assert folder.pin_key(["second:AA"]) == "first:AA"
+    warnings = [one.getMessage() for one in caplog.records if "NIXCACHE_INDEX_DIR" in one.getMessage()]
+    assert len(warnings) == 1
+
+
+def test_who_has_no_home_folder_has_an_index_in_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """Services and containers run under users without one."""
+    folder = IndexFolder(NOWHERE, NAME)
+    table = put_table(folder, "one")
+    assert folder.open_table(table) is not None
+    assert not folder.save(Listing(version1=table))
+    assert [one.getMessage() for one in caplog.records] == [
+        "the index is not kept on disk: there is no home folder; set NIXCACHE_INDEX_DIR to a writable folder"
+    ]
+
+
+def test_what_the_disk_did_not_take_is_written_when_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next start then finds all of it, and the log says that it is so again."""
+    root = tmp_path / "root"
+    root.write_text("")
+    folder = IndexFolder(root, NAME)
+    table = put_table(folder, "one")
+    listing = Listing(version1=table)
+    assert not folder.save(listing)
+    root.unlink()
+    with caplog.at_level(logging.INFO):
+        assert folder.save(listing)
+    assert "kept on disk again" in caplog.text
+    loaded = IndexFolder(root, NAME).load()
+    assert loaded is not None
+    assert loaded[0] == listing
+    assert list(loaded[1]) == [table]

@@ -75,12 +75,43 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert "NIXCACHE_PORT" in line
 
 
-def test_an_index_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
-    """A wrong setting: exit status 2."""
+def test_an_index_folder_that_cannot_be_made_is_one_warning(settings: dict[str, str], tmp_path: Path) -> None:
+    """Starting is never refused for it: the cache is read from the repository, and served."""
     (tmp_path / "file").write_text("")
-    run = run_proxy(tmp_path, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index"))
-    assert run.returncode == 2
-    assert "NIXCACHE_INDEX_DIR" in error_line(run)
+    with ProxyProcess(
+        tmp_path / "proxy", **settings, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index")
+    ) as proxy:
+        assert proxy.wait_ready()["entries"] == 1
+        assert proxy.ask(f"/{hash_part_of('large')}.narinfo").status == 200
+        for _ in range(2):
+            assert proxy.refresh() == {"refreshed": True, "entries": 1}
+        assert proxy.log.count("set NIXCACHE_INDEX_DIR to a writable folder") == 1
+
+
+@pytest.mark.needs("bwrap")
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_second_run_on_a_disk_that_takes_nothing(
+    settings: dict[str, str], tmp_path: Path, state: str
+) -> None:
+    """The index that is there is served at once, and what is new is served beside it."""
+    index = tmp_path / "proxy" / "index"
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+    saved = index.rename(tmp_path / "saved")
+    index.mkdir()
+    # The temporary folder is on the same disk, so that what is new can only be in memory.
+    outer = ["bwrap", "--dev-bind", "/", "/", "--size", str(1024 * 1024), "--tmpfs", str(index)]
+    steps = f'cp -r {saved}/. {index}; dd if=/dev/zero of={index}/filler bs=4096 2>/dev/null; exec "$@"'
+    if state == "read-only":
+        outer = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(saved), str(index)]
+        steps = 'exec "$@"'
+    command = [*outer, "sh", "-c", steps, "sh", sys.executable, "-m", "nixcache_oci", "proxy"]
+    asyncio.run(publish(Layout(tmp_path / "cache"), [store_object("new")]))
+    with ProxyProcess(tmp_path / "proxy", command=command, **settings, TMPDIR=str(index)) as proxy:
+        proxy.wait_until(lambda status: status["entries"] == 2)
+        for seed in ("large", "new"):
+            assert proxy.ask(f"/{hash_part_of(seed)}.narinfo").status == 200
+        assert "set NIXCACHE_INDEX_DIR to a writable folder" in proxy.log
 
 
 @pytest.mark.parametrize(
@@ -91,7 +122,7 @@ def test_an_index_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -
         ("NIXCACHE_INDEX_TTL", "soon"),
         ("NIXCACHE_PRIORITY", "-1"),
         ("NIXCACHE_STORE_DIR", "nix/store"),
-        ("NIXCACHE_REPO", "owner"),
+        ("NIXCACHE_REPO", "owner/na me"),
         ("NIXCACHE_UPSTREAM", "cache.nixos.org"),
         ("NIXCACHE_UPSTREAM_NARS", "sometimes"),
         ("NIXCACHE_PUBLIC_KEYS", "no-key"),

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -33,11 +33,13 @@ class ProxyProcess:
 
     Args:
         folder: for its home and log; a second process on the same folder finds the first one's index.
+        command: that starts it.
         settings: further environment variables.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, command: Sequence[str] = (), **settings: str) -> None:
         self._folder = folder
+        self._command = list(command) or [sys.executable, "-m", "nixcache_oci", "proxy"]
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -54,7 +56,7 @@ class ProxyProcess:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "proxy.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nixcache_oci", "proxy"],
+            self._command,
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -129,9 +129,9 @@ async def read_index(
         tables = await read_tables(repository, kept, await read_listing(repository))
     except Error as error:
         return wrong(INDEX, str(error)), None
-    except OSError as error:
-        return wrong(INDEX, f"{folder}: {error.strerror}", "set NIXCACHE_INDEX_DIR to a writable one"), None
     inventory, listing = Inventory(tables), tables.listing
+    if kept.trouble is not None:
+        return warning(INDEX, kept.trouble), inventory
     if tables.damaged:
         tag, reason = next(iter(tables.damaged.items()))
         count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
