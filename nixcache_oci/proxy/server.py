@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 # before it cancels a handler, and after.
 _GRACE_SECONDS: Final = 1.5
 _BACKLOG: Final = 128
+_EVERY_ADDRESS: Final = "::"
 
 
 async def run_proxy(
@@ -109,6 +110,12 @@ async def _listen(
             for activated in activated_sockets
         ]
     try:
+        if config.listen == _EVERY_ADDRESS and socket.has_dualstack_ipv6():
+            # asyncio would listen on IPv6 alone, and `use` names 127.0.0.1 to this machine's Nix.
+            both = socket.create_server(
+                (config.listen, config.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            )
+            return [await loop.create_server(front, sock=both, backlog=_BACKLOG)]
         return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
     except OSError as error:
         raise Error(

@@ -1,5 +1,6 @@
 """The process: how it starts, how it refuses to, and how it stops."""
 
+import argparse
 import asyncio
 import os
 import random
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cli.use import find_proxy_url
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.settings.variable import Values
 from tests.support.journey import settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
@@ -112,6 +115,18 @@ def test_a_second_run_on_a_disk_that_takes_nothing(
         for seed in ("large", "new"):
             assert proxy.ask(f"/{hash_part_of(seed)}.narinfo").status == 200
         assert "set NIXCACHE_INDEX_DIR to a writable folder" in proxy.log
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "::", "::1", "localhost", "127.0.0.2"])
+def test_the_proxy_listens_where_use_says(settings: dict[str, str], tmp_path: Path, listen: str) -> None:
+    """``use`` writes an address into nix.conf: with every setting, the proxy of that setting answers there."""
+    with ProxyProcess(tmp_path / "proxy", **settings, NIXCACHE_LISTEN=listen) as proxy:
+        port = proxy.host.rpartition(":")[2]
+        told = find_proxy_url(
+            Values({"NIXCACHE_LISTEN": listen, "NIXCACHE_PORT": port}, argparse.Namespace())
+        )
+        proxy.url = told
+        assert proxy.ask("/health").status == 200
 
 
 @pytest.mark.parametrize(
