@@ -119,7 +119,7 @@ def test_a_second_run_on_a_disk_that_takes_nothing(
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "::", "::1", "localhost", "127.0.0.2"])
 def test_the_proxy_listens_where_use_says(settings: dict[str, str], tmp_path: Path, listen: str) -> None:
-    """``use`` writes an address into nix.conf: with every setting, the proxy of that setting answers there."""
+    """``use`` writes an address into nix.conf: whatever is set, the proxy answers there."""
     with ProxyProcess(tmp_path / "proxy", **settings, NIXCACHE_LISTEN=listen) as proxy:
         port = proxy.host.rpartition(":")[2]
         told = find_proxy_url(
