@@ -54,6 +54,10 @@ def _create(path: Path, content: str, mode: int) -> None:
         raise Error(f"{path} exists, and is not overwritten; move it away, or choose another name") from None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask made of it
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask made of it
+            file.write(content)
+    except OSError as error:
+        path.unlink()  # half a key is none, and would be in the way of the next
+        raise Error(f"{path}: {error.strerror}") from None

@@ -277,7 +277,8 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_file(path, [text.encode()], path.parent)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--public-key-file: {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(f"--public-key-file: {path}: {reason}") from None
 
 
 def _own_run() -> str:

@@ -57,6 +57,21 @@ def test_names_that_nix_cannot_use_are_refused(tmp_path: Path, name: str) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_leaves_no_half_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next try must not find a file in its way that is no key."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fchmod", refuse)
+    assert main(["keygen", "a-1", "--directory", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"nixcache-oci: error: {tmp_path}/a-1.sec: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.needs("nix")
 def test_nix_signs_with_it(tmp_path: Path) -> None:
     """What Nix signs with our key verifies with our public key: the file's form is Nix's own."""

@@ -8,6 +8,7 @@ import pytest
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.use import find_nix_conf
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
+from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
 from tests.support.nix import NixSandbox
@@ -150,6 +151,8 @@ def test_which_file() -> None:
     assert find_nix_conf({"NIX_CONF_DIR": "/x"}, is_root=True) == Path("/x/nix.conf")
     assert find_nix_conf(environment, is_root=False) == Path("/home/bob/.config/nix/nix.conf")
     assert find_nix_conf({"XDG_CONFIG_HOME": "/c"}, is_root=False) == Path("/c/nix/nix.conf")
+    with pytest.raises(UsageError, match=r"no home folder.*--file"):
+        find_nix_conf({}, is_root=False)
 
 
 @pytest.mark.usefixtures("conf")
