@@ -302,6 +302,7 @@ async def test_refused_credentials_are_tried_again(
     ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A token service may refuse once what is right: minutes later, the proxy is no longer anonymous."""
+    assert token.SOON_SECONDS < 60 <= token.AGAIN_SECONDS < 600
     seconds = [0.0]
     monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
     ghcr.private = False
