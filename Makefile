@@ -16,7 +16,7 @@ help:
 
 setup: .venv/.done
 
-.venv/.done: requirements.lock pyproject.toml scripts/setup
+.venv/.done: requirements.txt pyproject.toml scripts/setup
 	scripts/setup '$(PYTHON)'
 
 demo: setup
@@ -55,14 +55,16 @@ reliability: setup programs
 	$(BIN)/python -m tests.reliability.report build/reliability docs/reliability.md
 
 bench: setup programs
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.charts
 
+# The tools that say what is safe, and those that write the locks, are locked themselves.
 audit:
-	$(PYTHON) -m venv .venv-audit
-	.venv-audit/bin/pip install --quiet pip-audit
-	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock -r bench/requirements.lock
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
+	for lock in requirements.txt workflows/setup/requirements.txt bench/requirements.txt scripts/requirements.txt; do \
+		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 	rm -rf .venv-audit
 
 format: setup
@@ -70,16 +72,18 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 lock:
-	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet pip-tools
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
 	.venv-lock/bin/pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.lock pyproject.toml
+		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.txt pyproject.toml
 	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --generate-hashes --no-annotate --no-emit-index-url \
-		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.lock \
-		-o workflows/setup/requirements.lock pyproject.toml
+		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
+		-o workflows/setup/requirements.txt pyproject.toml
 	.venv-lock/bin/pip-compile --quiet --extra bench --generate-hashes --no-annotate --no-emit-index-url \
-		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.lock \
-		-o bench/requirements.lock pyproject.toml
+		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
+		-o bench/requirements.txt pyproject.toml
+	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--strip-extras --allow-unsafe --no-header --upgrade -o scripts/requirements.txt scripts/requirements.in
 	rm -rf .venv-lock *.egg-info
 
 clean:

@@ -11,8 +11,15 @@ let
   proxy = import ./nix/proxy.nix {
     inherit lib cfg;
     isService = true;
+    holdsPort = true;
   };
-  systemd = import ./nix/systemd.nix { inherit (proxy) command; };
+  systemd = import ./nix/systemd.nix {
+    inherit (proxy) command keepsPort;
+    inherit (cfg) packMemory;
+  };
+  # Of the machine: NixOS writes it where every user can read it, and so does the unit.
+  passwords = proxy.hasPasswords config.networking.proxy.envVars;
+  credential = name: file: lib.optional (file != null) "${name}:${proxy.escapeSpecifiers (toString file)}";
 in
 {
   imports = [ ./nix/options.nix ];
@@ -35,7 +42,12 @@ in
           + "services.nixcache-proxy.listenAddress.";
       }
     ];
-    inherit (proxy) warnings;
+    warnings =
+      proxy.warnings
+      ++ lib.optional (passwords != [ ]) (
+        "networking.proxy sets ${toString passwords} with a password, which every user can read in the Nix store; the unit "
+        + "nixcache-proxy has it, too."
+      );
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
@@ -47,7 +59,9 @@ in
       wantedBy = [ "sockets.target" ];
       listenStreams = [ proxy.listenStream ];
       # Sockets are made before the network is up, and an address of the network is not there yet.
-      socketConfig.FreeBind = !proxy.isLoopback;
+      socketConfig = systemd.socketConfig // {
+        FreeBind = !proxy.isLoopback;
+      };
     };
 
     systemd.services.nixcache-proxy = {
@@ -58,13 +72,12 @@ in
       after = [ "nixcache-proxy.socket" ];
       environment =
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
-        // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; };
+        // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; }
+        // lib.optionalAttrs (cfg.upstreamsFile != null) { NIXCACHE_UPSTREAM_FILE = "%d/upstreams"; };
       inherit (systemd) unitConfig;
       serviceConfig = systemd.serviceConfig // {
-        # The manager reads the token as root; no other service of the same user could.
-        LoadCredential = lib.optional (
-          cfg.tokenFile != null
-        ) "token:${proxy.escapeSpecifiers (toString cfg.tokenFile)}";
+        # The manager reads them as root; no other service of the same user could.
+        LoadCredential = credential "token" cfg.tokenFile ++ credential "upstreams" cfg.upstreamsFile;
 
         # A user of its own that exists while the service runs, and owns nothing but its cache folder.
         DynamicUser = true;

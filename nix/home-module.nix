@@ -13,12 +13,15 @@ let
   proxy = import ./proxy.nix {
     inherit lib cfg;
     isService = false;
+    # A user's socket is there while the user is logged in; before and after, the port is free for every other user.
+    holdsPort = false;
   };
-  systemd = import ./systemd.nix { inherit (proxy) command; };
+  systemd = import ./systemd.nix {
+    inherit (proxy) command keepsPort;
+    inherit (cfg) packMemory;
+  };
   inherit (pkgs.stdenv.hostPlatform) isLinux isDarwin;
-  environment =
-    proxy.environment
-    // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = toString cfg.tokenFile; };
+  environment = proxy.environment // proxy.fileSettings;
   # Quoted as in JSON, which systemd reads the same way: values have spaces.
   assignment = name: value: builtins.toJSON "${name}=${proxy.escapeSpecifiers value}";
 in
@@ -75,6 +78,9 @@ in
             EnvironmentVariables = environment;
             RunAtLoad = true;
             KeepAlive = true;
+            # As in darwin-module.nix.
+            SoftResourceLimits.NumberOfFiles = 65536;
+            HardResourceLimits.NumberOfFiles = 65536;
             StandardErrorPath = "${config.home.homeDirectory}/Library/Logs/nixcache-proxy.log";
           };
         };

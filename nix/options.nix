@@ -79,6 +79,17 @@ in
       '';
     };
 
+    upstreamsFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/nix-upstreams";
+      description = ''
+        File with further upstream caches, one URL a line, which may hold `user:password@`: what stands in
+        `upstreams` can be read by every user. It is read at the start of the service, and must not lie in the Nix
+        store.
+      '';
+    };
+
     upstreamNars = mkOption {
       type = types.enum [ "stream" "direct" ];
       default = "stream";
@@ -125,7 +136,9 @@ in
       description = ''
         Whether Nix takes only what a trusted key signed. Without, the proxy alone is marked as trusted
         (`?trusted=true`), and every other cache is checked as before; whoever may write to the registry can then
-        put programs onto this machine.
+        put programs onto this machine. So can any local user who listens on the port while nobody else does: it is
+        refused where no socket unit of the machine holds the port, and a port below 1024 is better, which only root
+        can listen on.
       '';
     };
 
@@ -149,7 +162,10 @@ in
       type = types.attrsOf (types.either types.str types.int);
       default = { };
       example = { HTTPS_PROXY = "http://proxy.example:3128"; };
-      description = "Further environment variables of the proxy: settings that no option has, or an HTTP proxy.";
+      description = ''
+        Further environment variables of the proxy: settings that no option has, or an HTTP proxy. Every user can
+        read them: no passwords.
+      '';
     };
 
     configureNix = mkOption {

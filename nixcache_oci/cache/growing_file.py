@@ -13,10 +13,11 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from io import FileIO
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError
 
 if TYPE_CHECKING:
@@ -65,17 +66,22 @@ class GrowingFile:
         path: in the index folder.
         limit: in bytes.
         elsewhere: where to go on; None to stay, and fail.
+        budget: of all tables, which it counts against wherever it goes; None for what does not count.
 
     Attributes:
+        limit: may be set anew.
         is_kept: whether it is at its path.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, path: Path, limit: int, elsewhere: Elsewhere | None) -> None:
+    def __init__(
+        self, path: RootedPath, limit: int, elsewhere: Elsewhere | None, budget: TableBudget | None = None
+    ) -> None:
         self.is_kept = True
-        self._limit = limit
+        self.limit = limit
+        self._budget = budget
         self._size = 0
         self._elsewhere = elsewhere
         self._others = [_open_temporary, _InMemory] if elsewhere is not None else []
@@ -86,14 +92,17 @@ class GrowingFile:
             self._move(error)
 
     def write(self, piece: bytes) -> int:
-        """Append.
+        """Append bytes.
 
         Raises:
             OSError: nothing takes it.
             FormatError: it would be larger than its limit.
+            LimitError: all tables together would be.
         """
-        if self._size + len(piece) > self._limit:
-            raise FormatError(f"table: over {self._limit} bytes when inflated")
+        if self._size + len(piece) > self.limit:
+            raise FormatError(f"table: over {self.limit} bytes when inflated")
+        if self._budget is not None:
+            self._budget.inflate(len(piece))
         view = memoryview(piece)
         while view:
             try:
@@ -184,8 +193,8 @@ class _InMemory(FileIO):
         return partial(self._elsewhere.give_back, taken)
 
 
-def _open_new(path: Path) -> FileIO:
-    return path.open("x+b", buffering=0)
+def _open_new(path: RootedPath) -> FileIO:
+    return FileIO(path.open_new(), "r+b")
 
 
 def _open_temporary(_elsewhere: Elsewhere) -> FileIO:

@@ -5,12 +5,15 @@ key that was seen. Any number of processes may share it: files are named by cont
 
 It is a convenience, and nothing stops where it cannot be had: full, read-only, or not a folder at all. What
 is there is read, what cannot be written is kept elsewhere until this program ends, and one warning says so.
+It is trusted: whoever may write to it says what the cache lists. What is no file in it is refused all the
+same, so that nothing waits for a pipe, or reads what a link leads to.
 """
 
 import logging
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,9 +21,11 @@ from typing import Final
 
 from nixcache_oci.cache.growing_file import Elsewhere
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
-from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_path, write_file
-from nixcache_oci.errors import FormatError
+from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
+from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
+from nixcache_oci.errors import FormatError, LimitError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
@@ -29,6 +34,11 @@ NOWHERE: Final = Path(os.devnull) / "nowhere"
 """The root of who has no folder for it: nothing can be below it."""
 
 _TABLE_SUFFIX: Final = ".table"
+# A listing was read from an index of at most 4 MiB; written here, a letter may take three times as much.
+_MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
+_MAX_KEY_BYTES: Final = 4096
+_MODE: Final = 0o700
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class IndexFolder:
@@ -39,21 +49,26 @@ class IndexFolder:
         repository: the cache's name, such as ``ghcr.io/owner/name/nix-cache``.
 
     Attributes:
-        path: the folder of this cache.
+        path: of this cache's folder.
+        rooted: the same, to open files in it.
         trouble: in one sentence, why not all of it is kept; None while it is.
     """
 
     def __init__(self, root: Path, repository: str) -> None:
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
         self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
+        self.rooted = RootedPath(root) / self.path.name
         self.trouble: str | None = None
         self._is_nowhere = root == NOWHERE
-        self._tables = self.path / "tables"
+        self._tables = self.rooted / "tables"
         self._elsewhere = Elsewhere(self.tell)
         self._unkept: dict[Digest, TableFile] = {}
         self._first_key: str | None = None
+        self._unusable_log_level = logging.WARNING
+        self._is_there = False
         try:
-            self._tables.mkdir(parents=True, exist_ok=True)
+            self._warn_of_others(self.rooted.make_folder(_MODE))
+            self._make_folders()
             self._write("repository", f"{repository}\n")
         except OSError as error:
             self.tell(error)
@@ -64,29 +79,36 @@ class IndexFolder:
         Args:
             error: why.
         """
-        if self.trouble is None:
-            where = "there is no home folder" if self._is_nowhere else f"{self.path}: {error.strerror}"
-            self.trouble = (
-                f"the index is not kept on disk: {where}; set NIXCACHE_INDEX_DIR to a writable folder"
-            )
-            _log.warning(self.trouble)
+        if self.trouble is not None:
+            return
+        remedy = "set NIXCACHE_INDEX_DIR to a writable folder"
+        if isinstance(error, WrongKindError):
+            reason = f"{error}, or {remedy}"
+        elif self._is_nowhere:
+            reason = f"there is no home folder; {remedy}"
+        else:
+            reason = f"{self.path}: {error.strerror}; {remedy}"
+        self.trouble = f"the index is not kept on disk: {reason}"
+        _log.warning(self.trouble)
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
         """Open what the last run saved; None where there is none.
 
-        A table that is gone or damaged is left out.
+        A table that is gone or damaged is left out, and so is what is over the limits of a look.
         """
-        try:
-            listing = Listing.from_json((self.path / "index.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        listing = self._load_listing() if self._is_there else None
+        if listing is None:
             return None
-        except (OSError, FormatError) as error:
-            _log.warning("saved index is unusable", extra={"fields": {"error": str(error)}})
-            return None
+        budget = TableBudget()
         tables = {}
-        for table in listing.tables:
+        for table in listing.tables_newest_first():
             opened = self.open_table(table)
             if opened is not None:
+                try:
+                    budget.inflate(opened.size)
+                    budget.open(opened.count)
+                except LimitError:
+                    break
                 tables[table] = opened
         return listing, tables
 
@@ -95,21 +117,14 @@ class IndexFolder:
 
         Tables that the disk did not take are tried again. Tells whether all of it is on the disk.
         """
-        wanted = set(listing.tables)
-        for digest in self._unkept.keys() - wanted:
-            del self._unkept[digest]
+        self._forget_unkept(listing.tables)
         try:
-            self._tables.mkdir(parents=True, exist_ok=True)
+            self._make_folders()
             for digest, table in list(self._unkept.items()):
                 table.save(self._table_path(digest))
                 del self._unkept[digest]
             self._write("index.json", listing.to_json())
-            kept = {table.hex for table in wanted}
-            for path in self._tables.glob("[!.]*"):
-                if path.stem not in kept:
-                    remove_table(path.with_suffix(_TABLE_SUFFIX))
-            remove_unfinished(self._tables)
-            remove_unfinished(self.path)
+            self._forget_others(listing.tables)
         except OSError as error:
             self.tell(error)
             return False
@@ -118,26 +133,38 @@ class IndexFolder:
             _log.info("the index is kept on disk again")
         return True
 
+    def make_room(self, tables: Iterable[Digest]) -> None:
+        """Forget what looks that failed have fetched: all tables but these, and those of the saved index."""
+        kept = set(tables)
+        self._forget_unkept(kept)
+        if not self._is_there:
+            return
+        names = {table.hex for table in kept}
+        try:
+            if any(stem not in names for stem in self._table_names()):
+                saved = self._load_listing()
+                self._forget_others(kept.union(saved.tables if saved is not None else ()))
+        except OSError as error:
+            self.tell(error)
+
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""
-        if table in self._unkept:
-            return self._unkept[table]
+        if table in self._unkept or not self._is_there:
+            return self._unkept.get(table)
         path = self._table_path(table)
         try:
             return TableFile.open(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         except (OSError, FormatError) as error:
-            _log.warning(
-                "saved table is unusable", extra={"fields": {"path": str(path), "error": str(error)}}
-            )
-            remove_table(path)
+            self._log_unusable("saved table is unusable", path, error)
+            self._remove_table(path)
             return None
 
-    def table_writer(self, table: Digest) -> TableFileWriter:
-        """Start to write a table."""
+    def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
+        """Start to write a table, which counts against the budget of all."""
         remember = partial(self._unkept.__setitem__, table)
-        return TableFileWriter(self._table_path(table), self._elsewhere, remember)
+        return TableFileWriter(self._table_path(table), budget, self._elsewhere, remember)
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
         """Give the key that this cache was first seen with, and remember it; no later one replaces it.
@@ -145,33 +172,95 @@ class IndexFolder:
         Where it cannot be written, it is remembered as long as this program runs.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: it cannot be read, though its folder can.
+            FormatError: likewise.
         """
-        path = self.path / "public-key"
+        path = self.rooted / "public-key"
         first = self._first_key or next(iter(recorded), None)
-        if first is not None and not path.exists():
+        try:
+            self.rooted.make_folder(_MODE)
+        except OSError as error:
+            self.tell(error)
+            self._first_key = first
+            return first
+        if first is not None and path.stat() is None:
             self._first_key = first
             try:
                 self._write_key(path, first)
             except OSError as error:
                 self.tell(error)
         try:
-            return path.read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
+            return self._read(path.name, _MAX_KEY_BYTES).decode().strip()
+        except FileNotFoundError:
             return self._first_key
 
-    def _write_key(self, path: Path, key: str) -> None:
-        candidate = unfinished_path(self.path)
+    def _write_key(self, path: RootedPath, key: str) -> None:
+        candidate = self.rooted / unfinished_name()
         try:
-            write_file(candidate, [f"{key}\n".encode()], self.path)
+            write_file(candidate, [f"{key}\n".encode()], self.rooted)
             with suppress(FileExistsError):  # another process was first
                 path.hardlink_to(candidate)
         finally:
             with suppress(OSError):
                 candidate.unlink()
 
-    def _write(self, name: str, text: str) -> None:
-        write_file(self.path / name, [text.encode()], self.path)
+    def _make_folders(self) -> None:
+        self._is_there = False
+        self._tables.make_folder(_MODE)
+        self._is_there = True
 
-    def _table_path(self, table: Digest) -> Path:
+    def _load_listing(self) -> Listing | None:
+        try:
+            return Listing.from_json(self._read("index.json", _MAX_LISTING_BYTES))
+        except FileNotFoundError:
+            return None
+        except (OSError, FormatError) as error:
+            _log.warning("saved index is unusable", extra={"fields": {"error": str(error)}})
+            return None
+
+    def _table_names(self) -> Iterator[str]:
+        """List what tables are named by: the hex digits of their digests."""
+        stems = (path.name.partition(".")[0] for path, _ in self._tables.entries())
+        return (stem for stem in stems if stem)
+
+    def _forget_unkept(self, tables: Iterable[Digest]) -> None:
+        for digest in self._unkept.keys() - set(tables):
+            del self._unkept[digest]
+
+    def _forget_others(self, tables: Iterable[Digest]) -> None:
+        kept = {table.hex for table in tables}
+        for stem in self._table_names():
+            if stem not in kept:
+                self._remove_table(self._tables / f"{stem}{_TABLE_SUFFIX}")
+        remove_unfinished(self._tables)
+        remove_unfinished(self.rooted)
+
+    def _write(self, name: str, text: str) -> None:
+        write_file(self.rooted / name, [text.encode()], self.rooted)
+
+    def _read(self, name: str, limit: int) -> bytes:
+        content = (self.rooted / name).read_bytes(limit)
+        if len(content) > limit:
+            raise FormatError(f"{self.rooted / name}: over {limit} bytes")
+        return content
+
+    def _remove_table(self, path: RootedPath) -> None:
+        try:
+            remove_table(path)
+        except OSError as error:  # a folder, for instance; where it is in the way, writing a table will fail
+            self._log_unusable("table not removed", path, error)
+
+    def _log_unusable(self, message: str, path: RootedPath, error: Exception) -> None:
+        _log.log(
+            self._unusable_log_level, message, extra={"fields": {"path": str(path), "error": str(error)}}
+        )
+        self._unusable_log_level = logging.DEBUG  # there may be thousands, with one cause
+
+    def _warn_of_others(self, status: os.stat_result) -> None:
+        """Say where others may write: they could tell what the cache lists, or cut a file that is mapped."""
+        if status.st_mode & _WRITABLE_BY_OTHERS or status.st_uid not in (0, os.geteuid()):
+            remedy = f"chmod 700 {self.path}, or set NIXCACHE_INDEX_DIR to a folder of your own"
+            _log.warning("others may write to the index folder", extra={"fields": {"remedy": remedy}})
+
+    def _table_path(self, table: Digest) -> RootedPath:
         return self._tables / f"{table.hex}{_TABLE_SUFFIX}"

@@ -24,6 +24,8 @@ from nixcache_oci.nix.narinfo import NarInfo
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
 # A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
 MAX_STANZA_BYTES: Final = 1024 * 1024
+# Room for a hundred public keys. Every reader parses the header of every table, and there may be thousands.
+MAX_HEADER_BYTES: Final = 16 * 1024
 
 _VERSION: Final = "2"
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
@@ -38,6 +40,9 @@ _HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
 _LISTED = re.compile(
     _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
 )
+_MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_LETTERS + 1
+# No other thread runs while a regular expression searches; this much takes a few milliseconds.
+_SEARCHED_BYTES: Final = 512 * 1024
 _KEY_LETTERS: Final = 12  # as many letters as fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_LETTERS
 """Of a key: its bits are as even as those of the hash parts."""
@@ -90,7 +95,9 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
     for one, other in pairwise(narinfos):
         if one.store_path.hash_part == other.store_path.hash_part:
             raise FormatError(f"table: {other.store_path} is listed twice")
-    stanzas = [_render_fields(_header_fields(table.header))]
+    header = _render_fields(_header_fields(table.header))
+    _check_header(header.encode())
+    stanzas = [header]
     stanzas += [_render_record(record) for record in table.records]
     stanzas += [narinfo.render() for narinfo in narinfos]
     content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
@@ -123,8 +130,8 @@ def parse_head(content: Content) -> Table:
     Raises:
         FormatError: not a version 2 table, or a malformed header or record.
     """
-    header, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
-    return Table(_parse_header(header), tuple(parse_record(record) for record in records))
+    _, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
+    return Table(parse_header(content), tuple(parse_record(record) for record in records))
 
 
 def parse_header(content: Content) -> TableHeader:
@@ -133,7 +140,10 @@ def parse_header(content: Content) -> TableHeader:
     Raises:
         FormatError: not a version 2 table, or a malformed header.
     """
-    return _parse_header(_parse_fields(next(_stanzas(content, 0, len(content)))))
+    end = content.find(b"\n\n", 0, MAX_HEADER_BYTES + 1)
+    header = content[: MAX_HEADER_BYTES + 1 if end < 0 else end + 1]
+    _check_header(header)
+    return _parse_header(_parse_fields(header))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ def scan(content: Content) -> Scan:
     """
     keys, positions = array("Q"), array("I")
     previous = b""
-    for match in _LISTED.finditer(content):
+    for match in _find_listed(content):
         hash_part = match[1]
         if hash_part <= previous:
             raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
@@ -165,6 +175,18 @@ def scan(content: Content) -> Scan:
         keys.append(row_key(hash_part))
         positions.append(match.start(1))
     return Scan(keys, positions)
+
+
+def _find_listed(content: Content) -> Iterator[re.Match[bytes]]:
+    start = 0
+    while start < len(content):
+        end = start + _SEARCHED_BYTES
+        behind = start
+        for match in _LISTED.finditer(content, start, end):
+            yield match
+            behind = match.end()
+        # What begins before the end, and goes on behind it, begins after this.
+        start = max(behind, end - _MOST_LISTED_BYTES)
 
 
 def find_letters(
@@ -253,6 +275,13 @@ def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
             raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
         yield content[start:stanza_end]
         start = gap + 2
+
+
+def _check_header(header: bytes) -> None:
+    if not header:
+        raise FormatError("table: it is empty")
+    if len(header) > MAX_HEADER_BYTES:
+        raise FormatError(f"table: its header is over the limit of {MAX_HEADER_BYTES} bytes")
 
 
 def _header_fields(header: TableHeader) -> tuple[Field, ...]:

@@ -7,13 +7,15 @@ The keys file is ours alone and can always be made again: 32 bytes that name it,
 
 import hashlib
 import mmap
+import os
 import struct
 import sys
+import threading
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from itertools import islice
 from typing import IO, Final, Self, cast
 
 import zstandard
@@ -35,7 +37,9 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
-from nixcache_oci.clients.durable_file import unfinished_path, write_file
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.clients.durable_file import unfinished_name, write_file
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -46,10 +50,21 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 # Where the rows of each thousandth of all keys start, so that few pages are touched to find one: most tables
 # of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
-_BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+_NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
+# What every reader of zstd has to take (RFC 8878, section 3.1.1.1.2), and what level 19 makes; of memory, for
+# each table on its way.
+_MAX_WINDOW_BYTES: Final = 8 * 1024 * 1024
+# Narinfos are mostly hashes, and compress to a fifth. A small blob that inflates to far more is a bomb.
+_MAX_RATIO: Final = 64
+_ANY_RATIO_BYTES: Final = 1024 * 1024
+# Keys that are shown to people: of a table, each, and in all the letters of one.
+_MAX_RECORDED_KEYS: Final = 8
+_MAX_RECORDED_KEY_LETTERS: Final = 512
+# The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
+_SCANNING: Final = threading.Lock()
 _PIECE_BYTES: Final = 1024 * 1024
-# A frame may ask the reader for a window as large as its content; a table is never larger than this.
-_MAX_WINDOW_BYTES: Final = MAX_TABLE_BYTES
+_PIECE_NUMBERS: Final = 64 * 1024
 
 
 class TableFile:
@@ -60,8 +75,10 @@ class TableFile:
         keys: the keys file.
 
     Attributes:
-        header: what the table says of itself.
+        size: bytes of the table.
         count: how many narinfos it lists.
+        starts: of the keys with the same first bits, the first row; ``key >> BUCKET_SHIFT`` numbers them.
+        recorded_keys: the first public keys that the header names.
         verdicts: one byte a row, for the holder to remember what validating that narinfo gave.
 
     Raises:
@@ -82,14 +99,16 @@ class TableFile:
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
-        self.header: TableHeader = parse_header(text)
-        starts = (bisect_left(self._keys, bucket << _BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
-        self._starts = array("I", starts)
+        keys_named = (key for key in parse_header(text).public_keys if len(key) <= _MAX_RECORDED_KEY_LETTERS)
+        self.recorded_keys = tuple(islice(keys_named, _MAX_RECORDED_KEYS))
+        starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
+        self.starts = array("I", starts) if count else _NO_STARTS
+        self.size = size
         self.count: int = count
         self.verdicts = bytearray(count)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: RootedPath) -> Self:
         """Map the table that ``TableFileWriter`` put at this path.
 
         Raises:
@@ -98,15 +117,27 @@ class TableFile:
         """
         return cls(_map(path), _map(_keys_path(path)))
 
+    @property
+    def header(self) -> TableHeader:
+        """What the table says of itself, parsed each time: thousands of tables may be open."""
+        return parse_header(self._text)
+
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
         letters = HashLetters(hash_part.encode())
-        return self.find_letters(letters, row_key(letters))
+        key = row_key(letters)
+        bucket = key >> BUCKET_SHIFT
+        return self.find_between(letters, key, self.starts[bucket], self.starts[bucket + 1])
 
-    def find_letters(self, letters: HashLetters, key: int) -> int | None:
-        """Look up as ``find`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
-        bucket = key >> _BUCKET_SHIFT
-        start, end = self._starts[bucket], self._starts[bucket + 1]
+    def find_between(self, letters: HashLetters, key: int, start: int, end: int) -> int | None:
+        """Look up as ``find`` does, for those who ask several tables.
+
+        Args:
+            letters: of the hash part.
+            key: from ``row_key``.
+            start: of the key's rows, out of ``starts``.
+            end: of the same.
+        """
         return find_letters(self._text, self._keys, self._positions, letters, key, start, end)
 
     def letters(self, row: int) -> HashLetters:
@@ -117,7 +148,7 @@ class TableFile:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
 
-    def save(self, path: Path) -> None:
+    def save(self, path: RootedPath) -> None:
         """Put it where ``open`` finds it.
 
         Raises:
@@ -143,21 +174,25 @@ class TableFileWriter:
 
     Args:
         path: where it goes.
+        budget: of all tables; every method raises LimitError where it is spent.
         elsewhere: where it goes if that cannot be; None to fail.
         remember: is given a table that went elsewhere.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: RootedPath,
+        budget: TableBudget | None = None,
         elsewhere: Elsewhere | None = None,
         remember: Callable[[TableFile], None] = lambda _table: None,
     ) -> None:
         self._path = path
+        self._budget = budget or TableBudget()
         self._elsewhere = elsewhere
         self._remember = remember
-        self._unfinished_text = unfinished_path(path.parent)
-        self._unfinished_keys = unfinished_path(path.parent)
+        self._received = 0
+        self._unfinished_text = path.parent / unfinished_name()
+        self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
         self._file: GrowingFile | None = None
         self._keys: GrowingFile | None = None
@@ -168,30 +203,40 @@ class TableFileWriter:
 
         Raises:
             OSError: it cannot be written.
-            FormatError: not zstd, or over 64 MiB when inflated.
+            FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
         """
+        self._budget.receive(len(compressed))
         self._digest.update(compressed)
-        if self._inflate is None:
+        self._received += len(compressed)
+        if self._inflate is None or self._file is None:
+            self._file = self._open()
             # All that the library asks of its target is write().
-            target = cast("IO[bytes]", self._open(MAX_TABLE_BYTES))
+            target = cast("IO[bytes]", self._file)
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
             self._inflate = decompressor.stream_writer(target, closefd=False)
+        self._file.limit = min(MAX_TABLE_BYTES, _ANY_RATIO_BYTES + _MAX_RATIO * self._received)
         try:
             self._inflate.write(compressed)
         except zstandard.ZstdError as error:
             raise FormatError(f"table: not zstd: {error}") from None
 
     def write_text(self, text: bytes) -> None:
-        """Take a whole table as text, one that was not compressed; no limit holds for it.
+        """Take the next piece of a table as text, one that was not compressed.
 
         Raises:
             OSError: it cannot be written.
+            FormatError: over 64 MiB.
         """
         self._digest.update(text)
-        self._open(len(text)).write(text)
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(text)
 
-    def finish(self, digest: Digest) -> TableFile:
+    def finish(self, digest: Digest | None) -> TableFile:
         """Check the whole, and put it in its place.
+
+        Args:
+            digest: of all that was taken; None where nobody told it, for a table that was made here.
 
         Raises:
             OSError: it cannot be written.
@@ -199,19 +244,20 @@ class TableFileWriter:
             FormatError: it is no table.
         """
         actual = Digest(self._digest.hexdigest())
-        if actual != digest:
+        if digest not in (None, actual):
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
         text = self._file.map()
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
-        keys = render_keys(len(text), scan(text))
-        self._keys = GrowingFile(self._unfinished_keys, len(keys), self._elsewhere)
-        self._keys.write(keys)
+        with _SCANNING:
+            found = scan(text)
+            text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
+        self._budget.open(len(found.keys))
         # Opened before it gets its name: another process may remove that at once.
-        table = TableFile(text, self._keys.map())
-        if not (self._file.is_kept and self._keys.is_kept and self._keep()):
+        table = TableFile(text, self._map_keys(len(text), found))
+        if not (self._file.is_kept and self._keys is not None and self._keys.is_kept and self._keep()):
             self._remember(table)
         return table
 
@@ -222,13 +268,23 @@ class TableFileWriter:
                 if file is not None:
                     file.close()
         finally:
-            _remove(self._unfinished_text, self._unfinished_keys)
+            for path in (self._unfinished_text, self._unfinished_keys):
+                with suppress(OSError):  # what is left there, ``remove_unfinished`` removes
+                    path.unlink()
 
-    def _open(self, limit: int) -> GrowingFile:
+    def _open(self) -> GrowingFile:
         with suppress(OSError):  # the file itself says it better
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = GrowingFile(self._unfinished_text, limit, self._elsewhere)
-        return self._file
+            self._path.parent.make_folder()
+        return GrowingFile(self._unfinished_text, MAX_TABLE_BYTES, self._elsewhere, self._budget)
+
+    def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
+        end = _KEYS_START + 12 * len(found.keys)
+        self._keys = GrowingFile(self._unfinished_keys, end, self._elsewhere)
+        self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
+        for numbers in (found.keys, found.positions):
+            for start in range(0, len(numbers), _PIECE_NUMBERS):
+                self._keys.write(numbers[start : start + _PIECE_NUMBERS].tobytes())
+        return self._keys.map()
 
     def _keep(self) -> bool:
         try:
@@ -242,33 +298,22 @@ class TableFileWriter:
         return True
 
 
-def render_keys(size: int, found: Scan) -> bytes:
-    """Render the keys file of a table of this size."""
-    head = _MAGIC + _SIZES.pack(size, len(found.keys))
-    return head + found.keys.tobytes() + found.positions.tobytes()
+def remove_table(path: RootedPath) -> None:
+    """Forget a table; whoever has it open keeps it."""
+    path.unlink(missing_ok=True)
+    _keys_path(path).unlink(missing_ok=True)
 
 
 def _pieces(content: mmap.mmap) -> Iterator[bytes]:
     return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
 
 
-def remove_table(path: Path) -> None:
-    """Forget a table, as far as it can be; whoever has it open keeps it."""
-    _remove(path, _keys_path(path))
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        with suppress(OSError):  # what cannot be removed is in nobody's way: it is never read unchecked
-            path.unlink()
-
-
-def _keys_path(path: Path) -> Path:
+def _keys_path(path: RootedPath) -> RootedPath:
     return path.with_suffix(".keys")
 
 
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
+def _map(path: RootedPath) -> mmap.mmap:
+    with os.fdopen(path.open(), "rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

@@ -41,8 +41,8 @@ class CacheView:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every table could be had."""
-        return not self.inventory.tables.damaged
+        """Whether every table could be had, and was read."""
+        return not self.inventory.tables.damaged and self.inventory.tables.left_out is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ async def read_cache_from(repository: Repository, values: Values) -> CacheView:
     tables = await read_tables(repository, folder, listing)
     for tag, reason in tables.damaged.items():
         warn(f"{tag} cannot be read: {reason}")
+    if tables.left_out is not None:
+        warn(tables.left_out)
     if not listing.tables:
         warn(f"{repository.name} is empty")
     return CacheView(repository.name, Inventory(tables))

@@ -50,7 +50,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_logging(logging.WARNING, environment, sys.stderr, serves_strangers=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:
@@ -129,10 +129,6 @@ What an operator sees:
 Into a store of its own, where Nix is installed (nothing of this machine's store is touched):
   nix-store --store "$(mktemp -d)" --option substituters {address} --option substitute true \\
     --option trusted-public-keys {key} -r {path}
-
-For all of this machine, in nix.conf:
-  extra-substituters = {address}
-  extra-trusted-public-keys = {public_key}
 
 The cache is an OCI layout in {cache}: skopeo and oras copy it to any registry.
 Ctrl-C ends the demo.

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import signing_keys
 from nixcache_oci.settings.repository import LayoutLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
 
 _SETTINGS = "settings"
@@ -197,7 +198,7 @@ class _Doctor:
                 findings += keys.check_signing_keys(found, self.recorded, self.configured)
             except UsageError as error:
                 findings.append(wrong(keys.SIGNING_KEY, str(error)))
-            findings += _check_secrecy(_try_get(self.values, table.SIGNING_KEY_FILE, ()))
+            findings += _check_secrecy(keys.SIGNING_KEY, _try_get(self.values, table.SIGNING_KEY_FILE, ()))
         if self.roles.is_client or self.configured:
             findings.append(keys.check_public_keys(self.configured, self.recorded))
         return findings
@@ -231,14 +232,11 @@ class _Doctor:
         found = await proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
-        known = (
-            [str(key) for key in self.configured]
-            or found.public_keys
-            or [str(key) for key in self.recorded or ()]
-        )
-        return [*found.findings, *await self._check_nix(url, known)]
+        names = found.public_keys or [str(key) for key in self.recorded or ()]
+        return [*found.findings, *await self._check_nix(url, names)]
 
-    async def _check_nix(self, url: str, known: Sequence[str]) -> list[Finding]:
+    async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
+        known = [str(key) for key in self.configured] or names
         quiet = [self.environment, system_environment(self.environment)]
         try:
             own, system = [await read_settings(Nix(one, on_line=_ignore)) for one in quiet]
@@ -253,7 +251,7 @@ class _Doctor:
             is_daemon=await asyncio.to_thread(uses_daemon, own.store, self.environment),
             is_trusted=os.geteuid() == 0 or is_trusted(user, groups, system.trusted_users),
         )
-        return nix_use.check_nix_use(client, url, known)
+        return nix_use.check_nix_use(client, url, known, is_configured=bool(self.configured))
 
 
 def _check_settings(values: Values) -> list[Finding]:
@@ -264,9 +262,16 @@ def _check_settings(values: Values) -> list[Finding]:
             values.get(variable)
         except UsageError as error:
             findings.append(wrong(_SETTINGS, str(error)))
+    if not findings:
+        try:
+            upstream_urls(values)
+        except UsageError as error:
+            findings.append(wrong(_SETTINGS, str(error)))
     findings += [
         warning(_SETTINGS, line) for line in unknown_variables(values.environment, table.ALL_VARIABLES)
     ]
+    files = (_try_get(values, variable, None) for variable in (table.TOKEN_FILE, table.UPSTREAM_FILE))
+    findings += _check_secrecy(_SETTINGS, files)
     if not findings:
         given = sum(values.is_given(variable) for variable in table.ALL_VARIABLES)
         findings.append(good(_SETTINGS, f"{given} given, all usable"))
@@ -276,16 +281,18 @@ def _check_settings(values: Values) -> list[Finding]:
 def _check_layout(path: Path) -> Finding:
     if path.is_dir():
         return good(_LAYOUT, f"oci:{path}")
+    if path.exists():
+        return wrong(_LAYOUT, f"{path} is not a folder", "remove it, or name another in NIXCACHE_REGISTRY")
     remedy = "publish to it, or set NIXCACHE_REPO to the repository of a cache that exists"
     return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
 
 
-def _check_secrecy(paths: Sequence[Path]) -> list[Finding]:
-    """Name key files that others on this machine may read."""
+def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
+    """Name files with secrets that others on this machine may read."""
     return [
-        warning(keys.SIGNING_KEY, f"{path}: others may read it", f"chmod 600 {path}")
+        warning(check, f"{path}: others may read it", f"chmod 600 {path}")
         for path in paths
-        if path.is_file() and path.stat().st_mode & 0o077
+        if path is not None and path.is_file() and path.stat().st_mode & 0o077
     ]
 
 

@@ -7,10 +7,10 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from nixcache_oci.cli.starter import (
-    DEFAULT_REF,
     FLAKE,
     IGNORED,
     PLACEHOLDER,
+    PLACEHOLDER_REF,
     WORKFLOWS,
     Plan,
     compare,
@@ -21,7 +21,8 @@ from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
-_ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
+_ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)@(?P<ref>[A-Za-z0-9._/-]+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEY_FILES = "*.sec"
 
 
@@ -46,22 +47,27 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument(
         "--actions",
-        metavar="OWNER/NAME[@REF]",
-        default=PLACEHOLDER,
-        help=f"GitHub repository of nixcache-oci whose actions the workflows use [ref: {DEFAULT_REF}]",
+        metavar="OWNER/NAME@COMMIT",
+        help=(
+            "GitHub repository of nixcache-oci whose actions the workflows use, and a commit or tag of it; "
+            "without it, workflows get a name that has to be replaced"
+        ),
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
 
 
 def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
     """Write what is missing, and say what to do next."""
-    named = _ACTIONS.fullmatch(arguments.actions)
-    if named is None:
-        raise UsageError(
-            f"--actions {arguments.actions!r}: write it like owner/nixcache-oci, or with @v1 behind"
-        )
+    actions, ref = PLACEHOLDER, PLACEHOLDER_REF
+    if arguments.actions is not None:
+        named = _ACTIONS.fullmatch(arguments.actions)
+        if named is None:
+            raise UsageError(
+                f"--actions {arguments.actions!r}: write it like OWNER/NAME@COMMIT; a tag does, too"
+            )
+        actions, ref = named["actions"], named["ref"]
     folder: Path = arguments.folder
-    plan = _leave_ignored(compare(folder, read_starter(named["actions"], named["ref"] or DEFAULT_REF)))
+    plan = _leave_ignored(compare(folder, read_starter(actions, ref)))
     if plan.different:
         raise Error(
             f"{folder}: {', '.join(plan.different)} would be overwritten; nothing was written. Move away "
@@ -76,7 +82,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
         print(f"as it should be: {folder / name}")
     _warn_of_place(folder)
     if not arguments.dry_run:
-        print(_say_next_steps(folder, names_owner=named["actions"] != PLACEHOLDER))
+        print(_say_next_steps(folder, _say_of_actions(actions, ref)))
     return DONE
 
 
@@ -97,18 +103,28 @@ def _warn_of_place(folder: Path) -> None:
     )
 
 
-def _say_next_steps(folder: Path, *, names_owner: bool) -> str:
+def _say_of_actions(actions: str, ref: str) -> str:
+    if actions == PLACEHOLDER:
+        return (
+            f"in {WORKFLOWS}, replace {PLACEHOLDER} by the nixcache-oci that you trust, and "
+            f"{PLACEHOLDER_REF} by a commit of it: whoever owns that repository runs code beside your "
+            "signing key. Until then, no workflow starts"
+        )
+    step = f"see that {ref} is there, and is what you trust: https://github.com/{actions}/tree/{ref}"
+    if _COMMIT.fullmatch(ref):
+        return step
+    return f"{step} (its owner can move a tag or branch, but not a commit, which is 40 digits)"
+
+
+def _say_next_steps(folder: Path, of_actions: str) -> str:
     steps = [
+        of_actions,
         "nixcache-oci keygen NAME-1, and gh secret set NIX_SIGNING_KEY < NAME-1.sec; keep that file safe",
         f"put your own outputs into {FLAKE}, then: nix flake lock ./config",
         "git add .github config .gitignore, commit, and push to main. Workflow publish-cache publishes",
         "make the package public, at GitHub: Packages, nix-cache, Package settings; or give clients a token",
         "on each client: NIXCACHE_REPO=OWNER/NAME nixcache-oci proxy, and nixcache-oci use for its nix.conf",
     ]
-    if not names_owner:
-        steps.insert(
-            0, f"in {WORKFLOWS}, put the owner of the nixcache-oci that you use for owner in {PLACEHOLDER}"
-        )
     if not _ignores_secret_keys(folder / IGNORED):
         steps.insert(0, f"add {_KEY_FILES} to {IGNORED}, so that no secret key is committed")
     return "\n".join(["Next:", *(f"{number}. {step}" for number, step in enumerate(steps, 1))])

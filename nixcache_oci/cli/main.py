@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Here, where a closed pipe can still be handled, and not at the interpreter's end.
         loss = streams.find_loss()
         if loss is not None and not _SERVING.intersection(argv[:1]):
-            status = _fail(Error(loss), status or FAILED)
+            status = _fail(loss, status or FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -89,14 +89,14 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     try:
         return verb.run(arguments, environment)
     except UsageError as error:
-        return _fail(error, WRONG_USAGE)
+        return _fail(str(error), WRONG_USAGE)
     except Error as error:
-        return _fail(error, FAILED)
+        return _fail(str(error), FAILED)
     except BrokenPipeError:
         raise
     except OSError as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
-        return _fail(Error(_tell(error)), FAILED)
+        return _fail(_tell(error), FAILED)
 
 
 def _tell(error: OSError) -> str:
@@ -133,8 +133,8 @@ def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentPar
     return parser
 
 
-def _fail(error: Error, status: int) -> int:
-    print(f"{PROGRAM}: error: {escape_unprintable(str(error))}", file=sys.stderr)
+def _fail(error: str, status: int) -> int:
+    print(f"{PROGRAM}: error: {escape_unprintable(error)}", file=sys.stderr)
     return status
 
 

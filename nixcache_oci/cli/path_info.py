@@ -13,7 +13,7 @@ from nixcache_oci.cli.list import JsonObject, listed_json, pin_json, root_json, 
 from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, fingerprint
+from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
 
 
@@ -175,7 +175,7 @@ class Look:
         if not known:
             return "unknown key"
         covered = fingerprint(narinfo)
-        is_good = any(key.verify(covered, sig) for key in known for sig in narinfo.sigs)
+        is_good = any(has_signature(key, covered, narinfo.sigs) for key in known)
         return "good" if is_good else "wrong"
 
     def _closure(self, narinfo: NarInfo) -> Closure:

@@ -38,7 +38,7 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
     values = Values(environment, arguments)
-    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr)
+    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr, serves_strangers=True)
     for warning in unknown_variables(environment, ALL_VARIABLES):
         _log.warning(warning)
     config = proxy_config(values)

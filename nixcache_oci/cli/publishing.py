@@ -23,6 +23,7 @@ from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
@@ -38,9 +39,16 @@ from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
 
-VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
+VARIABLES: Final = (
+    *table.REPOSITORY_VARIABLES,
+    *table.PUBLISH_VARIABLES,
+    table.UPSTREAM,
+    table.UPSTREAM_FILE,
+    table.LOG_LEVEL,
+)
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 _MAX_JOBS: Final = 64
@@ -154,7 +162,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
         environment=values.merged_environment(table.REPOSITORY_VARIABLES),
         nix_environment=dict(environment),
         options=options,
-        upstreams=values.get(table.UPSTREAM),
+        upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         is_dry_run=arguments.dry_run,
         public_key_file=arguments.public_key_file,
@@ -275,10 +283,14 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_file(path, [text.encode()], path.parent)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise UsageError(f"--public-key-file: {path}: {reason}") from None
+            file = RootedPath.of(path)
+            write_file(file, [text.encode()], file.parent)
+    except UnicodeDecodeError:
+        raise UsageError(f"--public-key-file: {path}: it is not text in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"--public-key-file: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"--public-key-file: {path}: {error}") from None
 
 
 def _own_run() -> str:

@@ -15,9 +15,11 @@ from typing import Final
 
 from nixcache_oci.errors import Error
 
-# What the starter's workflows name, until somebody says whose actions they are to use.
-PLACEHOLDER: Final = "owner/nixcache-oci"
-DEFAULT_REF: Final = "v1"
+# What the starter's workflows name, until somebody says whose actions they are to use. Whoever owns that name
+# runs code beside the signing key, so it is one that no account at GitHub can have: those are letters, digits
+# and single hyphens, at most 39. GitHub ends such a job before its first step, and names what it cannot find.
+PLACEHOLDER: Final = "__PUT-THE-OWNER-OF-YOUR-NIXCACHE-OCI-HERE__/nixcache-oci"
+PLACEHOLDER_REF: Final = "PUT-A-COMMIT-HERE"
 
 WORKFLOWS: Final = ".github/workflows"
 IGNORED: Final = ".gitignore"
@@ -62,7 +64,7 @@ def read_starter(actions: str, ref: str) -> tuple[StarterFile, ...]:
         ref: its branch, tag or commit.
     """
     starter = files("nixcache_oci").joinpath("starter")
-    named = f"{PLACEHOLDER}/workflows/", f"@{DEFAULT_REF}"
+    named = f"{PLACEHOLDER}/workflows/", f"@{PLACEHOLDER_REF}"
     workflows = [
         StarterFile(
             f"{WORKFLOWS}/{workflow.name}",
@@ -76,7 +78,13 @@ def read_starter(actions: str, ref: str) -> tuple[StarterFile, ...]:
         )
         for workflow in _by_name(starter.joinpath(*_WORKFLOW_FOLDER))
     ]
-    others = [StarterFile(name, starter.joinpath(*name.split("/")).read_bytes()) for name in (IGNORED, FLAKE)]
+    others = [
+        StarterFile(
+            name,
+            starter.joinpath(*name.split("/")).read_bytes().replace(PLACEHOLDER.encode(), actions.encode()),
+        )
+        for name in (IGNORED, FLAKE)
+    ]
     return (*workflows, *others)
 
 

@@ -32,6 +32,7 @@ from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, add_flags
 
 _REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
@@ -58,7 +59,7 @@ def add_parser(subparsers: SubParsers) -> None:
         "--force", action="store_true", help="with --repair: also where over half of the paths would leave"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, (*VARIABLES, table.UPSTREAM, *_REPAIR_VARIABLES))
+    add_flags(parser, (*VARIABLES, table.UPSTREAM, table.UPSTREAM_FILE, *_REPAIR_VARIABLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ async def _verify(settings: _Settings) -> Outcome:
         is_writing = repair is not None and not repair.is_dry_run
         repository = open_repository(settings.location, environment, push=is_writing)
         stack.push_async_callback(repository.close)
-        upstreams = Upstreams(open_upstreams(settings.values.get(table.UPSTREAM)))
+        upstreams = Upstreams(open_upstreams(upstream_urls(settings.values)))
         stack.push_async_callback(upstreams.close)
 
         async def read() -> Inventory:

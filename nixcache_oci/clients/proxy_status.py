@@ -1,6 +1,7 @@
 """What a running proxy says of itself: a few small answers over loopback, each within seconds."""
 
 import os
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
@@ -12,6 +13,8 @@ from nixcache_oci.oci.document import get_optional_text, parse_document, parse_o
 
 _SECONDS: Final = 5
 _MOST_BYTES: Final = 1024 * 1024
+_MOST_CHARACTERS: Final = 500  # of what is shown: any user of the machine may be the one who answers
+_PRIORITY = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,15 @@ class ProxyStatus:
         with within("the proxy's status"):
             document = parse_document(status, "it", _MOST_BYTES)
             index = parse_object(document.get("index"))
-            entries = document.get("entries")
+            entries, error = document.get("entries"), get_optional_text(index, "last_error")
             return cls(
-                get_optional_text(document, "registry") or "",
+                (get_optional_text(document, "registry") or "")[:_MOST_CHARACTERS],
                 entries if isinstance(entries, int) else 0,
                 index.get("ready") is True,
-                get_optional_text(index, "last_error"),
+                error and error[:_MOST_CHARACTERS],
                 parse_object(document.get("public_keys")).get("changed") is True,
-                info.get("StoreDir", ""),
-                int(priority) if priority.isdecimal() else None,
+                info.get("StoreDir", "")[:_MOST_CHARACTERS],
+                int(priority) if _PRIORITY.fullmatch(priority) else None,
             )
 
 

@@ -7,20 +7,22 @@ here, before it has written a byte. Source: design section 5, promise 2.
 import asyncio
 from collections.abc import Coroutine, Iterable
 from datetime import datetime
+from heapq import nsmallest
 from typing import Any, Final
 
 import zstandard
 
 from nixcache_oci.cache.cache_index import CacheIndex
-from nixcache_oci.cache.listing import read_union
+from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, parse_table
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -52,32 +54,37 @@ async def read_state(
             f"{repository.name}: its index is of version 1, which gc does not count: publish to it first,"
             " for a publish takes its entries over"
         )
+    if union.unread:
+        raise LimitError(
+            f"{repository.name}: {union.unread} tags of segments that no index lists are more than are read;"
+            " delete those that nobody published"
+        )
     if not union.is_complete:
         raise RegistryError(
             f"{repository.name}: it lists a segment's tag, and has no manifest for it; if this stays so,"
             " delete that tag",
             is_temporary=True,
         )
+    budget = TableBudget()
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
     counted = {segment.manifest for segment in union.index.segments}
     jobs: list[Coroutine[Any, Any, StoredSegment | None]] = [
-        _read_listed(repository, segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
+        _read_listed(repository, budget, segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
         for segment in union.index.segments
     ]
-    jobs += [
-        _read_unlisted(repository, tag)
-        for tag in sorted(tags, key=lambda tag: (tag.created, tag.manifest))
-        if tag.manifest not in counted and tag.created < union.index.watermark
-    ]
+    former = (tag for tag in tags if tag.manifest not in counted and tag.created < union.index.watermark)
+    # The rest has its turn in later runs, when these are gone.
+    oldest = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
+    jobs += [_read_unlisted(repository, budget, tag) for tag in oldest]
     read = await run_all(jobs, _PARALLEL_REQUESTS)
     candidates = [version for version in untagged if version.digest != union.digest]
-    former = await run_all(
+    former_indexes = await run_all(
         (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS
     )
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
-        tuple(one for one in former if one is not None),
+        tuple(one for one in former_indexes if one is not None),
     )
 
 
@@ -89,7 +96,9 @@ async def _list_tags(repository: Repository) -> set[SegmentTag]:
     return {tag for tag in map(SegmentTag.parse, tags) if tag is not None}
 
 
-async def _read_listed(repository: Repository, segment: Segment, place: Place) -> StoredSegment:
+async def _read_listed(
+    repository: Repository, budget: TableBudget, segment: Segment, place: Place
+) -> StoredSegment:
     try:
         stored = await repository.get_manifest(str(segment.manifest))
     except NotFoundError as error:
@@ -99,10 +108,12 @@ async def _read_listed(repository: Repository, segment: Segment, place: Place) -
             f"{repository.name}: the manifest of {segment.tag} is gone, though no gc condemned it ({error});"
             " 'verify --repair' takes it out of the index"
         ) from None
-    return await _read_segment(repository, segment, place, stored.content)
+    return await _read_segment(repository, budget, segment, place, stored.content)
 
 
-async def _read_unlisted(repository: Repository, tag: SegmentTag) -> StoredSegment | None:
+async def _read_unlisted(
+    repository: Repository, budget: TableBudget, tag: SegmentTag
+) -> StoredSegment | None:
     """Read what an earlier gc took out of the index; None where it is gone, or nothing of ours."""
     try:
         stored = await repository.get_manifest(str(tag.manifest))
@@ -112,18 +123,20 @@ async def _read_unlisted(repository: Repository, tag: SegmentTag) -> StoredSegme
         segment = Segment.from_manifest(stored.content)
     except FormatError:
         return None
-    return await _read_segment(repository, segment, Place.UNLISTED, stored.content)
+    return await _read_segment(repository, budget, segment, Place.UNLISTED, stored.content)
 
 
 async def _read_segment(
-    repository: Repository, segment: Segment, place: Place, content: bytes
+    repository: Repository, budget: TableBudget, segment: Segment, place: Place, content: bytes
 ) -> StoredSegment:
     layers: tuple[Descriptor, ...] = ()
     try:
         layers = Manifest.parse(content).layers
         _check_same_table(segment, Segment.from_manifest(content))
-        table, size = await _read_table(repository, segment.table)
+        table, size = await _read_table(repository, budget, segment.table)
         await asyncio.to_thread(_check_blobs, table, layers)
+    except LimitError as error:
+        raise LimitError(f"{repository.name}: {error}; gc decides on all of them, or on nothing") from None
     except (NotFoundError, DigestError, FormatError) as error:
         if segment.condemned is not None or place is Place.UNLISTED:
             return StoredSegment(segment, place, layers)
@@ -139,13 +152,16 @@ def _check_same_table(listed: Segment, manifest: Segment) -> None:
         raise FormatError(f"the index names table {listed.table}, and its manifest {manifest.table}")
 
 
-async def _read_table(repository: Repository, digest: Digest) -> tuple[Table, int]:
+async def _read_table(repository: Repository, budget: TableBudget, digest: Digest) -> tuple[Table, int]:
+    budget.check()
     compressed = await read_blob(repository, digest, MAX_TABLE_BYTES)
-    return await asyncio.to_thread(_parse, compressed)
+    budget.receive(len(compressed))
+    return await asyncio.to_thread(_parse, compressed, budget)
 
 
-def _parse(compressed: bytearray) -> tuple[Table, int]:
+def _parse(compressed: bytearray, budget: TableBudget) -> tuple[Table, int]:
     text = inflate_table(compressed)
+    budget.inflate(len(text))
     return parse_table(text), len(text)
 
 

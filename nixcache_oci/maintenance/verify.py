@@ -202,6 +202,8 @@ def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
     """Read every narinfo strictly; also gives what cannot be read, tables and records among it."""
     listing = inventory.tables.listing
     problems = [Problem(tag, reason, Kind.SEGMENT, tag) for tag, reason in inventory.tables.damaged.items()]
+    if inventory.tables.left_out is not None:
+        problems.append(Problem(INDEX_TAG, inventory.tables.left_out, Kind.SEGMENT, INDEX_TAG))
     entries: list[Entry] = []
     sources: list[tuple[Digest, Segment | None]] = [(one.table, one) for one in listing.segments]
     if listing.version1 is not None:

@@ -65,6 +65,8 @@ class ContentsReader:
         tables = await read_tables(self._repository, self._folder, listing, held)
         for tag, reason in tables.damaged.items():
             self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+        if tables.left_out is not None:
+            self._progress.warn(tables.left_out)
         if not tables.damaged:
             # Tables that are not listed any more would stay on disk for ever.
             await asyncio.to_thread(self._folder.save, tables.listing)

@@ -89,6 +89,13 @@ UPSTREAM: Final = Variable(
     empty_is_value=True,
     hides_value=True,
 )
+UPSTREAM_FILE: Final = Variable(
+    name="NIXCACHE_UPSTREAM_FILE",
+    default="",
+    parse=parsers.parse_path,
+    metavar="FILE",
+    help="file with further upstream caches, one URL a line, which may hold user:password",
+)
 INDEX_TTL: Final = Variable(
     name="NIXCACHE_INDEX_TTL",
     default="300",
@@ -208,6 +215,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     LISTEN,
     PORT,
     UPSTREAM,
+    UPSTREAM_FILE,
     UPSTREAM_NARS,
     INDEX_TTL,
     INDEX_DIR,

@@ -3,18 +3,30 @@
 import logging
 import os
 import shutil
+import stat
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import index_folder
 from nixcache_oci.cache.index_folder import NOWHERE, IndexFolder
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader, render_table
-from nixcache_oci.clients.durable_file import unfinished_path, write_file
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
+from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place, state_below
 from tests.support.publish import CREATED
 
 NAME = "ghcr.io/owner/name/nix-cache"
@@ -23,9 +35,11 @@ NAME = "ghcr.io/owner/name/nix-cache"
 def put_table(folder: IndexFolder, seed: str) -> Digest:
     text = render_table(Table(TableHeader(CREATED), (), (store_object(seed).narinfo,)))
     writer = folder.table_writer(Digest.of(text))
-    writer.write_text(text)
-    writer.finish(Digest.of(text))
-    writer.close()
+    try:
+        writer.write_text(text)
+        writer.finish(Digest.of(text))
+    finally:
+        writer.close()
     return Digest.of(text)
 
 
@@ -69,10 +83,9 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     tables = folder.path / "tables"
     (tables / f"{Digest.of(b'crashed').hex}.keys").write_bytes(b"keys")
     left_behind = []
-    for place, name in ((tables, "text"), (folder.path, "index")):
-        write_file(place / name, [b"content"], place)
-        path = unfinished_path(place)
-        (place / name).rename(path)
+    for place in (tables, folder.path):
+        path = place / unfinished_name()
+        path.write_bytes(b"content")
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
         left_behind.append(path)
     folder.save(Listing(version1=kept))
@@ -206,6 +219,16 @@ def test_nothing_that_is_in_the_way_stops_a_reader(
     assert len(warnings) == 1
 
 
+def test_what_failed_looks_fetched_is_forgotten_elsewhere_too(tmp_path: Path) -> None:
+    """Memory and the folder for temporary files must not fill up while the disk takes nothing."""
+    (tmp_path / "root").write_text("")
+    folder = IndexFolder(tmp_path / "root", NAME)
+    old, new = put_table(folder, "old"), put_table(folder, "new")
+    folder.make_room([new])
+    assert folder.open_table(old) is None
+    assert folder.open_table(new) is not None
+
+
 def test_who_has_no_home_folder_has_an_index_in_memory(caplog: pytest.LogCaptureFixture) -> None:
     """Services and containers run under users without one."""
     folder = IndexFolder(NOWHERE, NAME)
@@ -235,3 +258,143 @@ def test_what_the_disk_did_not_take_is_written_when_it_can(
     assert loaded is not None
     assert loaded[0] == listing
     assert list(loaded[1]) == [table]
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("place", ["index.json", "public-key", "repository", "table", "keys"])
+def test_what_is_no_file_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """It is named, nothing waits for it, and what it leads to is neither read nor written.
+
+    All but a folder is replaced when its content is written anew, as anything damaged is.
+    """
+    folder, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    table = put_table(folder, "one")
+    folder.save(Listing(version1=table))
+    folder.pin_key(["first"])
+    name = f"tables/{table.hex}.{place}" if place in ("table", "keys") else place
+    path = folder.path / name
+    named = put_in_place(kind, path, elsewhere)
+    before = state_below(elsewhere)
+
+    problems: list[str] = []
+
+    def attempt(job: Callable[[], object]) -> object:
+        try:
+            return job()
+        except OSError as error:
+            problems.append(str(error))
+            return None
+
+    loaded = attempt(folder.load)
+    if place == "index.json":
+        assert loaded is None
+    elif place in ("table", "keys"):
+        assert loaded == (Listing(version1=table), {})
+    if place == "public-key":
+        assert attempt(lambda: folder.pin_key(["first"])) is None
+        path.rmdir() if kind == "folder" else path.unlink()
+        folder.pin_key(["first"])
+    else:
+        attempt(lambda: IndexFolder(tmp_path / "index", NAME))
+        attempt(lambda: put_table(folder, "one"))
+        attempt(lambda: folder.save(Listing(version1=table)))
+    problems += [record.getMessage() for record in caplog.records]
+    problems += [
+        record.__dict__["fields"].get("error", "") for record in caplog.records if "fields" in record.__dict__
+    ]
+    if place != "repository" or kind == "folder":  # that one is only written
+        assert any(named in problem for problem in problems)
+    assert state_below(elsewhere) == before
+    assert stat.S_ISREG(path.lstat().st_mode) or (kind == "folder" and place != "public-key")
+
+
+@pytest.mark.parametrize("kind", NO_FOLDERS)
+@pytest.mark.parametrize("place", ["", "tables"])
+def test_what_is_no_folder_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """One line names it and says what to do; the start goes on, and nothing is written where a link leads."""
+    former, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    saved = put_table(former, "one")
+    former.save(Listing(version1=saved))
+    named = put_in_place(kind, former.path / place, elsewhere)
+    before = state_below(elsewhere)
+    folder = IndexFolder(tmp_path / "index", NAME)
+    assert folder.load() is None
+    assert folder.open_table(saved) is None
+    folder.make_room([])
+    table = put_table(folder, "two")
+    assert folder.open_table(table) is not None
+    assert not folder.save(Listing(version1=table))
+    assert folder.pin_key(["first:AA"]) == folder.pin_key(["second:AA"]) == "first:AA"
+    assert [record.getMessage() for record in caplog.records] == [folder.trouble]
+    assert named in str(folder.trouble)
+    assert "NIXCACHE_INDEX_DIR" in str(folder.trouble)
+    assert state_below(elsewhere) == before
+
+
+def test_saved_files_have_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A terabyte of nothing is not read into memory."""
+    folder = IndexFolder(tmp_path, NAME)
+    folder.save(Listing())
+    folder.pin_key(["first"])
+    for name in ("index.json", "public-key"):
+        os.truncate(folder.path / name, 2**40)
+    assert folder.load() is None
+    assert "over 16777216 bytes" in caplog.records[-1].__dict__["fields"]["error"]
+    with pytest.raises(FormatError, match="over 4096 bytes"):
+        folder.pin_key(["first"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_warned"), [(0o700, False), (0o755, False), (0o775, True), (0o707, True)]
+)
+def test_a_folder_that_others_may_write_to_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, is_warned: bool
+) -> None:
+    """They could tell this proxy what the cache lists; ours are made for us alone."""
+    folder = IndexFolder(tmp_path, NAME)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.path.chmod(mode)
+    IndexFolder(tmp_path, NAME)
+    assert [record.message for record in caplog.records] == (
+        ["others may write to the index folder"] if is_warned else []
+    )
+
+
+def test_what_is_loaded_has_the_limits_of_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version may have saved more, and memory is as scarce then."""
+    folder = IndexFolder(tmp_path, NAME)
+    tables = [put_table(folder, str(number)) for number in range(4)]
+    descriptor = Descriptor(media_type.IMAGE_MANIFEST, Digest.of(b"manifest"), 1)
+    segments = [
+        Segment.from_descriptor(replace(descriptor, annotations=annotations_of(table, hour)))
+        for hour, table in enumerate(tables)
+    ]
+    folder.save(Listing(segments=tuple(segments)))
+    monkeypatch.setattr(index_folder, "TableBudget", lambda: TableBudget(most_entries=2))
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded[1].keys() == set(tables[2:])
+
+
+def annotations_of(table: Digest, hour: int) -> dict[str, str]:
+    return {
+        media_type.ANNOTATION_TABLE: str(table),
+        media_type.ANNOTATION_CREATED: format_time(CREATED + timedelta(hours=hour)),
+        media_type.ANNOTATION_PATHS: "1",
+    }
+
+
+def test_many_damaged_tables_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They have one cause, such as a disk that was full."""
+    folder = IndexFolder(tmp_path, NAME)
+    for number in range(5):
+        table = put_table(folder, str(number))
+        os.truncate(folder.path / "tables" / f"{table.hex}.table", 10)
+        assert folder.open_table(table) is None
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1

@@ -16,6 +16,7 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
+from tests.support.listener import listener
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import AnyRegistry, Ghcr, docker_registry
@@ -95,7 +96,8 @@ def test_a_healthy_client(
         before = diagnose(capsys)
         assert before["nix.conf: substituters"][0] == "error"
         assert "nixcache-oci use --apply" in before["nix.conf: substituters"][1]
-        assert main(["use", "--apply", "--file", str(machine / "nix.conf")]) == DONE
+        key = str(KEY.public_key)
+        assert main(["use", "--apply", "--file", str(machine / "nix.conf"), "--public-key", key]) == DONE
         after = diagnose(capsys)
     assert levels(after) == {"good"}
     assert "signing key" not in after
@@ -319,6 +321,58 @@ def test_no_registry(
     found = diagnose(capsys)
     assert found["registry"][0] == "error"
     assert found["pull"][0] == "skipped"
+
+
+@pytest.mark.parametrize("variable", ["NIXCACHE_TOKEN_FILE", "NIXCACHE_UPSTREAM_FILE"])
+def test_a_secret_that_others_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    """A file keeps a password from other users only if they may not read it."""
+    secret = tmp_path / "secret"
+    secret.write_text("https://user:hunter2@cache.example\n")
+    monkeypatch.setenv(variable, str(secret))
+    for mode, level in ((0o644, "warning"), (0o640, "warning"), (0o600, "good")):
+        secret.chmod(mode)
+        found = diagnose(capsys)["settings"]
+        assert found[0] == level
+        assert ("others may read it" in found[1]) == (level == "warning")
+        assert "hunter2" not in str(found)
+
+
+def test_a_file_of_upstreams_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would stop the proxy's start is named."""
+    monkeypatch.setenv("NIXCACHE_UPSTREAM_FILE", str(tmp_path / "gone"))
+    level, text = diagnose(capsys)["settings"]
+    assert level == "error"
+    assert "NIXCACHE_UPSTREAM_FILE" in text
+
+
+@pytest.mark.needs("nix")
+def test_somebody_else_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], machine: Path
+) -> None:
+    """Any user may hold the port: no remedy asks to do as it says, and nothing that it says is endless."""
+    del machine
+    evil = f"evil-1:{'A' * 43}="
+    status = {"registry": "evil/" * 100_000, "entries": 1, "index": {"ready": True}, "public_keys": {}}
+    answers = {
+        "/health": "ok",
+        "/_status": json.dumps(status),
+        "/nix-cache-info": f"StoreDir: /nix/store\nPriority: {'9' * 5000}\n",
+        "/public-key": evil + "\n" + "B" * 100_000,
+    }
+    with listener(answers) as url:
+        monkeypatch.setenv("NIXCACHE_PORT", url.rpartition(":")[2])
+        found = diagnose(capsys, "--client")
+    assert "any user of this machine can listen" in found["proxy: cache"][1]
+    assert found["proxy: nix-cache-info"][0] == "warning"
+    level, text = found["nix.conf: trusted-public-keys"]
+    assert level == "error"
+    assert "proves nothing" in text
+    assert evil not in text.partition("; get the key")[2]
+    assert max(len(text) for _, text in found.values()) < 2000
 
 
 def test_a_token_file_that_is_gone(

@@ -1,13 +1,21 @@
 """A repository becomes a cache: everything is written or nothing is, and never over what is there."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.cli.main import main
-from nixcache_oci.cli.starter import StarterFile, compare, read_starter, write
+from nixcache_oci.cli.starter import (
+    PLACEHOLDER,
+    PLACEHOLDER_REF,
+    StarterFile,
+    compare,
+    read_starter,
+    write,
+)
 from nixcache_oci.errors import Error
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import STANDIN
@@ -52,18 +60,62 @@ def test_what_is_written(repository: Path, capsys: pytest.CaptureFixture[str]) -
     assert "wrote" not in capsys.readouterr().out
 
 
-def test_whose_actions(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+# Paths of files end like it, too, and have more before it.
+_OUR_REPOSITORY = re.compile(r"(?:(?<![\w./$-])|(?<=github\.com/))[\w.-]+/nixcache-oci\b")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("ref", ["v2", COMMIT])
+def test_whose_actions(repository: Path, capsys: pytest.CaptureFixture[str], ref: str) -> None:
     """Every step that uses our actions names the repository and ref asked for, and no other step changes."""
-    assert main(["init", str(repository), "--actions", "someone/their-cache@abc123"]) == 0
+    assert main(["init", str(repository), "--actions", f"someone/their-cache@{ref}"]) == 0
     for name, text in _read(repository).items():
-        assert "owner/nixcache-oci" not in text, name
+        assert PLACEHOLDER not in text, name
+        assert PLACEHOLDER_REF not in text, name
     publish = (repository / ".github/workflows/publish-cache.yml").read_text()
-    assert "uses: someone/their-cache/workflows/publish@abc123\n" in publish
+    assert f"uses: someone/their-cache/workflows/publish@{ref}\n" in publish
     assert "uses: actions/checkout@de0f" in publish
-    assert "put the owner" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"https://github.com/someone/their-cache/tree/{ref}" in said
+    assert ("can move" in said) == (ref != COMMIT)
 
 
-@pytest.mark.parametrize("actions", ["", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x"])
+def test_actions_of_nobody(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever owns the named repository runs code beside the signing key: unasked, nobody at GitHub can.
+
+    An account's name is letters, digits and single hyphens, at most 39. That it must be replaced is said.
+    """
+    assert main(["init", str(repository)]) == 0
+    owners = set()
+    for path in (repository / ".github/workflows").iterdir():
+        owners |= set(re.findall(r"uses: ([^/\s]+)/", path.read_text()))
+    (owner,) = owners - {"actions"}
+    assert re.fullmatch(r"(?=.{1,39}\Z)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:_[A-Za-z0-9]+)?", owner) is None
+    said = capsys.readouterr().out
+    assert f"replace {PLACEHOLDER} by" in said
+    assert f"{PLACEHOLDER_REF} by a commit" in said
+
+
+def test_no_text_names_an_owner_who_could_be_anybody() -> None:
+    """What is there to be copied names no account for this project: anybody may have registered it."""
+    texts = [TOP / "README.md", TOP / "CHANGELOG.md", TOP / "flake.nix", TOP / "nixos-module.nix"]
+    for folder in ("docs", "workflows", "config", "nix", "nixcache_oci", ".github"):
+        texts += [
+            path for path in (TOP / folder).rglob("*") if path.suffix in {".md", ".yml", ".nix", ".sh", ".py"}
+        ]
+    assert len(texts) > 100
+    named = {
+        (str(path.relative_to(TOP)), found)
+        for path in texts
+        for found in _OUR_REPOSITORY.findall(path.read_text())
+    }
+    assert {one for one in named if one[1] not in {PLACEHOLDER, "bin/nixcache-oci"}} == set()
+
+
+@pytest.mark.parametrize(
+    "actions",
+    ["", "nixcache-oci", "a/b", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"],
+)
 def test_actions_that_are_none(repository: Path, actions: str) -> None:
     """What would not be a reference in the workflow is wrong usage, and nothing is written."""
     assert main(["init", str(repository), "--actions", actions]) == 2

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.redirect import is_loopback, is_public, literal_address, next_url
 from nixcache_oci.errors import UpstreamError
 from tests.support.upstream_server import HASH_PART, Handler, answering, asking, narinfo_text, refusing, serve
@@ -188,7 +189,7 @@ async def test_a_public_upstream_cannot_send_us_to_a_private_address(host: str) 
                 await upstreams.find(HASH_PART)
             [health] = upstreams.health()
             with pytest.raises(UpstreamError, match="refused"):
-                async with upstreams.open_nar(health.key, "nar/x"):
+                async with upstreams.open_nar(parse_upstream(health.url).key, "nar/x.nar"):
                     pass
     assert asked == []
 

@@ -118,13 +118,14 @@ GOOD, WARNING, ERROR = Level.GOOD, Level.WARNING, Level.ERROR
         (replace(RIGHT, substitute=False), (ERROR, GOOD, GOOD)),
         (replace(RIGHT, trusted_public_keys=(str(NAMESAKE.public_key),)), (GOOD, ERROR, GOOD)),
         (replace(RIGHT, trusted_public_keys=(), require_sigs=False), (GOOD, WARNING, GOOD)),
-        (replace(RIGHT, trusted_public_keys=(), substituters=(f"{URL}?trusted=1",)), (GOOD, GOOD, GOOD)),
+        (replace(RIGHT, trusted_public_keys=(), substituters=(f"{URL}?trusted=1",)), (GOOD, WARNING, GOOD)),
         (replace(RIGHT, substituters=("http://[",)), (ERROR, GOOD, GOOD)),
     ],
 )
 def test_nix_without_a_daemon(own: NixSettings, levels: tuple[Level, ...]) -> None:
     """The user's settings are all that counts."""
-    findings = check_nix_use(client(own, PLAIN, is_daemon=False, is_trusted=False), URL, [str(PUBLIC)])
+    nix = client(own, PLAIN, is_daemon=False, is_trusted=False)
+    findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)
     assert tuple(finding.level for finding in findings) == levels
     assert all(finding.remedy for finding in findings if finding.level is ERROR)
 
@@ -145,7 +146,8 @@ def test_nix_without_a_daemon(own: NixSettings, levels: tuple[Level, ...]) -> No
 )
 def test_nix_with_a_daemon(system: NixSettings, levels: tuple[Level, ...], *, is_trusted: bool) -> None:
     """A daemon follows a user whom it trusts, and others only to where its own settings lead."""
-    findings = check_nix_use(client(RIGHT, system, is_daemon=True, is_trusted=is_trusted), URL, [str(PUBLIC)])
+    nix = client(RIGHT, system, is_daemon=True, is_trusted=is_trusted)
+    findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)
     assert tuple(finding.level for finding in findings) == levels
     assert all("trusted-users" in finding.remedy for finding in findings if finding.level is ERROR)
 
@@ -192,8 +194,22 @@ def test_a_status_of_something_else(document: bytes) -> None:
 
 def test_the_key_is_not_known() -> None:
     """Then nothing can be said of it."""
-    findings = check_nix_use(client(RIGHT, RIGHT, is_daemon=False, is_trusted=True), URL, [])
-    assert findings[1].level is WARNING
+    nix = client(RIGHT, RIGHT, is_daemon=False, is_trusted=True)
+    assert check_nix_use(nix, URL, [], is_configured=False)[1].level is WARNING
+
+
+@pytest.mark.parametrize("known", [PUBLIC, NAMESAKE.public_key])
+def test_a_key_that_nobody_gave(known: PublicKey) -> None:
+    """No remedy asks to trust what an unauthenticated listener names, nor to drop a key because of it."""
+    own = replace(RIGHT, trusted_public_keys=(str(known),))
+    nix = client(own, own, is_daemon=False, is_trusted=True)
+    named = SecretKey.generate(known.name).public_key
+    found = check_nix_use(nix, URL, [str(named)], is_configured=False)[1]
+    assert found.level is ERROR
+    assert "proves nothing" in found.text
+    assert "remove" not in found.remedy
+    assert str(named) not in found.remedy
+    assert found.remedy.endswith("--public-key NAME:BASE64")
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,11 @@ from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.repository import RegistryLocation, repository_config
 from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from nixcache_oci.settings.variable import Values
-from tests.support.nix_modules import Evaluated, Modules
+from tests.support.nix_modules import KEY, USABLE, Modules, environment_of
 
 pytestmark = pytest.mark.needs("nix-instantiate")
 
-KEY = "my-cache-1:" + "A" * 43 + "="
 OTHER_KEY = "other-1:" + "B" * 42 + "A="
-USABLE: Mapping[str, Any] = {"repo": "octocat/my-cache", "publicKey": KEY}
-UNSIGNED: Mapping[str, Any] = {"repo": "octocat/my-cache", "requireSignatures": False}
 
 # Variables that have no option, and why.
 WITHOUT_OPTION = {
@@ -26,22 +23,10 @@ WITHOUT_OPTION = {
     "NIXCACHE_TOKEN": "would lie in the Nix store",
     "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
+    "NIXCACHE_UPSTREAM_FILE": "as above",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
 }
-
-
-def environment_of(evaluated: Evaluated, kind: str) -> dict[str, str]:
-    """What the proxy gets from this kind of machine, with systemd's quoting undone."""
-    if kind == "nixos":
-        found: dict[str, str] = evaluated.service["environment"]
-        return {name: value.replace("%%", "%") for name, value in found.items()}
-    if kind == "darwin":
-        daemon = evaluated.config["launchd"]["daemons"]["nixcache-proxy"]
-        return dict(daemon["serviceConfig"]["EnvironmentVariables"])
-    service = evaluated.config["systemd"]["user"]["services"]["nixcache-proxy"]["Service"]
-    assignments = (one[1:-1].replace("%%", "%").partition("=") for one in service["Environment"])
-    return {name: value for name, _, value in assignments}
 
 
 def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -141,22 +126,6 @@ def test_nix_asks_where_the_proxy_listens(modules: Modules, address: str, asked:
     assert settings["trusted-public-keys"][0].startswith("cache.nixos.org-1:")
 
 
-@pytest.mark.parametrize("kind", ["nixos", "darwin"])
-def test_without_signatures_only_the_proxy_is_trusted(modules: Modules, kind: str) -> None:
-    """No setting for every cache is touched, no upstream slips in unchecked, and the user is told."""
-    evaluated = modules.evaluate(kind, **UNSIGNED)
-    assert evaluated.failed == []
-    assert evaluated.nix_settings["substituters"][0] == "http://127.0.0.1:37515?trusted=true"
-    assert "require-sigs" not in evaluated.nix_settings
-    environment = environment_of(evaluated, kind)
-    assert (environment["NIXCACHE_PUBLIC_KEYS"], environment["NIXCACHE_UPSTREAM"]) == ("", "")
-    assert len(evaluated.warnings) == 1
-    assert "requireSignatures is off: Nix takes whatever" in evaluated.warnings[0]
-    more = modules.evaluate(kind, **UNSIGNED, upstreams=["https://cache.nixos.org"])
-    assert "upstreams are passed on without a check" in more.warnings[1]
-    assert modules.evaluate(kind, **USABLE).warnings == []
-
-
 def test_home_adds_to_the_users_nix_conf(modules: Modules) -> None:
     """A user's nix.conf adds to the machine's: what is listed there must not vanish."""
     evaluated = modules.evaluate("home", **USABLE)
@@ -200,24 +169,13 @@ def test_a_server_for_others(modules: Modules) -> None:
     assert modules.evaluate(**USABLE).config["networking"]["firewall"]["allowedTCPPorts"] == []
 
 
-def test_token(modules: Modules) -> None:
-    """The token stays in a file: systemd hands it over, and elsewhere only its path is told."""
-    path = "/run/secrets/100%"
-    service = modules.evaluate(**USABLE, tokenFile=path).service
-    assert service["serviceConfig"]["LoadCredential"] == ["token:/run/secrets/100%%"]
-    assert service["environment"]["NIXCACHE_TOKEN_FILE"] == "%d/token"
-    for kind in ("darwin", "home"):
-        environment = environment_of(modules.evaluate(kind, **USABLE, tokenFile=path), kind)
-        assert environment["NIXCACHE_TOKEN_FILE"] == path
-    assert modules.evaluate(**USABLE).service["serviceConfig"]["LoadCredential"] == []
-
-
 def test_http_proxy_of_the_machine(modules: Modules) -> None:
     """Where the machine reaches the network through a proxy, so does the service; its own settings win."""
     more = '{ networking.proxy.envVars = { https_proxy = "http://p:1"; no_proxy = "a"; }; }'
     evaluated = modules.evaluate(**USABLE, more=more, extraSettings={"no_proxy": "b"})
     environment = environment_of(evaluated, "nixos")
     assert (environment["https_proxy"], environment["no_proxy"]) == ("http://p:1", "b")
+    assert evaluated.warnings == []
 
 
 def test_an_oci_layout(modules: Modules) -> None:
@@ -266,12 +224,14 @@ def test_daemon_on_macos(modules: Modules) -> None:
         ({"registry": "oci:cache"}, "the folder behind `oci:` must be an absolute path"),
         ({"port": 0}, "port is 0, which picks a free one"),
         ({"publicKey": None}, "requireSignatures is on and services.nixcache-proxy.publicKeys is empty"),
-        ({"requireSignatures": False}, "remove one of them"),
         ({"publicKeys": ["my-cache-1:" + "C" * 42 + "A="]}, "two keys of one name"),
         ({"tokenFile": "/nix/store/abc-token"}, "tokenFile lies in the Nix store"),
+        ({"upstreamsFile": "/nix/store/abc-urls"}, "upstreamsFile lies in the Nix store"),
         ({"extraSettings": {"NIXCACHE_PORT": "1"}}, "sets NIXCACHE_PORT, which has an option of its own"),
-        ({"extraSettings": {"NIXCACHE_TOKEN_FILE": "/x"}}, "sets NIXCACHE_TOKEN_FILE, which has an option"),
-        ({"extraSettings": {"GITHUB_TOKEN": "x"}}, "sets GITHUB_TOKEN, which every user could read"),
+        (
+            {"extraSettings": {"NIXCACHE_UPSTREAM_FILE": "/x"}},
+            "sets NIXCACHE_UPSTREAM_FILE, which has an option",
+        ),
     ],
 )
 def test_contradictions(modules: Modules, kind: str, settings: dict[str, Any], message: str) -> None:
@@ -289,6 +249,7 @@ def test_contradictions(modules: Modules, kind: str, settings: dict[str, Any], m
             {"repo": None},
             "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
         ),
+        ({"requireSignatures": False}, "remove one of them"),
         ({"openFirewall": True}, "openFirewall is on, but nobody else can reach 127.0.0.1"),
     ],
 )

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.nix.store_path import HashPart
 
 HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
@@ -22,12 +23,14 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Options(TypedDict, total=False):
     """Arguments of the client, as it names them."""
 
+    signer: UrlSigner
     connect_seconds: float
     answer_seconds: float
     stall_seconds: float
     resume_pause_seconds: float
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
+    store_dir: str | None
 
 
 def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from nixcache_oci.cli.starter import PLACEHOLDER_REF
 from tests.workflows.documents import HERE, TOP, Document, read
 from tests.workflows.expression import Payload, Scope, Value, render
 
@@ -195,7 +196,7 @@ class Job:
             return "success", player(self, given)
         if name.startswith("./") and not ref:
             result = self.run_action(self.workspace / name, given)
-        elif name.startswith(HERE) and ref == "v1":
+        elif name.startswith(HERE) and ref == PLACEHOLDER_REF:
             result = self.run_action(TOP / name.removeprefix(HERE), given)
         else:
             raise RunnerError(f"nobody plays {uses}")

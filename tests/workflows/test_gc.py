@@ -68,4 +68,4 @@ def test_without_setup(story: GithubStory) -> None:
     restrict_path(job, "bash", "dirname")
     ran = job.run_action(ACTION, {})
     assert ran.outcome == "failure"
-    assert "::error::nixcache-oci is not on PATH: use owner/nixcache-oci/workflows/setup" in ran.log
+    assert "::error::nixcache-oci is not on PATH: use the action workflows/setup" in ran.log

@@ -5,7 +5,7 @@ import pytest
 from tests.clients.nix_story import SYSTEM
 from tests.workflows.documents import TEMPLATE, TOP
 from tests.workflows.expression import Payload
-from tests.workflows.github_story import GithubStory, flake
+from tests.workflows.github_story import SETUP, GithubStory, flake
 from tests.workflows.recorder import Recorder, restrict_path
 from tests.workflows.runner import Event, Result
 
@@ -33,7 +33,7 @@ def foreign(name: str) -> Event:
 def publish(story: GithubStory, event: Event, **inputs: str) -> Result:
     """Run the action where the owner's flake is checked out."""
     job = story.job(event, MAY_PUSH)
-    job.use("owner/nixcache-oci/workflows/setup@v1", {})
+    job.use(f"{SETUP}@v1", {})
     story.check_out(job, "refs/heads/main")
     return job.run_action(ACTION, {name.replace("_", "-"): value for name, value in inputs.items()})
 
@@ -134,7 +134,7 @@ def test_what_is_missing_is_named(story: GithubStory) -> None:
     restrict_path(job, "bash", "dirname")
     ran = job.run_action(ACTION, {})
     assert ran.outcome == "failure"
-    assert "::error::nixcache-oci is not on PATH: use owner/nixcache-oci/workflows/setup" in ran.log
+    assert "::error::nixcache-oci is not on PATH: use the action workflows/setup" in ran.log
     Recorder(job)
     assert "::error::Nix is not on PATH" in job.run_action(ACTION, {}).log
 

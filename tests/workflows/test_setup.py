@@ -16,7 +16,7 @@ from tests.workflows.recorder import restrict_path
 from tests.workflows.runner import Job
 
 SETUP = TOP / "workflows/setup"
-LOCK = SETUP / "requirements.lock"
+LOCK = SETUP / "requirements.txt"
 INSTALLER = "cachix/install-nix-action"
 # As pip says that it reached no index; anything else is a failure of ours.
 NO_INDEX = re.compile(r"connection broken|Failed to establish|Name or service not known", re.IGNORECASE)
@@ -86,7 +86,7 @@ def test_nix_is_installed_where_it_is_missing(story: GithubStory, given: str, in
 
 def test_the_locks_agree() -> None:
     """What a runner installs is what was tested: the same versions and hashes, all that the program needs."""
-    of_setup, of_tests = packages_of(LOCK.read_text()), packages_of((TOP / "requirements.lock").read_text())
+    of_setup, of_tests = packages_of(LOCK.read_text()), packages_of((TOP / "requirements.txt").read_text())
     assert of_setup.items() <= of_tests.items()
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]

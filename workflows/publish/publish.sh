@@ -4,7 +4,7 @@ set -euo pipefail
 # shellcheck source=workflows/shell/common.sh
 . "$(dirname "$0")/../shell/common.sh"
 require_program
-command -v nix >/dev/null || fail 'Nix is not on PATH: use owner/nixcache-oci/workflows/setup before this action'
+command -v nix >/dev/null || fail 'Nix is not on PATH: use the action workflows/setup of nixcache-oci before this one'
 
 # Secrets and a token that may write, in a job that runs a stranger's code.
 if [ "$GITHUB_EVENT_NAME" = pull_request_target ]; then

@@ -23,7 +23,7 @@ rm -rf "$folder"
 mkdir -p "$folder/source" "$folder/bin"
 "$python" -m venv "$folder/venv"
 pip=("$folder/venv/bin/python" -m pip --quiet --disable-pip-version-check install --no-compile)
-"${pip[@]}" --require-hashes --only-binary :all: -r "$here/requirements.lock"
+"${pip[@]}" --require-hashes --only-binary :all: -r "$here/requirements.txt"
 # A copy, for a build leaves files behind, and the checkout may be the repository that is worked on.
 (cd "$here/../.." && cp -R LICENSE README.md pyproject.toml nixcache_oci "$folder/source/")
 "${pip[@]}" --no-index --no-deps --no-build-isolation "$folder/source"

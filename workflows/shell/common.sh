@@ -57,5 +57,5 @@ run_program() {
 
 require_program() {
   command -v nixcache-oci >/dev/null ||
-    fail 'nixcache-oci is not on PATH: use owner/nixcache-oci/workflows/setup before this action'
+    fail 'nixcache-oci is not on PATH: use the action workflows/setup of nixcache-oci before this one'
 }

@@ -5,6 +5,7 @@ Unknown, an UpstreamError: anything else, because a client remembers a wrong "no
 """
 
 import asyncio
+import secrets
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,6 +15,7 @@ import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
     NarBody,
@@ -39,6 +41,8 @@ class Upstreams:
     Args:
         upstreams: a base URL that is listed twice counts once.
         mode: where clients get NARs from.
+        signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
+        store_dir: where store paths have to lie: any other is a miss. None for anywhere.
         connect_seconds: limit for one connection.
         answer_seconds: limit for a whole narinfo.
         stall_seconds: limit for each wait for bytes of a NAR.
@@ -52,6 +56,8 @@ class Upstreams:
         upstreams: Sequence[Upstream],
         *,
         mode: NarMode = NarMode.STREAM,
+        signer: UrlSigner | None = None,
+        store_dir: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 5.0,
         stall_seconds: float = 30.0,
@@ -61,6 +67,8 @@ class Upstreams:
     ) -> None:
         self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
         self._mode = mode
+        self._signer = signer or UrlSigner(secrets.token_bytes(32))
+        self._store_dir = store_dir
         self._answer_seconds = answer_seconds
         self._stall_seconds = stall_seconds
         self._resume_pause_seconds = resume_pause_seconds
@@ -113,13 +121,13 @@ class Upstreams:
 
         Args:
             key: the upstream's key.
-            path: below its base URL, as on the wire (percent-encoded), without a leading slash.
+            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
             query: as on the wire, without the question mark.
             start: offset of the first byte.
             end: offset behind the last byte.
 
         Raises:
-            UpstreamNotFoundError: no such upstream, NAR or part, or a path that is refused.
+            UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
             UpstreamError: no usable answer.
         """
         peer, url = self._locate(key, path, query)
@@ -167,8 +175,10 @@ class Upstreams:
         peer = self._peers.get(key)
         if peer is None:
             raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
+        has_password = bool(peer.upstream.authorization)
         try:
-            return peer, nar_url(peer.upstream, path, query)
+            named = self._signer.named_path(key, path, query, has_password=has_password)
+            return peer, nar_url(peer.upstream, named, query)
         except FormatError as error:
             raise UpstreamNotFoundError(f"upstream {peer.upstream}: {error}") from error
 
@@ -212,7 +222,8 @@ class Upstreams:
                 raise UpstreamError(
                     f"upstream {peer.upstream}: {hash_part}.narinfo: status {response.status}"
                 )
-            return self._parse(peer.upstream, hash_part, body)
+            narinfo = self._parse(peer.upstream, hash_part, body)
+            return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
 
         narinfo = await peer.attempt(self._answer_seconds, ask)
         if narinfo is None:
@@ -223,7 +234,7 @@ class Upstreams:
 
     def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
         try:
-            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode)
+            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode, self._signer)
         except FormatError as error:
             raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: {error}") from error
         if narinfo.store_path.hash_part != hash_part:

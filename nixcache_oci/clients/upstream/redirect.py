@@ -12,7 +12,7 @@ from typing import Any
 
 from yarl import URL
 
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.url import parse_url, show_url
 from nixcache_oci.errors import UpstreamError
 
 MOST_REDIRECTS = 5
@@ -84,11 +84,11 @@ def next_url(current: URL, location: str) -> URL:
         host = target.host
     except ValueError as error:
         raise UpstreamError(
-            f"upstream {current.origin()}: redirect to {location[:200]!r}: {error}"
+            f"upstream {current.origin()}: redirect to {show_url(location)}: not a URL"
         ) from error
     if not location or not host or target.scheme not in {"http", "https"}:
         raise UpstreamError(
-            f"upstream {current.origin()}: redirect to {location[:200]!r}, which is no web address"
+            f"upstream {current.origin()}: redirect to {show_url(location)}, which is no web address"
         )
     if current.scheme == "https" and target.scheme == "http":
         raise UpstreamError(f"upstream {current.origin()}: redirect from https to http://{host} refused")

@@ -14,6 +14,7 @@ TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
 FALLBACK: Final = "nix.conf: fallback"
 CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK)
 
+_MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
 
 
@@ -48,18 +49,20 @@ class Client:
         )
 
 
-def check_nix_use(client: Client, url: str, keys: Sequence[str]) -> list[Finding]:
+def check_nix_use(client: Client, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
     """Look whether Nix asks the proxy, and takes what it gives.
 
     Args:
         client: Nix here.
         url: of the proxy.
         keys: of the cache; none where they are not known.
+        is_configured: whether somebody gave the keys; else the proxy or the registry names them, which proves
+            nothing, and no remedy may ask to trust them.
     """
     effective = client.effective()
     return [
         _check_substituter(client, effective, url),
-        _check_key(client, effective, url, keys),
+        _check_key(client, effective, url, keys, is_configured=is_configured),
         _check_fallback(effective),
     ]
 
@@ -81,10 +84,16 @@ def _check_substituter(client: Client, effective: NixSettings, url: str) -> Find
     return wrong(SUBSTITUTER, f"{url} is not among them", _USE)
 
 
-def _check_key(client: Client, effective: NixSettings, url: str, keys: Sequence[str]) -> Finding:
+def _check_key(
+    client: Client, effective: NixSettings, url: str, keys: Sequence[str], *, is_configured: bool
+) -> Finding:
     found = find_substituter(effective.substituters, url)
     if found is not None and trusts_blindly(found):
-        return good(TRUSTED_KEY, "this one substituter needs no signature (trusted=1)")
+        return warning(
+            TRUSTED_KEY,
+            f"{found} needs no signature, and while the proxy is down, any user of this machine can answer",
+            "sign the cache, and trust its key; else let systemd hold a port below 1024",
+        )
     if not effective.require_sigs:
         return warning(TRUSTED_KEY, "require-sigs = false: Nix takes unsigned paths from every substituter")
     if not keys:
@@ -95,6 +104,13 @@ def _check_key(client: Client, effective: NixSettings, url: str, keys: Sequence[
         )
     if set(keys) & set(effective.trusted_public_keys):
         return good(TRUSTED_KEY, "the cache's key is among them")
+    if not is_configured:
+        shown = keys[0][:_MOST_CHARACTERS]
+        return wrong(
+            TRUSTED_KEY,
+            f"{shown} is not among them; it is what the proxy or the registry names, which proves nothing",
+            f"get the key from the cache's owner, then: {_USE} --public-key NAME:BASE64",
+        )
     return _explain_missing_key(client, effective, keys)
 
 

@@ -60,7 +60,11 @@ def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: boo
         text = f"it serves {status.registry}, and the settings here name {repository}"
         if is_chosen:
             return wrong(SERVED, text, "start it with the same settings")
-        return warning(SERVED, text, "set NIXCACHE_REPO and NIXCACHE_REGISTRY as they are set for the proxy")
+        remedy = (
+            "set NIXCACHE_REPO and NIXCACHE_REGISTRY as in the proxy's own configuration, not as it says: "
+            "any user of this machine can listen there"
+        )
+        return warning(SERVED, text, remedy)
     if not status.is_ready:
         return wrong(SERVED, f"it has no index yet: {status.error or 'it is being read'}", "see its log")
     if status.is_key_changed:

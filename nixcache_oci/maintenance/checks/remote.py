@@ -130,13 +130,15 @@ async def read_index(
     except Error as error:
         return wrong(INDEX, str(error)), None
     inventory, listing = Inventory(tables), tables.listing
-    if kept.trouble is not None:
-        return warning(INDEX, kept.trouble), inventory
     if tables.damaged:
         tag, reason = next(iter(tables.damaged.items()))
         count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
         text = f"{count} cannot be read; {tag}: {reason}"
         return wrong(INDEX, text, "nixcache-oci verify tells more"), inventory
+    if tables.left_out is not None:
+        return wrong(INDEX, tables.left_out, "nixcache-oci gc merges segments"), inventory
+    if kept.trouble is not None:
+        return warning(INDEX, kept.trouble), inventory
     if not listing.tables:
         return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
     paths = tables.catalog(()).entries
