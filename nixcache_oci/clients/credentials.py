@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from yarl import URL
+
 from nixcache_oci.errors import UsageError
 
 TOKEN_FILE_VARIABLE: Final = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
 TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
 _GITHUB_VARIABLES: Final = ("GITHUB_TOKEN", "GH_TOKEN")
+_GITHUB: Final = "ghcr.io"
+_ENTERPRISE: Final = ".ghe.com"
 _ANY_USER: Final = "nixcache-oci"  # a token alone tells who it is; the user's name only has to be there
 _AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark, and all sorts of line ends
 
@@ -33,12 +37,14 @@ class Credentials:
         password: or token; never shown.
         source: where it was found, for people.
         is_identity_token: whether the password is an OAuth2 refresh token, such as docker keeps.
+        is_ambient: whether it lay in the environment, not meant for this registry; see ``may_receive``.
     """
 
     username: str
     password: str = field(repr=False)
     source: str
     is_identity_token: bool = False
+    is_ambient: bool = False
 
     @property
     def current(self) -> "Credentials":
@@ -82,7 +88,7 @@ def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | 
     if is_github(host) or is_loopback(host):
         for name in _GITHUB_VARIABLES:
             if token := environment.get(name, "").strip(_AROUND):
-                return Credentials(_ANY_USER, token, name)
+                return Credentials(_ANY_USER, token, name, is_ambient=True)
     return None
 
 
@@ -105,10 +111,38 @@ def parse_token(text: str, source: str) -> Credentials:
     return Credentials(user, password, source) if colon else Credentials(_ANY_USER, secret, source)
 
 
+def may_receive(realm: URL, registry: URL) -> bool:
+    """Tell whether a token service may be shown ``GITHUB_TOKEN``, which nobody gave for this registry.
+
+    It may at the registry's own host, over https unless that is this machine; and at GitHub, which issued it.
+
+    Args:
+        realm: where a registry says that tokens are issued.
+        registry: its address.
+    """
+    host, own = _bracketed(realm), _bracketed(registry)
+    if is_loopback(host):
+        return is_loopback(own)
+    return realm.scheme == "https" and (host == own or _is_same_github(host, own))
+
+
+def _bracketed(url: URL) -> str:
+    host = (url.host or "").lower()
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_same_github(host: str, own: str) -> bool:
+    """Tell github.com from the enterprises, and those from each other (``NAME.ghe.com`` and all below it)."""
+    if not own.endswith(_ENTERPRISE):
+        return host == _GITHUB
+    name = own.removesuffix(_ENTERPRISE).rpartition(".")[2]
+    return f".{host}".endswith(f".{name}{_ENTERPRISE}")
+
+
 def is_github(host: str) -> bool:
     """Tell whether a registry is GitHub's: ghcr.io, or one of an enterprise (``containers.NAME.ghe.com``)."""
     name = host.lower().removesuffix(":443")
-    return name == "ghcr.io" or name.endswith(".ghe.com")
+    return name == _GITHUB or name.endswith(_ENTERPRISE)
 
 
 def is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import aiohttp
 
+from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
@@ -127,5 +128,5 @@ class ProxyClient:
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
             raise Error(f"{self._url}: {reason}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Error(f"{self._url}: {str(error) or type(error).__name__}") from None
+        except FOREIGN_ERRORS as error:
+            raise Error(f"{self._url}: {show(str(error)) or type(error).__name__}") from None

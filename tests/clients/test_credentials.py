@@ -1,8 +1,15 @@
 """Which credentials go to which registry, of those that stand in variables."""
 
 import pytest
+from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials, choose_variable, is_loopback, parse_token
+from nixcache_oci.clients.credentials import (
+    Credentials,
+    choose_variable,
+    is_loopback,
+    may_receive,
+    parse_token,
+)
 from nixcache_oci.errors import UsageError
 
 _GITHUB = {"GITHUB_TOKEN": "gh-secret", "GH_TOKEN": "other-secret"}
@@ -42,7 +49,7 @@ def test_an_empty_variable_is_none(text: str) -> None:
     """An unset secret reaches a workflow as an empty variable."""
     assert choose_variable("quay.io", {"NIXCACHE_TOKEN": text}) is None
     found = choose_variable("ghcr.io", {"NIXCACHE_TOKEN": text, "GITHUB_TOKEN": text, "GH_TOKEN": "t"})
-    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN")
+    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN", is_ambient=True)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,9 @@ def test_an_empty_variable_is_none(text: str) -> None:
 )
 def test_github_tokens_go_to_github(host: str) -> None:
     """GitHub's registries take GITHUB_TOKEN; the loopback ones are tests and local mirrors."""
-    assert choose_variable(host, _GITHUB) == Credentials("nixcache-oci", "gh-secret", "GITHUB_TOKEN")
+    assert choose_variable(host, _GITHUB) == Credentials(
+        "nixcache-oci", "gh-secret", "GITHUB_TOKEN", is_ambient=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,3 +97,37 @@ def test_secrets_are_not_shown() -> None:
 def test_odd_hosts_are_not_this_machine(host: str) -> None:
     """What is not clearly loopback is treated as foreign."""
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("registry", "realm", "expected"),
+    [
+        ("https://ghcr.io", "https://ghcr.io/token", True),
+        ("https://ghcr.io", "https://GHCR.io:443/token", True),
+        ("https://ghcr.io", "http://ghcr.io/token", False),
+        ("http://ghcr.io", "http://ghcr.io/token", False),
+        ("https://ghcr.io", "https://ghcr.io.evil.example/token", False),
+        ("https://ghcr.io", "https://evil.example/token", False),
+        ("https://ghcr.io", "https://127.0.0.1/token", False),
+        ("https://ghcr.io", "https://containers.corp.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://containers.corp.ghe.com/token", True),
+        ("https://containers.corp.ghe.com", "https://corp.ghe.com/token", True),
+        ("https://containers.corp.ghe.com", "https://containers.other.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://evilcorp.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://ghcr.io/token", False),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/token", True),
+        ("http://127.0.0.1:5000", "http://localhost:5001/token", True),
+        ("http://[::1]:5000", "http://[::1]:5001/token", True),
+        ("http://127.0.0.1:5000", "https://ghcr.io/token", True),
+        ("http://127.0.0.1:5000", "http://ghcr.io/token", False),
+        ("http://127.0.0.1:5000", "https://evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://127.0.0.1.evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://10.0.0.1/token", False),
+    ],
+)
+def test_github_tokens_are_shown_to_the_registry_and_to_github_only(
+    registry: str, realm: str, *, expected: bool
+) -> None:
+    """They were not given for this registry, which may name any token service that it likes."""
+    assert may_receive(URL(realm), URL(registry)) is expected

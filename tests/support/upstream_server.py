@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     signer: UrlSigner
     connect_seconds: float
     answer_seconds: float
+    nar_seconds: float
     stall_seconds: float
     resume_pause_seconds: float
     clock: Callable[[], float]
@@ -85,8 +86,8 @@ async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str
             await conversation(reader, writer)
             writer.close()
             await writer.wait_closed()  # everything said was sent
-        except (OSError, EOFError):
-            pass  # the client has gone, which is the story of some tests
+        except (OSError, EOFError, asyncio.CancelledError):
+            pass  # the client has gone, which is the story of some tests, or the test is over
         finally:
             writer.transport.abort()
 
