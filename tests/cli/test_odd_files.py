@@ -20,7 +20,7 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.signature import SecretKey
 from tests.cli.cache_story import write_layout
 from tests.support.objects import store_object
-from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place
+from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place, state_below
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import publish
 
@@ -143,9 +143,9 @@ def test_what_is_in_the_way_of_an_export(
     assert main(["export", str(exported)]) == DONE
     path = exported / f"{ONE.narinfo.store_path.hash_part}.narinfo"
     named = put_in_place(kind, path, elsewhere)
-    before = {path: path.lstat() for path in elsewhere.rglob("*")}
+    before = state_below(elsewhere)
     status = main(["export", str(exported)])
-    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+    assert state_below(elsewhere) == before
     if kind == "folder":
         assert status == FAILED
         assert named in capsys.readouterr().err
