@@ -197,6 +197,12 @@ def test_what_is_no_upstream(url: str) -> None:
         ("PORT", "65536", "'65536': expected a port number from 0 to 65535"),
         ("PORT", "-1", "'-1': expected a port number from 0 to 65535"),
         ("PORT", "1_000", "'1_000': expected a port number from 0 to 65535"),
+        ("PASS_ENV", "A B=C", "'A B=C': expected names of environment variables, separated by spaces"),
+        (
+            "PASS_ENV",
+            "A GH_TOKEN",
+            "'A GH_TOKEN': GH_TOKEN is this program's own, and builds could read it; leave it out",
+        ),
         ("LISTEN", "localhost:80", "'localhost:80': expected an IP address or a host name, without a port"),
         ("LISTEN", "127.0.0.256", "'127.0.0.256': expected an IP address or a host name, without a port"),
         ("LISTEN", "[localhost]x", "'[localhost]x': expected an IP address or a host name, without a port"),

@@ -132,7 +132,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
             request.public_keys,
             settings.options.upstream_key_names,
         )
-        upstreams = Upstreams(open_upstreams(settings.upstreams))
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)

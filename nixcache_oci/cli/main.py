@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import as_line, complain, say
 from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
+from nixcache_oci.clients.local_store.own_environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
 PROGRAM: Final = "nixcache-oci"
@@ -44,6 +45,9 @@ VERBS: Final = {
 # Whose work is not what they print.
 _SERVING: Final = frozenset({"proxy", "demo"})
 
+# They run beside builds, which may read the environment that this process was started with.
+_BUILDING: Final = frozenset({"publish", "push"})
+
 # As a shell reports a program that a signal ended: 128 and the signal's number.
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
@@ -61,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
     """
     streams = StandardStreams()
+    is_own = argv is None
     argv = sys.argv[1:] if argv is None else argv
     try:
-        status = _run(argv, os.environ)
+        status = _run(argv, None if is_own else os.environ)
         # Here, where a closed pipe can still be handled, and not at the interpreter's end.
         loss = streams.find_loss()
         if loss is not None and not _SERVING.intersection(argv[:1]):
@@ -77,17 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
-    verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
+def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> int:
+    """Run a command; the environment is None for that of a process which is all ours."""
     try:
-        arguments = _make_parser(argv, verb).parse_args(argv)
-    except SystemExit as leaving:
-        # argparse has said what is wrong, or has shown help or version.
-        return leaving.code if isinstance(leaving.code, int) else DONE
-    if verb is None:
-        raise AssertionError("argparse requires a verb, and takes none but ours")
-    try:
-        return verb.run(arguments, environment)
+        if environment is None:
+            environment = hide_environment(os.environ) if argv[:1] and argv[0] in _BUILDING else os.environ
+        return _run_verb(argv, environment)
     except UsageError as error:
         return _fail(str(error), WRONG_USAGE)
     except Error as error:
@@ -109,6 +109,18 @@ def _tell(error: OSError) -> str:
     return text
 
 
+def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
+    try:
+        arguments = _make_parser(argv, verb).parse_args(argv)
+    except SystemExit as leaving:
+        # argparse has said what is wrong, or has shown help or version.
+        return leaving.code if isinstance(leaving.code, int) else DONE
+    if verb is None:
+        raise AssertionError("argparse requires a verb, and takes none but ours")
+    return verb.run(arguments, environment)
+
+
 def load_verb(name: str) -> Verb:
     """Import the module of a verb."""
     # `import` is a word of Python's, which no module can be named after.
@@ -117,7 +129,7 @@ def load_verb(name: str) -> Verb:
 
 
 def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="A Nix binary cache that lies in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
@@ -134,8 +146,15 @@ def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentPar
 
 
 def _fail(error: str, status: int) -> int:
-    print(f"{PROGRAM}: error: {escape_unprintable(error)}", file=sys.stderr)
+    complain(f"{PROGRAM}: error: {error}")
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat what was written, which a script may have from elsewhere."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(as_line(message))
 
 
 class _VersionAction(argparse.Action):
@@ -151,5 +170,5 @@ class _VersionAction(argparse.Action):
         del namespace, values, option_string
         from importlib.metadata import version  # noqa: PLC0415 -- a third of the time that a start takes
 
-        print(f"{PROGRAM} {version(PROGRAM)}")
+        say(f"{PROGRAM} {version(PROGRAM)}")
         parser.exit(DONE)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.proxy.allocator import keep_freed_memory
@@ -74,4 +75,4 @@ async def _serve(
 
 def _announce(addresses: Sequence[str]) -> None:
     for address in addresses:
-        print(f"listening on {address}", flush=True)
+        say(f"listening on {address}")

@@ -22,7 +22,6 @@ from nixcache_oci.cli.publishing import (
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.settings.variable import Values
@@ -78,7 +77,7 @@ async def _push(
     with_closure: bool,
 ) -> int:
     began = time.monotonic()
-    nix = Nix(settings.nix_environment)
+    nix = settings.nix()
     with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
         async with (
             opened(settings) as repository,

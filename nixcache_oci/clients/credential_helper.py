@@ -52,12 +52,7 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
         _log.warning("%r cannot be the name of a credential helper: it is not run", helper.name[:80])
         return None
     program = f"docker-credential-{helper.name}"
-    passed = {
-        name: value
-        for name, value in environment.items()
-        if name in _PASSED or name.startswith(_PASSED_FAMILIES)
-    }
-    if shutil.which(program, path=passed.get("PATH")) is None:
+    if shutil.which(program, path=environment.get("PATH")) is None:
         _log.warning(
             "%s is not in PATH, and has the login for %s: going on without it", program, helper.server
         )
@@ -72,7 +67,13 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
     try:
         async with asyncio.timeout(_SECONDS):
             ended = await run_program(
-                program, ["get"], passed, show, given=f"{helper.server}\n".encode(), most_bytes=_MOST_BYTES
+                program,
+                ["get"],
+                environment,
+                show,
+                choose=_choose_environment,
+                given=f"{helper.server}\n".encode(),
+                most_bytes=_MOST_BYTES,
             )
     except TimeoutError:
         _log.warning("%s did not answer within %d s: going on without it", program, _SECONDS)
@@ -90,6 +91,14 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
     if found is None:
         _log.warning("%s answered with something else than a login: going on without it", program)
     return found
+
+
+def _choose_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _PASSED or name.startswith(_PASSED_FAMILIES)
+    }
 
 
 def _read_answer(answer: bytes, program: str) -> Credentials | None:

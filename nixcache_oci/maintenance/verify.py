@@ -74,7 +74,8 @@ class Verifier:
             Error: the repository could not answer.
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
-        self._tell(f"{len(entries)} paths are listed")
+        # As `list` counts: each once, however many segments list it.
+        self._tell(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)

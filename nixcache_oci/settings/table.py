@@ -6,6 +6,7 @@ Source: design section 7.
 
 from typing import Final
 
+from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
 from nixcache_oci.settings.variable import Variable
 
@@ -53,9 +54,9 @@ TOKEN: Final = Variable(
     default="",
     parse=parsers.parse_text,
     metavar="TOKEN",
-    help="a token, or user:password, for whatever registry is set, where there is no file of it",
+    help="token, or user:password, for whatever registry is set, where there is no file with one",
     hides_value=True,
-    is_secret=True,
+    is_environment_only=True,
 )
 TOKEN_FILE: Final = Variable(
     name="NIXCACHE_TOKEN_FILE",
@@ -179,6 +180,14 @@ CONFIG_DIR: Final = Variable(
     metavar="FLAKE",
     help="flake that is published, where the command line names none",
 )
+PASS_ENV: Final = Variable(
+    name=PASS_ENV_VARIABLE,
+    default="",
+    parse=parsers.parse_pass_env,
+    metavar="NAME",
+    help="further environment variables that Nix gets, such as SSH_AUTH_SOCK; builds can read them",
+    separator=" ",
+)
 MAX_LAYERS: Final = Variable(
     name="NIXCACHE_MAX_LAYERS",
     default="2000",
@@ -228,6 +237,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
 PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     SIGNING_KEY_FILE,
     SIGNING_KEY,
+    PASS_ENV,
     MAX_LAYERS,
     MAX_BLOB_BYTES,
     INDEX_DIR,

@@ -6,6 +6,7 @@ from nixcache_oci.cli.main import load_verb
 from nixcache_oci.cli.publishing import publish_settings
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.keyring import Keyring
+from nixcache_oci.clients.local_store.child_environment import child_environment
 from nixcache_oci.nix.signature import SecretKey
 
 
@@ -23,7 +24,6 @@ async def test_our_secrets_reach_the_registry_and_no_program() -> None:
         **secrets,
     }
     settings = publish_settings(parser.parse_args(["push", "/nix/store/x"]), environment)
-    assert not secrets.keys() & settings.nix_environment.keys()
-    assert not secrets.keys() & environment.keys()
+    assert not secrets.keys() & child_environment(settings.nix_environment).keys()
     found = await Keyring("registry.example", "o/n/nix-cache", settings.environment).find()
     assert found == Credentials("me", "secret-word", "NIXCACHE_TOKEN")
