@@ -152,8 +152,8 @@ in
       default = null;
       example = "/run/secrets/nix-cache-token";
       description = ''
-        File with a token that may read packages, or `user:password`, for a private cache. It is read at the start of
-        the service, and must not lie in the Nix store.
+        File with a token that may read packages, or `user:password`, for a private cache. It must not lie in the Nix
+        store. On NixOS it is read at the start of the service, elsewhere again whenever it changes.
       '';
     };
 

@@ -13,11 +13,14 @@ import sys
 import threading
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import IO, Final, Self, cast
 
 import zstandard
 
+from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
@@ -35,7 +38,7 @@ from nixcache_oci.cache.table import (
     stanza_around,
 )
 from nixcache_oci.cache.table_budget import TableBudget
-from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
@@ -60,6 +63,8 @@ _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_LETTERS: Final = 512
 # The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
 _SCANNING: Final = threading.Lock()
+_PIECE_BYTES: Final = 1024 * 1024
+_PIECE_NUMBERS: Final = 64 * 1024
 
 
 class TableFile:
@@ -89,6 +94,7 @@ class TableFile:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
         view = memoryview(keys)
         self._text = text
+        self._keys_file = keys
         self._keys = view[_KEYS_START:positions_start].cast("Q")
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
@@ -142,6 +148,15 @@ class TableFile:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
 
+    def save(self, path: RootedPath) -> None:
+        """Put it where ``open`` finds it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_file(_keys_path(path), _pieces(self._keys_file), path.parent)
+        write_file(path, _pieces(self._text), path.parent)
+
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
 
@@ -158,18 +173,29 @@ class TableFileWriter:
     disturb each other. Whatever happens, ``close`` has to be called in the end.
 
     Args:
-        path: of the table.
+        path: where it goes.
         budget: of all tables; every method raises LimitError where it is spent.
+        elsewhere: where it goes if that cannot be; None to fail.
+        remember: is given a table that went elsewhere.
     """
 
-    def __init__(self, path: RootedPath, budget: TableBudget | None = None) -> None:
+    def __init__(
+        self,
+        path: RootedPath,
+        budget: TableBudget | None = None,
+        elsewhere: Elsewhere | None = None,
+        remember: Callable[[TableFile], None] = lambda _table: None,
+    ) -> None:
         self._path = path
         self._budget = budget or TableBudget()
+        self._elsewhere = elsewhere
+        self._remember = remember
         self._received = 0
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
-        self._file: _Limited | None = None
+        self._file: GrowingFile | None = None
+        self._keys: GrowingFile | None = None
         self._inflate: zstandard.ZstdDecompressionWriter | None = None
 
     def write(self, compressed: bytes) -> None:
@@ -222,71 +248,64 @@ class TableFileWriter:
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
-        self._file.sync()
-        text = _map(self._unfinished_text)
+        text = self._file.map()
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
         with _SCANNING:
             found = scan(text)
             text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
         self._budget.open(len(found.keys))
-        self._write_keys(len(text), found)
         # Opened before it gets its name: another process may remove that at once.
-        table = TableFile(text, _map(self._unfinished_keys))
-        self._unfinished_keys.replace(_keys_path(self._path))
-        self._unfinished_text.replace(self._path)
+        table = TableFile(text, self._map_keys(len(text), found))
+        if not (self._file.is_kept and self._keys is not None and self._keys.is_kept and self._keep()):
+            self._remember(table)
         return table
 
     def close(self) -> None:
         """Remove what was not finished."""
         try:
-            if self._file is not None:
-                self._file.close()
+            for file in (self._file, self._keys):
+                if file is not None:
+                    file.close()
         finally:
-            self._unfinished_text.unlink(missing_ok=True)
-            self._unfinished_keys.unlink(missing_ok=True)
+            for path in (self._unfinished_text, self._unfinished_keys):
+                with suppress(OSError):  # what is left there, ``remove_unfinished`` removes
+                    path.unlink()
 
-    def _open(self) -> "_Limited":
-        self._path.parent.make_folder()
-        return _Limited(self._unfinished_text, self._budget)
+    def _open(self) -> GrowingFile:
+        with suppress(OSError):  # the file itself says it better
+            self._path.parent.make_folder()
+        return GrowingFile(self._unfinished_text, MAX_TABLE_BYTES, self._elsewhere, self._budget)
 
-    def _write_keys(self, size: int, found: Scan) -> None:
-        with self._unfinished_keys.create() as file:
-            file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
-            found.keys.tofile(file)
-            found.positions.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
+    def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
+        end = _KEYS_START + 12 * len(found.keys)
+        self._keys = GrowingFile(self._unfinished_keys, end, self._elsewhere)
+        self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
+        for numbers in (found.keys, found.positions):
+            for start in range(0, len(numbers), _PIECE_NUMBERS):
+                self._keys.write(numbers[start : start + _PIECE_NUMBERS].tobytes())
+        return self._keys.map()
 
-
-class _Limited:
-    """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
-
-    def __init__(self, path: RootedPath, budget: TableBudget) -> None:
-        self._file = path.create()
-        self._size = 0
-        self._budget = budget
-        self.limit = MAX_TABLE_BYTES
-
-    def write(self, piece: bytes) -> int:
-        self._size += len(piece)
-        if self._size > self.limit:
-            raise FormatError(f"table: over {self.limit} bytes when inflated")
-        self._budget.inflate(len(piece))
-        return self._file.write(piece)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+    def _keep(self) -> bool:
+        try:
+            self._unfinished_keys.replace(_keys_path(self._path))
+            self._unfinished_text.replace(self._path)
+        except OSError as error:
+            if self._elsewhere is None:
+                raise
+            self._elsewhere.tell(error)
+            return False
+        return True
 
 
 def remove_table(path: RootedPath) -> None:
     """Forget a table; whoever has it open keeps it."""
     path.unlink(missing_ok=True)
     _keys_path(path).unlink(missing_ok=True)
+
+
+def _pieces(content: mmap.mmap) -> Iterator[bytes]:
+    return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
 
 
 def _keys_path(path: RootedPath) -> RootedPath:

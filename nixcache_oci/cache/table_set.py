@@ -134,7 +134,6 @@ async def read_tables(
 
     Raises:
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
-        OSError: the folder could not be written.
     """
     held = held or {}
     await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
@@ -175,7 +174,7 @@ class _Reading:
                         self.damaged[str(segment.tag)] = str(error)
                 if not segments:
                     self.damaged[INDEX_TAG] = str(error)
-            except (DigestError, FormatError) as error:
+            except (DigestError, FormatError, OSError) as error:  # of the last, that nothing has room for it
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
                     self.damaged[tag] = str(error)
 

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
+from yarl import URL
+
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.credentials import load_credentials
 from nixcache_oci.clients.github.api_url import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
+from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry
@@ -75,15 +78,18 @@ def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Re
         environment: where credentials are looked up.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read.
+        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
+            that cannot be used.
     """
     match config:
         case LayoutLocation(path):
             return LayoutRemover(path)
         case RegistryLocation(reference):
-            credentials = load_credentials(reference.host, environment)
+            check_proxies([URL(reference.base_url)])
+            credentials = Keyring(reference.host, reference.repository, environment)
             api_url = find_api_url(reference.host, environment)
             if api_url is not None:
+                check_proxies([URL(api_url)])
                 return GithubPackages(api_url, reference, credentials, patience=_PUSH_PATIENCE_SECONDS)
             return RegistryRemover(
                 Registry(reference, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
@@ -101,12 +107,14 @@ def open_repository(
         push: whether the credentials must allow writing.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read.
+        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
+            that cannot be used.
     """
     match config:
         case LayoutLocation(path):
             return Layout(path)
         case RegistryLocation(reference):
-            credentials = load_credentials(reference.host, environment)
+            check_proxies([URL(reference.base_url)])
+            credentials = Keyring(reference.host, reference.repository, environment)
             patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
             return Registry(reference, credentials, push=push, patience=patience)

@@ -30,7 +30,7 @@ from nixcache_oci.clients.local_store.nix_settings import (
     uses_daemon,
 )
 from nixcache_oci.clients.local_store.program import find_reason
-from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
 from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote, upstreams
 from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
@@ -243,7 +243,11 @@ class _Doctor:
             urls = upstream_urls(self.values)
         except UsageError:
             return skipped((upstreams.UPSTREAM,), "the settings name none that can be used")
-        return await upstreams.check_upstreams([parse_upstream(url) for url in urls])
+        try:
+            opened = open_upstreams(urls, self.environment)
+        except UsageError as error:
+            return [wrong(upstreams.UPSTREAM, str(error))]
+        return await upstreams.check_upstreams(opened)
 
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names

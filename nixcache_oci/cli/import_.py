@@ -30,8 +30,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.binary_cache.folder import FolderCache
 from nixcache_oci.clients.binary_cache.source import BinaryCache, read_store_dir
 from nixcache_oci.clients.binary_cache.web import WebCache
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.signature import PublicKey
@@ -132,7 +132,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
             request.public_keys,
             settings.options.upstream_key_names,
         )
-        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)
@@ -180,7 +180,8 @@ def _is_folder(source: str) -> bool:
 
 def _open_source(source: str) -> BinaryCache:
     if not _is_folder(source):
-        return WebCache(parse_upstream(source))
+        [upstream] = open_upstreams([source])
+        return WebCache(upstream)
     if not source.lower().startswith("file://"):
         return FolderCache(Path(source).absolute())
     parts = urlsplit(source)

@@ -24,8 +24,8 @@ from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.rooted_path import RootedPath
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
@@ -114,7 +114,7 @@ class PublishSettings:
     Attributes:
         location: the repository.
         environment: for credentials.
-        nix_environment: for Nix, which gets a part of it; without the signing key.
+        nix_environment: for Nix, which gets a part of it: no secret of ours.
         options: of the publisher.
         upstreams: base URLs.
         index_dir: where tables are kept.
@@ -193,7 +193,7 @@ async def publishing(
 ) -> AsyncIterator[Publisher]:
     """Put a publisher together."""
     async with AsyncExitStack() as stack:
-        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
@@ -295,7 +295,11 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             file = RootedPath.of(path)
             write_file(file, [text.encode()], file.parent)
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(f"--public-key-file: {path}: it is not text in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"--public-key-file: {path}: {error.strerror}") from None
+    except ValueError as error:
         raise UsageError(f"--public-key-file: {path}: {error}") from None
 
 

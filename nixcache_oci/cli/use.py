@@ -121,11 +121,18 @@ def find_proxy_url(values: Values) -> str:
 
 
 def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
-    """Tell which nix.conf is meant: the machine's for root, else the user's own."""
+    """Tell which nix.conf is meant: the machine's for root, else the user's own.
+
+    Raises:
+        UsageError: this user has no home folder.
+    """
     if is_root:
         return Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
     configured = environment.get("XDG_CONFIG_HOME")
-    folder = Path(configured) if configured else Path(environment.get("HOME") or "/") / ".config"
+    home = environment.get("HOME")
+    if not (configured or home):
+        raise UsageError("use: there is no home folder, and so no nix.conf of this user: name one by --file")
+    folder = Path(configured) if configured else Path(home or "") / ".config"
     return folder / "nix" / "nix.conf"
 
 

@@ -21,8 +21,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
@@ -130,7 +130,7 @@ async def _verify(settings: _Settings) -> Outcome:
         is_writing = repair is not None and not repair.is_dry_run
         repository = open_repository(settings.location, environment, push=is_writing)
         stack.push_async_callback(repository.close)
-        upstreams = Upstreams([parse_upstream(url) for url in upstream_urls(settings.values)])
+        upstreams = Upstreams(open_upstreams(upstream_urls(settings.values), settings.values.environment))
         stack.push_async_callback(upstreams.close)
 
         async def read() -> Inventory:

@@ -15,7 +15,7 @@ REPO: Final = Variable(
     default="",
     parse=parsers.parse_repo,
     metavar="OWNER/NAME",
-    help="GitHub repository that the cache belongs to",
+    help="GitHub repository that the cache belongs to; at other registries any number of names",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
 REGISTRY: Final = Variable(
@@ -49,22 +49,22 @@ GH_TOKEN: Final = Variable(
     help="the same, where GITHUB_TOKEN is not set",
     hides_value=True,
 )
-TOKEN_FILE: Final = Variable(
-    name="NIXCACHE_TOKEN_FILE",
-    default="",
-    parse=parsers.parse_path,
-    metavar="FILE",
-    help="file with a token, or user:password, for whatever registry is set",
-    default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
-)
 TOKEN: Final = Variable(
     name="NIXCACHE_TOKEN",
     default="",
     parse=parsers.parse_text,
     metavar="TOKEN",
     help="token, or user:password, for whatever registry is set, where there is no file with one",
-    is_environment_only=True,
     hides_value=True,
+    is_environment_only=True,
+)
+TOKEN_FILE: Final = Variable(
+    name="NIXCACHE_TOKEN_FILE",
+    default="",
+    parse=parsers.parse_path,
+    metavar="FILE",
+    help="file with a token, or user:password, for whatever registry is set",
+    default_note="NIXCACHE_TOKEN, GITHUB_TOKEN, GH_TOKEN, logins of docker and podman, else anonymous",
 )
 PORT: Final = Variable(
     name="NIXCACHE_PORT",

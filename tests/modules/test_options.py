@@ -21,8 +21,8 @@ pytestmark = pytest.mark.needs("nix-instantiate")
 # Variables that have no option, and why.
 WITHOUT_OPTION = {
     "GITHUB_TOKEN": "would lie in the Nix store",
-    "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN": "would lie in the Nix store",
+    "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_UPSTREAM_FILE": "as above",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",

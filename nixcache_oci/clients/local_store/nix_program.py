@@ -61,7 +61,7 @@ class Nix:
                 ended = await run_program("nix", ["--version"], self.environment, self.on_line)
             except UsageError:
                 return None
-            version = parse_version(ended.stdout.decode(errors="replace"))
+            version = parse_version(_check(ended, "nix --version").decode(errors="replace"))
             self._version = version if version >= _FIRST_WITH_COMMANDS else None
         return self._version
 
@@ -109,7 +109,7 @@ class Nix:
 
 def _check(ended: Ended, what: str) -> bytes:
     if ended.status < 0:
-        raise StoreError(f"{what}: was ended by signal {-ended.status}")
+        raise StoreError(f"{what}: was ended by signal {-ended.status}, and said last: {ended.reason}")
     if ended.status:
         raise StoreError(f"{what}: {ended.reason}")
     return ended.stdout

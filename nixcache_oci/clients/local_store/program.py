@@ -52,6 +52,8 @@ async def run_program(
     environment: Mapping[str, str],
     on_line: OnLine,
     *,
+    choose: Callable[[Mapping[str, str]], dict[str, str]] = child_environment,
+    given: bytes = b"",
     most_bytes: int = MOST_BYTES,
 ) -> Ended:
     """Run a program until it ends, however long that takes.
@@ -59,8 +61,10 @@ async def run_program(
     Args:
         name: looked for in the environment's PATH.
         arguments: as they are.
-        environment: all variables that there are; it gets those of ``child_environment``.
+        environment: all variables that there are.
         on_line: gets its standard error.
+        choose: gives those that it gets.
+        given: a few bytes that it finds on standard input.
         most_bytes: of standard output.
 
     Raises:
@@ -77,8 +81,8 @@ async def run_program(
     process = await asyncio.create_subprocess_exec(
         path,
         *arguments,
-        env=child_environment(environment),
-        stdin=DEVNULL,
+        env=choose(environment),
+        stdin=PIPE if given else DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
         start_new_session=True,
@@ -86,6 +90,8 @@ async def run_program(
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     try:
         async with asyncio.TaskGroup() as group:
+            if process.stdin is not None:
+                group.create_task(_give(process.stdin, given))
             stdout = group.create_task(_read(process.stdout, name, most_bytes))
             group.create_task(_pass_on(process.stderr, on_line, tail))
         status = await process.wait()
@@ -105,6 +111,13 @@ def find_reason(lines: Iterable[str]) -> str:
     plain = [line for line in (_COLOURS.sub("", line).strip() for line in lines) if line]
     errors = [line.removeprefix("error: ") for line in plain if line.startswith("error: ")]
     return (errors or plain or ["it did not say why"])[-1].rstrip(";:")
+
+
+async def _give(stream: asyncio.StreamWriter, given: bytes) -> None:
+    with suppress(ConnectionError):  # it need not read what it is given
+        stream.write(given)
+        await stream.drain()
+    stream.close()
 
 
 async def _read(stream: asyncio.StreamReader | None, name: str, most_bytes: int) -> bytes:

@@ -16,6 +16,7 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
@@ -24,10 +25,10 @@ from nixcache_oci.clients.http.public_address import (
     spells_private,
 )
 from nixcache_oci.clients.http.session import GuardedRequest, open_session, peer_of
+from nixcache_oci.clients.http.tls import tls_context
 from nixcache_oci.clients.registry.approach import Approach, Storage
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.pace import Pace
 from nixcache_oci.clients.registry.redirect import is_redirect, join
 from nixcache_oci.clients.registry.reply import Reply
@@ -220,13 +221,15 @@ class Wire:
         if self._session is None:
             # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
             # Whoever asks for much at once bounds it.
-            self._session = self._make_session(aiohttp.TCPConnector(limit=0))
+            self._session = self._make_session(aiohttp.TCPConnector(limit=0, ssl=tls_context()))
         return self._session
 
     def _open_guarded(self) -> aiohttp.ClientSession:
         if self._guarded is None:
             guard = guard_sockets(self._is_public)
-            self._guarded = self._make_session(aiohttp.TCPConnector(limit=0, socket_factory=guard))
+            self._guarded = self._make_session(
+                aiohttp.TCPConnector(limit=0, ssl=tls_context(), socket_factory=guard)
+            )
         return self._guarded
 
     def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
