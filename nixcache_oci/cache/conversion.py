@@ -7,7 +7,6 @@ Source: design section 2, "Version 1".
 """
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import read_blob
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.clients.resume import probe_blob, read_blob
+from nixcache_oci.errors import DigestError, NotFoundError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
@@ -88,8 +88,8 @@ async def convert_version1(
     # A large document takes seconds to parse: long enough for other connections to be dropped.
     version1 = await asyncio.to_thread(parse_version1, content)
     narinfos = [one for one in version1.table.narinfos if not listed(one.store_path.hash_part)]
-    sizes = await _stat_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
-    missing = find_missing(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
+    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
+    missing = find_lost(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
     kept = order_by_references(
         (narinfo for narinfo in narinfos if narinfo.store_path not in missing), version1.gc_roots
     )
@@ -108,38 +108,6 @@ async def convert_version1(
     return Conversion(document, tuple(segments), left_out, version1.skipped)
 
 
-def find_missing(
-    narinfos: Sequence[NarInfo], blobs: Mapping[Digest, int], unreadable: Iterable[str]
-) -> dict[StorePath, str]:
-    """Decide which entries are left out, and why: a closure is complete or not listed.
-
-    Args:
-        narinfos: that no segment lists.
-        blobs: those that are there, with their sizes.
-        unreadable: base names of entries that are as good as not there.
-    """
-    referrers: defaultdict[str, list[str]] = defaultdict(list)
-    for narinfo in narinfos:
-        for reference in narinfo.references:
-            referrers[reference].append(narinfo.store_path.base_name)
-    reasons = {
-        narinfo.store_path.base_name: "its NAR is no longer in the repository"
-        for narinfo in narinfos
-        if _blob_of(narinfo) not in blobs
-    }
-    causes = {base_name: base_name for base_name in (*unreadable, *reasons)}
-    queue = deque(causes)
-    while queue:
-        base_name = queue.popleft()
-        for referrer in referrers[base_name]:
-            if referrer not in causes:
-                causes[referrer] = causes[base_name]
-                reasons[referrer] = f"it refers to {causes[base_name]}, which is left out"
-                queue.append(referrer)
-    paths = (narinfo.store_path for narinfo in narinfos)
-    return {path: reasons[path.base_name] for path in paths if path.base_name in reasons}
-
-
 def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: IsListed) -> set[str]:
     """Find the references to entries that the document has, and that could not be read."""
     skipped = {hash_part for hash_part, _ in version1.skipped}
@@ -152,15 +120,15 @@ def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: Is
     }
 
 
-async def _stat_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
-    """Ask for the size of each blob; one that is not there has none."""
+async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
+    """Find the size of each blob; one that cannot be read has none."""
     sizes: dict[Digest, int] = {}
     waiting = iter(blobs)
 
     async def ask() -> None:
         for blob in waiting:
-            with suppress(NotFoundError):
-                sizes[blob] = await repository.stat_blob(blob)
+            with suppress(NotFoundError, DigestError):
+                sizes[blob] = await probe_blob(repository, blob)
 
     await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes

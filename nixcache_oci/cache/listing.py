@@ -14,7 +14,7 @@ from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
-from nixcache_oci.clients.repository import Repository, StoredManifest
+from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -88,12 +88,17 @@ class Union:
         digest: what ``cache-index`` pointed at, or None where there is none.
         version1: the document of a version 1 cache, or None.
         is_complete: see ``Listing``.
+        untagged: segments that the index lists and no tag names: whoever deletes a manifest takes its tags,
+            too, but a cache may also have been copied without them. ``find_gone`` tells.
+        orphans: segments' tags, at or after the watermark, whose manifest is not there.
     """
 
     index: CacheIndex
     digest: Digest | None
     version1: Digest | None
     is_complete: bool
+    untagged: tuple[Segment, ...] = ()
+    orphans: tuple[SegmentTag, ...] = ()
 
 
 async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> Union:
@@ -125,6 +130,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         version1 = version1_layer(Manifest.parse(stored.content)).digest
     elif stored is not None:
         index = CacheIndex.parse(stored.content)
+    tagged = set(tags)
     by_manifest = {segment.manifest: segment for segment in known}
     unlisted = index.unlisted(tags)
     unknown = [tag for tag in unlisted if tag.manifest not in by_manifest]
@@ -136,7 +142,23 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         digest=stored.digest if stored is not None else None,
         version1=version1,
         is_complete=None not in read,
+        untagged=tuple(segment for segment in index.segments if str(segment.tag) not in tagged),
+        orphans=tuple(tag for tag, segments in zip(unknown, read, strict=True) if segments is None),
     )
+
+
+async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
+    """Find those of these segments whose manifests are gone.
+
+    Raises:
+        RegistryError: the repository could not answer.
+    """
+
+    async def find(segment: Segment) -> Segment | None:
+        return None if await has_manifest(repository, segment.manifest) else segment
+
+    found = await run_all((find(segment) for segment in segments), _PARALLEL_REQUESTS)
+    return [segment for segment in found if segment is not None]
 
 
 async def read_listing(repository: Repository, known: Iterable[Segment] = ()) -> Listing:
@@ -150,12 +172,20 @@ async def _read_segment(repository: Repository, tag: SegmentTag) -> list[Segment
     try:
         stored = await repository.get_manifest(str(tag.manifest))
     except NotFoundError:
-        return None
+        # A tag that leads elsewhere names no segment: a repair that was cut short leaves one behind.
+        return [] if await _leads_elsewhere(repository, tag) else None
     try:
         return [Segment.from_manifest(stored.content)]
     except FormatError as error:
         _log.warning("no segment", extra={"fields": {"tag": str(tag), "error": str(error)}})
         return []
+
+
+async def _leads_elsewhere(repository: Repository, tag: SegmentTag) -> bool:
+    try:
+        return await repository.resolve(str(tag)) != tag.manifest
+    except NotFoundError:
+        return False
 
 
 async def _list_tags(repository: Repository) -> list[str] | None:

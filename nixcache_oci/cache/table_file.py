@@ -13,9 +13,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from pathlib import Path
-from typing import IO, Final, Self, cast
-
-import zstandard
+from typing import Final, Self
 
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
@@ -33,6 +31,7 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
+from nixcache_oci.cache.table_inflation import TableInflater
 from nixcache_oci.clients.durable_file import unfinished_path
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.store_path import HashPart
@@ -45,8 +44,6 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 # of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
 _BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
-# A frame may ask the reader for a window as large as its content; a table is never larger than this.
-_MAX_WINDOW_BYTES: Final = MAX_TABLE_BYTES
 
 
 class TableFile:
@@ -135,7 +132,7 @@ class TableFileWriter:
         self._unfinished_keys = unfinished_path(path.parent)
         self._digest = hashlib.sha256()
         self._file: _Limited | None = None
-        self._inflate: zstandard.ZstdDecompressionWriter | None = None
+        self._inflater: TableInflater | None = None
 
     def write(self, compressed: bytes) -> None:
         """Take the next piece of the blob.
@@ -145,15 +142,9 @@ class TableFileWriter:
             FormatError: not zstd, or over 64 MiB when inflated.
         """
         self._digest.update(compressed)
-        if self._inflate is None:
-            # All that the library asks of its target is write().
-            target = cast("IO[bytes]", self._open(MAX_TABLE_BYTES))
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-            self._inflate = decompressor.stream_writer(target, closefd=False)
-        try:
-            self._inflate.write(compressed)
-        except zstandard.ZstdError as error:
-            raise FormatError(f"table: not zstd: {error}") from None
+        if self._inflater is None:
+            self._inflater = TableInflater(self._open(MAX_TABLE_BYTES))
+        self._inflater.write(compressed)
 
     def write_text(self, text: bytes) -> None:
         """Take a whole table as text, one that was not compressed; no limit holds for it.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -19,7 +20,7 @@ from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 
@@ -122,7 +123,8 @@ class _Reading:
         except NotFoundError as error:
             if await has_manifest(self._repository, segment.manifest):
                 self.damaged[str(segment.tag)] = str(error)
-        except (DigestError, FormatError) as error:
+        except (DigestError, FormatError, RegistryError) as error:
+            await raise_unless_damage(self._repository, error)
             self.damaged[str(segment.tag)] = str(error)
         return None
 
@@ -130,7 +132,8 @@ class _Reading:
         file = await self._find(document)
         try:
             return document, file or await fetch_version1(self._repository, self._folder, document)
-        except (NotFoundError, DigestError, FormatError) as error:
+        except (DigestError, FormatError, RegistryError) as error:
+            await raise_unless_damage(self._repository, error)
             self.damaged[INDEX_TAG] = str(error)
         return None
 

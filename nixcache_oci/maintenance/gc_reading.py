@@ -9,14 +9,13 @@ from collections.abc import Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Final
 
-import zstandard
-
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.listing import read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, parse_table
+from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
@@ -147,22 +146,6 @@ async def _read_table(repository: Repository, digest: Digest) -> tuple[Table, in
 def _parse(compressed: bytearray) -> tuple[Table, int]:
     text = inflate_table(compressed)
     return parse_table(text), len(text)
-
-
-def inflate_table(compressed: bytearray) -> bytes:
-    """Inflate the blob of a table.
-
-    Raises:
-        FormatError: not zstd, or over 64 MiB when inflated.
-    """
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
-            text = reader.read(MAX_TABLE_BYTES + 1)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"table: not zstd: {error}") from None
-    if len(text) > MAX_TABLE_BYTES:
-        raise FormatError(f"table: over {MAX_TABLE_BYTES} bytes when inflated")
-    return text
 
 
 def _check_blobs(table: Table, layers: Iterable[Descriptor]) -> None:

@@ -8,16 +8,17 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Entry, Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
+from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import read_blob
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
-from nixcache_oci.maintenance.gc_reading import inflate_table
+from nixcache_oci.errors import DigestError, FormatError, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 
@@ -89,7 +90,8 @@ async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:
     try:
         compressed = await read_blob(repository, segment.table, MAX_TABLE_BYTES)
         return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed))
-    except (NotFoundError, DigestError, FormatError):
+    except (DigestError, FormatError, RegistryError) as error:
+        await raise_unless_damage(repository, error)
         return ReadSegment(segment)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory
 from nixcache_oci.cache.listing import read_union
@@ -14,9 +15,10 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import probe_blob
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import FormatError, NotFoundError, UpstreamError
-from nixcache_oci.maintenance.blob_check import check_content, check_size
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
+from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.content_address import Claim, is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
@@ -43,7 +45,7 @@ class Verifier:
         repository: where the bytes lie.
         upstreams: are asked for what is referred to and not listed.
         keys: each path is signed by one of them, or names its own content; empty for any.
-        with_content: whether every byte is downloaded and hashed; otherwise only sizes are asked for.
+        with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
         tell: hears how far it is.
     """
 
@@ -154,7 +156,7 @@ class Verifier:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
         self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
-        check = check_content if self._with_content else check_size
+        check = check_content if self._with_content else check_start
         at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
         found = await run_all(
             (check(self._repository, blob, group) for blob, group in asked.items()), at_once
@@ -190,10 +192,14 @@ class Verifier:
             return problem(f"blob {min(blobs - held)}, where NARs of it lie, is in no layer of its manifest")
         for digest in {manifest.config.digest, *held} - blobs - self._there:
             try:
-                await self._repository.stat_blob(digest)
-            except NotFoundError:
+                await probe_blob(self._repository, digest)
+            except (DigestError, RegistryError) as error:
+                await raise_unless_damage(self._repository, error)
                 what = "its table" if digest == segment.table else "of its manifest"
-                return problem(f"blob {digest}, {what}, is missing")
+                is_missing = isinstance(error, NotFoundError)
+                return problem(
+                    f"blob {digest}, {what}, {'is missing' if is_missing else f'cannot be read: {error}'}"
+                )
             self._there.add(digest)
         return []
 

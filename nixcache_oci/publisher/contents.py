@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.listing import Listing, find_gone, read_union
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -54,7 +54,11 @@ class ContentsReader:
             RegistryError: the repository could not answer.
             FormatError: there is no index of a Nix cache.
         """
-        return await self.read_tables(await read_listing(self._repository))
+        union = await read_union(self._repository)
+        # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
+        gone = {segment.manifest for segment in await find_gone(self._repository, union.untagged)}
+        segments = tuple(one for one in union.index.segments if one.manifest not in gone)
+        return await self.read_tables(Listing(union.digest, segments, union.version1, union.is_complete))
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
         """Read what a listing names; tables that are held or on disk are not fetched.

@@ -20,7 +20,8 @@ from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pa
 from nixcache_oci.cache.parallel import failing_first
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import NotFoundError, StoreError
+from nixcache_oci.clients.resume import has_blob
+from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
@@ -247,13 +248,11 @@ class Sender(ABC):
         async with self._sending[blob.digest]:
             if blob.digest in self._sent:
                 return
-            try:
-                await self._repository.stat_blob(blob.digest)
-            except NotFoundError:
+            if await has_blob(self._repository, blob):
+                self._progress.skipped(blob.size)
+            else:
                 await self._repository.push_blob(blob.digest, content)
                 self._progress.sent(blob.size)
-            else:
-                self._progress.skipped(blob.size)
             self._sent.add(blob.digest)
 
 

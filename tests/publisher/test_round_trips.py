@@ -209,7 +209,7 @@ async def test_a_first_push_is_ten_round_trips(far: Far) -> None:
         ["open an upload", "push blob", "resolve cache-index"],
         ["push blob"],
         ["push manifest segment"],
-        ["list tags"],
+        ["list tags", "stat"],  # the final look reads a byte of each blob, beside the index
         ["resolve cache-index"],
         ["push manifest cache-index"],
         ["resolve cache-index"],
@@ -231,7 +231,7 @@ async def test_a_second_push_is_nine_round_trips(far: Far) -> None:
         ["list tags", "open an upload", "stat"],
         ["push blob", "resolve cache-index"],
         ["push manifest segment"],
-        ["list tags"],
+        ["list tags", "stat"],  # the final look reads a byte of each blob, beside the index
         ["resolve cache-index"],
         ["push manifest cache-index"],
         ["resolve cache-index"],
