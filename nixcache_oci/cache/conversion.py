@@ -66,6 +66,7 @@ async def convert_version1(
     now: datetime,
     source: str | None,
     max_layers: int,
+    max_blob_bytes: int | None = None,
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
@@ -78,6 +79,7 @@ async def convert_version1(
         now: becomes the segments' time.
         source: address of the GitHub repository: GHCR links the package to it.
         max_layers: of a manifest, its table among them.
+        max_blob_bytes: of a table; None for any size.
 
     Raises:
         FormatError: it is no such document.
@@ -96,7 +98,7 @@ async def convert_version1(
     there = {narinfo.store_path for narinfo in kept}
     roots = [path for path in version1.gc_roots if path in there or listed(path.hash_part)]
     header = TableHeader(now, public_keys=version1.table.header.public_keys)
-    *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers)
+    *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers, max_blob_bytes)
     # References first, and the records last: who finds these finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
     tables.append(Table(header, _make_records(roots, now), last.narinfos))
@@ -134,10 +136,12 @@ async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[
     return sizes
 
 
-def _cut(narinfos: Sequence[NarInfo], sizes: Mapping[Digest, int], max_layers: int) -> list[SegmentContent]:
+def _cut(
+    narinfos: Sequence[NarInfo], sizes: Mapping[Digest, int], max_layers: int, max_blob_bytes: int | None
+) -> list[SegmentContent]:
     compressions = {_blob_of(narinfo): narinfo.compression for narinfo in narinfos}
     blobs = {blob: describe_nar(blob, compression, sizes[blob]) for blob, compression in compressions.items()}
-    return cut(narinfos, blobs, max_layers=max_layers - 1)
+    return cut(narinfos, blobs, max_layers=max_layers - 1, max_blob_bytes=max_blob_bytes)
 
 
 def _make_records(roots: Sequence[StorePath], now: datetime) -> tuple[PublishRecord, ...]:

@@ -285,6 +285,7 @@ class Repairer:
             self._remover,
             plan,
             max_layers=options.max_layers,
+            max_blob_bytes=options.packing.max_blob_bytes,
             source=options.repository_source,
         )
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed

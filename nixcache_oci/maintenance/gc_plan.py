@@ -37,6 +37,7 @@ class GcOptions:
         grace: from the mark to the end: as long as a Nix client remembers a narinfo and its URL.
         min_age: younger segments are left alone: their publish may not be at its end.
         max_layers: of a segment that is written, its table among them.
+        max_blob_bytes: what the registry takes as one blob; None for any size.
         segments_of_a_class: more of about one size than these are merged.
         public_keys: whose signature decides between two variants of a path; where none are given, those that
             the tables record.
@@ -47,6 +48,7 @@ class GcOptions:
     grace: timedelta = timedelta(days=30)
     min_age: timedelta = timedelta(hours=24)
     max_layers: int = MAX_LAYERS
+    max_blob_bytes: int | None = None
     segments_of_a_class: int = 8
     public_keys: tuple[PublicKey, ...] = ()
 
@@ -213,11 +215,11 @@ def _choose_lifted(
 
 def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
     """Find the size classes with too many segments in them."""
+    most_bytes = min(MAX_NARINFO_BYTES, options.max_blob_bytes or MAX_NARINFO_BYTES)
     classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
     for one in segments:
         is_full = (
-            len(one.layers) > options.max_layers // _FULL_SHARE
-            or one.table_size > MAX_NARINFO_BYTES // _FULL_SHARE
+            len(one.layers) > options.max_layers // _FULL_SHARE or one.table_size > most_bytes // _FULL_SHARE
         )
         if not is_full:
             classes[one.table_size.bit_length() // _BITS_OF_A_CLASS].append(one)

@@ -61,6 +61,7 @@ async def carry_out_repair(
     plan: RepairPlan,
     *,
     max_layers: int = MAX_LAYERS,
+    max_blob_bytes: int | None = None,
     source: str | None = None,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -72,6 +73,7 @@ async def carry_out_repair(
         remover: deletes.
         plan: what to do.
         max_layers: of a segment that is written, its table among them.
+        max_blob_bytes: of a table; None for any size.
         source: address of the GitHub repository: GHCR links the package to it.
         clock: tells the time.
         sleep: waits so many seconds between tries.
@@ -81,7 +83,7 @@ async def carry_out_repair(
     """
     written: list[Segment] = []
     for rewrite in plan.rewrites:
-        written += await _push(repository, rewrite, clock(), max_layers, source)
+        written += await _push(repository, rewrite, clock(), max_layers, max_blob_bytes, source)
     replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
 
     async def without_replaced(union: Union) -> CacheIndex:
@@ -163,14 +165,24 @@ async def _free_tag(repository: Repository, remover: Remover, segment: Segment) 
 
 
 async def _push(
-    repository: Repository, rewrite: Rewrite, created: datetime, max_layers: int, source: str | None
+    repository: Repository,
+    rewrite: Rewrite,
+    created: datetime,
+    max_layers: int,
+    max_blob_bytes: int | None,
+    source: str | None,
 ) -> list[Segment]:
     """Push what is left of a segment; no blob is moved, for nothing vouches for what lies in them."""
     if rewrite.header is None or not (rewrite.narinfos or rewrite.records):
         return []
     header = replace(rewrite.header, created=created)
     blobs = await _describe_blobs(repository, rewrite)
-    *contents, last = cut(order_by_references(rewrite.narinfos), blobs, max_layers=max_layers - 1)
+    *contents, last = cut(
+        order_by_references(rewrite.narinfos),
+        blobs,
+        max_layers=max_layers - 1,
+        max_blob_bytes=max_blob_bytes,
+    )
     # References first, and the records last: who finds these finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
     tables.append(Table(header, rewrite.records, last.narinfos))

@@ -141,7 +141,12 @@ class Shipment:
             public_keys=tuple(str(key) for key in self._options.public_keys),
         )
         # References first, and the records last: who finds these finds all.
-        *contents, last = cut(narinfos, blobs, max_layers=self._options.max_layers - 1)
+        *contents, last = cut(
+            narinfos,
+            blobs,
+            max_layers=self._options.max_layers - 1,
+            max_blob_bytes=self._options.packing.max_blob_bytes,
+        )
         drafts = [SegmentDraft(Table(header, (), content.narinfos), content.layers) for content in contents]
         return [*drafts, SegmentDraft(Table(header, tuple(records), last.narinfos), last.layers)]
 

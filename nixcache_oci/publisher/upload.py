@@ -76,9 +76,18 @@ class Sender(ABC):
         folder: an empty one for staged files; at the end of ``run`` it is empty again.
         jobs: how many objects are staged at once.
         progress: is told.
+        max_blob_bytes: what the registry takes at most as one blob; None for any size.
     """
 
-    def __init__(self, repository: Repository, folder: Path, jobs: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        folder: Path,
+        jobs: int,
+        progress: Progress,
+        max_blob_bytes: int | None = None,
+    ) -> None:
+        self._max_blob_bytes = max_blob_bytes
         self._repository = repository
         self._folder = folder
         self._progress = progress
@@ -177,7 +186,7 @@ class Sender(ABC):
 
     async def _send_small(self, group: asyncio.TaskGroup) -> PackBuilder:
         """Send what is staged in memory; gives the last pack, which is not yet full."""
-        builder = PackBuilder(FIRST_PACK_BYTES)
+        builder = PackBuilder(FIRST_PACK_BYTES, self._max_blob_bytes)
         while (staging := await self._stagings.get()) is not None:
             try:
                 staged = await staging.nar
@@ -277,7 +286,7 @@ class Uploader(Sender):
         jobs: int,
         progress: Progress,
     ) -> None:
-        super().__init__(repository, folder, jobs, progress)
+        super().__init__(repository, folder, jobs, progress, packing.max_blob_bytes)
         self._real_path = real_path
         self._packing = packing
         self._is_stopped = threading.Event()
