@@ -250,7 +250,10 @@ def report(
     size = format_size(sum(row.nar_size for row in pushed))
     packed = format_size(sum(row.file_size for row in pushed))
     took = format_duration(seconds)
-    print(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+    if published.is_needless:
+        print(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
+    else:
+        print(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
     if not published.is_index_confirmed:
         print("others write the index at the same time; what was pushed is found by its tag", file=sys.stderr)
     keys = [str(key) for key in settings.options.public_keys]

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping, Sequence
 
-from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
 from nixcache_oci.cli.progress import show_progress
@@ -107,7 +107,7 @@ def make_records(
     by_scope: dict[str, list[tuple[str, StorePath]]] = defaultdict(list)
     for path in roots:
         name = root or path.name
-        by_scope[scope or f"{_SCOPE_PREFIX}{name}"].append((name, path))
+        by_scope[scope or f"{PUSH_SCOPE_START}{name}"].append((name, path))
     time_of_all = now()
     try:
         return [

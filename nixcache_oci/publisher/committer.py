@@ -25,11 +25,12 @@ from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.contents import ContentsReader
+from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, find_dependents
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
 from nixcache_oci.publisher.signing import sign_all
 from nixcache_oci.publisher.taking_over import take_over
@@ -111,16 +112,20 @@ class Committer:
         self._progress = progress
         self._contents = ContentsReader(repository, folder, progress)
         self._ahead: _Ahead | None = None
+        self._planned: Contents | None = None  # what the cache listed when the plan was made
 
     async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
         """Send what the plan says, and list it with the records.
 
-        A root that could not be sent whole becomes one that failed.
+        A root that could not be sent whole becomes one that failed. Where all is listed already and no record
+        changes what gc counts, nothing is written.
 
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
         """
+        if self._is_needless(plan, records):
+            return Published(is_needless=True)
         done = await self._commit(plan, records)
         published = done.published
         rounds = 1
@@ -136,6 +141,12 @@ class Committer:
             published = published.followed_by(done.published)
             rounds += 1
         return published
+
+    def _is_needless(self, plan: Plan, records: Sequence[PublishRecord]) -> bool:
+        if plan.push or plan.relist or self._planned is None or self._planned.records is None:
+            return False
+        recorded = self._planned.records
+        return all(changes_nothing(self._settle(record, {}), recorded) for record in records)
 
     async def _find_missing(
         self, listed: Sequence[PathInfo], published: Published, done: _Round

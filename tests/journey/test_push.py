@@ -87,22 +87,24 @@ def test_nix_accepts_all_of_it(
         nix.run(*verify, store=store, environment=trusting).check()
 
 
-def test_a_second_push_sends_nothing_and_leaves_a_record(
-    ghcr: Ghcr, machine: Machine, nix: NixSandbox
-) -> None:
-    """Blobs that the index lists cost no request; the record says that the root still counts."""
+def test_a_push_that_changes_nothing_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
+    """Ten pushes of a path make one segment; another name for it makes a record, without a NAR."""
     paths = nix.build_paths(PATHS)
     machine.run("push", paths[-1], "--root", "release").check()
     ghcr.server.reset_requests()
-    again = machine.run("push", paths[-1], "--root", "release").check()
-    assert "0 to push" in again.stderr
-    # The table, and whether the empty config is there; no NAR is asked about.
-    assert (ghcr.server.count("upload-put"), ghcr.server.count("blob-head")) == (1, 1)
+    for _ in range(9):
+        again = machine.run("push", paths[-1], "--root", "release").check()
+        assert "0 to push" in again.stderr
+        assert again.stdout.splitlines()[0].endswith("nothing written: all of it is listed and recorded")
+    changes = [one for one in ghcr.server.requests if one.operation.startswith(("upload", "manifest-put"))]
+    assert changes == []
+    assert len(tables_of(ghcr)) == 1
+    machine.run("push", paths[-1], "--root", "another").check()
+    assert ghcr.server.count("upload-put") == 1  # the table
     # Both may have been pushed within one second.
     second, first = sorted(tables_of(ghcr), key=lambda table: len(table.narinfos))
     assert second.narinfos == ()
-    assert [record.scope for record in records_in([first, second])] == ["push/release"] * 2
-    assert records_in([second])[0].roots[0][0] == "release"
+    assert [record.scope for record in records_in([first, second])] == ["push/release", "push/another"]
     assert str(records_in([second])[0].roots[0][1]) == paths[-1]
 
 
