@@ -118,6 +118,37 @@ def test_each_path_is_a_root_of_its_own(ghcr: Ghcr, machine: Machine, nix: NixSa
     assert all(record.is_partial for record in records_in([table]))
 
 
+def test_one_path_that_is_gone_does_not_stop_the_others(machine: Machine, nix: NixSandbox) -> None:
+    """Nor does a line that means no store object: each is named, the rest is published, exit status 1."""
+    one, other = nix.build_paths(1, seed="one")[0], nix.build_paths(1, seed="other")[0]
+    gone = str(Path(one).parent / f"{'0' * 32}-gone")
+    for lines in ([gone, one], [one, "no store path", gone], ["./missing", one, gone, "/etc/passwd"]):
+        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
+        assert ran.status == 1
+        assert f"{gone}: left out: it is not valid in this store" in ran.stderr
+        assert ran.stderr.count("left out: ") == len(lines) - 1
+    assert Path(one).name in machine.run("list").check().stdout
+    # On the command line, too; and where nothing is left, that is the error.
+    assert machine.run("push", gone, other).status == 1
+    assert Path(other).name in machine.run("list").check().stdout
+    for lines in ([gone], ["./missing"]):
+        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
+        assert (ran.status, ran.stdout) == (1, "")
+    ran = machine.run("push", "--stdin", "--strict", input_text=f"{gone}\n{one}\n")
+    assert (ran.status, "nothing is published" in ran.stderr) == (1, True)
+    assert machine.run("push", "--stdin", "--dry-run", input_text=f"{gone}\n{one}\n").status == 1
+    assert machine.run("push", gone).status == 1
+
+
+def test_an_empty_list_is_nothing_to_do(machine: Machine) -> None:
+    """A program that lists what was built may have built nothing."""
+    ran = machine.run("push", "--stdin", input_text="\n \n").check()
+    assert ran.stdout == "nothing to push: no paths on standard input\n"
+    ran = machine.run("import", "https://cache.example.org", "--stdin").check()
+    assert ran.stdout == "nothing to import: no paths on standard input\n"
+    assert machine.run("push").status == 2
+
+
 def test_without_closure(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
     """Only what is named."""
     paths = nix.build_paths(PATHS)
