@@ -12,6 +12,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,6 +28,7 @@ from nixcache_oci.cache.table import (
     letters_at,
     parse_head,
     parse_header,
+    parse_narinfos,
     row_key,
     scan,
     stanza_around,
@@ -34,6 +36,7 @@ from nixcache_oci.cache.table import (
 from nixcache_oci.cache.table_inflation import TableInflater
 from nixcache_oci.clients.durable_file import unfinished_path
 from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 
@@ -109,6 +112,14 @@ class TableFile:
     def text(self, row: int) -> bytes:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
+
+    def narinfos(self) -> Iterator[NarInfo]:
+        """Read all narinfos strictly, in the order of their rows.
+
+        Raises:
+            FormatError: the table breaks the format, be it in a stanza that is served to nobody.
+        """
+        return parse_narinfos(self._text)
 
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.

@@ -53,8 +53,8 @@ async def read_state(
         )
     if not union.is_complete:
         raise RegistryError(
-            f"{repository.name}: it lists a segment's tag, and has no manifest for it; if this stays so,"
-            " delete that tag",
+            f"{repository.name}: it lists the tag {union.orphans[0]}, and has no manifest for it; if this"
+            " stays so, 'verify --repair' takes the tag away",
             is_temporary=True,
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}

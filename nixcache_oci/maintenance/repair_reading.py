@@ -15,6 +15,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
+from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import read_blob
@@ -70,7 +71,7 @@ async def read_segments(
     for segment in tables.listing.segments:
         file = tables.tables[segment.table]
         try:
-            records = file.records()
+            records = await asyncio.to_thread(_check_whole, file)
         except FormatError:
             read.append(await _salvage(repository, segment))
         else:
@@ -84,6 +85,13 @@ async def read_segments(
         elif tag not in there and not await has_manifest(repository, segment.manifest):
             read.append(ReadSegment(segment))
     return read
+
+
+def _check_whole(file: TableFile) -> tuple[Record, ...]:
+    """Give the records of a table that gc can read; one that it cannot is read stanza by stanza."""
+    for _ in file.narinfos():
+        pass
+    return file.records()
 
 
 async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:

@@ -93,7 +93,17 @@ class Verifier:
             _PARALLEL_REQUESTS,
         )
         problems += [problem for some in found for problem in some]
-        listed = {VERSION1, INDEX_TAG, *(str(segment.tag) for segment in union.index.segments)}
+        problems += [
+            Problem(
+                str(tag),
+                "its manifest is gone, and its tag is there: gc does not run",
+                Kind.SEGMENT,
+                str(tag),
+            )
+            for tag in union.orphans
+        ]
+        listed = {VERSION1, INDEX_TAG, *map(str, union.orphans)}
+        listed |= {str(segment.tag) for segment in union.index.segments}
         return sorted({problem for problem in problems if problem.segment in listed})
 
     async def has_upstream(self, parts: Iterable[HashPart]) -> set[HashPart]:
@@ -219,17 +229,34 @@ def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
             file.records()
         except FormatError as error:
             problems.append(Problem(tag, f"a record cannot be read: {error}", Kind.MALFORMED, tag))
-        for row in range(file.count):
-            try:
-                narinfo = NarInfo.parse(file.text(row))
+        try:
+            narinfos = list(file.narinfos())
+            for narinfo in narinfos:
                 NarUrl.parse(narinfo.url)
-            except FormatError as error:
-                what = f"its narinfo cannot be read: {error}"
-                path, base_name = _name(file, row)
-                problems.append(Problem(path, what, Kind.MALFORMED, tag, base_name))
-            else:
-                entries.append(Entry(narinfo, segment))
+        except FormatError as error:
+            # gc reads a table whole, or nothing at all.
+            narinfos, malformed = _read_one_by_one(file, tag)
+            problems += malformed or [
+                Problem(tag, f"its table cannot be read as a whole: {error}", Kind.MALFORMED, tag)
+            ]
+        entries += (Entry(narinfo, segment) for narinfo in narinfos)
     return entries, problems
+
+
+def _read_one_by_one(file: TableFile, tag: str) -> tuple[list[NarInfo], list[Problem]]:
+    narinfos: list[NarInfo] = []
+    problems: list[Problem] = []
+    for row in range(file.count):
+        try:
+            narinfo = NarInfo.parse(file.text(row))
+            NarUrl.parse(narinfo.url)
+        except FormatError as error:
+            path, base_name = _name(file, row)
+            what = f"its narinfo cannot be read: {error}"
+            problems.append(Problem(path, what, Kind.MALFORMED, tag, base_name))
+        else:
+            narinfos.append(narinfo)
+    return narinfos, problems
 
 
 def _name(file: TableFile, row: int) -> tuple[str, str]:

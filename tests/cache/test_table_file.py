@@ -12,6 +12,7 @@ import zstandard
 
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
+from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import hash_part_of, store_object
@@ -21,6 +22,7 @@ from tests.support.publish import CREATED
 NARINFOS = tuple(store_object(str(number)).narinfo for number in range(10, 55))
 TEXT = render_table(Table(TableHeader(CREATED, public_keys=("k:AAAA",)), (), NARINFOS))
 OTHERS = tuple(store_object(str(number)).narinfo for number in range(55, 100))
+NARINFOS_IN_ORDER = tuple(sorted(NARINFOS, key=lambda one: one.store_path.hash_part))
 BLOB = zstandard.ZstdCompressor().compress(TEXT)
 
 
@@ -220,3 +222,16 @@ def test_files_are_given_back(tmp_path: Path) -> None:
             TableFile.open(path)
     gc.collect()
     assert held() == before
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_all_frames_of_a_table_count_for_everybody(tmp_path: Path, frames: int) -> None:
+    """A writer may compress in pieces: whoever decides on a table sees what is served from it."""
+    size = -(-len(TEXT) // frames)
+    pieces = [TEXT[start : start + size] for start in range(0, len(TEXT), size)]
+    blob = b"".join(zstandard.ZstdCompressor().compress(piece) for piece in pieces)
+    assert inflate_table(blob) == TEXT
+    table = write(tmp_path / "a.table", blob)
+    assert tuple(table.narinfos()) == NARINFOS_IN_ORDER
+    served = [table.text(row) for row in range(table.count)]
+    assert served == [one.render().encode() for one in table.narinfos()]
