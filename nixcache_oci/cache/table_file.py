@@ -121,6 +121,16 @@ class TableFile:
         """
         return parse_narinfos(self._text)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its text."""
+        return len(self._text)
+
+    def release(self) -> None:
+        """Give memory back that reading all of it took; what is asked for later is read from disk."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._text.madvise(mmap.MADV_DONTNEED)
+
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
 

@@ -4,6 +4,7 @@ NAR blobs stay where they are. Slices of packs move to new packs, in closure ord
 full and wholly live stays, too: moving it would gain nothing. Source: design section 5, promise 5.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -56,10 +57,12 @@ async def push_replacement(
         RegistryError: the repository could not answer, or refused.
     """
     blobs = {layer.digest: layer for one in replacement.sources for layer in one.layers[1:]}
-    kept = _kept_packs(replacement.narinfos, blobs)
+    # On a thread: a large table takes seconds to parse.
+    narinfos = await asyncio.to_thread(lambda: replacement.narinfos)
+    kept = _kept_packs(narinfos, blobs)
     staying: list[NarInfo] = []
     moving: list[NarInfo] = []
-    for narinfo in order_by_references(replacement.narinfos):
+    for narinfo in order_by_references(narinfos):
         url = NarUrl.parse(narinfo.url)
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
     moved, packs = await _move(repository, moving, max_blob_bytes)

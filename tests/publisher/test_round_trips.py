@@ -315,6 +315,24 @@ async def test_what_gc_condemns_meanwhile_is_sent_again(far: Far) -> None:
     assert sum(segment.paths for segment in good) == len(first) + 1
 
 
+async def test_what_is_gone_from_under_its_manifest_is_sent_again(far: Far) -> None:
+    """A registry may take a manifest by what it remembers of blobs: the final look reads, and finds out."""
+    distance = Distance()
+    infos = small(far, "one")
+    collected: list[bytes] = []
+
+    async def collect(requests: list[str]) -> None:
+        if not collected and any(request.startswith("push manifest segment") for request in requests):
+            pack = max(far.storage.blobs, key=lambda digest: len(far.storage.blobs[digest]))
+            collected.append(far.storage.blobs.pop(pack))
+
+    distance.between = collect
+    published, told, _ = await far.push(infos, distance)
+    assert told.warnings == ["1 paths have left the cache meanwhile; they are sent again"]
+    assert collected[0] in far.storage.blobs.values()
+    assert len(published.segments) == 2
+
+
 async def test_an_index_that_others_overwrite_is_read_anew(far: Far) -> None:
     """What was not seen to be ours says nothing: tags and index are asked for."""
     distance = Distance()
