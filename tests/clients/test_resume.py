@@ -218,3 +218,5 @@ async def test_a_blob_of_another_size_is_not_the_one() -> None:
     repository = BreakingRepository()
     assert await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT)))
     assert not await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT) + 1))
+    repository = BreakingRepository(0, 0, 0)
+    assert not await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT)))

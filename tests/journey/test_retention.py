@@ -111,3 +111,22 @@ async def test_other_writers_go_on_too(
     assert Path(there).name in listed
     assert machine.run("verify").status == 0
     machine.run("gc").check()
+
+
+@pytest.mark.parametrize("collected", [False, True])
+async def test_a_publish_of_the_same_paths_mends_it_too(
+    registry: RunningRegistry[DockerRegistry], machine: Machine, nix: NixSandbox, *, collected: bool
+) -> None:
+    """It has nothing new: but what its closure needs is gone, and does not count as listed."""
+    path = nix.build_file("needed", b"needed")
+    rule = Rule(registry)
+    machine.run("push", path).check()
+    await rule.choose()
+    await rule.delete()
+    if collected:
+        registry.server.garbage_collect()
+    pushed = machine.run("push", path).check()
+    assert "1 paths: 0 upstream, 0 cached, 1 to push" in pushed.stderr
+    assert Path(path).name in machine.run("list").check().stdout
+    assert machine.run("verify", "--content").status == 0
+    assert "nothing written" in machine.run("push", path).check().stdout
