@@ -10,9 +10,22 @@ let
   cfg = config.services.nixcache-proxy;
   proxy = import ./nix/proxy.nix {
     inherit lib cfg;
-    isService = true;
+    holdsPort = true;
+    managesNix = config.nix.enable;
+    nixConf = "the nix.conf that Nix reads (with Determinate Nix, /etc/nix/nix.custom.conf)";
+    # The daemon has the first two, and what root and users start without it the third.
+    nixEnvironments = [
+      (config.networking.proxy.envVars // config.nix.envVars or { })
+      config.environment.variables
+    ];
   };
-  systemd = import ./nix/systemd.nix { inherit (proxy) command; };
+  systemd = import ./nix/systemd.nix {
+    inherit (proxy) command keepsPort;
+    inherit (cfg) packMemory;
+  };
+  # Of the machine: NixOS writes it where every user can read it, and so does the unit.
+  passwords = proxy.hasPasswords config.networking.proxy.envVars;
+  credential = name: file: lib.optional (file != null) "${name}:${proxy.escapeSpecifiers (toString file)}";
 in
 {
   imports = [ ./nix/options.nix ];
@@ -35,19 +48,30 @@ in
           + "services.nixcache-proxy.listenAddress.";
       }
     ];
-    inherit (proxy) warnings;
+    warnings =
+      proxy.warnings
+      ++ lib.optional (passwords != [ ]) (
+        "networking.proxy sets ${toString passwords} with a password, which every user can read in the Nix store; the unit "
+        + "nixcache-proxy has it, too."
+      );
+
+    # For `nixcache-oci doctor`, and whoever publishes from here.
+    environment.systemPackages = [ cfg.package ];
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
-    # The port never refuses, not while the service starts or is restarted: Nix takes a refusal for an error.
+    # The port does not refuse while the service starts, or is restarted: Nix takes a refusal for an error. Only a switch
+    # to a configuration in which the units differ closes it, for the moment that the old ones stop and the new start.
     systemd.sockets.nixcache-proxy = {
       description = "Socket of the Nix binary cache in an OCI registry";
       wantedBy = [ "sockets.target" ];
       listenStreams = [ proxy.listenStream ];
       # Sockets are made before the network is up, and an address of the network is not there yet.
-      socketConfig.FreeBind = !proxy.isLoopback;
+      socketConfig = systemd.socketConfig // {
+        FreeBind = !proxy.isLoopback;
+      };
     };
 
     systemd.services.nixcache-proxy = {
@@ -58,13 +82,12 @@ in
       after = [ "nixcache-proxy.socket" ];
       environment =
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
-        // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; };
+        // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; }
+        // lib.optionalAttrs (cfg.upstreamsFile != null) { NIXCACHE_UPSTREAM_FILE = "%d/upstreams"; };
       inherit (systemd) unitConfig;
       serviceConfig = systemd.serviceConfig // {
-        # The manager reads the token as root; no other service of the same user could.
-        LoadCredential = lib.optional (
-          cfg.tokenFile != null
-        ) "token:${proxy.escapeSpecifiers (toString cfg.tokenFile)}";
+        # The manager reads them as root; no other service of the same user could.
+        LoadCredential = credential "token" cfg.tokenFile ++ credential "upstreams" cfg.upstreamsFile;
 
         # A user of its own that exists while the service runs, and owns nothing but its cache folder.
         DynamicUser = true;

@@ -3,7 +3,7 @@
 python -m bench.charts                 all of bench/results
 python -m bench.charts FOLDER
 
-Needs matplotlib: requirements.lock beside this file has it.
+Needs matplotlib: requirements.txt beside this file has it.
 """
 
 import argparse

@@ -22,8 +22,9 @@
         default = pkgs.mkShell { packages = [ pkgs.jq ]; };
       });
 
-      # A whole machine, so that `nixos-rebuild switch` only downloads. It also uses the cache; add nixcache-oci to
-      # the inputs for that, as inputs.nixcache-oci.url = "github:OWNER/nixcache-oci":
+      # A whole machine, so that `nixos-rebuild switch` only downloads. It also uses the cache; add the nixcache-oci that
+      # you trust to the inputs for that, as inputs.nixcache-oci.url =
+      # "github:__PUT-THE-OWNER-OF-YOUR-NIXCACHE-OCI-HERE__/nixcache-oci":
       #
       # nixosConfigurations.web1 = nixpkgs.lib.nixosSystem {
       #   modules = [

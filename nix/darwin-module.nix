@@ -4,7 +4,15 @@ let
   cfg = config.services.nixcache-proxy;
   proxy = import ./proxy.nix {
     inherit lib cfg;
-    isService = true;
+    # Versions of nix-darwin before 2025 always manage Nix.
+    managesNix = config.nix.enable or true;
+    nixConf = "the nix.conf that Nix reads (with Determinate Nix, /etc/nix/nix.custom.conf)";
+    nixEnvironments = [
+      (config.launchd.daemons.nix-daemon.serviceConfig.EnvironmentVariables or { })
+      config.environment.variables
+    ];
+    # launchd starts the daemon at boot, and restarts it: meanwhile the port is free.
+    holdsPort = false;
   };
   # Names of system accounts start with an underscore on macOS.
   user = "_nixcache-proxy";
@@ -17,13 +25,16 @@ in
     type = lib.types.int;
     default = 587;
     description = ''
-      Number of the user and of the group ${user}, who must be able to read `tokenFile`. macOS has no users that
-      exist only while a service runs.
+      Number of the user and of the group ${user}, who must be able to read `tokenFile` and `upstreamsFile`. macOS
+      has no users that exist only while a service runs.
     '';
   };
 
   config = lib.mkIf cfg.enable {
     inherit (proxy) assertions warnings;
+
+    # As in nixos-module.nix.
+    environment.systemPackages = [ cfg.package ];
 
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
@@ -55,6 +66,10 @@ in
         GroupName = user;
         # Readable by nobody else: 077, in decimal as a property list has it.
         Umask = 63;
+        # Nothing here bounds memory as systemd's MemoryMax does: macOS does not enforce launchd's ResidentSetSize. Of
+        # files it allows 256 unless told.
+        SoftResourceLimits.NumberOfFiles = 65536;
+        HardResourceLimits.NumberOfFiles = 65536;
         StandardErrorPath = "${home}/proxy.log";
         EnvironmentVariables =
           {
@@ -63,7 +78,7 @@ in
             # launchd's environment has none of the variables by which Nix's OpenSSL finds certificates.
             SSL_CERT_FILE = "/etc/ssl/certs/ca-certificates.crt";
           }
-          // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = toString cfg.tokenFile; }
+          // proxy.fileSettings
           // proxy.environment;
       };
     };

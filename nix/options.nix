@@ -26,7 +26,10 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "octocat/my-cache";
-      description = "GitHub repository that the cache belongs to, or what stands for it in another registry.";
+      description = ''
+        GitHub repository that the cache belongs to, or what stands for it in another registry. Not needed where
+        `registry` is an OCI layout folder.
+      '';
     };
 
     registry = mkOption {
@@ -72,10 +75,23 @@ in
     upstreams = mkOption {
       type = types.listOf types.str;
       default = lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org";
-      defaultText = lib.literalExpression ''[ "https://cache.nixos.org" ], or none without requireSignatures'';
+      defaultText = lib.literalExpression ''
+        lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org"
+      '';
       description = ''
         Caches that the proxy asks for what this one does not have. Without `requireSignatures` there are none by
         default: Nix takes whatever comes out of the proxy then, and is better off to ask them itself.
+      '';
+    };
+
+    upstreamsFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/nix-upstreams";
+      description = ''
+        File with further upstream caches, one URL a line, which may hold `user:password@`: what stands in
+        `upstreams` can be read by every user. It is read at the start of the service, and must not lie in the Nix
+        store.
       '';
     };
 
@@ -125,7 +141,9 @@ in
       description = ''
         Whether Nix takes only what a trusted key signed. Without, the proxy alone is marked as trusted
         (`?trusted=true`), and every other cache is checked as before; whoever may write to the registry can then
-        put programs onto this machine.
+        put programs onto this machine. So can any local user who listens on the port while nobody else does: it is
+        refused where no socket unit of the machine holds the port, and a port below 1024 is better, which only root
+        can listen on.
       '';
     };
 
@@ -149,7 +167,10 @@ in
       type = types.attrsOf (types.either types.str types.int);
       default = { };
       example = { HTTPS_PROXY = "http://proxy.example:3128"; };
-      description = "Further environment variables of the proxy: settings that no option has, or an HTTP proxy.";
+      description = ''
+        Further environment variables of the proxy: settings that no option has, or an HTTP proxy. Every user can
+        read them: no passwords.
+      '';
     };
 
     configureNix = mkOption {

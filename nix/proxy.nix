@@ -1,10 +1,16 @@
 # What the three modules make of the same options: the proxy's environment, what Nix is told, and what cannot be meant.
 #
-# isService: it runs as a user of its own, who has no embedded cache.
+# holdsPort: whether the machine's service manager listens from boot on, so that no user can take the port first.
+# managesNix: whether the machine's configuration writes nix.conf at all: `nix.enable`.
+# nixConf: where the lines belong that somebody adds by hand.
+# nixEnvironments: the sets of variables that Nix may be started with here.
 {
   lib,
   cfg,
-  isService,
+  holdsPort,
+  managesNix,
+  nixConf,
+  nixEnvironments,
 }:
 let
   option = name: "services.nixcache-proxy.${name}";
@@ -14,6 +20,43 @@ let
   bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
   # Where the proxy listens on every address, this machine asks it on loopback.
   askedAddress = { "0.0.0.0" = "127.0.0.1"; "::" = "::1"; }.${cfg.listenAddress} or cfg.listenAddress;
+
+  # A URL has its user and password, or a token, before an @.
+  hasUser = lib.hasInfix "@";
+  # In a variable that may hold anything, also without a scheme: user:password@host.
+  hasPassword = text: builtins.match ".*:.*@.*" text != null;
+  # A token of GitHub, or a secret key of Nix.
+  hasToken =
+    text: builtins.match ".*(gh[a-z]_|github_pat_)[A-Za-z0-9_]{20}.*|.*:[A-Za-z0-9+/]{86}==.*" text != null;
+  # By their names; the path of a file is none.
+  namesSecret =
+    name:
+    let
+      upper = lib.toUpper name;
+      words = "TOKEN|PASSW|PASSPHRASE|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SIGNING_?KEY|AUTH_CONFIG|AUTHORIZATION|COOKIE";
+    in
+    builtins.match ".*(${words}).*" upper != null && builtins.match ".*_(FILE|DIR|PATH)" upper == null;
+  where = "which every user could read in the Nix store";
+
+  # What is written as text into the unit, and where it belongs instead. A layout's folder may have an @ in its name.
+  texts = {
+    repo = {
+      text = toString cfg.repo;
+      instead = "tokenFile";
+    };
+    registry = {
+      text = if lib.hasPrefix "oci:" cfg.registry then "" else cfg.registry;
+      instead = "tokenFile";
+    };
+    upstreams = {
+      text = toString cfg.upstreams;
+      instead = "upstreamsFile";
+    };
+    allowedHosts = {
+      text = toString cfg.allowedHosts;
+      instead = "tokenFile";
+    };
+  };
 
   # Each setting that has an option; null is not set.
   settings = {
@@ -31,16 +74,63 @@ let
     NIXCACHE_PUBLIC_KEYS = toString publicKeys;
     NIXCACHE_LOG_LEVEL = cfg.logLevel;
   };
-  ofOptions = builtins.attrNames settings ++ [ "NIXCACHE_TOKEN_FILE" ];
-  secrets = [ "GITHUB_TOKEN" "GH_TOKEN" "NIX_SIGNING_KEY" ];
+  ofOptions = builtins.attrNames settings ++ [ "NIXCACHE_TOKEN_FILE" "NIXCACHE_UPSTREAM_FILE" ];
   given = builtins.attrNames cfg.extraSettings;
   among = names: builtins.filter (name: builtins.elem name names) given;
+  secret = builtins.filter (
+    name:
+    let
+      text = toString cfg.extraSettings.${name};
+    in
+    namesSecret name || hasPassword text || hasToken text
+  ) given;
+  unsigned = cfg.configureNix && !cfg.requireSignatures;
+
+  # What Nix is told of every cache.
+  manners =
+    lib.optionalAttrs cfg.fallback { fallback = true; }
+    // lib.optionalAttrs (cfg.narinfoCacheNegativeTtl != null) {
+      narinfo-cache-negative-ttl = cfg.narinfoCacheNegativeTtl;
+    };
+
+  # An HTTP proxy would answer for the machine that it runs on. libcurl, which Nix downloads with, takes no HTTP_PROXY in
+  # capitals, and compares an address with each word of no_proxy. Source: libcurl-env(3), CURLOPT_NOPROXY(3).
+  isProxied =
+    variables:
+    let
+      given = name: toString (variables.${name} or "");
+      first = names: builtins.head (builtins.filter (text: text != "") (map given names) ++ [ "" ]);
+      words = builtins.filter (word: builtins.isString word && word != "") (
+        builtins.split "[,[:space:]]+" (first [ "no_proxy" "NO_PROXY" ])
+      );
+    in
+    first [ "http_proxy" "all_proxy" "ALL_PROXY" ] != "" && !builtins.any covers words;
+  covers =
+    word:
+    let
+      network = builtins.match "([0-9.]+)/([12]?[0-9]|3[0-2])" word;
+      bits = builtins.fromJSON (builtins.elemAt network 1);
+      shift = builtins.foldl' (number: _: number * 2) 1 (builtins.genList (bit: bit) (32 - bits));
+      isIn = address: address / shift == number (builtins.head network) / shift;
+    in
+    builtins.elem word [ "*" askedAddress (bracketed askedAddress) ]
+    || lib.hasInfix ":" askedAddress && lib.hasInfix ":" word && lib.hasInfix "/" word
+    || network != null && isVersion4 askedAddress && isVersion4 (builtins.head network) && isIn (number askedAddress);
+  isVersion4 = address: builtins.match "((0|[1-9][0-9]*)\\.){3}(0|[1-9][0-9]*)" address != null;
+  number =
+    address:
+    builtins.foldl' (sum: part: sum * 256 + builtins.fromJSON part) 0 (
+      builtins.filter builtins.isString (builtins.split "[.]" address)
+    );
 in
 rec {
   inherit publicKeys;
 
   isLayout = lib.hasPrefix "oci:" cfg.registry;
   isLoopback = lib.hasPrefix "127." cfg.listenAddress || cfg.listenAddress == "::1";
+  asksLoopback = builtins.elem askedAddress [ "127.0.0.1" "::1" ];
+  keepsPort = unsigned;
+  hasPasswords = set: builtins.filter (name: hasPassword (toString set.${name})) (builtins.attrNames set);
   listenStream = "${bracketed cfg.listenAddress}:${toString cfg.port}";
   command = "${cfg.package}/bin/nixcache-oci proxy";
 
@@ -50,11 +140,12 @@ rec {
     + lib.optionalString (!cfg.requireSignatures) "?trusted=true";
 
   # Settings of Nix that count for every cache; the machine's owner may say otherwise without a conflict.
-  nixManners =
-    lib.optionalAttrs cfg.fallback { fallback = lib.mkDefault true; }
-    // lib.optionalAttrs (cfg.narinfoCacheNegativeTtl != null) {
-      narinfo-cache-negative-ttl = lib.mkDefault cfg.narinfoCacheNegativeTtl;
-    };
+  nixManners = builtins.mapAttrs (_: lib.mkDefault) manners;
+
+  # Lines of nix.conf that add the cache to whatever the lines before them list.
+  addingLines =
+    "extra-substituters = ${substituter}\n"
+    + lib.optionalString (publicKeys != [ ]) "extra-trusted-public-keys = ${toString publicKeys}\n";
 
   # Those of a machine whose owner wants the cache.
   machineSettings = nixManners // {
@@ -68,12 +159,20 @@ rec {
     lib.filterAttrs (_: value: value != null) settings
     // builtins.mapAttrs (_: toString) cfg.extraSettings;
 
+  # Paths of files with secrets, for a service that reads them itself.
+  fileSettings = builtins.mapAttrs (_: toString) (
+    lib.filterAttrs (_: file: file != null) {
+      NIXCACHE_TOKEN_FILE = cfg.tokenFile;
+      NIXCACHE_UPSTREAM_FILE = cfg.upstreamsFile;
+    }
+  );
+
   # systemd.unit(5), "Specifiers": a URL with %2F would be another one otherwise.
   escapeSpecifiers = builtins.replaceStrings [ "%" ] [ "%%" ];
 
   assertions = [
     {
-      assertion = cfg.repo != null || isLayout || (!isService && cfg.registry == "ghcr.io");
+      assertion = cfg.repo != null || isLayout;
       message = "${option "repo"} is not set: set it to owner/name, or ${option "registry"} to oci:/path.";
     }
     {
@@ -101,30 +200,61 @@ rec {
       message = "${option "publicKeys"} has two keys of one name; Nix tells keys apart by name.";
     }
     {
-      assertion = cfg.tokenFile == null || !lib.hasPrefix builtins.storeDir (toString cfg.tokenFile);
+      assertion = unsigned -> holdsPort;
       message =
-        "${option "tokenFile"} lies in the Nix store, which every user can read: give the path of a file "
-        + "elsewhere, as a string.";
+        "${option "requireSignatures"} is off, and nothing holds port ${toString cfg.port} while the proxy does not run: "
+        + "any user of this machine could listen there, and hand Nix programs that nobody signed. Only the socket of the "
+        + "NixOS module is there from boot on: sign the cache, and set ${option "publicKeys"}.";
+    }
+    {
+      assertion = unsigned -> isLoopback || asksLoopback;
+      message =
+        "${option "requireSignatures"} is off, and Nix would ask ${askedAddress}, which may become another machine's "
+        + "address: set ${option "listenAddress"} to 127.0.0.1, or to 0.0.0.0 for all.";
     }
     {
       assertion = among ofOptions == [ ];
       message = "${option "extraSettings"} sets ${toString (among ofOptions)}, which has an option of its own.";
     }
     {
-      assertion = among secrets == [ ];
+      assertion = secret == [ ];
       message =
-        "${option "extraSettings"} sets ${toString (among secrets)}, which every user could read in the Nix store: "
-        + "use ${option "tokenFile"}.";
+        "${option "extraSettings"} sets ${toString secret}, ${where}: use ${option "tokenFile"} or "
+        + "${option "upstreamsFile"}; for an HTTP proxy's password, a file in systemd's EnvironmentFile.";
     }
-  ];
+  ]
+  ++ map (name: {
+    assertion = !(hasUser texts.${name}.text || hasToken texts.${name}.text);
+    message = "${option name} holds a user, password or token, ${where}: use ${option texts.${name}.instead}.";
+  }) (builtins.attrNames texts)
+  ++ map (name: {
+    assertion = cfg.${name} == null || !lib.hasPrefix builtins.storeDir (toString cfg.${name});
+    message =
+      "${option name} lies in the Nix store, which every user can read: give the path of a file elsewhere, as a string.";
+  }) [ "tokenFile" "upstreamsFile" ];
 
   warnings =
-    lib.optional (cfg.configureNix && !cfg.requireSignatures) (
+    lib.optional unsigned (
       "${option "requireSignatures"} is off: Nix takes whatever ${option "registry"} sends without a signature, so who "
       + "may write there can put programs onto this machine. Other caches are checked as before."
     )
-    ++ lib.optional (cfg.configureNix && !cfg.requireSignatures && cfg.upstreams != [ ]) (
+    ++ lib.optional (unsigned && cfg.port >= 1024) (
+      "${option "requireSignatures"} is off, and any local user can do the same who listens on port "
+      + "${toString cfg.port} while the socket nixcache-proxy is not up, as before it is first started: set "
+      + "${option "port"} below 1024, where only root can listen."
+    )
+    ++ lib.optional (unsigned && (cfg.upstreams != [ ] || cfg.upstreamsFile != null)) (
       "${option "upstreams"} are passed on without a check of their signatures, because "
       + "${option "requireSignatures"} is off: name them in nix.settings.substituters instead."
+    )
+    ++ lib.optional (cfg.configureNix && !managesNix) (
+      "nix.enable is off, so nothing here tells Nix of the proxy. Add these lines to ${nixConf}, and restart the Nix "
+      + "daemon:\n${addingLines}"
+      + builtins.concatStringsSep "" (lib.mapAttrsToList (name: value: "${name} = ${builtins.toJSON value}\n") manners)
+      + "${option "configureNix"} = false ends this warning."
+    )
+    ++ lib.optional (cfg.configureNix && builtins.any isProxied nixEnvironments) (
+      "an HTTP proxy is set for Nix, which would ask it for ${substituter}, and no_proxy does not have ${askedAddress}: "
+      + "add that address to no_proxy, on NixOS to networking.proxy.noProxy."
     );
 }

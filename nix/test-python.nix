@@ -1,4 +1,4 @@
-# Python with the program, and with what its tests import. The linters of requirements.lock are not in it: they judge
+# Python with the program, and with what its tests import. The linters of requirements.txt are not in it: they judge
 # the code by one version, and nixpkgs has another.
 { pkgs }:
 pkgs.python3.withPackages (

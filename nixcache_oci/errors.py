@@ -3,6 +3,7 @@
 Error:
 ├── UsageError           a setting or argument that cannot be used: exit status 2
 ├── FormatError          input breaks a published format
+│   └── LimitError       ... together with all that was read before it: the rest is left out
 ├── DigestError          bytes are not what their digest says
 ├── RegistryError        the repository could not do it: status, OCI code, is_temporary
 │   └── NotFoundError    ... because it has no such blob, manifest or tag
@@ -22,6 +23,10 @@ class UsageError(Error):
 
 class FormatError(Error):
     """Input breaks a published format; names the format and what is wrong."""
+
+
+class LimitError(FormatError):
+    """All of a kind together are more than is read; names the limit. What was read before stays good."""
 
 
 class DigestError(Error):

@@ -14,6 +14,7 @@ from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import table
 from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
+from nixcache_oci.settings.upstreams import MAX_FILE_BYTES, upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
 
 _KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()
@@ -135,6 +136,51 @@ def test_a_password_in_an_upstream_is_not_shown() -> None:
     assert "hunter2" not in repr(config)
 
 
+def _write(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "upstreams"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def test_upstreams_of_a_file(tmp_path: Path) -> None:
+    """They come after those that are named openly; of a cache that is in both, the file has the password."""
+    file = _write(tmp_path, "# private\n\n https://user:hunter2@b.example/x/ \r\nhttps://c.example\n")
+    config = proxy_config(
+        _say(NIXCACHE_UPSTREAM="https://b.example/x https://a.example", NIXCACHE_UPSTREAM_FILE=file)
+    )
+    assert config.upstreams == (
+        "https://user:hunter2@b.example/x/",
+        "https://a.example",
+        "https://c.example",
+    )
+    assert "hunter2" not in repr(config)
+    assert upstream_urls(_say("--upstream-file", file))[0] == "https://cache.nixos.org"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("https://a\nuser:hunter2\n", "line 2: expected"),
+        ("https://a https://user:hunter2@b\n", "line 1: expected"),
+        ("ftp://user:hunter2@b", "line 1: expected"),
+        (b"https://user:hunter2@\xff", "not text in UTF-8"),
+        ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_FILE_BYTES} bytes"),
+    ],
+)
+def test_a_file_of_upstreams_is_never_repeated(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    """What cannot be used is named by file and line: any part of a line may be a password."""
+    with pytest.raises(UsageError, match=re.escape(reason)) as caught:
+        proxy_config(_say(NIXCACHE_UPSTREAM_FILE=_write(tmp_path, content)))
+    assert str(caught.value).startswith(f"NIXCACHE_UPSTREAM_FILE: {tmp_path / 'upstreams'}: ")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_of_upstreams_that_is_not_there(tmp_path: Path) -> None:
+    """One line stops the start: without its upstreams, the cache would seem to lack what they have."""
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        proxy_config(_say(NIXCACHE_UPSTREAM_FILE=str(tmp_path / "gone")))
+
+
 @pytest.mark.parametrize("url", ["ftp://b", "https://a:99999", "https://a?priority=10", "cache.nixos.org"])
 def test_what_is_no_upstream(url: str) -> None:
     """Each URL of the list is looked at, and the wrong one is named."""
@@ -149,6 +195,12 @@ def test_what_is_no_upstream(url: str) -> None:
         ("PORT", "65536", "'65536': expected a port number from 0 to 65535"),
         ("PORT", "-1", "'-1': expected a port number from 0 to 65535"),
         ("PORT", "1_000", "'1_000': expected a port number from 0 to 65535"),
+        ("PASS_ENV", "A B=C", "'A B=C': expected names of environment variables, separated by spaces"),
+        (
+            "PASS_ENV",
+            "A GH_TOKEN",
+            "'A GH_TOKEN': GH_TOKEN is this program's own, and builds could read it; leave it out",
+        ),
         ("LISTEN", "localhost:80", "'localhost:80': expected an IP address or a host name, without a port"),
         ("LISTEN", "127.0.0.256", "'127.0.0.256': expected an IP address or a host name, without a port"),
         ("LISTEN", "[localhost]x", "'[localhost]x': expected an IP address or a host name, without a port"),
@@ -231,7 +283,9 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
 @pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_secrets_have_no_flag(variable: Variable[object]) -> None:
     """A token on the command line is visible to every user of the machine."""
-    assert (variable.flag is None) == (variable in {table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY})
+    assert (variable.flag is None) == (
+        variable in {table.TOKEN, table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY}
+    )
 
 
 def test_every_proxy_setting_is_in_the_table() -> None:
@@ -239,7 +293,10 @@ def test_every_proxy_setting_is_in_the_table() -> None:
     in_table = {variable.name for variable in table.PROXY_VARIABLES}
     spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
     fields = {field.name for field in dataclasses.fields(ProxyConfig)}
-    assert in_table == {f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields}
+    # Where the upstreams stand does not matter to the proxy.
+    assert in_table - {"NIXCACHE_UPSTREAM_FILE"} == {
+        f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields
+    }
 
 
 @pytest.mark.parametrize(

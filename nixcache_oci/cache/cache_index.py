@@ -8,9 +8,10 @@ Source: design section 2, "Index".
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from heapq import nlargest
 from typing import Final, Self
 
-from nixcache_oci.cache.segment import Segment, SegmentTag
+from nixcache_oci.cache.segment import Segment, SegmentTag, is_segment_tag
 from nixcache_oci.cache.timestamp import EPOCH, format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
@@ -88,14 +89,22 @@ class CacheIndex:
             )
         return content
 
-    def unlisted(self, tags: Iterable[str]) -> list[SegmentTag]:
-        """Find the segments that only their own tags know: another writer's index overwrote theirs."""
-        listed = {segment.manifest for segment in self.segments}
-        found = {tag for tag in map(SegmentTag.parse, tags) if tag is not None}
-        return sorted(
-            (tag for tag in found if tag.created >= self.watermark and tag.manifest not in listed),
-            key=lambda tag: (tag.created, tag.manifest),
-        )
+    def unlisted(self, tags: Iterable[str], most: int) -> tuple[list[SegmentTag], int]:
+        """Find the segments that only their own tags know: another writer's index overwrote theirs.
+
+        Args:
+            tags: all of the repository.
+            most: how many to give, the newest.
+
+        Returns:
+            These, the oldest first, and how many more there are.
+        """
+        listed = {segment.manifest.hex for segment in self.segments}
+        found = {tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
+        # As text, where the time stands first: there may be 100,000, and to read a time is slow.
+        newest = nlargest(most, found)
+        parsed = (SegmentTag.parse(tag) for tag in reversed(newest))
+        return [tag for tag in parsed if tag is not None], len(found) - len(newest)
 
     def with_segments(self, more: Iterable[Segment]) -> Self:
         """List further segments; one that is listed already stays as it is, with its marks."""

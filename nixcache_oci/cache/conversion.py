@@ -49,13 +49,15 @@ class Conversion:
         document: what was converted; ``list_segments`` wants to know.
         segments: what was pushed; the index does not list them yet.
         missing: base name and reason of each entry that was left out, as it cannot be had whole any more.
-        skipped: what in the document could not be read, and why.
+        skipped: what in the document could not be read, and why: the first of it.
+        skipped_count: how much in all.
     """
 
     document: Digest
     segments: tuple[Segment, ...]
     missing: tuple[tuple[str, str], ...]
     skipped: tuple[tuple[str, str], ...]
+    skipped_count: int
 
 
 async def convert_version1(
@@ -89,7 +91,8 @@ async def convert_version1(
     content = await read_blob(repository, document, MAX_DOCUMENT_BYTES)
     # A large document takes seconds to parse: long enough for other connections to be dropped.
     version1 = await asyncio.to_thread(parse_version1, content)
-    narinfos = [one for one in version1.table.narinfos if not listed(one.store_path.hash_part)]
+    former = await asyncio.to_thread(version1.to_table)
+    narinfos = [one for one in former.narinfos if not listed(one.store_path.hash_part)]
     sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
     missing = find_lost(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
     kept = order_by_references(
@@ -97,7 +100,7 @@ async def convert_version1(
     )
     there = {narinfo.store_path for narinfo in kept}
     roots = [path for path in version1.gc_roots if path in there or listed(path.hash_part)]
-    header = TableHeader(now, public_keys=version1.table.header.public_keys)
+    header = TableHeader(now, public_keys=version1.public_keys)
     *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers, max_blob_bytes)
     # References first, and the records last: who finds these finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
@@ -107,18 +110,17 @@ async def convert_version1(
         for table, content in zip(tables, [*contents, last], strict=True)
     ]
     left_out = tuple((path.base_name, reason) for path, reason in missing.items())
-    return Conversion(document, tuple(segments), left_out, version1.skipped)
+    return Conversion(document, tuple(segments), left_out, tuple(version1.skipped), version1.skipped_count)
 
 
 def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: IsListed) -> set[str]:
     """Find the references to entries that the document has, and that could not be read."""
-    skipped = {hash_part for hash_part, _ in version1.skipped}
     references = {reference for narinfo in narinfos for reference in narinfo.references}
     found = ((reference, reference.partition("-")[0]) for reference in references)
     return {
         base_name
         for base_name, hash_part in found
-        if hash_part in skipped and not listed(HashPart(hash_part))
+        if hash_part in version1.unreadable and not listed(HashPart(hash_part))
     }
 
 

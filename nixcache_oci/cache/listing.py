@@ -4,11 +4,13 @@ Source: design section 2, "Index". Empty is only what the repository itself call
 and no segment's tag. Whatever else goes wrong is an error, and a reader keeps what it has.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.parallel import run_all
@@ -26,6 +28,12 @@ _log = logging.getLogger(__name__)
 # Enough to hide the round trips of a long list, few enough to be a polite client.
 _PARALLEL_REQUESTS = 8
 
+MAX_SEGMENTS: Final = 4000
+"""Of a cache, as it is read. An index of 1 MiB, the largest that is written, has room for 3,000; to look for
+a narinfo in 4,000 tables takes a millisecond."""
+MAX_UNLISTED_BYTES: Final = 256 * 1024 * 1024
+"""Of the manifests of segments that no index lists, in one look: each is fetched for its annotations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -36,18 +44,28 @@ class Listing:
         segments: those that the index lists, and those that only their tags know.
         version1: the document of a version 1 cache, or None.
         is_complete: False where a tag was listed and its manifest was not there: collected a moment ago,
-            or pushed a moment ago by way of a registry that lags. Worth another look soon.
+            or pushed a moment ago by way of a registry that lags. Worth another look soon. Also where there
+            are more tags than are read.
+        left_out: how many segments are not among these, for there are more than are read.
     """
 
     index: Digest | None = None
     segments: tuple[Segment, ...] = ()
     version1: Digest | None = None
     is_complete: bool = True
+    left_out: int = 0
 
     @property
     def tables(self) -> tuple[Digest, ...]:
         """The blob of each table; a version 1 document is one, too."""
         return (*(segment.table for segment in self.segments), *((self.version1,) if self.version1 else ()))
+
+    def tables_newest_first(self) -> dict[Digest, list[Segment]]:
+        """Give each table once, with its segments; a version 1 document is the last, and has none."""
+        tables: dict[Digest, list[Segment]] = {}
+        for segment in newest_first(self.segments):
+            tables.setdefault(segment.table, []).append(segment)
+        return tables | ({self.version1: []} if self.version1 is not None else {})
 
     def to_json(self) -> str:
         """Write it for the disk."""
@@ -69,9 +87,10 @@ class Listing:
         try:
             match json.loads(content):
                 case {"index": index, "segments": list(segments), "version1": version1}:
+                    read = tuple(Segment.from_descriptor(Descriptor.from_json(one)) for one in segments)
                     return cls(
                         Digest.parse(index) if index is not None else None,
-                        tuple(Segment.from_descriptor(Descriptor.from_json(one)) for one in segments),
+                        tuple(newest_first(read)[:MAX_SEGMENTS]) if len(read) > MAX_SEGMENTS else read,
                         Digest.parse(version1) if version1 is not None else None,
                     )
         except (ValueError, AttributeError, RecursionError) as error:
@@ -91,6 +110,8 @@ class Union:
         untagged: segments that the index lists and no tag names: whoever deletes a manifest takes its tags,
             too, but a cache may also have been copied without them. ``find_gone`` tells.
         orphans: segments' tags, at or after the watermark, whose manifest is not there.
+        unread: how many tags of segments that no index lists were left alone, for there are more than are
+            read. An index may be written all the same, with the watermark as it was: it takes nothing away.
     """
 
     index: CacheIndex
@@ -99,6 +120,19 @@ class Union:
     is_complete: bool
     untagged: tuple[Segment, ...] = ()
     orphans: tuple[SegmentTag, ...] = ()
+    unread: int = 0
+
+    def listing(self, gone: AbstractSet[Digest] = frozenset()) -> Listing:
+        """Give what is read of it: the newest 4,000 segments.
+
+        Args:
+            gone: manifests of segments that do not count.
+        """
+        segments = tuple(one for one in self.index.segments if one.manifest not in gone)
+        left_out = max(0, len(segments) - MAX_SEGMENTS)
+        if left_out:
+            segments = tuple(newest_first(segments)[:MAX_SEGMENTS])
+        return Listing(self.digest, segments, self.version1, self.is_complete, left_out + self.unread)
 
 
 async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> Union:
@@ -129,21 +163,24 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     if stored is not None and stored.media_type in media_type.MANIFESTS:
         version1 = version1_layer(Manifest.parse(stored.content)).digest
     elif stored is not None:
-        index = CacheIndex.parse(stored.content)
-    tagged = set(tags)
+        # Thousands of descriptors take long enough to be in the way of others.
+        index = await asyncio.to_thread(CacheIndex.parse, stored.content)
     by_manifest = {segment.manifest: segment for segment in known}
-    unlisted = index.unlisted(tags)
-    unknown = [tag for tag in unlisted if tag.manifest not in by_manifest]
-    read = await run_all((_read_segment(repository, tag) for tag in unknown), _PARALLEL_REQUESTS)
+    unlisted, unread = await asyncio.to_thread(index.unlisted, tags, MAX_SEGMENTS)
     found = [by_manifest[tag.manifest] for tag in unlisted if tag.manifest in by_manifest]
-    found += [segment for segments in read for segment in segments or ()]
+    reading = _Reading(repository)
+    unknown = [tag for tag in reversed(unlisted) if tag.manifest not in by_manifest]
+    read = await run_all(map(reading.read_segment, unknown), _PARALLEL_REQUESTS)
+    reading.warn_of_others()
+    found += [segment for segment in read if segment is not None]
     return Union(
-        index=index.with_segments(found),
+        index=await asyncio.to_thread(index.with_segments, found),
         digest=stored.digest if stored is not None else None,
         version1=version1,
-        is_complete=None not in read,
-        untagged=tuple(segment for segment in index.segments if str(segment.tag) not in tagged),
-        orphans=tuple(tag for tag, segments in zip(unknown, read, strict=True) if segments is None),
+        is_complete=not (reading.orphans or reading.unread or unread),
+        untagged=await asyncio.to_thread(_find_untagged, index, tags),
+        orphans=tuple(sorted(reading.orphans, key=lambda tag: (tag.created, tag.manifest))),
+        unread=unread + reading.unread,
     )
 
 
@@ -162,23 +199,59 @@ async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list
 
 
 async def read_listing(repository: Repository, known: Iterable[Segment] = ()) -> Listing:
-    """Read which segments the cache has; arguments and errors are those of ``read_union``."""
-    union = await read_union(repository, known)
-    return Listing(union.digest, union.index.segments, union.version1, union.is_complete)
+    """Read which segments the cache has, the newest 4,000; likewise."""
+    return (await read_union(repository, known)).listing()
 
 
-async def _read_segment(repository: Repository, tag: SegmentTag) -> list[Segment] | None:
-    """Read a segment that only its tag knows; none where it is not ours, and None where it is not there."""
-    try:
-        stored = await repository.get_manifest(str(tag.manifest))
-    except NotFoundError:
-        # A tag that leads elsewhere names no segment: a repair that was cut short leaves one behind.
-        return [] if await _leads_elsewhere(repository, tag) else None
-    try:
-        return [Segment.from_manifest(stored.content)]
-    except FormatError as error:
-        _log.warning("no segment", extra={"fields": {"tag": str(tag), "error": str(error)}})
-        return []
+def newest_first(segments: Iterable[Segment]) -> list[Segment]:
+    """Put segments in the order in which they are read."""
+    return sorted(segments, key=lambda segment: segment.created, reverse=True)
+
+
+def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...]:
+    tagged = set(tags)
+    return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
+
+
+class _Reading:
+    """One look at the segments that only their tags know.
+
+    Attributes:
+        orphans: tags whose manifest is not there.
+        unread: how many were left alone.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self.orphans: list[SegmentTag] = []
+        self.unread = 0
+        self._repository = repository
+        self._bytes = 0
+        self._others: list[str] = []
+
+    async def read_segment(self, tag: SegmentTag) -> Segment | None:
+        """Read one; None where it is none of ours, or counted as orphan or unread."""
+        if self._bytes > MAX_UNLISTED_BYTES:
+            self.unread += 1
+            return None
+        try:
+            stored = await self._repository.get_manifest(str(tag.manifest))
+        except NotFoundError:
+            # A tag that leads elsewhere names no segment: a repair that was cut short leaves one behind.
+            if not await _leads_elsewhere(self._repository, tag):
+                self.orphans.append(tag)
+            return None
+        self._bytes += len(stored.content)
+        try:
+            return Segment.from_manifest(stored.content)
+        except FormatError as error:
+            self._others.append(f"{tag}: {error}")
+            return None
+
+    def warn_of_others(self) -> None:
+        """Say once what is tagged like a segment, and is none."""
+        if self._others:
+            fields = {"count": len(self._others), "first": self._others[0]}
+            _log.warning("no segments", extra={"fields": fields})
 
 
 async def _leads_elsewhere(repository: Repository, tag: SegmentTag) -> bool:

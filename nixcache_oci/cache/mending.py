@@ -14,6 +14,7 @@ from nixcache_oci.cache.listing import find_gone
 from nixcache_oci.cache.salvage import Salvage, salvage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import RegistryError
@@ -51,6 +52,7 @@ class Mending:
 
     def __init__(self, repository: Repository, push: PushTable, known: Iterable[Segment], tell: Tell) -> None:
         self._repository = repository
+        self._budget = TableBudget()
         self._push = push
         self._there = {segment.manifest for segment in known}
         self._tell = tell
@@ -63,7 +65,8 @@ class Mending:
         gone = await find_gone(self._repository, asked)
         kept = lost = 0
         for segment in gone:
-            rest = await salvage(self._repository, segment) if segment.condemned is None else Salvage()
+            is_counted = segment.condemned is None
+            rest = await salvage(self._repository, segment, self._budget) if is_counted else Salvage()
             written = await self._push_rest(rest, index.source)
             self._replaced[segment.manifest] = tuple(written)
             self._there |= {one.manifest for one in written}

@@ -23,6 +23,10 @@ UNRECORDED: Final = timedelta(days=9)
 """A publish that changes nothing leaves no record while its scope's last one is younger: a tenth of the usual
 time to live of a scope. gc waits as much longer before a scope is over."""
 
+# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
+FIELD_VALUE: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+"""What a field of a table can hold."""
+
 _KINDS: Final = ("Publish", "Pin", "Unpin")
 _REVISIONS = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -52,8 +56,9 @@ class PublishRecord:
     def __post_init__(self) -> None:
         _check_word("scope", self.scope)
         _check_word("run", self.run)
-        if "" in (*(name for name, _ in self.roots), *self.failed):
-            raise FormatError("record: a root needs a name")
+        for name in (*(name for name, _ in self.roots), *self.failed):
+            if not is_root_name(name):
+                raise FormatError(f"record: no root can have the name {name[:80]!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,11 @@ class UnknownRecord:
 
 
 Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
+
+
+def is_root_name(text: str) -> bool:
+    """Tell whether a record can hold a root, or the failure of one, under this name."""
+    return text != "" and FIELD_VALUE.fullmatch(text) is not None
 
 
 def parse_record(fields: tuple[Field, ...]) -> Record:
@@ -196,5 +206,8 @@ def _is_keep(words: list[str]) -> bool:
 
 
 def _check_word(what: str, text: str) -> None:
-    if not text or " " in text:
-        raise FormatError(f"record: the name of a {what} is not empty and has no spaces: {text[:80]!r}")
+    if not text or " " in text or not FIELD_VALUE.fullmatch(text):
+        raise FormatError(
+            f"record: the name of a {what} has neither spaces nor control characters, and is not empty: "
+            f"{text[:80]!r}"
+        )

@@ -16,6 +16,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_inflation import read_table
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import probe_blob
@@ -44,14 +45,19 @@ class Salvage:
     lost: Mapping[StorePath, str] = field(default_factory=dict)
 
 
-async def salvage(repository: Repository, segment: Segment) -> Salvage:
+async def salvage(repository: Repository, segment: Segment, budget: TableBudget | None = None) -> Salvage:
     """Read what is left of a segment; a byte of each blob is read.
+
+    Args:
+        repository: where it lies.
+        segment: which.
+        budget: of all tables that are read like this; what is over it is lost, as damaged ones are.
 
     Raises:
         RegistryError: the repository could not answer.
     """
     try:
-        table = await read_table(repository, segment.table)
+        table = await read_table(repository, segment.table, budget)
     except (DigestError, FormatError, RegistryError) as error:
         await raise_unless_damage(repository, error)
         return Salvage()

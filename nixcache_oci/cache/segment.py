@@ -4,7 +4,7 @@ Source: design section 2, "Segment" and "Index".
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Self
@@ -19,7 +19,8 @@ from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 
 MAX_LAYERS: Final = 2000
 
-_TAG = re.compile(r"segment-([0-9]{8}T[0-9]{6}Z)-([0-9a-f]{64})")
+_DAY = r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+_TAG = re.compile(rf"segment-({_DAY}T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]Z)-([0-9a-f]{{64}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,18 @@ class SegmentTag:
             return cls(parse_tag_time(match[1]), Digest(match[2]))
         except FormatError:
             return None  # shaped like one, but there is no such time: nobody of ours made it
+
+
+def is_segment_tag(tag: str, since: datetime, but: Container[str]) -> bool:
+    """Tell whether a tag has a segment's form, by text alone: there may be 100,000 tags.
+
+    Args:
+        tag: what may be one.
+        since: older ones are none.
+        but: hex digests of manifests whose tags are none.
+    """
+    match = _TAG.fullmatch(tag)
+    return match is not None and match[1] >= format_tag_time(since) and match[2] not in but
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +120,10 @@ class Segment:
         Raises:
             FormatError: not a segment of version 2.
         """
-        manifest = Manifest.parse(content)
         digest = Digest.of(content)
+        if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
+            raise FormatError(f"manifest {digest}: {len(content)} bytes, too many for a segment")
+        manifest = Manifest.parse(content)
         if manifest.artifact_type != media_type.SEGMENT:
             raise FormatError(f"manifest {digest}: it is no segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:

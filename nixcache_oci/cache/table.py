@@ -15,7 +15,7 @@ from itertools import pairwise
 from mmap import mmap
 from typing import Final, NewType, TypeAlias
 
-from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
+from nixcache_oci.cache.record import FIELD_VALUE, Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER, to_number
@@ -24,11 +24,11 @@ from nixcache_oci.nix.narinfo import NarInfo
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
 # A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
 MAX_STANZA_BYTES: Final = 1024 * 1024
+# Room for a hundred public keys. Every reader parses the header of every table, and there may be thousands.
+MAX_HEADER_BYTES: Final = 16 * 1024
 
 _VERSION: Final = "2"
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
-_VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
@@ -38,6 +38,9 @@ _HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
 _LISTED = re.compile(
     _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
 )
+_MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_LETTERS + 1
+# No other thread runs while a regular expression searches; this much takes a few milliseconds.
+_SEARCHED_BYTES: Final = 512 * 1024
 _KEY_LETTERS: Final = 12  # as many letters as fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_LETTERS
 """Of a key: its bits are as even as those of the hash parts."""
@@ -90,7 +93,9 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
     for one, other in pairwise(narinfos):
         if one.store_path.hash_part == other.store_path.hash_part:
             raise FormatError(f"table: {other.store_path} is listed twice")
-    stanzas = [_render_fields(_header_fields(table.header))]
+    header = _render_fields(_header_fields(table.header))
+    _check_header(header.encode())
+    stanzas = [header]
     stanzas += [_render_record(record) for record in table.records]
     stanzas += [narinfo.render() for narinfo in narinfos]
     content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
@@ -132,8 +137,8 @@ def parse_head(content: Content) -> Table:
     Raises:
         FormatError: not a version 2 table, or a malformed header or record.
     """
-    header, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
-    return Table(_parse_header(header), tuple(parse_record(record) for record in records))
+    _, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
+    return Table(parse_header(content), tuple(parse_record(record) for record in records))
 
 
 def parse_header(content: Content) -> TableHeader:
@@ -142,7 +147,10 @@ def parse_header(content: Content) -> TableHeader:
     Raises:
         FormatError: not a version 2 table, or a malformed header.
     """
-    return _parse_header(_parse_fields(next(_stanzas(content, 0, len(content)))))
+    end = content.find(b"\n\n", 0, MAX_HEADER_BYTES + 1)
+    header = content[: MAX_HEADER_BYTES + 1 if end < 0 else end + 1]
+    _check_header(header)
+    return _parse_header(_parse_fields(header))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ def scan(content: Content) -> Scan:
     """
     keys, positions = array("Q"), array("I")
     previous = b""
-    for match in _LISTED.finditer(content):
+    for match in _find_listed(content):
         hash_part = match[1]
         if hash_part <= previous:
             raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
@@ -174,6 +182,18 @@ def scan(content: Content) -> Scan:
         keys.append(row_key(hash_part))
         positions.append(match.start(1))
     return Scan(keys, positions)
+
+
+def _find_listed(content: Content) -> Iterator[re.Match[bytes]]:
+    start = 0
+    while start < len(content):
+        end = start + _SEARCHED_BYTES
+        behind = start
+        for match in _LISTED.finditer(content, start, end):
+            yield match
+            behind = match.end()
+        # What begins before the end, and goes on behind it, begins after this.
+        start = max(behind, end - _MOST_LISTED_BYTES)
 
 
 def find_letters(
@@ -264,6 +284,13 @@ def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
         start = gap + 2
 
 
+def _check_header(header: bytes) -> None:
+    if not header:
+        raise FormatError("table: it is empty")
+    if len(header) > MAX_HEADER_BYTES:
+        raise FormatError(f"table: its header is over the limit of {MAX_HEADER_BYTES} bytes")
+
+
 def _header_fields(header: TableHeader) -> tuple[Field, ...]:
     return (
         ("Nixcache-Table", _VERSION),
@@ -308,7 +335,7 @@ def _render_record(record: Record) -> str:
 def _render_fields(fields: Sequence[Field]) -> str:
     lines = []
     for key, value in fields:
-        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+        if not _KEY.fullmatch(key) or not FIELD_VALUE.fullmatch(value):
             raise FormatError(f"table: no such field can be written: {key!r}: {value!r}")
         lines.append(f"{key}: {value}\n")
     return "".join(lines)
@@ -337,7 +364,7 @@ def _parse_fields(stanza: bytes) -> tuple[Field, ...]:
     fields = []
     for line in lines:
         key, colon, value = line.partition(": ")
-        if not colon or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+        if not colon or not _KEY.fullmatch(key) or not FIELD_VALUE.fullmatch(value):
             raise FormatError(f"table: not a 'Key: value' line: {line[:120]!r}")
         fields.append((key, value))
     return tuple(fields)

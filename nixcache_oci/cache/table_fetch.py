@@ -5,9 +5,10 @@ import logging
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import run_in_thread
-from nixcache_oci.cache.table import MAX_TABLE_BYTES, render_table
-from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
+from nixcache_oci.cache.table import MAX_TABLE_BYTES
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_file import TableFile, TableFileWriter
+from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, read_blob
 from nixcache_oci.errors import FormatError
@@ -16,16 +17,21 @@ from nixcache_oci.oci.digest import Digest
 _log = logging.getLogger(__name__)
 
 
-async def fetch_table(repository: Repository, folder: IndexFolder, table: Digest) -> TableFile:
+async def fetch_table(
+    repository: Repository, folder: IndexFolder, table: Digest, budget: TableBudget | None = None
+) -> TableFile:
     """Fetch the table of a segment; memory use is one chunk.
 
     Raises:
+        LimitError: it is over the budget of all tables.
         RegistryError: it could not be fetched.
         OSError: it could not be written.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
-    writer = folder.table_writer(table)
+    budget = budget or TableBudget()
+    budget.check()
+    writer = folder.table_writer(table, budget)
     try:
         async with open_resuming(repository, table) as blob:
             if blob.size > MAX_TABLE_BYTES:
@@ -58,27 +64,34 @@ def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
         writer.close()
 
 
-async def fetch_version1(repository: Repository, folder: IndexFolder, document: Digest) -> TableFile:
+async def fetch_version1(
+    repository: Repository, folder: IndexFolder, document: Digest, budget: TableBudget | None = None
+) -> TableFile:
     """Fetch the document of a version 1 cache, and keep it as a table.
 
     Raises:
+        LimitError: it is over the budget of all tables.
         RegistryError: it could not be fetched.
         OSError: it could not be written.
         DigestError: it is not what its digest says.
         FormatError: it is no such document.
     """
+    budget = budget or TableBudget()
+    budget.check()
     content = await read_blob(repository, document, MAX_DOCUMENT_BYTES)
-    return await asyncio.to_thread(_convert, folder, document, content)
+    budget.receive(len(content))
+    version1 = await asyncio.to_thread(parse_version1, content)
+    if version1.skipped:
+        hash_part, reason = version1.skipped[0]
+        fields = {"count": version1.skipped_count, "first": hash_part, "reason": reason}
+        _log.warning("entries skipped", extra={"fields": fields})
+    return await run_in_thread(_keep, folder.table_writer(document, budget), version1)
 
 
-def _convert(folder: IndexFolder, document: Digest, content: bytearray) -> TableFile:
-    version1 = parse_version1(content)
-    for hash_part, reason in version1.skipped:
-        _log.warning("entry skipped", extra={"fields": {"hash_part": hash_part, "reason": reason}})
-    text = render_table(version1.table, limit=MAX_DOCUMENT_BYTES)
-    writer = folder.table_writer(document)
+def _keep(writer: TableFileWriter, version1: Version1) -> TableFile:
     try:
-        writer.write_text(text)
-        return writer.finish(Digest.of(text))
+        for stanza in version1.text():
+            writer.write_text(stanza)
+        return writer.finish(None)
     finally:
         writer.close()

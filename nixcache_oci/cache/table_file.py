@@ -10,16 +10,16 @@ import mmap
 import os
 import struct
 import sys
+import threading
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Final, Self
+from itertools import islice
+from typing import IO, Final, Self
 
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
-    MAX_TABLE_BYTES,
     HashLetters,
     Scan,
     TableHeader,
@@ -33,8 +33,10 @@ from nixcache_oci.cache.table import (
     scan,
     stanza_around,
 )
-from nixcache_oci.cache.table_inflation import TableInflater
-from nixcache_oci.clients.durable_file import unfinished_path
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
+from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -46,7 +48,13 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 # Where the rows of each thousandth of all keys start, so that few pages are touched to find one: most tables
 # of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
-_BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
+_NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
+# Keys that are shown to people: of a table, each, and in all the letters of one.
+_MAX_RECORDED_KEYS: Final = 8
+_MAX_RECORDED_KEY_LETTERS: Final = 512
+# The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
+_SCANNING: Final = threading.Lock()
 
 
 class TableFile:
@@ -57,8 +65,10 @@ class TableFile:
         keys: the keys file.
 
     Attributes:
-        header: what the table says of itself.
+        size: bytes of the table.
         count: how many narinfos it lists.
+        starts: of the keys with the same first bits, the first row; ``key >> BUCKET_SHIFT`` numbers them.
+        recorded_keys: the first public keys that the header names.
         verdicts: one byte a row, for the holder to remember what validating that narinfo gave.
 
     Raises:
@@ -78,14 +88,16 @@ class TableFile:
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
-        self.header: TableHeader = parse_header(text)
-        starts = (bisect_left(self._keys, bucket << _BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
-        self._starts = array("I", starts)
+        keys_named = (key for key in parse_header(text).public_keys if len(key) <= _MAX_RECORDED_KEY_LETTERS)
+        self.recorded_keys = tuple(islice(keys_named, _MAX_RECORDED_KEYS))
+        starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
+        self.starts = array("I", starts) if count else _NO_STARTS
+        self.size = size
         self.count: int = count
         self.verdicts = bytearray(count)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: RootedPath) -> Self:
         """Map the table that ``TableFileWriter`` put at this path.
 
         Raises:
@@ -94,15 +106,27 @@ class TableFile:
         """
         return cls(_map(path), _map(_keys_path(path)))
 
+    @property
+    def header(self) -> TableHeader:
+        """What the table says of itself, parsed each time: thousands of tables may be open."""
+        return parse_header(self._text)
+
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
         letters = HashLetters(hash_part.encode())
-        return self.find_letters(letters, row_key(letters))
+        key = row_key(letters)
+        bucket = key >> BUCKET_SHIFT
+        return self.find_between(letters, key, self.starts[bucket], self.starts[bucket + 1])
 
-    def find_letters(self, letters: HashLetters, key: int) -> int | None:
-        """Look up as ``find`` does, for those who ask several tables: ``key`` comes from ``row_key``."""
-        bucket = key >> _BUCKET_SHIFT
-        start, end = self._starts[bucket], self._starts[bucket + 1]
+    def find_between(self, letters: HashLetters, key: int, start: int, end: int) -> int | None:
+        """Look up as ``find`` does, for those who ask several tables.
+
+        Args:
+            letters: of the hash part.
+            key: from ``row_key``.
+            start: of the key's rows, out of ``starts``.
+            end: of the same.
+        """
         return find_letters(self._text, self._keys, self._positions, letters, key, start, end)
 
     def letters(self, row: int) -> HashLetters:
@@ -121,15 +145,9 @@ class TableFile:
         """
         return parse_narinfos(self._text)
 
-    @property
-    def size(self) -> int:
-        """Bytes of its text."""
-        return len(self._text)
-
     def release(self) -> None:
         """Give memory back that reading all of it took; what is asked for later is read from disk."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._text.madvise(mmap.MADV_DONTNEED)
+        self._text.madvise(mmap.MADV_DONTNEED)
 
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
@@ -145,14 +163,20 @@ class TableFileWriter:
 
     Nothing is visible at ``path`` before the whole of it is checked, and two who write the same table do not
     disturb each other. Whatever happens, ``close`` has to be called in the end.
+
+    Args:
+        path: of the table.
+        budget: of all tables; every method raises LimitError where it is spent.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: RootedPath, budget: TableBudget | None = None) -> None:
         self._path = path
-        self._unfinished_text = unfinished_path(path.parent)
-        self._unfinished_keys = unfinished_path(path.parent)
+        self._budget = budget or TableBudget()
+        self._unfinished_text = path.parent / unfinished_name()
+        self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
-        self._file: _Limited | None = None
+        self._file: IO[bytes] | None = None
+        self._text: LimitedText | None = None
         self._inflater: TableInflater | None = None
 
     def write(self, compressed: bytes) -> None:
@@ -160,24 +184,30 @@ class TableFileWriter:
 
         Raises:
             OSError: it cannot be written.
-            FormatError: not zstd, or over 64 MiB when inflated.
+            FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
         """
         self._digest.update(compressed)
         if self._inflater is None:
-            self._inflater = TableInflater(self._open(MAX_TABLE_BYTES))
+            self._inflater = TableInflater(self._open(), self._budget)
         self._inflater.write(compressed)
 
     def write_text(self, text: bytes) -> None:
-        """Take a whole table as text, one that was not compressed; no limit holds for it.
+        """Take the next piece of a table as text, one that was not compressed.
 
         Raises:
             OSError: it cannot be written.
+            FormatError: over 64 MiB.
         """
         self._digest.update(text)
-        self._open(len(text)).write(text)
+        if self._text is None:
+            self._text = self._open()
+        self._text.write(text)
 
-    def finish(self, digest: Digest) -> TableFile:
+    def finish(self, digest: Digest | None) -> TableFile:
         """Check the whole, and put it in its place.
+
+        Args:
+            digest: of all that was taken; None where nobody told it, for a table that was made here.
 
         Raises:
             OSError: it cannot be written.
@@ -185,15 +215,20 @@ class TableFileWriter:
             FormatError: it is no table.
         """
         actual = Digest(self._digest.hexdigest())
-        if actual != digest:
+        if digest not in (None, actual):
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
-        self._file.sync()
+        self._file.flush()
+        os.fsync(self._file.fileno())
         text = _map(self._unfinished_text)
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
-        self._write_keys(len(text), scan(text))
+        with _SCANNING:
+            found = scan(text)
+            text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
+        self._budget.open(len(found.keys))
+        self._write_keys(len(text), found)
         # Opened before it gets its name: another process may remove that at once.
         table = TableFile(text, _map(self._unfinished_keys))
         self._unfinished_keys.replace(_keys_path(self._path))
@@ -209,13 +244,13 @@ class TableFileWriter:
             self._unfinished_text.unlink(missing_ok=True)
             self._unfinished_keys.unlink(missing_ok=True)
 
-    def _open(self, limit: int) -> "_Limited":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _Limited(self._unfinished_text, limit)
-        return self._file
+    def _open(self) -> LimitedText:
+        self._path.parent.make_folder()
+        self._file = self._unfinished_text.create()
+        return LimitedText(self._file, self._budget)
 
     def _write_keys(self, size: int, found: Scan) -> None:
-        with self._unfinished_keys.open("xb") as file:
+        with self._unfinished_keys.create() as file:
             file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
             found.keys.tofile(file)
             found.positions.tofile(file)
@@ -223,40 +258,18 @@ class TableFileWriter:
             os.fsync(file.fileno())
 
 
-class _Limited:
-    """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._file = path.open("xb")
-        self._size = 0
-        self._limit = limit
-
-    def write(self, piece: bytes) -> int:
-        self._size += len(piece)
-        if self._size > self._limit:
-            raise FormatError(f"table: over {self._limit} bytes when inflated")
-        return self._file.write(piece)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def remove_table(path: Path) -> None:
+def remove_table(path: RootedPath) -> None:
     """Forget a table; whoever has it open keeps it."""
     path.unlink(missing_ok=True)
     _keys_path(path).unlink(missing_ok=True)
 
 
-def _keys_path(path: Path) -> Path:
+def _keys_path(path: RootedPath) -> RootedPath:
     return path.with_suffix(".keys")
 
 
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
+def _map(path: RootedPath) -> mmap.mmap:
+    with os.fdopen(path.open(), "rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

@@ -5,7 +5,7 @@ table that cannot be had is damage, and named. Source: design section 2, "Index"
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
@@ -13,14 +13,15 @@ from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.listing import MAX_SEGMENTS, Listing, newest_first
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 
@@ -36,38 +37,73 @@ class TableSet:
         listing: the segments whose tables are here.
         tables: each of these, by the digest of the table or version 1 document.
         damaged: tag of each segment whose table cannot be had, and why.
+        left_out: one line: how many segments are not read, the oldest, and for which limit; None where all
+            are. That is no damage: they may be as good as the others.
     """
 
     listing: Listing = field(default_factory=Listing)
     tables: Mapping[Digest, TableFile] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
+    left_out: str | None = None
 
     @classmethod
     def of(
-        cls, listing: Listing, tables: Mapping[Digest, TableFile], damaged: Mapping[str, str] | None = None
+        cls,
+        listing: Listing,
+        tables: Mapping[Digest, TableFile],
+        damaged: Mapping[str, str] | None = None,
+        left_out: str | None = None,
     ) -> Self:
         """Leave out of a listing what has no table."""
         segments = tuple(segment for segment in listing.segments if segment.table in tables)
         version1 = listing.version1 if listing.version1 in tables else None
-        return cls(replace(listing, segments=segments, version1=version1), tables, damaged or {})
+        return cls(replace(listing, segments=segments, version1=version1), tables, damaged or {}, left_out)
 
     def beside(self, former: Self) -> Self:
-        """Keep what was listed before beside what is listed now."""
-        listed = {segment.manifest for segment in self.listing.segments}
-        kept = (segment for segment in former.listing.segments if segment.manifest not in listed)
-        listing = replace(
-            self.listing,
-            segments=(*self.listing.segments, *kept),
-            version1=self.listing.version1 or former.listing.version1,
-        )
-        tables = {**former.tables, **self.tables}
-        return replace(self, listing=listing, tables={table: tables[table] for table in listing.tables})
+        """Keep what was listed before beside what is listed now, as far as the limits of a look allow."""
+        budget = TableBudget()
+        tables: dict[Digest, TableFile] = {}
 
-    def catalog(self, public_keys: Sequence[PublicKey], *, with_condemned: bool = True) -> Catalog:
+        def has_room(table: Digest, file: TableFile) -> bool:
+            try:
+                if table not in tables:
+                    budget.inflate(file.size)
+                    budget.open(file.count)
+            except LimitError:
+                return False
+            tables[table] = file
+            return True
+
+        for table, file in self.tables.items():
+            has_room(table, file)
+        version1 = self.listing.version1
+        if version1 is None and former.listing.version1 is not None:
+            kept_document = former.listing.version1
+            version1 = kept_document if has_room(kept_document, former.tables[kept_document]) else None
+        listed = {segment.manifest for segment in self.listing.segments}
+        gone = (segment for segment in former.listing.segments if segment.manifest not in listed)
+        room = max(0, MAX_SEGMENTS - len(self.listing.segments))
+        kept = [
+            segment
+            for segment in newest_first(gone)[:room]
+            if has_room(segment.table, former.tables[segment.table])
+        ]
+        segments = tuple(one for one in self.listing.segments if one.table in tables)
+        listing = replace(self.listing, segments=(*segments, *kept), version1=version1)
+        return replace(self, listing=listing, tables=tables)
+
+    def catalog(
+        self,
+        public_keys: Sequence[PublicKey],
+        *,
+        store_dir: str | None = None,
+        with_condemned: bool = True,
+    ) -> Catalog:
         """Put the tables together for look-ups.
 
         Args:
             public_keys: what narinfos have to be signed with; empty for any.
+            store_dir: where store paths have to lie; None for anywhere.
             with_condemned: False leaves out segments that gc found dead: a publisher must not count on them.
         """
         listed = [
@@ -78,7 +114,7 @@ class TableSet:
         if self.listing.version1 is not None:
             document = self.tables[self.listing.version1]
             listed.append(CatalogTable(document, is_condemned=False, created=EPOCH))
-        return Catalog.of(listed, public_keys)
+        return Catalog.of(listed, public_keys, store_dir)
 
 
 async def read_tables(
@@ -86,56 +122,77 @@ async def read_tables(
     folder: IndexFolder,
     listing: Listing,
     held: Mapping[Digest, TableFile] | None = None,
+    budget: TableBudget | None = None,
 ) -> TableSet:
-    """Read every table of a listing that is not here yet.
+    """Read every table of a listing that is not here yet, the newest first, as far as the budget goes.
 
     Args:
         repository: where the cache lies.
         folder: where tables are kept.
         listing: what they belong to.
         held: tables that are open already.
+        budget: what all of them may take.
 
     Raises:
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
         OSError: the folder could not be written.
     """
-    reading = _Reading(repository, folder, held or {})
-    jobs = [reading.table_of(segment) for segment in listing.segments]
-    if listing.version1 is not None:
-        jobs.append(reading.table_of_version1(listing.version1))
-    found = await run_all(jobs, _PARALLEL_TABLES)
-    return TableSet.of(listing, dict(one for one in found if one is not None), reading.damaged)
+    held = held or {}
+    await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
+    reading = _Reading(repository, folder, held, budget or TableBudget())
+    waiting = iter(listing.tables_newest_first().items())
+    await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
+    return TableSet.of(listing, reading.tables, reading.damaged, reading.left_out(listing))
 
 
 class _Reading:
     """One look at all tables; ``damaged`` collects what it finds wrong."""
 
-    def __init__(self, repository: Repository, folder: IndexFolder, held: Mapping[Digest, TableFile]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        folder: IndexFolder,
+        held: Mapping[Digest, TableFile],
+        budget: TableBudget,
+    ) -> None:
+        self.tables: dict[Digest, TableFile] = {}
         self.damaged: dict[str, str] = {}
         self._repository = repository
         self._folder = folder
         self._held = held
+        self._budget = budget
+        self._over: dict[Digest, str] = {}
 
-    async def table_of(self, segment: Segment) -> tuple[Digest, TableFile] | None:
-        file = await self._find(segment.table)
-        try:
-            return segment.table, file or await fetch_table(self._repository, self._folder, segment.table)
-        except NotFoundError as error:
-            if await has_manifest(self._repository, segment.manifest):
-                self.damaged[str(segment.tag)] = str(error)
-        except (DigestError, FormatError, RegistryError) as error:
-            await raise_unless_damage(self._repository, error)
-            self.damaged[str(segment.tag)] = str(error)
-        return None
+    async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]]) -> None:
+        """Read one table after another; a table without segments is a version 1 document."""
+        for table, segments in waiting:
+            try:
+                self.tables[table] = await self._read(table, segments)
+            except LimitError as error:
+                self._over[table] = str(error)
+            except NotFoundError as error:
+                for segment in segments:
+                    if await has_manifest(self._repository, segment.manifest):
+                        self.damaged[str(segment.tag)] = str(error)
+                if not segments:
+                    self.damaged[INDEX_TAG] = str(error)
+            except (DigestError, FormatError, RegistryError) as error:
+                await raise_unless_damage(self._repository, error)
+                for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
+                    self.damaged[tag] = str(error)
 
-    async def table_of_version1(self, document: Digest) -> tuple[Digest, TableFile] | None:
-        file = await self._find(document)
-        try:
-            return document, file or await fetch_version1(self._repository, self._folder, document)
-        except (DigestError, FormatError, RegistryError) as error:
-            await raise_unless_damage(self._repository, error)
-            self.damaged[INDEX_TAG] = str(error)
-        return None
+    def left_out(self, listing: Listing) -> str | None:
+        """Say what was not read; see ``TableSet``."""
+        count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
+        reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
+        total = len(listing.segments) + listing.left_out
+        return f"{count} of {total} segments are left out, the oldest: {reasons[0]}" if count else None
 
-    async def _find(self, table: Digest) -> TableFile | None:
-        return self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
+    async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
+        file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
+        if file is None:
+            fetch = fetch_table if segments else fetch_version1
+            return await fetch(self._repository, self._folder, table, self._budget)
+        self._budget.inflate(file.size)
+        self._budget.open(file.count)
+        return file

@@ -1,17 +1,18 @@
 """Version 1: the index of the older tool of the same name, read as it is.
 
 One JSON document holds every narinfo; NARs are plain blobs named by ``nar_digest``, and a narinfo's own URL
-does not say where. It is turned into the text of a table, so that all else knows one format only.
+does not say where. It is turned into the text of a table, so that all else knows one format only. The
+document is read an entry at a time: parsed as a whole, 64 MiB of JSON may take 1.5 GiB.
 Source: design section 2, "Version 1".
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from nixcache_oci.cache.json_stream import JsonStream
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
-from nixcache_oci.cache.table import MAX_STANZA_BYTES, Table, TableHeader
+from nixcache_oci.cache.table import MAX_STANZA_BYTES, MAX_TABLE_BYTES, Table, TableHeader, render_table
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -23,27 +24,53 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import Manifest
 
-# About 300,000 entries: the document is parsed in memory, once.
-MAX_DOCUMENT_BYTES: Final = 256 * 1024 * 1024
+MAX_DOCUMENT_BYTES: Final = MAX_TABLE_BYTES
+"""Some 75,000 entries: the document is held in memory while it is read, and so are its narinfos."""
+MAX_ENTRIES: Final = 200_000
+"""And as many roots. A good entry has 350 bytes; what is smaller is skipped, but counted and remembered."""
+
+_SHOWN: Final = 20  # of what is skipped: all of it may be
 
 _STORE_DIR: Final = "/nix/store"  # the older tool knew no other
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Version1:
     """A version 1 index as a table.
 
     Attributes:
-        table: its narinfos, with URLs that say where the bytes lie.
-        skipped: hash part and reason of each entry that cannot be served; ``public_key`` and ``gc_roots``
-            among them where those cannot be read.
+        narinfos: as a table holds them, with URLs that say where the bytes lie.
+        public_keys: the one that it records, if it can be read.
         gc_roots: what the older tool's garbage collection kept, with its closure; not all of them need be
             entries.
+        unreadable: names of entries that cannot be served.
+        skipped: name and reason of the first of these; ``public_key`` and ``gc_roots`` are named likewise.
+        skipped_count: how many were skipped in all.
     """
 
-    table: Table
-    skipped: tuple[tuple[str, str], ...]
+    narinfos: dict[HashPart, bytes] = field(default_factory=dict)
+    public_keys: tuple[str, ...] = ()
     gc_roots: tuple[StorePath, ...] = ()
+    unreadable: set[str] = field(default_factory=set)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped_count: int = 0
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note what cannot be read."""
+        self.skipped_count += 1
+        if len(self.skipped) < _SHOWN:
+            self.skipped.append((name[:80], reason))
+
+    def to_table(self) -> Table:
+        """Parse the narinfos, which takes five times their size."""
+        narinfos = map(NarInfo.parse, self.narinfos.values())
+        return Table(TableHeader(EPOCH, public_keys=self.public_keys), (), tuple(narinfos))
+
+    def text(self) -> Iterator[bytes]:
+        """Write the table, a stanza at a time."""
+        yield render_table(Table(TableHeader(EPOCH, public_keys=self.public_keys)))
+        for hash_part in sorted(self.narinfos):
+            yield b"\n" + self.narinfos[hash_part]
 
 
 def version1_layer(manifest: Manifest) -> Descriptor:
@@ -58,39 +85,64 @@ def version1_layer(manifest: Manifest) -> Descriptor:
 
 
 def parse_version1(content: bytes | bytearray) -> Version1:
-    """Read the document.
+    """Read the document; takes as much memory again as the document has, whatever it holds.
 
     Raises:
-        FormatError: not such a document. An entry that is malformed is skipped and named.
+        FormatError: not such a document, or one of over 200,000 entries, roots or fields. An entry that is
+            malformed is skipped and named.
     """
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"version 1 index: not JSON: {error}") from None
-    match document:
-        case {"version": 1, "entries": dict(entries)}:
-            pass
-        case _:
-            raise FormatError("version 1 index: expected an object with version 1 and entries")
-    narinfos: dict[HashPart, NarInfo] = {}
-    skipped: list[tuple[str, str]] = []
-    for hash_part, entry in entries.items():
+    stream = JsonStream(content, "version 1 index")
+    found = Version1()
+    version: object = None
+    has_entries = False
+    key: object = None
+    roots: list[object] = []
+    for name in _bounded(stream.members()):
+        match name:
+            case "version":
+                version = stream.value()
+            case "entries" if stream.is_at("{"):
+                has_entries = True
+                _read_entries(stream, found)
+            case "public_key":
+                key = stream.value()
+            case "gc_roots" if stream.is_at("["):
+                roots = [stream.value() for _ in _bounded(stream.elements())]
+            case "gc_roots":
+                roots = [value] if (value := stream.value()) is not None else []
+            case _:
+                stream.skip()
+    stream.end()
+    if type(version) is not int or version != 1 or not has_entries:
+        raise FormatError("version 1 index: expected an object with version 1 and entries")
+    if isinstance(key, str) and key.strip():
         try:
-            narinfo = _parse_entry(hash_part, entry)
+            found.public_keys = (str(PublicKey.parse(key)),)
         except FormatError as error:
-            skipped.append((hash_part[:80], str(error)))
+            found.skip("public_key", str(error))
+    found.gc_roots = _parse_gc_roots(roots, found)
+    return found
+
+
+def _read_entries(stream: JsonStream, found: Version1) -> None:
+    # Where a name stands twice, its last value counts.
+    found.narinfos.clear()
+    for name in _bounded(stream.members()):
+        entry = stream.value()
+        try:
+            narinfo = _parse_entry(name, entry)
+        except FormatError as error:
+            found.unreadable.add(name[:80])
+            found.skip(name, str(error))
         else:
-            narinfos[narinfo.store_path.hash_part] = narinfo
-    keys: tuple[str, ...] = ()
-    match document.get("public_key"):
-        case str(text) if text.strip():
-            try:
-                keys = (str(PublicKey.parse(text)),)
-            except FormatError as error:
-                skipped.append(("public_key", str(error)))
-    gc_roots, skipped_roots = _parse_gc_roots(document.get("gc_roots"), narinfos)
-    table = Table(TableHeader(EPOCH, public_keys=keys), (), tuple(narinfos.values()))
-    return Version1(table, (*skipped, *skipped_roots), tuple(gc_roots))
+            found.narinfos[narinfo.store_path.hash_part] = narinfo.render().encode()
+
+
+def _bounded(members: Iterator[str]) -> Iterator[str]:
+    for count, name in enumerate(members):
+        if count >= MAX_ENTRIES:
+            raise FormatError(f"version 1 index: over the limit of {MAX_ENTRIES} entries, roots or fields")
+        yield name
 
 
 def _parse_entry(hash_part: str, entry: object) -> NarInfo:
@@ -114,34 +166,24 @@ def _parse_entry(hash_part: str, entry: object) -> NarInfo:
     return narinfo
 
 
-def _parse_gc_roots(
-    recorded: object, narinfos: Mapping[HashPart, NarInfo]
-) -> tuple[list[StorePath], list[tuple[str, str]]]:
+def _parse_gc_roots(recorded: list[object], found: Version1) -> tuple[StorePath, ...]:
     gc_roots: dict[StorePath, None] = {}
-    skipped: list[tuple[str, str]] = []
-    match recorded:
-        case None:
-            values: list[object] = []
-        case list():
-            values = recorded
-        case _:
-            values = [recorded]
-    for value in values:
+    for value in recorded:
         try:
-            gc_roots[_parse_gc_root(value, narinfos)] = None
+            gc_roots[_parse_gc_root(value, found.narinfos)] = None
         except FormatError as error:
-            skipped.append(("gc_roots", str(error)))
-    return list(gc_roots), skipped
+            found.skip("gc_roots", str(error))
+    return tuple(gc_roots)
 
 
-def _parse_gc_root(recorded: object, narinfos: Mapping[HashPart, NarInfo]) -> StorePath:
+def _parse_gc_root(recorded: object, narinfos: Mapping[HashPart, bytes]) -> StorePath:
     """Read a store path, a base name, or the hash part of an entry."""
     if not isinstance(recorded, str):
         raise FormatError(f"version 1 index: expected a store path, got {clip(recorded)}")
     store_dir, slash, base_name = recorded.rpartition("/")
     hash_part, dash, _ = base_name.partition("-")
     if (dash or not slash) and hash_part in narinfos:
-        return narinfos[HashPart(hash_part)].store_path
+        return NarInfo.parse(narinfos[HashPart(hash_part)]).store_path
     if not dash:
         raise FormatError(f"version 1 index: no entry, and no store path: {recorded[:80]!r}")
     return StorePath.from_base_name(base_name, store_dir if slash else _STORE_DIR)

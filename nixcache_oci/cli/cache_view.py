@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +13,7 @@ from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import complain
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.pins import count_pins
@@ -41,8 +40,8 @@ class CacheView:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every table could be had."""
-        return not self.inventory.tables.damaged
+        """Whether every table could be had, and was read."""
+        return not self.inventory.tables.damaged and self.inventory.tables.left_out is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,8 @@ async def read_cache_from(repository: Repository, values: Values) -> CacheView:
     tables = await read_tables(repository, folder, listing)
     for tag, reason in tables.damaged.items():
         warn(f"{tag} cannot be read: {reason}")
+    if tables.left_out is not None:
+        warn(tables.left_out)
     if not listing.tables:
         warn(f"{repository.name} is empty")
     return CacheView(repository.name, Inventory(tables))
@@ -116,4 +117,4 @@ def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
 
 def warn(line: str) -> None:
     """Say something beside the result, in one line."""
-    print(f"nixcache-oci: {escape_unprintable(line)}", file=sys.stderr)
+    complain(f"nixcache-oci: {line}")

@@ -17,6 +17,7 @@ from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.cli.verb import DONE, SubParsers
@@ -50,7 +51,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
-    set_up_logging(logging.WARNING, environment, sys.stderr)
+    set_up_logging(logging.WARNING, environment, sys.stderr, serves_strangers=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:
@@ -80,12 +81,12 @@ async def _demo(folder: Path) -> None:
         )
 
         def announce(addresses: Sequence[str]) -> None:
-            print(_what_to_try(addresses[0], sample, key.public_key, folder / "cache"), flush=True)
+            say(*_what_to_try(addresses[0], sample, key.public_key, folder / "cache").splitlines(), "")
 
         await run_proxy(config, repository, activated_sockets=(), notify=Notifier(""), announce=announce)
     finally:
         await repository.close()
-    print("The demo is over; its folder is removed.")
+    say("The demo is over; its folder is removed.")
 
 
 async def _publish_sample(repository: Repository, key: SecretKey) -> NarInfo:
@@ -129,10 +130,6 @@ What an operator sees:
 Into a store of its own, where Nix is installed (nothing of this machine's store is touched):
   nix-store --store "$(mktemp -d)" --option substituters {address} --option substitute true \\
     --option trusted-public-keys {key} -r {path}
-
-For all of this machine, in nix.conf:
-  extra-substituters = {address}
-  extra-trusted-public-keys = {public_key}
 
 The cache is an OCI layout in {cache}: skopeo and oras copy it to any registry.
 Ctrl-C ends the demo.

@@ -1,17 +1,15 @@
 """The verb ``gc``: forgets what no root reaches, in steps that lose nothing."""
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
@@ -108,7 +106,7 @@ async def _collect(
                 repository, remover, prepared, force=arguments.force, source=source
             )
     if arguments.json:
-        print(json.dumps(_to_json(prepared.plan, collected), indent=2))
+        say_json(_to_json(prepared.plan, collected))
     elif collected is not None:
         _print_result(collected)
     _append_summary(environment, prepared.plan, is_dry_run=arguments.dry_run)
@@ -116,19 +114,19 @@ async def _collect(
 
 
 def _print_plan(plan: GcPlan) -> None:
-    print(f"{plan.roots} paths are roots or pins")
+    say(f"{plan.roots} paths are roots or pins")
     rows = [row for row in plan.rows() if row.segments]
     print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:
-        print(f"wants --force: {escape_unprintable(refusal)}", flush=True)
+        say(f"wants --force: {refusal}")
 
 
 def _print_result(collected: Collected) -> None:
     if not collected.is_index_confirmed:
-        print("others write the index at the same time: nothing was deleted; the next run goes on")
-    print(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
+        say("others write the index at the same time: nothing was deleted; the next run goes on")
+    say(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
     for manifest, reason in collected.refused:
-        print(f"kept {manifest}: {escape_unprintable(reason)}", file=sys.stderr)
+        complain(f"kept {manifest}: {reason}")
 
 
 def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
     except Error:
         secret.unlink()
         raise
-    print(key.public_key)
+    say(str(key.public_key))
     return DONE
 
 

@@ -1,7 +1,6 @@
 """The verb ``pin``: store paths that gc keeps under a name."""
 
 import argparse
-import json
 from collections.abc import MutableMapping
 from datetime import timedelta
 
@@ -9,6 +8,7 @@ from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
@@ -131,7 +131,7 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
             {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
             for pin in pins
         ]
-        print(json.dumps({"pins": fields}, indent=2))
+        say_json({"pins": fields})
     else:
         print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.proxy.allocator import keep_freed_memory
@@ -38,7 +39,7 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
     values = Values(environment, arguments)
-    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr)
+    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr, serves_strangers=True)
     for warning in unknown_variables(environment, ALL_VARIABLES):
         _log.warning(warning)
     config = proxy_config(values)
@@ -74,4 +75,4 @@ async def _serve(
 
 def _announce(addresses: Sequence[str]) -> None:
     for address in addresses:
-        print(f"listening on {address}", flush=True)
+        say(f"listening on {address}")

@@ -4,8 +4,7 @@ import argparse
 import asyncio
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import complain, say, show_foreign
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
@@ -23,6 +23,7 @@ from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UsageError
@@ -35,14 +36,24 @@ from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
+from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
 
-VARIABLES: Final = (*table.REPOSITORY_VARIABLES, *table.PUBLISH_VARIABLES, table.UPSTREAM, table.LOG_LEVEL)
+VARIABLES: Final = (
+    *table.REPOSITORY_VARIABLES,
+    *table.PUBLISH_VARIABLES,
+    table.UPSTREAM,
+    table.UPSTREAM_FILE,
+    table.LOG_LEVEL,
+)
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
+PUBLIC_KEY_OUTPUT: Final = "public-key"
+"""Of a step in a workflow: the keys, separated by spaces."""
+
 _MAX_JOBS: Final = 64
 
 
@@ -103,7 +114,7 @@ class PublishSettings:
     Attributes:
         location: the repository.
         environment: for credentials.
-        nix_environment: for Nix and all that it starts: without the signing key.
+        nix_environment: for Nix, which gets a part of it; without the signing key.
         options: of the publisher.
         upstreams: base URLs.
         index_dir: where tables are kept.
@@ -124,15 +135,19 @@ class PublishSettings:
     actions: GithubActions | None
     run: str
 
+    def nix(self, options: Sequence[tuple[str, str]] = ()) -> Nix:
+        """Give Nix, whose words are shown as what they are: somebody else's."""
+        on_line = show_foreign if self.actions is None else self.actions.log.show
+        return Nix(self.nix_environment, on_line, options)
 
-def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> PublishSettings:
-    """Parse what the publisher is told, and take the signing key out of the environment.
+
+def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PublishSettings:
+    """Parse what the publisher is told.
 
     Raises:
         UsageError: a value that cannot be used.
     """
-    values = Values(dict(environment), arguments)
-    environment.pop(table.SIGNING_KEY.name, None)
+    values = Values(environment, arguments)
     actions = GithubActions.from_environment(environment)
     location = repository_config(values)
     given = arguments.upstream_key_name
@@ -151,9 +166,9 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
     return PublishSettings(
         location=location,
         environment=values.merged_environment(table.REPOSITORY_VARIABLES),
-        nix_environment=dict(environment),
+        nix_environment=nix_environment(values),
         options=options,
-        upstreams=values.get(table.UPSTREAM),
+        upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         is_dry_run=arguments.dry_run,
         public_key_file=arguments.public_key_file,
@@ -197,12 +212,14 @@ def run_publisher(main: Coroutine[object, object, int], actions: GithubActions |
         actions.error(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        print(
+        complain(
             "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
-            "the next run goes on from there",
-            file=sys.stderr,
+            "the next run goes on from there"
         )
         raise
+    finally:
+        if actions is not None:
+            actions.log.resume()
 
 
 def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
@@ -227,9 +244,9 @@ def show_plan(plan: Plan) -> str:
 def print_dry_run(plan: Plan) -> None:
     """Print each path that would be pushed or signed."""
     for info in plan.push:
-        print(f"push {info.store_path} {format_size(info.nar_size)}")
+        say(f"push {info.store_path} {format_size(info.nar_size)}")
     for info, _ in plan.relist:
-        print(f"sign {info.store_path}")
+        say(f"sign {info.store_path}")
 
 
 def report(
@@ -251,14 +268,16 @@ def report(
     packed = format_size(sum(row.file_size for row in pushed))
     took = format_duration(seconds)
     if published.is_needless:
-        print(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
+        say(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
     else:
-        print(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+        say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
     if not published.is_index_confirmed:
-        print("others write the index at the same time; what was pushed is found by its tag", file=sys.stderr)
+        complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]
+    if settings.actions is not None and keys:
+        settings.actions.set_output(PUBLIC_KEY_OUTPUT, " ".join(keys))
     for key in keys:
-        print(f"public key: {key}")
+        say(f"public key: {key}")
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:
@@ -277,8 +296,9 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")
     try:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_file(path, [text.encode()], path.parent)
-    except (OSError, UnicodeDecodeError) as error:
+            file = RootedPath.of(path)
+            write_file(file, [text.encode()], file.parent)
+    except (OSError, ValueError) as error:
         raise UsageError(f"--public-key-file: {path}: {error}") from None
 
 

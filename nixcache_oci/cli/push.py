@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -24,7 +25,6 @@ from nixcache_oci.cli.publishing import (
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     settings = publish_settings(arguments, environment)
     lines = _read_paths() if arguments.stdin else []
     if not arguments.paths and arguments.stdin and not lines:
-        print("nothing to push: no paths on standard input")
+        say("nothing to push: no paths on standard input")
         return DONE
     if not arguments.paths and not lines:
         raise UsageError("push: no paths; name some, or give --stdin and one on each line of standard input")
@@ -98,7 +98,7 @@ class _Request:
 
 async def _push(settings: PublishSettings, request: _Request) -> int:
     began = time.monotonic()
-    nix = Nix(settings.nix_environment)
+    nix = settings.nix()
     with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
         async with (
             opened(settings) as repository,

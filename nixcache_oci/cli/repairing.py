@@ -155,6 +155,9 @@ class Repairer:
                 f"{self._repository.name}: a version 1 cache: publish to it, which takes over what has its"
                 " bytes, and leaves out the rest"
             )
+        if inventory.tables.left_out is not None:
+            # What is not read here may hold what seems to be missing.
+            raise Error(f"{self._repository.name}: nothing was mended: {inventory.tables.left_out}")
         outcome = Outcome(problems, left=problems)
         for _ in range(_ROUNDS):
             if outcome.is_stuck or not outcome.left or not await self._mend(inventory, outcome):

@@ -4,25 +4,29 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.verb import DONE, SubParsers
-from nixcache_oci.clients.durable_file import sync_folder, unfinished_path
+from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
-from nixcache_oci.nix.nix_conf import Wanted, complete_conf
-from nixcache_oci.nix.signature import parse_public_keys
+from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
+from nixcache_oci.nix.signature import PublicKey, parse_public_keys
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values, add_flags
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
 _MOST_BACKUPS: Final = 100  # within one second
+_MOST_KEYS: Final = 8  # more cannot be compared by eye
+_MOST_KEY_CHARACTERS: Final = 200  # name and base 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
 
 
@@ -32,7 +36,9 @@ def add_parser(subparsers: SubParsers) -> None:
         "use",
         description=(
             "Print the lines of nix.conf by which Nix on this machine uses the proxy, and trusts the cache's "
-            "key. With --apply they are added to the file, with a backup; what stands there stays as it is."
+            "key. With --apply they are added to the file, with a backup; what stands there stays as it is. "
+            "A key that nobody configured is printed as a comment, and written only after a terminal was "
+            "asked: any user of this machine may listen where the proxy should."
         ),
         allow_abbrev=False,
     )
@@ -43,7 +49,30 @@ def add_parser(subparsers: SubParsers) -> None:
         type=Path,
         help="instead of /etc/nix/nix.conf, or for users other than root ~/.config/nix/nix.conf",
     )
+    parser.add_argument(
+        "--public-key",
+        dest=table.PUBLIC_KEYS.name,
+        metavar="NAME:BASE64",
+        action="append",
+        help=f"a key of the cache, as its owner published it; may be repeated, like {table.PUBLIC_KEYS.flag}",
+    )
     add_flags(parser, (table.LISTEN, table.PORT, *VARIABLES))
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedKeys:
+    """Keys that somebody names whom nobody checked.
+
+    Attributes:
+        keys: ``name:base64``, printable ASCII.
+        source: who names them, for people.
+    """
+
+    keys: tuple[str, ...]
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.source} names {' '.join(self.keys)}"
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -52,17 +81,26 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_quiet_logging(values)
     url = find_proxy_url(values)
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
-    wanted = Wanted(url, run_async(_find_keys(url, values, arguments, environment)))
+    configured = tuple(str(key) for key in values.get(table.PUBLIC_KEYS))
+    if configured:
+        run_async(_warn_of_other_keys(url, configured))
+        named = None
+    else:
+        named = run_async(_find_named_keys(url, arguments, environment))
     if not arguments.apply:
-        print("\n".join(wanted.lines()))
-        print(f"For {path}; --apply adds what is missing there.", file=sys.stderr)
+        lines = Wanted(url, configured).lines() if named is None else _unverified_lines(url, named)
+        say(*lines)
+        complain(f"For {path}; --apply adds what is missing there.")
         return DONE
+    if named is not None:
+        _ask_for_trust(named, path)
+    wanted = Wanted(url, configured if named is None else named.keys)
     backup = apply_to_file(path, wanted)
     if backup is None:
-        print(f"{path}: nothing to do, all of it is there")
+        say(f"{path}: nothing to do, all of it is there")
     else:
-        print(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
-    print(_advice(path, environment), file=sys.stderr)
+        say(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
+    complain(_advice(path, environment))
     return DONE
 
 
@@ -120,7 +158,7 @@ def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
 
 def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    candidate = unfinished_path(path.parent)
+    candidate = path.parent / unfinished_name()
     # Nobody else's to read until it has the mode of the file that it replaces, which may hold access tokens.
     descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -140,7 +178,7 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    RootedPath(path.parent).sync()
     return backup
 
 
@@ -157,39 +195,98 @@ def _back_up(path: Path) -> Path:
     raise Error(f"{path}: {_MOST_BACKUPS} backups of this second exist; remove some")
 
 
-async def _find_keys(
-    url: str, values: Values, arguments: argparse.Namespace, environment: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Find the keys to trust: those that are configured, else what the proxy hands out, else the recorded.
-
-    Raises:
-        Error: there is none, or none that is usable.
-    """
-    if configured := values.get(table.PUBLIC_KEYS):
-        return tuple(str(key) for key in configured)
+async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
+    """Say where the proxy hands out keys that are not configured; those are never written."""
     try:
         async with ProxyClient(url) as proxy:
             found = await proxy.public_keys()
-        source = f"the proxy at {url}"
+    except Error:
+        return  # it may be started later
+    others = sorted(set(found) - set(configured))
+    if found and others:
+        warn(
+            f"the proxy at {url} hands out {_clip(' '.join(others))}, which is not configured, and is not "
+            "trusted: find out whose it is, and who listens there"
+        )
+
+
+async def _find_named_keys(
+    url: str, arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> _NamedKeys:
+    """Ask the proxy for the cache's keys, else the cache itself. Neither proves that they are the owner's.
+
+    Raises:
+        Error: there is none, or none that a person could compare.
+    """
+    source = f"what listens at {url}"
+    try:
+        async with ProxyClient(url) as proxy:
+            found = await proxy.public_keys()
     except Error as error:
         warn(f"the proxy does not answer ({error}): asking the cache itself")
         found = ()
-        source = ""
     if not found:
         view = await read_cache(arguments, environment)
         found = tuple(dict.fromkeys(str(key) for key in recorded_keys(view.inventory)))
         source = view.name
+    remedy = f"set {table.PUBLIC_KEYS.name} to the key that the cache's owner published"
+    if not found:
+        raise Error(f"{source} names no public key: {remedy}")
+    if len(found) > _MOST_KEYS:
+        raise Error(f"{source} names {len(found)} public keys, too many to compare: {remedy}")
     try:
-        keys = tuple(str(key) for key in parse_public_keys(found))
+        keys = parse_public_keys(found)
     except FormatError as error:
-        raise Error(f"{source}: {error}; set {table.PUBLIC_KEYS.name} to the right key") from None
-    if not keys:
-        raise Error(
-            f"{source} tells no public key: set {table.PUBLIC_KEYS.name} to the one that its owner published"
-        )
-    shown = escape_unprintable(" ".join(keys))
-    warn(f"the key comes from {source}, compare it with the one that its owner published: {shown}")
-    return keys
+        raise Error(f"{source}: {error}; {remedy}") from None
+    if odd := next((key for key in keys if not _can_be_compared(key)), None):
+        raise Error(f"{source} names a key that cannot be compared, {_clip(str(odd))}: {remedy}")
+    return _NamedKeys(tuple(str(key) for key in keys), source)
+
+
+def _can_be_compared(key: PublicKey) -> bool:
+    """Tell whether a person sees of a key all that there is: no look-alike letters, nothing out of sight."""
+    text = str(key)
+    return len(text) <= _MOST_KEY_CHARACTERS and text.isascii() and text.isprintable()
+
+
+def _clip(text: str) -> str:
+    """Show a stranger's text: all of it printable, and no look-alike letter as what it looks like."""
+    return ascii(text[:_MOST_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MOST_KEY_CHARACTERS else "")
+
+
+def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
+    """Write the lines with the keys in comments: what is redirected into nix.conf must not trust them."""
+    remark = (
+        f"# Not verified: {named.source} names this key. Compare it with the one that the cache's owner "
+        "published; only then remove the first sign of the next line."
+    )
+    lines: list[str] = []
+    for line in Wanted(url, named.keys).lines():
+        lines += [remark, f"#{line}"] if TRUSTED_PUBLIC_KEYS in line else [line]
+    return tuple(lines)
+
+
+def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
+    """Show the keys, and ask whether Nix is to trust them.
+
+    Raises:
+        Error: nobody said yes.
+    """
+    remedy = (
+        "nothing was written. Compare that with the key that the cache's owner published, and give the "
+        f"right one by --public-key NAME:BASE64 or {table.PUBLIC_KEYS.name}"
+    )
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Error(f"no key is configured, and {named}, which proves nothing: {remedy}")
+    complain(
+        f"No key is configured; {named.source} names",
+        "",
+        *(f"    {key}" for key in named.keys),
+        "",
+        "Nix would run what is signed by it. Compare it with the one that the cache's owner published.",
+    )
+    if ask(f"Trust it in {path}? [y/N]").lower() not in {"y", "yes"}:
+        raise Error(f"the key of {named.source} is not trusted: {remedy}")
 
 
 def _advice(path: Path, environment: Mapping[str, str]) -> str:

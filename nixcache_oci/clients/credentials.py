@@ -1,6 +1,6 @@
 """Where a registry's credentials come from, in this order.
 
-1. ``NIXCACHE_TOKEN_FILE``, for any registry: who sets it means it.
+1. ``NIXCACHE_TOKEN_FILE``, else ``NIXCACHE_TOKEN``, for any registry: who sets it means it.
 2. ``GITHUB_TOKEN``, then ``GH_TOKEN``, for GitHub's registries and this machine's own only: they are set in
    many a shell and every workflow, and must never be offered to some other registry.
 3. docker's ``config.json``. Its credential helpers are not run: nothing here starts programs.
@@ -18,10 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from yarl import URL
+
 from nixcache_oci.errors import UsageError
 
 TOKEN_FILE_VARIABLE = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
+_TOKEN_VARIABLE = "NIXCACHE_TOKEN"  # noqa: S105  as above
 _GITHUB_VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
+_GITHUB = "ghcr.io"
+_ENTERPRISE = ".ghe.com"
 _ANY_USER = "nixcache-oci"  # a token alone tells who it is; the user's name only has to be there
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
@@ -37,12 +42,14 @@ class Credentials:
         password: or token; never shown.
         source: where it was found, for people.
         is_identity_token: whether the password is an OAuth2 refresh token, such as docker keeps.
+        is_ambient: whether it lay in the environment, not meant for this registry; see ``may_receive``.
     """
 
     username: str
     password: str = field(repr=False)
     source: str
     is_identity_token: bool = False
+    is_ambient: bool = False
 
 
 def load_credentials(host: str, environment: Mapping[str, str]) -> Credentials | None:
@@ -93,20 +100,51 @@ def choose_credentials(
         UsageError: the token file holds no token.
     """
     if token_file is not None:
-        return _parse_token_file(token_file, environment.get(TOKEN_FILE_VARIABLE, ""))
+        name = environment.get(TOKEN_FILE_VARIABLE, "")
+        return _parse_token(token_file, f"{TOKEN_FILE_VARIABLE}: {name}", f"{TOKEN_FILE_VARIABLE} ({name})")
+    if token := environment.get(_TOKEN_VARIABLE, "").strip():
+        return _parse_token(token, f"{_TOKEN_VARIABLE}: it", _TOKEN_VARIABLE)
     if is_github(host) or is_loopback(host):
         for name in _GITHUB_VARIABLES:
             if token := environment.get(name, "").strip():
-                return Credentials(_ANY_USER, token, name)
+                return Credentials(_ANY_USER, token, name, is_ambient=True)
     if docker_config is not None:
         return _search_docker_config(host, docker_config, docker_config_name)
     return None
 
 
+def may_receive(realm: URL, registry: URL) -> bool:
+    """Tell whether a token service may be shown ``GITHUB_TOKEN``, which nobody gave for this registry.
+
+    It may at the registry's own host, over https unless that is this machine; and at GitHub, which issued it.
+
+    Args:
+        realm: where a registry says that tokens are issued.
+        registry: its address.
+    """
+    host, own = _bracketed(realm), _bracketed(registry)
+    if is_loopback(host):
+        return is_loopback(own)
+    return realm.scheme == "https" and (host == own or _is_same_github(host, own))
+
+
+def _bracketed(url: URL) -> str:
+    host = (url.host or "").lower()
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_same_github(host: str, own: str) -> bool:
+    """Tell github.com from the enterprises, and those from each other (``NAME.ghe.com`` and all below it)."""
+    if not own.endswith(_ENTERPRISE):
+        return host == _GITHUB
+    name = own.removesuffix(_ENTERPRISE).rpartition(".")[2]
+    return f".{host}".endswith(f".{name}{_ENTERPRISE}")
+
+
 def is_github(host: str) -> bool:
     """Tell whether a registry is GitHub's: ghcr.io, or one of an enterprise (``containers.NAME.ghe.com``)."""
     name = host.lower().removesuffix(":443")
-    return name == "ghcr.io" or name.endswith(".ghe.com")
+    return name == _GITHUB or name.endswith(_ENTERPRISE)
 
 
 def is_loopback(host: str) -> bool:
@@ -119,14 +157,13 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
-def _parse_token_file(text: str, name: str) -> Credentials:
+def _parse_token(text: str, subject: str, source: str) -> Credentials:
     secret = text.strip()
     if not secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} is empty; it should hold a token, or user:password")
+        raise UsageError(f"{subject} is empty; it should hold a token, or user:password")
     if "\n" in secret or "\r" in secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} should hold one line: a token, or user:password")
+        raise UsageError(f"{subject} should hold one line: a token, or user:password")
     user, colon, password = secret.partition(":")
-    source = f"{TOKEN_FILE_VARIABLE} ({name})"
     return Credentials(user, password, source) if colon else Credentials(_ANY_USER, secret, source)
 
 

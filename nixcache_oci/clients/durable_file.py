@@ -6,9 +6,11 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
+from stat import S_ISREG
+from threading import Event
 
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import RegistryError
 
 _UNFINISHED = ".nixcache-unfinished-"
@@ -16,17 +18,19 @@ _UNFINISHED_MAX_AGE = 24 * 3600  # seconds since the last write to it; then its 
 _POLL_SECONDS = (0.005, 0.05)
 
 
-def write_file(path: Path, pieces: Iterable[bytes], workshop: Path) -> None:
+def write_file(path: RootedPath, pieces: Iterable[bytes], workshop: RootedPath) -> None:
     """Replace a file at once: it is as it was, or whole and with its bytes on the disk.
 
+    A link, pipe or whatever else is there is replaced as well, and not written through; a folder stays.
+
     Args:
-        path: the file; its name is durable when ``sync_folder`` was called for its folder.
+        path: the file; its name is durable when ``sync`` was called for its folder.
         pieces: the content; when it raises an error, nothing is replaced.
         workshop: a folder of the same file system, where the file grows.
     """
-    unfinished = unfinished_path(workshop)
+    unfinished = workshop / unfinished_name()
     try:
-        with unfinished.open("xb") as file:
+        with unfinished.create() as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -36,41 +40,32 @@ def write_file(path: Path, pieces: Iterable[bytes], workshop: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def unfinished_path(workshop: Path) -> Path:
-    """Give a new name to a file that grows in this folder, one that ``remove_unfinished`` knows."""
-    return workshop / f"{_UNFINISHED}{secrets.token_hex(8)}"
+def unfinished_name() -> str:
+    """Give a new name to a file that grows somewhere, one that ``remove_unfinished`` knows."""
+    return f"{_UNFINISHED}{secrets.token_hex(8)}"
 
 
-def remove_unfinished(workshop: Path) -> None:
+def remove_unfinished(workshop: RootedPath) -> None:
     """Remove what killed writers left behind."""
     oldest = time.time() - _UNFINISHED_MAX_AGE
-    for path in workshop.glob(f"{_UNFINISHED}*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()
-
-
-def sync_folder(path: Path) -> None:
-    """Make sure that the names of files that were made or renamed in a folder outlive a power cut."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    for path, status in workshop.entries():
+        if path.name.startswith(_UNFINISHED) and S_ISREG(status.st_mode) and status.st_mtime < oldest:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(path: Path, seconds: float) -> Iterator[None]:
+def locked(path: RootedPath, seconds: float, stop: Event) -> Iterator[None]:
     """Keep others out who lock the same file; the lock goes with its process, also when that is killed.
 
     Args:
         path: the file, which is made and stays.
         seconds: how long to wait.
+        stop: set when nobody waits for it any more.
 
     Raises:
-        RegistryError: another one held it all the time.
+        RegistryError: another one held it all the time, or nobody waits any more.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = path.open_or_create()
     try:
         deadline = time.monotonic() + seconds
         while not _try_lock(file):
@@ -79,7 +74,9 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
                     f"{path}: another program held this lock for {seconds:g} s; try again when it has ended",
                     is_temporary=True,
                 )
-            time.sleep(random.uniform(*_POLL_SECONDS))  # noqa: S311 # no secret; waiters must not march in step
+            # Waiters must not march in step.
+            if stop.wait(random.uniform(*_POLL_SECONDS)):  # noqa: S311 # no secret
+                raise RegistryError(f"{path}: was not waited for any more")
         yield
     finally:
         os.close(file)

@@ -1,8 +1,8 @@
 """A repository in a folder: an OCI image layout, which other programs read and copy as ``oci:/path``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -78,17 +78,17 @@ class Layout:
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Write a blob, and check its digest meanwhile; one that is there in its whole length stays."""
         await self._prepare()
-        stop = Event()
-        try:
+        with stopping() as stop:
             await asyncio.to_thread(self._folder.store_blob, digest, source, stop)
-        finally:
-            stop.set()  # a thread cannot be cancelled: tell it that nobody waits
 
     async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
         """Write a manifest or image index, and point the tag at it where one is given."""
         await self._prepare()
         async with self._turn:
-            return await asyncio.to_thread(self._folder.store_manifest, tag_or_digest, content, media_type)
+            with stopping() as stop:
+                return await asyncio.to_thread(
+                    self._folder.store_manifest, tag_or_digest, content, media_type, stop
+                )
 
     async def close(self) -> None:
         """Nothing is held open between calls."""
@@ -98,7 +98,8 @@ class Layout:
             return
         async with self._turn:
             if not self._is_prepared:
-                await asyncio.to_thread(self._folder.prepare)
+                with stopping() as stop:
+                    await asyncio.to_thread(self._folder.prepare, stop)
                 self._is_prepared = True
 
     async def _open(self, digest: Digest) -> LayoutFile:
@@ -109,6 +110,16 @@ class Layout:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
+
+
+@contextmanager
+def stopping() -> Iterator[Event]:
+    """Tell a thread that nobody waits for it any more: it cannot be cancelled."""
+    stop = Event()
+    try:
+        yield stop
+    finally:
+        stop.set()
 
 
 def _read(file: LayoutFile, start: int, end: int) -> AsyncGenerator[bytes]:

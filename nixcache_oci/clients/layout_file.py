@@ -43,6 +43,11 @@ class LayoutFile:
             start += len(piece)
         return b"".join(pieces)
 
+    def duplicate(self) -> "LayoutFile":
+        """Open the same file once more."""
+        with self._translated():
+            return LayoutFile(os.dup(self._descriptor), self._translated)
+
     def close(self) -> None:
         """Close it."""
         os.close(self._descriptor)

@@ -8,12 +8,13 @@ Blobs come before the manifest that names them, and nothing holds them until the
 an old one at any time, so a manifest is only taken while its blobs are there, and a blob that is pushed again
 is young again.
 
+Others may have written into the folder, an archive or another machine among them: no link in it is followed,
+and what is no file is refused by name (``RootedPath``).
+
 Source: OCI image specification, "Image Layout".
 """
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +22,11 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from nixcache_oci.clients.durable_file import locked, remove_unfinished, sync_folder, write_file
+from nixcache_oci.clients.durable_file import locked, remove_unfinished, write_file
 from nixcache_oci.clients.layout_file import LayoutFile
 from nixcache_oci.clients.layout_references import find_references
 from nixcache_oci.clients.repository import StoredManifest
+from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -61,15 +63,19 @@ class LayoutFolder:
 
     def __init__(self, root: Path, lock_seconds: float) -> None:
         self.name = f"oci:{root}"
-        self._root = root
-        self.blobs = root / "blobs" / "sha256"
+        self._root = RootedPath(root)
+        self.blobs = self._root / "blobs" / "sha256"
         self._lock_seconds = lock_seconds
 
-    def prepare(self) -> None:
-        """Make the layout, or check the one that is there."""
+    def prepare(self, stop: Event) -> None:
+        """Make the layout, or check the one that is there.
+
+        Args:
+            stop: set when nobody waits for it any more, as below.
+        """
         with self.translated("write to it"):
-            self.blobs.mkdir(parents=True, exist_ok=True)
-            with self.lock():
+            self.blobs.make_folder()
+            with self.lock(stop):
                 remove_unfinished(self._root)
                 try:
                     self.read_index()
@@ -77,7 +83,7 @@ class LayoutFolder:
                     # In this order, so that readers never take a layout in the making for a damaged one.
                     write_file(self._root / _INDEX_FILE, [ImageIndex(()).render()], self._root)
                     write_file(self._root / _VERSION_FILE, [_VERSION_FILE_CONTENT], self._root)
-                    sync_folder(self._root)
+                    self._root.sync()
 
     def resolve(self, tag_or_digest: str) -> Digest:
         """Tell which manifest a tag points at; its file is there."""
@@ -94,7 +100,7 @@ class LayoutFolder:
                 raise RegistryError(
                     f"{self.name}: {digest} is no manifest: it has over {MAX_MANIFEST_BYTES} bytes"
                 )
-            content = _read_file(self.path_of(digest), MAX_MANIFEST_BYTES)
+            content = self.path_of(digest).read_bytes(MAX_MANIFEST_BYTES)
             digest.check(content)
             return StoredManifest(content, parse_media_type(content, stated), digest)
 
@@ -107,16 +113,18 @@ class LayoutFolder:
     def size_of(self, digest: Digest) -> int:
         """Tell a blob's size in bytes."""
         with self.translated(f"find blob {digest}"):
-            size = self._stat(digest)
-            if size is None:
+            status = self.path_of(digest).stat()
+            if status is None:
                 raise NotFoundError(f"{self.name}: no blob {digest}")
-            return size
+            return status.st_size
 
     def open(self, digest: Digest) -> LayoutFile:
         """Open a blob; it is the caller's to close."""
         with self.translated(f"open blob {digest}"):
-            self.size_of(digest)
-            descriptor = os.open(self.path_of(digest), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                descriptor = self.path_of(digest).open()
+            except FileNotFoundError:
+                raise NotFoundError(f"{self.name}: no blob {digest}") from None
             return LayoutFile(descriptor, partial(self.translated, f"read blob {digest}"))
 
     def store_blob(self, digest: Digest, source: bytes | Path, stop: Event) -> None:
@@ -129,35 +137,36 @@ class LayoutFolder:
         """
         with self.translated(f"write blob {digest}"):
             size = source.stat().st_size if isinstance(source, Path) else len(source)
-            if self._stat(digest) != size or not _touch(self.path_of(digest)):
+            there = self.path_of(digest).stat()
+            if there is None or there.st_size != size or not _touch(self.path_of(digest)):
                 write_file(self.path_of(digest), self._checked(digest, source, stop), self._root)
 
-    def store_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+    def store_manifest(self, tag_or_digest: str, content: bytes, media_type: str, stop: Event) -> Digest:
         """Write a manifest or image index, and point the tag at it where one is given."""
         with self.translated(f"write manifest {tag_or_digest}"):
             descriptor = Descriptor(parse_media_type(content, media_type), Digest.of(content), len(content))
             target = parse_tag_or_digest(tag_or_digest)
             if isinstance(target, Digest):
                 target.check(content)
-            self.store_blob(descriptor.digest, content, Event())
-            sync_folder(self.blobs)  # for all blobs at once: what the index names must outlive a power cut
-            with self.lock():
+            self.store_blob(descriptor.digest, content, stop)
+            self.blobs.sync()  # for all blobs at once: what the index names must outlive a power cut
+            with self.lock(stop):
                 self._check_blobs(content, descriptor.media_type)
                 if isinstance(target, str):
                     self.write_index(_with_tag(self.read_index(), target, descriptor))
             return descriptor.digest
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, stop: Event) -> Iterator[None]:
         """Keep out all others who write ``index.json``, push manifests or remove files."""
-        with locked(self._root / _LOCK_FILE, self._lock_seconds):
+        with locked(self._root / _LOCK_FILE, self._lock_seconds, stop):
             yield
 
     def _check_blobs(self, content: bytes, media_type: str) -> None:
         """Refuse a manifest whose blobs are not all there, as registries do: its writer sends them again."""
         blobs = find_references(content, media_type).blobs if media_type in MANIFESTS else ()
         for blob in blobs:
-            if self._stat(blob) is None:
+            if self.path_of(blob).stat() is None:
                 raise RegistryError(
                     f"{self.name}: cannot write manifest: its blob {blob} is not there; push it first",
                     code="MANIFEST_BLOB_UNKNOWN",
@@ -174,20 +183,20 @@ class LayoutFolder:
         raise NotFoundError(f"{self.name}: no tag {target}")
 
     def _size_of_manifest(self, tag_or_digest: str, digest: Digest) -> int:
-        size = self._stat(digest)
-        if size is None and tag_or_digest == str(digest):
+        status = self.path_of(digest).stat()
+        if status is None and tag_or_digest == str(digest):
             raise NotFoundError(f"{self.name}: no manifest {digest}")
-        if size is None:  # not NotFoundError: damage must never be taken for an empty repository
+        if status is None:  # not NotFoundError: damage must never be taken for an empty repository
             raise RegistryError(
                 f"{self.name} is damaged: tag {tag_or_digest} points at {digest}, which is missing"
             )
-        return size
+        return status.st_size
 
     def read_index(self) -> ImageIndex:
         """Read ``index.json``; NotFoundError where no layout is."""
         has_version = self._check_version()
         try:
-            index = ImageIndex.parse(_read_file(self._root / _INDEX_FILE, MAX_MANIFEST_BYTES))
+            index = ImageIndex.parse((self._root / _INDEX_FILE).read_bytes(MAX_MANIFEST_BYTES))
         except FileNotFoundError:
             if has_version:
                 raise RegistryError(
@@ -210,7 +219,7 @@ class LayoutFolder:
     def _check_version(self) -> bool:
         """Tell whether the file that makes a folder a layout is there."""
         try:
-            content = _read_file(self._root / _VERSION_FILE, _MAX_VERSION_FILE_BYTES)
+            content = (self._root / _VERSION_FILE).read_bytes(_MAX_VERSION_FILE_BYTES)
         except FileNotFoundError:
             return False
         version = parse_document(content, _VERSION_FILE, _MAX_VERSION_FILE_BYTES).get("imageLayoutVersion")
@@ -226,20 +235,11 @@ class LayoutFolder:
                 f"{self.name}: {_INDEX_FILE} would exceed {MAX_MANIFEST_BYTES} bytes; remove tags first"
             )
         write_file(self._root / _INDEX_FILE, [content], self._root)
-        sync_folder(self._root)
+        self._root.sync()
 
-    def path_of(self, digest: Digest) -> Path:
+    def path_of(self, digest: Digest) -> RootedPath:
         """Tell which file holds a blob or manifest."""
         return self.blobs / digest.hex
-
-    def _stat(self, digest: Digest) -> int | None:
-        try:
-            status = self.path_of(digest).stat()
-        except FileNotFoundError:
-            return None
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise RegistryError(f"{self.name} is damaged: {self.path_of(digest)} is not a file")
-        return status.st_size
 
     def _checked(self, digest: Digest, source: bytes | Path, stop: Event) -> Iterator[bytes]:
         """Yield the content, and fail behind its end if it is not what the digest says."""
@@ -257,11 +257,11 @@ class LayoutFolder:
         """Turn foreign errors into ours: what could not be done, where, and why."""
         try:
             yield
+        except (WrongKindError, FormatError, DigestError) as error:
+            raise RegistryError(f"{self.name}: cannot {action}: {error}") from error
         except OSError as error:
             path = f" ({error.filename})" if error.filename else ""
             raise RegistryError(f"{self.name}: cannot {action}: {error.strerror or error}{path}") from error
-        except (FormatError, DigestError) as error:
-            raise RegistryError(f"{self.name}: cannot {action}: {error}") from error
 
 
 def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
@@ -277,10 +277,10 @@ def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
     return replace(index, manifests=tuple(others))
 
 
-def _touch(path: Path) -> bool:
+def _touch(path: RootedPath) -> bool:
     """Make a file young; tells whether it is still there."""
     try:
-        os.utime(path)
+        path.touch()
     except FileNotFoundError:
         return False
     except PermissionError:
@@ -295,9 +295,3 @@ def _pieces(source: bytes | Path) -> Iterator[bytes]:
     with source.open("rb") as file:
         while piece := file.read(_COPY_BYTES):
             yield piece
-
-
-def _read_file(path: Path, limit: int) -> bytes:
-    """Read a small file: at most one byte over the limit, so that its parser refuses it."""
-    with path.open("rb") as file:
-        return file.read(limit + 1)

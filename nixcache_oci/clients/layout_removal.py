@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.clients.layout import stopping
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
 from nixcache_oci.clients.layout_sweep import LayoutSweep
 from nixcache_oci.clients.removal import UntaggedVersion
@@ -32,8 +33,8 @@ class LayoutRemover:
     async def remove(self, manifest: Digest) -> None:
         """Remove a manifest with its tags; refused while an image index with a tag lists it."""
         async with self._turn:
-            with suppress(NotFoundError):
-                await asyncio.to_thread(self._sweep.remove, manifest)
+            with suppress(NotFoundError), stopping() as stop:
+                await asyncio.to_thread(self._sweep.remove, manifest, stop)
 
     async def untagged(self) -> list[UntaggedVersion]:
         """List what ``index.json`` names without a tag, such as other programs write."""

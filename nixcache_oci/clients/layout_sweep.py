@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from stat import S_ISREG
+from threading import Event
 
 from nixcache_oci.clients.layout_folder import LayoutFolder
 from nixcache_oci.clients.layout_references import References, find_references
@@ -39,11 +40,16 @@ class LayoutSweep:
         self._known: dict[Digest, References] = {}  # documents never change
         self._young: dict[Digest, frozenset[Digest]] = {}  # nor do other files
 
-    def remove(self, manifest: Digest) -> None:
-        """Remove a manifest with its tags, and old blobs that no other manifest names."""
+    def remove(self, manifest: Digest, stop: Event) -> None:
+        """Remove a manifest with its tags, and old blobs that no other manifest names.
+
+        Args:
+            manifest: which.
+            stop: set when nobody waits for it any more.
+        """
         with self._folder.translated(f"remove manifest {manifest}"):
             self._folder.read_index()  # where no layout is, there is nothing to lock either
-            with self._folder.lock():
+            with self._folder.lock(stop):
                 index = self._folder.read_index()
                 kept = tuple(each for each in index.manifests if each.digest != manifest)
                 reached = self._reach(kept)
@@ -68,7 +74,13 @@ class LayoutSweep:
             return [UntaggedVersion(digest, self._written(digest)) for digest in untagged]
 
     def _written(self, digest: Digest) -> datetime:
-        return datetime.fromtimestamp(self._folder.path_of(digest).stat().st_mtime, UTC)
+        status = self._folder.path_of(digest).stat()
+        if status is None:
+            raise self._missing(digest)
+        return datetime.fromtimestamp(status.st_mtime, UTC)
+
+    def _missing(self, digest: Digest) -> RegistryError:
+        return RegistryError(f"{self._folder.name} is damaged: index.json names {digest}, which is missing")
 
     def _reach(self, named: Iterable[Descriptor]) -> set[Digest]:
         """Follow what ``index.json`` names, down to the blobs."""
@@ -77,12 +89,10 @@ class LayoutSweep:
         for each in named:
             if each.media_type not in (*MANIFESTS, *IMAGE_INDEXES):
                 reached.add(each.digest)
-            elif self._folder.path_of(each.digest).exists():
+            elif self._folder.path_of(each.digest).stat() is not None:
                 waiting.append(each.digest)
             else:
-                raise RegistryError(
-                    f"{self._folder.name} is damaged: index.json names {each.digest}, which is missing"
-                )
+                raise self._missing(each.digest)
         while waiting:
             digest = waiting.pop()
             if digest in reached:
@@ -118,20 +128,18 @@ class LayoutSweep:
 
     def _list_files(self) -> Iterable[tuple[Digest, os.stat_result]]:
         """List the files that are named like blobs; nothing else there is ours."""
-        with os.scandir(self._folder.blobs) as entries:
-            for entry in entries:
-                try:
-                    digest = Digest(entry.name)
-                except FormatError:
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                if S_ISREG(status.st_mode):
-                    yield digest, status
+        for path, status in self._folder.blobs.entries():
+            try:
+                digest = Digest(path.name)
+            except FormatError:
+                continue
+            if S_ISREG(status.st_mode):
+                yield digest, status
 
     def _read_young(self, digest: Digest) -> frozenset[Digest]:
         """Give the blobs that a young file names; none where it is no manifest. Each is read once."""
         if digest not in self._young:
-            content = self._folder.path_of(digest).read_bytes()
+            content = self._folder.path_of(digest).read_bytes(MAX_MANIFEST_BYTES)
             try:
                 self._young[digest] = find_references(content, parse_media_type(content)).blobs
             except FormatError:

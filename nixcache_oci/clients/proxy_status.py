@@ -1,17 +1,21 @@
 """What a running proxy says of itself: a few small answers over loopback, each within seconds."""
 
 import os
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
 
 import aiohttp
 
+from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
 _SECONDS: Final = 5
 _MOST_BYTES: Final = 1024 * 1024
+_MOST_CHARACTERS: Final = 500  # of what is shown: any user of the machine may be the one who answers
+_PRIORITY = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +52,15 @@ class ProxyStatus:
         with within("the proxy's status"):
             document = parse_document(status, "it", _MOST_BYTES)
             index = parse_object(document.get("index"))
-            entries = document.get("entries")
+            entries, error = document.get("entries"), get_optional_text(index, "last_error")
             return cls(
-                get_optional_text(document, "registry") or "",
+                (get_optional_text(document, "registry") or "")[:_MOST_CHARACTERS],
                 entries if isinstance(entries, int) else 0,
                 index.get("ready") is True,
-                get_optional_text(index, "last_error"),
+                error and error[:_MOST_CHARACTERS],
                 parse_object(document.get("public_keys")).get("changed") is True,
-                info.get("StoreDir", ""),
-                int(priority) if priority.isdecimal() else None,
+                info.get("StoreDir", "")[:_MOST_CHARACTERS],
+                int(priority) if _PRIORITY.fullmatch(priority) else None,
             )
 
 
@@ -124,5 +128,5 @@ class ProxyClient:
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
             raise Error(f"{self._url}: {reason}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Error(f"{self._url}: {str(error) or type(error).__name__}") from None
+        except FOREIGN_ERRORS as error:
+            raise Error(f"{self._url}: {show(str(error)) or type(error).__name__}") from None

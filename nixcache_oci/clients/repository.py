@@ -38,6 +38,12 @@ class BlobFile(Protocol):
     def read(self, start: int, end: int) -> bytes:
         """Read all bytes from ``start`` to before ``end``, blocking; RegistryError where there are fewer."""
 
+    def duplicate(self) -> "BlobFile":
+        """Open it once more: the same file, also where its name is another's by now."""
+
+    def close(self) -> None:
+        """Close it; its duplicates stay open."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlobStream:

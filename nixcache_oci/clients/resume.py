@@ -1,7 +1,8 @@
 """Reading on where a connection broke: a stream that fails is opened again from where it stopped.
 
 Trouble with the line is then nobody's problem but ours. What bounds it is progress, not time: a stream may
-break any number of times, but only a few times in a row without one byte in between.
+break any number of times, but only a few times in a row without one byte in between, and its bytes have to
+come at some rate.
 """
 
 import asyncio
@@ -12,6 +13,12 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, Protocol
 
+from nixcache_oci.clients.http.minimum_rate import (
+    RESUMED_WINDOWS,
+    STREAM_BYTES_PER_SECOND,
+    MinimumRate,
+    SlowBodyError,
+)
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
@@ -22,6 +29,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.1
 _PROBES: Final = 3
 # The registry's own answer, or that of the storage which it sends clients to.
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+_WINDOW_SECONDS: Final = 30.0
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -150,11 +158,14 @@ class _Resumed:
         self._first = first
         self._opened = opened
         self._sleep = sleep
+        self._rate = MinimumRate(RESUMED_WINDOWS * _WINDOW_SECONDS, STREAM_BYTES_PER_SECOND)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         position, end = self._first.start, self._first.end
         stream: BlobStream | None = self._first
         failures = 0
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while True:
             started_at = position
             try:
@@ -162,7 +173,11 @@ class _Resumed:
                     stream = await self._reopen(position, end)
                 async for chunk in stream.chunks:
                     position += len(chunk)
+                    self._rate.add(len(chunk), min(clock() - began, _WINDOW_SECONDS))
                     yield chunk
+                    began = clock()
+            except SlowBodyError as error:
+                raise RegistryError(f"blob {self._digest}: comes too slowly: {error}") from None
             except RegistryError as error:
                 failures = 0 if position > started_at else failures + 1
                 if not error.is_temporary or failures >= ATTEMPTS_WITHOUT_PROGRESS:

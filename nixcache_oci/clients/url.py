@@ -1,6 +1,11 @@
-"""Reading a stranger's URL."""
+"""Reading a stranger's URL, and showing it."""
+
+import re
+from typing import Final
 
 from yarl import URL
+
+_MOST_SHOWN_CHARACTERS: Final = 200
 
 
 def parse_url(text: str, *, encoded: bool = False) -> URL:
@@ -17,3 +22,12 @@ def parse_url(text: str, *, encoded: bool = False) -> URL:
         return URL(text, encoded=encoded)
     except IndexError:  # yarl 1.25 looks for the first letter of an empty host: http://[::1]@/
         raise ValueError("no host behind user and password") from None
+
+
+def show_url(text: str) -> str:
+    """Quote a URL without what may be secret in it: user and password, and a query, which may be signed."""
+    place = re.split(r"[?#]", text, maxsplit=1)[0]
+    scheme, separator, rest = place.partition("//")
+    if separator:
+        place = f"{scheme}//{rest.rpartition('@')[2]}"
+    return repr(place[:_MOST_SHOWN_CHARACTERS])

@@ -18,9 +18,11 @@ from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
-from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_path, write_file
+from nixcache_oci.clients.binary_cache.source import CACHE_INFO, MAX_NARINFO_BYTES
+from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, read_blob
+from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import DigestError, Error, FormatError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
@@ -59,7 +61,8 @@ class Export:
 
     def __init__(self, repository: Repository, folder: Path, priority: int, warn: Warn) -> None:
         self._repository = repository
-        self._folder = folder
+        self._folder = RootedPath(folder)
+        self._nars = self._folder / "nar"
         self._priority = priority
         self._warn = warn
         self._done = Exported()
@@ -85,26 +88,28 @@ class Export:
             await run_all(
                 (self._write_blob(blob, narinfos) for blob, narinfos in by_blob.items()), _BLOBS_AT_ONCE
             )
+        except WrongKindError as error:
+            raise Error(str(error)) from None
         except OSError as error:
             raise Error(f"{self._folder}: {error.strerror or error}") from None
         return self._done
 
     def _prepare(self, store_dir: str) -> None:
-        nars = self._folder / "nar"
-        nars.mkdir(parents=True, exist_ok=True)
+        self._nars.make_folder()
         remove_unfinished(self._folder)
-        remove_unfinished(nars)
+        remove_unfinished(self._nars)
         info = f"StoreDir: {store_dir}\nWantMassQuery: 1\nPriority: {self._priority}\n"
-        write_file(self._folder / "nix-cache-info", [info.encode()], self._folder)
+        write_file(self._folder / CACHE_INFO, [info.encode()], self._folder)
 
     def _is_there(self, narinfo: NarInfo) -> bool:
         """Tell whether an earlier run wrote it; it may have another signature now."""
-        with suppress(FileNotFoundError, FormatError):
-            there = NarInfo.parse(self._narinfo_path(narinfo).read_bytes())
+        # What is no file, or names none of ours, is written over.
+        with suppress(FileNotFoundError, WrongKindError, FormatError, ValueError):
+            there = NarInfo.parse(self._narinfo_path(narinfo).read_bytes(MAX_NARINFO_BYTES))
             lies_elsewhere = replace(
                 there, url=narinfo.url, file_hash=narinfo.file_hash, file_size=narinfo.file_size
             )
-            return lies_elsewhere == narinfo and (self._folder / there.url).exists()
+            return lies_elsewhere == narinfo and self._path_of(there).stat() is not None
         return False
 
     async def _write_blob(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
@@ -130,14 +135,14 @@ class Export:
                 self._fail(narinfo, "its slice of the pack is not what FileHash says")
                 continue
             named = _named(narinfo, file_hash, len(nar))
-            write_file(self._folder / named.url, [nar], self._folder / "nar")
+            write_file(self._path_of(named), [nar], self._nars)
             self._write_narinfo(named)
 
     async def _write_stream(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
-        unfinished = unfinished_path(self._folder / "nar")
+        unfinished = self._nars / unfinished_name()
         hasher, size = hashlib.sha256(), 0
         try:
-            with unfinished.open("xb") as file:
+            with unfinished.create() as file:
 
                 def write(chunk: bytes) -> None:
                     hasher.update(chunk)
@@ -151,8 +156,8 @@ class Export:
                 raise DigestError(f"blob {blob} has other bytes than its digest says")
             named = [_named(narinfo, NixHash(hasher.digest()), size) for narinfo in narinfos]
             for narinfo in named:
-                target = self._folder / narinfo.url
-                if not target.exists():
+                target = self._path_of(narinfo)
+                if target.stat() is None:
                     target.hardlink_to(unfinished)
                 self._write_narinfo(narinfo)
         finally:
@@ -162,7 +167,10 @@ class Export:
         write_file(self._narinfo_path(narinfo), [narinfo.render().encode()], self._folder)
         self._done.written += 1
 
-    def _narinfo_path(self, narinfo: NarInfo) -> Path:
+    def _path_of(self, narinfo: NarInfo) -> RootedPath:
+        return self._folder.joinpath(*narinfo.url.split("/"))
+
+    def _narinfo_path(self, narinfo: NarInfo) -> RootedPath:
         return self._folder / f"{narinfo.store_path.hash_part}.narinfo"
 
     def _fail(self, narinfo: NarInfo, reason: str) -> None:

@@ -9,20 +9,22 @@ import tempfile
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any, Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import read_union
+from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.segment import Segment, SegmentTag
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, Error, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.maintenance.table_rows import GcTable, PathNumbers, TableRows
 from nixcache_oci.oci.descriptor import Descriptor
@@ -47,6 +49,7 @@ async def read_state(
         RegistryError: the repository could not answer, or misses what it says it has.
         DigestError: a table is not what its digest says.
         FormatError: the index, or the table of a segment that is not condemned, cannot be read.
+        LimitError: there is more than is read.
     """
     tags = await _list_tags(repository)
     union = await read_union(repository)
@@ -54,6 +57,11 @@ async def read_state(
         raise FormatError(
             f"{repository.name}: its index is of version 1, which gc does not count: publish to it first,"
             " for a publish takes its entries over"
+        )
+    if union.unread:
+        raise LimitError(
+            f"{repository.name}: {union.unread} tags of segments that no index lists are more than are read;"
+            " delete those that nobody published"
         )
     if not union.is_complete:
         raise RegistryError(
@@ -63,11 +71,9 @@ async def read_state(
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
     counted = {segment.manifest for segment in union.index.segments}
-    unlisted = [
-        tag
-        for tag in sorted(tags, key=lambda tag: (tag.created, tag.manifest))
-        if tag.manifest not in counted and tag.created < union.index.watermark
-    ]
+    former = (tag for tag in tags if tag.manifest not in counted and tag.created < union.index.watermark)
+    # The rest has its turn in later runs, when these are gone.
+    unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.
     with _temporary_folder() as folder:
         reader = _Reader(repository, IndexFolder(folder, repository.name))
@@ -78,13 +84,13 @@ async def read_state(
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
         read = await run_all(jobs, _PARALLEL_REQUESTS)
     candidates = [version for version in untagged if version.digest != union.digest]
-    former = await run_all(
+    former_indexes = await run_all(
         (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS
     )
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
-        tuple(one for one in former if one is not None),
+        tuple(one for one in former_indexes if one is not None),
     )
 
 
@@ -117,6 +123,7 @@ class _Reader:
     def __init__(self, repository: Repository, folder: IndexFolder) -> None:
         self._repository = repository
         self._folder = folder
+        self._budget = TableBudget()
         self._numbers = PathNumbers()
         self._large = asyncio.Lock()
         self._parsing = asyncio.Lock()
@@ -151,6 +158,10 @@ class _Reader:
             layers = Manifest.parse(content).layers
             _check_same_table(segment, Segment.from_manifest(content))
             table = await self._read_table(segment.table, layers)
+        except LimitError as error:
+            raise LimitError(
+                f"{self._repository.name}: {error}; gc decides on all of them, or on nothing"
+            ) from None
         except (DigestError, FormatError, RegistryError) as error:
             await raise_unless_damage(self._repository, error)
             if segment.condemned is not None or place is Place.UNLISTED:
@@ -165,7 +176,7 @@ class _Reader:
         sizes = {layer.digest: layer.size for layer in layers}
         # The pages of a file that was just written count as memory, too.
         async with self._large if sizes.get(digest, 0) > _LARGE_TABLE_BYTES else nullcontext():
-            file = await fetch_table(self._repository, self._folder, digest)
+            file = await fetch_table(self._repository, self._folder, digest, self._budget)
             async with self._parsing:
                 return await run_in_thread(_read, file, sizes, self._numbers)
 

@@ -76,7 +76,8 @@ class Verifier:
             Error: the repository could not answer.
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
-        self._tell(f"{len(entries)} paths are listed")
+        # As `list` counts: each once, however many segments list it.
+        self._tell(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
@@ -218,6 +219,8 @@ def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
     """Read every narinfo strictly; also gives what cannot be read, tables and records among it."""
     listing = inventory.tables.listing
     problems = [Problem(tag, reason, Kind.SEGMENT, tag) for tag, reason in inventory.tables.damaged.items()]
+    if inventory.tables.left_out is not None:
+        problems.append(Problem(INDEX_TAG, inventory.tables.left_out, Kind.SEGMENT, INDEX_TAG))
     entries: list[Entry] = []
     sources: list[tuple[Digest, Segment | None]] = [(one.table, one) for one in listing.segments]
     if listing.version1 is not None:

@@ -22,6 +22,9 @@ COMPRESSIONS: Final = frozenset(
 )
 """What every Nix can unpack; another value ends newer ones."""
 
+MAX_LINES: Final = 256
+"""Of one narinfo: ten fields stand once, and nobody has some 250 signatures or fields of the future."""
+
 _MISSING_COMPRESSION = "bzip2"
 _UNKNOWN_DERIVER = "unknown-deriver"
 _SINGLE_FIELDS = frozenset(
@@ -166,6 +169,8 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
             raise FormatError("narinfo: not UTF-8") from None
     if not text.endswith("\n"):
         raise FormatError("narinfo: empty, or the last line does not end")
+    if (lines := text.count("\n")) > MAX_LINES:
+        raise FormatError(f"narinfo: {lines} lines, over the limit of {MAX_LINES}")
     for line in text[:-1].split("\n"):
         match = _LINE.fullmatch(line)
         if match is None:

@@ -16,6 +16,7 @@ from nixcache_oci.errors import FormatError
 SUBSTITUTERS: Final = "substituters"
 TRUSTED_PUBLIC_KEYS: Final = "trusted-public-keys"
 FALLBACK: Final = "fallback"
+REQUIRE_SIGS: Final = "require-sigs"
 
 _EXTRA: Final = "extra-"
 _OLD_NAMES: Final = {
@@ -25,6 +26,11 @@ _OLD_NAMES: Final = {
 }
 _INCLUDES: Final = ("include", "!include")
 _INCLUDE_WORDS: Final = 2
+_UNSIGNED: Final = (
+    "Nix would take from the proxy's port what nobody signed, and any user of this machine can listen there "
+    "while the proxy does not run: remove it first"
+)
+_YES: Final = frozenset({"true", "yes", "1"})  # as Nix reads a setting that is on or off
 _COMMENT: Final = "# Added by nixcache-oci: the cache proxy of this machine."
 # What Nix parts words by; other kinds of white space belong to a word.
 _SPACE = re.compile(r"[ \t\r]+")
@@ -98,10 +104,13 @@ def complete_conf(text: str, wanted: Wanted) -> str:
     """Add what is missing at the end; the same text where nothing is.
 
     Raises:
-        FormatError: a line that Nix refuses, or one that trusts another key of the same name: Nix takes the
-            first of a name, and what is added would have no effect.
+        FormatError: a line that Nix refuses; one that trusts another key of the same name: Nix takes the
+            first of a name, and what is added would have no effect; or one by which Nix needs no signature of
+            the proxy, whose port any user of the machine may hold while it is down.
     """
     settings = parse_conf(text)
+    if unsigned := _find_unsigned(settings, wanted.url):
+        raise FormatError(f"line {unsigned.line}: {_UNSIGNED}")
     trusted = find_values(settings, TRUSTED_PUBLIC_KEYS)
     if conflict := find_conflict(trusted, wanted.keys):
         line = next(one.line for one in settings if conflict in one.values)
@@ -118,6 +127,26 @@ def complete_conf(text: str, wanted: Wanted) -> str:
     before = text if not text or text.endswith("\n") else f"{text}{end}"
     gap = end if before else ""
     return f"{before}{gap}" + "".join(f"{line}{end}" for line in (_COMMENT, *lines))
+
+
+def _find_unsigned(settings: Sequence[Setting], url: str) -> Setting | None:
+    """Find the line by which Nix takes whatever comes from this URL."""
+    last = next((one for one in reversed(settings) if one.name == REQUIRE_SIGS), None)
+    if last is not None and last.values not in {(word,) for word in _YES}:
+        return last
+    listed = find_values(settings, SUBSTITUTERS)
+    return next(
+        (
+            one
+            for one in settings
+            for word in one.values
+            if one.name == SUBSTITUTERS
+            and word in listed
+            and trusts_blindly(word)
+            and has_substituter([word], url)
+        ),
+        None,
+    )
 
 
 def find_values(settings: Sequence[Setting], name: str) -> tuple[str, ...]:
@@ -141,7 +170,7 @@ def find_substituter(urls: Iterable[str], wanted: str) -> str | None:
 
 def trusts_blindly(url: str) -> bool:
     """Tell whether a substituter's URL says that no signature is needed."""
-    return parse_qs(url.partition("?")[2]).get("trusted", [""])[-1] in {"1", "true"}
+    return not _YES.isdisjoint(parse_qs(url.partition("?")[2]).get("trusted", []))
 
 
 def find_conflict(trusted: Iterable[str], wanted: Iterable[str]) -> str | None:

@@ -5,8 +5,9 @@ Source: Nix manual, "Store object signatures"; Nix, ``libutil/signature`` and ``
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Protocol, Self
 
 from nacl.exceptions import BadSignatureError
@@ -19,6 +20,10 @@ from nixcache_oci.nix.store_path import StorePath
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
 SEED_BYTES: Final = 32
+
+TRIES_PER_KEY: Final = 4
+"""Signatures that are verified of those that name one key. Others may be stale, by a former key of that name;
+thousands of them, each verified, would be an attack."""
 
 _KEY_NAME = re.compile(r"[^:\s\x00-\x1f\x7f]+")
 
@@ -194,10 +199,16 @@ def fingerprint(narinfo: Signable) -> str:
     return f"1;{path};{narinfo.nar_hash};{narinfo.nar_size};{references}"
 
 
-def is_signed_by(narinfo: Signed, keys: Sequence[PublicKey]) -> bool:
+def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
     """Tell whether at least one of these keys made one of the narinfo's signatures."""
     covered = fingerprint(narinfo)
-    return any(key.verify(covered, signature) for signature in narinfo.sigs for key in keys)
+    return any(has_signature(key, covered, narinfo.sigs) for key in keys)
+
+
+def has_signature(key: PublicKey, signed_fingerprint: str, signatures: Iterable[Signature]) -> bool:
+    """Tell whether this key made one of the signatures; the first four that name it are verified."""
+    named = islice((one for one in signatures if one.key_name == key.name), TRIES_PER_KEY)
+    return any(key.verify(signed_fingerprint, signature) for signature in named)
 
 
 def _check(noun: str, name: str, raw: bytes, size: int) -> None:

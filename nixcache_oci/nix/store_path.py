@@ -19,6 +19,7 @@ _HASH_PART = re.compile(f"{base32.LETTER}{{{_HASH_LETTERS}}}")
 _NAME_PATTERN = r"(?!\.{1,2}(?:-|$))[0-9A-Za-z+\-._?=]{1,211}"
 _NAME = re.compile(_NAME_PATTERN)
 _BASE_NAME = re.compile(f"{_HASH_PART.pattern}-{_NAME_PATTERN}")
+_MAX_STORE_DIR_LETTERS = 4096  # PATH_MAX of Linux
 _STORE_DIR = re.compile(r"(?:/[^/\x00-\x1f\x7f]+)+")
 
 
@@ -121,9 +122,14 @@ def check_store_dir(store_dir: str) -> None:
     """Make sure that store paths can lie here.
 
     Raises:
-        FormatError: not absolute, a trailing slash, or a part that is empty, ``.`` or ``..``.
+        FormatError: not absolute, too long, a trailing slash, or a part that is empty, ``.`` or ``..``.
     """
-    if not _STORE_DIR.fullmatch(store_dir) or not {".", ".."}.isdisjoint(store_dir.split("/")):
+    is_short = len(store_dir) < _MAX_STORE_DIR_LETTERS
+    if (
+        not is_short
+        or not _STORE_DIR.fullmatch(store_dir)
+        or not {".", ".."}.isdisjoint(store_dir.split("/"))
+    ):
         raise FormatError(
             f"store dir: expected an absolute path without a trailing slash, got {store_dir[:300]!r}"
         )

@@ -1,9 +1,12 @@
 """The HTTP surface: routes, who may ask, and the one place where errors become statuses."""
 
+import asyncio
 import logging
 import socket
 import time
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
+from typing import Final, NoReturn
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -14,6 +17,7 @@ from nixcache_oci.errors import Error
 from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
 from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.connections import Connections
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
 from nixcache_oci.proxy.endpoints.health import get_health
@@ -23,15 +27,24 @@ from nixcache_oci.proxy.endpoints.public_key import get_public_key
 from nixcache_oci.proxy.endpoints.refresh import post_refresh
 from nixcache_oci.proxy.endpoints.status import get_status
 from nixcache_oci.proxy.endpoints.upstream_nar import get_upstream_nar
-from nixcache_oci.proxy.guard import HostGuard, own_names
+from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere, own_names
 from nixcache_oci.proxy.hits import Hits
+from nixcache_oci.proxy.joined_refreshes import JoinedRefreshes
+from nixcache_oci.proxy.library import LibraryProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
+from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
+from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.pack_cache import PackCache
-from nixcache_oci.proxy.prepared import SERVER_NAME
+from nixcache_oci.proxy.prepared import COMMON_HEADERS
 from nixcache_oci.proxy.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
+
+_HEALTH: Final = "/health"
+_SWEEP_SECONDS: Final = 2.0
+_SITE: Final = "Sec-Fetch-Site"
 
 
 def build_app(
@@ -40,16 +53,23 @@ def build_app(
     """Put the application together; it owns what it makes here, and nothing that it is given."""
     quarantine = Quarantine()
     packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
-    nars = NarSource(repository, packs, quarantine)
+    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
+    limits = current_limits()
+    connections = Connections(limits.connections)
+    streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
-    app = web.Application(middlewares=[_errors_to_statuses, _guard(host_guard)])
+    app = web.Application(middlewares=[_errors_to_statuses, _count, _guard(host_guard)])
     app[keys.CONFIG] = config
+    app[keys.CONNECTIONS] = connections
     app[keys.COUNTERS] = counters
+    app[keys.FINDER] = UpstreamFinder(upstreams, limits.streams)
     app[keys.HITS] = Hits(index, packs, nars, counters)
     app[keys.HOST_GUARD] = host_guard
     app[keys.INDEX] = index
     app[keys.NARS] = nars
+    app[keys.NAR_STREAMS] = streams
     app[keys.PACKS] = packs
+    app[keys.REFRESHES] = JoinedRefreshes(index)
     app[keys.REPOSITORY] = repository
     app[keys.STARTED] = time.time()
     app[keys.UPSTREAMS] = upstreams
@@ -61,19 +81,36 @@ def build_app(
             web.get("/upstream/{key:[^/]+}/{path:.+}", get_upstream_nar),
             web.get("/public-key", get_public_key),
             web.get("/_status", get_status),
-            web.get("/health", get_health),
+            web.get(_HEALTH, get_health),
             web.get("/metrics", _get_metrics),
             web.post("/_refresh", post_refresh),
         ]
     )
-    app.on_response_prepare.append(_name_server)
+    app.on_response_prepare.append(_add_common_headers)
 
-    async def clean_up(_app: web.Application) -> None:
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
+        yield
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        await app[keys.REFRESHES].close()
+        await app[keys.FINDER].close()
         await nars.close()
         await packs.close()
 
-    app.on_cleanup.append(clean_up)
+    app.cleanup_ctx.append(run)
     return app
+
+
+async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+    clock = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        for bound in bounds:
+            try:
+                bound.sweep(clock())
+            except Exception:  # noqa: BLE001  # the next look must come
+                _log.exception("unexpected error")
 
 
 async def _get_metrics(request: web.Request) -> web.Response:
@@ -100,7 +137,9 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
         return _bare(HTTPStatus(error.status))
     except Error as error:
         request.app[keys.COUNTERS].nars_refused += 1
-        _log.info("not served", extra={"fields": {"path": request.path, "error": str(error)}})
+        fields = {"path": request.path, "error": str(error)}
+        # What a client makes up must not hide what the registry says.
+        _log.info("not served", extra={"fields": fields, "kind": type(error).__name__})
     except ConnectionError:
         # The client went away, most likely; where it did not, the library would make a 500 of it.
         _log.debug("client went away", extra={"fields": {"path": request.path}})
@@ -113,6 +152,14 @@ def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Resp
     return web.Response(status=status, text=f"{status.phrase}\n", headers=headers)
 
 
+@web.middleware
+async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
+    protocol = request.protocol
+    if isinstance(protocol, LibraryProtocol) and not protocol.begin() and request.path != _HEALTH:
+        raise BusyError("too many requests are being answered")
+    return await handler(request)
+
+
 def _guard(host_guard: HostGuard) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -121,11 +168,23 @@ def _guard(host_guard: HostGuard) -> Middleware:
             # RFC 9112, section 3.2.2: a target in absolute form names the host, whatever Host says.
             hosts = [*hosts, request.url.raw_authority]
         if not all(map(host_guard.allows, hosts)):
-            raise web.HTTPForbidden
+            _refuse(request, "its Host is none of ours; names to answer to go into NIXCACHE_HOSTS")
+        headers = request.headers
+        sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
+        # Not request.host, which looks the machine's own name up where there is none.
+        host, allow = headers.get(hdrs.HOST, ""), headers.get(ALLOW_HEADER)
+        if (sites or origins) and is_from_elsewhere(sites, origins, host, allow):
+            _refuse(request, "a browser sent it for a page of another site")
         return await handler(request)
 
     return guard
 
 
-async def _name_server(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[hdrs.SERVER] = SERVER_NAME
+def _refuse(request: web.Request, reason: str) -> NoReturn:
+    fields = {"host": request.headers.get(hdrs.HOST, ""), "path": request.path, "reason": reason}
+    _log.warning("request refused", extra={"fields": fields, "kind": reason})
+    raise web.HTTPForbidden
+
+
+async def _add_common_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(COMMON_HEADERS)

@@ -16,6 +16,8 @@ _REFERENCES: Final = re.compile(rb"^References:(.*)$", re.MULTILINE)
 
 # Most of what a closure refers to may be an upstream's; after so many look-ups, any guess is as good.
 _MOST_LOOK_UPS: Final = 32
+# Of a narinfo, to look at its references, and to validate for this: 1,000 references have 60 KiB.
+_MOST_BYTES: Final = 64 * 1024
 
 
 def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
@@ -26,17 +28,18 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
         catalog: where the others are.
     """
     left = _MOST_LOOK_UPS
-    while True:
+    while len(narinfo) <= _MOST_BYTES:
         for reference in sorted(_references_of(narinfo), key=by_name):
             if not left:
                 return narinfo
             left -= 1
-            found = catalog.find(HashPart.of(reference))
+            found = catalog.find(HashPart.of(reference), _MOST_BYTES)
             if found is not None and found != narinfo:  # it may refer to itself
                 narinfo = found
                 break
         else:
             return narinfo
+    return narinfo
 
 
 def _references_of(narinfo: bytes) -> list[str]:

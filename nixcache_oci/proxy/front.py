@@ -18,17 +18,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
-from aiohttp import web
-from aiohttp.abc import AbstractAccessLogger
-
+from nixcache_oci.proxy.connections import IDLE_SECONDS, Connections
 from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
 from nixcache_oci.proxy.hits import Hits
+from nixcache_oci.proxy.library import LibraryProtocol, log_answer
 from nixcache_oci.proxy.prepared import render_nar, render_narinfo
 
 _log = logging.getLogger(__name__)
-
-IDLE_SECONDS: Final = 3630.0
-"""How long a connection may be idle at the least: as long as the library allows."""
 
 TURN_BYTES: Final = 64 * 1024
 """After so many bytes of answers, other connections have their turn."""
@@ -62,15 +58,23 @@ class FrontServer:
     """Makes the front of each connection, as event loops want it made.
 
     Args:
-        library: makes the library's protocol of a connection; it tells ``AccessLog`` of its answers.
+        library: makes the library's protocol of a connection.
         reader: of heads.
         hits: gives the narinfos, and the slices of packs.
+        connections: where connections are counted.
     """
 
-    def __init__(self, library: Callable[[], web.RequestHandler], reader: HeadReader, hits: Hits) -> None:
+    def __init__(
+        self,
+        library: Callable[[], LibraryProtocol],
+        reader: HeadReader,
+        hits: Hits,
+        connections: Connections,
+    ) -> None:
         self._library = library
         self._hits = hits
         self._is_logging = _log.isEnabledFor(logging.DEBUG)
+        self.connections = connections
         self.reader = reader
 
     def __call__(self) -> "Front":
@@ -88,7 +92,7 @@ class FrontServer:
             return None
         if answer is not None and self._is_logging:
             method, path, _rest = data[start:end].decode().split(" ", 2)
-            _log_answer(method, path, 200)
+            log_answer(method, path, 200)
         return answer
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
@@ -112,7 +116,7 @@ class Front(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: FrontServer, library: web.RequestHandler) -> None:
+    def __init__(self, server: FrontServer, library: LibraryProtocol) -> None:
         self._server = server
         self._library = library
         self._loop = asyncio.get_running_loop()
@@ -121,7 +125,8 @@ class Front(asyncio.Protocol):
         self._ahead = b""  # what came and was not looked at yet
         self._is_full = False  # the client does not read its answers
         self._is_held = False  # it is made to wait
-        self._active_at = self._loop.time()
+        self._connection = library.connection
+        self._connection.when_answered = self._go_on_after
         self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,7 +157,7 @@ class Front(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
-        self._active_at = self._loop.time()
+        self._connection.active_at = self._loop.time()
         if self._state is _State.BEGUN:
             self._complete(data)
         elif self._state is _State.THEIRS or self._ahead or self._is_full:
@@ -160,13 +165,8 @@ class Front(asyncio.Protocol):
         elif self._state is _State.OURS:
             self._answer(data)
 
-    def answered(self, *, stays: bool) -> None:
-        """Hear that the library has written a whole answer.
-
-        Args:
-            stays: whether the connection does.
-        """
-        self._active_at = self._loop.time()
+    def _go_on_after(self, stays: bool) -> None:
+        """Hear that the library has written a whole answer, and whether the connection stays."""
         if not stays:
             self._stop()
         elif self._state is _State.THEIRS:
@@ -179,6 +179,7 @@ class Front(asyncio.Protocol):
         if self._transport.is_closing():
             return  # a NAR was cut: no answer may land behind what is still to be sent of it
         data, self._ahead = self._ahead, b""
+        self._server.connections.hold(self._connection, 0)
         self._answer(data)
         self._hold_or_let_go()
 
@@ -217,11 +218,16 @@ class Front(asyncio.Protocol):
         elif is_complete or len(whole) > _MOST_HEAD_BYTES:
             self._leave(data)
         else:
+            if not known:
+                self._connection.head_since = self._connection.active_at
             self._begun = whole
+            # It is held twice: here, and by the library.
+            self._server.connections.hold(self._connection, 2 * len(whole))
             self._library.data_received(data)
 
     def _give_request(self, data: bytes, rest: bytes) -> None:
         self._state, self._begun = _State.THEIRS, b""
+        self._connection.head_since = None
         self._keep(rest)
         self._library.data_received(data)
 
@@ -230,11 +236,14 @@ class Front(asyncio.Protocol):
         rest = data + self._ahead
         self._stop()
         self._hold_or_let_go()
+        self._connection.is_odd = True
         self._transport.set_protocol(self._library)
         self._library.data_received(rest)
 
     def _keep(self, data: bytes) -> None:
         self._ahead = data
+        if self._connection.held_bytes != len(data):
+            self._server.connections.hold(self._connection, len(data))
         self._hold_or_let_go()
 
     def _hold_or_let_go(self) -> None:
@@ -252,7 +261,7 @@ class Front(asyncio.Protocol):
         if self._state in {_State.OURS, _State.BEGUN}:
             # The library's own timer knows nothing of what was answered here.
             self._library.keep_alive(True)
-            if now - self._active_at >= IDLE_SECONDS:
+            if now - self._connection.active_at >= IDLE_SECONDS:
                 self._transport.close()
                 return
         self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
@@ -260,21 +269,5 @@ class Front(asyncio.Protocol):
     def _stop(self) -> None:
         self._state = _State.OVER
         self._begun = self._ahead = b""
+        self._connection.when_answered = None
         self._check.cancel()
-
-
-class AccessLog(AbstractAccessLogger):
-    """Tells a front when the library has answered: the library reports each answer once it is written."""
-
-    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Hear of one answer, ``time`` seconds after its request."""
-        del time
-        if _log.isEnabledFor(logging.DEBUG):
-            _log_answer(request.method, request.path, response.status)
-        protocol = request.transport.get_protocol() if request.transport is not None else None
-        if isinstance(protocol, Front):
-            protocol.answered(stays=bool(response.keep_alive))
-
-
-def _log_answer(method: str, path: str, status: int) -> None:
-    _log.debug("answered", extra={"fields": {"method": method, "path": path, "status": status}})

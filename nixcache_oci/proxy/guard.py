@@ -6,6 +6,7 @@ design section 3, promise 10.
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Final
@@ -13,6 +14,8 @@ from typing import Final
 ALLOW_HEADER: Final = "X-Nixcache-Oci"
 
 _HOSTS_REMEMBERED: Final = 64
+# W3C, "Fetch Metadata Request Headers": a page of ours, or somebody who typed the address.
+_OUR_SITES: Final = frozenset({"same-origin", "none"})
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{0,5})?")
 
@@ -64,6 +67,24 @@ class HostGuard:
     def allows(self, header: str) -> bool:
         """Decide whether a Host header is one that no stranger can choose."""
         return self._decide(header)
+
+
+def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, allow: str | None) -> bool:
+    """Decide whether a browser sends a request for a page that is not ours.
+
+    Browsers put Sec-Fetch-Site into every request, and no page can change it; there is no page of ours that
+    leads here, so a link on another one does not, either.
+
+    Args:
+        sites: values of Sec-Fetch-Site; none of other clients and of browsers before 2023.
+        origins: values of Origin.
+        host: value of Host.
+        allow: value of ``X-Nixcache-Oci``, as below; with it, Origin says nothing.
+    """
+    if any(site.strip().lower() not in _OUR_SITES for site in sites):
+        return True
+    own = {f"http://{host.lower()}", f"https://{host.lower()}"}
+    return allow is None and any(origin.strip().lower() not in own for origin in origins)
 
 
 def may_change_state(origin: str | None, allow: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The HTTP library's protocol, but for what it does with bytes that it cannot read.
+"""The HTTP library's protocol, but for what it does with bytes that it cannot read, and counted.
 
 It would tell its name and version, and repeat the bytes; and where its parser fails on them, the event loop
 would write a traceback for each such request.
@@ -8,27 +8,85 @@ import asyncio
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final, cast
 
-from aiohttp import hdrs, web
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 
-from nixcache_oci.proxy.front import IDLE_SECONDS, AccessLog
-from nixcache_oci.proxy.prepared import SERVER_NAME
+from nixcache_oci.proxy.connections import IDLE_SECONDS, Connection, Connections
+from nixcache_oci.proxy.prepared import COMMON_HEADERS
 
 _log = logging.getLogger(__name__)
 
 
-class LibraryProtocol(web.RequestHandler):
-    """One connection."""
+_READ_BYTES: Final = 4 * 1024  # no request has a body that anybody reads
 
-    __slots__ = ()
+
+class LibraryProtocol(web.RequestHandler):
+    """One connection.
+
+    Args:
+        server: of the library.
+        connections: where it is counted.
+        idle_seconds: how long it may be idle.
+    """
+
+    __slots__ = ("_connections", "connection")
+
+    def __init__(self, server: web.Server, connections: Connections, *, idle_seconds: float) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=_log,
+            access_log_class=AccessLog,
+            keepalive_timeout=idle_seconds,
+            read_bufsize=_READ_BYTES,
+            auto_decompress=False,
+        )
+        self._connections = connections
+        self.connection = Connection()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        # Not isinstance: transports of other event loops have all its methods, and are none.
+        self.connection.transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
+        self._connections.opened(self.connection, self._loop.time())
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        self._connections.closed(self.connection)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Hear that the client does not read, or not as fast as bytes come."""
+        self._connections.filled(self.connection, self._loop.time())
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Hear that the client has read what was there."""
+        self._connections.drained(self.connection)
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Read on; what the parser fails on ends the connection."""
+        if self.connection.is_odd:
+            self._connections.hold(self.connection, self.connection.held_bytes + len(data))
+        if self.transport is None or self.transport.is_closing():
+            return  # the library would begin to answer a connection that it has lost
         try:
             super().data_received(data)
         except Exception as error:  # noqa: BLE001  # a stranger's bytes, and the library's trouble with them
             _log.debug("request not read", extra={"fields": {"error": repr(error)}})
             self.force_close()
+
+    def begin(self) -> bool:
+        """Note that a request is being answered; False where too many are."""
+        return self._connections.begin(self.connection)
+
+    def end(self, *, stays: bool) -> None:
+        """Note that an answer was written, and whether the connection stays."""
+        self._connections.end(self.connection, self._loop.time(), stays=stays)
 
     def handle_error(
         self,
@@ -44,19 +102,42 @@ class LibraryProtocol(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: no other can follow")
         text = f"{HTTPStatus(status).phrase}\n"
-        response = web.Response(status=status, text=text, headers={hdrs.SERVER: SERVER_NAME})
+        response = web.Response(status=status, text=text, headers=COMMON_HEADERS)
         response.force_close()
         return response
 
 
-def library_of(server: web.Server, *, idle_seconds: float = IDLE_SECONDS) -> Callable[[], web.RequestHandler]:
-    """Make what makes the protocol of each connection; ``AccessLog`` hears of its answers.
+class AccessLog(AbstractAccessLogger):
+    """Hears of each answer that the library has written."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Hear of one answer, ``time`` seconds after its request."""
+        del time
+        log_answer(request.method, request.path, response.status)
+        if isinstance(request.protocol, LibraryProtocol):
+            request.protocol.end(stays=bool(response.keep_alive))
+
+
+def log_answer(method: str, path: str, status: int) -> None:
+    """Log one answer, where somebody wants each of them."""
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug("answered", extra={"fields": {"method": method, "path": path, "status": status}})
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Give the connection that a request came on."""
+    protocol = request.protocol
+    return protocol.connection if isinstance(protocol, LibraryProtocol) else Connection()
+
+
+def library_of(
+    server: web.Server, connections: Connections, *, idle_seconds: float = IDLE_SECONDS
+) -> Callable[[], LibraryProtocol]:
+    """Make what makes the protocol of each connection.
 
     Args:
         server: of the library.
+        connections: where they are counted.
         idle_seconds: how long a connection may be idle.
     """
-    loop = asyncio.get_running_loop()
-    return lambda: LibraryProtocol(
-        server, loop=loop, access_log=_log, access_log_class=AccessLog, keepalive_timeout=idle_seconds
-    )
+    return lambda: LibraryProtocol(server, connections, idle_seconds=idle_seconds)

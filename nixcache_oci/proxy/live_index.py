@@ -18,7 +18,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, read_listing
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, NotFoundError
+from nixcache_oci.errors import Error, FormatError, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
@@ -47,6 +47,7 @@ class IndexState:
         error: one line: why the last refresh failed; None where it did not.
         damaged: tables that the cache lists and that cannot be had, by the tag of their segment, with the
             reason.
+        left_out: one line: what is not read, for the cache is over a limit; None where all is.
         public_key: the first recorded key that was seen.
         other_keys: recorded keys that are not that one; never followed silently.
     """
@@ -56,6 +57,7 @@ class IndexState:
     checked_at: float | None = None
     error: str | None = None
     damaged: dict[str, str] = field(default_factory=dict)
+    left_out: str | None = None
     public_key: str | None = None
     other_keys: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ class LiveIndex:
         public_keys: what narinfos must be signed with; empty for any.
         ttl_seconds: between two looks at the repository.
         counters: of the proxy.
+        store_dir: where store paths have to lie; None for anywhere.
 
     Attributes:
         catalog: None while there is no index at all.
@@ -83,13 +86,16 @@ class LiveIndex:
         public_keys: Sequence[PublicKey],
         ttl_seconds: float,
         counters: Counters,
+        *,
+        store_dir: str | None = None,
     ) -> None:
         self.catalog: Catalog | None = None
         self.state = IndexState()
-        self.watch = RegressionWatch(folder.path, counters)
+        self.watch = RegressionWatch(folder.rooted, counters)
         self._repository = repository
         self._folder = folder
         self._public_keys = tuple(public_keys)
+        self._store_dir = store_dir
         self._ttl_seconds = ttl_seconds
         self._counters = counters
         self._set = TableSet()
@@ -199,7 +205,7 @@ class LiveIndex:
             asked_at = time.monotonic()
             look = await self._look()
             self.watch.compare(self._set.listing.segments, look.listing.segments)
-            self.state.damaged = dict(look.damaged)
+            self._tell_trouble(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
             self._tags_listed_at = asked_at
@@ -211,6 +217,17 @@ class LiveIndex:
             await asyncio.to_thread(self._folder.save, listing)
             self._saved = listing
         await self.watch.save()
+
+    def _tell_trouble(self, look: TableSet) -> None:
+        """Say once what cannot be had or is over a limit, however much it is, and while it stays so."""
+        damaged, before = dict(look.damaged), self.state.damaged
+        if damaged and not damaged.keys() <= before.keys():
+            tag, reason = next(iter(damaged.items()))
+            fields: dict[str, object] = {"count": len(damaged), "first": tag, "reason": reason}
+            _log.warning("tables cannot be had", extra={"fields": fields})
+        if look.left_out is not None and self.state.left_out is None:
+            _log.warning("over a limit", extra={"fields": {"reason": look.left_out, "kept": "the newest"}})
+        self.state.damaged, self.state.left_out = damaged, look.left_out
 
     async def _look(self) -> TableSet:
         listing = await read_listing(self._repository, self._set.listing.segments)
@@ -232,7 +249,7 @@ class LiveIndex:
             return None
 
     async def _swap(self, tables: TableSet) -> None:
-        catalog = tables.catalog(self._public_keys)
+        catalog = tables.catalog(self._public_keys, store_dir=self._store_dir)
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
@@ -255,13 +272,13 @@ class LiveIndex:
         if self.state.other_keys:
             _log.warning(
                 "the cache records another public key than the one first seen",
-                extra={"fields": {"first": first, "others": " ".join(self.state.other_keys)}},
+                extra={"fields": {"first": first, "others": " ".join(self.state.other_keys[:4])}},
             )
 
     async def _pin_key(self, recorded: Sequence[str]) -> str | None:
         try:
             return await asyncio.to_thread(self._folder.pin_key, recorded)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, FormatError) as error:
             # A key that could not be compared is not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key

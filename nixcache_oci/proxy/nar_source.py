@@ -4,21 +4,28 @@ Memory use is one chunk per stream, and the bounded pack cache. Source: design s
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import BlobFile, BlobStream, Repository
 from nixcache_oci.clients.resume import open_resuming
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.file_check import FileChecks
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import Piece, verified
 
+MOST_UNKNOWN: Final = 16
+"""Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
+
 _MAX_SIZES: Final = 4096
+# What the repository said twice that it has not is not asked for again so soon, unless the index has changed.
+# Once may be a registry's mistake.
+_MISSING_SECONDS: Final = 30.0
 
 
 class NarSource:
@@ -28,13 +35,26 @@ class NarSource:
         repository: where the blobs lie.
         packs: gives packs.
         quarantine: takes the blobs that turn out wrong; what is in it is not found.
+        generation: gives another object once what is not found may be there.
     """
 
-    def __init__(self, repository: Repository, packs: PackCache, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        packs: PackCache,
+        quarantine: Quarantine,
+        generation: Callable[[], object] = lambda: None,
+    ) -> None:
         self._repository = repository
         self._packs = packs
         self._quarantine = quarantine
+        self._checks = FileChecks(quarantine)
+        self._generation = generation
+        self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
+        self._missing = Quarantine(seconds=_MISSING_SECONDS)
+        self._missing_since = generation()
         self._sizes: Memo[Digest, int] = Memo(_MAX_SIZES)
+        self._turns = asyncio.Semaphore(MOST_UNKNOWN)
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
     async def slice_of_pack(self, url: NarUrl) -> bytes:
@@ -45,8 +65,9 @@ class NarSource:
             FormatError: the slice does not lie inside the pack.
             Error: the pack could not be fetched.
         """
-        self._check_quarantine(url.blob)
-        return await self._packs.cut_out(url.blob, *_extent(url))
+        self._check(url.blob)
+        async with self._noting(url.blob):
+            return await self._packs.cut_out(url.blob, *_extent(url))
 
     def slice_at_hand(self, url: NarUrl) -> memoryview | None:
         """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
@@ -62,13 +83,13 @@ class NarSource:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: the repository could not answer.
         """
-        self._check_quarantine(blob)
+        self._check(blob)
         known = self._sizes.get(blob)
         if known is not None:
             return known
         asking = self._asking.get(blob)
         if asking is None:
-            asking = asyncio.create_task(self._repository.stat_blob(blob), name=f"size {blob.hex[:12]}")
+            asking = asyncio.create_task(self._ask_size(blob), name=f"size {blob.hex[:12]}")
             self._asking[blob] = asking
             asking.add_done_callback(lambda task: self._keep_size(blob, task))
         return await asyncio.shield(asking)
@@ -77,15 +98,17 @@ class NarSource:
     async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[Piece]]]:
         """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
 
+        Of a file that has another name as well (a hard link, to what may be no blob), none come unless.
+
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, it could not be read on.
             DigestError: from the bytes: they are wrong; from now on the blob is in quarantine.
         """
-        self._check_quarantine(blob)
-        async with open_resuming(self._repository, blob) as stream:
-            self._sizes.put(blob, stream.size)
+        async with self._open(blob) as stream:
             try:
+                if stream.file is not None:
+                    await self._checks.check_shared(blob, stream.file)
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
                     yield stream.size, chunks
             finally:
@@ -95,26 +118,72 @@ class NarSource:
 
     @asynccontextmanager
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a part of a blob; it cannot be verified: Nix's NarHash is the last line.
+        """Open a part of a blob: of a file, once the whole of it was found right.
+
+        Of what comes from afar it cannot be verified: Nix's NarHash is the last line.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
+            DigestError: it is a file that is not what its digest says; from now on it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, it could not be read on.
         """
-        self._check_quarantine(blob)
-        async with open_resuming(self._repository, blob, start, end) as stream:
+        told = self._sizes.get(blob)
+        async with self._open(blob, start, end) as stream:
+            if stream.file is not None:
+                await self._check_file(blob, stream.file, stream.size, told)
             yield stream.chunks
+
+    async def _check_file(self, blob: Digest, file: BlobFile, size: int, told: int | None) -> None:
+        try:
+            await self._checks.check(blob, file)
+        finally:
+            if blob in self._quarantine:
+                self._sizes.forget(blob)
+        if told not in (None, size):
+            raise RegistryError(f"blob {blob}: {size} bytes now, {told} before")
 
     async def close(self) -> None:
         """End what is under way."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*asking, self._checks.close(), return_exceptions=True)
 
-    def _check_quarantine(self, blob: Digest) -> None:
+    def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
             raise NotFoundError(f"blob {blob}: its bytes were wrong a short while ago")
+        if blob in self._missing and self._missing_since is self._generation():
+            raise NotFoundError(f"blob {blob}: it was not there a short while ago")
+
+    @asynccontextmanager
+    async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
+        self._check(blob)
+        async with AsyncExitStack() as stack:
+            async with self._turn(blob), self._noting(blob):
+                stream = await stack.enter_async_context(open_resuming(self._repository, blob, start, end))
+            self._sizes.put(blob, stream.size)
+            yield stream
+
+    async def _ask_size(self, blob: Digest) -> int:
+        async with self._turns, self._noting(blob):
+            return await self._repository.stat_blob(blob)
+
+    def _turn(self, blob: Digest) -> AbstractAsyncContextManager[None]:
+        """Wait where many blobs are looked for of which nobody knows whether they are there."""
+        return nullcontext() if blob in self._sizes else self._turns
+
+    @asynccontextmanager
+    async def _noting(self, blob: Digest) -> AsyncIterator[None]:
+        """Note what is not found."""
+        try:
+            yield
+        except NotFoundError:
+            if self._missing_since is not self._generation():
+                self._missing_since = self._generation()
+                self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
+                self._missing = Quarantine(seconds=_MISSING_SECONDS)
+            (self._missing if blob in self._missed_once else self._missed_once).add(blob)
+            raise
 
     def _keep_size(self, blob: Digest, task: asyncio.Task[int]) -> None:
         self._asking.pop(blob, None)

@@ -5,11 +5,17 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Final
 
-from nixcache_oci.proxy.relay import NAR_TYPE
-
+NAR_TYPE: Final = "application/x-nix-nar"
 NARINFO_TYPE: Final = "text/x-nix-narinfo"
-SERVER_NAME: Final = "nixcache-oci"
+COMMON_HEADERS: Final = {
+    "Server": "nixcache-oci",
+    # For browsers: what a page has them load from here is no script, style or image of it, whatever it holds.
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+"""What every answer has, errors among them."""
 
+_COMMON_FIELDS: Final = "".join(f"{name}: {value}\r\n" for name, value in COMMON_HEADERS.items())
 _NARINFO_START: Final = f"HTTP/1.1 200 OK\r\nContent-Type: {NARINFO_TYPE}\r\nContent-Length: ".encode()
 _NAR_START: Final = (
     f"HTTP/1.1 200 OK\r\nContent-Type: {NAR_TYPE}\r\nAccept-Ranges: bytes\r\nContent-Length: ".encode()
@@ -37,4 +43,4 @@ def _render(start: bytes, body: bytes | memoryview, *, is_get: bool) -> bytes:
 
 @lru_cache(maxsize=1)
 def _end_of_head(now: int) -> bytes:
-    return f"\r\nDate: {formatdate(now, usegmt=True)}\r\nServer: {SERVER_NAME}\r\n\r\n".encode()
+    return f"\r\nDate: {formatdate(now, usegmt=True)}\r\n{_COMMON_FIELDS}\r\n".encode()

@@ -10,16 +10,21 @@ Source: design section 2, "Index", and section 5, promises 1 and 3.
 
 import json
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final, Self
 
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
+from nixcache_oci.oci.digest import Digest
 
 # Whoever did not look for longer may have missed the mark, where gc runs with a short grace.
 _WATCHING: Final = timedelta(days=1)
+MAX_MISSING: Final = 256
+"""Segments that are remembered as missing, those first that were noticed first: more say nothing new."""
 # The default grace: what is missing may have been marked meanwhile, as far as anybody here can tell.
 _REMEMBERED: Final = timedelta(days=30)
 
@@ -33,7 +38,7 @@ class Seen:
         newest: time of the newest segment that was ever listed, or None.
         newest_now: of those that are listed now, or None.
         older_since: since when the newest is older than one seen before; None while it is not.
-        missing: tags of segments that left without a mark, and when that was noticed.
+        missing: tags of segments that left without a mark, and when that was noticed; at most 256.
     """
 
     looked: datetime | None = None
@@ -61,15 +66,19 @@ class Seen:
             at: the present.
         """
         before, listed = tuple(before), tuple(listed)
-        present = {str(segment.tag) for segment in listed}
+        present = {segment.manifest for segment in listed}
         gap = at - self.looked if self.looked is not None else None
-        missing = dict(self.missing)
-        if gap is not None and gap < _WATCHING:
-            left = (str(one.tag) for one in before if one.condemned is None and str(one.tag) not in present)
-            missing = {**dict.fromkeys(left, at), **missing}
         missing = {
-            tag: since for tag, since in missing.items() if tag not in present and at - since < _REMEMBERED
+            tag: since
+            for tag, since in self.missing.items()
+            if not _is_among(tag, present) and at - since < _REMEMBERED
         }
+        if gap is not None and gap < _WATCHING:
+            left = (one for one in before if one.condemned is None and one.manifest not in present)
+            for one in left:
+                if len(missing) >= MAX_MISSING:
+                    break
+                missing.setdefault(str(one.tag), at)
         newest_now = max((segment.created for segment in listed), default=None)
         newest = self.newest
         is_marked = any(one.created == newest and one.condemned is not None for one in before)
@@ -105,11 +114,22 @@ class Seen:
                         _parse(newest),
                         None,
                         _parse(older),
-                        {str(tag): parse_time(since) for tag, since in missing.items()},
+                        _parse_missing(missing),
                     )
         except (FormatError, ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"what was seen of the cache: {error}") from None
         raise FormatError("what was seen of the cache: fields are missing")
+
+
+def _is_among(tag: str, manifests: AbstractSet[Digest]) -> bool:
+    parsed = SegmentTag.parse(tag)
+    return parsed is not None and parsed.manifest in manifests
+
+
+def _parse_missing(missing: Mapping[str, str]) -> dict[str, datetime]:
+    times = {tag: parse_time(since) for tag, since in islice(missing.items(), MAX_MISSING)}
+    # What is no tag of a segment will never be listed again.
+    return {tag: since for tag, since in times.items() if SegmentTag.parse(tag) is not None}
 
 
 def _parse(text: str | None) -> datetime | None:

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.durable_file import write_file
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.regression import Seen
@@ -18,6 +18,7 @@ from nixcache_oci.proxy.regression import Seen
 _log = logging.getLogger(__name__)
 
 _FILE: Final = "seen.json"
+_MAX_BYTES: Final = 1024 * 1024  # forty times what is written
 _SAVED: Final = timedelta(hours=1)  # between two writes for nothing but the time
 
 
@@ -33,7 +34,7 @@ class RegressionWatch:
         seen: until now.
     """
 
-    def __init__(self, folder: Path, counters: Counters, clock: Callable[[], datetime] = now) -> None:
+    def __init__(self, folder: RootedPath, counters: Counters, clock: Callable[[], datetime] = now) -> None:
         self.seen = Seen()
         self._folder = folder
         self._counters = counters
@@ -90,7 +91,7 @@ class RegressionWatch:
 
     def _load(self) -> Seen:
         try:
-            return Seen.from_json((self._folder / _FILE).read_bytes())
+            return Seen.from_json((self._folder / _FILE).read_bytes(_MAX_BYTES))
         except FileNotFoundError:
             return Seen()
         except (OSError, FormatError) as error:

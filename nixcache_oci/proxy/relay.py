@@ -7,7 +7,6 @@ a Content-Encoding.
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Final
 
 from aiohttp import hdrs, web
 
@@ -15,11 +14,11 @@ from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.proxy.byte_range import ByteRange
 from nixcache_oci.proxy.file_part import FilePart, send_part
 from nixcache_oci.proxy.keys import COUNTERS
+from nixcache_oci.proxy.library import connection_of
+from nixcache_oci.proxy.prepared import NAR_TYPE
 from nixcache_oci.proxy.verified import Piece
 
 _log = logging.getLogger(__name__)
-
-NAR_TYPE: Final = "application/x-nix-nar"
 
 
 def wanted_range(request: web.Request) -> str | None:
@@ -102,6 +101,7 @@ async def _write_all(
     chunks: AsyncIterator[Piece],
     count: Callable[[int], None],
 ) -> None:
+    connection = connection_of(request)
     left = response.content_length
     chunk: Piece | None = first
     while chunk is not None:
@@ -115,6 +115,7 @@ async def _write_all(
         elif chunk:
             await response.write(chunk)
         if chunk:
+            connection.sent_bytes += len(chunk)
             count(len(chunk))
         chunk = await anext(chunks, None)
     if left:

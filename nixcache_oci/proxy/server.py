@@ -14,16 +14,18 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import NarMode, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.front import AccessLog, FrontServer
+from nixcache_oci.proxy.front import FrontServer
 from nixcache_oci.proxy.head import HeadReader
-from nixcache_oci.proxy.keys import HITS, HOST_GUARD
+from nixcache_oci.proxy.keys import CONNECTIONS, HITS, HOST_GUARD
 from nixcache_oci.proxy.library import library_of
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.proxy.url_secret import load_url_secret
 
 _log = logging.getLogger(__name__)
 
@@ -78,12 +80,22 @@ async def serving(
     """
     counters = Counters()
     upstreams = Upstreams(
-        [parse_upstream(url) for url in config.upstreams], mode=NarMode(config.upstream_nars)
+        [parse_upstream(url) for url in config.upstreams],
+        mode=NarMode(config.upstream_nars),
+        signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
+        store_dir=config.store_dir,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
-    index = LiveIndex(repository, folder, config.public_keys, config.index_ttl_seconds, counters)
+    index = LiveIndex(
+        repository,
+        folder,
+        config.public_keys,
+        config.index_ttl_seconds,
+        counters,
+        store_dir=config.store_dir,
+    )
     app = build_app(config, repository, index, upstreams, counters)
-    runner = web.AppRunner(app, access_log=_log, access_log_class=AccessLog, shutdown_timeout=_GRACE_SECONDS)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)
         stack.push_async_callback(runner.cleanup)
@@ -93,7 +105,9 @@ async def serving(
         await index.start()
         if runner.server is None:
             raise AssertionError("setup() makes it")
-        front = FrontServer(library_of(runner.server), HeadReader(app[HOST_GUARD].allows), app[HITS])
+        connections = app[CONNECTIONS]
+        library = library_of(runner.server, connections)
+        front = FrontServer(library, HeadReader(app[HOST_GUARD].allows), app[HITS], connections)
         listeners = await _listen(front, config, activated_sockets)
         for listener in listeners:
             stack.callback(listener.close)

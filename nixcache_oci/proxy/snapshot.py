@@ -3,12 +3,18 @@
 import time
 from dataclasses import asdict
 from datetime import datetime
+from itertools import islice
+from typing import Final
 
 from aiohttp import web
 
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.proxy.keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
 from nixcache_oci.proxy.regression import Seen
+
+# How much is wrong is up to the registry: of a list, the first are shown, and how many there are.
+_MAX_SHOWN: Final = 20
+_MAX_LETTERS: Final = 500
 
 
 def take_snapshot(app: web.Application) -> dict[str, object]:
@@ -26,8 +32,12 @@ def take_snapshot(app: web.Application) -> dict[str, object]:
             "loaded_from_disk": state.loaded_from_disk,
             "age_seconds": _age(now, state.checked_at),
             "changed_seconds_ago": _age(now, state.changed_at),
-            "last_error": state.error,
-            "damaged_tables": state.damaged,
+            "last_error": _clip(state.error),
+            "damaged_tables": {
+                tag: _clip(reason) for tag, reason in islice(state.damaged.items(), _MAX_SHOWN)
+            },
+            "damaged_count": len(state.damaged),
+            "left_out": state.left_out,
             "complete": index.is_complete,
             "newest_segment": _show(index.watch.seen.newest_now),
             "regression": _show_regression(index.watch.seen),
@@ -36,7 +46,7 @@ def take_snapshot(app: web.Application) -> dict[str, object]:
         "public_keys": {
             "configured": [str(key) for key in config.public_keys],
             "recorded": state.public_key,
-            "recorded_others": list(state.other_keys),
+            "recorded_others": list(state.other_keys[:_MAX_SHOWN]),
             "changed": bool(state.other_keys),
         },
         "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
@@ -55,8 +65,13 @@ def _show_regression(seen: Seen) -> dict[str, object] | None:
     return {
         "since": _show(seen.regressed_since),
         "newest_segment_seen": _show(seen.newest),
-        "missing_segments": sorted(seen.missing),
+        "missing_segments": sorted(seen.missing)[:_MAX_SHOWN],
+        "missing_count": len(seen.missing),
     }
+
+
+def _clip(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
 
 
 def _age(now: float, time_of: float | None) -> float | None:

@@ -66,11 +66,10 @@ class ContentsReader:
         union = await read_union(self._repository)
         # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
         gone = {segment.manifest for segment in await find_gone(self._repository, union.untagged)}
-        segments = tuple(one for one in union.index.segments if one.manifest not in gone)
-        listing = Listing(union.digest, segments, union.version1, union.is_complete)
+        listing = union.listing(gone)
         contents = await self.read_tables(listing)
         listed = {descriptor.digest for descriptor in union.index.image_index.manifests}
-        is_whole = union.is_complete and listed == {segment.manifest for segment in segments}
+        is_whole = union.is_complete and listed == {segment.manifest for segment in listing.segments}
         return contents if is_whole else replace(contents, records=None)
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
@@ -82,11 +81,13 @@ class ContentsReader:
         tables = await read_tables(self._repository, self._folder, listing, held)
         for tag, reason in tables.damaged.items():
             self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+        if tables.left_out is not None:
+            self._progress.warn(tables.left_out)
         if not tables.damaged:
             # Tables that are not listed any more would stay on disk for ever.
             await asyncio.to_thread(self._folder.save, tables.listing)
         catalog = tables.catalog((), with_condemned=False)
-        if tables.damaged or listing.version1 is not None:
+        if tables.damaged or tables.left_out is not None or listing.version1 is not None:
             return Contents(catalog)
         return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, fingerprint
+from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
 
 FindListed = Callable[[HashPart], NarInfo | None]
@@ -106,7 +106,7 @@ def is_upstreams(info: PathInfo | NarInfo, key_names: AbstractSet[str]) -> bool:
 def is_signed_by_all(narinfo: NarInfo, keys: Iterable[PublicKey]) -> bool:
     """Tell whether each of these keys made one of the narinfo's signatures."""
     covered = fingerprint(narinfo)
-    return all(any(key.verify(covered, sig) for sig in narinfo.sigs) for key in keys)
+    return all(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
 def find_dependents(infos: Iterable[PathInfo], failed: AbstractSet[str]) -> dict[str, str]:

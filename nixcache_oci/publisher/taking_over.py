@@ -45,9 +45,12 @@ async def take_over(
         max_layers=options.max_layers,
         max_blob_bytes=options.packing.max_blob_bytes,
     )
-    for what, entries in (("left out", conversion.missing), ("unreadable", conversion.skipped)):
+    for what, entries, count in (
+        ("left out", conversion.missing, len(conversion.missing)),
+        ("unreadable", conversion.skipped, conversion.skipped_count),
+    ):
         for name, reason in entries[:_MOST_SHOWN]:
             progress.warn(f"version 1 entry {name}: {what}: {reason}")
-        if len(entries) > _MOST_SHOWN:
-            progress.warn(f"{len(entries) - _MOST_SHOWN} more version 1 entries are {what}")
+        if count > _MOST_SHOWN:
+            progress.warn(f"{count - _MOST_SHOWN} more version 1 entries are {what}")
     return conversion

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.clients.local_store.child_environment import find_refused
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
@@ -37,6 +38,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[kKMGT]?)")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MIB: Final = 1024 * 1024
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 # Underscores are no part of a host name (RFC 1123), but of names in private networks.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -52,6 +54,16 @@ _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 def parse_text(text: str) -> str:
     """Take any text."""
     return text
+
+
+def parse_pass_env(text: str) -> tuple[str, ...]:
+    """Read names of environment variables, separated by spaces; none of this program's own secrets."""
+    names = tuple(dict.fromkeys(text.split()))
+    if (refused := find_refused(names)) is not None:
+        raise FormatError(f"{refused} is this program's own, and builds could read it; leave it out")
+    if not all(map(_VARIABLE.fullmatch, names)):
+        raise FormatError("expected names of environment variables, separated by spaces")
+    return names
 
 
 def parse_repo(text: str) -> str | None:

@@ -3,6 +3,7 @@
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
+from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values
 
 
@@ -15,7 +16,7 @@ def proxy_config(values: Values) -> ProxyConfig:
     return ProxyConfig(
         listen=values.get(table.LISTEN),
         port=values.get(table.PORT),
-        upstreams=values.get(table.UPSTREAM),
+        upstreams=upstream_urls(values),
         index_ttl_seconds=values.get(table.INDEX_TTL),
         index_dir=index_dir(values),
         pack_memory_bytes=values.get(table.PACK_MEMORY),

@@ -32,6 +32,16 @@ def signing_keys(values: Values) -> tuple[SecretKey, ...]:
     return tuple(keys.values())
 
 
+def nix_environment(values: Values) -> dict[str, str]:
+    """Give the variables out of which Nix gets its own; a flag that passes some on counts like its variable.
+
+    Raises:
+        UsageError: one is to be passed on that may not be.
+    """
+    values.get(table.PASS_ENV)
+    return values.merged_environment((table.PASS_ENV,))
+
+
 def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
     """Tell what the registry takes as one blob; None for any size."""
     given = values.get(table.MAX_BLOB_BYTES)

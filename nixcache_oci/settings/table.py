@@ -6,6 +6,7 @@ Source: design section 7.
 
 from typing import Final
 
+from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
 from nixcache_oci.settings.variable import Variable
 
@@ -56,6 +57,15 @@ TOKEN_FILE: Final = Variable(
     help="file with a token, or user:password, for whatever registry is set",
     default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
 )
+TOKEN: Final = Variable(
+    name="NIXCACHE_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="token, or user:password, for whatever registry is set, where there is no file with one",
+    is_environment_only=True,
+    hides_value=True,
+)
 PORT: Final = Variable(
     name="NIXCACHE_PORT",
     default="37515",
@@ -79,6 +89,13 @@ UPSTREAM: Final = Variable(
     separator=" ",
     empty_is_value=True,
     hides_value=True,
+)
+UPSTREAM_FILE: Final = Variable(
+    name="NIXCACHE_UPSTREAM_FILE",
+    default="",
+    parse=parsers.parse_path,
+    metavar="FILE",
+    help="file with further upstream caches, one URL a line, which may hold user:password",
 )
 INDEX_TTL: Final = Variable(
     name="NIXCACHE_INDEX_TTL",
@@ -163,6 +180,14 @@ CONFIG_DIR: Final = Variable(
     metavar="FLAKE",
     help="flake that is published, where the command line names none",
 )
+PASS_ENV: Final = Variable(
+    name=PASS_ENV_VARIABLE,
+    default="",
+    parse=parsers.parse_pass_env,
+    metavar="NAME",
+    help="further environment variables that Nix gets, such as SSH_AUTH_SOCK; builds can read them",
+    separator=" ",
+)
 MAX_LAYERS: Final = Variable(
     name="NIXCACHE_MAX_LAYERS",
     default="2000",
@@ -191,6 +216,7 @@ REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REGISTRY,
     IMAGE,
     TOKEN_FILE,
+    TOKEN,
     GITHUB_TOKEN,
     GH_TOKEN,
 )
@@ -198,6 +224,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     LISTEN,
     PORT,
     UPSTREAM,
+    UPSTREAM_FILE,
     UPSTREAM_NARS,
     INDEX_TTL,
     INDEX_DIR,
@@ -210,6 +237,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
 PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     SIGNING_KEY_FILE,
     SIGNING_KEY,
+    PASS_ENV,
     MAX_LAYERS,
     MAX_BLOB_BYTES,
     INDEX_DIR,

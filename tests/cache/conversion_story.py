@@ -116,5 +116,5 @@ async def names_listed(storage: ModelStorage) -> set[str]:
     names = names_in(await read_tables(repository, listing))
     if listing.version1 is not None:
         document = parse_version1(await read_blob(repository, listing.version1, MAX_DOCUMENT_BYTES))
-        names |= names_in([document.table])
+        names |= names_in([document.to_table()])
     return names

@@ -63,10 +63,17 @@ def test_the_union_takes_tags_from_the_watermark_on() -> None:
     listed = segment("listed", NOW + timedelta(2))
     index = CacheIndex((listed,), NOW)
     tags = [str(one.tag) for one in (new, old, edge, listed)] + ["cache-index", "latest"]
-    assert index.unlisted(tags) == [edge.tag, new.tag]
+    assert index.unlisted(tags, 9) == ([edge.tag, new.tag], 0)
     # No index at all: the watermark is the epoch, and every tag counts.
-    assert len(CacheIndex().unlisted(tags)) == 4
+    assert len(CacheIndex().unlisted(tags, 9)[0]) == 4
     assert CacheIndex().watermark == EPOCH
+
+
+def test_of_many_tags_the_newest_are_read() -> None:
+    """Each costs a request. What only looks like a tag of ours takes nobody's place."""
+    segments = [segment(str(hours), NOW + timedelta(hours=hours)) for hours in range(5)]
+    tags = [str(one.tag) for one in segments] + [f"segment-99999999T999999Z-{'0' * 64}"]
+    assert CacheIndex().unlisted(tags, 2) == ([one.tag for one in segments[3:]], 3)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cache.catalog import Catalog, CatalogTable
+from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
 from nixcache_oci.cache.table import Table, TableHeader, render_table, row_key
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
@@ -37,7 +38,7 @@ def make_table(tmp_path: Path) -> MakeTable:
     def make(*narinfos: NarInfo, hours: int = 0, condemned: bool = False, text: bytes = b"") -> CatalogTable:
         created = CREATED + timedelta(hours=hours)
         text = text or render_table(Table(TableHeader(created), (), narinfos))
-        writer = TableFileWriter(tmp_path / f"{Digest.of(text).hex}.table")
+        writer = TableFileWriter(RootedPath.of(tmp_path / f"{Digest.of(text).hex}.table"))
         writer.write_text(text)
         file = writer.finish(Digest.of(text))
         writer.close()
@@ -125,7 +126,7 @@ def test_a_narinfo_is_served_for_its_own_hash_part_only(tmp_path: Path, make_tab
     keys = path.with_suffix(".keys")
     numbers = struct.pack("=QI", row_key(other.hash_part.encode()), position)
     keys.write_bytes(keys.read_bytes()[: -len(numbers)] + numbers)
-    table = CatalogTable(TableFile.open(path), is_condemned=False, created=CREATED)
+    table = CatalogTable(TableFile.open(RootedPath.of(path)), is_condemned=False, created=CREATED)
     assert table.file.find(other.hash_part) == 0
     assert Catalog.of([table], ()).find(other.hash_part) is None
 
@@ -156,3 +157,66 @@ def test_what_is_judged_ahead_is_what_would_be_judged_later(make_table: MakeTabl
     for table in (old, new):
         table.file.verdicts[:] = bytes(table.file.count)
     assert [catalog.find(part) for part in wanted] == ahead
+
+
+def test_a_path_of_another_store_dir_is_a_miss(make_table: MakeTable) -> None:
+    """Nix would refuse it, whoever signed it."""
+    elsewhere = replace(variant(1), store_path=replace(PATH, store_dir="/gnu/store"))
+    tables = [make_table(elsewhere), make_table(variant(2), hours=1)]
+    assert Catalog.of(tables[:1], ()).find(PATH.hash_part) == elsewhere.render().encode()
+    tables[0].file.verdicts[:] = bytes(1)
+    assert Catalog.of(tables[:1], (), "/nix/store").find(PATH.hash_part) is None
+    assert Catalog.of(tables, (), "/nix/store").find(PATH.hash_part) == variant(2).render().encode()
+
+
+def test_a_table_is_searched_once(make_table: MakeTable) -> None:
+    """However many segments name it; as long as one of them is not condemned, it is not the last choice."""
+    table = make_table(variant(2))
+    again = [replace(table, created=CREATED + timedelta(hours=hour)) for hour in range(5)]
+    marked = [replace(one, is_condemned=True) for one in again[1:]]
+    catalog = Catalog.of([again[0], *marked], ())
+    assert catalog.tables == (again[0],)
+    assert Catalog.of(marked, ()).tables == (marked[-1],)
+    assert Catalog.of([*again, make_table(variant(1), condemned=True)], ()).find(PATH.hash_part) == (
+        variant(2).render().encode()
+    )
+
+
+def test_a_look_up_has_a_bounded_cost(make_table: MakeTable) -> None:
+    """Thousands of tables may list one path: each look-up validates a few, and compares a few."""
+    bad = [make_table(variant(number), hours=number + 1) for number in range(100)]
+    good = make_table(variant(200, KEY))
+    catalog = Catalog.of([*bad, good], [KEY.public_key])
+    judged = []
+    while (found := catalog.find(PATH.hash_part)) is None:
+        judged.append(sum(table.file.verdicts[0] != 0 for table in bad))
+    assert found == variant(200, KEY).render().encode()
+    assert judged == list(range(16, 97, 16))
+    catalog = Catalog.of(bad, ())
+    for table in bad:
+        table.file.verdicts[0] = 1
+    # Of the newest ones, the smallest.
+    assert catalog.find(PATH.hash_part) == variant(100 - MAX_VARIANTS).render().encode()
+
+
+def test_large_narinfos_are_validated_one_at_a_time(make_table: MakeTable) -> None:
+    """One of 1 MiB takes 20 ms, in which nobody else is answered."""
+    note = (("Note", "x" * 700_000),)
+    tables = [make_table(replace(variant(number), extra=note), hours=number) for number in range(5)]
+    catalog = Catalog.of(tables, [KEY.public_key])
+    assert catalog.find(PATH.hash_part) is None
+    assert [table.file.verdicts[0] for table in tables] == [0, 0, 0, 2, 2]
+    assert catalog.find(PATH.hash_part, 1000) is None
+    assert [table.file.verdicts[0] for table in tables] == [0, 0, 2, 2, 2]
+    assert len(list(catalog.judge_ahead(10, 1_000_000))) == 1
+    assert [table.file.verdicts[0] for table in tables] == [2, 2, 2, 2, 2]
+
+
+def test_few_recorded_keys_are_told(make_table: MakeTable) -> None:
+    """They are for people to compare."""
+    keys = [tuple(f"key-{hour}-{number}:AA" for number in range(8)) for hour in range(10)]
+    tables = [
+        make_table(text=render_table(Table(TableHeader(CREATED, public_keys=some))), hours=hour)
+        for hour, some in enumerate(keys)
+    ]
+    assert Catalog.of(tables, ()).recorded_keys == sum(keys[:4], ())

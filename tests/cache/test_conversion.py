@@ -50,7 +50,7 @@ async def test_entries_become_a_segment_and_say_the_same() -> None:
     assert (conversion.missing, conversion.skipped) == ((), ())
     table = await read_table(repository, segment.table)
     document = parse_version1(await read_blob(repository, conversion.document, MAX_DOCUMENT_BYTES))
-    assert set(table.narinfos) == set(document.table.narinfos)
+    assert set(table.narinfos) == set(document.to_table().narinfos)
     assert table.header == TableHeader(CREATED, public_keys=(key,))
     manifest = Manifest.parse(storage.manifests[segment.manifest])
     assert manifest.annotations[media_type.ANNOTATION_SOURCE] == SOURCE

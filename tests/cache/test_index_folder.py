@@ -2,19 +2,31 @@
 
 import logging
 import os
+import re
+import stat
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import index_folder
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader, render_table
-from nixcache_oci.clients.durable_file import unfinished_path, write_file
-from nixcache_oci.errors import UsageError
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
+from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place
 from tests.support.publish import CREATED
 
 NAME = "ghcr.io/owner/name/nix-cache"
@@ -23,9 +35,11 @@ NAME = "ghcr.io/owner/name/nix-cache"
 def put_table(folder: IndexFolder, seed: str) -> Digest:
     text = render_table(Table(TableHeader(CREATED), (), (store_object(seed).narinfo,)))
     writer = folder.table_writer(Digest.of(text))
-    writer.write_text(text)
-    writer.finish(Digest.of(text))
-    writer.close()
+    try:
+        writer.write_text(text)
+        writer.finish(Digest.of(text))
+    finally:
+        writer.close()
     return Digest.of(text)
 
 
@@ -69,10 +83,9 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     tables = folder.path / "tables"
     (tables / f"{Digest.of(b'crashed').hex}.keys").write_bytes(b"keys")
     left_behind = []
-    for place, name in ((tables, "text"), (folder.path, "index")):
-        write_file(place / name, [b"content"], place)
-        path = unfinished_path(place)
-        (place / name).rename(path)
+    for place in (tables, folder.path):
+        path = place / unfinished_name()
+        path.write_bytes(b"content")
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
         left_behind.append(path)
     folder.save(Listing(version1=kept))
@@ -149,3 +162,131 @@ def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="NIXCACHE_INDEX_DIR") as refusal:
         IndexFolder(tmp_path / "file", NAME)
     assert str(tmp_path / "file") in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("place", ["index.json", "public-key", "repository", "table", "keys"])
+def test_what_is_no_file_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """It is named, nothing waits for it, and what it leads to is neither read nor written.
+
+    All but a folder is replaced when its content is written anew, as anything damaged is.
+    """
+    folder, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    table = put_table(folder, "one")
+    folder.save(Listing(version1=table))
+    folder.pin_key(["first"])
+    name = f"tables/{table.hex}.{place}" if place in ("table", "keys") else place
+    path = folder.path / name
+    named = put_in_place(kind, path, elsewhere)
+    before = {path: path.lstat() for path in elsewhere.rglob("*")}
+
+    problems: list[str] = []
+
+    def attempt(job: Callable[[], object]) -> object:
+        try:
+            return job()
+        except (OSError, UsageError) as error:
+            problems.append(str(error))
+            return None
+
+    loaded = attempt(folder.load)
+    if place == "index.json":
+        assert loaded is None
+    elif place in ("table", "keys"):
+        assert loaded == (Listing(version1=table), {})
+    if place == "public-key":
+        assert attempt(lambda: folder.pin_key(["first"])) is None
+        path.rmdir() if kind == "folder" else path.unlink()
+        folder.pin_key(["first"])
+    else:
+        attempt(lambda: IndexFolder(tmp_path / "index", NAME))
+        attempt(lambda: put_table(folder, "one"))
+        attempt(lambda: folder.save(Listing(version1=table)))
+    problems += [record.__dict__["fields"].get("error", "") for record in caplog.records]
+    if place != "repository" or kind == "folder":  # that one is only written
+        assert any(named in problem for problem in problems)
+    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+    assert stat.S_ISREG(path.lstat().st_mode) or (kind == "folder" and place != "public-key")
+
+
+@pytest.mark.parametrize("kind", NO_FOLDERS)
+@pytest.mark.parametrize("place", ["", "tables"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, place: str, kind: str) -> None:
+    """In one line that says what to do; nothing is written where a link leads."""
+    folder, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    put_table(folder, "one")
+    named = put_in_place(kind, folder.path / place, elsewhere)
+    before = {path: path.lstat() for path in elsewhere.rglob("*")}
+    with pytest.raises(UsageError, match=re.escape(named)):
+        IndexFolder(tmp_path / "index", NAME)
+    assert folder.open_table(Digest.of(b"other")) is None
+    with pytest.raises(OSError, match=re.escape(named)):
+        put_table(folder, "two")
+    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+
+
+def test_saved_files_have_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A terabyte of nothing is not read into memory."""
+    folder = IndexFolder(tmp_path, NAME)
+    folder.save(Listing())
+    folder.pin_key(["first"])
+    for name in ("index.json", "public-key"):
+        os.truncate(folder.path / name, 2**40)
+    assert folder.load() is None
+    assert "over 16777216 bytes" in caplog.records[-1].__dict__["fields"]["error"]
+    with pytest.raises(FormatError, match="over 4096 bytes"):
+        folder.pin_key(["first"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_warned"), [(0o700, False), (0o755, False), (0o775, True), (0o707, True)]
+)
+def test_a_folder_that_others_may_write_to_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, is_warned: bool
+) -> None:
+    """They could tell this proxy what the cache lists; ours are made for us alone."""
+    folder = IndexFolder(tmp_path, NAME)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder.path.chmod(mode)
+    IndexFolder(tmp_path, NAME)
+    assert [record.message for record in caplog.records] == (
+        ["others may write to the index folder"] if is_warned else []
+    )
+
+
+def test_what_is_loaded_has_the_limits_of_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version may have saved more, and memory is as scarce then."""
+    folder = IndexFolder(tmp_path, NAME)
+    tables = [put_table(folder, str(number)) for number in range(4)]
+    descriptor = Descriptor(media_type.IMAGE_MANIFEST, Digest.of(b"manifest"), 1)
+    segments = [
+        Segment.from_descriptor(replace(descriptor, annotations=annotations_of(table, hour)))
+        for hour, table in enumerate(tables)
+    ]
+    folder.save(Listing(segments=tuple(segments)))
+    monkeypatch.setattr(index_folder, "TableBudget", lambda: TableBudget(most_entries=2))
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded[1].keys() == set(tables[2:])
+
+
+def annotations_of(table: Digest, hour: int) -> dict[str, str]:
+    return {
+        media_type.ANNOTATION_TABLE: str(table),
+        media_type.ANNOTATION_CREATED: format_time(CREATED + timedelta(hours=hour)),
+        media_type.ANNOTATION_PATHS: "1",
+    }
+
+
+def test_many_damaged_tables_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They have one cause, such as a disk that was full."""
+    folder = IndexFolder(tmp_path, NAME)
+    for number in range(5):
+        table = put_table(folder, str(number))
+        os.truncate(folder.path / "tables" / f"{table.hex}.table", 10)
+        assert folder.open_table(table) is None
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1

@@ -2,19 +2,30 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
+from nixcache_oci.cache import listing
 from nixcache_oci.cache.commit import list_segments, push_segment
-from nixcache_oci.cache.listing import Listing, read_listing
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.listing import Listing, read_listing, read_union
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import Table, TableHeader
-from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.errors import FormatError, LimitError, NotFoundError, RegistryError
+from nixcache_oci.maintenance import gc_reading
+from nixcache_oci.maintenance.gc_reading import read_state
 from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, publish_version1
+
+# Of a container image; "note" is for what makes them differ.
+EMPTY_MANIFEST = Manifest(None, EMPTY_CONFIG, (), {"note": "{}"}).render()
 
 
 async def nothing(_step: str) -> None:
@@ -25,8 +36,8 @@ def client(storage: ModelStorage, before: Callable[[str], Awaitable[None]] = not
     return ModelRepository(storage, before)
 
 
-async def push(storage: ModelStorage, seed: str) -> Segment:
-    table = Table(TableHeader(CREATED), (), (store_object(seed).narinfo,))
+async def push(storage: ModelStorage, seed: str, created: datetime = CREATED) -> Segment:
+    table = Table(TableHeader(created), (), (store_object(seed).narinfo,))
     return await push_segment(client(storage), table, [])
 
 
@@ -81,9 +92,9 @@ def test_what_is_written_to_disk_is_read_again() -> None:
         storage = ModelStorage()
         await list_segments(client(storage), [await push(storage, "one")])
         await push(storage, "two")
-        listing = await read_listing(client(storage))
-        assert len(listing.segments) == 2
-        assert Listing.from_json(listing.to_json().encode()) == listing
+        read = await read_listing(client(storage))
+        assert len(read.segments) == 2
+        assert Listing.from_json(read.to_json().encode()) == read
 
     asyncio.run(run())
 
@@ -95,9 +106,9 @@ def test_a_version_1_index_and_segments_are_both_served() -> None:
         storage = ModelStorage()
         segment = await push(storage, "new")
         await publish_version1(client(storage), [store_object("old")])
-        listing = await read_listing(client(storage))
-        assert listing.version1 is not None
-        assert [one.manifest for one in listing.segments] == [segment.manifest]
+        read = await read_listing(client(storage))
+        assert read.version1 is not None
+        assert [one.manifest for one in read.segments] == [segment.manifest]
 
     asyncio.run(run())
 
@@ -160,3 +171,83 @@ def test_an_index_that_cannot_be_read_is_an_error() -> None:
 
     with pytest.raises(FormatError):
         asyncio.run(run())
+
+
+def test_the_newest_segments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of 4 MiB names 12,000: each is a table to fetch, to open and to search."""
+    monkeypatch.setattr(listing, "MAX_SEGMENTS", 2)
+
+    async def run() -> None:
+        storage = ModelStorage()
+        segments = [await push(storage, str(hour), CREATED + timedelta(hours=hour)) for hour in range(5)]
+        await list_segments(client(storage), segments[:3])
+        read = await read_listing(client(storage))
+        assert [one.manifest for one in read.segments] == [one.manifest for one in segments[:2:-1]]
+        assert read.left_out == 3
+        # Whoever writes the index carries all of it over.
+        union = await read_union(client(storage))
+        assert {one.manifest for one in union.index.segments} == {one.manifest for one in segments}
+        saved = replace(read, segments=union.index.segments).to_json().encode()
+        assert len(Listing.from_json(saved).segments) == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("name", "limit"), [("MAX_SEGMENTS", 2), ("MAX_UNLISTED_BYTES", 1000)])
+def test_of_tags_that_no_index_lists_the_newest_are_followed(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+) -> None:
+    """Each costs a request. Nobody takes the others for none: the list is not complete, and gc waits."""
+    monkeypatch.setattr(listing, name, limit)
+    monkeypatch.setattr(listing, "_PARALLEL_REQUESTS", 1)
+
+    async def run() -> None:
+        storage = ModelStorage()
+        segments = [await push(storage, str(hour), CREATED + timedelta(hours=hour)) for hour in range(5)]
+        union = await read_union(client(storage))
+        read = {one.manifest for one in union.index.segments}
+        assert read == {one.manifest for one in segments[-len(read) :]}
+        assert 2 <= len(read) < 5
+        assert (union.unread, union.is_complete) == (5 - len(read), False)
+        assert (await read_listing(client(storage))).left_out == union.unread
+        with pytest.raises(LimitError, match="more than are read"):
+            await read_state(client(storage), CREATED)
+
+    asyncio.run(run())
+
+
+def test_what_is_tagged_and_is_no_segment_is_one_line_of_log(caplog: pytest.LogCaptureFixture) -> None:
+    """There may be thousands of it. A manifest over 1 MiB is not even parsed: nobody wrote one."""
+
+    async def run() -> Listing:
+        storage = ModelStorage()
+        segment = await push(storage, "one")
+        for number in range(20):
+            content = EMPTY_MANIFEST.replace(b"{}", b"%d" % number + b" " * (1024 * 1024 if number else 0))
+            tag = SegmentTag(CREATED, Digest.of(content))
+            storage.manifests[tag.manifest] = content
+            storage.tags[str(tag)] = tag.manifest
+        read = await read_listing(client(storage))
+        assert [one.manifest for one in read.segments] == [segment.manifest]
+        return read
+
+    assert asyncio.run(run()).is_complete
+    [record] = caplog.records
+    assert record.__dict__["fields"]["count"] == 20
+
+
+def test_gc_reads_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deciding on the tables that fit would condemn what the others need."""
+    monkeypatch.setattr(gc_reading, "TableBudget", lambda: TableBudget(most_bytes=1000))
+
+    async def run() -> None:
+        storage = ModelStorage()
+        for number in range(5):
+            table = Table(TableHeader(CREATED, source=str(number) + "x" * 300))
+            await list_segments(client(storage), [await push_segment(client(storage), table, [])])
+            if number == 0:
+                assert len((await read_state(client(storage), CREATED)).segments) == 1
+        with pytest.raises(LimitError, match="over the limit of 1000 bytes; gc decides on all of them"):
+            await read_state(client(storage), CREATED)
+
+    asyncio.run(run())

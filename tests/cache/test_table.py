@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nixcache_oci.cache import table
 from nixcache_oci.cache.record import PublishRecord, UnknownRecord
 from nixcache_oci.cache.table import (
+    MAX_HEADER_BYTES,
     MAX_STANZA_BYTES,
     MAX_TABLE_BYTES,
     HashLetters,
@@ -247,3 +249,30 @@ def test_a_stanza_that_nobody_serves_is_no_narinfo() -> None:
     with pytest.raises(FormatError, match="does not begin with its StorePath"):
         list(parse_narinfos(text + b"\nPublish: main 1 2026-11-21T03:15:00Z\n"))
     assert list(parse_narinfos(render_table(Table(HEADER)))) == []
+
+
+def test_a_header_has_a_limit_of_its_own() -> None:
+    """Every reader parses the header of every table, and keeps what it needs of it."""
+    fields = tuple((f"X-{number}", "x" * 80) for number in range(MAX_HEADER_BYTES // 100))
+    header = replace(HEADER, extra=fields)
+    assert parse_header(render_table(Table(header))) == header
+    large = replace(HEADER, extra=(*fields, *fields))
+    with pytest.raises(FormatError, match="header is over the limit"):
+        render_table(Table(large))
+    content = render_table(Table(HEADER)) + b"X: x\n" * MAX_HEADER_BYTES
+    for parse in (parse_header, parse_head):
+        with pytest.raises(FormatError, match="header is over the limit"):
+            parse(content)
+
+
+@pytest.mark.parametrize("searched", [4300, 5000, 9999])
+def test_a_narinfo_is_found_wherever_a_search_ends(searched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is searched in parts: one search of all of it would keep all other threads waiting."""
+    monkeypatch.setattr(table, "_SEARCHED_BYTES", searched)
+    narinfos = [narinfo_of(str(number)) for number in range(100)]
+    odd = replace(narinfos[0].store_path, store_dir="/" + "d" * 4090)
+    narinfos[0] = replace(narinfos[0], store_path=odd)
+    for padding in range(0, 600, 37):
+        content = render_table(Table(replace(HEADER, source="x" * padding), (), tuple(narinfos)))
+        assert len(scan(content).keys) == 100
+        assert len(scan(content[: content.rindex(b"StorePath")]).keys) == 99

@@ -13,6 +13,7 @@ import zstandard
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.cache.table_inflation import inflate_table
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import hash_part_of, store_object
@@ -28,7 +29,7 @@ BLOB = zstandard.ZstdCompressor().compress(TEXT)
 
 def write(path: Path, blob: bytes, digest: Digest | None = None) -> TableFile:
     """Write in small pieces, as they come from a registry."""
-    writer = TableFileWriter(path)
+    writer = TableFileWriter(RootedPath.of(path))
     try:
         for start in range(0, len(blob), 1000):
             writer.write(blob[start : start + 1000])
@@ -40,7 +41,7 @@ def write(path: Path, blob: bytes, digest: Digest | None = None) -> TableFile:
 def test_what_was_written_is_found(tmp_path: Path) -> None:
     """By the process that wrote it, and by the next one; exactly as it was published."""
     path = tmp_path / "a.table"
-    for table in (write(path, BLOB), TableFile.open(path)):
+    for table in (write(path, BLOB), TableFile.open(RootedPath.of(path))):
         assert table.count == len(NARINFOS)
         assert table.header.public_keys == ("k:AAAA",)
         for narinfo in NARINFOS:
@@ -89,7 +90,7 @@ def test_what_is_wrong_leaves_nothing_behind(
 
 def test_a_bomb_is_stopped_while_it_inflates(tmp_path: Path) -> None:
     """Before it has filled the disk: a few kilobytes can inflate to gigabytes."""
-    writer = TableFileWriter(tmp_path / "a.table")
+    writer = TableFileWriter(RootedPath.of(tmp_path / "a.table"))
     with pytest.raises(FormatError, match="over"):
         writer.write(zstandard.ZstdCompressor().compress(bytes(2 * MAX_TABLE_BYTES)))
     [unfinished] = tmp_path.iterdir()
@@ -121,8 +122,9 @@ WRITE_AND_READ = """
 import sys
 from pathlib import Path
 from nixcache_oci.cache.table_file import TableFileWriter
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.oci.digest import Digest
-path, blob = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
+path, blob = RootedPath.of(Path(sys.argv[1])), Path(sys.argv[2]).read_bytes()
 for _ in range(50):
     writer = TableFileWriter(path)
     writer.write(blob)
@@ -138,9 +140,9 @@ def test_processes_may_share_a_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path / "a.table"), str(tmp_path / "blob")]
     processes = [subprocess.Popen(command) for _ in range(2)]
     while any(process.poll() is None for process in processes):
-        remove_table(tmp_path / "a.table")  # as a third one does that knows of an older index
+        remove_table(RootedPath.of(tmp_path / "a.table"))  # as a third one does that knows of an older index
     assert [process.wait() for process in processes] == [0, 0]
-    remove_table(tmp_path / "a.table")
+    remove_table(RootedPath.of(tmp_path / "a.table"))
     assert {path.name for path in tmp_path.iterdir()} == {"blob"}
 
 
@@ -184,7 +186,7 @@ def test_a_damaged_file_is_noticed(tmp_path: Path, damage: str) -> None:
         case _:
             os.truncate(path, 0)
     with pytest.raises((FormatError, FileNotFoundError)):
-        TableFile.open(path)
+        TableFile.open(RootedPath.of(path))
 
 
 def test_who_has_it_open_keeps_it(tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_who_has_it_open_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "a.table"
     first = write(path, BLOB)
     second = write(path, BLOB)
-    remove_table(path)
+    remove_table(RootedPath.of(path))
     for table in (first, second):
         assert table.find(NARINFOS[0].store_path.hash_part) is not None
 
@@ -209,7 +211,7 @@ def test_files_are_given_back(tmp_path: Path) -> None:
 
     before = held()
     for _ in range(20):
-        table = TableFile.open(path)
+        table = TableFile.open(RootedPath.of(path))
         # Whoever still reads keeps it alive; the order in which its parts go is the interpreter's.
         row, find = table.find(NARINFOS[0].store_path.hash_part), table.text
         del table
@@ -219,7 +221,7 @@ def test_files_are_given_back(tmp_path: Path) -> None:
     os.truncate(path, 500)
     for _ in range(20):
         with pytest.raises(FormatError):
-            TableFile.open(path)
+            TableFile.open(RootedPath.of(path))
     gc.collect()
     assert held() == before
 
@@ -235,3 +237,42 @@ def test_all_frames_of_a_table_count_for_everybody(tmp_path: Path, frames: int) 
     assert tuple(table.narinfos()) == NARINFOS_IN_ORDER
     served = [table.text(row) for row in range(table.count)]
     assert served == [one.render().encode() for one in table.narinfos()]
+
+
+@pytest.mark.parametrize("padding", [200_000, 60 * 1024 * 1024])
+def test_a_table_inflates_to_a_bounded_multiple(tmp_path: Path, padding: int) -> None:
+    """A blob of 4 KiB could become 64 MiB. Real tables are mostly hashes; small ones may be anything."""
+    text = TEXT.replace(b"Public-Key", b"X-Note: " + b"x" * 4000 + b"\nPublic-Key", 1)
+    record = b"\nLater: " + b"x" * (1024 * 1024 // 2) + b"\n"
+    head, rest = text.split(b"\n\n", 1)
+    text = head + b"\n" + record * max(1, padding // len(record)) + b"\n" + rest
+    blob = zstandard.ZstdCompressor(level=19).compress(text)
+    assert len(text) > 64 * len(blob)
+    if len(text) < 1024 * 1024:
+        assert write(tmp_path / "a.table", blob).count == len(NARINFOS)
+        return
+    with pytest.raises(FormatError, match="when inflated"):
+        write(tmp_path / "a.table", blob)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
+    """Each table on its way takes one: with 64 MiB each, four of them would take 256 MiB."""
+    for window_log, is_taken in ((23, True), (24, False)):
+        parameters = zstandard.ZstdCompressionParameters(window_log=window_log, compression_level=19)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        blob = compressor.compress(TEXT) + compressor.flush()
+        if is_taken:
+            write(tmp_path / "a.table", blob)
+        else:
+            with pytest.raises(FormatError, match="not zstd"):
+                write(tmp_path / "b.table", blob)
+
+
+def test_few_recorded_keys_are_kept(tmp_path: Path) -> None:
+    """Thousands of tables may name a hundred each, and all of them are in memory."""
+    keys = ("x" * 600, *(f"key-{number}:AAAA" for number in range(100)))
+    text = render_table(Table(TableHeader(CREATED, public_keys=keys)))
+    table = write(tmp_path / "a.table", zstandard.ZstdCompressor().compress(text))
+    assert table.recorded_keys == keys[1:9]
+    assert table.header.public_keys == keys

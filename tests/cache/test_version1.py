@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from nixcache_oci.cache import version1 as module
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import MAX_STANZA_BYTES, render_table
 from nixcache_oci.cache.version1 import parse_version1
@@ -32,11 +33,11 @@ def document(public_key: object = f"{KEY}\n", gc_roots: object = (), **entry: ob
 def test_the_url_says_where_the_bytes_lie(digest: str, text: str) -> None:
     """The narinfo's own URL names the hash part, which tells nothing; all else stays as it was signed."""
     version1 = parse_version1(document(nar_digest=digest, narinfo=text))
-    [narinfo] = version1.table.narinfos
+    [narinfo] = version1.to_table().narinfos
     assert NarUrl.parse(narinfo.url).blob == BLOB
     assert (narinfo.store_path, narinfo.nar_hash) == (NARINFO.store_path, NARINFO.nar_hash)
-    assert version1.table.header.public_keys == (KEY,)
-    assert version1.skipped == ()
+    assert version1.public_keys == (KEY,)
+    assert version1.skipped == []
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_the_url_says_where_the_bytes_lie(digest: str, text: str) -> None:
 def test_a_malformed_entry_is_named_and_left_out(entry: dict[str, object]) -> None:
     """One bad entry must not hide a hundred thousand good ones."""
     version1 = parse_version1(document(**entry))
-    render_table(version1.table)
-    assert version1.table.narinfos == ()
+    render_table(version1.to_table())
+    assert version1.to_table().narinfos == ()
     assert [hash_part for hash_part, _ in version1.skipped] == [NARINFO.store_path.hash_part]
 
 
@@ -67,10 +68,10 @@ def test_a_malformed_entry_is_named_and_left_out(entry: dict[str, object]) -> No
 def test_a_malformed_key_does_not_hide_the_entries(public_key: object, skipped: list[str]) -> None:
     """It is named; what was signed with it can be checked with a configured key all the same."""
     version1 = parse_version1(document(public_key))
-    assert len(version1.table.narinfos) == 1
-    assert version1.table.header.public_keys == ()
+    assert len(version1.to_table().narinfos) == 1
+    assert version1.public_keys == ()
     assert [name for name, _ in version1.skipped] == skipped
-    render_table(version1.table)
+    render_table(version1.to_table())
 
 
 PATH = NARINFO.store_path
@@ -92,7 +93,7 @@ def test_a_root_is_known_in_every_form(recorded: str, path: StorePath) -> None:
     """gc must not take what the older tool kept; a root that is no entry may be in a segment by now."""
     version1 = parse_version1(document(gc_roots=[recorded, recorded]))
     assert version1.gc_roots == (path,)
-    assert version1.skipped == ()
+    assert version1.skipped == []
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_root_that_cannot_be_read_is_named(recorded: object) -> None:
 def test_roots_of_another_shape_do_not_hide_the_entries(recorded: object, skipped: list[str]) -> None:
     """Serving does not need them."""
     version1 = parse_version1(document(gc_roots=recorded))
-    assert len(version1.table.narinfos) == 1
+    assert len(version1.to_table().narinfos) == 1
     assert version1.gc_roots == ()
     assert [name for name, _ in version1.skipped] == skipped
 
@@ -144,3 +145,32 @@ def test_anything_else_is_refused(content: bytes) -> None:
     """It is an error, and never an empty cache."""
     with pytest.raises(FormatError):
         parse_version1(content)
+
+
+def test_its_entries_and_roots_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is skipped is remembered by its name; of the reasons, the first are enough."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 100)
+
+    def with_entries(count: int) -> bytes:
+        return json.dumps({"version": 1, "entries": {f"entry-{n}": {} for n in range(count)}}).encode()
+
+    version1 = parse_version1(with_entries(100))
+    assert (version1.skipped_count, len(version1.unreadable), len(version1.skipped)) == (100, 100, 20)
+    for content in (
+        with_entries(101),
+        document(gc_roots=[5] * 101),
+        document()[:-1] + b',"x":1' * 101 + b"}",
+    ):
+        with pytest.raises(FormatError, match="over the limit of 100 entries, roots or fields"):
+            parse_version1(content)
+
+
+def test_its_text_is_the_table() -> None:
+    """Written a stanza at a time, in order, whatever order the document has."""
+    narinfos = [store_object(str(number)).narinfo for number in range(20)]
+    entries = {
+        one.store_path.hash_part: {"narinfo": one.render(), "nar_digest": str(BLOB)} for one in narinfos
+    }
+    version1 = parse_version1(json.dumps({"entries": entries, "public_key": KEY, "version": 1}).encode())
+    assert b"".join(version1.text()) == render_table(version1.to_table())
+    assert len(version1.to_table().narinfos) == 20

@@ -52,7 +52,7 @@ def test_the_printed_curl_line_works(demo: tuple["subprocess.Popen[str]", str], 
     """The sample's narinfo is there at once, signed with the key that is printed."""
     _, text = demo
     command = re.search(r"curl \S+\.narinfo", text)
-    key = re.search(r"extra-trusted-public-keys = (\S+)", text)
+    key = re.search(r"--option trusted-public-keys (\S+)", text)
     assert command is not None
     assert key is not None
     narinfo = NarInfo.parse(shell(f"{command[0]} --silent --fail", tmp_path).stdout)
@@ -69,6 +69,13 @@ def test_the_printed_nix_line_works(demo: tuple["subprocess.Popen[str]", str], t
     run = shell(command[0], tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(make_sample("/nix/store")[0].store_path)
+
+
+def test_nothing_of_it_is_for_nix_conf(demo: tuple["subprocess.Popen[str]", str]) -> None:
+    """Its port is anybody's when it ends, and its key nobody's: no line asks to set them for a machine."""
+    _, text = demo
+    assert "nix.conf" not in text
+    assert "extra-" not in text
 
 
 def test_ctrl_c_ends_it_cleanly(demo: tuple["subprocess.Popen[str]", str], tmp_path: Path) -> None:

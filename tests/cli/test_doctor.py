@@ -16,6 +16,7 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
+from tests.support.listener import listener
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import AnyRegistry, Ghcr, docker_registry
@@ -29,13 +30,18 @@ Diagnosis = dict[str, tuple[str, str]]
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine where nothing is set; gives the folder of its nix.conf."""
-    for name in [name for name in os.environ if name.startswith("NIXCACHE_") or name.endswith("_TOKEN")]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith("NIXCACHE_") or name.endswith(("_TOKEN", "_proxy", "_PROXY"))
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("NIX_CONF_DIR", str(tmp_path / "etc"))
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
     monkeypatch.setenv("NIXCACHE_PORT", str(free_port()))
+    monkeypatch.setenv("NIXCACHE_UPSTREAM", "")
     (tmp_path / "etc").mkdir()
     return tmp_path / "etc"
 
@@ -95,13 +101,13 @@ def test_a_healthy_client(
         before = diagnose(capsys)
         assert before["nix.conf: substituters"][0] == "error"
         assert "nixcache-oci use --apply" in before["nix.conf: substituters"][1]
-        assert main(["use", "--apply", "--file", str(machine / "nix.conf")]) == DONE
+        key = str(KEY.public_key)
+        assert main(["use", "--apply", "--file", str(machine / "nix.conf"), "--public-key", key]) == DONE
         after = diagnose(capsys)
     assert levels(after) == {"good"}
     assert "signing key" not in after
     assert "push" not in after
-    assert "1 segments, 2 paths" in after["index"][1]
-    assert "2 paths" in after["proxy: cache"][1]
+    assert "1 segment, 2 paths" in after["index"][1]
     assert "private" in after["visibility"][1]
 
 
@@ -221,7 +227,6 @@ def test_a_wrong_key(
     monkeypatch.delenv("NIXCACHE_SIGNING_KEY_FILE")
     monkeypatch.setenv("NIX_SIGNING_KEY", KEY.render())
     assert "signing key" in diagnose(capsys)
-    assert "NIX_SIGNING_KEY" not in os.environ
 
 
 def test_every_bad_setting_is_named(
@@ -321,6 +326,58 @@ def test_no_registry(
     assert found["pull"][0] == "skipped"
 
 
+@pytest.mark.parametrize("variable", ["NIXCACHE_TOKEN_FILE", "NIXCACHE_UPSTREAM_FILE"])
+def test_a_secret_that_others_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    """A file keeps a password from other users only if they may not read it."""
+    secret = tmp_path / "secret"
+    secret.write_text("https://user:hunter2@cache.example\n")
+    monkeypatch.setenv(variable, str(secret))
+    for mode, level in ((0o644, "warning"), (0o640, "warning"), (0o600, "good")):
+        secret.chmod(mode)
+        found = diagnose(capsys)["settings"]
+        assert found[0] == level
+        assert ("others may read it" in found[1]) == (level == "warning")
+        assert "hunter2" not in str(found)
+
+
+def test_a_file_of_upstreams_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would stop the proxy's start is named."""
+    monkeypatch.setenv("NIXCACHE_UPSTREAM_FILE", str(tmp_path / "gone"))
+    level, text = diagnose(capsys)["settings"]
+    assert level == "error"
+    assert "NIXCACHE_UPSTREAM_FILE" in text
+
+
+@pytest.mark.needs("nix")
+def test_somebody_else_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], machine: Path
+) -> None:
+    """Any user may hold the port: no remedy asks to do as it says, and nothing that it says is endless."""
+    del machine
+    evil = f"evil-1:{'A' * 43}="
+    status = {"registry": "evil/" * 100_000, "entries": 1, "index": {"ready": True}, "public_keys": {}}
+    answers = {
+        "/health": "ok",
+        "/_status": json.dumps(status),
+        "/nix-cache-info": f"StoreDir: /nix/store\nPriority: {'9' * 5000}\n",
+        "/public-key": evil + "\n" + "B" * 100_000,
+    }
+    with listener(answers) as url:
+        monkeypatch.setenv("NIXCACHE_PORT", url.rpartition(":")[2])
+        found = diagnose(capsys, "--client")
+    assert "any user of this machine can listen" in found["proxy: cache"][1]
+    assert found["proxy: nix-cache-info"][0] == "warning"
+    level, text = found["nix.conf: trusted-public-keys"]
+    assert level == "error"
+    assert "proves nothing" in text
+    assert evil not in text.partition("; get the key")[2]
+    assert max(len(text) for _, text in found.values()) < 2000
+
+
 def test_a_token_file_that_is_gone(
     ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +453,42 @@ def test_without_nix(
     assert found["nix.conf: substituters"][0] == "skipped"
 
 
+def test_a_dead_upstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named without its password; one that answers, if only that it has nothing, is well."""
+    with listener({}) as alive:
+        monkeypatch.setenv("NIXCACHE_UPSTREAM", alive)
+        assert diagnose(capsys)["upstream"][0] == "good"
+        dead = f"127.0.0.1:{free_port()}"
+        monkeypatch.setenv("NIXCACHE_UPSTREAM", f"{alive} http://user:hunter2@{dead}")
+        level, text = diagnose(capsys)["upstream"]
+    assert level == "warning"
+    assert f"http://{dead}/ does not answer" in text
+    assert "hunter2" not in text
+    assert "upstream" not in diagnose(capsys, "--publisher")
+
+
+def test_the_same_number_as_list(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path that two segments list is one path, in every verb."""
+    put(ghcr, [store_object("a")], [KEY])
+    put(ghcr, [store_object("a"), store_object("b")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    index = diagnose(capsys)["index"][1]
+    assert "2 segments, 2 paths" in index
+    main(["list"])
+    assert ": 2 paths, " in capsys.readouterr().err
+    main(["verify"])
+    assert "2 paths are listed" in capsys.readouterr().err
+
+
+def test_the_settings_by_default(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is set, that is what is said."""
+    for name in ("NIXCACHE_INDEX_DIR", "NIXCACHE_PORT", "NIXCACHE_UPSTREAM"):
+        monkeypatch.delenv(name)
+    assert diagnose(capsys, "--publisher")["settings"][1].startswith("using defaults")
+
+
 @pytest.mark.parametrize(("encoding", "marks"), [("utf-8", "✓!✗-"), ("ascii", "+!x-"), ("latin-1", "+!x-")])
 def test_marks(encoding: str, marks: str) -> None:
     """What the terminal cannot show is not sent to it; no text can forge a line."""
@@ -406,4 +499,29 @@ def test_marks(encoding: str, marks: str) -> None:
     lines = stream.read().splitlines()
     assert lines[0] == "head"
     assert "".join(line[0] for line in lines[1:-1] if not line.startswith(" ")) == marks
-    assert lines[-1] == "1 wrong, 1 to look at"
+    assert lines[-1] == "1 error, 1 warning"
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, is_coloured: bool) -> None:
+    """The mark has one on a terminal that shows colours, and nothing has one elsewhere."""
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    for name in {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"} - environment.keys():
+        monkeypatch.delenv(name, raising=False)
+    for stream, has_colour in ((_Terminal(), is_coloured), (io.StringIO(), False)):
+        print_findings("head", [wrong("a", "x" * 300, "do [bold]this[/bold]")], stream)
+        shown = stream.getvalue()
+        assert ("\x1b[1;31m" in shown) == has_colour
+        assert "x" * 300 in shown
+        assert "do [bold]this[/bold]" in shown

@@ -1,16 +1,26 @@
 """A repository becomes a cache: everything is written or nothing is, and never over what is there."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.cli.main import main
-from nixcache_oci.cli.starter import StarterFile, compare, read_starter, write
+from nixcache_oci.cli.starter import (
+    PLACEHOLDER,
+    PLACEHOLDER_REF,
+    Choices,
+    StarterFile,
+    compare,
+    write,
+)
 from nixcache_oci.errors import Error
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import STANDIN
+
+pytestmark = pytest.mark.needs("git")
 
 TOP = Path(__file__).parent.parent.parent
 WRITTEN = {
@@ -52,22 +62,81 @@ def test_what_is_written(repository: Path, capsys: pytest.CaptureFixture[str]) -
     assert "wrote" not in capsys.readouterr().out
 
 
-def test_whose_actions(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+# Paths of files end like it, too, and have more before it.
+_OUR_REPOSITORY = re.compile(r"(?:(?<![\w./$-])|(?<=github\.com/))[\w.-]+/nixcache-oci\b")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("ref", ["v2", COMMIT])
+def test_whose_actions(repository: Path, capsys: pytest.CaptureFixture[str], ref: str) -> None:
     """Every step that uses our actions names the repository and ref asked for, and no other step changes."""
-    assert main(["init", str(repository), "--actions", "someone/their-cache@abc123"]) == 0
+    assert main(["init", str(repository), "--actions", f"someone/their-cache@{ref}"]) == 0
     for name, text in _read(repository).items():
-        assert "owner/nixcache-oci" not in text, name
+        assert PLACEHOLDER not in text, name
+        assert PLACEHOLDER_REF not in text, name
     publish = (repository / ".github/workflows/publish-cache.yml").read_text()
-    assert "uses: someone/their-cache/workflows/publish@abc123\n" in publish
+    assert f"uses: someone/their-cache/workflows/publish@{ref}\n" in publish
     assert "uses: actions/checkout@de0f" in publish
-    assert "put the owner" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"https://github.com/someone/their-cache/tree/{ref}" in said
+    assert ("can move" in said) == (ref != COMMIT)
 
 
-@pytest.mark.parametrize("actions", ["", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x"])
+def test_actions_of_nobody(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever owns the named repository runs code beside the signing key: unasked, nobody at GitHub can.
+
+    An account's name is letters, digits and single hyphens, at most 39. That it must be replaced is said.
+    """
+    assert main(["init", str(repository)]) == 0
+    owners = set()
+    for path in (repository / ".github/workflows").iterdir():
+        owners |= set(re.findall(r"uses: ([^/\s]+)/", path.read_text()))
+    (owner,) = owners - {"actions"}
+    assert re.fullmatch(r"(?=.{1,39}\Z)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:_[A-Za-z0-9]+)?", owner) is None
+    said = capsys.readouterr().out
+    assert f"replace {PLACEHOLDER} by" in said
+    assert f"{PLACEHOLDER_REF} by a commit" in said
+
+
+def test_no_text_names_an_owner_who_could_be_anybody() -> None:
+    """What is there to be copied names no account for this project: anybody may have registered it."""
+    texts = [TOP / "README.md", TOP / "CHANGELOG.md", TOP / "flake.nix", TOP / "nixos-module.nix"]
+    for folder in ("docs", "workflows", "config", "nix", "nixcache_oci", ".github"):
+        texts += [
+            path for path in (TOP / folder).rglob("*") if path.suffix in {".md", ".yml", ".nix", ".sh", ".py"}
+        ]
+    assert len(texts) > 100
+    named = {
+        (str(path.relative_to(TOP)), found)
+        for path in texts
+        for found in _OUR_REPOSITORY.findall(path.read_text())
+    }
+    assert {one for one in named if one[1] not in {PLACEHOLDER, "bin/nixcache-oci"}} == set()
+
+
+@pytest.mark.parametrize(
+    "actions",
+    ["", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"],
+)
 def test_actions_that_are_none(repository: Path, actions: str) -> None:
     """What would not be a reference in the workflow is wrong usage, and nothing is written."""
     assert main(["init", str(repository), "--actions", actions]) == 2
     assert _read(repository) == {}
+
+
+def test_actions_are_filled_in_later(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was left to fill in, a later run fills in as the step says; a flake of one's own is left."""
+    assert main(["init", str(repository), "--actions", "someone/their-cache"]) == 0
+    assert "--actions someone/their-cache@COMMIT" in capsys.readouterr().out
+    publish = repository / ".github/workflows/publish-cache.yml"
+    assert f"uses: someone/their-cache/workflows/publish@{PLACEHOLDER_REF}\n" in publish.read_text()
+    (repository / "config/flake.nix").write_text("mine")
+    assert main(["init", str(repository), "--actions", f"someone/their-cache@{COMMIT}"]) == 0
+    assert f"uses: someone/their-cache/workflows/publish@{COMMIT}\n" in publish.read_text()
+    assert (repository / "config/flake.nix").read_text() == "mine"
+    before = _read(repository)
+    assert main(["init", str(repository), "--actions", f"someone/else@{COMMIT}"]) == 1
+    assert _read(repository) == before
 
 
 def test_nothing_is_overwritten(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +153,7 @@ def test_a_gitignore_is_left(repository: Path, capsys: pytest.CaptureFixture[str
     (repository / ".gitignore").write_text("/target\n")
     assert main(["init", str(repository)]) == 0
     assert (repository / ".gitignore").read_text() == "/target\n"
-    assert "add *.sec to .gitignore" in capsys.readouterr().out
+    assert "*.sec" in capsys.readouterr().out
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +180,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_what_was_replaced_comes_back(tmp_path: Path) -> None:
+    """Where a later file cannot be made, one that was filled in before is as it was."""
+    (tmp_path / "first").write_text("to fill in")
+    (tmp_path / "own").write_text("precious")
+    with pytest.raises(Error, match="nothing was written"):
+        write(tmp_path, [StarterFile("first", b"1", b"to fill in"), StarterFile("own/second", b"2")])
+    assert _read(tmp_path) == {"first": "to fill in", "own": "precious"}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
 def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, and exit status 1."""
@@ -122,7 +200,7 @@ def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_dangling_link_is_something(tmp_path: Path) -> None:
     """A link to nowhere is there: writing through it would make a file elsewhere."""
     (tmp_path / ".gitignore").symlink_to(tmp_path / "elsewhere")
-    assert compare(tmp_path, read_starter("a/b", "v1")).different == (".gitignore",)
+    assert compare(tmp_path, Choices("a/b", "v1")).different == (".gitignore",)
 
 
 @pytest.mark.needs("nix")

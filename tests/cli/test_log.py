@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.cli.log import LogfmtFormatter, escape_unprintable, set_up_logging
+from nixcache_oci.cli.log import (
+    KIND_SECONDS,
+    MOST_LINES_OF_A_KIND,
+    MOST_TRACEBACK_CHARACTERS,
+    MOST_VALUE_CHARACTERS,
+    FloodHandler,
+    LogfmtFormatter,
+    escape_unprintable,
+    set_up_logging,
+)
 
 _PAIR = re.compile(r'(?P<key>[A-Za-z0-9_]+)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)(?: |\Z)')
 
@@ -80,9 +90,10 @@ def test_no_value_forges_a_line(message: str, value: str) -> None:
     ("text", "escaped"),
     [
         ("a\nlevel=error", "a\\nlevel=error"),
-        ("\x1b[31m", "\\u001b[31m"),
-        ("\x7f\x85\u2028\u202e", "\\u007f\\u0085\\u2028\\u202e"),
-        ("\U000e0001", "\\udb40\\udc01"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a##[add-mask]b", "a#\\x23[add-mask]b"),
+        ("\x7f\x85\u2028\u202e", "\\x7f\\x85\\u2028\\u202e"),
+        ("\U000e0001", "\\U000e0001"),
         ("Grüße", "Grüße"),
     ],
 )
@@ -148,3 +159,106 @@ def test_stream_without_descriptor(root_logger: logging.Logger) -> None:
     root_logger.getChild("nixcache_oci").info("started")
     assert stream.getvalue().startswith("time=")
     assert sys.stderr is not stream
+
+
+@pytest.mark.parametrize("letter", ["a", "\x01", "\U0001f600", '"', "\\"])
+def test_a_line_is_bounded(letter: str) -> None:
+    """Whatever a client sends: each field is cut, and says how long it was; escapes do not undo that."""
+    line = _format("request refused", path=letter * 8000, host=letter * MOST_VALUE_CHARACTERS)
+    assert len(line) < 2 * 12 * MOST_VALUE_CHARACTERS + 200
+    fields = _parse(line)
+    assert fields["path"].endswith("… (8,000 characters)")
+    assert fields["host"] == letter * MOST_VALUE_CHARACTERS
+
+
+def test_the_end_of_a_long_traceback_is_kept() -> None:
+    """It names the error."""
+
+    error = RuntimeError("the end")
+    error.__cause__ = ValueError("x" * 2 * MOST_TRACEBACK_CHARACTERS)
+    record = logging.getLogger("x").makeRecord(
+        "x", logging.ERROR, "f", 1, "failed", (), (RuntimeError, error, None)
+    )
+    fields = _parse(LogfmtFormatter(is_journal=False).format(record))
+    assert len(fields["traceback"]) < MOST_TRACEBACK_CHARACTERS + 100
+    assert "RuntimeError: the end" in fields["traceback"]
+
+
+class Flood:
+    """A handler, what it wrote, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.stream = io.StringIO()
+        self.handler = FloodHandler(self.stream, clock=lambda: self.now)
+
+    def log(
+        self, line: int, message: str = "not served", *, kind: str = "", level: int = logging.INFO
+    ) -> None:
+        record = logging.getLogger("x").makeRecord(
+            "x", level, "file", line, message, (), None, extra={"kind": kind}
+        )
+        self.handler.handle(record)
+
+    def lines(self) -> list[str]:
+        text = self.stream.getvalue()
+        self.stream.seek(0)
+        self.stream.truncate()
+        return text.splitlines()
+
+
+@pytest.fixture
+def flood() -> Iterator[Flood]:
+    flood = Flood()
+    yield flood
+    flood.handler.close()
+
+
+def test_a_flood_is_a_few_lines_and_a_count(flood: Flood) -> None:
+    """Every minute, as long as it goes on."""
+    for minute in range(3):
+        flood.now = minute * KIND_SECONDS
+        for _ in range(2000):
+            flood.log(1)
+        counted = ["not served: 1,995 more like this"] if minute else []
+        assert flood.lines() == counted + ["not served"] * MOST_LINES_OF_A_KIND
+    flood.handler.close()
+    assert flood.lines() == ["not served: 1,995 more like this"]
+
+
+def test_a_flood_hides_nothing_else(flood: Flood) -> None:
+    """Another place in the code, another kind of error in the same place, another level."""
+    for _ in range(2000):
+        flood.log(1, kind="FormatError")
+    flood.lines()
+    flood.log(2, "index not refreshed")
+    flood.log(1, "not served, for another reason", kind="RegistryError")
+    flood.log(1, "worse", kind="FormatError", level=logging.ERROR)
+    assert flood.lines() == ["index not refreshed", "not served, for another reason", "worse"]
+
+
+def test_who_debugs_sees_all(flood: Flood) -> None:
+    """Each request, where that was asked for."""
+    for _ in range(100):
+        flood.log(1, level=logging.DEBUG)
+    assert len(flood.lines()) == 100
+
+
+def test_the_count_comes_when_the_flood_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else may be logged for hours."""
+    monkeypatch.setattr("nixcache_oci.cli.log.KIND_SECONDS", 0.01)
+    written = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            if "more like this" in text:
+                written.set()
+            return super().write(text)
+
+    handler = FloodHandler(Stream(), clock=lambda: float(written.is_set() or len(waited)))
+    waited: list[None] = []
+    for _ in range(MOST_LINES_OF_A_KIND + 1):
+        handler.handle(logging.getLogger("x").makeRecord("x", logging.INFO, "f", 1, "event", (), None))
+    waited.append(None)
+    assert written.wait(30)
+    handler.close()

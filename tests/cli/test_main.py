@@ -170,7 +170,7 @@ def test_an_unknown_variable_is_warned_of() -> None:
         (1, 1, ""),
         (UsageError("set it"), 2, "nixcache-oci: error: set it\n"),
         (RegistryError("pull: denied", status=403), 1, "nixcache-oci: error: pull: denied\n"),
-        (Error("one\ntwo \x1b[31m"), 1, "nixcache-oci: error: one\\ntwo \\u001b[31m\n"),
+        (Error("one\ntwo \x1b[31m"), 1, "nixcache-oci: error: one\\ntwo \\x1b[31m\n"),
     ],
 )
 def test_exit_status(

@@ -1,6 +1,9 @@
 """Pointing Nix at the proxy: the lines, and the file that they go into."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,10 @@ import pytest
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.use import find_nix_conf
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
+from nixcache_oci.nix.nix_conf import parse_conf
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
+from tests.support.listener import listener
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
 from tests.support.objects import store_object
@@ -182,21 +187,141 @@ def test_without_any_key(
     assert not conf.exists()
 
 
-def test_the_recorded_key(
-    conf: Path,
-    ghcr: Ghcr,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Without a proxy, the cache itself tells; the user is asked to compare it."""
+class Unverified:
+    """A proxy that names a key which nobody here configured, as whoever took its port could."""
+
+    def __init__(self, url: str, settings: dict[str, str]) -> None:
+        self.port = url.rpartition(":")[2]
+        self.url = url
+        self.settings = settings
+
+
+@pytest.fixture
+def unverified(
+    conf: Path, ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Unverified]:
+    del conf
     put(ghcr, [store_object("a")], [KEY])
     monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
-    for name, value in settings_of(ghcr, tmp_path).items():
+    settings = settings_of(ghcr, tmp_path)
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    assert apply(conf, "--port", "1") == DONE
-    assert f"extra-trusted-public-keys = {KEY.public_key}\n" in conf.read_text()
-    assert "compare it" in capsys.readouterr().err
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+        yield Unverified(proxy.url, settings)
+
+
+def test_nothing_that_the_proxy_names_is_written(
+    conf: Path, unverified: Unverified, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any user may hold the port: without a configured key and without a terminal, no byte is written."""
+    for before in (None, "cores = 1\n"):
+        if before is not None:
+            conf.write_text(before)
+        assert apply(conf, "--port", unverified.port) == FAILED
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert f"{unverified.url} names {KEY.public_key}" in line
+        assert "--public-key" in line
+        assert (conf.read_text() if conf.exists() else None) == before
+    assert list(conf.parent.iterdir()) == [conf]
+
+
+def test_nothing_that_the_cache_names_is_written(
+    conf: Path, unverified: Unverified, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who may push to the registry may record any key: the same holds of the cache itself."""
+    del unverified
+    assert apply(conf, "--port", "1") == FAILED
+    assert str(KEY.public_key) in capsys.readouterr().err
+    assert not conf.exists()
+
+
+@pytest.mark.parametrize("option", ["--public-key", "--public-keys"])
+def test_a_given_key_is_written(
+    conf: Path, unverified: Unverified, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """What is configured counts, and where the proxy hands out another, that is said and not followed."""
+    other = SecretKey.generate("use-2").public_key
+    assert apply(conf, "--port", unverified.port, option, str(other)) == DONE
+    assert f"extra-trusted-public-keys = {other}\n" in conf.read_text()
+    assert str(KEY.public_key) not in conf.read_text()
+    assert f"hands out {KEY.public_key}, which is not configured" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("conf")
+def test_what_is_printed_of_an_unverified_key(
+    unverified: Unverified, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines that are redirected into nix.conf trust nobody: the key is a comment, marked as not verified."""
+    assert main(["use", "--port", unverified.port]) == DONE
+    text = capsys.readouterr().out
+    assert f"#extra-trusted-public-keys = {KEY.public_key}\n" in text
+    assert "# Not verified" in text
+    assert {one.name for one in parse_conf(text)} == {"substituters", "fallback"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [("y\n", DONE), ("\n", FAILED), ("no\n", FAILED), ("\x04", FAILED)]
+)
+def test_a_terminal_is_asked(conf: Path, unverified: Unverified, answer: str, status: int) -> None:
+    """The key is shown, and only a yes trusts it; an empty answer and the end of input are none."""
+    controller, terminal = os.openpty()
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "nixcache_oci",
+            "use",
+            "--apply",
+            "--file",
+            str(conf),
+            "--port",
+            unverified.port,
+        ],
+        stdin=terminal,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+    ) as process:
+        os.close(terminal)
+        with os.fdopen(controller, "r+b", buffering=0) as screen:
+            seen = b""
+            while not seen.endswith(b"[y/N] "):
+                seen += screen.read(1)
+            assert str(KEY.public_key).encode() in seen
+            assert not conf.exists()
+            screen.write(answer.encode())
+            assert process.wait(timeout=60) == status
+    assert conf.exists() == (status == DONE)
+    if status == DONE:
+        assert f"extra-trusted-public-keys = {KEY.public_key}\n" in conf.read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ([str(SecretKey.generate(f"k-{number}").public_key) for number in range(9)], "too many to compare"),
+        ([str(SecretKey.generate("с-1").public_key)], "cannot be compared"),  # noqa: RUF001  Cyrillic is the point
+        ([str(SecretKey.generate("c\u202e1").public_key)], "cannot be compared"),
+        ([str(SecretKey.generate("c" * 200).public_key)], "cannot be compared"),
+        (["nonsense"], "public key"),
+    ],
+)
+@pytest.mark.usefixtures("conf")
+def test_a_key_that_nobody_could_compare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keys: list[str], reason: str
+) -> None:
+    """What a listener names is shown whole and in plain letters, or not offered at all."""
+    monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
+    with listener({"/public-key": "\n".join(keys)}) as url:
+        port = url.rpartition(":")[2]
+        for arguments in (["use"], ["use", "--apply"]):
+            assert main([*arguments, "--port", port]) == FAILED
+            said = capsys.readouterr()
+            assert said.out == ""
+            assert reason in said.err
+            assert said.err.isascii()
 
 
 @pytest.mark.needs("nix")
@@ -212,7 +337,8 @@ def test_nix_substitutes_by_it(
     conf.write_text("substituters =\nsubstitute = true\n")
     with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
         proxy.wait_ready()
-        assert apply(conf, "--port", proxy.url.rpartition(":")[2]) == DONE
+        port = proxy.url.rpartition(":")[2]
+        assert apply(conf, "--port", port, "--public-key", str(KEY.public_key)) == DONE
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path / "home"),

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nixcache_oci.cache import listing
 from nixcache_oci.cache.commit import list_segments
+from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
@@ -354,3 +356,26 @@ def test_flags_that_only_a_repair_takes(
     put(settings, BASE)
     assert main(["verify", flag]) == WRONG_USAGE
     assert "go with --repair" in capsys.readouterr().err
+
+
+def test_what_is_over_a_limit_is_told_and_nothing_is_mended(
+    settings: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not read may be as good as the rest, and may hold what seems to be missing."""
+    put(settings, BASE)
+    put(settings, TOP)
+    monkeypatch.setattr(listing, "MAX_SEGMENTS", 1)
+    left_out = "1 of 2 segments are left out, the oldest: a cache is read up to"
+    [(where, what)] = [item for item in problems(capsys).items() if item[0] == "cache-index"]
+    assert what.startswith(left_out), where
+    assert main(["verify", "--repair"]) == FAILED
+    assert f"nothing was mended: {left_out}" in capsys.readouterr().err
+    for command in (["list"], ["doctor"]):
+        assert main(command) == FAILED
+        told = capsys.readouterr()
+        assert left_out in told.err + told.out
+    assert len(asyncio.run(read(settings)).index.segments) == 2
+
+
+async def read(folder: Path) -> Union:
+    return await read_union(Layout(folder))

@@ -56,12 +56,12 @@ async def opened(
 
 def owner(ghcr: GhcrDouble) -> Credentials:
     """Credentials that may do everything."""
-    return Credentials("anyone", ghcr.token, "GITHUB_TOKEN")
+    return Credentials("anyone", ghcr.token, "GITHUB_TOKEN", is_ambient=True)
 
 
 def reader(ghcr: GhcrDouble) -> Credentials:
     """Credentials that may read."""
-    return Credentials("anyone", ghcr.read_token, "GH_TOKEN")
+    return Credentials("anyone", ghcr.read_token, "GH_TOKEN", is_ambient=True)
 
 
 async def read(

@@ -1,8 +1,9 @@
 """A binary cache to read from: one clear line for whatever is wrong, a bounded number of tries."""
 
+import asyncio
 import gzip
-import os
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nixcache_oci.clients.binary_cache.source import BinaryCache, find_narinfo, 
 from nixcache_oci.clients.binary_cache.web import WebCache
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place
 from tests.support.upstream_server import HASH_PART, answering, narinfo_text, refusing, serve
 
 CONTENT = bytes(range(256)) * 4096
@@ -128,12 +130,40 @@ async def test_a_url_stays_below_the_cache(tmp_path: Path, url: str) -> None:
                 await read_nar(cache, "http://127.0.0.1:1/nar/x")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)])
-async def test_only_files_are_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    """A pipe would be waited for, for ever."""
-    make(tmp_path / "x")
-    with pytest.raises(UpstreamError, match="x"):
-        await read_nar(FolderCache(tmp_path), "x")
+NARINFO_NAME = f"{HASH_PART}.narinfo"
+PLACES: dict[str, tuple[Iterable[str], Callable[[BinaryCache], Awaitable[object]]]] = {
+    "nix-cache-info": (NO_FILES, read_store_dir),
+    NARINFO_NAME: (NO_FILES, lambda cache: find_narinfo(cache, HASH_PART)),
+    "nar": (NO_FOLDERS, lambda cache: read_nar(cache, "nar/x.nar")),
+    "nar/x.nar": (NO_FILES, lambda cache: read_nar(cache, "nar/x.nar")),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [(place, kind) for place, (kinds, _) in PLACES.items() for kind in kinds]
+)
+async def test_only_files_are_read(tmp_path: Path, place: str, kind: str) -> None:
+    """A pipe would be waited for, and a link leads to files that are nobody's to publish: it is named."""
+    folder, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "nar").mkdir(parents=True)
+    (folder / "nar/x.nar").write_bytes(CONTENT)
+    (folder / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+    (folder / NARINFO_NAME).write_text(narinfo_text())
+    read = PLACES[place][1]
+    assert await read(FolderCache(folder))
+    named = put_in_place(kind, folder / place, elsewhere)
+    with pytest.raises(UpstreamError, match=re.escape(named)):
+        async with asyncio.timeout(10):
+            await read(FolderCache(folder))
+
+
+async def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    """Its path is the user's own."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/x").write_bytes(CONTENT)
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    assert await read_nar(FolderCache(tmp_path / "link"), "x") == CONTENT
 
 
 async def test_a_narinfo_is_about_what_it_is_named_after(tmp_path: Path) -> None:

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials, choose_credentials, is_loopback, load_credentials
+from nixcache_oci.clients.credentials import (
+    Credentials,
+    choose_credentials,
+    is_loopback,
+    load_credentials,
+    may_receive,
+)
 from nixcache_oci.errors import UsageError
 
 _GITHUB = {"GITHUB_TOKEN": "gh-secret", "GH_TOKEN": "other-secret"}
@@ -31,6 +38,18 @@ def test_a_token_file_comes_first(content: str, username: str, password: str) ->
     """Who names a token file means it, for whatever registry; a token may have a user or none."""
     found = choose_credentials("r.example", {"NIXCACHE_TOKEN_FILE": "/t", **_GITHUB}, content, None)
     assert found == Credentials(username, password, "NIXCACHE_TOKEN_FILE (/t)")
+
+
+@pytest.mark.parametrize("host", ["r.example", "ghcr.io", "127.0.0.1:5000"])
+def test_a_token_for_any_registry(host: str) -> None:
+    """As a workflow hands it out, whose registry need not be GitHub's; a file comes first."""
+    given = {"NIXCACHE_TOKEN": " user:pass:word\n", **_GITHUB}
+    assert choose_credentials(host, given, None, None) == Credentials("user", "pass:word", "NIXCACHE_TOKEN")
+    of_file = choose_credentials(host, {**given, "NIXCACHE_TOKEN_FILE": "/t"}, "token", None)
+    assert of_file == Credentials("nixcache-oci", "token", "NIXCACHE_TOKEN_FILE (/t)")
+    assert choose_credentials("r.example", {"NIXCACHE_TOKEN": " \n"}, None, None) is None
+    with pytest.raises(UsageError, match=r"^NIXCACHE_TOKEN: it should hold one line"):
+        choose_credentials(host, {"NIXCACHE_TOKEN": "one\ntwo"}, None, None)
 
 
 @pytest.mark.parametrize("content", ["", " \n", "one\ntwo\n"])
@@ -68,7 +87,7 @@ def test_a_token_file_that_cannot_be_read_is_refused(tmp_path: Path, kind: str) 
 def test_github_tokens_go_to_github(host: str) -> None:
     """GitHub's registries take GITHUB_TOKEN; the loopback ones are tests and local mirrors."""
     assert choose_credentials(host, _GITHUB, None, None) == Credentials(
-        "nixcache-oci", "gh-secret", "GITHUB_TOKEN"
+        "nixcache-oci", "gh-secret", "GITHUB_TOKEN", is_ambient=True
     )
 
 
@@ -92,7 +111,7 @@ def test_github_tokens_go_nowhere_else(host: str) -> None:
 def test_the_second_variable_serves_where_the_first_is_empty() -> None:
     """An unset secret reaches a workflow as an empty variable."""
     found = choose_credentials("ghcr.io", {"GITHUB_TOKEN": " ", "GH_TOKEN": "t"}, None, None)
-    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN")
+    assert found == Credentials("nixcache-oci", "t", "GH_TOKEN", is_ambient=True)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +196,37 @@ def test_odd_hosts_are_not_this_machine(host: str) -> None:
 def test_any_docker_config_is_survived(host: str, text: str) -> None:
     """Whatever lies in the file, reading ends in credentials or none."""
     choose_credentials(host, {}, None, text)
+
+
+@pytest.mark.parametrize(
+    ("registry", "realm", "expected"),
+    [
+        ("https://ghcr.io", "https://ghcr.io/token", True),
+        ("https://ghcr.io", "https://GHCR.io:443/token", True),
+        ("https://ghcr.io", "http://ghcr.io/token", False),
+        ("http://ghcr.io", "http://ghcr.io/token", False),
+        ("https://ghcr.io", "https://ghcr.io.evil.example/token", False),
+        ("https://ghcr.io", "https://evil.example/token", False),
+        ("https://ghcr.io", "https://127.0.0.1/token", False),
+        ("https://ghcr.io", "https://containers.corp.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://containers.corp.ghe.com/token", True),
+        ("https://containers.corp.ghe.com", "https://corp.ghe.com/token", True),
+        ("https://containers.corp.ghe.com", "https://containers.other.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://evilcorp.ghe.com/token", False),
+        ("https://containers.corp.ghe.com", "https://ghcr.io/token", False),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/token", True),
+        ("http://127.0.0.1:5000", "http://localhost:5001/token", True),
+        ("http://[::1]:5000", "http://[::1]:5001/token", True),
+        ("http://127.0.0.1:5000", "https://ghcr.io/token", True),
+        ("http://127.0.0.1:5000", "http://ghcr.io/token", False),
+        ("http://127.0.0.1:5000", "https://evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://127.0.0.1.evil.example/token", False),
+        ("http://127.0.0.1:5000", "http://10.0.0.1/token", False),
+    ],
+)
+def test_github_tokens_are_shown_to_the_registry_and_to_github_only(
+    registry: str, realm: str, *, expected: bool
+) -> None:
+    """They were not given for this registry, which may name any token service that it likes."""
+    assert may_receive(URL(realm), URL(registry)) is expected

@@ -9,9 +9,7 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_folder import LayoutFolder
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
-from nixcache_oci.oci.descriptor import EMPTY_CONFIG_CONTENT
-from nixcache_oci.oci.digest import Digest
-from tests.clients.layout_story import CONTENT, DIGEST, manifest, push, read
+from tests.clients.layout_story import CONTENT, DIGEST, manifest, push
 
 
 def _chmod(path: Path, mode: int) -> None:
@@ -110,15 +108,6 @@ async def test_no_permission(layout: Repository, root: Path) -> None:
     finally:
         _chmod(root, 0o700)
     assert not isinstance(caught.value, NotFoundError)
-
-
-async def test_special_files(layout: Repository, root: Path) -> None:
-    """A pipe where a blob should be does not hang its reader."""
-    await layout.push_blob(Digest.of(EMPTY_CONFIG_CONTENT), EMPTY_CONFIG_CONTENT)
-    os.mkfifo(root / "blobs/sha256" / DIGEST.hex)
-    for reading in (layout.stat_blob(DIGEST), read(layout, DIGEST), layout.get_manifest(str(DIGEST))):
-        with pytest.raises(RegistryError, match="is not a file"):
-            await reading
 
 
 class _SlowReader(LayoutFolder):

@@ -72,7 +72,7 @@ class Issuer:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         authorization = request.headers.get("Authorization")
         self.requests.append((request.method, request.raw_path, authorization, await request.read()))
-        if request.path == "/auth":
+        if request.path.endswith("/auth"):
             self._asked.set()
             await asyncio.sleep(self.token_seconds)
             return web.json_response(self.token_answer)
@@ -143,6 +143,42 @@ async def test_realm_and_service_come_from_the_challenge(issuer: Issuer) -> None
         "service": ["the service"],
         "scope": [f"repository:{NAME}:pull"],
     }
+
+
+@pytest.mark.parametrize("push", [False, True])
+async def test_a_github_token_is_not_sent_to_a_strangers_token_service(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, push: bool
+) -> None:
+    """A registry of this machine may name any: what is public is read without, and nothing is pushed."""
+    monkeypatch.setenv("http_proxy", f"http://{issuer.host}")  # which plays the stranger, too
+    monkeypatch.delenv("no_proxy", raising=False)
+    issuer.challenge = 'Bearer realm="http://stranger.example/auth"'
+    ambient = Credentials("anyone", "ghp_secret", "GITHUB_TOKEN", is_ambient=True)
+    async with opened(issuer.host, ambient, push=push) as registry:
+        if push:
+            with pytest.raises(RegistryError, match=r"GITHUB_TOKEN is not sent to; .* NIXCACHE_TOKEN_FILE"):
+                await registry.get_manifest("a")
+        else:
+            await registry.get_manifest("a")
+            await registry.get_manifest("a")
+    tokens = [each for each in issuer.requests if "/auth" in each[1]]
+    assert [each[2] for each in tokens] == ([] if push else [None])
+    assert len(caplog.records) == (0 if push else 1)
+
+
+async def test_credentials_for_a_registry_are_shown_to_the_service_it_names(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker Hub's and GitLab's are elsewhere; who gives credentials for a registry trusts it."""
+    monkeypatch.setenv("http_proxy", f"http://{issuer.host}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    issuer.challenge = 'Bearer realm="http://auth.example/auth"'
+    async with opened(issuer.host, Credentials("user", "pass", "config.json")) as registry:
+        await registry.get_manifest("a")
+    assert issuer.requests[1][1:3] == (
+        f"http://auth.example/auth?scope=repository%3A{NAME.replace('/', '%2F')}%3Apull",
+        "Basic dXNlcjpwYXNz",
+    )
 
 
 async def test_an_identity_token_is_exchanged(issuer: Issuer) -> None:

@@ -31,7 +31,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.oci.digest import Digest
-calls, sync, unlink = 0, os.fsync, Path.unlink
+calls, sync, unlink = 0, os.fsync, os.unlink
 def kill_or_go_on():
     global calls
     calls += 1
@@ -40,10 +40,10 @@ def kill_or_go_on():
 def kill_or_sync(file):
     kill_or_go_on()
     sync(file)
-def kill_or_unlink(path, missing_ok=False):
+def kill_or_unlink(path, dir_fd):
     kill_or_go_on()
-    unlink(path, missing_ok)
-os.fsync, Path.unlink = kill_or_sync, kill_or_unlink
+    unlink(path, dir_fd=dir_fd)
+os.fsync, os.unlink = kill_or_sync, kill_or_unlink
 asyncio.run(LayoutRemover(Path(sys.argv[1])).remove(Digest(sys.argv[3])))
 """
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, parse_upstream, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.upstream_server import narinfo_text
@@ -159,16 +160,22 @@ def test_no_accepted_path_escapes_under_any_decoding(path: str, encodings: int) 
 
 KEY = PLAIN.key
 OWN = "https://cache.example.org/some/base"
+SIGNER = UrlSigner(bytes(32))
+
+
+def signed(path: str, query: str = "") -> str:
+    """Give the URL that our clients follow."""
+    return f"upstream/{KEY}/{SIGNER.sign(KEY, path, query)}{'?' if query else ''}{query}"
 
 
 @pytest.mark.parametrize(
     ("url", "streamed", "direct"),
     [
-        ("nar/x.nar.zst", f"upstream/{KEY}/nar/x.nar.zst", f"{OWN}/nar/x.nar.zst"),
-        ("nar/x.nar?hash=1", f"upstream/{KEY}/nar/x.nar?hash=1", f"{OWN}/nar/x.nar?hash=1"),
-        (f"{OWN}/nar/x", f"upstream/{KEY}/nar/x", f"{OWN}/nar/x"),
-        (f"{OWN}/nar/x?a=%2B", f"upstream/{KEY}/nar/x?a=%2B", f"{OWN}/nar/x?a=%2B"),
-        ("https://cache.example.org:443/some/base/x", f"upstream/{KEY}/x", f"{OWN}/x"),
+        ("nar/x.nar.zst", signed("nar/x.nar.zst"), f"{OWN}/nar/x.nar.zst"),
+        ("nar/x.nar?hash=1", signed("nar/x.nar", "hash=1"), f"{OWN}/nar/x.nar?hash=1"),
+        (f"{OWN}/nar/x", signed("nar/x"), f"{OWN}/nar/x"),
+        (f"{OWN}/nar/x?a=%2B", signed("nar/x", "a=%2B"), f"{OWN}/nar/x?a=%2B"),
+        ("https://cache.example.org:443/some/base/x", signed("x"), f"{OWN}/x"),
         ("https://cache.example.org/other/x", None, None),
         ("https://cache.example.org:444/some/base/x", None, None),
         ("http://cache.example.org/some/base/x", None, None),
@@ -178,8 +185,8 @@ OWN = "https://cache.example.org/some/base"
 def test_nar_urls_are_rewritten(url: str, streamed: str | None, direct: str | None) -> None:
     """What lies below the base is led through here or named in full; what lies elsewhere stays."""
     narinfo = NarInfo.parse(narinfo_text(url=url).encode())
-    assert rewrite(narinfo, PLAIN, NarMode.STREAM).url == (streamed or url)
-    assert rewrite(narinfo, PLAIN, NarMode.DIRECT).url == (direct or url)
+    assert rewrite(narinfo, PLAIN, NarMode.STREAM, SIGNER).url == (streamed or url)
+    assert rewrite(narinfo, PLAIN, NarMode.DIRECT, SIGNER).url == (direct or url)
 
 
 def test_what_is_rewritten_is_a_narinfo_again() -> None:
@@ -187,7 +194,7 @@ def test_what_is_rewritten_is_a_narinfo_again() -> None:
     text = narinfo_text()
     narinfo = NarInfo.parse(text.encode())
     for mode in NarMode:
-        rendered = rewrite(narinfo, PLAIN, mode).render()
+        rendered = rewrite(narinfo, PLAIN, mode, SIGNER).render()
         assert NarInfo.parse(rendered.encode()).store_path == narinfo.store_path
         assert [line for line in rendered.splitlines() if not line.startswith("URL: ")] == [
             line for line in narinfo.render().splitlines() if not line.startswith("URL: ")
@@ -198,7 +205,7 @@ def test_an_upstream_with_credentials_is_always_streamed() -> None:
     """A client that is sent there directly would stand before a closed door."""
     upstream = parse_upstream(f"{OWN.replace('https://', 'https://user:secret@')}")
     narinfo = NarInfo.parse(narinfo_text().encode())
-    assert rewrite(narinfo, upstream, NarMode.DIRECT).url == f"upstream/{KEY}/nar/hello.nar.zst"
+    assert rewrite(narinfo, upstream, NarMode.DIRECT, SIGNER).url == signed("nar/hello.nar.zst")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +215,7 @@ def test_an_upstream_with_credentials_is_always_streamed() -> None:
 def test_urls_that_nobody_should_follow_are_refused(url: str, mode: NarMode) -> None:
     """A hostile narinfo is not passed on."""
     with pytest.raises(FormatError):
-        rewrite(NarInfo.parse(narinfo_text(url=url).encode()), PLAIN, mode)
+        rewrite(NarInfo.parse(narinfo_text(url=url).encode()), PLAIN, mode, SIGNER)
 
 
 def test_upstreams_are_values() -> None:

@@ -7,7 +7,9 @@ import time
 import pytest
 from aiohttp import web
 
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.breaker import BreakerState
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from tests.support.upstream_server import (
@@ -23,6 +25,7 @@ from tests.support.upstream_server import (
 )
 
 OTHER = HashPart("z" * 32)
+SIGNER = UrlSigner(bytes(32))
 
 
 async def test_a_hit_is_rewritten_and_counted() -> None:
@@ -34,11 +37,12 @@ async def test_a_hit_is_rewritten_and_counted() -> None:
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(text=narinfo_text())
 
-    async with serve(cache) as url, asking(f"{url}/base") as upstreams:
+    async with serve(cache) as url, asking(f"{url}/base", signer=SIGNER) as upstreams:
         narinfo = await upstreams.find(HASH_PART)
         [health] = upstreams.health()
     assert narinfo is not None
-    assert narinfo.url == f"upstream/{health.key}/nar/hello.nar.zst"
+    key = parse_upstream(health.url).key
+    assert narinfo.url == f"upstream/{key}/{SIGNER.sign(key, 'nar/hello.nar.zst', '')}"
     assert asked == [f"/base/{HASH_PART}.narinfo"]
     assert (health.hits, health.misses, health.failures, health.state) == (1, 0, 0, BreakerState.CLOSED)
 
@@ -368,3 +372,21 @@ async def test_the_environments_proxy_is_used_but_not_for_this_machine(
         async with asking("http://cache.invalid/", local) as upstreams:
             assert await upstreams.find(HASH_PART) is not None
     assert seen == [(f"http://cache.invalid/{HASH_PART}.narinfo", "Basic dXNlcjpwYXNz")]
+
+
+async def test_a_path_of_another_store_dir_is_a_miss() -> None:
+    """Nix would refuse it; it hides neither a hit nor a miss of another upstream."""
+    foreign = narinfo_text().replace("/nix/store/", "/gnu/store/")
+    async with (
+        serve(answering(text=foreign)) as wrong,
+        serve(answering(text=narinfo_text(), seconds=0.1)) as right,
+    ):
+        async with asking(wrong, right, store_dir="/nix/store") as upstreams:
+            narinfo = await upstreams.find(HASH_PART)
+            assert narinfo is not None
+            assert narinfo.store_path.store_dir == "/nix/store"
+        async with asking(wrong, store_dir="/nix/store") as upstreams:
+            assert await upstreams.find(HASH_PART) is None
+            assert upstreams.health()[0].failures == 0
+        async with asking(wrong) as upstreams:
+            assert await upstreams.find(HASH_PART) is not None

@@ -9,24 +9,31 @@ from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from tests.support.upstream_server import Handler, answering, asking, refusing, serve, silent, talk
 
 UPSTREAM = parse_upstream("https://cache.example.org")
+SIGNER = UrlSigner(bytes(32))
 CONTENT = bytes(range(256)) * 4096
 TAG = {"ETag": '"v1"', "Accept-Ranges": "bytes"}
 
 
 def key_of(upstreams: Upstreams) -> str:
-    return upstreams.health()[0].key
+    return parse_upstream(upstreams.health()[0].url).key
+
+
+def signed(upstreams: Upstreams, path: str, query: str = "") -> tuple[str, str]:
+    """Give path and query as a narinfo's URL names them to clients."""
+    return SIGNER.sign(key_of(upstreams), path, query), query
 
 
 @asynccontextmanager
 async def one(handler: Handler) -> AsyncIterator[Upstreams]:
     async with (
         serve(handler) as url,
-        asking(f"{url}/base", resume_pause_seconds=0.001) as upstreams,
+        asking(f"{url}/base", resume_pause_seconds=0.001, signer=SIGNER) as upstreams,
     ):
         yield upstreams
 
@@ -161,7 +168,7 @@ async def test_a_nar_is_streamed() -> None:
 
     async with (
         one(cache) as upstreams,
-        upstreams.open_nar(key_of(upstreams), "nar/a%2Bb.nar", "hash=%2B") as nar,
+        upstreams.open_nar(key_of(upstreams), *signed(upstreams, "nar/a%2Bb.nar", "hash=%2B")) as nar,
     ):
         content = b"".join([chunk async for chunk in nar.chunks])
         assert nar.head == NarHead(200, len(CONTENT), 0, len(CONTENT), True, '"v1"')
@@ -217,8 +224,11 @@ async def test_odd_paths_never_reach_the_upstream(path: str) -> None:
         with pytest.raises(UpstreamNotFoundError):
             async with upstreams.open_nar(key_of(upstreams), path):
                 pass
+        with pytest.raises(UpstreamNotFoundError):  # a stranger wrote the narinfo
+            async with upstreams.open_nar(key_of(upstreams), *signed(upstreams, path)):
+                pass
         with pytest.raises(UpstreamNotFoundError):
-            async with upstreams.open_nar("f" * 16, "nar/x"):
+            async with upstreams.open_nar("f" * 16, "nar/x.nar"):
                 pass
     assert asked == []
 
@@ -297,7 +307,7 @@ async def test_resuming_without_progress_ends() -> None:
     async with one(server.handle) as upstreams:
         received = b""
         with pytest.raises(UpstreamError):  # noqa: PT012 - the stream breaks while it is read
-            async with upstreams.open_nar(key_of(upstreams), "nar/x") as nar:
+            async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
                 async for chunk in nar.chunks:
                     received += chunk
                     server.cut = 0
@@ -311,7 +321,7 @@ async def test_a_nar_that_changed_is_not_patched_together() -> None:
     server = CuttingServer(150_000, dict(TAG))
     async with one(server.handle) as upstreams:
         with pytest.raises(UpstreamError, match="changed"):  # noqa: PT012 - the stream breaks while it is read
-            async with upstreams.open_nar(key_of(upstreams), "nar/x") as nar:
+            async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
                 async for _ in nar.chunks:
                     server.headers["ETag"] = '"v2"'
 
@@ -321,7 +331,7 @@ async def test_a_nar_of_another_size_is_not_patched_together() -> None:
     server = CuttingServer(150_000, TAG)
     async with one(server.handle) as upstreams:
         with pytest.raises(UpstreamError, match="changed"):  # noqa: PT012 - the stream breaks while it is read
-            async with upstreams.open_nar(key_of(upstreams), "nar/x") as nar:
+            async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
                 async for _ in nar.chunks:
                     server.content = CONTENT[:-1]
 
@@ -376,7 +386,7 @@ async def test_leaving_early_cuts_the_connection() -> None:
             gone.set()
 
     async with talk(endless) as url, asking(url) as upstreams:
-        async with upstreams.open_nar(key_of(upstreams), "nar/x") as nar:
+        async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
             assert await anext(nar.chunks)
         async with asyncio.timeout(5):
             await gone.wait()
@@ -400,7 +410,7 @@ async def test_a_big_nar_needs_little_memory() -> None:
     async with (
         talk(big) as url,
         asking(url) as upstreams,
-        upstreams.open_nar(key_of(upstreams), "nar/x") as nar,
+        upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar,
     ):
         received = len(await anext(nar.chunks))
         await asyncio.sleep(0.2)

@@ -33,7 +33,7 @@ from nixcache_oci.cache.table import (
     stanza_around,
 )
 from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
-from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
+from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.clients.credentials import choose_credentials
 from nixcache_oci.clients.github.version import parse_versions
 from nixcache_oci.clients.registry.answer import Answer, parse_error
@@ -43,6 +43,7 @@ from nixcache_oci.clients.registry.retry import Failure, find_asked_wait
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.upstream.address import NarMode, nar_url, parse_upstream, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32
@@ -73,6 +74,7 @@ Check = Callable[[bytes], bool]
 Value = TypeVar("Value")
 
 _UPSTREAM: Final = parse_upstream("https://cache.example.org/base/")
+_SIGNER: Final = UrlSigner(bytes(32))
 _NOW: Final = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 _LONGEST_ERROR: Final = 2000  # characters
 _SIZE: Final = 1000  # bytes of what a Range asks for
@@ -151,7 +153,7 @@ def _check_narinfo(data: bytes) -> bool:
     is_content_addressed(narinfo)
     pack_of(written)
     for mode in NarMode:
-        rewritten = rewrite(narinfo, _UPSTREAM, mode)
+        rewritten = rewrite(narinfo, _UPSTREAM, mode, _SIGNER)
         assert NarInfo.parse(rewritten.render().encode()) == rewritten
     return True
 
@@ -287,11 +289,13 @@ def _check_manifest(data: bytes) -> bool:
 
 def _check_version1(data: bytes) -> bool:
     version1 = parse_version1(data)
-    text = render_table(version1.table, limit=MAX_DOCUMENT_BYTES)
+    table = version1.to_table()
+    text = render_table(table)
+    assert b"".join(version1.text()) == text
     assert render_table(parse_table(text)) == text
-    for narinfo in version1.table.narinfos:
+    for narinfo in table.narinfos:
         NarUrl.parse(narinfo.url)
-    return bool(version1.table.narinfos)
+    return bool(table.narinfos)
 
 
 def _check_listing(data: bytes) -> bool:

@@ -21,6 +21,7 @@ OUR_HEADERS: Final = frozenset(
     {
         *("accept-ranges", "allow", "connection", "content-length", "content-range", "content-type", "date"),
         *("server", "transfer-encoding", "cache-control"),
+        *("cross-origin-resource-policy", "x-content-type-options"),
     }
 )
 """Every header that the proxy sends: any other was put there by a stranger."""

@@ -1,5 +1,6 @@
 """An upstream that says any bytes whatever, by the target that it is asked for."""
 
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +16,53 @@ def raw_upstream(answers: Mapping[str, bytes], seen: Callable[[str], object]) ->
         seen: is told each request's head.
     """
 
+    def say(connection: socket.socket) -> None:
+        head = _read_head(connection)
+        if not head:
+            return
+        seen(head.decode("latin-1"))
+        target = head.split(b" ")[1].decode("latin-1")
+        missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        connection.sendall(answers.get(target, missing))
+
+    with _listening(say) as url:
+        yield url
+
+
+@contextmanager
+def flood(piece: bytes) -> Iterator[tuple[str, list[int]]]:
+    """Answer each request by the same bytes again and again, as fast as they are taken.
+
+    Gives the base URL, and the bytes that each connection took.
+    """
+    taken: list[int] = []
+
+    def say(connection: socket.socket) -> None:
+        if not _read_head(connection):
+            return
+        number = len(taken)
+        taken.append(0)
+        while True:
+            connection.sendall(piece)
+            taken[number] += len(piece)
+
+    with _listening(say) as url:
+        yield url, taken
+
+
+def _read_head(connection: socket.socket) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head and (piece := connection.recv(65536)):
+        head += piece
+    return head
+
+
+@contextmanager
+def _listening(say: Callable[[socket.socket], None]) -> Iterator[str]:
     class Talk(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            head = b""
-            while b"\r\n\r\n" not in head and (piece := self.request.recv(65536)):
-                head += piece
-            if not head:
-                return
-            seen(head.decode("latin-1"))
-            target = head.split(b" ")[1].decode("latin-1")
-            missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
             with suppress(ConnectionError):
-                self.request.sendall(answers.get(target, missing))
+                say(self.request)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True

@@ -1,7 +1,9 @@
 """What a registry may hold: the proxy serves what is right beside it, and keeps what it had."""
 
+import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,11 @@ import zstandard
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag, build_manifest
 from nixcache_oci.maintenance.roots import count_roots
+from nixcache_oci.nix.content_address import ContentAddress, Method
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.nar import File, dump_tree
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -400,3 +406,50 @@ def test_no_time_overflows(year: int, data: Tally) -> None:
     counted = count_roots([record], LATER, retention=timedelta(days=30), scope_ttl=timedelta(days=90))
     assert counted.paths == ({path} if year > LATER.year else set())
     data.add("records of the years 1, 999 and 9999", "counted", 3)
+
+
+def test_paths_of_another_store(ghcr: Ghcr, tmp_path: Path) -> None:
+    """A miss, as Nix would refuse them: in every way that narinfos are asked for."""
+    foreign = narinfo_of("foreign", StorePath=f"/gnu/store/{hash_part_of('foreign')}-foreign")
+    put_segment(ghcr.server, table_of(*sorted((foreign, narinfo_of("own")))))
+    for store_dir, seed, other in (("/nix/store", "own", "foreign"), ("/gnu/store", "foreign", "own")):
+        settings = {**settings_of(ghcr, tmp_path), "NIXCACHE_STORE_DIR": store_dir}
+        with ProxyProcess(tmp_path / store_dir.replace("/", "-"), **settings) as proxy:
+            assert proxy.wait_ready()["entries"] == 2
+            for target in ("/{}.narinfo", "/%2e/../{}.narinfo", "/{}.narinfo?x"):
+                assert proxy.ask(target.format(hash_part_of(other))).status == 404
+            assert proxy.ask(f"/{hash_part_of(seed)}.narinfo").status == 200
+
+
+def test_addresses_that_bind_no_nar(ghcr: Ghcr, tmp_path: Path) -> None:
+    """Where keys are configured, only the hash of the whole NAR stands for a signature."""
+    nar, other = (b"".join(dump_tree(File(text))) for text in (b"right", b"wrong"))
+    right, wrong = (NixHash(hashlib.sha256(content).digest()) for content in (nar, other))
+    contents = NixHash(hashlib.sha256(b"right").digest())
+    claims = {
+        "nar": (ContentAddress(Method.NAR, right), False, 200),
+        "flat": (ContentAddress(Method.FLAT, contents), False, 404),
+        "text": (ContentAddress(Method.TEXT, contents), False, 404),
+        "self": (ContentAddress(Method.NAR, right), True, 404),
+        "sha1": (ContentAddress(Method.NAR, NixHash(hashlib.sha1(nar).digest(), "sha1")), False, 404),
+    }
+    narinfos = []
+    for name, (address, is_self, _) in claims.items():
+        path = address.store_path(name, (), "/nix/store", refers_to_itself=is_self)
+        references = (path.base_name,) if is_self else ()
+        url = f"nar/{'0' * 64}.nar"
+        claim = NarInfo(path, url, "none", right, len(nar), references=references, ca=str(address))
+        narinfos.append((claim, claims[name][2]))
+        path = address.store_path(f"{name}-wrong", (), "/nix/store", refers_to_itself=is_self)
+        references = (path.base_name,) if is_self else ()
+        narinfos.append((replace(claim, store_path=path, references=references, nar_hash=wrong), 404))
+    stanzas = [claim.render() for claim, _ in sorted(narinfos, key=lambda one: one[0].store_path.hash_part)]
+    put_segment(ghcr.server, table_of(*stanzas))
+    settings = {
+        **settings_of(ghcr, tmp_path),
+        "NIXCACHE_PUBLIC_KEYS": str(SecretKey.generate("k").public_key),
+    }
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        assert proxy.wait_ready()["entries"] == len(narinfos)
+        for claim, status in narinfos:
+            assert proxy.ask(f"/{claim.store_path.hash_part}.narinfo").status == status, claim.store_path

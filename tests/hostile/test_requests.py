@@ -1,10 +1,11 @@
 """Requests that are not what they seem: framing, targets, hash parts, ranges, origins."""
 
+import re
 from itertools import product
 
 import pytest
 
-from tests.hostile.raw_client import connect, converse, read_to_end
+from tests.hostile.raw_client import RawAnswer, connect, converse, read_to_end
 from tests.hostile.story import KNOWN, UPSTREAM_NAR, Upstream, url_of
 from tests.hostile.tally import Tally
 from tests.support.objects import hash_part_of
@@ -94,7 +95,10 @@ CASES: dict[str, dict[str, tuple[bytes, list[int]]]] = {
         "TRACE": (NARINFO.replace(b"GET", b"TRACE") + HOST + b"\r\n", [405, 200]),
         "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", [404, 200]),
         "CONNECT": (b"CONNECT localhost:22 HTTP/1.1\r\n" + HOST + b"\r\n", [404, 200]),
-        "gzip that is none": (REFRESH + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", [200]),
+        "gzip that is none": (
+            REFRESH + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+            [200, 200],
+        ),
     },
     "Expect": {
         "on a plain request": (NARINFO + HOST + b"Expect: 100-continue\r\n\r\n", [100, 200, 200]),
@@ -368,6 +372,64 @@ def test_a_range_is_served_ignored_or_refused(
     clients.add("Range", said, len(RANGES), times=len(places))
 
 
+# What browsers say of a page of another site, and of one of another port or name of ours.
+SITES = ["cross-site", "same-site", "Cross-Site", "", "new-word", "same-origin\r\nSec-Fetch-Site: cross-site"]
+PLACES = ["/nix-cache-info", "/public-key", "/_status", "/metrics", "/health", "/no-such-thing"]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_page_of_another_site_gets_nothing(
+    proxy: ProxyProcess, blobs_upstream: Upstream, site: str, clients: Tally
+) -> None:
+    """Not by an image, a script or a link, on no endpoint; and no answer is one that a page could use."""
+    narinfo = f"/{hash_part_of('small')}.narinfo"
+    places = [*PLACES, narinfo, f"/{url_of(proxy, 'small')}", f"/{url_of(proxy, 'large')}"]
+    field = b"Sec-Fetch-Site: " + site.encode() + b"\r\n"
+    blobs_upstream.asked.clear()
+    for place in [*places, f"/{KNOWN}.narinfo", f"/{'0' * 32}.narinfo"]:
+        for method in (b"GET", b"HEAD"):
+            line = method + b" " + place.encode() + b" HTTP/1.1\r\n" + HOST
+            [answer] = converse(proxy.host, [line + field + b"\r\n"], answers=1)
+            assert answer.status == 403
+            check_guarded(answer)
+    assert blobs_upstream.asked == []
+    for own in (b"none", b"same-origin"):
+        [answer] = converse(proxy.host, [NARINFO + HOST + b"Sec-Fetch-Site: " + own + b"\r\n\r\n"], answers=1)
+        assert answer.status == 200
+    clients.add("Sec-Fetch-Site", "403 on every endpoint", len(SITES), times=len(places) * 2)
+
+
+def test_no_answer_is_of_use_to_a_page(proxy: ProxyProcess) -> None:
+    """Out of memory, of the library, errors, parts, and of requests that are none."""
+    large = f"/{url_of(proxy, 'large')}"
+    requests = [
+        *(b"GET " + place.encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n" for place in [*PLACES, large]),
+        *(PLAIN, PLAIN.replace(b"GET", b"HEAD"), PLAIN.replace(b"GET", b"PUT"), REFRESH + b"\r\n"),
+        b"GET /" + url_of(proxy, "small").encode() + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET " + large.encode() + b" HTTP/1.1\r\n" + HOST + b"Range: bytes=0-1\r\n\r\n",
+        b"GET " + large.encode() + b" HTTP/1.1\r\n" + HOST + b"Range: bytes=9999999-\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+        b"OPTIONS /_status HTTP/1.1\r\n" + HOST + b"Access-Control-Request-Private-Network: true\r\n\r\n",
+        b"no HTTP\r\n\r\n",
+    ]
+    for request in requests:
+        [answer] = converse(proxy.host, [request], answers=1)
+        check_guarded(answer)
+
+
+def check_guarded(answer: RawAnswer) -> None:
+    """A browser neither guesses what it is nor lets another site's page have it."""
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_refused_host_is_named_in_the_log(proxy: ProxyProcess) -> None:
+    """Who reaches the proxy by another name learns where that name goes."""
+    converse(proxy.host, [NARINFO + b"Host: cache.example\r\n\r\n"], answers=1)
+    assert re.search(r'event="request refused" host=cache\.example .*NIXCACHE_HOSTS', proxy.log)
+
+
 ORIGINS = ["null", "http://evil.example", "http://127.0.0.1:1", "", "file://", "chrome-extension://x", "\xff"]
 
 
@@ -380,15 +442,15 @@ def test_a_page_learns_and_changes_nothing(proxy: ProxyProcess, origin: str, cli
     for line, more, status in (
         (b"POST /_refresh", b"", 403),
         (b"POST /_refresh", b"Content-Length: 0\r\nSec-Fetch-Site: cross-site\r\n", 403),
-        (b"OPTIONS /_refresh", asking, 405),
-        (b"GET /_status", b"", 200),
-        (NARINFO.partition(b" HTTP")[0], b"", 200),
+        (b"OPTIONS /_refresh", asking, 403),
+        (b"GET /_status", b"", 403),
+        (NARINFO.partition(b" HTTP")[0], b"", 403),
     ):
         # A header that gives leave would be one that is none of ours, at which the client stops.
         [answer] = converse(proxy.host, [line + b" HTTP/1.1\r\n" + HOST + field + more + b"\r\n"], answers=1)
         assert answer.status == status
     assert proxy.status()["counters"]["refreshes"] == before
-    clients.add("Origin", "403 for what changes something; no header gives leave", len(ORIGINS), times=5)
+    clients.add("Origin", "403; no header gives leave", len(ORIGINS), times=5)
 
 
 def test_the_upstream_is_served(proxy: ProxyProcess, blobs_upstream: Upstream) -> None:

@@ -104,7 +104,7 @@ REDIRECTS = {
 def test_no_head_of_an_upstream_becomes_one_of_ours(tmp_path: Path, clients: Tally, data: Tally) -> None:
     """Header injection, wrong framing, redirects to anywhere: 404, or the bytes alone, or a cut."""
     del clients
-    answers = {f"/nar/{number}": answer for number, answer in enumerate((HEADS | REDIRECTS).values())}
+    answers = {f"/nar/{number}.nar": answer for number, answer in enumerate((HEADS | REDIRECTS).values())}
     asked: list[str] = []
     with raw_upstream(answers, asked.append) as url:
         settings = {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/none", "NIXCACHE_UPSTREAM": url}
@@ -112,7 +112,7 @@ def test_no_head_of_an_upstream_becomes_one_of_ours(tmp_path: Path, clients: Tal
             key = parse_upstream(url).key
             for number, name in enumerate(HEADS | REDIRECTS):
                 for line in ("GET", "HEAD"):
-                    request = f"{line} /upstream/{key}/nar/{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                    request = f"{line} /upstream/{key}/nar/{number}.nar HTTP/1.1\r\nHost: localhost\r\n\r\n"
                     [answer] = converse(proxy.host, [request.encode()], answers=1)
                     assert answer.status in {200, 404}, name
                     if line == "GET" and answer.status == 200:

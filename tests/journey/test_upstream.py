@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.cutting_line import CuttingLine
 from tests.support.nginx import nginx
@@ -107,7 +108,7 @@ async def test_nix_resumes_a_transfer_that_was_cut(
 async def test_a_path_that_leaves_the_upstream_is_not_there(upstream: UpstreamCache, tmp_path: Path) -> None:
     """However it is spelled, and whatever lies there."""
     with ProxyProcess(tmp_path / "proxy", **settings(tmp_path, f"{upstream.url}/nar")) as proxy:
-        key = proxy.status()["upstreams"][0]["key"]
+        key = parse_upstream(f"{upstream.url}/nar").key
         for path in [
             "../nix-cache-info",
             "%2e%2e/nix-cache-info",

@@ -165,6 +165,15 @@ def _called(tree: ast.AST) -> set[str]:
     return {called.id for called in calls if isinstance(called, ast.Name)}
 
 
+def test_the_lock_is_the_flakes_own(nix: NixSandbox, checkout: Path) -> None:
+    """Nix takes flake.lock as it is: it resolves every input of flake.nix, and nothing is looked up anew."""
+    (checkout / "flake.lock").write_bytes((TOP / "flake.lock").read_bytes())
+    ran = nix.run("nix", "flake", "metadata", "--json", "--no-update-lock-file", f"path:{checkout}").check()
+    assert json.loads(ran.stdout)["locks"] == json.loads((TOP / "flake.lock").read_text())
+    nix.run("nix", "flake", "lock", f"path:{checkout}").check()
+    assert (checkout / "flake.lock").read_bytes() == (TOP / "flake.lock").read_bytes()
+
+
 @pytest.mark.parametrize("flake", [STARTER, TEMPLATE / "config"])
 def test_the_starter(nix: NixSandbox, flake: Path, tmp_path: Path) -> None:
     """It has something to publish for each system right away, and works where it was copied to."""

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from typing import Any
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.proxy.open_files import MOST_FILES
 from tests.support.journey import put
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import (
+    KEY,
+    STANDIN,
+    TOP,
     UNIT,
+    USABLE,
     Evaluated,
     Modules,
     home_unit,
@@ -31,7 +37,6 @@ from tests.support.registries import REPO, Ghcr
 
 pytestmark = pytest.mark.needs("nix-instantiate")
 
-KEY = "my-cache-1:" + "A" * 43 + "="
 MOST_SECONDS = 30
 
 # Starts a program as systemd does: the socket at descriptor 3, and the variables that say whose it is.
@@ -53,8 +58,10 @@ VARIANTS: list[dict[str, Any]] = [
         "listenAddress": "::",
         "openFirewall": True,
         "upstreams": ["https://a.example/x%20y", "https://b.example"],
-        "extraSettings": {"QUOTED": 'a "b" \\\\ c', "HTTPS_PROXY": "http://user:p%40ss@proxy.example"},
+        "extraSettings": {"QUOTED": 'a "b" \\\\ c', "HTTPS_PROXY": "http://proxy.example/%40"},
+        "upstreamsFile": "/run/secrets/100% upstreams",
     },
+    {"repo": "octocat/my-cache", "requireSignatures": False},
 ]
 
 
@@ -94,6 +101,8 @@ def test_systemd_understands_every_line(modules: Modules, tmp_path: Path, settin
     done = analyze("verify", *write_units(modules.evaluate(**settings), tmp_path / "units"), runtime=tmp_path)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     home = {name: value for name, value in settings.items() if name != "openFirewall"}
+    if "publicKey" not in settings:
+        home["configureNix"] = False
     units = write_home_units(modules.evaluate("home", **home), tmp_path / "home")
     done = analyze("--user", "verify", *units, runtime=tmp_path)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -109,6 +118,69 @@ def test_exposure_is_below_two(modules: Modules, tmp_path: Path, settings: dict[
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.needs("systemd-analyze", "bwrap")
+def test_the_check_runs_in_a_build(modules: Modules, nix: NixSandbox, tmp_path: Path) -> None:
+    """`nix flake check` runs systemd-analyze where there is no /run, and where nobody can make one."""
+    standin = f'(import {STANDIN}/pkgs.nix {{ lib = import {STANDIN}/lib.nix; system = "x86_64-linux"; }})'
+    expression = f"(import {TOP}/nix/checks.nix {{ pkgs = {standin}; }}).units.script"
+    found = nix.run("nix-instantiate", "--eval", "--json", "-E", expression).check()
+    write_units(modules.evaluate(**USABLE), tmp_path / "units")
+    # The stand-in writes no units, and these are as NixOS writes them.
+    script, copied = re.subn(
+        r"cp \S+ \$out/(\S+)", rf"cp {tmp_path}/units/\1 $out/\1", json.loads(found.stdout)
+    )
+    assert copied == 2
+    sandbox = ["--ro-bind", "/usr", "/usr", "--dev", "/dev", "--proc", "/proc", "--ro-bind", "/etc", "/etc"]
+    for folder in ("bin", "lib", "lib64", "sbin"):
+        sandbox += ["--symlink", f"usr/{folder}", f"/{folder}"]
+    sandbox += ["--tmpfs", "/tmp", "--bind", str(tmp_path), str(tmp_path), "--remount-ro", "/"]
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                require_program("bwrap"),
+                *("--unshare-user", "--uid", "1000", "--gid", "1000", *sandbox),
+                *("/bin/bash", "-euc", script),
+            ],
+            env={"PATH": os.environ["PATH"], "out": str(tmp_path / "out")},
+            capture_output=True,
+            text=True,
+            timeout=MOST_SECONDS,
+            check=False,
+        )
+
+    if run(
+        "bwrap --dev-bind /usr /usr --symlink usr/lib64 /lib64 --symlink usr/lib /lib /usr/bin/true"
+    ).returncode:
+        pytest.skip("this system lets nobody make a namespace inside of another")
+    done = run(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level for nixcache-proxy.service: 1." in done.stdout
+
+
+@pytest.mark.parametrize(("mebibytes", "most"), [(64, "576M"), (256, "768M"), (4096, "4608M")])
+def test_memory_is_bounded(modules: Modules, mebibytes: int, most: str) -> None:
+    """The bound follows what packs may take, and swapping does not pass it; a user's unit has it, too."""
+    settings: dict[str, Any] = {"repo": "octocat/my-cache", "publicKey": KEY, "packMemory": mebibytes}
+    home = modules.evaluate("home", **settings).config["systemd"]["user"]["services"][UNIT]
+    for service in (modules.evaluate(**settings).service["serviceConfig"], home["Service"]):
+        assert (service["MemoryMax"], service["MemorySwapMax"]) == (most, 0)
+        assert service["LimitNOFILE"] == MOST_FILES
+        assert 0 < service["TasksMax"] <= 128
+
+
+def test_a_port_that_nix_trusts_is_never_given_up(modules: Modules) -> None:
+    """Without signatures, whoever listens next is trusted: no number of failed starts closes the socket."""
+    unsigned = modules.evaluate(repo="octocat/my-cache", requireSignatures=False)
+    assert unsigned.service["unitConfig"] == {"StartLimitIntervalSec": 0}
+    assert unsigned.socket["socketConfig"]["TriggerLimitIntervalSec"] == 0
+    assert unsigned.service["serviceConfig"]["Restart"] == "on-failure"
+    assert "RestartPreventExitStatus" not in unsigned.service["serviceConfig"]
+    signed = modules.evaluate(repo="octocat/my-cache", publicKey=KEY)
+    assert signed.service["unitConfig"]["StartLimitBurst"] == 5
+    assert "TriggerLimitIntervalSec" not in signed.socket["socketConfig"]
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
@@ -116,7 +188,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(evaluated: Evaluated, folder: Path, token: str) -> Iterator[socket.socket]:
+def started(
+    evaluated: Evaluated, folder: Path, token: str, upstreams: Sequence[str] = ()
+) -> Iterator[socket.socket]:
     """Run the service as its unit says, as systemd would; gives the manager's end of NOTIFY_SOCKET.
 
     The socket listens before the service starts, and one request waits there already.
@@ -126,6 +200,7 @@ def started(evaluated: Evaluated, folder: Path, token: str) -> Iterator[socket.s
     credentials, cache = folder / "credentials", folder / "cache"
     credentials.mkdir()
     (credentials / "token").write_text(token)
+    (credentials / "upstreams").write_text("".join(f"{url}\n" for url in upstreams))
     environment = {
         name: value.replace("%d", str(credentials)).replace("%%", "%")
         for name, value in evaluated.service["environment"].items()
@@ -202,11 +277,13 @@ def module_for(
 def test_the_unit_serves_nix(
     modules: Modules, ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path
 ) -> None:
-    """From the options to a substituted path: socket activation, readiness, token, index folder, nix.conf."""
+    """From the options to a substituted path: socket activation, readiness, secrets, index, nix.conf."""
     paths = nix.build_paths(3)
     put(ghcr, read_objects(nix, paths), [key])
-    port, evaluated = module_for(modules, ghcr, tmp_path, {"publicKey": str(key.public_key)})
-    with started(evaluated, tmp_path, f"{ghcr.user}:{ghcr.password}") as manager:
+    settings = {"publicKey": str(key.public_key), "upstreamsFile": str(tmp_path / "upstreams")}
+    port, evaluated = module_for(modules, ghcr, tmp_path, settings)
+    upstream = f"http://user:hunter2@127.0.0.1:{free_port()}"
+    with started(evaluated, tmp_path, f"{ghcr.user}:{ghcr.password}", [upstream]) as manager:
         # The socket takes what comes before the service is there.
         assert b"Priority: 17\n" in ask(port, "/nix-cache-info")
         assert manager.recv(100) == b"READY=1"
@@ -220,6 +297,9 @@ def test_the_unit_serves_nix(
         ).check()
         assert nix.dump(paths[-1], run.store) == nix.dump(paths[-1])
         assert any((tmp_path / "cache").iterdir())
+        status = ask(port, "/_status")
+        assert upstream.partition("@")[2].encode() in status
+        assert b"hunter2" not in status
 
 
 @pytest.mark.needs("nix")

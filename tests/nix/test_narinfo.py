@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.narinfo import COMPRESSIONS, NarInfo
+from nixcache_oci.nix.narinfo import COMPRESSIONS, MAX_LINES, NarInfo
 from nixcache_oci.nix.signature import Signature
 from tests.nix.samples import NARINFOS, narinfo_text, store_paths
 
@@ -223,3 +223,13 @@ def test_a_narinfo_is_right_by_construction(values: dict[str, Any]) -> None:
     """No code can make one that a client would stop at, or that forges a line."""
     with pytest.raises(FormatError):
         dataclasses.replace(_NARINFO, **values)
+
+
+@pytest.mark.parametrize("line", ["X-{}: ", f"Sig: key-{{}}:{'A' * 86}=="])
+def test_a_narinfo_has_a_bounded_number_of_lines(line: str) -> None:
+    """Each line costs its reader time: 1 MiB has room for 10,000 signatures, and for 200,000 fields."""
+    lines = [line.format(number) for number in range(2 * MAX_LINES)]
+    left = MAX_LINES - _TEXT.count("\n")
+    NarInfo.parse(_TEXT + "".join(f"{one}\n" for one in lines[:left]))
+    with pytest.raises(FormatError, match=f"over the limit of {MAX_LINES}"):
+        NarInfo.parse(_TEXT + "".join(f"{one}\n" for one in lines[: left + 1]))

@@ -111,6 +111,35 @@ def test_another_key_of_the_name() -> None:
         complete_conf(f"trusted-public-keys = {KEY.replace('AAAA', 'BBBB')}\n", WANTED)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "require-sigs = false",
+        "require-sigs = true\nrequire-sigs = no",
+        f"substituters = https://a.example {URL}?trusted=true",
+        "extra-substituters = http://localhost:37515/?priority=1&trusted=1",
+        f"binary-caches = {URL}?trusted=yes&trusted=false",
+    ],
+)
+def test_a_port_that_needs_no_signature(text: str) -> None:
+    """Any user may hold the port while the proxy is down: the line that trusts it is named."""
+    with pytest.raises(FormatError, match=r"line [12]: .*any user of this machine"):
+        complete_conf(f"{text}\n", WANTED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "require-sigs = false\nrequire-sigs = yes",
+        "substituters = http://127.0.0.1:1?trusted=true",
+        f"substituters = {URL}?trusted=true\nsubstituters = https://a.example",
+    ],
+)
+def test_lines_that_do_not_count(text: str) -> None:
+    """What a later line takes back, and what another cache is trusted with, is not in the way."""
+    assert complete_conf(f"{text}\n", WANTED).startswith(text)
+
+
 @pytest.mark.parametrize("value", ["", "a#b:AAAA", "a:AAAA b:BBBB", "a:AAAA\nfallback = false"])
 def test_values_that_nix_reads_otherwise(value: str) -> None:
     """A key comes from a stranger's table: it may forge neither a line nor a comment."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.nix import base32
-from nixcache_oci.nix.content_address import ContentAddress, Method
+from nixcache_oci.nix.content_address import ContentAddress, Method, is_content_addressed
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.nar import dump_tree
+from nixcache_oci.nix.nar import File, dump_tree
 from nixcache_oci.nix.nar_files import dump, restore
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
@@ -126,3 +126,31 @@ def _write_cache(cache: Path, key: SecretKey) -> NarInfo:
     (cache / signed.url).write_bytes(nar)
     (cache / f"{path.hash_part}.narinfo").write_text(signed.render())
     return signed
+
+
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("is_right", [True, False])
+def test_nix_judges_an_address_by_the_path_and_then_by_the_bytes(
+    nix: Nix, tmp_path: Path, method: Method, *, is_right: bool
+) -> None:
+    """Without a signature it unpacks whatever NarHash names, and then it stops."""
+    nar, other = (b"".join(dump_tree(File(text))) for text in (b"right", b"wrong"))
+    hashed = nar if method is Method.NAR else b"right"
+    address = ContentAddress(method, NixHash(hashlib.sha256(hashed).digest()))
+    served = nar if is_right else other
+    narinfo = NarInfo(
+        store_path=address.store_path("name", (), "/nix/store"),
+        url="x.nar",
+        compression="none",
+        nar_hash=NixHash(hashlib.sha256(served).digest()),
+        nar_size=len(served),
+        ca=str(address),
+    )
+    cache = tmp_path / "binary-cache"
+    cache.mkdir()
+    (cache / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+    (cache / f"{narinfo.store_path.hash_part}.narinfo").write_text(narinfo.render())
+    (cache / "x.nar").write_bytes(served)
+    command = ("nix-store", "--store", nix.store, "--realise", str(narinfo.store_path))
+    nix.run(*command, status=0 if is_right else 1, substitute="true", substituters=f"file://{cache}")
+    assert is_content_addressed(narinfo) == (is_right and method is Method.NAR)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import (
+    TRIES_PER_KEY,
     PublicKey,
     SecretKey,
     Signature,
@@ -65,6 +66,17 @@ def test_one_good_signature_by_a_known_key_is_enough() -> None:
     assert not is_signed_by(narinfo, [_OTHER_KEY])
     assert not is_signed_by(narinfo, [])
     assert not is_signed_by(dataclasses.replace(narinfo, sigs=()), [KEY, SECOND_KEY])
+
+
+def test_few_signatures_of_a_key_are_verified() -> None:
+    """A narinfo may name a key thousands of times: only the first four cost a verification."""
+    narinfo = NarInfo.parse(narinfo_text("dependent"))
+    right = SECRET_KEY.sign(fingerprint(narinfo))
+    wrong = [Signature(KEY.name, bytes([number]) * 64) for number in range(200)]
+    others = [Signature("other-1", one.raw) for one in wrong]
+    few, many = wrong[: TRIES_PER_KEY - 1], wrong[:TRIES_PER_KEY]
+    assert is_signed_by(dataclasses.replace(narinfo, sigs=(*others, *few, right)), [KEY])
+    assert not is_signed_by(dataclasses.replace(narinfo, sigs=(*many, right)), [KEY])
 
 
 def test_a_name_alone_is_no_signature() -> None:

@@ -10,6 +10,11 @@ let
     optionalString = condition: value: if condition then value else "";
     unique = builtins.foldl' (known: value: if builtins.elem value known then known else known ++ [ value ]) [ ];
 
+    toUpper =
+      let
+        split = text: filter (letter: letter != "" && builtins.isString letter) (builtins.split "" text);
+      in
+      builtins.replaceStrings (split "abcdefghijklmnopqrstuvwxyz") (split "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     hasInfix = infix: text: builtins.length (splitString infix text) > 1;
     # Parted at characters that mean nothing to a regular expression: all that is asked for here.

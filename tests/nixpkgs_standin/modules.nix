@@ -9,7 +9,11 @@ let
     arguments: module:
     let
       written = if builtins.isAttrs module || builtins.isFunction module then module else import module;
-      called = if builtins.isFunction written then written arguments else written;
+      # What nobody gave by name is one of _module.args, which may depend on the configuration: looked up when used.
+      asked = builtins.mapAttrs (
+        name: _: arguments.${name} or arguments.config._module.args.${name}
+      ) (builtins.functionArgs written);
+      called = if builtins.isFunction written then written (arguments // asked) else written;
       isFull = called ? options || called ? config;
       rest = builtins.removeAttrs called [ "imports" "options" "config" "_file" "key" ];
     in
@@ -116,8 +120,14 @@ in
       specialArgs ? { },
     }:
     let
-      loaded = builtins.concatMap (load (specialArgs // { inherit lib config; })) modules;
-      config = evaluate "" (map (module: module.options) loaded) (map (module: module.config) loaded);
+      loaded = builtins.concatMap (load ({ inherit lib config; } // specialArgs)) modules;
+      arguments._module.args = lib.mkOption {
+        type = lib.types.anything;
+        default = { };
+      };
+      config = evaluate "" ([ arguments ] ++ map (module: module.options) loaded) (
+        map (module: module.config) loaded
+      );
     in
     {
       inherit config;

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.errors import FormatError
-from nixcache_oci.oci.document import parse_document, render_document
+from nixcache_oci.oci.document import MAX_VALUES, parse_document, render_document
 from tests.oci.strategies import extras
 
 
@@ -75,3 +75,12 @@ def test_values_that_json_cannot_carry() -> None:
         inner = deep["a"]
         assert isinstance(inner, dict)
         deep = inner
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", "1", '""'])
+def test_the_number_of_values_is_bounded(value: str) -> None:
+    """Small values take far more memory than bytes, and reading them keeps all other threads waiting."""
+    few, many = (f'{{"a":[{",".join([value] * count)}]}}'.encode() for count in (1000, MAX_VALUES))
+    parse_document(few, "test", 2**22)
+    with pytest.raises(FormatError, match=r"\Atest: over 250000 values, which is the limit\Z"):
+        parse_document(many, "test", 2**22)

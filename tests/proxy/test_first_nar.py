@@ -8,7 +8,7 @@ import pytest
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import first_nar, keys
 from nixcache_oci.proxy.first_nar import first_of_closure
 from tests.support.front import make_bench, read_index
 from tests.support.objects import hash_part_of, store_object
@@ -57,9 +57,9 @@ async def test_look_ups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     asked: list[HashPart] = []
     find = Catalog.find
 
-    def note(catalog: Catalog, hash_part: HashPart) -> bytes | None:
+    def note(catalog: Catalog, hash_part: HashPart, most_bytes: int) -> bytes | None:
         asked.append(hash_part)
-        return find(catalog, hash_part)
+        return find(catalog, hash_part, most_bytes)
 
     monkeypatch.setattr(Catalog, "find", note)
     for seed in "rs":
@@ -86,3 +86,15 @@ async def test_the_root_has_the_first_pack_fetched_before_its_own(tmp_path: Path
         entries = bench.app[keys.PACKS]._room.entries
     urls = [line for narinfo in narinfos for line in narinfo.splitlines() if line.startswith(b"URL: ")]
     assert [pack.hex in url.decode() for pack, url in zip(entries, urls, strict=True)] == [True] * 3
+
+
+async def test_a_large_narinfo_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30,000 references take 15 ms to sort, at each step; and validating what is large may wait."""
+    catalog = await catalog_of(tmp_path, {"r": "a", "a": ""})
+    narinfo = catalog.find(hash_part_of("r")) or b""
+    assert base_name_of("a").encode() in first_of_closure(narinfo, catalog).splitlines()[0]
+    monkeypatch.setattr(first_nar, "_MOST_BYTES", len(narinfo) - 1)
+    assert first_of_closure(narinfo, catalog) == narinfo
+    catalog.tables[0].file.verdicts[:] = bytes(2)
+    monkeypatch.setattr(first_nar, "_MOST_BYTES", len(narinfo))
+    assert base_name_of("a").encode() in first_of_closure(narinfo, catalog).splitlines()[0]

@@ -11,6 +11,7 @@ import pytest
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.proxy import front, keys
+from nixcache_oci.proxy.connections import HEAD_SECONDS
 from tests.support.front import Bench, let_run, make_bench
 from tests.support.front_requests import LAST
 from tests.support.objects import hash_part_of, store_object
@@ -181,3 +182,64 @@ async def test_a_client_that_goes_away_takes_its_request_with_it(bench: Bench) -
     bench.gate.set()
     await let_run()
     assert bench.server.connections == []
+
+
+@pytest.mark.parametrize("later", [b"", PLAIN])
+@pytest.mark.parametrize("odd", [False, True])
+async def test_a_head_that_drips_ends_the_connection(bench: Bench, later: bytes, *, odd: bool) -> None:
+    """On a new connection, behind an answer, and on one that is the library's for good."""
+    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n" if odd else later
+    connections = bench.app[keys.CONNECTIONS]
+    now = asyncio.get_running_loop().time()
+    async with bench.connect() as idle, bench.connect() as client:
+        await client.send(first)
+        await client.expect(bool(first))
+        for letter in b"GET / HTTP/1.1\r\nHost: l":
+            await client.send(bytes([letter]))
+        connections.sweep(now + HEAD_SECONDS - 5)
+        await client.settle()
+        assert not client.is_closed
+        connections.sweep(now + HEAD_SECONDS + 60)
+        await client.expect_end()
+        await idle.send(PLAIN)
+        await idle.expect(1)
+
+
+async def test_what_is_held_is_let_go(bench: Bench) -> None:
+    """What was sent ahead no longer counts once it was answered, and nothing does when all have gone."""
+    connections = bench.app[keys.CONNECTIONS]
+    slow = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"GET /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
+    async with bench.connect() as ahead, bench.connect() as half, bench.connect() as odd:
+        await ahead.send(slow + PLAIN * 3)
+        await half.send(PLAIN[:30])
+        await odd.send(body)
+        await let_run()
+        assert connections._held_bytes == 3 * len(PLAIN) + 2 * 30 + len(body)
+        assert connections._busy == 2
+        bench.gate.set()
+        await ahead.expect(4)
+        await half.send(PLAIN[30:])
+        await half.expect(1)
+        await odd.expect(1)
+        await ahead.settle()
+        assert (connections._held_bytes, connections._busy) == (0, 0)
+        await ahead.send(PLAIN[:9])
+        assert connections._held_bytes == 18
+    await let_run()
+    assert (connections._held_bytes, connections._busy, len(connections)) == (0, 0, 0)
+
+
+async def test_too_many_requests_leave_room_for_health(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever others wait for; the rest is not there for the moment."""
+    monkeypatch.setattr(bench.app[keys.CONNECTIONS], "_most_busy", 1)
+    slow = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with bench.connect() as first, bench.connect() as second:
+        await first.send(slow)
+        await second.send(slow + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answers = await second.expect(2)
+        assert re.findall(rb"HTTP/1.1 ([0-9]+)", answers) == [b"404", b"200"]
+        bench.gate.set()
+        await first.expect(1)
+        await second.send(slow)
+        assert re.findall(rb"HTTP/1.1 ([0-9]+)", await second.expect(3))[-1] == b"200"

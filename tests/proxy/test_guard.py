@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.proxy.guard import is_allowed_host, may_change_state, own_names
+from nixcache_oci.proxy.guard import is_allowed_host, is_from_elsewhere, may_change_state, own_names
 
 NAMES = frozenset({"builder.lan", "thismachine"})
 
@@ -88,3 +88,41 @@ def test_a_page_cannot_change_anything() -> None:
 def test_the_machine_knows_its_own_names(host_name: str, names: set[str]) -> None:
     """With and without domain, and by multicast DNS; a machine without a name has none."""
     assert own_names(host_name) == names
+
+
+@pytest.mark.parametrize(
+    ("sites", "origins", "allow"),
+    [
+        (["cross-site"], [], None),
+        (["same-site"], [], None),
+        (["CROSS-SITE"], [], None),
+        ([""], [], None),
+        (["same-origin", "cross-site"], [], None),
+        (["cross-site"], [], "1"),
+        ([], ["null"], None),
+        ([], ["http://evil.example"], None),
+        ([], ["http://localhost"], None),
+        ([], ["http://localhost:80", "http://localhost:37515"], None),
+        ([], [""], None),
+        (["same-origin"], ["http://localhost:37515.evil.example"], None),
+    ],
+)
+def test_pages_of_other_sites_are_refused(sites: list[str], origins: list[str], allow: str | None) -> None:
+    """Whatever they send; another port of this machine is another site as well."""
+    assert is_from_elsewhere(sites, origins, "localhost:37515", allow)
+
+
+@pytest.mark.parametrize(
+    ("sites", "origins", "allow"),
+    [
+        ([], [], None),
+        (["none"], [], None),
+        (["same-origin"], [], None),
+        (["Same-Origin "], ["http://LOCALHOST:37515"], None),
+        ([], ["https://localhost:37515"], None),
+        ([], ["http://evil.example"], "1"),
+    ],
+)
+def test_other_clients_are_not(sites: list[str], origins: list[str], allow: str | None) -> None:
+    """Who typed the address, and who is no browser, or sends the header that no page can."""
+    assert not is_from_elsewhere(sites, origins, "localhost:37515", allow)

@@ -1,5 +1,6 @@
 """Look-ups: hit, miss and unknown are told apart, and each is counted as what it is."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import pytest
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.proxy import lookup
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.lookup import Answer, look_up
+from nixcache_oci.proxy.lookup import Answer, UpstreamFinder, look_up
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
@@ -85,3 +89,69 @@ async def test_who_could_not_be_asked_makes_it_unknown(index: LiveIndex, no_inde
     async with asking() as upstreams:
         assert (await look_up(HASH_PART, no_index, upstreams, counters)).answer is Answer.UNKNOWN
     assert counted(counters) == (0, 0, 0, 3)
+
+
+class Slow:
+    """Knows one narinfo, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[HashPart] = []
+        self.gate = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def find(self, hash_part: HashPart) -> NarInfo | None:
+        self.asked.append(hash_part)
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return NarInfo.parse(narinfo_text(hash_part).encode()) if hash_part == HASH_PART else None
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_one_look_up_serves_all_who_ask_meanwhile() -> None:
+    """Whatever comes of it, and whoever hangs up; it is not remembered."""
+    upstream = Slow()
+    finder = UpstreamFinder(upstream, 4)
+    for outcome in (None, UpstreamError("down")):
+        upstream.error = outcome
+        clients = [asyncio.create_task(finder.find(HASH_PART)) for _ in range(20)]
+        await settle()
+        clients[0].cancel()
+        upstream.gate.set()
+        found = await asyncio.gather(*clients[1:], return_exceptions=True)
+        assert len(set(map(repr, found))) == 1
+        assert isinstance(found[0], UpstreamError if outcome else NarInfo)
+        upstream.gate.clear()
+    assert upstream.asked == [HASH_PART] * 2
+
+
+async def test_few_look_ups_go_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for their turn, and what cannot even wait is unknown at once; nothing is left behind."""
+    monkeypatch.setattr(lookup, "MOST_LOOK_UPS", 10)
+    upstream = Slow()
+    finder = UpstreamFinder(upstream, 4)
+    clients = [asyncio.create_task(finder.find(hash_part_of(str(number)))) for number in range(10)]
+    await settle()
+    assert len(upstream.asked) == 4
+    with pytest.raises(UpstreamError):
+        await finder.find(HASH_PART)
+    joined = asyncio.create_task(finder.find(hash_part_of("9")))
+    upstream.gate.set()
+    assert await asyncio.gather(*clients, joined) == [None] * 11
+    assert await finder.find(HASH_PART) is not None
+    assert len(upstream.asked) == 11
+
+
+async def test_look_ups_end_with_the_proxy() -> None:
+    """Whoever waits for an upstream does not keep the proxy from stopping."""
+    finder = UpstreamFinder(Slow(), 1)
+    clients = [asyncio.create_task(finder.find(hash_part_of(str(number)))) for number in range(3)]
+    await settle()
+    await finder.close()
+    for one in clients:
+        with pytest.raises(asyncio.CancelledError):
+            await one

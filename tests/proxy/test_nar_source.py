@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.nar_source import MOST_UNKNOWN
 from tests.support.nar_bench import NarBench
 
 
@@ -40,14 +41,49 @@ async def test_sizes_are_asked_for_once(bench: NarBench) -> None:
 async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: NarBench) -> None:
     """One failure must not stay; nor is it lost on anybody that all clients had gone."""
     blob = Digest.of(b"late")
+    bench.repository.error = RegistryError("busy", is_temporary=True)
     client = asyncio.create_task(bench.nars.size(blob))
     await asyncio.sleep(0)
     client.cancel()
     await settle()
-    with pytest.raises(NotFoundError):
+    with pytest.raises(RegistryError):
         await bench.nars.size(blob)
+    bench.repository.error = None
     bench.repository.add(b"late")
     assert await bench.nars.size(blob) == 4
+
+
+async def test_what_is_not_there_is_not_asked_for_again_and_again(bench: NarBench) -> None:
+    """Anybody can make digests up. A new index may bring what was missing: then it is found at once."""
+    blob = Digest.of(b"late")
+    url = NarUrl.parse(f"nar/{Digest.of(b'pack').hex}/0-1.nar.zst")
+    for _ in range(5):
+        with pytest.raises(NotFoundError):
+            await bench.nars.size(blob)
+        with pytest.raises(NotFoundError):
+            async with bench.nars.whole(blob):
+                pass
+        with pytest.raises(NotFoundError):
+            async with bench.nars.part(blob, 0, 1):
+                pass
+        with pytest.raises(NotFoundError):
+            await bench.nars.slice_of_pack(url)
+    # Twice, for once may be a mistake.
+    assert sorted(map(str, bench.repository.opened)) == sorted(map(str, [blob, url.blob] * 2))
+    bench.repository.add(b"late")
+    bench.generation = object()
+    assert await bench.nars.size(blob) == 4
+
+
+async def test_few_unknown_digests_are_asked_for_at_once(bench: NarBench) -> None:
+    """A client that makes digests up cannot have the registry flooded; each of the others has its turn."""
+    blobs = [bench.repository.add(b"%d" % number) for number in range(3 * MOST_UNKNOWN)]
+    bench.repository.gate.clear()
+    clients = [asyncio.create_task(bench.nars.size(blob)) for blob in blobs]
+    await settle()
+    assert len(bench.repository.opened) == MOST_UNKNOWN
+    bench.repository.gate.set()
+    assert await asyncio.gather(*clients) == [len(bench.repository.blobs[blob]) for blob in blobs]
 
 
 async def test_a_whole_blob_tells_its_size(bench: NarBench) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nixcache_oci.proxy.open_files import MOST_FILES, allow_many_files
+from nixcache_oci.proxy.nar_streams import MOST_STREAMS
+from nixcache_oci.proxy.open_files import MOST_CONNECTIONS, MOST_FILES, Limits, allow_many_files, share_out
 
 
 @pytest.fixture
@@ -23,3 +24,25 @@ def test_a_low_limit_is_raised(hard: int) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
     allow_many_files()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, hard)
+
+
+@pytest.mark.parametrize(
+    ("files", "limits"),
+    [
+        (MOST_FILES, Limits(MOST_CONNECTIONS, MOST_STREAMS)),
+        (20_000, Limits(MOST_CONNECTIONS, MOST_STREAMS)),
+        (1024, Limits(448, 128)),
+        (256, Limits(64, 32)),
+        (64, Limits(16, 16)),
+    ],
+)
+def test_files_are_shared_out(files: int, limits: Limits) -> None:
+    """Clients leave enough of them for what the registry, upstreams and layouts send."""
+    assert share_out(files) == limits
+
+
+def test_no_more_is_shared_out_than_there_is() -> None:
+    """Where there are so few that nothing could be served, the fewest are promised all the same."""
+    for files in range(160, 6000):
+        limits = share_out(files)
+        assert limits.connections + 4 * limits.streams < files

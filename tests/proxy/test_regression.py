@@ -1,9 +1,11 @@
 """A registry that shows an older state than it did is noticed; what gc does is not taken for that."""
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
@@ -19,7 +22,7 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.regression import Seen
+from nixcache_oci.proxy.regression import MAX_MISSING, Seen
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, publish
 from tests.support.registries import REPO, Ghcr
@@ -197,3 +200,18 @@ async def test_a_memory_that_is_damaged_is_replaced(
     await index.refresh(thoroughly=True)
     assert "what was seen before is unusable" in caplog.text
     assert Seen.from_json(file.read_bytes()).newest == CREATED
+
+
+def test_few_missing_segments_are_remembered() -> None:
+    """A registry that lists others at each look would fill memory, disk and /_status."""
+    looks = [tuple(segment(timedelta(hours=100 * look + n)) for n in range(100)) for look in range(6)]
+    seen = seen_of(*looks[0])
+    for before, listed in pairwise(looks):
+        seen = seen.after_look(before, listed, NOW)
+    assert len(seen.missing) == MAX_MISSING
+    # What was noticed first stays, until it is listed again.
+    assert {str(one.tag) for one in looks[0]} <= seen.missing.keys()
+    assert not {str(one.tag) for one in looks[0]} & seen.after_look((), looks[0], NOW).missing.keys()
+    many = {str(segment(timedelta(hours=n)).tag): format_time(NOW) for n in range(1000)}
+    saved = {**json.loads(seen.to_json()), "missing": many}
+    assert len(Seen.from_json(json.dumps(saved).encode()).missing) == MAX_MISSING

@@ -144,7 +144,7 @@ class Far:
         """Plan and publish as a run of its own; tells how many upload sessions were left, too."""
         repository = FarRepository(self.storage, distance.pass_on)
         told = Heard()
-        store = TellingStore(Nix({}), "/nix/store", self.folder / "store")
+        store = TellingStore(Nix({}, print), "/nix/store", self.folder / "store")
         upstreams = Upstreams([])
         index = IndexFolder(self.folder / "index", "model")
         publisher = Publisher(repository, store, index, upstreams, _OPTIONS, told)

@@ -5,7 +5,7 @@ import pytest
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
-from nixcache_oci.publisher.signing import sign_all
+from nixcache_oci.publisher.signing import MAX_SIGNATURES, sign_all
 from tests.support.objects import store_object
 
 FIRST = SecretKey.generate("first-1")
@@ -68,3 +68,12 @@ def test_a_signature_that_does_not_verify_is_not_listed(monkeypatch: pytest.Monk
     monkeypatch.setattr(SecretKey, "sign", lambda key, _fingerprint: Signature(key.name, bytes(64)))
     with pytest.raises(Error, match="made with key first-1 does not verify"):
         sign_all([narinfo()], [FIRST])
+
+
+def test_what_is_published_has_no_more_signatures_than_readers_take() -> None:
+    """Of a path that hundreds have signed, the own signature is not the one that is left out."""
+    others = [Signature(f"other-{number}", bytes(64)) for number in range(300)]
+    [signed] = sign_all([narinfo(*others)], [FIRST])
+    assert len(signed.sigs) == MAX_SIGNATURES
+    assert sign_all([replace(signed, sigs=(*signed.sigs[1:], *others, signed.sigs[0]))], [FIRST]) == [signed]
+    assert NarInfo.parse(signed.render()) == signed

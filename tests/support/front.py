@@ -15,8 +15,9 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.connections import IDLE_SECONDS
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.front import IDLE_SECONDS, Front, FrontServer
+from nixcache_oci.proxy.front import Front, FrontServer
 from nixcache_oci.proxy.head import HeadReader
 from nixcache_oci.proxy.library import library_of
 from nixcache_oci.proxy.live_index import LiveIndex
@@ -89,8 +90,10 @@ class Bench:
     ) -> None:
         self.app = app
         self.server = server
-        self.library = library_of(server, idle_seconds=idle_seconds)
-        self.front = FrontServer(self.library, HeadReader(app[keys.HOST_GUARD].allows), app[keys.HITS])
+        connections = app[keys.CONNECTIONS]
+        self.library = library_of(server, connections, idle_seconds=idle_seconds)
+        reader = HeadReader(app[keys.HOST_GUARD].allows)
+        self.front = FrontServer(self.library, reader, app[keys.HITS], connections)
         self.gate = gate
         self.connections: list[Front] = []
 

@@ -45,6 +45,7 @@ def settings_of(registry: AnyRegistry, folder: Path) -> dict[str, str]:
     """What a proxy is told, with credentials in a file as a service has them."""
     token = folder / "token"
     token.write_text(f"{registry.user}:{registry.password}\n")
+    token.chmod(0o600)
     return {**registry.settings, "NIXCACHE_TOKEN_FILE": str(token)}
 
 

@@ -15,7 +15,8 @@ class NarBench:
         self.quarantine = Quarantine()
         self.counters = Counters()
         self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
-        self.nars = NarSource(self.repository, self.packs, self.quarantine)
+        self.generation = object()
+        self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
 
     async def close(self) -> None:
         """Let every download end."""

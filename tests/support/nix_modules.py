@@ -20,6 +20,11 @@ TOP = Path(__file__).parents[2]
 STANDIN = TOP / "tests/nixpkgs_standin"
 UNIT = "nixcache-proxy"
 
+KEY = "my-cache-1:" + "A" * 43 + "="
+OTHER_KEY = "other-1:" + "B" * 42 + "A="
+USABLE: Mapping[str, Any] = {"repo": "octocat/my-cache", "publicKey": KEY}
+UNSIGNED: Mapping[str, Any] = {"repo": "octocat/my-cache", "requireSignatures": False}
+
 MODULES = {
     "nixos": TOP / "nixos-module.nix",
     "darwin": TOP / "nix/darwin-module.nix",
@@ -163,3 +168,16 @@ def _values(value: object) -> Iterable[object]:
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def environment_of(evaluated: Evaluated, kind: str) -> dict[str, str]:
+    """What the proxy gets from this kind of machine, with systemd's quoting undone."""
+    if kind == "nixos":
+        found: dict[str, str] = evaluated.service["environment"]
+        return {name: value.replace("%%", "%") for name, value in found.items()}
+    if kind == "darwin":
+        daemon = evaluated.config["launchd"]["daemons"]["nixcache-proxy"]
+        return dict(daemon["serviceConfig"]["EnvironmentVariables"])
+    service = evaluated.config["systemd"]["user"]["services"]["nixcache-proxy"]["Service"]
+    assignments = (one[1:-1].replace("%%", "%").partition("=") for one in service["Environment"])
+    return {name: value for name, _, value in assignments}

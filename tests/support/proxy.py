@@ -34,7 +34,12 @@ class ProxyProcess:
     Args:
         folder: for its home and log; a second process on the same folder finds the first one's index.
         settings: further environment variables.
+
+    Attributes:
+        most_files: how many files it may have open; set before it starts, None for what this process may.
     """
+
+    most_files: int | None = None
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self._folder = folder
@@ -53,8 +58,10 @@ class ProxyProcess:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "proxy.log").open("ab")
+        limit = f'ulimit -n {self.most_files} && exec "$@"'
+        prefix = ["sh", "-c", limit, "sh"] if self.most_files is not None else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nixcache_oci", "proxy"],
+            [*prefix, sys.executable, *self._program(), "proxy"],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -70,9 +77,17 @@ class ProxyProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _program(self) -> list[str]:
+        return ["-m", "nixcache_oci"]
+
     @property
     def log(self) -> str:
         return (self._folder / "proxy.log").read_text()
+
+    @property
+    def folder(self) -> Path:
+        """Of its home, its log, and its index in the folder ``index``."""
+        return self._folder
 
     @property
     def host(self) -> str:
@@ -131,9 +146,31 @@ class ProxyProcess:
         """Resident memory, all of it."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    def peak_bytes(self) -> int:
+        """The most resident memory that it ever had (VmHWM)."""
+        return self._memory("VmHWM")
+
     def anonymous_bytes(self) -> int:
         """Resident memory that no file backs (RssAnon)."""
+        return self._memory("RssAnon")
+
+    def _memory(self, field: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
-        raise RuntimeError("the kernel does not tell RssAnon")
+        raise RuntimeError(f"the kernel does not tell {field}")
+
+
+class WatchedProxy(ProxyProcess):
+    """One whose event loop is watched: see ``tests.support.loop_watch``."""
+
+    def _program(self) -> list[str]:
+        return ["-m", "tests.support.loop_watch", str(self._block_report)]
+
+    @property
+    def _block_report(self) -> Path:
+        return self._folder / "worst-block"
+
+    def worst_block_seconds(self) -> float:
+        """How long the loop was blocked at the worst so far, in CPU time."""
+        return float(self._block_report.read_text())

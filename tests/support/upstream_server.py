@@ -10,6 +10,7 @@ from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.nix.store_path import HashPart
 
 HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
@@ -21,12 +22,15 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Options(TypedDict, total=False):
     """Arguments of the client, as it names them."""
 
+    signer: UrlSigner
     connect_seconds: float
     answer_seconds: float
+    nar_seconds: float
     stall_seconds: float
     resume_pause_seconds: float
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
+    store_dir: str | None
 
 
 def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:
@@ -79,8 +83,8 @@ async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str
             await conversation(reader, writer)
             writer.close()
             await writer.wait_closed()  # everything said was sent
-        except (OSError, EOFError):
-            pass  # the client has gone, which is the story of some tests
+        except (OSError, EOFError, asyncio.CancelledError):
+            pass  # the client has gone, which is the story of some tests, or the test is over
         finally:
             writer.transport.abort()
 

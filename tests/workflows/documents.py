@@ -6,6 +6,8 @@ from typing import Any, Final, TypeAlias, cast
 
 from ruamel.yaml import YAML
 
+from nixcache_oci.cli.starter import PLACEHOLDER
+
 TOP: Final = Path(__file__).parents[2]
 TEMPLATE: Final = TOP / "nixcache_oci/starter"
 ACTIONS: Final = tuple(sorted((TOP / "workflows").glob("*/action.yml")))
@@ -14,7 +16,7 @@ TEMPLATE_WORKFLOWS: Final = tuple(sorted((TEMPLATE / ".github/workflows").glob("
 EVERY_FILE: Final = (*ACTIONS, *WORKFLOWS, *TEMPLATE_WORKFLOWS)
 
 # How the template, and any other repository, names what lies in this one.
-HERE: Final = "owner/nixcache-oci/"
+HERE: Final = f"{PLACEHOLDER}/"
 
 Document: TypeAlias = Mapping[str, Any]
 

@@ -17,13 +17,13 @@ from tests.clients.nix_story import SYSTEM, NixStory
 from tests.support.journey import push_with
 from tests.support.registries import REPO, Ghcr
 from tests.support.segments import read_records
-from tests.workflows.documents import TOP
+from tests.workflows.documents import HERE, TOP
 from tests.workflows.expression import Value
 from tests.workflows.runner import Event, Job, Permitted, Player, Result
 from tests.workflows.workflow import permissions_of, run_job
 
 CHECKOUT: Final = "actions/checkout"
-SETUP: Final = "owner/nixcache-oci/workflows/setup"
+SETUP: Final = f"{HERE}workflows/setup"
 
 # Takes a push only from a job that may write to the repository: local transports hand the environment on.
 _HOOK: Final = """#!/bin/sh

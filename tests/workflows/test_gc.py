@@ -44,7 +44,7 @@ def test_inputs_become_arguments(story: GithubStory) -> None:
             "NIXCACHE_REPO": "other/name",
             "NIXCACHE_REGISTRY": "registry.example",
             "NIXCACHE_IMAGE": "image",
-            "GITHUB_TOKEN": nasty,
+            "NIXCACHE_TOKEN": nasty,
         }.items()
     )
     assert not list(job.folder.rglob("pwned"))
@@ -68,4 +68,4 @@ def test_without_setup(story: GithubStory) -> None:
     restrict_path(job, "bash", "dirname")
     ran = job.run_action(ACTION, {})
     assert ran.outcome == "failure"
-    assert "::error::nixcache-oci is not on PATH: use owner/nixcache-oci/workflows/setup" in ran.log
+    assert "::error::nixcache-oci is not on PATH: use the action workflows/setup" in ran.log

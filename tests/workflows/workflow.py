@@ -11,7 +11,7 @@ from tests.workflows.documents import read
 from tests.workflows.expression import Payload, Scope, Value
 from tests.workflows.runner import Job, Result, RunnerError, Steps
 
-_STEP_KEYS: Final = {"name", "id", "if", "run", "uses", "with"}
+_STEP_KEYS: Final = {"name", "id", "if", "run", "uses", "with", "env"}
 
 
 def run_job(

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO, MAX_NARINFO_BYTES
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
 
@@ -17,14 +17,14 @@ _CHUNK_BYTES: Final = 256 * 1024
 
 
 class FolderCache:
-    """Reads one folder.
+    """Reads one folder, which somebody else may have written: links below it are not followed.
 
     Args:
         folder: which it is.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = RootedPath(folder)
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class FolderCache:
         """
         content = await asyncio.to_thread(self._read, CACHE_INFO)
         if content is None:
-            is_there = await asyncio.to_thread(self._folder.is_dir)
+            is_there = await asyncio.to_thread(self._folder.root.is_dir)
             raise UpstreamError(
                 f"{self.name}: is no binary cache: there is no {CACHE_INFO} in it"
                 if is_there
@@ -57,11 +57,12 @@ class FolderCache:
             UpstreamError: the folder cannot be read.
         """
 
-        def names() -> list[str]:
-            return sorted(path.stem for path in self._folder.glob(f"*{_SUFFIX}"))
+        def find() -> list[str]:
+            names = (path.name for path, _ in self._folder.entries())
+            return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
         try:
-            return await asyncio.to_thread(names)
+            return await asyncio.to_thread(find)
         except OSError as error:
             raise UpstreamError(f"{self.name}: {error.strerror}") from None
 
@@ -108,19 +109,11 @@ class FolderCache:
         return content
 
     def _open(self, url: str) -> IO[bytes] | None:
-        """Open a regular file below the folder: nothing else may get into a cache, whoever wrote this one."""
         try:
-            path = (self._folder / url).resolve()
-            if not path.is_relative_to(self._folder.resolve()):
-                raise UpstreamNotFoundError(f"{self.name}: {url} leads out of it")
-            # A pipe would be waited for.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.fdopen(self._folder.joinpath(*url.split("/")).open(), "rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UpstreamNotFoundError(f"{self.name}: {url}: {reason}") from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise UpstreamNotFoundError(f"{self.name}: {url} is no file")
-        return os.fdopen(descriptor, "rb")
+        except OSError as error:
+            raise UpstreamNotFoundError(f"{self.name}: {url}: {error.strerror}") from None
+        except ValueError:
+            raise UpstreamNotFoundError(f"{self.name}: {url} names no file of it") from None

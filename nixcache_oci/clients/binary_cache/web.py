@@ -12,10 +12,10 @@ import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO
+from nixcache_oci.clients.http.public_address import is_public
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
 from nixcache_oci.clients.upstream.client import read_narinfo
 from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, range_headers, read_head
-from nixcache_oci.clients.upstream.redirect import is_public
 from nixcache_oci.clients.upstream.wire import Wire, translated
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
@@ -23,6 +23,9 @@ from nixcache_oci.nix.store_path import HashPart
 _OK: Final = 200
 _CONNECT_SECONDS: Final = 15.0
 _STALL_SECONDS: Final = 60.0
+_ANSWER_SECONDS: Final = 30.0  # for a whole narinfo
+_MOST_TOTAL_BYTES: Final = 128 * 1024 * 1024  # of all narinfos: some 200,000, for references may never end
+_NAR_SECONDS: Final = 300.0  # for a NAR's head, and for its first byte, as Nix itself waits
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -40,6 +43,7 @@ class WebCache:
         self._upstream = upstream
         self._pauses = pauses_seconds
         self._wire = Wire(connect_seconds=_CONNECT_SECONDS, is_public=is_public)
+        self._total_bytes = 0
 
     @property
     def name(self) -> str:
@@ -68,9 +72,16 @@ class WebCache:
         """Read a narinfo; None where there is none.
 
         Raises:
-            UpstreamError: it could not say.
+            UpstreamError: it could not say, or narinfos do not end.
         """
-        return await self._read(f"{hash_part}.narinfo")
+        content = await self._read(f"{hash_part}.narinfo")
+        self._total_bytes += len(content or b"")
+        if self._total_bytes > _MOST_TOTAL_BYTES:
+            raise UpstreamError(
+                f"{self.name}: its narinfos have over {_MOST_TOTAL_BYTES} bytes in total;"
+                " take fewer paths at once"
+            )
+        return content
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -85,15 +96,17 @@ class WebCache:
         async def open_from(
             start: int, end: int | None, validator: str
         ) -> tuple[aiohttp.ClientResponse, NarHead]:
-            response = await self._send(address, range_headers(start, end, validator))
+            seconds = _STALL_SECONDS if start else _NAR_SECONDS
+            response = await self._send(address, range_headers(start, end, validator), seconds)
             try:
                 return response, read_head(self._upstream, response.status, response.headers, start, end)
             except UpstreamError:
                 response.close()
                 raise
 
-        response, head = await open_from(0, None, "")
-        body = NarBody(self._upstream, response, head, open_from, self._pauses[0])
+        with translated(self._upstream):
+            response, head = await open_from(0, None, "")
+        body = NarBody(self._upstream, response, head, open_from, self._pauses[0], _STALL_SECONDS)
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield chunks
@@ -112,12 +125,13 @@ class WebCache:
 
     async def _read(self, path: str) -> bytes | None:
         async def read() -> bytes | None:
-            response = await self._send(self._upstream.at(path), {})
-            try:
-                with translated(self._upstream):
-                    body = await read_narinfo(self._upstream, response)
-            finally:
-                response.close()
+            with translated(self._upstream):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    response = await self._send(self._upstream.at(path), {}, _ANSWER_SECONDS)
+                    try:
+                        body = await read_narinfo(self._upstream, response)
+                    finally:
+                        response.close()
             if response.status in ABSENT_STATUSES:
                 return None
             if response.status != _OK:
@@ -126,13 +140,14 @@ class WebCache:
 
         return await self._patiently(read)
 
-    async def _send(self, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _send(self, url: URL, headers: dict[str, str], seconds: float) -> aiohttp.ClientResponse:
         return await self._wire.send(
             self._upstream,
             "GET",
             url,
             headers=headers,
-            stall_seconds=_STALL_SECONDS,
+            head_seconds=seconds,
+            stall_seconds=seconds,
             on_connect=lambda: None,
         )
 

@@ -13,6 +13,7 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials
 from nixcache_oci.clients.registry.answer import Answer
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.retry import Failure, GiveUp, RetryPolicy
 from nixcache_oci.clients.registry.transport import Tries
 from nixcache_oci.clients.registry.trouble import TroubleError
@@ -82,11 +83,12 @@ class GithubApi:
                     raise _explain(operation, trouble, end, self._credentials.source) from None
 
     async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
-        reply = await self._wire.send(request, f"Bearer {credentials.password}")
-        try:
-            body = await reply.read(_MOST_BYTES + 1)
-        finally:
-            reply.close()
+        with translated():
+            reply = await self._wire.send(request, f"Bearer {credentials.password}")
+            try:
+                body = await reply.read(_MOST_BYTES + 1)
+            finally:
+                reply.close()
         answer = Answer(reply.status, reply.headers, body)
         if answer.status not in accepts:
             trouble = answer.trouble()

@@ -28,7 +28,10 @@ from nixcache_oci.oci.reference import RegistryReference
 
 _KINDS: Final = ("orgs", "users")  # of owners, as addresses have them; the wrong one is answered 404
 _PER_PAGE: Final = 100  # the most
+# Of a whole list, however many pages it comes in.
 _MOST_PAGES: Final = 1_000
+_MOST_VERSIONS: Final = 100_000
+_MOST_BYTES: Final = 128 * 1024 * 1024
 _OK: Final = frozenset({HTTPStatus.OK})
 _FOUND_OR_NOT: Final = frozenset({HTTPStatus.OK, HTTPStatus.NOT_FOUND})
 _DELETED_OR_NOT_FOUND: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND})
@@ -128,13 +131,17 @@ class GithubPackages:
         url, answer = await self._fetch_first_page(operation)
         versions = parse_versions(answer.body)
         seen = {url}
+        count = len(answer.body)
         while (target := find_next(answer.headers.getall("Link", []))) is not None:
             url = join(url, target)
             if url in seen or len(seen) == _MOST_PAGES:
                 raise FormatError(f"the list does not end after {len(seen)} pages")
             seen.add(url)
             answer = await self._api.ask(operation, "GET", url, _OK)
+            count += len(answer.body)
             versions += parse_versions(answer.body)
+            if len(versions) > _MOST_VERSIONS or count > _MOST_BYTES:
+                raise FormatError(f"the list has over {_MOST_VERSIONS} versions, or {_MOST_BYTES} bytes")
         return versions
 
     async def _fetch_first_page(self, operation: str) -> tuple[URL, Answer]:

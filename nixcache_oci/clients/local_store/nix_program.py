@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program, show_line
+from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program
 from nixcache_oci.errors import StoreError, UsageError
 
 Version = tuple[int, int, int]
@@ -34,16 +34,16 @@ class Nix:
     """Runs ``nix`` and ``nix-store``.
 
     Args:
-        environment: all variables that they get; PATH tells where they are.
-        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
+        environment: all variables that there are; PATH tells where the programs are.
         on_line: gets what they write to standard error, line by line, as it comes.
+        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
     """
 
     def __init__(
         self,
         environment: Mapping[str, str],
+        on_line: OnLine,
         options: Sequence[tuple[str, str]] = (),
-        on_line: OnLine = show_line,
     ) -> None:
         self.environment = environment
         self.on_line = on_line

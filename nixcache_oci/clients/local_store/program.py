@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from nixcache_oci.clients.local_store.child_environment import child_environment
 from nixcache_oci.errors import StoreError, UsageError
 
 OnLine = Callable[[str], None]
-"""Takes one line of standard error, without its end."""
+"""Takes one line of standard error, without its end; the text is foreign, with whatever is in it."""
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 """Of standard output: what Nix tells of a closure of 300,000 paths."""
@@ -27,6 +27,7 @@ MOST_BYTES: Final = 256 * 1024 * 1024
 _GRACE = 5.0  # seconds between asking a program to end and ending it
 _PIECE_BYTES = 64 * 1024
 _TAIL_LINES = 50
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,16 +46,11 @@ class Ended:
     reason: str
 
 
-def show_line(line: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(f"{line}\n")
-
-
 async def run_program(
     name: str,
     arguments: Iterable[str],
     environment: Mapping[str, str],
-    on_line: OnLine = show_line,
+    on_line: OnLine,
     *,
     most_bytes: int = MOST_BYTES,
 ) -> Ended:
@@ -63,7 +59,7 @@ async def run_program(
     Args:
         name: looked for in the environment's PATH.
         arguments: as they are.
-        environment: all variables that it gets.
+        environment: all variables that there are; it gets those of ``child_environment``.
         on_line: gets its standard error.
         most_bytes: of standard output.
 
@@ -81,7 +77,7 @@ async def run_program(
     process = await asyncio.create_subprocess_exec(
         path,
         *arguments,
-        env=dict(environment),
+        env=child_environment(environment),
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
@@ -128,7 +124,8 @@ async def _pass_on(stream: asyncio.StreamReader | None, on_line: OnLine, tail: d
 
     rest = b""
     while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
-        *lines, rest = (rest + piece).split(b"\n")
+        # A carriage return ends a line, too: whoever reads our output may take what follows for a new one.
+        *lines, rest = _LINE_END.split(rest + piece)
         for line in lines:
             show(line)
         if len(rest) > _PIECE_BYTES:

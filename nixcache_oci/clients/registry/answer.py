@@ -27,12 +27,14 @@ class Answer:
         headers: names are compared without case.
         body: at least its beginning.
         is_elsewhere: whether a server gave it that the registry sent us to.
+        is_public: whether it came from a public address, so that what it names has to be at one, too.
     """
 
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
     is_elsewhere: bool = False
+    is_public: bool = False
 
     def trouble(
         self,

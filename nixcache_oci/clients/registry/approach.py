@@ -16,32 +16,34 @@ from yarl import URL
 
 from nixcache_oci.clients.registry.breakage import translated
 
-Connect: TypeAlias = Callable[[URL], Coroutine[Any, Any, Connection | None]]
+# Of an origin, and whether it has to be at a public address.
+Target: TypeAlias = tuple[URL, bool]
+Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None]]
 
 
 class Approach:
     """At most one connection to each origin that is on the way of one request.
 
     Args:
-        origins: where it will probably go.
+        targets: where it will probably go.
         connect: opens a connection, or gives None where there is nothing to be opened ahead.
 
     Attributes:
-        last: where it went at last, as an origin.
+        last: where it went at last.
     """
 
-    def __init__(self, origins: Iterable[URL], connect: Connect) -> None:
-        self.last: URL | None = None
-        self._connecting = {origin: asyncio.create_task(connect(origin)) for origin in origins}
+    def __init__(self, targets: Iterable[Target], connect: Connect) -> None:
+        self.last: Target | None = None
+        self._connecting = {target: asyncio.create_task(connect(*target)) for target in targets}
 
-    async def arrive(self, origin: URL) -> None:
+    async def arrive(self, origin: URL, *, is_guarded: bool) -> None:
         """Have the connection at hand for the request that is sent there next.
 
         Raises:
             TroubleError: it could not be opened.
         """
-        self.last = origin
-        connecting = self._connecting.get(origin)
+        self.last = origin, is_guarded
+        connecting = self._connecting.get(self.last)
         if connecting is not None:
             with translated():
                 _give_back(await connecting)
@@ -62,7 +64,7 @@ class Storage:
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
-        self._origin: URL | None = None
+        self._target: Target | None = None
 
     @contextmanager
     def approach(self, registry: URL, *, is_waiting: bool) -> Iterator[Approach]:
@@ -72,15 +74,15 @@ class Storage:
             registry: its origin.
             is_waiting: whether the request has to wait for a token that was asked for already.
         """
-        origins = {registry} if is_waiting else set()
-        if self._origin is not None:
-            origins.add(self._origin)
-        approach = Approach(origins, self._connect)
+        targets = {(registry, False)} if is_waiting else set()
+        if self._target is not None:
+            targets.add(self._target)
+        approach = Approach(targets, self._connect)
         try:
             yield approach
         finally:
             approach.end()
-        self._origin = approach.last if approach.last != registry else None
+        self._target = approach.last if approach.last and approach.last[0] != registry else None
 
 
 def _give_back(connection: Connection | None) -> None:

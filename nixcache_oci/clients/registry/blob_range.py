@@ -55,17 +55,17 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
     Raises:
         FormatError: the answer is not what was asked for.
     """
-    length = _SIZE.fullmatch(headers.get("Content-Length", ""))
+    length = read_length(headers)
     if length is None:
         raise FormatError("the answer does not tell its length")
     if status == HTTPStatus.PARTIAL_CONTENT:
         size, first, last = _parse_content_range(headers.get("Content-Range", ""))
-        if end is None or (first, last + 1) != (start, end) or int(length[0]) != end - start:
+        if end is None or (first, last + 1) != (start, end) or length != end - start:
             raise FormatError(
-                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size} in {length[0]} bytes"
+                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size} in {length} bytes"
             )
         return Extent(size, 0, start, end)
-    size = int(length[0])
+    size = length
     if end is None:
         end = size
     if end > size:
@@ -77,6 +77,12 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
     return Extent(size, start, start, end)
 
 
+def read_length(headers: Mapping[str, str]) -> int | None:
+    """Read Content-Length, in bytes; None where it is missing or no length of a blob."""
+    match = _SIZE.fullmatch(headers.get("Content-Length", ""))
+    return int(match[0]) if match else None
+
+
 def read_size(status: int, headers: Mapping[str, str]) -> int:
     """Read a blob's size from the answer to a request for its first byte.
 
@@ -86,9 +92,9 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
     if status == HTTPStatus.PARTIAL_CONTENT:
         return _parse_content_range(headers.get("Content-Range", ""))[0]
     if status == HTTPStatus.OK:
-        match = _SIZE.fullmatch(headers.get("Content-Length", ""))
-        if match:
-            return int(match[0])
+        length = read_length(headers)
+        if length is not None:
+            return length
     elif match := _UNSATISFIED.fullmatch(headers.get("Content-Range", "")):
         return int(match[1])  # an empty blob has no first byte
     raise FormatError("the answer does not tell the blob's size")

@@ -4,15 +4,19 @@ Source: OCI distribution specification 1.1, with the manners of GHCR in mind.
 """
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from time import monotonic
 
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.delete import delete_manifest
 from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
 from nixcache_oci.clients.registry.redirect import join
@@ -31,8 +35,12 @@ _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
 _MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
 _TAGS_ASKED = 10_000  # on a page
-_TAG_PAGE_LIMIT = 16 * 1024 * 1024  # bytes
+# Of a whole list of tags, however many pages it comes in. A cache has some dozen segments.
+_MOST_TAG_BYTES = 16 * 1024 * 1024
+_MOST_TAGS = 100_000
 _MOST_TAG_PAGES = 1_000
+_MOST_TAG_SECONDS = 600
+_MOST_OTHER_COMMAS = 16  # on a page, behind its name and whatever a registry adds
 _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
@@ -53,6 +61,7 @@ class Registry:
         stall_seconds: how long a connection may stand still.
         attempts: how often an operation is tried at most, but for rate limits, which only patience ends.
         first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
+        is_public: judges IP addresses. What a registry at a public one names has to be at one, too.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class Registry:
         stall_seconds: float = 30,
         attempts: int = 5,
         first_backoff_seconds: float = 0.5,
+        is_public: IsPublic = is_public,
     ) -> None:
         self._reference = reference
         self._base = f"{reference.base_url}/v2/{reference.repository}"
@@ -76,6 +86,7 @@ class Registry:
             delete=delete,
             policy=RetryPolicy(attempts, patience, first_backoff_seconds),
             stall_seconds=stall_seconds,
+            is_public=is_public,
         )
         # Just after a push a registry may not know what it took: what is in here is asked for again.
         self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)
@@ -147,19 +158,28 @@ class Registry:
         await delete_manifest(self._transport, self._base, digest)
 
     async def list_tags(self) -> list[str]:
-        """List every tag, in no particular order; never a part of them."""
+        """List every tag, in no particular order; never a part of them.
+
+        A list of over 100,000 tags, 16 MiB, 1,000 pages or ten minutes is an error.
+        """
         url: URL | None = self._url(f"/tags/list?n={_TAGS_ASKED}")
         tags: dict[str, None] = {}
         seen: set[URL] = set()
+        room = _MOST_TAG_BYTES
+        deadline = monotonic() + _MOST_TAG_SECONDS
         while url is not None:
             call = Call("list tags", "GET", url, may_be_absent=not seen)
-            if url in seen or len(seen) == _MOST_TAG_PAGES:
+            if url in seen or len(seen) == _MOST_TAG_PAGES or monotonic() > deadline:
                 raise self._transport.error(call, f"the list does not end after {len(seen)} pages")
             seen.add(url)
-            page, answer = await self._transport.fetch_parsed(call, _TAG_PAGE_LIMIT + 1, _read_tags)
+            page, answer = await self._transport.fetch_parsed(
+                call, room + 1, partial(_read_tags, room=room, most=_MOST_TAGS - len(tags))
+            )
             tags.update(dict.fromkeys(page))
+            room -= len(answer.body)
             try:
-                url = _next_page(answer, url)
+                with translated():
+                    url = _next_page(answer, url)
             except (FormatError, TroubleError) as error:
                 raise self._transport.error(call, str(error), status=answer.status) from error
         return list(tags)
@@ -202,7 +222,8 @@ class Registry:
 
 
 def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
-    _check_size(answer, "it", _MANIFEST_LIMIT)
+    if len(answer.body) > _MANIFEST_LIMIT:
+        raise _too_much(answer, f"it is larger than {_MANIFEST_LIMIT} bytes")
     digest = asked or _stated_digest(answer)
     media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
     if digest is None:  # nothing to check the bytes against: they should at least not be a login page
@@ -216,19 +237,27 @@ def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
     return StoredManifest(answer.body, media_type, digest)
 
 
-def _read_tags(answer: Answer) -> tuple[list[str], Answer]:
-    """Give the tags of one page, and the answer that tells where the next one is."""
-    _check_size(answer, "a page", _TAG_PAGE_LIMIT)
+def _read_tags(answer: Answer, *, room: int, most: int) -> tuple[list[str], Answer]:
+    """Give the tags of one page, and the answer that tells where the next one is.
+
+    Args:
+        answer: the page.
+        room: bytes that it may have.
+        most: tags that it may have.
+    """
+    if len(answer.body) > room:
+        raise _too_much(answer, f"the list has over {_MOST_TAG_BYTES} bytes")
+    # Before it is parsed, for that cannot be interrupted.
+    if answer.body.count(b",") > most + _MOST_OTHER_COMMAS:
+        raise _too_much(answer, f"the list has over {_MOST_TAGS} tags")
     try:
         return parse_tags(answer.body), answer
     except FormatError as error:
         raise _useless(answer, str(error)) from error
 
 
-def _check_size(answer: Answer, what: str, limit: int) -> None:
-    if len(answer.body) > limit:
-        reason = f"{what} is larger than {limit} bytes"
-        raise TroubleError(Failure(answer.status), reason, is_final=True)
+def _too_much(answer: Answer, reason: str) -> TroubleError:
+    return TroubleError(Failure(answer.status), reason, is_final=True)
 
 
 def _useless(answer: Answer, reason: str) -> TroubleError:

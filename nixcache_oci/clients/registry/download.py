@@ -8,11 +8,11 @@ from yarl import URL
 
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
+from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_length, read_size, render_range
+from nixcache_oci.clients.registry.reply import Reply
 from nixcache_oci.clients.registry.retry import Failure, GiveUp
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Reply
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
@@ -46,9 +46,9 @@ class Downloads:
         """Tell a blob's size in bytes, by HEAD where the registry's answer to that is enough."""
         call = self._call("look for", digest, "HEAD", PRESENT | NEEDS_REASON)
         answer = await self._transport.fetch(call)
-        length = answer.headers.get("Content-Length", "")
-        if answer.status == HTTPStatus.OK and length.isascii() and length.isdecimal():
-            return self._remember(digest, int(length))
+        length = read_length(answer.headers)
+        if answer.status == HTTPStatus.OK and length is not None:
+            return self._remember(digest, length)
         if answer.status == HTTPStatus.NOT_FOUND and not call.is_expected and _is_from_registry(answer):
             trouble = TroubleError(Failure(answer.status), "404 BLOB_UNKNOWN", code="BLOB_UNKNOWN")
             raise self._transport.explain(call, trouble, GiveUp(is_temporary=False))

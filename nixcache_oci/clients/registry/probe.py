@@ -7,7 +7,6 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -15,8 +14,9 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import RetryPolicy
+from nixcache_oci.clients.registry.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.trouble import TroubleError
@@ -39,10 +39,12 @@ class Greeting:
     Attributes:
         clock_ahead: seconds that its clock is ahead of ours, or None where it tells no time.
         challenges: what it wants to see.
+        is_public: whether it answered from a public address.
     """
 
     clock_ahead: float | None
     challenges: tuple[Challenge, ...]
+    is_public: bool
 
 
 async def greet(reference: RegistryReference) -> Greeting:
@@ -55,7 +57,8 @@ async def greet(reference: RegistryReference) -> Greeting:
     try:
         async with asyncio.timeout(_SECONDS):
             asked = datetime.now(UTC)
-            reply = await wire.send(Request("GET", URL(f"{reference.base_url}/v2/")), None)
+            with translated():
+                reply = await wire.send(Request("GET", URL(f"{reference.base_url}/v2/")), None)
             answered = datetime.now(UTC)
             reply.close()
     except TimeoutError:
@@ -70,10 +73,10 @@ async def greet(reference: RegistryReference) -> Greeting:
             status=reply.status,
         )
     challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
-    date = _parse_date(reply.headers.get("Date", ""))
+    date = parse_http_date(reply.headers.get("Date", ""))
     # A Date is cut to the second, and was written somewhere between question and answer.
     ahead = (date - asked - (answered - asked) / 2).total_seconds() + 0.5 if date is not None else None
-    return Greeting(ahead, tuple(challenges))
+    return Greeting(ahead, tuple(challenges), reply.is_public)
 
 
 async def find_refusal(
@@ -88,14 +91,16 @@ async def find_refusal(
     async def ask(request: Request, authorization: str | None) -> Answer:
         reply = await wire.send(request, authorization)
         try:
-            return Answer(reply.status, reply.headers, await reply.read(ERROR_LIMIT), reply.is_elsewhere)
+            body = await reply.read(ERROR_LIMIT)
+            return Answer(reply.status, reply.headers, body, reply.is_elsewhere, reply.is_public)
         finally:
             reply.close()
 
-    tokens = Authorizer(ask, reference.host, reference.repository, credentials, push=False)
+    tokens = Authorizer(ask, reference, credentials, push=False)
     try:
         async with asyncio.timeout(_SECONDS):
-            await tokens.renew(None, greeting.challenges)
+            with translated():
+                await tokens.renew(None, greeting.challenges, is_guarded=greeting.is_public)
     except TimeoutError:
         return f"no answer within {_SECONDS} s"
     except TroubleError as trouble:
@@ -128,15 +133,10 @@ async def try_upload(reference: RegistryReference, credentials: Credentials | No
         opened = await transports[0].fetch(opening)
         for transport in transports:
             with suppress(TroubleError):
-                session = join(opening.url, opened.headers.get("Location", ""))
-                await transport.fetch_once(Call("cancel it", "DELETE", session, accepts=_CANCELLED))
+                with translated():
+                    session = join(opening.url, opened.headers.get("Location", ""))
+                await transport.fetch_once(
+                    Call("cancel it", "DELETE", session, accepts=_CANCELLED, is_guarded=opened.is_public)
+                )
                 return True
     return False
-
-
-def _parse_date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)

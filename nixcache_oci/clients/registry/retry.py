@@ -171,12 +171,18 @@ def _parse_retry_after(text: str, now: datetime) -> float | None:
     text = text.strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
+    date = parse_http_date(text)
+    return None if date is None else (date - now).total_seconds()
+
+
+def parse_http_date(text: str) -> datetime | None:
+    """Read a date of HTTP; None where it is none."""
     try:
         date = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, LookupError, TypeError):
         return None
-    # A date of HTTP is always in GMT; one without a zone gives no time zone here.
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    # It is always in GMT; one without a zone gives no time zone here.
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _parse_body(body: bytes) -> float | None:

@@ -19,15 +19,18 @@ from urllib.parse import urlencode
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, may_receive
+from nixcache_oci.clients.http.foreign import show
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.http_proxy import basic_authorization
 from nixcache_oci.clients.registry.retry import Failure, is_temporary
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request
 from nixcache_oci.clients.url import parse_url
 from nixcache_oci.oci.challenge import Challenge
+from nixcache_oci.oci.reference import RegistryReference
 
 Ask: TypeAlias = Callable[[Request, str | None], Awaitable[Answer]]
 
@@ -59,8 +62,7 @@ class Authorizer:
 
     Args:
         ask: sends one request with an Authorization, and reads the answer.
-        registry: for people.
-        repository: name within the registry.
+        reference: the repository.
         credentials: or None for anonymous.
         push: whether the scope includes pushing.
         delete: whether it includes deleting too.
@@ -69,20 +71,21 @@ class Authorizer:
     def __init__(
         self,
         ask: Ask,
-        registry: str,
-        repository: str,
+        reference: RegistryReference,
         credentials: Credentials | None,
         *,
         push: bool,
         delete: bool = False,
     ) -> None:
         self._ask = ask
-        self._registry = registry
+        self._registry = reference.host
+        self._origin = URL(reference.base_url)
         actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
-        self._scope = f"repository:{repository}:{','.join(actions)}"
+        self._scope = f"repository:{reference.repository}:{','.join(actions)}"
         self._credentials = credentials
         self._push = push
         self._challenge: Challenge | None = None
+        self._is_guarded = False
         self._token: Token | None = None
         self._fetch: asyncio.Task[Token] | None = None
 
@@ -105,18 +108,21 @@ class Authorizer:
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
-            return _basic(self._credentials) if self._credentials else None
+            if self._credentials and self._is_shown_to(self._origin):
+                return _basic(self._credentials)
+            return None
         token = self._token
         if token is None or monotonic() >= token.expires:
             token = await self._fetch_once()
         return f"Bearer {token.value}"
 
-    async def renew(self, refused: str | None, challenges: Sequence[Challenge]) -> bool:
+    async def renew(self, refused: str | None, challenges: Sequence[Challenge], *, is_guarded: bool) -> bool:
         """Learn from a 401; tells whether the same request is worth another try.
 
         Args:
             refused: the value of Authorization that it had.
             challenges: of the answer.
+            is_guarded: whether it came from a public address, so that what it names has to be at one, too.
 
         Raises:
             TroubleError: the token service issued no new token.
@@ -128,6 +134,7 @@ class Authorizer:
         if challenge is None:
             return False
         self._challenge = challenge
+        self._is_guarded = is_guarded
         if self._token is not None and refused == f"Bearer {self._token.value}":
             self._token = None
         return await self.get() != refused
@@ -152,44 +159,64 @@ class Authorizer:
 
     async def _fetch_token(self) -> Token:
         credentials = self._credentials
+        with translated():
+            realm = self._realm()
+        if credentials is not None and not self._is_shown_to(realm):
+            reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
+            if self._push:
+                remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
+                raise TroubleError(Failure(None), remedy, is_final=True)
+            self._go_anonymous(reason)
+            credentials = None
         try:
-            return await self._request_token(credentials)
+            return await self._request_token(realm, credentials)
         except TroubleError as refusal:
             if credentials is None or self._push or not _is_refusal(refusal):
                 raise
             try:
-                token = await self._request_token(None)
+                token = await self._request_token(realm, None)
             except TroubleError as second:
                 raise (refusal if _is_refusal(second) else second) from None
-            _log.warning(
-                "%s refuses the credentials from %s (%s): reading anonymously",
-                self._registry,
-                credentials.source,
-                refusal.reason,
-            )
-            self._credentials = None
+            self._go_anonymous(f"refuses the credentials from {credentials.source} ({refusal.reason})")
             return token
 
-    async def _request_token(self, credentials: Credentials | None) -> Token:
+    def _go_anonymous(self, reason: str) -> None:
+        _log.warning("%s %s: reading anonymously", self._registry, show(reason))
+        self._credentials = None
+
+    def _is_shown_to(self, url: URL) -> bool:
+        """Tell whether the credentials may go to an address."""
+        credentials = self._credentials
+        return credentials is None or not credentials.is_ambient or may_receive(url, self._origin)
+
+    async def _request_token(self, realm: URL, credentials: Credentials | None) -> Token:
         started = monotonic()
-        request, authorization = self._token_request(credentials)
+        with translated():
+            request, authorization = self._token_request(realm, credentials)
         answer = await self._ask(request, authorization)
         if answer.status != HTTPStatus.OK:
             raise answer.trouble(is_about_token=True)
         return _parse_token(answer, started)
 
-    def _token_request(self, credentials: Credentials | None) -> tuple[Request, str | None]:
-        parameters = self._challenge.parameters if self._challenge else {}
+    def _parameters(self) -> dict[str, str]:
+        return self._challenge.parameters if self._challenge else {}
+
+    def _realm(self) -> URL:
+        """Read where tokens are issued."""
+        try:
+            realm = parse_url(self._parameters().get("realm", ""))
+            realm.origin()  # finds what is wrong with scheme and port only now
+            if realm.scheme in {"http", "https"} and realm.host and realm.raw_user is None:
+                return realm
+        except ValueError:
+            pass
+        reason = "its challenge names no usable address for tokens"
+        raise TroubleError(Failure(None), reason, is_final=True)
+
+    def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[Request, str | None]:
+        parameters = self._parameters()
         fields = {"service": parameters["service"]} if "service" in parameters else {}
         fields["scope"] = self._scope
-        try:
-            realm = parse_url(parameters.get("realm", ""))
-            if not realm.absolute or realm.raw_user is not None:
-                raise ValueError(realm)  # noqa: TRY301  the same trouble as the one that yarl finds
-        except ValueError:
-            raise TroubleError(
-                Failure(None), "its challenge names no usable address for tokens", is_final=True
-            ) from None
         if credentials is not None and credentials.is_identity_token:
             fields |= {
                 "grant_type": "refresh_token",
@@ -198,10 +225,11 @@ class Authorizer:
             }
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             body = Body.of(urlencode(fields).encode())
-            return Request("POST", realm, headers, body, follows=False), None
+            return Request("POST", realm, headers, body, follows=False, is_guarded=self._is_guarded), None
         separator = "&" if realm.raw_query_string else "?"
         url = URL(f"{realm.with_fragment(None)}{separator}{urlencode(fields)}", encoded=True)
-        return Request("GET", url), _basic(credentials) if credentials else None
+        request = Request("GET", url, is_guarded=self._is_guarded)
+        return request, _basic(credentials) if credentials else None
 
 
 def _basic(credentials: Credentials) -> str:

@@ -13,19 +13,23 @@ from typing import TypeVar
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
 from nixcache_oci.clients.registry.approach import Approach
 from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.refusal import Explainer
+from nixcache_oci.clients.registry.reply import Reply
 from nixcache_oci.clients.registry.retry import GiveUp, RetryPolicy, decide
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Reply, Request, Wire
+from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
 
-_TOKEN_LIMIT = 1024 * 1024  # bytes
+_TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
 _jitter = SystemRandom().random
@@ -49,6 +53,7 @@ class Call:
         is_verified: whether what is sent has the digest that it is sent with.
         may_be_absent: whether 404 may become NotFoundError.
         may_lead_away: whether the registry may redirect it to its storage.
+        is_guarded: whether the URL has to lead to a public address, since an answer from such a one named it.
     """
 
     operation: str
@@ -62,6 +67,7 @@ class Call:
     is_verified: bool = False
     may_be_absent: bool = False
     may_lead_away: bool = False
+    is_guarded: bool = False
 
 
 class Tries:
@@ -108,6 +114,7 @@ class Transport:
         delete: whether they shall allow deleting.
         policy: for tries.
         stall_seconds: how long a connection may stand still.
+        is_public: judges IP addresses.
     """
 
     def __init__(
@@ -119,14 +126,14 @@ class Transport:
         delete: bool = False,
         policy: RetryPolicy,
         stall_seconds: float,
+        is_public: IsPublic = is_public,
     ) -> None:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
-        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http)
+        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http, is_public=is_public)
         self._tokens = Authorizer(
             self._ask_token_service,
-            reference.host,
-            reference.repository,
+            reference,
             credentials,
             push=push,
             delete=delete,
@@ -161,7 +168,8 @@ class Transport:
         while True:
             started = monotonic()
             try:
-                return parse(await self.fetch_once(call, limit))
+                with translated():
+                    return parse(await self.fetch_once(call, limit))
             except TroubleError as trouble:
                 transmission = monotonic() - started if call.body else 0
                 end = await tries.wait(trouble, transmission=transmission)
@@ -177,7 +185,8 @@ class Transport:
         tries = self.tries()
         while True:
             try:
-                return await self._send(call)
+                with translated():
+                    return await self._send(call)
             except TroubleError as trouble:
                 end = await tries.wait(trouble)
                 if end is not None:
@@ -202,7 +211,7 @@ class Transport:
         self, call: Call, reason: str, *, status: int | None = None, is_temporary: bool = False
     ) -> RegistryError:
         """Make the error for an answer that came and is of no use."""
-        text = f"{call.operation}: {self._explainer.name}: {reason}"
+        text = f"{call.operation}: {self._explainer.name}: {show(reason)}"
         return RegistryError(text, status=status, is_temporary=is_temporary)
 
     async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
@@ -211,8 +220,8 @@ class Transport:
         Raises:
             TroubleError: it failed.
         """
-        reply = await self._send(call)
-        return await _read(reply, limit)
+        with translated():
+            return await _read(await self._send(call), limit)
 
     async def _send(self, call: Call) -> Reply:
         reply = await self._send_authorized(call)
@@ -225,7 +234,9 @@ class Transport:
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
         is_elsewhere = call.url.origin() != self._origin
-        request = Request(call.method, call.url, call.headers, call.body, call.follows, is_elsewhere)
+        request = Request(
+            call.method, call.url, call.headers, call.body, call.follows, is_elsewhere, call.is_guarded
+        )
         # Before the token is asked for: all of it takes round trips.
         with self._approach() if call.may_lead_away else nullcontext() as approach:
             authorization = await self._tokens.get()
@@ -234,7 +245,7 @@ class Transport:
                 return reply
             challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
             answer = await _read(reply, ERROR_LIMIT)
-            if not await self._tokens.renew(authorization, challenges):
+            if not await self._tokens.renew(authorization, challenges, is_guarded=reply.is_public):
                 raise answer.trouble()
             return await self._wire.send(request, await self._tokens.get(), approach)
 
@@ -250,4 +261,4 @@ async def _read(reply: Reply, limit: int) -> Answer:
         body = await reply.read(limit)
     finally:
         reply.close()
-    return Answer(reply.status, reply.headers, body, reply.is_elsewhere)
+    return Answer(reply.status, reply.headers, body, reply.is_elsewhere, reply.is_public)

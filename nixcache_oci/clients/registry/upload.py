@@ -15,6 +15,7 @@ from yarl import URL
 
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
+from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.download import PRESENT
 from nixcache_oci.clients.registry.redirect import join
 from nixcache_oci.clients.registry.transport import Call, Transport
@@ -39,15 +40,15 @@ class SessionsAhead:
     def __init__(self, transport: Transport, base: str) -> None:
         self._transport = transport
         self._base = base
-        self._opened: list[tuple[float, asyncio.Task[str | None]]] = []  # and when, the oldest first
+        self._opened: list[tuple[float, asyncio.Task[Answer | None]]] = []  # and when, the oldest first
 
     def prepare(self, count: int) -> None:
         """Begin to open so many, less those that wait already."""
         while len(self._opened) < count:
             self._opened.append((monotonic(), asyncio.create_task(self._open())))
 
-    async def take(self) -> str | None:
-        """Give the location of one to a blob; None where there is none, or the registry refused it."""
+    async def take(self) -> Answer | None:
+        """Give the answer that opened one to a blob; None where there is none, or the registry refused it."""
         while self._opened:
             begun, opening = self._opened.pop(0)
             if monotonic() - begun < _SESSION_SECONDS:
@@ -61,9 +62,9 @@ class SessionsAhead:
             opening.cancel()
         await asyncio.gather(*openings, return_exceptions=True)
 
-    async def _open(self) -> str | None:
+    async def _open(self) -> Answer | None:
         try:
-            return _location(await self._transport.fetch_once(_opening("open an upload", self._base)))
+            return await self._transport.fetch_once(_opening("open an upload", self._base))
         except TroubleError:
             return None  # whoever has a blob to send asks again, with all patience, and is told
 
@@ -88,18 +89,19 @@ async def push_blob(
     looking = Call(
         operation, "HEAD", URL(f"{base}/blobs/{digest}", encoded=True), follows=False, accepts=PRESENT
     )
-    location = await ahead.take() if ahead is not None else None
+    opened = await ahead.take() if ahead is not None else None
     tries = transport.tries()
     while True:
-        if location is None:
-            location = _location(await transport.fetch(opening))
+        if opened is None:
+            opened = await transport.fetch(opening)
         committing = opening
         started = monotonic()
         try:
-            committing = _commit(opening, location, digest, body)
+            with translated():
+                committing = _commit(opening, opened, digest, body)
             await transport.fetch_once(committing)
         except TroubleError as trouble:
-            location = None
+            opened = None
             end = await tries.wait(trouble, transmission=monotonic() - started)
             if (end is None or end.is_temporary) and await _is_there(transport, looking):
                 return
@@ -113,13 +115,9 @@ def _opening(operation: str, base: str) -> Call:
     return Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
 
 
-def _location(opened: Answer) -> str:
-    return opened.headers.get("Location", "")
-
-
-def _commit(opening: Call, location: str, digest: Digest, body: Body) -> Call:
+def _commit(opening: Call, opened: Answer, digest: Digest, body: Body) -> Call:
     """Make the PUT for a session; what its Location says is kept byte for byte."""
-    url = join(opening.url, location).with_fragment(None)
+    url = join(opening.url, opened.headers.get("Location", "")).with_fragment(None)
     separator = "&" if url.raw_query_string else "?"
     return Call(
         opening.operation,
@@ -128,6 +126,7 @@ def _commit(opening: Call, location: str, digest: Digest, body: Body) -> Call:
         headers={"Content-Type": "application/octet-stream"},
         body=body,
         accepts=_COMMITTED,
+        is_guarded=opened.is_public,
         is_expected=True,  # a session that was opened exists: 404 means that it was lost
     )
 

@@ -2,35 +2,43 @@
 
 Redirects are followed here and not by aiohttp, because three things must hold: Authorization goes to the
 origin that it was meant for and nowhere else, a signed URL is passed on byte for byte, and https never
-becomes http. There is no limit on total time, for a blob may be large; there are limits on standing still.
+becomes http. There is no limit on total time, for a blob may be large; there are limits on the wait for an
+answer's head, on standing still, and on coming too slowly.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.public_address import (
+    IsPublic,
+    guard_sockets,
+    is_known_private,
+    is_public,
+    spells_private,
+)
+from nixcache_oci.clients.http.session import GuardedRequest, open_session, peer_of
 from nixcache_oci.clients.registry.approach import Approach, Storage
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.pace import Pace
 from nixcache_oci.clients.registry.redirect import is_redirect, join
+from nixcache_oci.clients.registry.reply import Reply
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
 
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 10  # to one address
+_CONNECT_SECONDS_IN_ALL = 30  # to a name's addresses one after another, and through an HTTP proxy
 _MOST_REDIRECTS = 5
 _DRAINED_BYTES = 64 * 1024
-_READ_BUFFER_BYTES = 256 * 1024
 _transports: ContextVar[list[asyncio.Transport]] = ContextVar("transports")  # of the upload in this task
-_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ class Request:
         body: or None.
         follows: whether redirects are followed.
         is_elsewhere: whether the URL is already that of a server which the registry sent us to.
+        is_guarded: whether it may go to public addresses only, since an answer from such a one named the URL.
     """
 
     method: str
@@ -52,79 +61,7 @@ class Request:
     body: Body | None = None
     follows: bool = True
     is_elsewhere: bool = False
-
-
-class Reply:
-    """An answer whose body is still to be read. Close it; what was not read costs its connection.
-
-    Args:
-        response: of aiohttp.
-        is_elsewhere: as below.
-        transports: those that the request's body went to.
-        stall_seconds: how long the answer's body may stand still, where the connection has no such limit.
-
-    Attributes:
-        status: of HTTP.
-        headers: of the answer; names are compared without case.
-        is_elsewhere: whether a server gave it that the registry sent us to.
-    """
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        *,
-        is_elsewhere: bool,
-        transports: Sequence[asyncio.Transport] = (),
-        stall_seconds: float | None = None,
-    ) -> None:
-        self._response = response
-        self._stall_seconds = stall_seconds
-        self._transports = transports
-        self.status = response.status
-        self.headers = response.headers
-        self.is_elsewhere = is_elsewhere
-
-    async def read(self, limit: int) -> bytes:
-        """Read the body, up to ``limit`` bytes; more of it is left out.
-
-        Raises:
-            TroubleError: the connection broke or stalled.
-        """
-        content = bytearray()
-        async with aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                content += chunk
-                if len(content) >= limit:
-                    break
-        return bytes(content[:limit])
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
-
-        Raises:
-            TroubleError: the connection broke or stalled.
-        """
-        content = self._response.content
-        while True:
-            with translated():
-                async with asyncio.timeout(self._stall_seconds):
-                    # As it was received: to join what came meanwhile would copy all of it once more.
-                    chunk, is_end_of_part = await content.readchunk()
-            if chunk:
-                yield chunk
-            elif not is_end_of_part or content.at_eof():  # the library has one reader for all empty bodies
-                return
-
-    def close(self) -> None:
-        """Give the connection back, or end it where the body was not read to its end.
-
-        A refusal may come while the request's own body is still on its way; that connection is aborted, since
-        closing it would wait for a peer that has stopped reading.
-        """
-        self._response.close()
-        for transport in self._transports:
-            if transport.get_write_buffer_size():
-                transport.abort()
+    is_guarded: bool = False
 
 
 class Wire:
@@ -133,27 +70,36 @@ class Wire:
     Args:
         stall_seconds: how long a connection may stand still, in either direction.
         allows_http: whether plain http may be spoken at all.
+        is_public: judges IP addresses. Once an answer came from a public one, whatever it leads to must be
+            public as well: it may not reach through us what stands inside.
 
     Attributes:
         storage: where the registry redirects requests for blobs to.
     """
 
-    def __init__(self, *, stall_seconds: float, allows_http: bool) -> None:
+    def __init__(self, *, stall_seconds: float, allows_http: bool, is_public: IsPublic = is_public) -> None:
         self._stall_seconds = stall_seconds
         self._allows_http = allows_http
+        self._is_public = is_public
         self._session: aiohttp.ClientSession | None = None
+        self._guarded: aiohttp.ClientSession | None = None  # its connections lead to public addresses only
         self.storage = Storage(self._connect)
 
     async def close(self) -> None:
         """End all connections."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        sessions = (self._session, self._guarded)
+        self._session = self._guarded = None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     async def send(
         self, request: Request, authorization: str | None, approach: Approach | None = None
     ) -> Reply:
         """Send a request and follow its redirects.
+
+        Without a body, all heads together take no longer than a connection may stand still; an upload is
+        limited by its progress.
 
         Args:
             request: what to ask.
@@ -164,15 +110,37 @@ class Wire:
         Raises:
             TroubleError: no answer came, or a redirect is refused.
         """
+        seconds = self._stall_seconds if request.body is None else None
+        limit = asyncio.timeout(seconds)
+        try:
+            with translated():
+                async with limit:
+                    return await self._follow(request, authorization, approach)
+        except TroubleError:
+            if limit.expired():
+                reason = f"no answer within {seconds:.0f} s: the connection stood still or was too slow"
+                raise TroubleError(Failure(None), reason) from None
+            raise
+
+    async def _follow(self, request: Request, authorization: str | None, approach: Approach | None) -> Reply:
         url = request.url
         is_elsewhere = request.is_elsewhere
+        is_guarded = request.is_guarded
         for _ in range(_MOST_REDIRECTS + 1):
             if url.scheme != "https" and not (self._allows_http and url.scheme == "http"):
                 raise _final(f"refused to go to {_show(url)}: only https is used with this registry")
+            if is_guarded and spells_private(url, self._is_public):
+                raise _final(
+                    f"refused to go to the private address {_show(url)}, which a server at a public one named"
+                )
             if approach is not None:
-                await approach.arrive(url.origin())
+                await approach.arrive(url.origin(), is_guarded=is_guarded)
             reply = await self._send_once(
-                request, url, None if is_elsewhere else authorization, is_elsewhere=is_elsewhere
+                request,
+                url,
+                None if is_elsewhere else authorization,
+                is_elsewhere=is_elsewhere,
+                is_guarded=is_guarded,
             )
             if not (request.follows and is_redirect(request.method, reply.status)):
                 return reply
@@ -180,42 +148,54 @@ class Wire:
             target = join(url, reply.headers.get("Location", ""))
             # Once away, always away: a foreign host may not point the token at a path of its choice.
             is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
+            is_guarded = is_guarded or reply.is_public
             if target.scheme == "http" and url.scheme == "https":
                 raise _final(f"refused the redirect from {_show(url)} to {_show(target)}: it is not https")
             url = target
         raise _final(f"more than {_MOST_REDIRECTS} redirects, the last one to {_show(url)}")
 
     async def _send_once(
-        self, request: Request, url: URL, authorization: str | None, *, is_elsewhere: bool
+        self, request: Request, url: URL, authorization: str | None, *, is_elsewhere: bool, is_guarded: bool
     ) -> Reply:
-        headers = {**_HEADERS, **request.headers}
+        headers = dict(request.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        with translated():
-            send = self._prepare(request.method, url, headers)
-            if request.body is None:
-                return Reply(await send(), is_elsewhere=is_elsewhere)
-            headers["Content-Length"] = str(request.body.size)
-            with closing(request.body.pieces()) as pieces, _aborting() as transports:
-                pace = Pace(request.body.size, self._stall_seconds, transports)
-                async with pace.limited():
-                    response = await send(data=pace.pass_on(pieces), timeout=self._timeout(None))
-            return Reply(
-                response,
-                is_elsewhere=is_elsewhere,
-                transports=transports,
-                stall_seconds=self._stall_seconds,
-            )
+        send = self._prepare(request.method, url, headers, is_guarded=is_guarded)
+        if request.body is None:
+            return self._reply(await send(), url, is_elsewhere=is_elsewhere)
+        headers["Content-Length"] = str(request.body.size)
+        with closing(request.body.pieces()) as pieces, _aborting() as transports:
+            pace = Pace(request.body.size, self._stall_seconds, transports)
+            async with pace.limited():
+                response = await send(data=pace.pass_on(pieces), timeout=self._timeout(None))
+        return self._reply(response, url, is_elsewhere=is_elsewhere, transports=transports)
 
-    async def _connect(self, origin: URL) -> aiohttp.connector.Connection | None:
-        session = self._open_session()
+    def _reply(
+        self,
+        response: aiohttp.ClientResponse,
+        url: URL,
+        *,
+        is_elsewhere: bool,
+        transports: Sequence[asyncio.Transport] | None = None,
+    ) -> Reply:
+        return Reply(
+            response,
+            is_elsewhere=is_elsewhere,
+            is_public=not is_known_private(peer_of(response), url, self._is_public),
+            window_seconds=self._stall_seconds,
+            transports=transports or (),
+            stall_seconds=None if transports is None else self._stall_seconds,
+        )
+
+    async def _connect(self, origin: URL, is_guarded: bool) -> aiohttp.connector.Connection | None:
+        session = self._open_guarded() if is_guarded else self._open_session()
         if session.connector is None or find_proxy(origin) is not None:
             return None  # an HTTP proxy opens connections of its own
         request = aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop(), session=session)
         return await session.connector.connect(request, [], session.timeout)
 
     def _prepare(
-        self, method: str, url: URL, headers: dict[str, str]
+        self, method: str, url: URL, headers: dict[str, str], *, is_guarded: bool
     ) -> Callable[..., Awaitable[aiohttp.ClientResponse]]:
         """Choose session and proxy; the headers may still grow."""
         proxy = find_proxy(url)
@@ -224,8 +204,10 @@ class Wire:
             proxy_headers = {"Proxy-Authorization": proxy.authorization}
             if url.scheme == "http":  # no tunnel: the proxy reads the request itself
                 headers |= proxy_headers
+        # A proxy resolves names itself, in its own network: there is no address to judge.
+        session = self._open_guarded() if is_guarded and proxy is None else self._open_session()
         return partial(
-            self._open_session().request,
+            session.request,
             method,
             url,
             headers=headers,
@@ -236,24 +218,31 @@ class Wire:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
-                # Whoever asks for much at once bounds it.
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=self._timeout(self._stall_seconds),
-                auto_decompress=False,
-                read_bufsize=_READ_BUFFER_BYTES,
-                request_class=_TellingRequest,
-                trust_env=False,
-            )
+            # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
+            # Whoever asks for much at once bounds it.
+            self._session = self._make_session(aiohttp.TCPConnector(limit=0))
         return self._session
 
+    def _open_guarded(self) -> aiohttp.ClientSession:
+        if self._guarded is None:
+            guard = guard_sockets(self._is_public)
+            self._guarded = self._make_session(aiohttp.TCPConnector(limit=0, socket_factory=guard))
+        return self._guarded
+
+    def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        timeout = self._timeout(self._stall_seconds)
+        return open_session(connector, timeout=timeout, request_class=_TellingRequest)
+
     def _timeout(self, read_seconds: float | None) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read_seconds)
+        return aiohttp.ClientTimeout(
+            total=None,
+            connect=_CONNECT_SECONDS_IN_ALL,
+            sock_connect=_CONNECT_SECONDS,
+            sock_read=read_seconds,
+        )
 
 
-class _TellingRequest(aiohttp.ClientRequest):
+class _TellingRequest(GuardedRequest):
     """Tells which connection it goes to."""
 
     async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:

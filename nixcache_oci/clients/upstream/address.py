@@ -1,7 +1,8 @@
 """Addresses of upstream binary caches, and of the NARs in them. No I/O.
 
-A NAR of an upstream is served here as ``upstream/<key>/<path>``. Such a path comes from a narinfo that a
-stranger wrote, or from any client, so it can only name something below the upstream's base URL.
+A NAR of an upstream is served here as ``upstream/<key>/mac-…/<path>``. Such a path comes from a narinfo that
+a stranger wrote, or from any client, so it can only name something below the upstream's base URL; that a
+narinfo named it, ``named_path`` checks.
 """
 
 import base64
@@ -13,7 +14,8 @@ from urllib.parse import unquote_to_bytes
 
 from yarl import URL
 
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.url import parse_url, show_url
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.narinfo import NarInfo
 
@@ -129,12 +131,12 @@ def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
     return upstream.at(path, query)
 
 
-def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
+def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSigner) -> NarInfo:
     """Make an upstream's narinfo one that our clients can follow; signatures do not cover the URL.
 
-    A URL below the upstream's base becomes ``upstream/<key>/<path>``, relative to us, in mode stream, and an
-    absolute one in mode direct. An upstream with credentials is always streamed, since clients have none.
-    An absolute URL anywhere else stays.
+    A URL below the upstream's base becomes ``upstream/<key>/mac-…/<path>``, relative to us, in mode stream,
+    and an absolute one in mode direct. An upstream with credentials is always streamed, since clients have
+    none. An absolute URL anywhere else stays.
 
     Raises:
         FormatError: the URL is one that is not followed: another scheme, or a path that leaves the base.
@@ -146,7 +148,8 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode) -> NarInfo:
     absolute = nar_url(upstream, path, query)
     if mode is NarMode.DIRECT and not upstream.authorization:
         return replace(narinfo, url=str(absolute))
-    return replace(narinfo, url=f"upstream/{upstream.key}/{relative}")
+    signed = signer.sign(upstream.key, path, query)
+    return replace(narinfo, url=f"upstream/{upstream.key}/{signed}{'?' if query else ''}{query}")
 
 
 def below_base(text: str, upstream: Upstream) -> str | None:
@@ -158,14 +161,14 @@ def below_base(text: str, upstream: Upstream) -> str | None:
     if not _SCHEME.match(text):
         return text
     if not _WEB_URL.match(text):
-        raise FormatError(f"NAR URL: {text[:200]!r} is neither relative nor http or https")
+        raise FormatError(f"NAR URL: {show_url(text)} is neither relative nor http or https")
     try:
         url = parse_url(text, encoded=True)
         is_own = origin(url) == origin(upstream.base)
     except ValueError as error:
-        raise FormatError(f"NAR URL: {text[:200]!r}: {error}") from error
+        raise FormatError(f"NAR URL: {show_url(text)}: not a URL") from error
     if not url.raw_host:
-        raise FormatError(f"NAR URL: {text[:200]!r} names no host")
+        raise FormatError(f"NAR URL: {show_url(text)} names no host")
     if not is_own or not url.raw_path.startswith(upstream.base.raw_path):
         return None
     path = url.raw_path.removeprefix(upstream.base.raw_path)

@@ -5,6 +5,7 @@ Unknown, an UpstreamError: anything else, because a client remembers a wrong "no
 """
 
 import asyncio
+import secrets
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +14,10 @@ from contextlib import aclosing, asynccontextmanager
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
+from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
     NarBody,
@@ -23,7 +27,6 @@ from nixcache_oci.clients.upstream.nar import (
     read_head,
 )
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.redirect import IsPublic, is_public
 from nixcache_oci.clients.upstream.wire import Wire
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -39,9 +42,13 @@ class Upstreams:
     Args:
         upstreams: a base URL that is listed twice counts once.
         mode: where clients get NARs from.
+        signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
+        store_dir: where store paths have to lie: any other is a miss. None for anywhere.
         connect_seconds: limit for one connection.
         answer_seconds: limit for a whole narinfo.
-        stall_seconds: limit for each wait for bytes of a NAR.
+        nar_seconds: limit for a NAR's head, and for its first byte; as long as Nix itself waits, for a cache
+            may have to fetch or build a NAR first.
+        stall_seconds: limit for each later wait for bytes of a NAR.
         resume_pause_seconds: wait before a NAR's first resume.
         clock: monotonic seconds, for the breakers.
         is_public: which IP addresses redirects may lead to.
@@ -52,8 +59,11 @@ class Upstreams:
         upstreams: Sequence[Upstream],
         *,
         mode: NarMode = NarMode.STREAM,
+        signer: UrlSigner | None = None,
+        store_dir: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 5.0,
+        nar_seconds: float = 300.0,
         stall_seconds: float = 30.0,
         resume_pause_seconds: float = 0.2,
         clock: Callable[[], float] = time.monotonic,
@@ -61,7 +71,10 @@ class Upstreams:
     ) -> None:
         self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
         self._mode = mode
+        self._signer = signer or UrlSigner(secrets.token_bytes(32))
+        self._store_dir = store_dir
         self._answer_seconds = answer_seconds
+        self._nar_seconds = nar_seconds
         self._stall_seconds = stall_seconds
         self._resume_pause_seconds = resume_pause_seconds
         self._wire = Wire(connect_seconds=connect_seconds, is_public=is_public)
@@ -91,6 +104,8 @@ class Upstreams:
                     narinfo = await lookup
                 except UpstreamError as error:
                     unknown.append(str(error))
+                except Exception as error:  # noqa: BLE001  whatever it is, another upstream may have it
+                    unknown.append(f"upstream: {show(repr(error))}")
                 else:
                     if narinfo is not None:
                         return narinfo
@@ -113,13 +128,13 @@ class Upstreams:
 
         Args:
             key: the upstream's key.
-            path: below its base URL, as on the wire (percent-encoded), without a leading slash.
+            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
             query: as on the wire, without the question mark.
             start: offset of the first byte.
             end: offset behind the last byte.
 
         Raises:
-            UpstreamNotFoundError: no such upstream, NAR or part, or a path that is refused.
+            UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
             UpstreamError: no usable answer.
         """
         peer, url = self._locate(key, path, query)
@@ -129,16 +144,24 @@ class Upstreams:
         ) -> tuple[aiohttp.ClientResponse, NarHead]:
             # past the breaker: a server that restarts refuses connections for a moment
             headers = range_headers(start, end, validator)
-            return await self._open(peer.upstream, url, headers, start=start, end=end)
+            return await self._open(
+                peer.upstream, url, headers, start=start, end=end, seconds=self._stall_seconds
+            )
 
         async def first(attempt: Attempt) -> tuple[aiohttp.ClientResponse, NarHead]:
             headers = range_headers(start, end)
             return await self._open(
-                peer.upstream, url, headers, start=start, end=end, on_connect=attempt.connected
+                peer.upstream,
+                url,
+                headers,
+                start=start,
+                end=end,
+                seconds=self._nar_seconds,
+                on_connect=attempt.connected,
             )
 
         response, head = await peer.attempt(None, first)
-        body = NarBody(peer.upstream, response, head, reopen, self._resume_pause_seconds)
+        body = NarBody(peer.upstream, response, head, reopen, self._resume_pause_seconds, self._stall_seconds)
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield NarStream(head, chunks)
@@ -155,7 +178,8 @@ class Upstreams:
                 "HEAD",
                 url,
                 headers={},
-                stall_seconds=self._stall_seconds,
+                head_seconds=self._nar_seconds,
+                stall_seconds=self._nar_seconds,
                 on_connect=attempt.connected,
             )
             response.release()
@@ -167,8 +191,10 @@ class Upstreams:
         peer = self._peers.get(key)
         if peer is None:
             raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
+        has_password = bool(peer.upstream.authorization)
         try:
-            return peer, nar_url(peer.upstream, path, query)
+            named = self._signer.named_path(key, path, query, has_password=has_password)
+            return peer, nar_url(peer.upstream, named, query)
         except FormatError as error:
             raise UpstreamNotFoundError(f"upstream {peer.upstream}: {error}") from error
 
@@ -180,10 +206,17 @@ class Upstreams:
         *,
         start: int,
         end: int | None,
+        seconds: float,
         on_connect: Callable[[], None] = lambda: None,
     ) -> tuple[aiohttp.ClientResponse, NarHead]:
         response = await self._wire.send(
-            upstream, "GET", url, headers=headers, stall_seconds=self._stall_seconds, on_connect=on_connect
+            upstream,
+            "GET",
+            url,
+            headers=headers,
+            head_seconds=seconds,
+            stall_seconds=seconds,
+            on_connect=on_connect,
         )
         try:
             return response, read_head(upstream, response.status, response.headers, start, end)
@@ -198,6 +231,7 @@ class Upstreams:
                 "GET",
                 peer.upstream.at(f"{hash_part}.narinfo"),
                 headers={},
+                head_seconds=None,
                 stall_seconds=None,
                 on_connect=attempt.connected,
             )
@@ -212,7 +246,8 @@ class Upstreams:
                 raise UpstreamError(
                     f"upstream {peer.upstream}: {hash_part}.narinfo: status {response.status}"
                 )
-            return self._parse(peer.upstream, hash_part, body)
+            narinfo = self._parse(peer.upstream, hash_part, body)
+            return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
 
         narinfo = await peer.attempt(self._answer_seconds, ask)
         if narinfo is None:
@@ -223,7 +258,7 @@ class Upstreams:
 
     def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
         try:
-            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode)
+            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode, self._signer)
         except FormatError as error:
             raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: {error}") from error
         if narinfo.store_path.hash_part != hash_part:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
 from nixcache_oci.clients.upstream.address import Upstream
-from nixcache_oci.clients.upstream.wire import translated
+from nixcache_oci.clients.upstream.wire import limit_stall, translated
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3
@@ -126,6 +127,7 @@ class NarBody:
         reopen: asks again, for the bytes from the first to before the second offset, if the third argument, a
             validator, still holds.
         pause_seconds: how long to wait before the first resume without progress; doubles with each.
+        stall_seconds: limit for each wait for bytes but the first.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class NarBody:
         head: NarHead,
         reopen: Reopen,
         pause_seconds: float,
+        stall_seconds: float,
     ) -> None:
         self._upstream = upstream
         self._response = response
@@ -143,7 +146,11 @@ class NarBody:
         self._pause_seconds = pause_seconds
         self._position = head.start
         self._end = head.end
+        self._stall_seconds = stall_seconds
+        self._rate: MinimumRate | None = None  # of this connection; its first bytes may take longer
+        self._total_rate = MinimumRate(RESUMED_WINDOWS * stall_seconds, STREAM_BYTES_PER_SECOND)
         self._resumes = 0
+        self._clock = asyncio.get_running_loop().time
 
     def close(self) -> None:
         """Give the connection back, or cut it where bytes are still to come."""
@@ -155,23 +162,41 @@ class NarBody:
         Raises:
             UpstreamError: they broke off, and could not be had again.
         """
+        is_first = True  # its wait has a limit of its own
         while True:
-            try:
-                chunk = await self._read()
-            except UpstreamError as error:
-                await self._resume(error)
-                continue
-            if not chunk:
+            began = self._clock()
+            chunk = await self._read_or_resume()
+            if chunk is not None and not chunk:
                 return
+            with translated(self._upstream):
+                waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
+                self._total_rate.add(len(chunk or b""), waited)
+            is_first = False
+            if chunk is None:
+                continue
             self._position += len(chunk)
             self._resumes = 0
             if self._end is not None and self._position > self._end:
                 raise UpstreamError(f"upstream {self._upstream}: NAR: more bytes than announced")
             yield chunk
 
+    async def _read_or_resume(self) -> bytes | None:
+        """Give the next bytes, none at the end; or None where there is a new connection to read them from."""
+        try:
+            return await self._read()
+        except UpstreamError as error:
+            await self._resume(error)
+            return None
+
     async def _read(self) -> bytes:
         with translated(self._upstream):
+            began = self._clock()
             chunk = await self._response.content.readany()
+            if self._rate is None:
+                self._rate = MinimumRate(self._stall_seconds, STREAM_BYTES_PER_SECOND)
+                limit_stall(self._response, self._stall_seconds)
+            else:
+                self._rate.add(len(chunk), self._clock() - began)
         if not chunk and self._end is not None and self._position < self._end:
             raise UpstreamError(
                 f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
@@ -186,13 +211,15 @@ class NarBody:
             await asyncio.sleep(self._pause_seconds * 2**self._resumes)
             self._resumes += 1
             try:
-                response, head = await self._reopen(self._position, self._end, self._head.validator)
+                with translated(self._upstream):
+                    response, head = await self._reopen(self._position, self._end, self._head.validator)
             except UpstreamNotFoundError:
                 raise
             except UpstreamError as again:
                 error = again
                 continue
             self._response = response
+            self._rate = None
             self._check_same(head)
             return
         raise error

@@ -21,7 +21,6 @@ class UpstreamHealth:
 
     Attributes:
         url: its base URL, without credentials.
-        key: its name in our own URLs.
         state: whether it is asked at the moment.
         hits: narinfos that it had.
         misses: narinfos that it said it has not.
@@ -31,7 +30,6 @@ class UpstreamHealth:
     """
 
     url: str
-    key: str
     state: BreakerState
     hits: int
     misses: int
@@ -81,7 +79,6 @@ class Peer:
         """Tell how it is doing."""
         return UpstreamHealth(
             url=str(self.upstream),
-            key=self.upstream.key,
             state=self._breaker.state,
             hits=self.hits,
             misses=self.misses,

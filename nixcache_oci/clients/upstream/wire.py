@@ -9,33 +9,49 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from nixcache_oci.clients.upstream.address import Upstream, basic_authorization, origin
-from nixcache_oci.clients.upstream.redirect import (
-    MOST_REDIRECTS,
-    REDIRECT_STATUSES,
+from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.minimum_rate import SlowBodyError
+from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
+    is_known_private,
     is_loopback,
-    literal_address,
-    next_url,
     spells_private,
 )
+from nixcache_oci.clients.http.session import open_session, peer_of
+from nixcache_oci.clients.upstream.address import Upstream, basic_authorization, origin
+from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STATUSES, next_url
 from nixcache_oci.clients.url import parse_url
-from nixcache_oci.errors import UpstreamError
-
-_READ_BUFFER_BYTES = 256 * 1024
+from nixcache_oci.errors import FormatError, UpstreamError
 
 
 @contextmanager
 def translated(upstream: Upstream) -> Iterator[None]:
-    """Turn whatever goes wrong on the wire into UpstreamError."""
+    """Turn whatever goes wrong with an upstream into UpstreamError, in one line that can be shown.
+
+    Raises:
+        UpstreamError: instead.
+    """
     try:
         yield
+    except UpstreamError as error:
+        text = show(str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise UpstreamError(f"upstream {upstream}: no connection in time") from error
+    except SlowBodyError as error:
+        raise UpstreamError(f"upstream {upstream}: the answer comes too slowly: {error}") from error
     except TimeoutError as error:
-        what = "connection" if isinstance(error, aiohttp.ConnectionTimeoutError) else "answer"
-        raise UpstreamError(f"upstream {upstream}: no {what} in time") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamError(f"upstream {upstream}: {str(error) or type(error).__name__}") from error
+        raise UpstreamError(f"upstream {upstream}: no answer in time") from error
+    except aiohttp.ClientResponseError as error:  # its text holds the URL, which may be signed
+        raise UpstreamError(f"upstream {upstream}: no HTTP: {show(error.message)}") from None
+    except aiohttp.InvalidURL:
+        raise UpstreamError(f"upstream {upstream}: leads to an address that is none") from None
+    except (FormatError, *FOREIGN_ERRORS) as error:
+        reason = show(str(error)) or type(error).__name__
+        raise UpstreamError(f"upstream {upstream}: {reason}") from error
 
 
 class Wire:
@@ -43,7 +59,7 @@ class Wire:
 
     Args:
         connect_seconds: limit for name look-up, TCP and TLS together, for each connection.
-        is_public: which IP addresses a redirect may lead to, when the upstream is on such a one itself.
+        is_public: which IP addresses a redirect may lead to, where the upstream answered from such a one.
     """
 
     def __init__(self, *, connect_seconds: float, is_public: IsPublic) -> None:
@@ -66,19 +82,21 @@ class Wire:
         url: URL,
         *,
         headers: Mapping[str, str],
+        head_seconds: float | None,
         stall_seconds: float | None,
         on_connect: Callable[[], None],
     ) -> aiohttp.ClientResponse:
         """Send a request without a body, and follow redirects.
 
-        Credentials go to the upstream's own origin only. A redirect may lead to private addresses only if the
-        upstream has none but private addresses itself.
+        Credentials go to the upstream's own origin only. Once an answer came from a public address, whatever
+        it leads to must be public as well.
 
         Args:
             upstream: whose business this is.
             method: GET or HEAD.
             url: where to, on the upstream's own origin.
             headers: further request headers; they go with redirects.
+            head_seconds: limit for all heads together, from here to the end of the last one.
             stall_seconds: limit for each wait for bytes.
             on_connect: called when the upstream itself was reached.
 
@@ -91,26 +109,27 @@ class Wire:
         own_headers = (
             {**headers, "Authorization": upstream.authorization} if upstream.authorization else headers
         )
+        is_guarded = False
         with translated(upstream):
-            for _ in range(MOST_REDIRECTS + 1):
-                is_own = origin(url) == origin(upstream.base)
-                is_guarded = not is_own and not await self._is_private(upstream)
-                if is_guarded and spells_private(url, self._is_public):
-                    raise UpstreamError(
-                        f"upstream {upstream}: redirect to the private address {url.raw_host} refused"
+            async with asyncio.timeout(head_seconds):
+                for _ in range(MOST_REDIRECTS + 1):
+                    if is_guarded and spells_private(url, self._is_public):
+                        raise UpstreamError(
+                            f"upstream {upstream}: redirect to the private address {url.raw_host} refused"
+                        )
+                    response = await self._request(
+                        method,
+                        url,
+                        headers=own_headers if origin(url) == origin(upstream.base) else headers,
+                        is_guarded=is_guarded,
+                        stall_seconds=stall_seconds,
+                        on_connect=on_connect,
                     )
-                response = await self._request(
-                    method,
-                    url,
-                    headers=own_headers if is_own else headers,
-                    is_guarded=is_guarded,
-                    stall_seconds=stall_seconds,
-                    on_connect=on_connect,
-                )
-                if response.status not in REDIRECT_STATUSES:
-                    return response
-                response.release()
-                url = next_url(url, response.headers.get("Location", ""))
+                    if response.status not in REDIRECT_STATUSES:
+                        return response
+                    response.release()
+                    is_guarded |= not is_known_private(peer_of(response), url, self._is_public)
+                    url = next_url(url, response.headers.get("Location", ""))
         raise UpstreamError(f"upstream {upstream}: more than {MOST_REDIRECTS} redirects")
 
     async def _request(
@@ -140,18 +159,6 @@ class Wire:
             trace_request_ctx=on_connect,
         )
 
-    async def _is_private(self, upstream: Upstream) -> bool:
-        host = upstream.base.raw_host or ""
-        literal = literal_address(host)
-        if literal is not None:
-            return not self._is_public(literal)
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                found = await asyncio.get_running_loop().getaddrinfo(host, upstream.base.port)
-        except OSError:
-            return False  # known to a proxy only: then it is no neighbour of ours
-        return not any(self._is_public(str(info[4][0])) for info in found)
-
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = _make_session(aiohttp.TCPConnector(limit=0))
@@ -165,19 +172,19 @@ class Wire:
         return self._guarded
 
 
+def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
+    """Let further waits for an answer's bytes take less time than the one for its first, which is over."""
+    connection = response.connection  # None once all of it is here
+    if connection is not None and connection.protocol is not None:
+        connection.protocol.read_timeout = seconds
+        connection.protocol.start_timeout()
+
+
 def _make_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_connection_create_end.append(_tell_connected)
     trace.on_connection_reuseconn.append(_tell_connected)
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"},
-        auto_decompress=False,
-        read_bufsize=_READ_BUFFER_BYTES,
-        trace_configs=[trace],
-        trust_env=False,  # proxies are chosen here, and a netrc would send credentials along redirects
-    )
+    return open_session(connector, traces=[trace])
 
 
 async def _tell_connected(_session: aiohttp.ClientSession, context: SimpleNamespace, _event: object) -> None:

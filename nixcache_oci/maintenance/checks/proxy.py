@@ -43,7 +43,7 @@ async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_ch
                 return _failed(wrong(PROXY, f"{url}: what answers is no proxy of ours", remedy))
             status, keys = await client.status(), await client.public_keys()
     except Error as error:
-        remedy = "start it: nixcache-oci proxy (as a service: systemctl status nixcache-proxy)"
+        remedy = "start it: nixcache-oci proxy; or as a service: systemctl start nixcache-proxy"
         return _failed(wrong(PROXY, str(error), remedy))
     findings = [good(PROXY, f"{url} answers")]
     findings.append(_check_served(status, repository, is_chosen=is_chosen))
@@ -60,7 +60,11 @@ def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: boo
         text = f"it serves {status.registry}, and the settings here name {repository}"
         if is_chosen:
             return wrong(SERVED, text, "start it with the same settings")
-        return warning(SERVED, text, "set NIXCACHE_REPO and NIXCACHE_REGISTRY as they are set for the proxy")
+        remedy = (
+            "set NIXCACHE_REPO and NIXCACHE_REGISTRY as in the proxy's own configuration, not as it says: "
+            "any user of this machine can listen there"
+        )
+        return warning(SERVED, text, remedy)
     if not status.is_ready:
         return wrong(SERVED, f"it has no index yet: {status.error or 'it is being read'}", "see its log")
     if status.is_key_changed:
@@ -71,7 +75,7 @@ def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: boo
         )
     if status.error is not None:
         return warning(SERVED, f"it serves an older index, for the last look failed: {status.error}")
-    return good(SERVED, f"{status.registry}, {status.entries} paths")
+    return good(SERVED, status.registry)
 
 
 def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:

@@ -21,7 +21,16 @@ from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, t
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
-from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
+from nixcache_oci.maintenance.checks.finding import (
+    Finding,
+    Level,
+    counted,
+    good,
+    has_error,
+    skipped,
+    warning,
+    wrong,
+)
 from nixcache_oci.oci.reference import RegistryReference
 
 NAME: Final = "name resolution"
@@ -134,17 +143,21 @@ async def read_index(
     inventory, listing = Inventory(tables), tables.listing
     if tables.damaged:
         tag, reason = next(iter(tables.damaged.items()))
-        count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
+        count = f"{len(tables.damaged)} of {counted(len(listing.tables) + len(tables.damaged), 'table')}"
         text = f"{count} cannot be read; {tag}: {reason}"
-        return wrong(INDEX, text, "nixcache-oci verify tells more"), inventory
+        return wrong(INDEX, text, "see what is missing: nixcache-oci verify"), inventory
+    if tables.left_out is not None:
+        return wrong(INDEX, tables.left_out, "merge segments: nixcache-oci gc"), inventory
     if not listing.tables:
         return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
-    paths = tables.catalog(()).entries
+    # As `list` counts: each once, however many segments list it.
+    paths = len((await asyncio.to_thread(inventory.contents)).paths)
     age = ""
     if listing.segments:
         newest = max(segment.created for segment in listing.segments)
         age = f", the newest published {_age((time - newest).total_seconds())}"
-    return good(INDEX, f"{len(listing.tables)} segments, {paths} paths{age}"), inventory
+    text = f"{counted(len(listing.tables), 'segment')}, {counted(paths, 'path')}{age}"
+    return good(INDEX, text), inventory
 
 
 def describe_token(credentials: Credentials) -> str:

@@ -5,7 +5,8 @@ from aiohttp import hdrs, web
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.proxy.byte_range import ByteRange, parse_range
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.keys import COUNTERS, NARS
+from nixcache_oci.proxy.keys import COUNTERS, NAR_STREAMS, NARS
+from nixcache_oci.proxy.library import connection_of
 from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
 
 
@@ -14,7 +15,10 @@ async def get_nar(request: web.Request) -> web.StreamResponse:
     url = NarUrl.parse(f"nar/{request.match_info['place']}")
     if url.offset is not None:
         return await _send_slice(request, url)
-    return await _send_blob(request, url)
+    if request.method == hdrs.METH_HEAD:
+        return await send_head(request, nar_headers(ByteRange.whole(await request.app[NARS].size(url.blob))))
+    async with request.app[NAR_STREAMS].turn(connection_of(request)):
+        return await _send_blob(request, url)
 
 
 async def _send_slice(request: web.Request, url: NarUrl) -> web.StreamResponse:
@@ -35,8 +39,6 @@ async def _send_slice(request: web.Request, url: NarUrl) -> web.StreamResponse:
 async def _send_blob(request: web.Request, url: NarUrl) -> web.StreamResponse:
     nars, counters = request.app[NARS], request.app[COUNTERS]
     wanted = wanted_range(request)
-    if request.method == hdrs.METH_HEAD:
-        return await send_head(request, nar_headers(ByteRange.whole(await nars.size(url.blob))))
     part = parse_range(wanted, await nars.size(url.blob)) if wanted is not None else None
     if part is not None and not part.is_whole:
         async with nars.part(url.blob, part.start, part.end) as chunks:

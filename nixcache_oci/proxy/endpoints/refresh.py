@@ -4,7 +4,7 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.guard import ALLOW_HEADER, may_change_state
-from nixcache_oci.proxy.keys import INDEX
+from nixcache_oci.proxy.keys import INDEX, REFRESHES
 
 
 async def post_refresh(request: web.Request) -> web.Response:
@@ -13,7 +13,7 @@ async def post_refresh(request: web.Request) -> web.Response:
         raise web.HTTPForbidden
     index = request.app[INDEX]
     try:
-        await index.refresh(thoroughly=True)
+        await request.app[REFRESHES].refresh()
     except (Error, OSError):
         # Why is in /_status and in the log.
         return web.json_response({"refreshed": False, "entries": index.entries}, status=502)

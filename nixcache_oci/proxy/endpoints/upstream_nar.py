@@ -1,4 +1,4 @@
-"""``/upstream/<key>/…``: NARs of upstream narinfos, streamed through."""
+"""``/upstream/<key>/mac-…/…``: NARs that upstream narinfos named, streamed through."""
 
 from aiohttp import hdrs, web
 
@@ -6,7 +6,8 @@ from nixcache_oci.clients.upstream.nar import NarHead
 from nixcache_oci.errors import UpstreamNotFoundError
 from nixcache_oci.proxy.byte_range import ByteRange, parse_range
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.keys import COUNTERS, UPSTREAMS
+from nixcache_oci.proxy.keys import COUNTERS, NAR_STREAMS, UPSTREAMS
+from nixcache_oci.proxy.library import connection_of
 from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
 
 
@@ -16,16 +17,17 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
     path, query = _path_as_sent(request, key)
     upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
     wanted = wanted_range(request)
-    start, end = 0, None
-    if request.method == hdrs.METH_HEAD or wanted is not None:
-        head = await upstreams.head_nar(key, path, query)
-        if request.method == hdrs.METH_HEAD:
-            return await send_head(request, _headers(head))
-        part = parse_range(wanted, head.size) if head.size is not None else None
-        if part is not None:
-            start, end = part.start, part.end
-    async with upstreams.open_nar(key, path, query, start=start, end=end) as nar:
-        return await relay(request, nar.chunks, _headers(nar.head), lambda sent: _count(counters, sent))
+    if request.method == hdrs.METH_HEAD:
+        return await send_head(request, _headers(await upstreams.head_nar(key, path, query)))
+    async with request.app[NAR_STREAMS].turn(connection_of(request)):
+        start, end = 0, None
+        if wanted is not None:
+            head = await upstreams.head_nar(key, path, query)
+            part = parse_range(wanted, head.size) if head.size is not None else None
+            if part is not None:
+                start, end = part.start, part.end
+        async with upstreams.open_nar(key, path, query, start=start, end=end) as nar:
+            return await relay(request, nar.chunks, _headers(nar.head), lambda sent: _count(counters, sent))
 
 
 def _path_as_sent(request: web.Request, key: str) -> tuple[str, str]:

@@ -1,0 +1,107 @@
+"""Which addresses a server on the open internet may send us to: decisions without I/O.
+
+It is a stranger that can name any address, and we stand inside somebody's network: what it names must not
+reach what it could not reach itself. A server that answered from a private address may name private ones.
+"""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from yarl import URL
+
+# RFC 6052: on networks without IPv4, every IPv4 address is reached through this prefix
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+IsPublic = Callable[[str], bool]
+AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
+
+
+class PrivateAddressError(PermissionError):
+    """A server at a public address named one that leads to a private address."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(errno.EACCES, f"the private address {address} refused")
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address, in its canonical spelling, is one of the open internet.
+
+    Any other spelling is not public. IPv6 forms that carry an IPv4 address are judged by that address.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if parsed.is_site_local or parsed.teredo is not None:
+            return False
+    return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved)
+
+
+def literal_address(host: str) -> str | None:
+    """Tell the IP address that a host spells out, in its canonical spelling; None for a name.
+
+    The resolver takes ``127.1``, ``0x7f.0.0.1``, ``2130706433`` and ``017700000001`` for 127.0.0.1.
+    """
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host spells this machine itself."""
+    literal = literal_address(host)
+    if literal is not None:
+        address = ipaddress.ip_address(literal)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return bool((mapped or address).is_loopback)
+    name = host.rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def spells_private(url: URL, is_public: IsPublic) -> bool:
+    """Tell whether a URL's host itself spells a private address; names are judged when they are resolved."""
+    host = url.raw_host or ""
+    literal = literal_address(host)
+    return is_loopback(host) if literal is None else not is_public(literal)
+
+
+def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]:
+    """Make the function that opens sockets to public addresses only.
+
+    It sees the very address that is connected to, so a name cannot change its meaning after the check.
+    """
+
+    def open_socket(info: AddressInfo) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not is_public(str(address[0])):
+            raise PrivateAddressError(str(address[0]))
+        return socket.socket(family, kind, protocol)
+
+    return open_socket
+
+
+def is_known_private(peer: str | None, url: URL, is_public: IsPublic) -> bool:
+    """Tell whether an answer came from a private address.
+
+    Args:
+        peer: the address at the other end of its connection; None behind an HTTP proxy, where only what the
+            URL itself spells is known.
+        url: that was asked.
+        is_public: judges an address.
+    """
+    address = literal_address(url.raw_host or "") if peer is None else peer
+    return address is not None and not is_public(address)

@@ -1,0 +1,103 @@
+"""An answer whose body is read as it comes, or whole."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import aiohttp
+
+from nixcache_oci.clients.http.minimum_rate import (
+    DOCUMENT_BYTES_PER_SECOND,
+    STREAM_BYTES_PER_SECOND,
+    MinimumRate,
+)
+from nixcache_oci.clients.registry.breakage import translated
+
+
+class Reply:
+    """An answer whose body is still to be read. Close it; what was not read costs its connection.
+
+    Args:
+        response: of aiohttp.
+        is_elsewhere: as below.
+        is_public: as below.
+        window_seconds: of waiting for the body, over which its least rate is taken.
+        transports: those that the request's body went to.
+        stall_seconds: how long the answer's body may stand still, where the connection has no such limit.
+
+    Attributes:
+        status: of HTTP.
+        headers: of the answer; names are compared without case.
+        is_elsewhere: whether a server gave it that the registry sent us to.
+        is_public: whether it came from a public address, or from one that is not known, behind an HTTP proxy.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        is_elsewhere: bool,
+        is_public: bool,
+        window_seconds: float,
+        transports: Sequence[asyncio.Transport] = (),
+        stall_seconds: float | None = None,
+    ) -> None:
+        self._response = response
+        self._window_seconds = window_seconds
+        self._stall_seconds = stall_seconds
+        self._transports = transports
+        self.status = response.status
+        self.headers = response.headers
+        self.is_elsewhere = is_elsewhere
+        self.is_public = is_public
+
+    async def read(self, limit: int) -> bytes:
+        """Read the body, up to ``limit`` bytes; more of it is left out.
+
+        Raises:
+            TroubleError: the connection broke or stalled, or the body comes too slowly.
+        """
+        body = bytearray()
+        content = self._response.content
+        rate = MinimumRate(self._window_seconds, DOCUMENT_BYTES_PER_SECOND)
+        clock = asyncio.get_running_loop().time
+        with translated():
+            while len(body) < limit:
+                began = clock()
+                async with asyncio.timeout(self._stall_seconds):
+                    chunk = await content.readany()
+                if not chunk:
+                    break
+                rate.add(len(chunk), clock() - began)
+                body += chunk
+        return bytes(body[:limit])
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes.
+
+        Raises:
+            TroubleError: the connection broke or stalled, or the body comes too slowly.
+        """
+        content = self._response.content
+        rate = MinimumRate(self._window_seconds, STREAM_BYTES_PER_SECOND)
+        clock = asyncio.get_running_loop().time
+        while True:
+            with translated():
+                began = clock()
+                # As it was received: to join what came meanwhile would copy all of it once more.
+                chunk, is_end_of_part = await content.readchunk()
+                rate.add(len(chunk), clock() - began)
+            if chunk:
+                yield chunk
+            elif not is_end_of_part or content.at_eof():  # the library has one reader for all empty bodies
+                return
+
+    def close(self) -> None:
+        """Give the connection back, or end it where the body was not read to its end.
+
+        A refusal may come while the request's own body is still on its way; that connection is aborted, since
+        closing it would wait for a peer that has stopped reading.
+        """
+        self._response.close()
+        for transport in self._transports:
+            if transport.get_write_buffer_size():
+                transport.abort()

@@ -1,0 +1,61 @@
+"""Upstream caches: those that are named openly, and those of a file, whose URLs may hold passwords."""
+
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.settings import table
+from nixcache_oci.settings.variable import Values
+
+MAX_FILE_BYTES: Final = 64 * 1024
+
+
+def upstream_urls(values: Values) -> tuple[str, ...]:
+    """Read the base URLs of all upstream caches; each cache counts once, as the file has it.
+
+    Raises:
+        UsageError: a URL or the file cannot be used; nothing of the file is repeated.
+    """
+    urls = {str(parse_upstream(url)): url for url in values.get(table.UPSTREAM)}
+    path = values.get(table.UPSTREAM_FILE)
+    if path is not None:
+        try:
+            urls |= {str(parse_upstream(url)): url for url in parse_upstream_file(_read(path))}
+        except FormatError as error:
+            raise UsageError(f"{table.UPSTREAM_FILE.name}: {path}: {error}") from None
+    return tuple(urls.values())
+
+
+def parse_upstream_file(text: str) -> tuple[str, ...]:
+    """Read one URL a line; blank lines, and those that begin with ``#``, are left out.
+
+    Raises:
+        FormatError: a line that is no URL of a binary cache, by its number only: it may hold a password.
+    """
+    urls = []
+    for number, line in enumerate(text.splitlines(), 1):
+        url = line.strip()
+        if not url or url.startswith("#"):
+            continue
+        try:
+            parse_upstream(url)
+        except UsageError:
+            raise FormatError(
+                f"line {number}: expected http[s]://[user:password@]host[:port][/path]"
+            ) from None
+        urls.append(url)
+    return tuple(urls)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise FormatError(f"longer than {MAX_FILE_BYTES} bytes; expected one URL a line")
+        return content.decode()
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FormatError("not text in UTF-8; expected one URL a line") from None

@@ -1,0 +1,144 @@
+"""All tables of a listing: the newest that fit, each once, and nothing of failed looks stays."""
+
+import asyncio
+import dataclasses
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from nixcache_oci.cache import table_set
+from nixcache_oci.cache.commit import push_segment
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_set import TableSet, read_tables
+from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.digest import Digest
+from tests.support.model_repository import ModelRepository, ModelStorage
+from tests.support.objects import store_object
+from tests.support.publish import CREATED
+
+HOUR = timedelta(hours=1)
+
+
+class Cache:
+    """A repository that notes what is read, and the folder of one reader."""
+
+    def __init__(self, folder: Path) -> None:
+        self.storage = ModelStorage()
+        self.asked: list[str] = []
+        self.fails = False
+        self.repository = ModelRepository(self.storage, self._note)
+        self.folder = IndexFolder(folder, "a cache")
+
+    async def _note(self, step: str) -> None:
+        self.asked.append(step)
+        if self.fails and "stat" in step:
+            raise RegistryError("503")
+
+    async def push(self, seed: str, created: datetime = CREATED) -> Segment:
+        table = Table(TableHeader(created), (), (store_object(seed).narinfo,))
+        return await push_segment(self.repository, table, [])
+
+    async def read(
+        self, *segments: Segment, former: TableSet | None = None, budget: TableBudget | None = None
+    ) -> TableSet:
+        held = former.tables if former is not None else None
+        return await read_tables(self.repository, self.folder, Listing(segments=segments), held, budget)
+
+    def on_disk(self) -> int:
+        return len(list((self.folder.path / "tables").glob("*.table")))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"most_entries": 2},
+        {"most_files": 4},
+        {"most_bytes": 800},
+    ],
+)
+async def test_the_newest_that_fit_are_read(
+    cache: Cache, budget: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they come from afar, from disk, or are held; what is left out is no damage, and said once."""
+    monkeypatch.setattr(table_set, "_PARALLEL_TABLES", 1)
+    segments = [await cache.push(str(hour), CREATED + hour * HOUR) for hour in range(5)]
+    look: TableSet | None = None
+    for _ in range(3):
+        look = await cache.read(*segments, former=look, budget=TableBudget(**budget))
+        assert look.listing.segments == tuple(segments[3:])
+        assert look.damaged == {}
+        assert look.left_out is not None
+        assert look.left_out.startswith("3 of 5 segments are left out, the oldest: all tables together")
+    assert cache.on_disk() == 2
+
+
+async def test_what_is_damaged_counts_too(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else thousands of tables would be inflated at each look, only to be found damaged."""
+    monkeypatch.setattr(table_set, "_PARALLEL_TABLES", 1)
+    segments = [await cache.push(str(hour), CREATED + hour * HOUR) for hour in range(5)]
+    for segment in segments:
+        cache.storage.blobs[segment.table] = bytes(1000)
+    cache.asked.clear()
+    look = await cache.read(*segments, budget=TableBudget(most_bytes=2000))
+    assert (len(look.damaged), look.listing.segments) == (2, ())
+    assert len([step for step in cache.asked if "stat" in step]) == 3
+
+
+async def test_a_table_that_many_segments_name_is_one_table(cache: Cache) -> None:
+    """An index may name one a thousand times: it is fetched, counted and searched once."""
+    segment = await cache.push("one")
+    others = [
+        dataclasses.replace(
+            segment,
+            created=CREATED + hour * HOUR,
+            descriptor=dataclasses.replace(segment.descriptor, digest=Digest.of(bytes([hour]))),
+        )
+        for hour in range(100)
+    ]
+    cache.asked.clear()
+    look = await cache.read(*others, budget=TableBudget(most_entries=1, most_files=2))
+    assert cache.asked == [f"stat {segment.table}"]
+    assert look.listing.segments == tuple(others)
+    catalog = look.catalog(())
+    assert (len(catalog.tables), catalog.entries) == (1, 1)
+    assert catalog.tables[0].created == others[-1].created
+
+
+async def test_what_is_kept_beside_has_the_same_limits(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that lists other segments at each look, one of them damaged, would fill memory and disk."""
+    monkeypatch.setattr(table_set, "MAX_SEGMENTS", 4)
+    look, segments = TableSet(), list[Segment]()
+    for round_ in range(5):
+        segments = [await cache.push(f"{round_}-{n}", CREATED + (3 * round_ + n) * HOUR) for n in range(3)]
+        look = (await cache.read(*segments, former=look)).beside(look)
+    assert set(segments) <= set(look.listing.segments)
+    assert len(look.listing.segments) == len(look.tables) == 4
+    former = [segment for segment in look.listing.segments if segment not in segments]
+    assert [segment.created for segment in former] == [CREATED + 11 * HOUR]
+
+
+async def test_a_look_that_fails_leaves_its_tables_to_the_next_one_only(cache: Cache) -> None:
+    """A registry that breaks off each look, and lists other tables at the next one, would fill the disk."""
+    kept = await cache.push("kept")
+    look = await cache.read(kept)
+    await asyncio.to_thread(cache.folder.save, look.listing)
+    for round_ in range(4):
+        new = await cache.push(f"new-{round_}", CREATED + HOUR)
+        await cache.read(new, former=look)
+        cache.fails = True
+        with pytest.raises(RegistryError):
+            await cache.read(new, await cache.push(f"never-{round_}", CREATED), former=look)
+        cache.fails = False
+        assert cache.on_disk() == 2
+    assert (await cache.read(kept, former=look)).tables.keys() == {kept.table}
+    assert cache.on_disk() == 1

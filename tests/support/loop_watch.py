@@ -1,0 +1,56 @@
+"""The program with a watch on the proxy's event loop: how long was it blocked at the worst?
+
+    python -m tests.support.loop_watch REPORT proxy
+
+Blocked time is counted in CPU time of the whole process between two turns of the loop. So what another thread
+does while it holds the interpreter's lock counts as well, and a machine that is busy with something else does
+not. REPORT holds the worst so far, in seconds.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Final, TypeVar
+
+from nixcache_oci.cli import proxy
+from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.main import main
+
+_TURN_SECONDS: Final = 0.005
+_T = TypeVar("_T")
+
+
+async def _watch(report: Path) -> None:
+    worst = 0.0
+    while True:
+        before = time.process_time()
+        await asyncio.sleep(_TURN_SECONDS)
+        blocked = time.process_time() - before
+        if blocked > worst:
+            worst = blocked
+            # In one step, for a test may read it at any moment.
+            new = report.with_suffix(".new")
+            new.write_text(f"{worst:.4f}")
+            os.replace(new, report)  # noqa: PTH105  # the same in fewer calls, for it is part of what is measured
+
+
+async def _watched(run: Coroutine[object, object, _T], report: Path) -> _T:
+    watching = asyncio.create_task(_watch(report), name="loop watch")
+    try:
+        return await run
+    finally:
+        watching.cancel()
+
+
+def _run() -> int:
+    report, *arguments = sys.argv[1:]
+    # Where the verb looks it up: the watch has to run in the loop that is watched.
+    setattr(proxy, "run_async", lambda run: run_async(_watched(run, Path(report))))  # noqa: B010
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(_run())

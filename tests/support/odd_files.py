@@ -1,0 +1,78 @@
+"""What may lie where a file should be, in a folder that somebody else wrote."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+
+def _link_to_what_was_there(path: Path, aside: Path) -> None:
+    path.symlink_to(aside)
+
+
+def _dangling_link(path: Path, aside: Path) -> None:
+    path.symlink_to(aside.with_name("made-elsewhere"))
+
+
+def _link_to_a_device(path: Path, _aside: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _link_to_a_pipe(path: Path, aside: Path) -> None:
+    os.mkfifo(aside.with_name("pipe"))
+    path.symlink_to(aside.with_name("pipe"))
+
+
+def _pipe(path: Path, _aside: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path, _aside: Path) -> None:
+    # Paths of sockets have at most 108 bytes.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _folder(path: Path, _aside: Path) -> None:
+    path.mkdir()
+
+
+def _file(path: Path, _aside: Path) -> None:
+    path.write_bytes(b"file")
+
+
+LINKS: Final[dict[str, Callable[[Path, Path], None]]] = {
+    "link-to-what-was-there": _link_to_what_was_there,
+    "dangling-link": _dangling_link,
+    "link-to-a-device": _link_to_a_device,
+    "link-to-a-pipe": _link_to_a_pipe,
+}
+NO_FILES: Final = {**LINKS, "pipe": _pipe, "socket": _socket, "folder": _folder}
+NO_FOLDERS: Final = {**LINKS, "pipe": _pipe, "socket": _socket, "file": _file}
+
+_WORDS: Final = {
+    "pipe": "a named pipe",
+    "socket": "a socket",
+    "folder": "a folder",
+    "file": "a file",
+}
+
+
+def put_in_place(kind: str, path: Path, elsewhere: Path) -> str:
+    """Put something else where a file or folder is, or is not; gives what an error has to call it.
+
+    Args:
+        kind: of ``NO_FILES`` or ``NO_FOLDERS``.
+        path: of the file or folder, which is moved away.
+        elsewhere: an empty folder, for that and for what links lead to.
+    """
+    aside = elsewhere / "aside"
+    if path.exists():
+        path.rename(aside)
+    {**NO_FILES, **NO_FOLDERS}[kind](path, aside)
+    return f"{path} is {_WORDS.get(kind, 'a symbolic link')}, not a"
