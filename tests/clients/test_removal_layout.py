@@ -13,6 +13,7 @@ import pytest
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
@@ -356,13 +357,13 @@ async def test_a_young_file_is_read_once(story: Story, monkeypatch: pytest.Monke
     for number in range(20):
         await story.layout.push_blob(Digest.of(b"%d" % number), b"%d" % number)
     reads: Counter[str] = Counter()
-    read_bytes = Path.read_bytes
+    read_bytes = RootedPath.read_bytes
 
-    def read(path: Path) -> bytes:
+    def read(path: RootedPath, limit: int) -> bytes:
         reads[path.name] += 1
-        return read_bytes(path)
+        return read_bytes(path, limit)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(RootedPath, "read_bytes", read)
     for manifest in gone:
         await story.remover.remove(manifest)
     assert reads[Digest.of(b"7").hex] == 1
