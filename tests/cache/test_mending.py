@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from nixcache_oci.cache import mending
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.listing import read_listing
@@ -12,6 +13,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.index_change import mark
 from nixcache_oci.oci import media_type
@@ -104,6 +106,18 @@ async def test_a_segment_without_its_table_is_left_out() -> None:
     await add(StrictRepository(storage), told)
     assert await names(StrictRepository(storage)) == []
     assert "0 are listed anew; 2 are not listed any more" in told[0]
+
+
+async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry may list thousands of tables of 64 MiB: what is over the limit is as lost as the rest."""
+    budget = TableBudget(most_bytes=1000)
+    monkeypatch.setattr(mending, "TableBudget", lambda: budget)
+    storage, told = ModelStorage(), list[str]()
+    for gone in [await make(storage, [one]) for one in (BASE, ALONE)]:
+        delete(storage, gone)
+    await add(StrictRepository(storage), told)
+    assert len(await names(StrictRepository(storage))) == 1
+    assert "1 are listed anew; 1 are not listed any more" in told[0]
 
 
 async def test_a_condemned_segment_that_is_gone_is_not_listed_anew() -> None:

@@ -254,6 +254,9 @@ def test_a_table_inflates_to_a_bounded_multiple(tmp_path: Path, padding: int) ->
     with pytest.raises(FormatError, match="when inflated"):
         write(tmp_path / "a.table", blob)
     assert list(tmp_path.iterdir()) == []
+    # Nor does anybody else count what no proxy serves.
+    with pytest.raises(FormatError, match="when inflated"):
+        inflate_table(blob)
 
 
 def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
@@ -264,9 +267,12 @@ def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
         blob = compressor.compress(TEXT) + compressor.flush()
         if is_taken:
             write(tmp_path / "a.table", blob)
+            assert inflate_table(blob) == TEXT
         else:
             with pytest.raises(FormatError, match="not zstd"):
                 write(tmp_path / "b.table", blob)
+            with pytest.raises(FormatError, match="not zstd"):
+                inflate_table(blob)
 
 
 def test_few_recorded_keys_are_kept(tmp_path: Path) -> None:
