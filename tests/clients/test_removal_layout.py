@@ -367,4 +367,5 @@ async def test_a_young_file_is_read_once(story: Story, monkeypatch: pytest.Monke
     for manifest in gone:
         await story.remover.remove(manifest)
     assert reads[Digest.of(b"7").hex] == 1
+    del reads["index.json"], reads["oci-layout"]
     assert max(reads.values()) == 1
