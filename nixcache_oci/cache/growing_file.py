@@ -16,7 +16,6 @@ from io import FileIO
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError
 
@@ -60,28 +59,21 @@ class Elsewhere:
 
 
 class GrowingFile:
-    """A new file that refuses to grow past a limit: a small blob can inflate to anything.
+    """A new file that goes on elsewhere where it cannot grow.
 
     Args:
         path: in the index folder.
-        limit: in bytes.
         elsewhere: where to go on; None to stay, and fail.
-        budget: of all tables, which it counts against wherever it goes; None for what does not count.
 
     Attributes:
-        limit: may be set anew.
         is_kept: whether it is at its path.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(
-        self, path: RootedPath, limit: int, elsewhere: Elsewhere | None, budget: TableBudget | None = None
-    ) -> None:
+    def __init__(self, path: RootedPath, elsewhere: Elsewhere | None) -> None:
         self.is_kept = True
-        self.limit = limit
-        self._budget = budget
         self._size = 0
         self._elsewhere = elsewhere
         self._others = [_open_temporary, _InMemory] if elsewhere is not None else []
@@ -96,13 +88,7 @@ class GrowingFile:
 
         Raises:
             OSError: nothing takes it.
-            FormatError: it would be larger than its limit.
-            LimitError: all tables together would be.
         """
-        if self._size + len(piece) > self.limit:
-            raise FormatError(f"table: over {self.limit} bytes when inflated")
-        if self._budget is not None:
-            self._budget.inflate(len(piece))
         view = memoryview(piece)
         while view:
             try:

@@ -7,7 +7,7 @@ Source: design section 2, "Table".
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_time, parse_time
@@ -15,6 +15,13 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import StorePath
 
 Field = tuple[str, str]
+
+PUSH_SCOPE_START: Final = "push/"
+"""Scopes whose publishes displace only the names that they build, as narrowed runs do."""
+
+UNRECORDED: Final = timedelta(days=9)
+"""A publish that changes nothing leaves no record while its scope's last one is younger: a tenth of the usual
+time to live of a scope. gc waits as much longer before a scope is over."""
 
 # Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
 FIELD_VALUE: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")

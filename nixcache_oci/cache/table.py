@@ -110,16 +110,25 @@ def parse_table(content: bytes) -> Table:
     Raises:
         FormatError: anything that breaks the format.
     """
-    head = parse_head(content)
+    return replace(parse_head(content), narinfos=tuple(parse_narinfos(content)))
+
+
+def parse_narinfos(content: Content) -> Iterator[NarInfo]:
+    """Read all narinfos strictly, one at a time: the stanzas that ``scan`` finds, and no others.
+
+    Raises:
+        FormatError: anything that breaks the format behind the head.
+    """
     end_of_head = _end_of_head(content)
-    narinfos: tuple[NarInfo, ...] = ()
-    if end_of_head < len(content):
-        stanzas = _stanzas(content, end_of_head + 1, len(content))
-        narinfos = tuple(_parse_narinfo(stanza) for stanza in stanzas)
-    parts = [narinfo.store_path.hash_part for narinfo in narinfos]
-    if any(one >= other for one, other in pairwise(parts)):
-        raise FormatError("table: its narinfos are not in the order of their hash parts")
-    return replace(head, narinfos=narinfos)
+    if end_of_head == len(content):
+        return
+    previous = ""
+    for stanza in _stanzas(content, end_of_head + 1, len(content)):
+        narinfo = _parse_narinfo(stanza)
+        if narinfo.store_path.hash_part <= previous:
+            raise FormatError("table: its narinfos are not in the order of their hash parts")
+        previous = narinfo.store_path.hash_part
+        yield narinfo
 
 
 def parse_head(content: Content) -> Table:

@@ -16,15 +16,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import IO, Final, Self, cast
-
-import zstandard
+from typing import Final, Self
 
 from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
-    MAX_TABLE_BYTES,
     HashLetters,
     Scan,
     TableHeader,
@@ -33,14 +30,17 @@ from nixcache_oci.cache.table import (
     letters_at,
     parse_head,
     parse_header,
+    parse_narinfos,
     row_key,
     scan,
     stanza_around,
 )
 from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 
@@ -52,12 +52,6 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 _BUCKETS: Final = 1024
 BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
 _NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
-# What every reader of zstd has to take (RFC 8878, section 3.1.1.1.2), and what level 19 makes; of memory, for
-# each table on its way.
-_MAX_WINDOW_BYTES: Final = 8 * 1024 * 1024
-# Narinfos are mostly hashes, and compress to a fifth. A small blob that inflates to far more is a bomb.
-_MAX_RATIO: Final = 64
-_ANY_RATIO_BYTES: Final = 1024 * 1024
 # Keys that are shown to people: of a table, each, and in all the letters of one.
 _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_LETTERS: Final = 512
@@ -157,6 +151,18 @@ class TableFile:
         write_file(_keys_path(path), _pieces(self._keys_file), path.parent)
         write_file(path, _pieces(self._text), path.parent)
 
+    def narinfos(self) -> Iterator[NarInfo]:
+        """Read all narinfos strictly, in the order of their rows.
+
+        Raises:
+            FormatError: the table breaks the format, be it in a stanza that is served to nobody.
+        """
+        return parse_narinfos(self._text)
+
+    def release(self) -> None:
+        """Give memory back that reading all of it took; what is asked for later is read from disk."""
+        self._text.madvise(mmap.MADV_DONTNEED)
+
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
 
@@ -190,13 +196,13 @@ class TableFileWriter:
         self._budget = budget or TableBudget()
         self._elsewhere = elsewhere
         self._remember = remember
-        self._received = 0
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
         self._file: GrowingFile | None = None
         self._keys: GrowingFile | None = None
-        self._inflate: zstandard.ZstdDecompressionWriter | None = None
+        self._text: LimitedText | None = None
+        self._inflater: TableInflater | None = None
 
     def write(self, compressed: bytes) -> None:
         """Take the next piece of the blob.
@@ -205,20 +211,10 @@ class TableFileWriter:
             OSError: it cannot be written.
             FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
         """
-        self._budget.receive(len(compressed))
         self._digest.update(compressed)
-        self._received += len(compressed)
-        if self._inflate is None or self._file is None:
-            self._file = self._open()
-            # All that the library asks of its target is write().
-            target = cast("IO[bytes]", self._file)
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-            self._inflate = decompressor.stream_writer(target, closefd=False)
-        self._file.limit = min(MAX_TABLE_BYTES, _ANY_RATIO_BYTES + _MAX_RATIO * self._received)
-        try:
-            self._inflate.write(compressed)
-        except zstandard.ZstdError as error:
-            raise FormatError(f"table: not zstd: {error}") from None
+        if self._inflater is None:
+            self._inflater = TableInflater(self._open(), self._budget)
+        self._inflater.write(compressed)
 
     def write_text(self, text: bytes) -> None:
         """Take the next piece of a table as text, one that was not compressed.
@@ -228,9 +224,9 @@ class TableFileWriter:
             FormatError: over 64 MiB.
         """
         self._digest.update(text)
-        if self._file is None:
-            self._file = self._open()
-        self._file.write(text)
+        if self._text is None:
+            self._text = self._open()
+        self._text.write(text)
 
     def finish(self, digest: Digest | None) -> TableFile:
         """Check the whole, and put it in its place.
@@ -272,14 +268,14 @@ class TableFileWriter:
                 with suppress(OSError):  # what is left there, ``remove_unfinished`` removes
                     path.unlink()
 
-    def _open(self) -> GrowingFile:
+    def _open(self) -> LimitedText:
         with suppress(OSError):  # the file itself says it better
             self._path.parent.make_folder()
-        return GrowingFile(self._unfinished_text, MAX_TABLE_BYTES, self._elsewhere, self._budget)
+        self._file = GrowingFile(self._unfinished_text, self._elsewhere)
+        return LimitedText(self._file, self._budget)
 
     def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
-        end = _KEYS_START + 12 * len(found.keys)
-        self._keys = GrowingFile(self._unfinished_keys, end, self._elsewhere)
+        self._keys = GrowingFile(self._unfinished_keys, self._elsewhere)
         self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
         for numbers in (found.keys, found.positions):
             for start in range(0, len(numbers), _PIECE_NUMBERS):

@@ -20,6 +20,7 @@ from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.remover import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
 from nixcache_oci.settings.table import LOG_LEVEL
 from nixcache_oci.settings.variable import Values
@@ -40,7 +41,9 @@ T = TypeVar("T")
 
 
 def run_async(main: Coroutine[object, object, T]) -> T:
-    """Run a coroutine to its end, on the fastest event loop that there is.
+    """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
+
+    Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
 
     SIGTERM, which ends a job in CI, ends it like Ctrl-C: no program that was started, and no file that was
     staged, stays behind. A coroutine may handle signals in a way of its own.
@@ -48,6 +51,7 @@ def run_async(main: Coroutine[object, object, T]) -> T:
     Raises:
         KeyboardInterrupt: it was ended so.
     """
+    allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
         task = runner.get_loop().create_task(main)
         runner.get_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -15,11 +15,12 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import table
+from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
 
-_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.PUBLIC_KEYS)
+_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.MAX_BLOB_BYTES, table.PUBLIC_KEYS)
 _MOST_DAYS = 36_500
 
 # What each row of the plan means, for who sees it for the first time.
@@ -69,15 +70,16 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Collect."""
     set_up_quiet_logging(Values(environment, arguments))
     values = Values(environment, arguments)
+    location = repository_config(values)
     options = GcOptions(
         retention=timedelta(days=arguments.retention_days),
         scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
         grace=timedelta(days=arguments.grace_days),
         min_age=timedelta(hours=arguments.min_age_hours),
         max_layers=values.get(table.MAX_LAYERS),
+        max_blob_bytes=max_blob_bytes(values, location),
         public_keys=values.get(table.PUBLIC_KEYS),
     )
-    location = repository_config(values)
     source = repository_source(location, values)
     merged = values.merged_environment(table.REPOSITORY_VARIABLES)
     return run_async(_collect(arguments, options, location, source, merged))

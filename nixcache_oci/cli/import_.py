@@ -15,6 +15,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -101,7 +102,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     settings = publish_settings(arguments, environment)
     settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
-    if not request.wanted and (arguments.stdin or not _is_folder(request.source)):
+    if not request.wanted and arguments.stdin:
+        say("nothing to import: no paths on standard input")
+        return DONE
+    if not request.wanted and not _is_folder(request.source):
         raise UsageError(
             f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
             "or give --stdin and one on each line of standard input"

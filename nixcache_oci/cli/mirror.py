@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.format import format_size
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import table
@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     done = run_async(_mirror(source, destination, values))
     say(
         f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
-        f"{done.present} were there"
+        f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")
     )
-    return DONE
+    return FAILED if done.failed else DONE
 
 
 async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, values: Values) -> Mirrored:

@@ -16,6 +16,7 @@ from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pin
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.settings import table
+from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
@@ -51,7 +52,7 @@ def add_parser(subparsers: SubParsers) -> None:
     for one in (create, show, remove):
         add_view_flags(one)
     for one in (create, remove):
-        add_flags(one, (table.MAX_LAYERS,))
+        add_flags(one, (table.MAX_LAYERS, table.MAX_BLOB_BYTES))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -84,6 +85,7 @@ async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> N
             repository_source(location, values),
             relisted,
             max_layers=values.get(table.MAX_LAYERS),
+            max_blob_bytes=max_blob_bytes(values, location),
         )
     finally:
         await repository.close()

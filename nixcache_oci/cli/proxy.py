@@ -13,7 +13,6 @@ from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.proxy.allocator import keep_freed_memory
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.settings.proxy import proxy_config
@@ -45,7 +44,6 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     config = proxy_config(values)
     location = repository_config(values)
     keep_freed_memory()
-    allow_many_files()
     sockets = activated_sockets(environment, os.getpid())
     run_async(
         _serve(

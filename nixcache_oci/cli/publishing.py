@@ -267,7 +267,10 @@ def report(
     size = format_size(sum(row.nar_size for row in pushed))
     packed = format_size(sum(row.file_size for row in pushed))
     took = format_duration(seconds)
-    say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+    if published.is_needless:
+        say(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
+    else:
+        say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]

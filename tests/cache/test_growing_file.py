@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nixcache_oci.cache import growing_file
 from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_inflation import LimitedText
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError, LimitError
 
@@ -60,7 +61,7 @@ def test_nothing_is_lost_wherever_it_goes(
     told: list[OSError] = []
     content = b"".join(pieces)
     with _disks(tmp_path_factory.mktemp("disks"), kept, temporary):
-        file = GrowingFile(RootedPath(Path("x")), 1000, Elsewhere(told.append))
+        file = GrowingFile(RootedPath(Path("x")), Elsewhere(told.append))
         for piece in pieces:
             assert file.write(piece) == len(piece)
         if content:
@@ -74,11 +75,11 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """What nothing takes is an error; what is used no more can be used again."""
     elsewhere = Elsewhere(lambda _error: None, most_bytes=100)
     with _disks(tmp_path, -1, -1):
-        first = GrowingFile(RootedPath(Path("a")), 1000, elsewhere)
+        first = GrowingFile(RootedPath(Path("a")), elsewhere)
         first.write(b"x" * 60)
         mapped = first.map()
         first.close()
-        second = GrowingFile(RootedPath(Path("b")), 1000, elsewhere)
+        second = GrowingFile(RootedPath(Path("b")), elsewhere)
         with pytest.raises(OSError, match="no room left in memory"):
             second.write(b"y" * 41)
         second.write(b"y" * 40)
@@ -86,7 +87,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert mapped[:] == b"x" * 60
         del mapped
         gc.collect()
-        third = GrowingFile(RootedPath(Path("c")), 1000, elsewhere)
+        third = GrowingFile(RootedPath(Path("c")), elsewhere)
         third.write(b"z" * 100)
         third.close()
 
@@ -94,30 +95,23 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_without_another_place_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """Whoever writes a table for its own sake wants it where it belongs."""
     with _disks(tmp_path, 5, 100):
-        file = GrowingFile(RootedPath(Path("x")), 1000, None)
+        file = GrowingFile(RootedPath(Path("x")), None)
         with pytest.raises(OSError, match="No space left"):
             file.write(b"123456")
         file.close()
 
 
-def test_the_limit_holds_everywhere(tmp_path: Path) -> None:
-    """A small blob can inflate to anything."""
-    with _disks(tmp_path, -1, -1):
-        file = GrowingFile(RootedPath(Path("x")), 10, Elsewhere(lambda _error: None))
-        file.write(b"x" * 10)
-        with pytest.raises(FormatError, match="over 10 bytes"):
-            file.write(b"x")
-        file.close()
-
-
-def test_the_budget_of_all_tables_holds_everywhere(tmp_path: Path) -> None:
-    """A cache of any size must not fill the folder for temporary files, either."""
+def test_limits_hold_everywhere(tmp_path: Path) -> None:
+    """A small blob can inflate to anything; no cache may fill other disks or the memory, either."""
     with _disks(tmp_path, 5, 100):
-        file = GrowingFile(
-            RootedPath(Path("x")), 1000, Elsewhere(lambda _error: None), TableBudget(most_bytes=10)
-        )
-        file.write(b"x" * 10)
+        file = GrowingFile(RootedPath(Path("x")), Elsewhere(lambda _error: None))
+        text = LimitedText(file, TableBudget(most_bytes=20))
+        text.limit = 10
+        text.write(b"x" * 10)
         assert not file.is_kept
-        with pytest.raises(LimitError, match="over the limit of 10 bytes"):
-            file.write(b"x")
+        with pytest.raises(FormatError, match="over 10 bytes"):
+            text.write(b"x")
+        text.limit = 100
+        with pytest.raises(LimitError, match="over the limit of 20 bytes"):
+            text.write(b"x" * 11)
         file.close()

@@ -14,6 +14,7 @@ from nixcache_oci.cache import (
     table,
     table_budget,
     table_file,
+    table_inflation,
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
@@ -111,7 +112,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "one table, inflated",
-            f"{show_bytes(table.MAX_TABLE_BYTES)}, and {table_file._MAX_RATIO} times what was sent",
+            f"{show_bytes(table.MAX_TABLE_BYTES)}, and {table_inflation._MAX_RATIO} times what was sent",
             "it is damaged",
             f"{_HOSTILE}::test_tables_that_inflate_to_much_more",
         ),

@@ -40,7 +40,8 @@ _DELETED_OR_NOT_FOUND: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_
 class GithubPackages:
     """Deletes versions of one container package, which is one repository at GHCR.
 
-    Its versions are listed once, by the first call that needs them: what is pushed later is not known here.
+    Its versions are listed by the first call that needs them, and again for a manifest that is not among
+    them: it may have been pushed since.
 
     Args:
         api_url: ``https://api.github.com``.
@@ -85,6 +86,9 @@ class GithubPackages:
         """Delete the version of a manifest, with its tags."""
         async with self._turn:
             versions = await self._list()
+            if manifest not in versions:
+                self._versions = None
+                versions = await self._list()
             version = versions.get(manifest)
             if version is not None:
                 await asyncio.sleep(self._next_deletion - monotonic())

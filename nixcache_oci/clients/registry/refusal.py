@@ -42,6 +42,7 @@ class Explainer:
         *,
         may_be_absent: bool,
         size: int | None = None,
+        is_manifest: bool = False,
     ) -> RegistryError:
         """Make the error for the end of an operation.
 
@@ -52,6 +53,7 @@ class Explainer:
             may_be_absent: whether the registry may say that it has no such thing. It must say so itself, by
                 an error document: the 404 of something on the way does not mean that the cache is empty.
             size: bytes that the request carried, or None.
+            is_manifest: whether these are a manifest.
         """
         failure = trouble.failure
         status = failure.status
@@ -67,7 +69,7 @@ class Explainer:
             hints.append(f"it asks to wait {end.retry_after:.0f} s")
         if status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
             hints.append("this is not how a registry says that something is absent: is something in between?")
-        elif not is_absent and (remedy := self._find_remedy(trouble, size)):
+        elif not is_absent and (remedy := self._find_remedy(trouble, size, is_manifest=is_manifest)):
             hints.append(remedy)
         error = NotFoundError if is_absent else RegistryError
         return error(
@@ -78,7 +80,7 @@ class Explainer:
             retry_after=end.retry_after,
         )
 
-    def _find_remedy(self, trouble: TroubleError, size: int | None) -> str:
+    def _find_remedy(self, trouble: TroubleError, size: int | None, *, is_manifest: bool) -> str:
         failure = trouble.failure
         if self.plain_http and not failure.is_elsewhere and not trouble.is_about_token:
             hint = find_tls_hint(self.host, failure.status, failure.body, trouble.reason)
@@ -93,6 +95,7 @@ class Explainer:
             is_about_token=trouble.is_about_token,
             is_elsewhere=failure.is_elsewhere,
             is_limit=is_rate_limit(failure),
+            is_manifest=is_manifest,
         )
         return find_remedy(asker, refusal)
 

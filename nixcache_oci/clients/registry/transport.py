@@ -206,6 +206,7 @@ class Transport:
             end,
             may_be_absent=call.may_be_absent,
             size=call.body.size if call.body else None,
+            is_manifest="/manifests/" in call.url.path,
         )
 
     def error(
