@@ -102,13 +102,19 @@ keep_outside() {
 actions=$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd -P)
 checkouts=("$(pwd -P)")
 if [ -d "${GITHUB_WORKSPACE-}" ]; then checkouts+=("$(cd -P -- "$GITHUB_WORKSPACE" && pwd -P)"); fi
-# Where programs, libraries, and the settings of pip and git are looked for.
-for name in PATH LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_CONFIG_DIRS; do
-  if [ -z "${!name+set}" ]; then continue; fi
-  keep_outside "${!name}"
-  unset "$name"
-  if [ -n "$outside" ]; then export "$name=$outside"; fi
-done
+# keep_paths_outside NAME…: leaves of what these variables list only what is in no checkout.
+keep_paths_outside() {
+  local name
+  for name; do
+    if [ -z "${!name+set}" ]; then continue; fi
+    keep_outside "${!name}"
+    unset "$name"
+    if [ -n "$outside" ]; then export "$name=$outside"; fi
+  done
+}
+
+# Where programs, libraries, and the settings of pip, git and Nix are looked for.
+keep_paths_outside PATH LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_CONFIG_DIRS XDG_DATA_HOME
 
 # keep NAME…: adds NAME=VALUE of those that are set to the list kept.
 kept=()
@@ -137,8 +143,10 @@ keep_unless_secret() {
 }
 
 # keep_harmless: begins the list kept with what any program may see; clients/local_store/child_environment.py has the same.
+# Settings in the checkout are a stranger's, also where it is the home folder: without HOME, programs ask the system for it.
 keep_harmless() {
   kept=()
+  keep_paths_outside HOME NIX_CONF_DIR NIX_USER_CONF_FILES
   keep PATH HOME USER LOGNAME LANG LANGUAGE TERM TMPDIR NO_COLOR
   keep SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE GIT_SSL_CAINFO
   keep http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY
