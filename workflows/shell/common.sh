@@ -153,6 +153,28 @@ keep_harmless() {
   keep_unless_secret "${!LC_@}" "${!NIX_@}" "${!NIXPKGS_ALLOW_@}" "${!XDG_@}"
 }
 
+# add_git_setting NAME VALUE: adds what has git take a setting to the list git_settings, as variables of its environment.
+add_git_setting() {
+  git_settings+=("GIT_CONFIG_KEY_$git_count=$1" "GIT_CONFIG_VALUE_$git_count=$2")
+  git_count=$((git_count + 1))
+}
+
+# forbid_git_programs: begins the list git_settings with what keeps git from running programs that the settings of the
+# checkout name as it looks at files. Filters have names of their own.
+forbid_git_programs() {
+  local name
+  git_settings=() git_count=0
+  add_git_setting core.fsmonitor false
+  add_git_setting core.hooksPath /dev/null
+  while IFS= read -r -d '' name; do
+    case $name in
+      *.required) add_git_setting "$name" false ;;
+      *) add_git_setting "$name" '' ;;
+    esac
+  done < <(git config --null --name-only --get-regexp '^filter\.' || true)
+  git_settings+=("GIT_CONFIG_COUNT=$git_count")
+}
+
 # hide_token ARGUMENT…: begins the script anew with these, without INPUT_TOKEN: what a shell was started with can be read
 # in /proc for as long as it runs. The token comes by a descriptor, and becomes the variable token, of this shell alone.
 hide_token() {
