@@ -191,6 +191,34 @@ async def test_a_derivation_that_is_none(story: NixStory) -> None:
     assert _failures(alone)["none"].startswith("its drvPath: ")
 
 
+async def test_answers_that_cannot_be_read(story: NixStory) -> None:
+    """Nix takes any bytes for a string, and any value for a system: each is that output's failure alone."""
+    flake = story.write_flake(
+        f"""packages.{SYSTEM} = {{
+          a = mk "a"; "BYTES" = mk "b"; z = mk "z"; text = {{ drvPath = "BYTES"; }};
+          deep = {{
+            drvPath = "x"; system = builtins.foldl' (all: _: [ all ]) null (builtins.genList (n: n) 5000);
+          }};
+        }};"""
+    )
+    file = story.folder / "flake/flake.nix"
+    # A byte alone, and half a pair, which some decoders take.
+    file.write_bytes(file.read_bytes().replace(b"BYTES", b"\xff\xed\xa0\x80"))
+    found = await evaluate_flake(story.nix(), flake, SYSTEM)
+    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
+    failures = {name.removeprefix(f"packages.{SYSTEM}."): told for name, told in _failures(found).items()}
+    assert "cannot be read" in failures.pop("deep")
+    assert failures.pop("text").startswith("its drvPath: ")
+    assert list(failures.values()) == ["its name is no UTF-8"]
+
+
+async def test_a_trace_hides_no_set(story: NixStory) -> None:
+    """What Nix says of a set that is missing, a flake may say itself of one that is there."""
+    lie = "flake does not provide attribute 'packages'"
+    found = await _evaluate(story, f'packages.{SYSTEM} = builtins.trace "{lie}" {{ a = mk "a"; }};')
+    assert _attrs(found) == [f"packages.{SYSTEM}.a"]
+
+
 async def test_long_names(story: NixStory) -> None:
     """What fits into no argument is named; what fits only in parts is asked for in parts."""
     long = ["l" * 200_000, "m" * (MOST_NAME_BYTES + 1)]

@@ -207,6 +207,26 @@ def test_a_strangers_flake_brings_no_settings(story: GithubStory, tmp_path: Path
         story.nix.sandbox.run("nix-store", "--gc").check()
 
 
+@pytest.mark.parametrize("name", ["HOME", "XDG_CONFIG_HOME", "NIX_CONF_DIR", "NIX_USER_CONF_FILES"])
+def test_a_strangers_checkout_has_no_settings(story: GithubStory, tmp_path: Path, name: str) -> None:
+    """Wherever the job has Nix look for some: a hook that stands there would run as this user."""
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\necho ran >{tmp_path}/ran\n")
+    hook.chmod(0o755)
+    (story.clone / ".config/nix").mkdir(parents=True)
+    (story.clone / "nix").mkdir()
+    for path in (".config/nix/nix.conf", "nix/nix.conf", "nix.conf"):
+        (story.clone / path).write_text(f"post-build-hook = {hook}\nbuild-users-group =\n")
+    story.commit_flake(flake('one = mk "one" "echo ${dep.text} > $out";', story.write_input("text")))
+    job = action_job(story, CASES["fork"])
+    job.environment.pop("NIX_USER_CONF_FILES", None)
+    folder = job.workspace / "nix.conf" if name == "NIX_USER_CONF_FILES" else job.workspace
+    job.environment[name] = str(folder)
+    run_action(story, job, CASES["fork"]).check()
+    assert "building '/nix/store/" in job.log
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_a_flake_prints_is_no_command(story: GithubStory) -> None:
     """Neither its traces, nor errors, nor build logs, nor names; ours are read before, between and after."""
     evil = r"x\n::set-output name=public-key::y\n::stop-commands::z"

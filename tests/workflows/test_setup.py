@@ -67,8 +67,9 @@ def plant(job: Job, proof: Path) -> None:
     ):
         (programs / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{proof}\n')
         (programs / name).chmod(0o755)
-    (job.workspace / "config/pip").mkdir()
-    for path in (job.workspace / "pip.conf", job.workspace / "config/pip/pip.conf"):
+    settings = [job.workspace / path for path in ("pip.conf", ".pip/pip.conf", "config/pip/pip.conf")]
+    for path in settings:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(f"[global]\npython = {programs}/python3\ntarget = {job.workspace}\n")
     job.environment |= {
         "PATH": f"{programs}:bin:.::{job.environment['PATH']}",
@@ -78,6 +79,7 @@ def plant(job: Job, proof: Path) -> None:
         "PIP_PYTHON": f"{programs}/python3",
         "PIP_TARGET": str(job.workspace),
         "XDG_CONFIG_HOME": f"{job.workspace}/config",
+        "HOME": str(job.workspace),
         "BASH_ENV": f"{programs}/env",
     }
 

@@ -12,6 +12,15 @@ from tests.clients.test_child_environment import HARMLESS, SECRET
 from tests.workflows.documents import TOP
 from tests.workflows.runner import find_commands
 
+# Where settings are looked for: absolute, or not looked into.
+FOLDERS = (
+    "HOME",
+    "NIX_CONF_DIR",
+    "NIX_USER_CONF_FILES",
+    "XDG_CONFIG_HOME",
+    "XDG_CONFIG_DIRS",
+    "XDG_DATA_HOME",
+)
 COMMON = TOP / "workflows/shell/common.sh"
 
 
@@ -36,6 +45,7 @@ def test_scripts_and_program_have_one_list(tmp_path: Path) -> None:
     """What a program may see is written twice, in two languages, and is the same."""
     given = {name: f"value of {name}" for name in (*HARMLESS, *SECRET) if name not in ("PATH", "BASH_ENV")}
     given |= {"LC_ALL": "C", "LC_TIME": "C", "LANG": "C", "PATH": "/usr/bin:/bin", "LD_PRELOAD": ""}
+    given |= {name: f"/the/{name}" for name in given if name in FOLDERS}
     ran = run("keep_harmless; printf '%s\\n' \"${kept[@]}\"", tmp_path, given)
     kept = dict(line.split("=", 1) for line in ran.stdout.splitlines())
     assert kept == child_environment(given)

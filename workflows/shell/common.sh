@@ -102,13 +102,19 @@ keep_outside() {
 actions=$(cd -P -- "${BASH_SOURCE[0]%/*}/.." && pwd -P)
 checkouts=("$(pwd -P)")
 if [ -d "${GITHUB_WORKSPACE-}" ]; then checkouts+=("$(cd -P -- "$GITHUB_WORKSPACE" && pwd -P)"); fi
-# Where programs, libraries, and the settings of pip and git are looked for.
-for name in PATH LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_CONFIG_DIRS; do
-  if [ -z "${!name+set}" ]; then continue; fi
-  keep_outside "${!name}"
-  unset "$name"
-  if [ -n "$outside" ]; then export "$name=$outside"; fi
-done
+# keep_paths_outside NAME…: leaves of what these variables list only what is in no checkout.
+keep_paths_outside() {
+  local name
+  for name; do
+    if [ -z "${!name+set}" ]; then continue; fi
+    keep_outside "${!name}"
+    unset "$name"
+    if [ -n "$outside" ]; then export "$name=$outside"; fi
+  done
+}
+
+# Where programs, libraries, and the settings of pip, git and Nix are looked for.
+keep_paths_outside PATH LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_CONFIG_DIRS XDG_DATA_HOME
 
 # keep NAME…: adds NAME=VALUE of those that are set to the list kept.
 kept=()
@@ -137,12 +143,36 @@ keep_unless_secret() {
 }
 
 # keep_harmless: begins the list kept with what any program may see; clients/local_store/child_environment.py has the same.
+# Settings in the checkout are a stranger's, also where it is the home folder: without HOME, programs ask the system for it.
 keep_harmless() {
   kept=()
+  keep_paths_outside HOME NIX_CONF_DIR NIX_USER_CONF_FILES
   keep PATH HOME USER LOGNAME LANG LANGUAGE TERM TMPDIR NO_COLOR
   keep SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE GIT_SSL_CAINFO
   keep http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY
   keep_unless_secret "${!LC_@}" "${!NIX_@}" "${!NIXPKGS_ALLOW_@}" "${!XDG_@}"
+}
+
+# add_git_setting NAME VALUE: adds what has git take a setting to the list git_settings, as variables of its environment.
+add_git_setting() {
+  git_settings+=("GIT_CONFIG_KEY_$git_count=$1" "GIT_CONFIG_VALUE_$git_count=$2")
+  git_count=$((git_count + 1))
+}
+
+# forbid_git_programs: begins the list git_settings with what keeps git from running programs that the settings of the
+# checkout name as it looks at files. Filters have names of their own.
+forbid_git_programs() {
+  local name
+  git_settings=() git_count=0
+  add_git_setting core.fsmonitor false
+  add_git_setting core.hooksPath /dev/null
+  while IFS= read -r -d '' name; do
+    case $name in
+      *.required) add_git_setting "$name" false ;;
+      *) add_git_setting "$name" '' ;;
+    esac
+  done < <(git config --null --name-only --get-regexp '^filter\.' || true)
+  git_settings+=("GIT_CONFIG_COUNT=$git_count")
 }
 
 # hide_token ARGUMENT…: begins the script anew with these, without INPUT_TOKEN: what a shell was started with can be read

@@ -13,7 +13,6 @@ command -v nix >/dev/null || fail 'Nix is not on PATH: use the action workflows/
 cd -- "$INPUT_FLAKE"
 keep_harmless
 # Nix runs git in the checkout, whose own settings may name programs.
-kept+=(GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=core.fsmonitor GIT_CONFIG_VALUE_0=false)
-kept+=(GIT_CONFIG_KEY_1=core.hooksPath GIT_CONFIG_VALUE_1=/dev/null)
-guard env -i "${kept[@]}" nix --extra-experimental-features 'nix-command flakes' flake update
+forbid_git_programs
+guard env -i "${kept[@]}" "${git_settings[@]}" nix --extra-experimental-features 'nix-command flakes' flake update
 INPUT_TOKEN=$token exec "$BASH" -p "$actions/shell/commit-file.sh" flake.lock "$INPUT_MESSAGE"

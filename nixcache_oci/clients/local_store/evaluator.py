@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.nix_program import Nix
@@ -53,12 +54,13 @@ class Evaluator:
         """Look at all of a set; a flake need not have it."""
         held = _HoldBack(self._nix.on_line)
         ended = await self._ask(one.arguments, expression.NAMES, held)
-        if held.is_missing:
+        # A trace may say the same of a set that is there.
+        if held.is_missing and ended.status:
             return
         if ended.status:
             self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason, is_set=True))
             return
-        names = json.loads(ended.stdout)
+        names: Any = _read_answer(ended)
         if names is None:
             await self.add_derivation(one.label or _WHOLE_FILE, one.arguments)
             return
@@ -66,7 +68,12 @@ class Evaluator:
         for name in names:
             if not self._is_wanted(one, name):
                 continue
-            if (size := len(name.encode())) > MOST_NAME_BYTES:
+            try:
+                size = len(name.encode())
+            except UnicodeEncodeError:
+                self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is no UTF-8"))
+                continue
+            if size > MOST_NAME_BYTES:
                 reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
                 self._failures.append(EvaluationFailure(f"{one.attr(name)[:80]}...", reason))
             else:
@@ -81,7 +88,7 @@ class Evaluator:
             self._failures.append(EvaluationFailure(attr, ended.reason))
             return
         try:
-            found = _parse_derivation(json.loads(ended.stdout))
+            found = _parse_derivation(_read_answer(ended))
         except FormatError as error:
             self._failures.append(EvaluationFailure(attr, f"its drvPath: {error}"))
             return
@@ -96,7 +103,8 @@ class Evaluator:
         if len(names) > 1:
             ended = await self._ask(one.arguments, expression.describe_many(names, one.kind.rest))
             if ended.status == 0:
-                answers = json.loads(ended.stdout)
+                with suppress(FormatError):  # it is said of the one that gives it, below
+                    answers = cast("list[tuple[bool, object]]", _read_answer(ended))
         for name, (is_told, value) in zip(names, answers, strict=True):
             if is_told:
                 self._add(one, name, value)
@@ -104,8 +112,11 @@ class Evaluator:
             ended = await self._ask(one.arguments, expression.describe_one(name, one.kind.rest))
             if ended.status:
                 self._failures.append(EvaluationFailure(one.attr(name), ended.reason))
-            else:
-                self._add(one, name, json.loads(ended.stdout))
+                continue
+            try:
+                self._add(one, name, _read_answer(ended))
+            except FormatError as error:
+                self._failures.append(EvaluationFailure(one.attr(name), f"its drvPath: {error}"))
 
     def _add(self, one: OutputSet, name: str, value: object) -> None:
         try:
@@ -166,6 +177,18 @@ def _batches(names: Sequence[str], most: int) -> Iterator[list[str]]:
         batch.append(name)
     if batch:
         yield batch
+
+
+def _read_answer(ended: Ended) -> object:
+    """Read what ``nix eval`` printed; bytes that are no UTF-8, which Nix takes in any string, stay halves.
+
+    Raises:
+        FormatError: a flake put too much of itself into it.
+    """
+    try:
+        return json.loads(ended.stdout.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"what Nix tells cannot be read: {error}") from None
 
 
 def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
