@@ -120,15 +120,17 @@ def framing(kind: str) -> Talk:
 @pytest.mark.parametrize("kind", _FRAMING)
 async def test_framing_is_no_progress(kind: str) -> None:
     """Chunk sizes, their extensions and trailers have no end of their own, and bring nothing."""
-    async with talk(framing(kind)) as url:
-        async with opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry:
-            for asking_for in (registry.get_manifest("a"), registry.list_tags()):
-                with pytest.raises(RegistryError, match="stood still"):
-                    await asyncio.wait_for(asking_for, 10)
-        async with asking(url, nar_seconds=0.3, stall_seconds=0.2) as upstreams:
-            with pytest.raises(UpstreamError, match="no answer in time"):
-                reading = read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
-                await asyncio.wait_for(reading, 10)
+    async with (
+        talk(framing(kind)) as url,
+        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
+        asking(url, nar_seconds=0.3, stall_seconds=0.2) as upstreams,
+    ):
+        for asking_for in (registry.get_manifest("a"), registry.list_tags()):
+            with pytest.raises(RegistryError, match="stood still"):
+                await asyncio.wait_for(asking_for, 10)
+        reading = read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
+        with pytest.raises(UpstreamError, match="no answer in time"):
+            await asyncio.wait_for(reading, 10)
 
 
 async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:
