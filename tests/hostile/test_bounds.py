@@ -17,11 +17,13 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 from nixcache_oci.proxy.open_files import share_out
 from tests.hostile.raw_client import converse
+from tests.hostile.raw_upstream import listening
 from tests.hostile.story import MOST_ANSWER_SECONDS, MOST_BLOCKED_SECONDS, MOST_MEMORY_BYTES, check_well
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
@@ -240,3 +242,27 @@ def test_look_ups_at_upstreams_are_joined(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert len(asked) < 5
+
+
+def test_heads_of_upstream_nars(tmp_path: Path) -> None:
+    """Each takes a connection to the upstream, which may answer late: as many as may stream are asked for."""
+    asked, gate = list[str](), threading.Event()
+
+    def say(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536).decode("latin-1"))
+        gate.wait()
+
+    with listening(say) as url, ExitStack() as stack:
+        stack.callback(gate.set)
+        settings = {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/none", "NIXCACHE_UPSTREAM": url}
+        proxy = stack.enter_context(ProxyProcess(tmp_path / "proxy", **settings))
+        proxy.wait_ready()
+        key = parse_upstream(url).key
+        for number in range(2 * MOST_STREAMS):
+            request = f"HEAD /upstream/{key}/nar/{number:064x}.nar HTTP/1.1\r\n".encode() + HOST + b"\r\n"
+            stack.enter_context(reader(proxy)).sendall(request)
+        while len(asked) < MOST_STREAMS or ("others wait" not in proxy.log and len(asked) == MOST_STREAMS):
+            time.sleep(0.01)
+        # Asked behind all of them, and answered by the same loop.
+        assert proxy.ask("/health").status == 200
+        assert len(asked) == MOST_STREAMS

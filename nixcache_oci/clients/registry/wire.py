@@ -177,15 +177,14 @@ class Wire:
         url: URL,
         *,
         is_elsewhere: bool,
-        transports: Sequence[asyncio.Transport] | None = None,
+        transports: Sequence[asyncio.Transport] = (),
     ) -> Reply:
         return Reply(
             response,
             is_elsewhere=is_elsewhere,
             is_public=not is_known_private(peer_of(response), url, self._is_public),
             window_seconds=self._stall_seconds,
-            transports=transports or (),
-            stall_seconds=None if transports is None else self._stall_seconds,
+            transports=transports,
         )
 
     async def _connect(self, origin: URL, is_guarded: bool) -> aiohttp.connector.Connection | None:

@@ -161,7 +161,15 @@ class Upstreams:
             )
 
         response, head = await peer.attempt(None, first)
-        body = NarBody(peer.upstream, response, head, reopen, self._resume_pause_seconds, self._stall_seconds)
+        body = NarBody(
+            peer.upstream,
+            response,
+            head,
+            reopen,
+            pause_seconds=self._resume_pause_seconds,
+            first_seconds=self._nar_seconds,
+            stall_seconds=self._stall_seconds,
+        )
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield NarStream(head, chunks)

@@ -174,14 +174,6 @@ class Wire:
         return self._guarded
 
 
-def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
-    """Let further waits for an answer's bytes take less time than the one for its first, which is over."""
-    connection = response.connection  # None once all of it is here
-    if connection is not None and connection.protocol is not None:
-        connection.protocol.read_timeout = seconds
-        connection.protocol.start_timeout()
-
-
 def _make_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_connection_create_end.append(_tell_connected)

@@ -17,9 +17,10 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
     path, query = _path_as_sent(request, key)
     upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
     wanted = wanted_range(request)
-    if request.method == hdrs.METH_HEAD:
-        return await send_head(request, _headers(await upstreams.head_nar(key, path, query)))
+    # For HEAD as well: an upstream may take minutes to answer, on a connection of its own.
     async with request.app[NAR_STREAMS].turn(connection_of(request)):
+        if request.method == hdrs.METH_HEAD:
+            return await send_head(request, _headers(await upstreams.head_nar(key, path, query)))
         start, end = 0, None
         if wanted is not None:
             head = await upstreams.head_nar(key, path, query)
