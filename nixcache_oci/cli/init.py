@@ -30,7 +30,7 @@ from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
 _ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
-# What nobody's repository, and no ref, can be called, though each letter may stand there: git-check-ref-format(1).
+# What no repository and no ref can be called, though each letter may stand there: git-check-ref-format(1).
 _IMPOSSIBLE = re.compile(
     r"[^@]*/\.\.?(?:@.*)?|.*@(?:-.*|(?:.*/)?(?:\..*|(?:.*\.lock)?(?:/.*)?)|.*\.\..*|.*\.)"
 )
