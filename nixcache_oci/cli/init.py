@@ -30,6 +30,11 @@ from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
 _ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
+# What no repository, and no ref, is called, though each letter may be in it. Source: git-check-ref-format(1).
+_IMPOSSIBLE = re.compile(
+    r"[^@]*/\.\.?(?:@.*)?"  # a folder, or the one above it
+    r"|.*@(?:-.*|/.*|.*/|.*\.|.*//.*|.*\.\..*|(?:.*/)?\..*|.*\.lock(?:/.*)?)"
+)
 # Likewise, and without the characters that GitHub takes for a pattern.
 _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _FLAKE = re.compile(r"\.|[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -115,7 +120,7 @@ def _parse_actions(given: str | None) -> tuple[str, str]:
     if given is None:
         return PLACEHOLDER, PLACEHOLDER_REF
     named = _ACTIONS.fullmatch(given)
-    if named is None:
+    if named is None or _IMPOSSIBLE.fullmatch(given):
         raise UsageError(f"--actions {given!r}: write it like OWNER/NAME@COMMIT; a tag does, too")
     return named["actions"], named["ref"] or PLACEHOLDER_REF
 

@@ -116,12 +116,23 @@ def test_no_text_names_an_owner_who_could_be_anybody() -> None:
 
 @pytest.mark.parametrize(
     "actions",
-    ["", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"],
+    [
+        *("", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"),
+        *("a/..", "a/.@v1", "a/..@v1", "a/b@../..", "a/b@-x", "a/b@v1..v2", "a/b@v1/", "a/b@/v1", "a/b@v//1"),
+        *("a/b@.v1", "a/b@v/.1", "a/b@v1.", "a/b@v1.lock", "a/b@v1.lock/x"),
+    ],
 )
 def test_actions_that_are_none(repository: Path, actions: str) -> None:
     """What would not be a reference in the workflow is wrong usage, and nothing is written."""
     assert main(["init", str(repository), "--actions", actions]) == 2
     assert _read(repository) == {}
+
+
+@pytest.mark.parametrize("actions", ["a/b.c@release/v1.2", "a/.github@v1", "A-b/c@v1.locked", "a/b@x-/_y"])
+def test_odd_actions_that_may_be_some(repository: Path, actions: str) -> None:
+    """What GitHub and git take for a name is taken."""
+    assert main(["init", str(repository), "--actions", actions]) == 0
+    assert f"uses: {actions.replace('@', '/workflows/setup@')}\n" in "".join(_read(repository).values())
 
 
 def test_actions_are_filled_in_later(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
