@@ -30,9 +30,10 @@ from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
 _ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
-# What no repository and no ref can be called, though each letter may stand there: git-check-ref-format(1).
+# What no repository and no ref is called, though each letter may be in it: git-check-ref-format(1).
 _IMPOSSIBLE = re.compile(
-    r"[^@]*/\.\.?(?:@.*)?|.*@(?:-.*|(?:.*/)?(?:\..*|(?:.*\.lock)?(?:/.*)?)|.*\.\..*|.*\.)"
+    r"[^@]*/\.\.?(?:@.*)?"  # a folder, or the one above it
+    r"|.*@(?:-.*|/.*|.*/|.*\.|.*//.*|.*\.\..*|(?:.*/)?\..*|.*\.lock(?:/.*)?)"
 )
 # Likewise, and without the characters that GitHub takes for a pattern.
 _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
