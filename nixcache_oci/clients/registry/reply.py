@@ -20,9 +20,9 @@ class Reply:
         response: of aiohttp.
         is_elsewhere: as below.
         is_public: as below.
-        window_seconds: of waiting for the body, over which its least rate is taken. Of what is read whole, the
-            longest wait for a byte as well, for framing is no progress: chunk extensions, sizes and trailers
-            may go on for ever. What comes in chunks is no blob: its length has to be told.
+        window_seconds: of waiting for the body, over which its least rate is taken. Where it is read whole,
+            also the longest wait for a byte, for framing is no progress: chunk extensions, sizes and trailers
+            may go on for ever. (Blobs do not come in chunks: their length has to be told.)
         transports: those that the request's body went to.
 
     Attributes:
