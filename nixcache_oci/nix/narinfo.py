@@ -43,7 +43,7 @@ _SINGLE_FIELDS = frozenset(
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
 MAX_URL_CHARACTERS = 4096
-"""Servers take request lines of 8 KiB; and to tell whether a URL leaves its cache takes time by its length."""
+"""Servers take request lines of 8 KiB; and whether a URL leaves its cache takes time to tell."""
 
 _LINE = re.compile(r"([^:\s\x00-\x1f\x7f]+): ([^\x00-\x08\x0a-\x1f\x7f]*)")
 _SIZE = re.compile(r"[0-9]{1,20}")
