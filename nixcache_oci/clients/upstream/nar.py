@@ -88,7 +88,7 @@ def read_head(
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
     else:
         length = headers.get("Content-Length")
-        # With 2^64-1, which is its sign for no length, the HTTP library gives a body that is empty, and whole.
+        # With 2^64-1, its own sign for no length, the HTTP library gives a body that is empty, and whole.
         if length is not None and not _LENGTH.fullmatch(length):
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {length[:80]!r}")
         size = None if length is None else int(length)
