@@ -83,6 +83,8 @@ def test_public_addresses(address: str, expected: bool) -> None:
         ("0", "0.0.0.0"),
         ("::1", "::1"),
         ("fe80::1%lo", "fe80::1"),
+        ("127.0.0.1.", "127.0.0.1"),
+        ("2130706433.", "127.0.0.1"),
         ("localhost", None),
         ("example.org", None),
     ],

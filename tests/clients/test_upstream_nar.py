@@ -421,3 +421,16 @@ async def test_a_big_nar_needs_little_memory() -> None:
             largest = max(largest, len(chunk))
     assert received == size
     assert largest <= 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 10**19])
+async def test_a_length_beyond_all_files_is_none(length: int) -> None:
+    """With the largest one, the HTTP library takes the body for empty: a NAR that is wrong, and whole."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nbeginning" % length)
+
+    async with talk(converse) as url, asking(url) as upstreams:
+        with pytest.raises(UpstreamError, match="wrong Content-Length"):
+            await read(upstreams)

@@ -49,8 +49,10 @@ def is_public(address: str) -> bool:
 def literal_address(host: str) -> str | None:
     """Tell the IP address that a host spells out, in its canonical spelling; None for a name.
 
-    The resolver takes ``127.1``, ``0x7f.0.0.1``, ``2130706433`` and ``017700000001`` for 127.0.0.1.
+    The resolver takes ``127.1``, ``0x7f.0.0.1``, ``2130706433`` and ``017700000001`` for 127.0.0.1, and an
+    HTTP proxy may take an address with a dot at its end for one.
     """
+    host = host.rstrip(".")
     try:
         return str(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:

@@ -87,8 +87,11 @@ def read_head(
         if not range_headers(start, end) or first != start or not first < behind <= last_allowed:
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
     else:
-        length = headers.get("Content-Length", "")
-        size = int(length) if _LENGTH.fullmatch(length) else None
+        length = headers.get("Content-Length")
+        # With 2^64-1, its own sign for no length, the HTTP library gives a body that is empty, and whole.
+        if length is not None and not _LENGTH.fullmatch(length):
+            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {length[:80]!r}")
+        size = None if length is None else int(length)
         first, behind = 0, size
     return NarHead(
         status=status,
