@@ -257,24 +257,55 @@ async def test_a_dead_port_costs_one_connection() -> None:
             assert connections > 0
 
 
-async def test_it_is_asked_again_when_it_is_back() -> None:
-    """Three failures open the breaker, the first good answer after the pause closes it."""
-    now = 0.0
-    status = 500
+@pytest.mark.parametrize("fault", ["status", "garbage", "reset", "silence"])
+async def test_a_fault_of_one_path_is_no_fault_of_its_upstream(fault: str) -> None:
+    """However many paths are answered badly, cut or not at all, the others are asked for and found."""
 
-    async def cache(_request: web.Request) -> web.Response:
-        return web.Response(status=status, text=narinfo_text())
+    async def cache(request: web.Request) -> web.Response:
+        if HASH_PART in request.path or "nix-cache-info" in request.path:
+            return web.Response(text=narinfo_text())
+        if fault == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+        if fault == "silence":
+            await asyncio.sleep(60)
+        return web.Response(status=500 if fault == "status" else 200, text="no narinfo\n")
 
-    async with serve(cache) as url, asking(url, clock=lambda: now) as upstreams:
+    async with serve(cache) as url, asking(url, answer_seconds=0.3) as upstreams:
+        odd = [HashPart(letter * 32) for letter in "0123456789"]
+        found = await asyncio.gather(*map(upstreams.find, odd), return_exceptions=True)
+        assert all(isinstance(one, UpstreamError) for one in found)
         for _ in range(3):
-            with pytest.raises(UpstreamError, match="status 500"):
-                await upstreams.find(HASH_PART)
-        status = 200
-        with pytest.raises(UpstreamError, match="not asked"):
-            await upstreams.find(HASH_PART)
-        now = 30.0
-        assert await upstreams.find(HASH_PART) is not None
+            assert await upstreams.find(HASH_PART) is not None
+        await asyncio.sleep(0)
         assert upstreams.health()[0].state == "closed"
+
+
+async def test_an_upstream_that_fell_silent_is_left_alone() -> None:
+    """Where nothing else is answered either, the silence is the upstream's: later paths do not wait for it."""
+    async with talk(silent) as url, asking(url, answer_seconds=0.1) as upstreams:
+        with pytest.raises(UpstreamError, match="no answer in time"):
+            await upstreams.find(HASH_PART)
+        async with asyncio.timeout(5):
+            while upstreams.health()[0].state != "open":
+                await asyncio.sleep(0.01)
+        with pytest.raises(UpstreamError, match="not asked again so soon"):
+            await upstreams.find(HASH_PART)
+
+
+async def test_it_is_asked_again_when_it_is_back() -> None:
+    """The first answer after the pause closes the breaker."""
+    now = 0.0
+    dead = refusing()
+    async with asking(dead, clock=lambda: now) as upstreams:
+        with pytest.raises(UpstreamError, match="Cannot connect"):
+            await upstreams.find(HASH_PART)
+        async with serve(answering(text=narinfo_text()), port=int(dead.rpartition(":")[2])):
+            with pytest.raises(UpstreamError, match="not asked"):
+                await upstreams.find(HASH_PART)
+            now = 30.0
+            assert await upstreams.find(HASH_PART) is not None
+            assert upstreams.health()[0].state == "closed"
 
 
 async def test_whoever_waits_for_a_dead_upstream_is_released_together() -> None:
@@ -328,9 +359,11 @@ async def test_a_client_that_hangs_up_while_probing_leaves_the_way_free() -> Non
         return web.Response(text=narinfo_text())
 
     async with serve(cache) as url, asking(url, clock=lambda: now, answer_seconds=0.1) as upstreams:
-        for _ in range(3):
-            with pytest.raises(UpstreamError):
-                await upstreams.find(HASH_PART)
+        with pytest.raises(UpstreamError):
+            await upstreams.find(HASH_PART)
+        async with asyncio.timeout(5):
+            while upstreams.health()[0].state != "open":
+                await asyncio.sleep(0.01)
         now = 30.0
         probe = asyncio.create_task(upstreams.find(HASH_PART))
         await asyncio.sleep(0.02)

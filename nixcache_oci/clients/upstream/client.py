@@ -69,7 +69,7 @@ class Upstreams:
         clock: Callable[[], float] = time.monotonic,
         is_public: IsPublic = is_public,
     ) -> None:
-        self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
+        self._peers = {upstream.key: Peer(upstream, clock, self._probe) for upstream in upstreams}
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
         self._store_dir = store_dir
@@ -81,6 +81,8 @@ class Upstreams:
 
     async def close(self) -> None:
         """Close all connections."""
+        for peer in self._peers.values():
+            await peer.close()
         await self._wire.close()
 
     def health(self) -> list[UpstreamHealth]:
@@ -255,6 +257,18 @@ class Upstreams:
         else:
             peer.hits += 1
         return narinfo
+
+    async def _probe(self, upstream: Upstream) -> None:
+        response = await self._wire.send(
+            upstream,
+            "GET",
+            upstream.at("nix-cache-info"),
+            headers={},
+            head_seconds=self._answer_seconds,
+            stall_seconds=None,
+            on_connect=lambda: None,
+        )
+        response.close()
 
     def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
         try:

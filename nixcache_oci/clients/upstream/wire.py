@@ -22,7 +22,11 @@ from nixcache_oci.clients.http.session import open_session, peer_of
 from nixcache_oci.clients.upstream.address import Upstream, basic_authorization, origin
 from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STATUSES, next_url
 from nixcache_oci.clients.url import parse_url
-from nixcache_oci.errors import FormatError, UpstreamError
+from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
+
+
+# A connection that could not be made, or that broke before or within the answer.
+_CONNECTION_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
 
 @contextmanager
@@ -40,18 +44,19 @@ def translated(upstream: Upstream) -> Iterator[None]:
             raise
         raise type(error)(text) from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise UpstreamError(f"upstream {upstream}: no connection in time") from error
+        raise UpstreamConnectionError(f"upstream {upstream}: no connection in time") from error
     except SlowBodyError as error:
         raise UpstreamError(f"upstream {upstream}: the answer comes too slowly: {error}") from error
     except TimeoutError as error:
-        raise UpstreamError(f"upstream {upstream}: no answer in time") from error
+        raise UpstreamConnectionError(f"upstream {upstream}: no answer in time") from error
     except aiohttp.ClientResponseError as error:  # its text holds the URL, which may be signed
         raise UpstreamError(f"upstream {upstream}: no HTTP: {show(error.message)}") from None
     except aiohttp.InvalidURL:
         raise UpstreamError(f"upstream {upstream}: leads to an address that is none") from None
     except (FormatError, *FOREIGN_ERRORS) as error:
         reason = show(str(error)) or type(error).__name__
-        raise UpstreamError(f"upstream {upstream}: {reason}") from error
+        kind = UpstreamConnectionError if isinstance(error, _CONNECTION_ERRORS) else UpstreamError
+        raise kind(f"upstream {upstream}: {reason}") from error
 
 
 class Wire:
