@@ -97,10 +97,11 @@ class UpstreamFinder:
 
 def find_hit(letters: HashLetters, catalog: Catalog | None, counters: Counters) -> bytes | None:
     """Look into this cache; a hit is counted, and all else is not decided here."""
-    narinfo = catalog.find_letters(letters) if catalog is not None else None
-    if narinfo is not None:
-        counters.hits += 1
-    return narinfo
+    found = catalog.find_letters(letters) if catalog is not None else None
+    if found is None:
+        return None
+    counters.hits += 1
+    return found[0]
 
 
 async def look_up(hash_part: HashPart, index: LiveIndex, upstreams: Finder, counters: Counters) -> LookUp:

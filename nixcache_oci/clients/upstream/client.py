@@ -7,13 +7,13 @@ Unknown, an UpstreamError: anything else, because a client remembers a wrong "no
 import asyncio
 import secrets
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.foreign import show
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
@@ -27,7 +27,7 @@ from nixcache_oci.clients.upstream.nar import (
     read_head,
 )
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.wire import Wire
+from nixcache_oci.clients.upstream.wire import Wire, translated
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -281,26 +281,22 @@ class Upstreams:
 
 
 async def read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
-    """Read a small body, and undo the gzip that caches of compressed narinfos send asked or not.
+    """Read a small body, and undo the coding that caches of compressed narinfos send asked or not.
 
     Raises:
         UpstreamError: it is too large, or is not what its head says.
     """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in {"", "identity", "gzip", "x-gzip"}:
-        raise UpstreamError(f"upstream {upstream}: narinfo: Content-Encoding {encoding[:40]!r}")
-    body = bytearray()
-    while chunk := await response.content.readany():
-        body += chunk
-        if len(body) > _LARGEST_NARINFO_BYTES:
-            raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
-    if encoding in {"", "identity"} or not body:
-        return bytes(body)
-    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(bytes(body), _LARGEST_NARINFO_BYTES)
-    except zlib.error as error:
-        raise UpstreamError(f"upstream {upstream}: narinfo: gzip: {error}") from error
-    if not inflater.eof:
-        raise UpstreamError(f"upstream {upstream}: narinfo: gzip ends early, or is too large inflated")
-    return inflated
+    coding = response.headers.get("Content-Encoding", "")
+    with translated(upstream):
+        decoder = Decoder(coding) if is_coded(coding) else None
+        body = bytearray()
+        received = 0
+        while chunk := await response.content.readany():
+            received += len(chunk)
+            for piece in decoder.feed(chunk) if decoder is not None else (chunk,):
+                body += piece
+                if max(len(body), received) > _LARGEST_NARINFO_BYTES:
+                    raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
+        if decoder is not None:
+            decoder.end()
+    return bytes(body)

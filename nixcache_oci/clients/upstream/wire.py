@@ -24,7 +24,6 @@ from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STAT
 from nixcache_oci.clients.url import parse_url
 from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
 
-
 # A connection that could not be made, or that broke before or within the answer.
 _CONNECTION_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
