@@ -11,6 +11,7 @@ from aiohttp import web
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 
 HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
@@ -31,6 +32,8 @@ class Options(TypedDict, total=False):
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
     store_dir: str | None
+    counting_keys: tuple[PublicKey, ...]
+    name: str
 
 
 def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:

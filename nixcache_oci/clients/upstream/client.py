@@ -1,7 +1,11 @@
 """The upstream binary caches: asked in parallel for what is not here.
 
-A look-up has three outcomes. Hit: the first upstream that has the narinfo wins. Miss: every upstream said so.
-Unknown, an UpstreamError: anything else, because a client remembers a wrong "no" for an hour.
+A look-up has three outcomes. Hit: an upstream has the narinfo. The first one that is signed by a key that
+counts wins; until there is one, the others are waited for, and signatures of narinfos that agree are united.
+Miss: every upstream said so. Unknown, an UpstreamError: anything else, because a client remembers a wrong
+"no" for an hour.
+
+Who loses is not cut off: the answer is read in the background, so that its connection can be used again.
 """
 
 import asyncio
@@ -27,12 +31,21 @@ from nixcache_oci.clients.upstream.nar import (
     read_head,
 )
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
+from nixcache_oci.clients.upstream.via import VIA, Chain, is_loop, make_name, render_via
 from nixcache_oci.clients.upstream.wire import Wire, translated
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.variants import choose_variant, counts
 
 _LARGEST_NARINFO_BYTES = 1024 * 1024
+ASK_ON_SECONDS = 5.0
+"""How long others are waited for once there is a hit that no key that counts signed. Whoever took longer is
+not waited for so for the next half minute."""
+_SLOW_SECONDS = 30.0
+MOST_LOSERS = 256
+"""Look-ups that go on in the background; beyond, they are cut off with their connections."""
 _OK = 200
 
 
@@ -44,6 +57,8 @@ class Upstreams:
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
+        counting_keys: those that clients are known to trust; None where any hit will do.
+        name: of this process, for loops.
         connect_seconds: limit for one connection.
         answer_seconds: limit for a whole narinfo.
         nar_seconds: limit for a NAR's head, and for its first byte; as long as Nix itself waits, for a cache
@@ -61,6 +76,8 @@ class Upstreams:
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
+        counting_keys: Sequence[PublicKey] | None = None,
+        name: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 5.0,
         nar_seconds: float = 300.0,
@@ -73,6 +90,9 @@ class Upstreams:
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
         self._store_dir = store_dir
+        self._counting_keys = counting_keys
+        self._name = name or make_name()
+        self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
         self._nar_seconds = nar_seconds
         self._stall_seconds = stall_seconds
@@ -81,6 +101,9 @@ class Upstreams:
 
     async def close(self) -> None:
         """Close all connections."""
+        for task in self._losers:
+            task.cancel()
+        await asyncio.gather(*self._losers, return_exceptions=True)
         for peer in self._peers.values():
             await peer.close()
         await self._wire.close()
@@ -89,39 +112,97 @@ class Upstreams:
         """Tell how each upstream is doing."""
         return [peer.health() for peer in self._peers.values()]
 
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
+    def is_loop(self, via: Chain) -> bool:
+        """Tell whether a request that came through these proxies may not go on from here."""
+        return is_loop(via, self._name)
+
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo; its URL is one that our clients can follow.
 
+        Args:
+            hash_part: of the store path.
+            via: the proxies that the request came through.
+
         Returns:
-            the first one found, or None where every upstream said that it has none.
+            what was found, or None where every upstream said that it has none, or this is a loop.
 
         Raises:
             UpstreamError: nobody has it, but somebody could not say.
         """
-        lookups = [asyncio.create_task(self._look_up(peer, hash_part)) for peer in self._peers.values()]
+        if self.is_loop(via):
+            return None
+        pending = {
+            asyncio.create_task(
+                self._look_up(peer, hash_part, via), name=f"{hash_part} at {peer.upstream}"
+            ): peer
+            for peer in self._peers.values()
+        }
+        found: list[NarInfo] = []
         unknown: list[str] = []
         try:
-            for lookup in asyncio.as_completed(lookups):
+            await self._collect(pending, found, unknown)
+        except BaseException:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            raise
+        for task in pending:
+            self._let_finish(task)
+        if found:
+            return choose_variant(found, self._counting_keys or ())
+        if unknown:
+            raise UpstreamError("; ".join(unknown))
+        return None
+
+    async def _collect(
+        self, pending: dict[asyncio.Task[NarInfo | None], Peer], found: list[NarInfo], unknown: list[str]
+    ) -> None:
+        """Wait for as many look-ups as it takes; those that are not waited for stay in ``pending``."""
+        until: float | None = None
+        keys = self._counting_keys
+        while pending and not (found and (keys is None or any(counts(one, keys) for one in found))):
+            now = asyncio.get_running_loop().time()
+            if found:
+                until = until or now + ASK_ON_SECONDS
+                if now >= until:
+                    for peer in pending.values():
+                        peer.slow_until = now + _SLOW_SECONDS
+                if all(peer.slow_until > now for peer in pending.values()):
+                    return
+            timeout = None if until is None else until - now
+            done, _ = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=list(pending).index):
+                del pending[task]
                 try:
-                    narinfo = await lookup
+                    narinfo = task.result()
                 except UpstreamError as error:
                     unknown.append(str(error))
                 except Exception as error:  # noqa: BLE001  whatever it is, another upstream may have it
                     unknown.append(f"upstream: {show(repr(error))}")
                 else:
-                    if narinfo is not None:
-                        return narinfo
-        finally:
-            for task in lookups:
-                task.cancel()
-            await asyncio.gather(*lookups, return_exceptions=True)
-        if unknown:
-            raise UpstreamError("; ".join(unknown))
-        return None
+                    found += [narinfo] if narinfo is not None else []
+
+    def _let_finish(self, task: asyncio.Task[NarInfo | None]) -> None:
+        self._losers.add(task)
+        task.add_done_callback(self._forget)
+        if len(self._losers) > MOST_LOSERS:
+            task.cancel()
+
+    def _forget(self, task: asyncio.Task[NarInfo | None]) -> None:
+        self._losers.discard(task)
+        if not task.cancelled():
+            task.exception()  # it was counted where it happened
 
     @asynccontextmanager
     async def open_nar(
-        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None
+        self,
+        key: str,
+        path: str,
+        query: str = "",
+        *,
+        start: int = 0,
+        end: int | None = None,
+        via: Chain = (),
     ) -> AsyncIterator[NarStream]:
         """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
 
@@ -134,24 +215,25 @@ class Upstreams:
             query: as on the wire, without the question mark.
             start: offset of the first byte.
             end: offset behind the last byte.
+            via: the proxies that the request came through.
 
         Raises:
-            UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
+            UpstreamNotFoundError: no such upstream, NAR or part, a path that no narinfo named, or a loop.
             UpstreamError: no usable answer.
         """
-        peer, url = self._locate(key, path, query)
+        peer, url = self._locate(key, path, query, via)
 
         async def reopen(
             start: int, end: int | None, validator: str
         ) -> tuple[aiohttp.ClientResponse, NarHead]:
             # past the breaker: a server that restarts refuses connections for a moment
-            headers = range_headers(start, end, validator)
+            headers = range_headers(start, end, validator) | self._via(via)
             return await self._open(
                 peer.upstream, url, headers, start=start, end=end, seconds=self._stall_seconds
             )
 
         async def first(attempt: Attempt) -> tuple[aiohttp.ClientResponse, NarHead]:
-            headers = range_headers(start, end)
+            headers = range_headers(start, end) | self._via(via)
             return await self._open(
                 peer.upstream,
                 url,
@@ -170,16 +252,16 @@ class Upstreams:
         finally:
             body.close()
 
-    async def head_nar(self, key: str, path: str, query: str = "") -> NarHead:
+    async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
         """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
-        peer, url = self._locate(key, path, query)
+        peer, url = self._locate(key, path, query, via)
 
         async def ask(attempt: Attempt) -> NarHead:
             response = await self._wire.send(
                 peer.upstream,
                 "HEAD",
                 url,
-                headers={},
+                headers=self._via(via),
                 head_seconds=self._nar_seconds,
                 stall_seconds=self._nar_seconds,
                 on_connect=attempt.connected,
@@ -189,7 +271,9 @@ class Upstreams:
 
         return await peer.attempt(None, ask)
 
-    def _locate(self, key: str, path: str, query: str) -> tuple[Peer, URL]:
+    def _locate(self, key: str, path: str, query: str, via: Chain) -> tuple[Peer, URL]:
+        if self.is_loop(via):
+            raise UpstreamNotFoundError("the request came through here before")
         peer = self._peers.get(key)
         if peer is None:
             raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
@@ -226,13 +310,13 @@ class Upstreams:
             response.close()
             raise
 
-    async def _look_up(self, peer: Peer, hash_part: HashPart) -> NarInfo | None:
+    async def _look_up(self, peer: Peer, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async def ask(attempt: Attempt) -> NarInfo | None:
             response = await self._wire.send(
                 peer.upstream,
                 "GET",
                 peer.upstream.at(f"{hash_part}.narinfo"),
-                headers={},
+                headers=self._via(via),
                 head_seconds=None,
                 stall_seconds=None,
                 on_connect=attempt.connected,
@@ -258,12 +342,15 @@ class Upstreams:
             peer.hits += 1
         return narinfo
 
+    def _via(self, via: Chain) -> dict[str, str]:
+        return {VIA: render_via((*via, self._name))}
+
     async def _probe(self, upstream: Upstream) -> None:
         response = await self._wire.send(
             upstream,
             "GET",
             upstream.at("nix-cache-info"),
-            headers={},
+            headers=self._via(()),
             head_seconds=self._answer_seconds,
             stall_seconds=None,
             on_connect=lambda: None,

@@ -73,6 +73,7 @@ class Peer:
         self.upstream = upstream
         self.hits = 0
         self.misses = 0
+        self.slow_until = 0.0  # time of the event loop
         self._clock = clock
         self._breaker = Breaker()
         self._attempts: set[Attempt] = set()
