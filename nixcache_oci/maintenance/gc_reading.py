@@ -21,7 +21,7 @@ from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, parse_table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
 from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.oci.descriptor import Descriptor
@@ -154,7 +154,7 @@ def _check_same_table(listed: Segment, manifest: Segment) -> None:
 
 async def _read_table(repository: Repository, budget: TableBudget, digest: Digest) -> tuple[Table, int]:
     budget.check()
-    compressed = await read_blob(repository, digest, MAX_TABLE_BYTES)
+    compressed = await read_blob(repository, digest, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     budget.receive(len(compressed))
     return await asyncio.to_thread(_parse, compressed, budget)
 

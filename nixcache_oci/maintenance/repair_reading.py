@@ -15,7 +15,7 @@ from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.maintenance.gc_reading import inflate_table
 from nixcache_oci.nix.narinfo import NarInfo
@@ -87,7 +87,9 @@ async def read_segments(
 
 async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:
     try:
-        compressed = await read_blob(repository, segment.table, MAX_TABLE_BYTES)
+        compressed = await read_blob(
+            repository, segment.table, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS
+        )
         return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed))
     except (NotFoundError, DigestError, FormatError):
         return ReadSegment(segment)

@@ -10,6 +10,7 @@ from nixcache_oci.clients.http.minimum_rate import (
     STREAM_BYTES_PER_SECOND,
     MinimumRate,
 )
+from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.registry.breakage import translated
 
 
@@ -20,7 +21,8 @@ class Reply:
         response: of aiohttp.
         is_elsewhere: as below.
         is_public: as below.
-        window_seconds: of waiting for the body, over which its least rate is taken.
+        window_seconds: of waiting for the body, over which its least rate is taken, and how long it may stand
+            still after its first bytes.
         transports: those that the request's body went to.
         stall_seconds: how long the answer's body may stand still, where the connection has no such limit.
 
@@ -72,7 +74,7 @@ class Reply:
         return bytes(body[:limit])
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
+        """Yield the body as it comes; for its first bytes the limit is that of the head.
 
         Raises:
             TroubleError: the connection broke or stalled, or the body comes too slowly.
@@ -80,12 +82,16 @@ class Reply:
         content = self._response.content
         rate = MinimumRate(self._window_seconds, STREAM_BYTES_PER_SECOND)
         clock = asyncio.get_running_loop().time
+        is_first = True
         while True:
             with translated():
                 began = clock()
                 # As it was received: to join what came meanwhile would copy all of it once more.
                 chunk, is_end_of_part = await content.readchunk()
-                rate.add(len(chunk), clock() - began)
+                if is_first:
+                    limit_stall(self._response, self._window_seconds)
+                rate.add(len(chunk), 0 if is_first else clock() - began)
+                is_first = False
             if chunk:
                 yield chunk
             elif not is_end_of_part or content.at_eof():  # the library has one reader for all empty bodies

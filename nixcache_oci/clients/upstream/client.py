@@ -59,8 +59,8 @@ class Upstreams:
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
         counting_keys: those that clients are known to trust; None where any hit will do.
         name: of this process, for loops.
-        connect_seconds: limit for one connection.
-        answer_seconds: limit for a whole narinfo.
+        connect_seconds: limit for one connection, once its name is looked up.
+        answer_seconds: limit for a whole narinfo, from when the upstream was reached.
         nar_seconds: limit for a NAR's head, and for its first byte; as long as Nix itself waits, for a cache
             may have to fetch or build a NAR first.
         stall_seconds: limit for each later wait for bytes of a NAR.
@@ -79,7 +79,7 @@ class Upstreams:
         counting_keys: Sequence[PublicKey] | None = None,
         name: str | None = None,
         connect_seconds: float = 3.0,
-        answer_seconds: float = 5.0,
+        answer_seconds: float = 10.0,
         nar_seconds: float = 300.0,
         stall_seconds: float = 30.0,
         resume_pause_seconds: float = 0.2,

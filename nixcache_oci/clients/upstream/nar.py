@@ -9,8 +9,9 @@ import aiohttp
 
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
+from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.upstream.address import Upstream
-from nixcache_oci.clients.upstream.wire import limit_stall, translated
+from nixcache_oci.clients.upstream.wire import translated
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3

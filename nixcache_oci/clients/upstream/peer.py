@@ -45,16 +45,21 @@ class Attempt:
 
     Attributes:
         limit: what ends it.
+        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Until then
+            the limits of a connection hold.
         is_connected: whether the upstream was reached.
         is_released: whether it was ended because another request found the upstream unreachable.
     """
 
     limit: asyncio.Timeout
+    answer_seconds: float | None = None
     is_connected: bool = False
     is_released: bool = False
 
     def connected(self) -> None:
         """Note that the upstream was reached."""
+        if not self.is_connected and self.answer_seconds is not None and not self.limit.expired():
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.answer_seconds)
         self.is_connected = True
 
 
@@ -108,7 +113,7 @@ class Peer:
         silent, may be this path's fault, so a probe decides.
 
         Args:
-            seconds: limit for the whole, or None.
+            seconds: limit for the answer once the upstream was reached, or None.
             operation: calls ``connected`` once the upstream was reached.
 
         Raises:
@@ -118,8 +123,8 @@ class Peer:
         ticket = self._breaker.admit(self._clock())
         if ticket is None:
             raise UpstreamError(f"not asked again so soon: {self._last_error}")
-        limit = asyncio.timeout(seconds)
-        attempt = Attempt(limit)
+        limit = asyncio.timeout(None)
+        attempt = Attempt(limit, seconds)
         try:
             with translated(self.upstream):
                 async with limit:
