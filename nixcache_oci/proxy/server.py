@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -19,6 +20,7 @@ from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.former_upstreams import remember_upstreams
 from nixcache_oci.proxy.front import FrontServer
 from nixcache_oci.proxy.head import HeadReader
 from nixcache_oci.proxy.keys import CONNECTIONS, HITS, HOST_GUARD
@@ -79,8 +81,10 @@ async def serving(
         The addresses, such as ``http://127.0.0.1:37515``.
     """
     counters = Counters()
+    configured = [parse_upstream(url) for url in config.upstreams]
     upstreams = Upstreams(
-        [parse_upstream(url) for url in config.upstreams],
+        configured,
+        former=await asyncio.to_thread(remember_upstreams, config.index_dir, configured, time.time()),
         mode=NarMode(config.upstream_nars),
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,

@@ -109,6 +109,6 @@ async def test_after_sleep_all_connections_are_new(line: Line, monkeypatch: pyte
         line.silent_up_to = line.connections
         line.requests.clear()
         slept = time.time
-        monkeypatch.setattr(fresh.time, "time", lambda: slept() + 60)
+        monkeypatch.setattr(time, "time", lambda: slept() + 60)
         assert await upstreams.find(HASH_PART) is not None
         assert line.requests == [2]

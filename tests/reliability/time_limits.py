@@ -1,4 +1,4 @@
-"""Every time limit of a reader, for the table in docs/reliability.md: what, how long, where, and why so long."""
+"""Every time limit of a reader, for the table in docs/reliability.md: what, how long, where, why."""
 
 from typing import Final, NamedTuple
 
@@ -46,7 +46,7 @@ TIME_LIMITS: Final = (
     TimeLimit("each later wait for bytes", "30", "clients/upstream/client.py", "stall_seconds",
               "then resumed where it stopped; Nix sees a pause below its own 300 s"),
     TimeLimit("upstream: asked on for a signature that counts", "5", "clients/upstream/client.py",
-              "ASK_ON_SECONDS", "below the narinfo's own limit; an upstream that hangs costs it once in 30 s"),
+              "ASK_ON_SECONDS", "below a narinfo's own; an upstream that hangs costs it once in 30 s"),
     TimeLimit("hit without a signature that counts", "2", "proxy/signature_union.py", "WAIT_SECONDS",
               "a hit is at hand; once in 30 s"),
     TimeLimit("breaker open", "30, doubling to 300", "clients/upstream/breaker.py", "FIRST_PAUSE_SECONDS",

@@ -11,25 +11,22 @@ Who loses is not cut off: the answer is read in the background, so that its conn
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
-from yarl import URL
 
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.foreign import show
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
+from nixcache_oci.clients.upstream.address import NarMode, Upstream, rewrite
 from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
-    NarBody,
     NarHead,
     NarStream,
-    range_headers,
-    read_head,
 )
+from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
 from nixcache_oci.clients.upstream.via import VIA, Chain, is_loop, make_name, render_via
 from nixcache_oci.clients.upstream.wire import Wire, translated
@@ -54,6 +51,8 @@ class Upstreams:
 
     Args:
         upstreams: a base URL that is listed twice counts once.
+        former: those that were upstreams until a while ago, without credentials: they are asked for NARs
+            whose URLs clients remember, and for nothing else.
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
@@ -73,6 +72,7 @@ class Upstreams:
         self,
         upstreams: Sequence[Upstream],
         *,
+        former: Sequence[Upstream] = (),
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
@@ -94,17 +94,28 @@ class Upstreams:
         self._name = name or make_name()
         self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
-        self._nar_seconds = nar_seconds
-        self._stall_seconds = stall_seconds
-        self._resume_pause_seconds = resume_pause_seconds
         self._wire = Wire(connect_seconds=connect_seconds, is_public=is_public)
+        self._former = {
+            upstream.key: Peer(upstream, clock, self._probe)
+            for upstream in former
+            if upstream.key not in self._peers
+        }
+        self._nars = Nars(
+            self._wire,
+            self._peers,
+            self._former,
+            self._signer,
+            nar_seconds=nar_seconds,
+            stall_seconds=stall_seconds,
+            resume_pause_seconds=resume_pause_seconds,
+        )
 
     async def close(self) -> None:
         """Close all connections."""
         for task in self._losers:
             task.cancel()
         await asyncio.gather(*self._losers, return_exceptions=True)
-        for peer in self._peers.values():
+        for peer in (*self._peers.values(), *self._former.values()):
             await peer.close()
         await self._wire.close()
 
@@ -193,8 +204,7 @@ class Upstreams:
         if not task.cancelled():
             task.exception()  # it was counted where it happened
 
-    @asynccontextmanager
-    async def open_nar(
+    def open_nar(
         self,
         key: str,
         path: str,
@@ -203,112 +213,19 @@ class Upstreams:
         start: int = 0,
         end: int | None = None,
         via: Chain = (),
-    ) -> AsyncIterator[NarStream]:
-        """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
-
-        A stream that breaks off is resumed where the upstream can do that. An upstream that cannot send parts
-        answers with the whole: see the head's ``status``.
-
-        Args:
-            key: the upstream's key.
-            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
-            query: as on the wire, without the question mark.
-            start: offset of the first byte.
-            end: offset behind the last byte.
-            via: the proxies that the request came through.
-
-        Raises:
-            UpstreamNotFoundError: no such upstream, NAR or part, a path that no narinfo named, or a loop.
-            UpstreamError: no usable answer.
-        """
-        peer, url = self._locate(key, path, query, via)
-
-        async def reopen(
-            start: int, end: int | None, validator: str
-        ) -> tuple[aiohttp.ClientResponse, NarHead]:
-            # past the breaker: a server that restarts refuses connections for a moment
-            headers = range_headers(start, end, validator) | self._via(via)
-            return await self._open(
-                peer.upstream, url, headers, start=start, end=end, seconds=self._stall_seconds
-            )
-
-        async def first(attempt: Attempt) -> tuple[aiohttp.ClientResponse, NarHead]:
-            headers = range_headers(start, end) | self._via(via)
-            return await self._open(
-                peer.upstream,
-                url,
-                headers,
-                start=start,
-                end=end,
-                seconds=self._nar_seconds,
-                on_connect=attempt.connected,
-            )
-
-        response, head = await peer.attempt(None, first)
-        body = NarBody(peer.upstream, response, head, reopen, self._resume_pause_seconds, self._stall_seconds)
-        try:
-            async with aclosing(body.chunks()) as chunks:
-                yield NarStream(head, chunks)
-        finally:
-            body.close()
+    ) -> AbstractAsyncContextManager[NarStream]:
+        """Open a NAR as ``Nars.open`` does."""
+        self._refuse_loop(via)
+        return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
 
     async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
         """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
-        peer, url = self._locate(key, path, query, via)
+        self._refuse_loop(via)
+        return await self._nars.head(key, path, query, headers=self._via(via))
 
-        async def ask(attempt: Attempt) -> NarHead:
-            response = await self._wire.send(
-                peer.upstream,
-                "HEAD",
-                url,
-                headers=self._via(via),
-                head_seconds=self._nar_seconds,
-                stall_seconds=self._nar_seconds,
-                on_connect=attempt.connected,
-            )
-            response.release()
-            return read_head(peer.upstream, response.status, response.headers)
-
-        return await peer.attempt(None, ask)
-
-    def _locate(self, key: str, path: str, query: str, via: Chain) -> tuple[Peer, URL]:
+    def _refuse_loop(self, via: Chain) -> None:
         if self.is_loop(via):
-            raise UpstreamNotFoundError("the request came through here before")
-        peer = self._peers.get(key)
-        if peer is None:
-            raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
-        has_password = bool(peer.upstream.authorization)
-        try:
-            named = self._signer.named_path(key, path, query, has_password=has_password)
-            return peer, nar_url(peer.upstream, named, query)
-        except FormatError as error:
-            raise UpstreamNotFoundError(f"upstream {peer.upstream}: {error}") from error
-
-    async def _open(
-        self,
-        upstream: Upstream,
-        url: URL,
-        headers: dict[str, str],
-        *,
-        start: int,
-        end: int | None,
-        seconds: float,
-        on_connect: Callable[[], None] = lambda: None,
-    ) -> tuple[aiohttp.ClientResponse, NarHead]:
-        response = await self._wire.send(
-            upstream,
-            "GET",
-            url,
-            headers=headers,
-            head_seconds=seconds,
-            stall_seconds=seconds,
-            on_connect=on_connect,
-        )
-        try:
-            return response, read_head(upstream, response.status, response.headers, start, end)
-        except UpstreamError:
-            response.close()
-            raise
+            raise UpstreamNotFoundError("the request came through here before, or through too many proxies")
 
     async def _look_up(self, peer: Peer, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async def ask(attempt: Attempt) -> NarInfo | None:
