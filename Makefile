@@ -1,26 +1,42 @@
 # Two commands matter: `make demo` shows it, `make test` checks it. Both set up what they need.
 PYTHON ?= python3
 BIN := .venv/bin
+# Root installs for all users, and everybody else for themselves.
+PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help setup demo test lint types layers tests programs soak reliability bench audit lock format clean
+.PHONY: help setup demo install uninstall test lint types layers tests programs soak reliability bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
+	@echo 'make install  the program, with dependencies of its own, into PREFIX: $(PREFIX); make uninstall removes it'
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
 	@echo 'make bench    measure side by side with what a user would take instead; charts go to bench/results'
 	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
-	@echo 'make setup    .venv with the locked dependencies: .venv/bin/nixcache-oci is the program'
+	@echo 'make setup    .venv for working on it: .venv/bin/nixcache-oci is the program, beside all that the checks need'
 	@echo 'make lock     resolve the lock files anew from pyproject.toml'
 
 setup: .venv/.done
 
-.venv/.done: requirements.txt pyproject.toml scripts/setup
-	scripts/setup '$(PYTHON)'
+# What runs the program comes first, and is all that the demo waits for: linters and tests take longer.
+.venv/.runs: workflows/setup/requirements.txt pyproject.toml scripts/setup
+	bash scripts/setup '$(PYTHON)' .venv -e .
+	@touch $@
 
-demo: setup
+.venv/.done: .venv/.runs requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
+	@touch $@
+
+demo: .venv/.runs
 	@exec $(BIN)/nixcache-oci demo
+
+install:
+	@bash scripts/install '$(PYTHON)' '$(PREFIX)'
+
+uninstall:
+	rm -rf '$(PREFIX)/lib/nixcache-oci'
+	rm -f '$(PREFIX)/bin/nixcache-oci'
 
 test: setup programs lint types layers tests
 

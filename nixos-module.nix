@@ -10,8 +10,14 @@ let
   cfg = config.services.nixcache-proxy;
   proxy = import ./nix/proxy.nix {
     inherit lib cfg;
-    isService = true;
     holdsPort = true;
+    managesNix = config.nix.enable;
+    nixConf = "the nix.conf that Nix reads (with Determinate Nix, /etc/nix/nix.custom.conf)";
+    # The daemon has the first two, and what root and users start without it the third.
+    nixEnvironments = [
+      (config.networking.proxy.envVars // config.nix.envVars or { })
+      config.environment.variables
+    ];
   };
   systemd = import ./nix/systemd.nix {
     inherit (proxy) command keepsPort;
@@ -49,11 +55,15 @@ in
         + "nixcache-proxy has it, too."
       );
 
+    # For `nixcache-oci doctor`, and whoever publishes from here.
+    environment.systemPackages = [ cfg.package ];
+
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 
-    # The port never refuses, not while the service starts or is restarted: Nix takes a refusal for an error.
+    # The port does not refuse while the service starts, or is restarted: Nix takes a refusal for an error. Only a switch
+    # to a configuration in which the units differ closes it, for the moment that the old ones stop and the new start.
     systemd.sockets.nixcache-proxy = {
       description = "Socket of the Nix binary cache in an OCI registry";
       wantedBy = [ "sockets.target" ];

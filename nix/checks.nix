@@ -43,12 +43,25 @@ in
       };
       unit = name: pkgs.writeText name machine.config.systemd.units.${name}.text;
     in
-    pkgs.runCommand "nixcache-proxy-units" { nativeBuildInputs = [ pkgs.systemd ]; } ''
-      mkdir $out
-      cp ${unit "nixcache-proxy.socket"} $out/nixcache-proxy.socket
-      cp ${unit "nixcache-proxy.service"} $out/nixcache-proxy.service
-      systemd-analyze security --offline=true --threshold=20 $out/nixcache-proxy.service
-    '';
+    pkgs.runCommand "nixcache-proxy-units"
+      {
+        nativeBuildInputs = [
+          pkgs.bubblewrap
+          pkgs.systemd
+        ];
+      }
+      ''
+        mkdir $out
+        cp ${unit "nixcache-proxy.socket"} $out/nixcache-proxy.socket
+        cp ${unit "nixcache-proxy.service"} $out/nixcache-proxy.service
+        # systemd-analyze needs /run/systemd, which a build cannot make: all else here, and that folder beside it.
+        binds=()
+        for folder in /*; do
+          [ "$folder" = /run ] || binds+=(--dev-bind "$folder" "$folder")
+        done
+        bwrap "''${binds[@]}" --dir /run/systemd \
+          systemd-analyze security --offline=true --threshold=20 $out/nixcache-proxy.service
+      '';
 
   vm = pkgs.testers.runNixOSTest (import ./vm-test.nix { inherit pkgs; });
 }

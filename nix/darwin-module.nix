@@ -4,7 +4,13 @@ let
   cfg = config.services.nixcache-proxy;
   proxy = import ./proxy.nix {
     inherit lib cfg;
-    isService = true;
+    # Versions of nix-darwin before 2025 always manage Nix.
+    managesNix = config.nix.enable or true;
+    nixConf = "the nix.conf that Nix reads (with Determinate Nix, /etc/nix/nix.custom.conf)";
+    nixEnvironments = [
+      (config.launchd.daemons.nix-daemon.serviceConfig.EnvironmentVariables or { })
+      config.environment.variables
+    ];
     # launchd starts the daemon at boot, and restarts it: meanwhile the port is free.
     holdsPort = false;
   };
@@ -26,6 +32,9 @@ in
 
   config = lib.mkIf cfg.enable {
     inherit (proxy) assertions warnings;
+
+    # As in nixos-module.nix.
+    environment.systemPackages = [ cfg.package ];
 
     nix.settings = lib.mkIf cfg.configureNix proxy.machineSettings;
 

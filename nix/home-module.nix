@@ -12,7 +12,9 @@ let
   cfg = config.services.nixcache-proxy;
   proxy = import ./proxy.nix {
     inherit lib cfg;
-    isService = false;
+    managesNix = config.nix.enable;
+    nixConf = "~/.config/nix/nix.conf";
+    nixEnvironments = [ config.home.sessionVariables ];
     # A user's socket is there while the user is logged in; before and after, the port is free for every other user.
     holdsPort = false;
   };
@@ -33,19 +35,21 @@ in
       {
         inherit (proxy) assertions warnings;
 
+        # As in nixos-module.nix.
+        home.packages = [ cfg.package ];
+
         nix = lib.mkIf cfg.configureNix {
           # home-manager wants to know for which Nix it writes nix.conf. Weaker than any other word on it.
           package = lib.mkOverride 1400 pkgs.nix;
-          settings = proxy.nixManners // {
-            # Beside what the machine's nix.conf lists, not instead of it.
-            extra-substituters = [ proxy.substituter ];
-            extra-trusted-public-keys = proxy.publicKeys;
-          };
+          settings = proxy.nixManners;
+          # Beside what the machine's nix.conf lists, not instead of it. As settings, home-manager would write them before
+          # a user's own `substituters`, sorted as they are by name, and Nix would forget them there.
+          extraOptions = lib.mkAfter proxy.addingLines;
         };
       }
 
       (lib.mkIf isLinux {
-        # The port never refuses, not while the service starts or is restarted: Nix takes a refusal for an error.
+        # As in nixos-module.nix: the port does not refuse while the service starts, or is restarted.
         systemd.user.sockets.nixcache-proxy = {
           Unit.Description = "Socket of the Nix binary cache in an OCI registry";
           Socket = {
@@ -73,9 +77,21 @@ in
         launchd.agents.nixcache-proxy = {
           enable = true;
           config = {
-            # The Nix store is a volume of its own, and may come after the login.
-            ProgramArguments = [ "/bin/sh" "-c" "/bin/wait4path /nix/store && exec ${proxy.command}" ];
-            EnvironmentVariables = environment;
+            ProgramArguments = [
+              "/bin/sh"
+              "-c"
+              # The Nix store is a volume of its own, and may come after the login. Where nix-darwin does not make the
+              # file of certificates, macOS has its own.
+              (
+                "/bin/wait4path /nix/store && { [ -e \"$SSL_CERT_FILE\" ] || SSL_CERT_FILE=/etc/ssl/cert.pem; } && "
+                + "exec ${proxy.command}"
+              )
+            ];
+            EnvironmentVariables = {
+              # As in darwin-module.nix.
+              SSL_CERT_FILE = "/etc/ssl/certs/ca-certificates.crt";
+            }
+            // environment;
             RunAtLoad = true;
             KeepAlive = true;
             # As in darwin-module.nix.

@@ -26,7 +26,10 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "octocat/my-cache";
-      description = "GitHub repository that the cache belongs to, or what stands for it in another registry.";
+      description = ''
+        GitHub repository that the cache belongs to, or what stands for it in another registry. Not needed where
+        `registry` is an OCI layout folder.
+      '';
     };
 
     registry = mkOption {
@@ -72,7 +75,9 @@ in
     upstreams = mkOption {
       type = types.listOf types.str;
       default = lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org";
-      defaultText = lib.literalExpression ''[ "https://cache.nixos.org" ], or none without requireSignatures'';
+      defaultText = lib.literalExpression ''
+        lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org"
+      '';
       description = ''
         Caches that the proxy asks for what this one does not have. Without `requireSignatures` there are none by
         default: Nix takes whatever comes out of the proxy then, and is better off to ask them itself.
@@ -147,8 +152,8 @@ in
       default = null;
       example = "/run/secrets/nix-cache-token";
       description = ''
-        File with a token that may read packages, or `user:password`, for a private cache. It is read at the start of
-        the service, and must not lie in the Nix store.
+        File with a token that may read packages, or `user:password`, for a private cache. It must not lie in the Nix
+        store. On NixOS it is read at the start of the service, elsewhere again whenever it changes.
       '';
     };
 

@@ -1,12 +1,16 @@
 # What the three modules make of the same options: the proxy's environment, what Nix is told, and what cannot be meant.
 #
-# isService: it runs as a user of its own, who has no embedded cache.
 # holdsPort: whether the machine's service manager listens from boot on, so that no user can take the port first.
+# managesNix: whether the machine's configuration writes nix.conf at all: `nix.enable`.
+# nixConf: where the lines belong that somebody adds by hand.
+# nixEnvironments: the sets of variables that Nix may be started with here.
 {
   lib,
   cfg,
-  isService,
   holdsPort,
+  managesNix,
+  nixConf,
+  nixEnvironments,
 }:
 let
   option = name: "services.nixcache-proxy.${name}";
@@ -81,6 +85,43 @@ let
     namesSecret name || hasPassword text || hasToken text
   ) given;
   unsigned = cfg.configureNix && !cfg.requireSignatures;
+
+  # What Nix is told of every cache.
+  manners =
+    lib.optionalAttrs cfg.fallback { fallback = true; }
+    // lib.optionalAttrs (cfg.narinfoCacheNegativeTtl != null) {
+      narinfo-cache-negative-ttl = cfg.narinfoCacheNegativeTtl;
+    };
+
+  # An HTTP proxy would answer for the machine that it runs on. libcurl, which Nix downloads with, takes no HTTP_PROXY in
+  # capitals, and compares an address with each word of no_proxy. Source: libcurl-env(3), CURLOPT_NOPROXY(3).
+  isProxied =
+    variables:
+    let
+      given = name: toString (variables.${name} or "");
+      first = names: builtins.head (builtins.filter (text: text != "") (map given names) ++ [ "" ]);
+      words = builtins.filter (word: builtins.isString word && word != "") (
+        builtins.split "[,[:space:]]+" (first [ "no_proxy" "NO_PROXY" ])
+      );
+    in
+    first [ "http_proxy" "all_proxy" "ALL_PROXY" ] != "" && !builtins.any covers words;
+  covers =
+    word:
+    let
+      network = builtins.match "([0-9.]+)/([12]?[0-9]|3[0-2])" word;
+      bits = builtins.fromJSON (builtins.elemAt network 1);
+      shift = builtins.foldl' (number: _: number * 2) 1 (builtins.genList (bit: bit) (32 - bits));
+      isIn = address: address / shift == number (builtins.head network) / shift;
+    in
+    builtins.elem word [ "*" askedAddress (bracketed askedAddress) ]
+    || lib.hasInfix ":" askedAddress && lib.hasInfix ":" word && lib.hasInfix "/" word
+    || network != null && isVersion4 askedAddress && isVersion4 (builtins.head network) && isIn (number askedAddress);
+  isVersion4 = address: builtins.match "((0|[1-9][0-9]*)\\.){3}(0|[1-9][0-9]*)" address != null;
+  number =
+    address:
+    builtins.foldl' (sum: part: sum * 256 + builtins.fromJSON part) 0 (
+      builtins.filter builtins.isString (builtins.split "[.]" address)
+    );
 in
 rec {
   inherit publicKeys;
@@ -99,11 +140,12 @@ rec {
     + lib.optionalString (!cfg.requireSignatures) "?trusted=true";
 
   # Settings of Nix that count for every cache; the machine's owner may say otherwise without a conflict.
-  nixManners =
-    lib.optionalAttrs cfg.fallback { fallback = lib.mkDefault true; }
-    // lib.optionalAttrs (cfg.narinfoCacheNegativeTtl != null) {
-      narinfo-cache-negative-ttl = lib.mkDefault cfg.narinfoCacheNegativeTtl;
-    };
+  nixManners = builtins.mapAttrs (_: lib.mkDefault) manners;
+
+  # Lines of nix.conf that add the cache to whatever the lines before them list.
+  addingLines =
+    "extra-substituters = ${substituter}\n"
+    + lib.optionalString (publicKeys != [ ]) "extra-trusted-public-keys = ${toString publicKeys}\n";
 
   # Those of a machine whose owner wants the cache.
   machineSettings = nixManners // {
@@ -130,7 +172,7 @@ rec {
 
   assertions = [
     {
-      assertion = cfg.repo != null || isLayout || (!isService && cfg.registry == "ghcr.io");
+      assertion = cfg.repo != null || isLayout;
       message = "${option "repo"} is not set: set it to owner/name, or ${option "registry"} to oci:/path.";
     }
     {
@@ -204,5 +246,15 @@ rec {
     ++ lib.optional (unsigned && (cfg.upstreams != [ ] || cfg.upstreamsFile != null)) (
       "${option "upstreams"} are passed on without a check of their signatures, because "
       + "${option "requireSignatures"} is off: name them in nix.settings.substituters instead."
+    )
+    ++ lib.optional (cfg.configureNix && !managesNix) (
+      "nix.enable is off, so nothing here tells Nix of the proxy. Add these lines to ${nixConf}, and restart the Nix "
+      + "daemon:\n${addingLines}"
+      + builtins.concatStringsSep "" (lib.mapAttrsToList (name: value: "${name} = ${builtins.toJSON value}\n") manners)
+      + "${option "configureNix"} = false ends this warning."
+    )
+    ++ lib.optional (cfg.configureNix && builtins.any isProxied nixEnvironments) (
+      "an HTTP proxy is set for Nix, which would ask it for ${substituter}, and no_proxy does not have ${askedAddress}: "
+      + "add that address to no_proxy, on NixOS to networking.proxy.noProxy."
     );
 }

@@ -10,11 +10,13 @@ import pytest
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
 from nixcache_oci.nix.variants import NIXOS_KEY
-from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import table
 from nixcache_oci.settings.proxy import proxy_config, trusted_keys
+from nixcache_oci.settings.publish import signing_keys
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
+from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import MAX_FILE_BYTES, upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
 
@@ -199,6 +201,12 @@ def test_what_is_no_upstream(url: str) -> None:
         ("PORT", "65536", "'65536': expected a port number from 0 to 65535"),
         ("PORT", "-1", "'-1': expected a port number from 0 to 65535"),
         ("PORT", "1_000", "'1_000': expected a port number from 0 to 65535"),
+        ("PASS_ENV", "A B=C", "'A B=C': expected names of environment variables, separated by spaces"),
+        (
+            "PASS_ENV",
+            "A GH_TOKEN",
+            "'A GH_TOKEN': GH_TOKEN is this program's own, and builds could read it; leave it out",
+        ),
         ("LISTEN", "localhost:80", "'localhost:80': expected an IP address or a host name, without a port"),
         ("LISTEN", "127.0.0.256", "'127.0.0.256': expected an IP address or a host name, without a port"),
         ("LISTEN", "[localhost]x", "'[localhost]x': expected an IP address or a host name, without a port"),
@@ -226,8 +234,11 @@ def test_what_is_no_upstream(url: str) -> None:
         ),
         ("UPSTREAM_NARS", "proxy", "'proxy': expected stream or direct"),
         ("LOG_LEVEL", "loud", "'loud': expected one of debug, info, warning, error"),
-        ("REPO", "my-cache", f"'my-cache': {_REPO_EXPECTED}"),
-        ("REPO", "a/b/c", f"'a/b/c': {_REPO_EXPECTED}"),
+        ("REPO", "a/..", f"'a/..': {_REPO_EXPECTED}"),
+        ("REPO", "a/./b", f"'a/./b': {_REPO_EXPECTED}"),
+        ("REPO", "a//b", f"'a//b': {_REPO_EXPECTED}"),
+        ("REPO", "a/b c", f"'a/b c': {_REPO_EXPECTED}"),
+        ("REPO", "https://github.com/a/b/tree/main", f"'https://github.com/a/b/tree/main': {_REPO_EXPECTED}"),
         ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
         ("HOSTS", "a b:80", "'a b:80': expected host names without port, parted by spaces; 'b:80' is none"),
         (
@@ -281,7 +292,8 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
 @pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_secrets_have_no_flag(variable: Variable[object]) -> None:
     """A token on the command line is visible to every user of the machine."""
-    assert (variable.flag is None) == (variable in {table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY})
+    secrets = {table.TOKEN, table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY}
+    assert (variable.flag is None) == (variable in secrets)
 
 
 def test_every_proxy_setting_is_in_the_table() -> None:
@@ -314,6 +326,49 @@ def test_repo_in_every_spelling(repo: str) -> None:
     assert repository_config(_say(NIXCACHE_REPO=repo)) == RegistryLocation(
         RegistryReference.of("ghcr.io", "owner/name", "nix-cache")
     )
+
+
+@pytest.mark.parametrize(
+    ("repo", "image", "expected"),
+    [
+        ("owner/name", "cache", "owner/name/cache"),
+        ("owner", "cache", "owner/cache"),
+        ("A/b/C/d", "cache", "a/b/c/d/cache"),
+        ("group/sub.group/project", "a/b", "group/sub.group/project/a/b"),
+    ],
+)
+def test_other_registries_have_names_of_any_depth(repo: str, image: str, expected: str) -> None:
+    """Some take two names only, and some have groups within groups; none of it belongs to GitHub."""
+    location = repository_config(
+        _say(NIXCACHE_REGISTRY="r.example", NIXCACHE_REPO=repo, NIXCACHE_IMAGE=image)
+    )
+    assert isinstance(location, RegistryLocation)
+    assert location.reference.repository == expected
+
+
+@pytest.mark.parametrize("name", [".github", ".dotfiles", "name-", "_x", "-", "a..b", "a._b"])
+def test_every_repository_at_github_has_a_place(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """GitHub takes names that registries refuse; where their cache is kept is said, and what to set else."""
+    values = _say(NIXCACHE_REPO=f"Owner/{name}")
+    location = repository_config(values)
+    assert isinstance(location, RegistryLocation)
+    assert location.reference.repository == f"{fit_repository(f'owner/{name}')}/nix-cache"
+    assert f"kept at {location.reference}; NIXCACHE_REPO or NIXCACHE_IMAGE" in caplog.text
+    assert repository_source(location, values) == f"https://github.com/owner/{name}"
+
+
+@pytest.mark.parametrize(
+    ("repo", "expected"),
+    [
+        ("my-cache", _REPO_EXPECTED),
+        ("a/b/c", _REPO_EXPECTED),
+        ("owner-/name", "GitHub's registry takes no owner named owner-"),
+    ],
+)
+def test_a_repository_at_github_has_an_owner_and_a_name(repo: str, expected: str) -> None:
+    """A typing mistake must not make a package that belongs to no repository, or to another's owner."""
+    with pytest.raises(UsageError, match=f"^NIXCACHE_REPO '{repo}': {expected}"):
+        repository_config(_say(NIXCACHE_REPO=repo))
 
 
 def test_another_registry() -> None:
@@ -412,3 +467,28 @@ def test_the_keys_that_nix_trusts_here_count(tmp_path: Path) -> None:
     assert list(map(str, trusted_keys(more))) == [one, two]
     conf.write_text("a=b\n")
     assert list(map(str, trusted_keys(more))) == [str(NIXOS_KEY), two]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf%s\r\n",
+        b"NIX_SIGNING_KEY=%s\n",
+        b'"%s"',
+    ],
+)
+def test_a_key_file_is_read_however_it_was_saved(tmp_path: Path, content: bytes) -> None:
+    """Also where a shell saves what is redirected to a file in UTF-16."""
+    key = SecretKey.generate("my-cache-1")
+    for number, saved in enumerate((content % key.render().encode(), key.render().encode("utf-16"))):
+        path = tmp_path / str(number)
+        path.write_bytes(saved)
+        assert signing_keys(_say(NIXCACHE_SIGNING_KEY_FILE=str(path))) == (key,)
+    assert signing_keys(_say(NIX_SIGNING_KEY=f"\ufeff{key.render()}")) == (key,)
+
+
+@pytest.mark.parametrize("text", [f"\ufeff{_KEY}", f'"{_KEY} {_OTHER_KEY}"', f"NIXCACHE_PUBLIC_KEYS={_KEY}"])
+def test_public_keys_are_read_as_they_were_copied(text: str) -> None:
+    """A key that is refused by all for a mark that nobody sees is hard to find."""
+    keys = _say(NIXCACHE_PUBLIC_KEYS=text).get(table.PUBLIC_KEYS)
+    assert next(str(key) for key in keys) == _KEY

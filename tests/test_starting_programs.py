@@ -19,7 +19,18 @@ def test_only_the_local_store_starts_programs() -> None:
         for path in _PACKAGE.rglob("*.py")
         if _STARTING.search(path.read_text())
     }
-    assert starting == {"clients/local_store/program.py"}
+    assert starting == {"clients/local_store/own_environment.py", "clients/local_store/program.py"}
+
+
+def test_few_may_name_a_program() -> None:
+    """The local store runs Nix, and docker's credential helpers keep logins; nobody else names a program."""
+    naming = {
+        path.relative_to(_PACKAGE).as_posix()
+        for path in _PACKAGE.rglob("*.py")
+        if re.search(r"\brun_program\b", path.read_text())
+    }
+    others = {path for path in naming if not path.startswith("clients/local_store/")}
+    assert others == {"clients/credential_helper.py"}
 
 
 def test_no_program_is_started_by_a_shell() -> None:

@@ -5,8 +5,9 @@ it. Source: design section 2, "Index".
 """
 
 import asyncio
+import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Self
@@ -14,15 +15,21 @@ from typing import Final, Self
 import zstandard
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.cutting import cut
 from nixcache_oci.cache.listing import Listing, Union, read_union
+from nixcache_oci.cache.mending import Mending, Tell, may_be_about_a_child
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, render_table
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError, NotFoundError
+from nixcache_oci.clients.resume import has_blob
+from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
+
+_log = logging.getLogger(__name__)
 
 _TABLE_LEVEL: Final = 12
 _INDEX_TRIES: Final = 3
@@ -106,6 +113,7 @@ async def list_segments(
     *,
     source: str | None = None,
     converted: Digest | None = None,
+    tell: Tell | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
     """Write an index that lists these segments beside all others.
@@ -116,6 +124,7 @@ async def list_segments(
         source: address of the GitHub repository: GHCR links the package to it.
         converted: document of version 1 whose entries are in segments by now: an index that holds it is
             replaced, one that holds another document is not.
+        tell: see ``write_index``.
         sleep: waits so many seconds between tries.
 
     Returns:
@@ -138,7 +147,7 @@ async def list_segments(
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)
 
-    return await write_index(repository, mine, listing, sleep=sleep)
+    return await write_index(repository, mine, listing, tell=tell, sleep=sleep)
 
 
 async def write_index(
@@ -146,14 +155,19 @@ async def write_index(
     known: Iterable[Segment],
     change: ChangeIndex,
     *,
+    tell: Tell | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
     """Read tags and index once, change what was read, write it, and look whether it is still there.
 
+    A segment whose manifest is gone, though no gc took it, is not carried over: registries refuse an index
+    that lists it. What is left of it is listed by a new segment in its place.
+
     Args:
         repository: where the cache lies.
-        known: segments whose manifests need not be fetched.
+        known: segments that are there: their manifests are neither fetched nor looked for.
         change: gives the index to write for what was read; is asked again where another writer came between.
+        tell: hears of segments that are gone; None for the log.
         sleep: waits so many seconds between tries.
 
     Returns:
@@ -165,19 +179,52 @@ async def write_index(
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
     known = tuple(known)
+    mending = Mending(repository, push_table, known, tell or _log.warning)
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, known)
-        index = await change(union)
-        content = index.render()
-        digest = Digest.of(content)
+        index = await mending.mend(await change(union), union.untagged)
+        digest = Digest.of(index.render())
         if digest != union.digest:  # else another writer came to the same, or the last try was seen late
-            await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)
+            try:
+                await _push_index(repository, index)
+            except RegistryError as error:
+                if not may_be_about_a_child(error):
+                    raise
+                mended = await mending.mend(index, index.segments)
+                if mended == index:
+                    raise
+                index, digest = mended, await _push_index(repository, mended)
             if await _read_back(repository) != digest:
                 continue
         return Listing(digest, index.segments, is_complete=union.is_complete)
     return None
+
+
+async def push_table(
+    repository: Repository, table: Table, blobs: Mapping[Digest, Descriptor], source: str | None
+) -> list[Segment]:
+    """Push a table as one segment, or as several where that is over a limit.
+
+    Args:
+        repository: where the blobs lie.
+        table: what the segments list.
+        blobs: descriptor of each blob that the narinfos point into.
+        source: address of the GitHub repository: GHCR links the package to it.
+    """
+    # References first, and the records last: who finds these finds all.
+    *contents, last = cut(order_by_references(table.narinfos), blobs)
+    tables = [Table(table.header, (), content.narinfos) for content in contents]
+    tables.append(Table(table.header, table.records, last.narinfos))
+    return [
+        await push_segment(repository, one, content.layers, source=source)
+        for one, content in zip(tables, [*contents, last], strict=True)
+    ]
+
+
+async def _push_index(repository: Repository, index: CacheIndex) -> Digest:
+    return await repository.push_manifest(INDEX_TAG, index.render(), media_type.IMAGE_INDEX)
 
 
 async def push_empty_config(repository: Repository) -> None:
@@ -185,9 +232,7 @@ async def push_empty_config(repository: Repository) -> None:
 
     Some registries stumble over a blob that is written again while others read it.
     """
-    try:
-        await repository.stat_blob(EMPTY_CONFIG.digest)
-    except NotFoundError:
+    if not await has_blob(repository, EMPTY_CONFIG):
         await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
 
 

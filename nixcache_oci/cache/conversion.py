@@ -7,7 +7,6 @@ Source: design section 2, "Version 1".
 """
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, probe_blob, read_blob
+from nixcache_oci.errors import DigestError, NotFoundError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
@@ -68,6 +68,7 @@ async def convert_version1(
     now: datetime,
     source: str | None,
     max_layers: int,
+    max_blob_bytes: int | None = None,
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
@@ -80,6 +81,7 @@ async def convert_version1(
         now: becomes the segments' time.
         source: address of the GitHub repository: GHCR links the package to it.
         max_layers: of a manifest, its table among them.
+        max_blob_bytes: of a table; None for any size.
 
     Raises:
         FormatError: it is no such document.
@@ -91,15 +93,15 @@ async def convert_version1(
     version1 = await asyncio.to_thread(parse_version1, content)
     former = await asyncio.to_thread(version1.to_table)
     narinfos = [one for one in former.narinfos if not listed(one.store_path.hash_part)]
-    sizes = await _stat_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
-    missing = find_missing(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
+    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
+    missing = find_lost(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
     kept = order_by_references(
         (narinfo for narinfo in narinfos if narinfo.store_path not in missing), version1.gc_roots
     )
     there = {narinfo.store_path for narinfo in kept}
     roots = [path for path in version1.gc_roots if path in there or listed(path.hash_part)]
     header = TableHeader(now, public_keys=version1.public_keys)
-    *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers)
+    *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers, max_blob_bytes)
     # References first, and the records last: who finds these finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
     tables.append(Table(header, _make_records(roots, now), last.narinfos))
@@ -109,38 +111,6 @@ async def convert_version1(
     ]
     left_out = tuple((path.base_name, reason) for path, reason in missing.items())
     return Conversion(document, tuple(segments), left_out, tuple(version1.skipped), version1.skipped_count)
-
-
-def find_missing(
-    narinfos: Sequence[NarInfo], blobs: Mapping[Digest, int], unreadable: Iterable[str]
-) -> dict[StorePath, str]:
-    """Decide which entries are left out, and why: a closure is complete or not listed.
-
-    Args:
-        narinfos: that no segment lists.
-        blobs: those that are there, with their sizes.
-        unreadable: base names of entries that are as good as not there.
-    """
-    referrers: defaultdict[str, list[str]] = defaultdict(list)
-    for narinfo in narinfos:
-        for reference in narinfo.references:
-            referrers[reference].append(narinfo.store_path.base_name)
-    reasons = {
-        narinfo.store_path.base_name: "its NAR is no longer in the repository"
-        for narinfo in narinfos
-        if _blob_of(narinfo) not in blobs
-    }
-    causes = {base_name: base_name for base_name in (*unreadable, *reasons)}
-    queue = deque(causes)
-    while queue:
-        base_name = queue.popleft()
-        for referrer in referrers[base_name]:
-            if referrer not in causes:
-                causes[referrer] = causes[base_name]
-                reasons[referrer] = f"it refers to {causes[base_name]}, which is left out"
-                queue.append(referrer)
-    paths = (narinfo.store_path for narinfo in narinfos)
-    return {path: reasons[path.base_name] for path in paths if path.base_name in reasons}
 
 
 def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: IsListed) -> set[str]:
@@ -154,24 +124,26 @@ def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: Is
     }
 
 
-async def _stat_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
-    """Ask for the size of each blob; one that is not there has none."""
+async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
+    """Find the size of each blob; one that cannot be read has none."""
     sizes: dict[Digest, int] = {}
     waiting = iter(blobs)
 
     async def ask() -> None:
         for blob in waiting:
-            with suppress(NotFoundError):
-                sizes[blob] = await repository.stat_blob(blob)
+            with suppress(NotFoundError, DigestError):
+                sizes[blob] = await probe_blob(repository, blob)
 
     await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes
 
 
-def _cut(narinfos: Sequence[NarInfo], sizes: Mapping[Digest, int], max_layers: int) -> list[SegmentContent]:
+def _cut(
+    narinfos: Sequence[NarInfo], sizes: Mapping[Digest, int], max_layers: int, max_blob_bytes: int | None
+) -> list[SegmentContent]:
     compressions = {_blob_of(narinfo): narinfo.compression for narinfo in narinfos}
     blobs = {blob: describe_nar(blob, compression, sizes[blob]) for blob, compression in compressions.items()}
-    return cut(narinfos, blobs, max_layers=max_layers - 1)
+    return cut(narinfos, blobs, max_layers=max_layers - 1, max_blob_bytes=max_blob_bytes)
 
 
 def _make_records(roots: Sequence[StorePath], now: datetime) -> tuple[PublishRecord, ...]:

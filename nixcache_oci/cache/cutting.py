@@ -42,6 +42,7 @@ def cut(
     *,
     max_layers: int = MAX_LAYERS - 1,
     max_bytes: int = MAX_NARINFO_BYTES,
+    max_blob_bytes: int | None = None,
 ) -> list[SegmentContent]:
     """Cut, keeping the order; there is always at least one segment, which may be empty: for the records.
 
@@ -53,14 +54,19 @@ def cut(
         blobs: descriptor of each blob that they point into.
         max_layers: of a segment, without its table.
         max_bytes: of all narinfos of a segment.
+        max_blob_bytes: what the registry takes as one blob; None for any size. Tables and manifests keep to
+            it: narinfos shrink to about half when they are compressed, which leaves room for records.
     """
-    filling = _Filling(max_layers, max_bytes)
+    max_layer_bytes = _MAX_LAYER_BYTES
+    if max_blob_bytes is not None:
+        max_bytes, max_layer_bytes = min(max_bytes, max_blob_bytes), min(max_layer_bytes, max_blob_bytes)
+    filling = _Filling(max_layers, max_bytes, max_layer_bytes)
     contents: list[SegmentContent] = []
     for narinfo in narinfos:
         descriptor = blobs[NarUrl.parse(narinfo.url).blob]
         if not filling.add(narinfo, descriptor):
             contents.append(filling.finish())
-            filling = _Filling(max_layers, max_bytes)
+            filling = _Filling(max_layers, max_bytes, max_layer_bytes)
             filling.add(narinfo, descriptor)
     return [*contents, filling.finish()]
 
@@ -71,6 +77,7 @@ class _Filling:
 
     max_layers: int
     max_bytes: int
+    max_layer_bytes: int
     narinfos: list[NarInfo] = field(default_factory=list)
     layers: dict[Digest, Descriptor] = field(default_factory=dict)
     narinfo_bytes: int = 0
@@ -84,7 +91,7 @@ class _Filling:
             layer_bytes += len(render_document(blob.to_json(), "layer")) + len(",")
         narinfo_bytes = self.narinfo_bytes + len(narinfo.render().encode()) + len("\n")
         if self.narinfos and (
-            layers > self.max_layers or narinfo_bytes > self.max_bytes or layer_bytes > _MAX_LAYER_BYTES
+            layers > self.max_layers or narinfo_bytes > self.max_bytes or layer_bytes > self.max_layer_bytes
         ):
             return False
         self.narinfos.append(narinfo)

@@ -2,6 +2,9 @@
 
 ``index.json`` is the listing, ``tables/`` the tables that it names, and ``public-key`` the first recorded
 key that was seen. Any number of processes may share it: files are named by content and swapped in whole.
+
+It is a convenience, and nothing stops where it cannot be had: full, read-only, or not a folder at all. What
+is there is read, what cannot be written is kept elsewhere until this program ends, and one warning says so.
 It is trusted: whoever may write to it says what the cache lists. What is no file in it is refused all the
 same, so that nothing waits for a pipe, or reads what a link leads to.
 """
@@ -12,18 +15,23 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.growing_file import Elsewhere
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
-from nixcache_oci.errors import FormatError, LimitError, UsageError
+from nixcache_oci.errors import FormatError, LimitError
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
+
+NOWHERE: Final = Path(os.devnull) / "nowhere"
+"""The root of who has no folder for it: nothing can be below it."""
 
 _TABLE_SUFFIX: Final = ".table"
 # A listing was read from an index of at most 4 MiB; written here, a letter may take three times as much.
@@ -37,40 +45,58 @@ class IndexFolder:
     """Keeps one cache's index on disk. Every method blocks, and belongs on a thread.
 
     Args:
-        root: folder for all caches of this user.
+        root: folder for all caches of this user, or ``NOWHERE``.
         repository: the cache's name, such as ``ghcr.io/owner/name/nix-cache``.
 
     Attributes:
         path: of this cache's folder.
         rooted: the same, to open files in it.
-
-    Raises:
-        UsageError: the folder cannot be made or written.
+        trouble: in one sentence, why not all of it is kept; None while it is.
     """
 
     def __init__(self, root: Path, repository: str) -> None:
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
         self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
         self.rooted = RootedPath(root) / self.path.name
+        self.trouble: str | None = None
+        self._is_nowhere = root == NOWHERE
         self._tables = self.rooted / "tables"
+        self._elsewhere = Elsewhere(self.tell)
+        self._unkept: dict[Digest, TableFile] = {}
+        self._first_key: str | None = None
         self._unusable_log_level = logging.WARNING
+        self._is_there = False
         try:
             self._warn_of_others(self.rooted.make_folder(_MODE))
-            self._tables.make_folder(_MODE)
+            self._make_folders()
             self._write("repository", f"{repository}\n")
-        except WrongKindError as error:
-            raise UsageError(f"index folder: {error}") from None
         except OSError as error:
-            raise UsageError(
-                f"index folder {self.path}: {error.strerror}; set NIXCACHE_INDEX_DIR to a writable one"
-            ) from None
+            self.tell(error)
+
+    def tell(self, error: OSError) -> None:
+        """Say once that not all of the index is kept on disk.
+
+        Args:
+            error: why.
+        """
+        if self.trouble is not None:
+            return
+        remedy = "set NIXCACHE_INDEX_DIR to a writable folder"
+        if isinstance(error, WrongKindError):
+            reason = f"{error}, or {remedy}"
+        elif self._is_nowhere:
+            reason = f"there is no home folder; {remedy}"
+        else:
+            reason = f"{self.path}: {error.strerror}; {remedy}"
+        self.trouble = f"the index is not kept on disk: {reason}"
+        _log.warning(self.trouble)
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
         """Open what the last run saved; None where there is none.
 
         A table that is gone or damaged is left out, and so is what is over the limits of a look.
         """
-        listing = self._load_listing()
+        listing = self._load_listing() if self._is_there else None
         if listing is None:
             return None
         budget = TableBudget()
@@ -86,65 +112,102 @@ class IndexFolder:
                 tables[table] = opened
         return listing, tables
 
-    def save(self, listing: Listing) -> None:
+    def save(self, listing: Listing) -> bool:
         """Make this listing the one that the next start finds, and forget tables that it does not name.
 
-        Raises:
-            OSError: it cannot be written.
+        Tables that the disk did not take are tried again. Tells whether all of it is on the disk.
         """
-        self._write("index.json", listing.to_json())
-        self._forget_others(listing.tables)
+        self._forget_unkept(listing.tables)
+        try:
+            self._make_folders()
+            for digest, table in list(self._unkept.items()):
+                table.save(self._table_path(digest))
+                del self._unkept[digest]
+            self._write("index.json", listing.to_json())
+            self._forget_others(listing.tables)
+        except OSError as error:
+            self.tell(error)
+            return False
+        if self.trouble is not None:
+            self.trouble = None
+            _log.info("the index is kept on disk again")
+        return True
 
     def make_room(self, tables: Iterable[Digest]) -> None:
-        """Forget what looks that failed have fetched: all tables but these, and those of the saved index.
-
-        Raises:
-            OSError: the folder cannot be listed.
-        """
+        """Forget what looks that failed have fetched: all tables but these, and those of the saved index."""
         kept = set(tables)
+        self._forget_unkept(kept)
+        if not self._is_there:
+            return
         names = {table.hex for table in kept}
-        if any(stem not in names for stem in self._table_names()):
-            saved = self._load_listing()
-            self._forget_others(kept.union(saved.tables if saved is not None else ()))
+        try:
+            if any(stem not in names for stem in self._table_names()):
+                saved = self._load_listing()
+                self._forget_others(kept.union(saved.tables if saved is not None else ()))
+        except OSError as error:
+            self.tell(error)
 
     def open_table(self, table: Digest) -> TableFile | None:
         """Open a table that was written before; None where it is not there or is damaged."""
+        if table in self._unkept or not self._is_there:
+            return self._unkept.get(table)
         path = self._table_path(table)
         try:
             return TableFile.open(path)
         except FileNotFoundError:
             return None
         except (OSError, FormatError) as error:
-            fields = {"path": str(path), "error": str(error)}
-            _log.log(self._unusable_log_level, "saved table is unusable", extra={"fields": fields})
-            self._unusable_log_level = logging.DEBUG  # there may be thousands, with one cause
+            self._log_unusable("saved table is unusable", path, error)
             self._remove_table(path)
             return None
 
     def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
         """Start to write a table, which counts against the budget of all."""
-        return TableFileWriter(self._table_path(table), budget)
+        remember = partial(self._unkept.__setitem__, table)
+        return TableFileWriter(self._table_path(table), budget, self._elsewhere, remember)
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
         """Give the key that this cache was first seen with, and remember it; no later one replaces it.
 
+        Where it cannot be written, it is remembered as long as this program runs.
+
         Raises:
-            OSError: it cannot be read, or not be written.
+            OSError: it cannot be read, though its folder can.
+            FormatError: likewise.
         """
         path = self.rooted / "public-key"
-        first = next(iter(recorded), None)
+        first = self._first_key or next(iter(recorded), None)
+        try:
+            self.rooted.make_folder(_MODE)
+        except OSError as error:
+            self.tell(error)
+            self._first_key = first
+            return first
         if first is not None and path.stat() is None:
-            candidate = self.rooted / unfinished_name()
+            self._first_key = first
             try:
-                write_file(candidate, [f"{first}\n".encode()], self.rooted)
-                with suppress(FileExistsError):  # another process was first
-                    path.hardlink_to(candidate)
-            finally:
-                candidate.unlink(missing_ok=True)
+                self._write_key(path, first)
+            except OSError as error:
+                self.tell(error)
         try:
             return self._read(path.name, _MAX_KEY_BYTES).decode().strip()
         except FileNotFoundError:
-            return None
+            return self._first_key
+
+    def _write_key(self, path: RootedPath, key: str) -> None:
+        candidate = self.rooted / unfinished_name()
+        try:
+            write_file(candidate, [f"{key}\n".encode()], self.rooted)
+            with suppress(FileExistsError):  # another process was first
+                path.hardlink_to(candidate)
+        finally:
+            with suppress(OSError):
+                candidate.unlink()
+
+    def _make_folders(self) -> None:
+        self._is_there = False
+        self._tables.make_folder(_MODE)
+        self._is_there = True
 
     def _load_listing(self) -> Listing | None:
         try:
@@ -159,6 +222,10 @@ class IndexFolder:
         """List what tables are named by: the hex digits of their digests."""
         stems = (path.name.partition(".")[0] for path, _ in self._tables.entries())
         return (stem for stem in stems if stem)
+
+    def _forget_unkept(self, tables: Iterable[Digest]) -> None:
+        for digest in self._unkept.keys() - set(tables):
+            del self._unkept[digest]
 
     def _forget_others(self, tables: Iterable[Digest]) -> None:
         kept = {table.hex for table in tables}
@@ -181,7 +248,13 @@ class IndexFolder:
         try:
             remove_table(path)
         except OSError as error:  # a folder, for instance; where it is in the way, writing a table will fail
-            _log.warning("table not removed", extra={"fields": {"path": str(path), "error": str(error)}})
+            self._log_unusable("table not removed", path, error)
+
+    def _log_unusable(self, message: str, path: RootedPath, error: Exception) -> None:
+        _log.log(
+            self._unusable_log_level, message, extra={"fields": {"path": str(path), "error": str(error)}}
+        )
+        self._unusable_log_level = logging.DEBUG  # there may be thousands, with one cause
 
     def _warn_of_others(self, status: os.stat_result) -> None:
         """Say where others may write: they could tell what the cache lists, or cut a file that is mapped."""

@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -15,7 +16,7 @@ from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
-from nixcache_oci.clients.repository import Repository, StoredManifest
+from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -106,6 +107,9 @@ class Union:
         digest: what ``cache-index`` pointed at, or None where there is none.
         version1: the document of a version 1 cache, or None.
         is_complete: see ``Listing``.
+        untagged: segments that the index lists and no tag names: whoever deletes a manifest takes its tags,
+            too, but a cache may also have been copied without them. ``find_gone`` tells.
+        orphans: segments' tags, at or after the watermark, whose manifest is not there.
         unread: how many tags of segments that no index lists were left alone, for there are more than are
             read. An index may be written all the same, with the watermark as it was: it takes nothing away.
     """
@@ -114,7 +118,21 @@ class Union:
     digest: Digest | None
     version1: Digest | None
     is_complete: bool
+    untagged: tuple[Segment, ...] = ()
+    orphans: tuple[SegmentTag, ...] = ()
     unread: int = 0
+
+    def listing(self, gone: AbstractSet[Digest] = frozenset()) -> Listing:
+        """Give what is read of it: the newest 4,000 segments.
+
+        Args:
+            gone: manifests of segments that do not count.
+        """
+        segments = tuple(one for one in self.index.segments if one.manifest not in gone)
+        left_out = max(0, len(segments) - MAX_SEGMENTS)
+        if left_out:
+            segments = tuple(newest_first(segments)[:MAX_SEGMENTS])
+        return Listing(self.digest, segments, self.version1, self.is_complete, left_out + self.unread)
 
 
 async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> Union:
@@ -159,19 +177,30 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         index=await asyncio.to_thread(index.with_segments, found),
         digest=stored.digest if stored is not None else None,
         version1=version1,
-        is_complete=not (reading.missing or reading.unread or unread),
+        is_complete=not (reading.orphans or reading.unread or unread),
+        untagged=await asyncio.to_thread(_find_untagged, index, tags),
+        orphans=tuple(sorted(reading.orphans, key=lambda tag: (tag.created, tag.manifest))),
         unread=unread + reading.unread,
     )
 
 
+async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
+    """Find those of these segments whose manifests are gone.
+
+    Raises:
+        RegistryError: the repository could not answer.
+    """
+
+    async def find(segment: Segment) -> Segment | None:
+        return None if await has_manifest(repository, segment.manifest) else segment
+
+    found = await run_all((find(segment) for segment in segments), _PARALLEL_REQUESTS)
+    return [segment for segment in found if segment is not None]
+
+
 async def read_listing(repository: Repository, known: Iterable[Segment] = ()) -> Listing:
     """Read which segments the cache has, the newest 4,000; likewise."""
-    union = await read_union(repository, known)
-    segments = union.index.segments
-    left_out = max(0, len(segments) - MAX_SEGMENTS)
-    if left_out:
-        segments = tuple(newest_first(segments)[:MAX_SEGMENTS])
-    return Listing(union.digest, segments, union.version1, union.is_complete, left_out + union.unread)
+    return (await read_union(repository, known)).listing()
 
 
 def newest_first(segments: Iterable[Segment]) -> list[Segment]:
@@ -179,30 +208,37 @@ def newest_first(segments: Iterable[Segment]) -> list[Segment]:
     return sorted(segments, key=lambda segment: segment.created, reverse=True)
 
 
+def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...]:
+    tagged = set(tags)
+    return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
+
+
 class _Reading:
     """One look at the segments that only their tags know.
 
     Attributes:
-        missing: how many are not there.
+        orphans: tags whose manifest is not there.
         unread: how many were left alone.
     """
 
     def __init__(self, repository: Repository) -> None:
-        self.missing = 0
+        self.orphans: list[SegmentTag] = []
         self.unread = 0
         self._repository = repository
         self._bytes = 0
         self._others: list[str] = []
 
     async def read_segment(self, tag: SegmentTag) -> Segment | None:
-        """Read one; None where it is none of ours, or counted as missing or unread."""
+        """Read one; None where it is none of ours, or counted as orphan or unread."""
         if self._bytes > MAX_UNLISTED_BYTES:
             self.unread += 1
             return None
         try:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
-            self.missing += 1
+            # A tag that leads elsewhere names no segment: a repair that was cut short leaves one behind.
+            if not await _leads_elsewhere(self._repository, tag):
+                self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)
         try:
@@ -216,6 +252,13 @@ class _Reading:
         if self._others:
             fields = {"count": len(self._others), "first": self._others[0]}
             _log.warning("no segments", extra={"fields": fields})
+
+
+async def _leads_elsewhere(repository: Repository, tag: SegmentTag) -> bool:
+    try:
+        return await repository.resolve(str(tag)) != tag.manifest
+    except NotFoundError:
+        return False
 
 
 async def _list_tags(repository: Repository) -> list[str] | None:

@@ -43,10 +43,12 @@ class PackBuilder:
 
     Args:
         limit: bytes that it takes at most.
+        max_blob_bytes: what the registry takes as one blob; None for any size. No pack is larger.
     """
 
-    def __init__(self, limit: int = MAX_PACK_BYTES) -> None:
-        self._limit = limit
+    def __init__(self, limit: int = MAX_PACK_BYTES, max_blob_bytes: int | None = None) -> None:
+        self._limit = limit if max_blob_bytes is None else min(limit, max_blob_bytes)
+        self._max_blob_bytes = max_blob_bytes
         self._content = bytearray()
         self._parts: list[tuple[NarInfo, int, int]] = []
 
@@ -56,14 +58,14 @@ class PackBuilder:
         The first packs of a closure are small, so that several come at once over connections of their own,
         and its first NARs soon; the later ones are large, so that there are few, and they have more time.
         """
-        return type(self)(min(2 * self._limit, MAX_PACK_BYTES))
+        return type(self)(min(2 * self._limit, MAX_PACK_BYTES), self._max_blob_bytes)
 
     def add(self, narinfo: NarInfo, compressed: bytes) -> bool:
         """Append one NAR; False where this pack has no room for it.
 
         Args:
             narinfo: of the NAR; its URL is replaced when the pack is finished.
-            compressed: at most 256 KiB.
+            compressed: at most 256 KiB, and what the registry takes as one blob.
 
         Raises:
             FormatError: empty, or over 256 KiB.

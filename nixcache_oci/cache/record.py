@@ -7,7 +7,7 @@ Source: design section 2, "Table".
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_time, parse_time
@@ -15,6 +15,17 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import StorePath
 
 Field = tuple[str, str]
+
+PUSH_SCOPE_START: Final = "push/"
+"""Scopes whose publishes displace only the names that they build, as narrowed runs do."""
+
+UNRECORDED: Final = timedelta(days=9)
+"""A publish that changes nothing leaves no record while its scope's last one is younger: a tenth of the usual
+time to live of a scope. gc waits as much longer before a scope is over."""
+
+# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
+FIELD_VALUE: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
+"""What a field of a table can hold."""
 
 _KINDS: Final = ("Publish", "Pin", "Unpin")
 _REVISIONS = re.compile(r"[1-9][0-9]{0,8}")
@@ -45,8 +56,9 @@ class PublishRecord:
     def __post_init__(self) -> None:
         _check_word("scope", self.scope)
         _check_word("run", self.run)
-        if "" in (*(name for name, _ in self.roots), *self.failed):
-            raise FormatError("record: a root needs a name")
+        for name in (*(name for name, _ in self.roots), *self.failed):
+            if not is_root_name(name):
+                raise FormatError(f"record: no root can have the name {name[:80]!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,11 @@ class UnknownRecord:
 
 
 Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
+
+
+def is_root_name(text: str) -> bool:
+    """Tell whether a record can hold a root, or the failure of one, under this name."""
+    return text != "" and FIELD_VALUE.fullmatch(text) is not None
 
 
 def parse_record(fields: tuple[Field, ...]) -> Record:
@@ -189,5 +206,8 @@ def _is_keep(words: list[str]) -> bool:
 
 
 def _check_word(what: str, text: str) -> None:
-    if not text or " " in text:
-        raise FormatError(f"record: the name of a {what} is not empty and has no spaces: {text[:80]!r}")
+    if not text or " " in text or not FIELD_VALUE.fullmatch(text):
+        raise FormatError(
+            f"record: the name of a {what} has neither spaces nor control characters, and is not empty: "
+            f"{text[:80]!r}"
+        )

@@ -15,7 +15,7 @@ from itertools import pairwise
 from mmap import mmap
 from typing import Final, NewType, TypeAlias
 
-from nixcache_oci.cache.record import Field, Record, parse_record, record_fields
+from nixcache_oci.cache.record import FIELD_VALUE, Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER, to_number
@@ -29,8 +29,6 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 
 _VERSION: Final = "2"
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
-_VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
@@ -112,16 +110,25 @@ def parse_table(content: bytes) -> Table:
     Raises:
         FormatError: anything that breaks the format.
     """
-    head = parse_head(content)
+    return replace(parse_head(content), narinfos=tuple(parse_narinfos(content)))
+
+
+def parse_narinfos(content: Content) -> Iterator[NarInfo]:
+    """Read all narinfos strictly, one at a time: the stanzas that ``scan`` finds, and no others.
+
+    Raises:
+        FormatError: anything that breaks the format behind the head.
+    """
     end_of_head = _end_of_head(content)
-    narinfos: tuple[NarInfo, ...] = ()
-    if end_of_head < len(content):
-        stanzas = _stanzas(content, end_of_head + 1, len(content))
-        narinfos = tuple(_parse_narinfo(stanza) for stanza in stanzas)
-    parts = [narinfo.store_path.hash_part for narinfo in narinfos]
-    if any(one >= other for one, other in pairwise(parts)):
-        raise FormatError("table: its narinfos are not in the order of their hash parts")
-    return replace(head, narinfos=narinfos)
+    if end_of_head == len(content):
+        return
+    previous = ""
+    for stanza in _stanzas(content, end_of_head + 1, len(content)):
+        narinfo = _parse_narinfo(stanza)
+        if narinfo.store_path.hash_part <= previous:
+            raise FormatError("table: its narinfos are not in the order of their hash parts")
+        previous = narinfo.store_path.hash_part
+        yield narinfo
 
 
 def parse_head(content: Content) -> Table:
@@ -328,7 +335,7 @@ def _render_record(record: Record) -> str:
 def _render_fields(fields: Sequence[Field]) -> str:
     lines = []
     for key, value in fields:
-        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+        if not _KEY.fullmatch(key) or not FIELD_VALUE.fullmatch(value):
             raise FormatError(f"table: no such field can be written: {key!r}: {value!r}")
         lines.append(f"{key}: {value}\n")
     return "".join(lines)
@@ -357,7 +364,7 @@ def _parse_fields(stanza: bytes) -> tuple[Field, ...]:
     fields = []
     for line in lines:
         key, colon, value = line.partition(": ")
-        if not colon or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+        if not colon or not _KEY.fullmatch(key) or not FIELD_VALUE.fullmatch(value):
             raise FormatError(f"table: not a 'Key: value' line: {line[:120]!r}")
         fields.append((key, value))
     return tuple(fields)

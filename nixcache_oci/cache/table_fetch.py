@@ -25,7 +25,7 @@ async def fetch_table(
     Raises:
         LimitError: it is over the budget of all tables.
         RegistryError: it could not be fetched.
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
@@ -52,7 +52,7 @@ def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
         content: compressed.
 
     Raises:
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no table.
     """
@@ -72,7 +72,7 @@ async def fetch_version1(
     Raises:
         LimitError: it is over the budget of all tables.
         RegistryError: it could not be fetched.
-        OSError: it could not be written.
+        OSError: neither disk nor memory takes it.
         DigestError: it is not what its digest says.
         FormatError: it is no such document.
     """

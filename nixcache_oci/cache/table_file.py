@@ -13,15 +13,15 @@ import sys
 import threading
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
-from typing import IO, Final, Self, cast
+from typing import Final, Self
 
-import zstandard
-
+from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
-    MAX_TABLE_BYTES,
     HashLetters,
     Scan,
     TableHeader,
@@ -30,14 +30,17 @@ from nixcache_oci.cache.table import (
     letters_at,
     parse_head,
     parse_header,
+    parse_narinfos,
     row_key,
     scan,
     stanza_around,
 )
 from nixcache_oci.cache.table_budget import TableBudget
-from nixcache_oci.clients.durable_file import unfinished_name
+from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
+from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 
@@ -49,17 +52,13 @@ _KEYS_START: Final = len(_MAGIC) + _SIZES.size
 _BUCKETS: Final = 1024
 BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
 _NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
-# What every reader of zstd has to take (RFC 8878, section 3.1.1.1.2), and what level 19 makes; of memory, for
-# each table on its way.
-_MAX_WINDOW_BYTES: Final = 8 * 1024 * 1024
-# Narinfos are mostly hashes, and compress to a fifth. A small blob that inflates to far more is a bomb.
-_MAX_RATIO: Final = 64
-_ANY_RATIO_BYTES: Final = 1024 * 1024
 # Keys that are shown to people: of a table, each, and in all the letters of one.
 _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_LETTERS: Final = 512
 # The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
 _SCANNING: Final = threading.Lock()
+_PIECE_BYTES: Final = 1024 * 1024
+_PIECE_NUMBERS: Final = 64 * 1024
 
 
 class TableFile:
@@ -89,6 +88,7 @@ class TableFile:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
         view = memoryview(keys)
         self._text = text
+        self._keys_file = keys
         self._keys = view[_KEYS_START:positions_start].cast("Q")
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
@@ -142,6 +142,27 @@ class TableFile:
         """Cut one narinfo out, as it lies there: not validated."""
         return stanza_around(self._text, self._positions[row])
 
+    def save(self, path: RootedPath) -> None:
+        """Put it where ``open`` finds it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_file(_keys_path(path), _pieces(self._keys_file), path.parent)
+        write_file(path, _pieces(self._text), path.parent)
+
+    def narinfos(self) -> Iterator[NarInfo]:
+        """Read all narinfos strictly, in the order of their rows.
+
+        Raises:
+            FormatError: the table breaks the format, be it in a stanza that is served to nobody.
+        """
+        return parse_narinfos(self._text)
+
+    def release(self) -> None:
+        """Give memory back that reading all of it took; what is asked for later is read from disk."""
+        self._text.madvise(mmap.MADV_DONTNEED)
+
     def records(self) -> tuple[Record, ...]:
         """Read what publishes left.
 
@@ -158,19 +179,30 @@ class TableFileWriter:
     disturb each other. Whatever happens, ``close`` has to be called in the end.
 
     Args:
-        path: of the table.
+        path: where it goes.
         budget: of all tables; every method raises LimitError where it is spent.
+        elsewhere: where it goes if that cannot be; None to fail.
+        remember: is given a table that went elsewhere.
     """
 
-    def __init__(self, path: RootedPath, budget: TableBudget | None = None) -> None:
+    def __init__(
+        self,
+        path: RootedPath,
+        budget: TableBudget | None = None,
+        elsewhere: Elsewhere | None = None,
+        remember: Callable[[TableFile], None] = lambda _table: None,
+    ) -> None:
         self._path = path
         self._budget = budget or TableBudget()
-        self._received = 0
+        self._elsewhere = elsewhere
+        self._remember = remember
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
-        self._file: _Limited | None = None
-        self._inflate: zstandard.ZstdDecompressionWriter | None = None
+        self._file: GrowingFile | None = None
+        self._keys: GrowingFile | None = None
+        self._text: LimitedText | None = None
+        self._inflater: TableInflater | None = None
 
     def write(self, compressed: bytes) -> None:
         """Take the next piece of the blob.
@@ -179,20 +211,10 @@ class TableFileWriter:
             OSError: it cannot be written.
             FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
         """
-        self._budget.receive(len(compressed))
         self._digest.update(compressed)
-        self._received += len(compressed)
-        if self._inflate is None or self._file is None:
-            self._file = self._open()
-            # All that the library asks of its target is write().
-            target = cast("IO[bytes]", self._file)
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-            self._inflate = decompressor.stream_writer(target, closefd=False)
-        self._file.limit = min(MAX_TABLE_BYTES, _ANY_RATIO_BYTES + _MAX_RATIO * self._received)
-        try:
-            self._inflate.write(compressed)
-        except zstandard.ZstdError as error:
-            raise FormatError(f"table: not zstd: {error}") from None
+        if self._inflater is None:
+            self._inflater = TableInflater(self._open(), self._budget)
+        self._inflater.write(compressed)
 
     def write_text(self, text: bytes) -> None:
         """Take the next piece of a table as text, one that was not compressed.
@@ -202,9 +224,9 @@ class TableFileWriter:
             FormatError: over 64 MiB.
         """
         self._digest.update(text)
-        if self._file is None:
-            self._file = self._open()
-        self._file.write(text)
+        if self._text is None:
+            self._text = self._open()
+        self._text.write(text)
 
     def finish(self, digest: Digest | None) -> TableFile:
         """Check the whole, and put it in its place.
@@ -222,71 +244,64 @@ class TableFileWriter:
             raise DigestError(f"table {digest}: the bytes received have digest {actual}")
         if self._file is None:
             raise FormatError("table: it is empty")
-        self._file.sync()
-        text = _map(self._unfinished_text)
+        text = self._file.map()
         if text[-1:] != b"\n":
             raise FormatError("table: it does not end with a line break")
         with _SCANNING:
             found = scan(text)
             text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
         self._budget.open(len(found.keys))
-        self._write_keys(len(text), found)
         # Opened before it gets its name: another process may remove that at once.
-        table = TableFile(text, _map(self._unfinished_keys))
-        self._unfinished_keys.replace(_keys_path(self._path))
-        self._unfinished_text.replace(self._path)
+        table = TableFile(text, self._map_keys(len(text), found))
+        if not (self._file.is_kept and self._keys is not None and self._keys.is_kept and self._keep()):
+            self._remember(table)
         return table
 
     def close(self) -> None:
         """Remove what was not finished."""
         try:
-            if self._file is not None:
-                self._file.close()
+            for file in (self._file, self._keys):
+                if file is not None:
+                    file.close()
         finally:
-            self._unfinished_text.unlink(missing_ok=True)
-            self._unfinished_keys.unlink(missing_ok=True)
+            for path in (self._unfinished_text, self._unfinished_keys):
+                with suppress(OSError):  # what is left there, ``remove_unfinished`` removes
+                    path.unlink()
 
-    def _open(self) -> "_Limited":
-        self._path.parent.make_folder()
-        return _Limited(self._unfinished_text, self._budget)
+    def _open(self) -> LimitedText:
+        with suppress(OSError):  # the file itself says it better
+            self._path.parent.make_folder()
+        self._file = GrowingFile(self._unfinished_text, self._elsewhere)
+        return LimitedText(self._file, self._budget)
 
-    def _write_keys(self, size: int, found: Scan) -> None:
-        with self._unfinished_keys.create() as file:
-            file.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
-            found.keys.tofile(file)
-            found.positions.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
+    def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
+        self._keys = GrowingFile(self._unfinished_keys, self._elsewhere)
+        self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
+        for numbers in (found.keys, found.positions):
+            for start in range(0, len(numbers), _PIECE_NUMBERS):
+                self._keys.write(numbers[start : start + _PIECE_NUMBERS].tobytes())
+        return self._keys.map()
 
-
-class _Limited:
-    """A new file that refuses to grow past a limit: a small blob can inflate to anything."""
-
-    def __init__(self, path: RootedPath, budget: TableBudget) -> None:
-        self._file = path.create()
-        self._size = 0
-        self._budget = budget
-        self.limit = MAX_TABLE_BYTES
-
-    def write(self, piece: bytes) -> int:
-        self._size += len(piece)
-        if self._size > self.limit:
-            raise FormatError(f"table: over {self.limit} bytes when inflated")
-        self._budget.inflate(len(piece))
-        return self._file.write(piece)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+    def _keep(self) -> bool:
+        try:
+            self._unfinished_keys.replace(_keys_path(self._path))
+            self._unfinished_text.replace(self._path)
+        except OSError as error:
+            if self._elsewhere is None:
+                raise
+            self._elsewhere.tell(error)
+            return False
+        return True
 
 
 def remove_table(path: RootedPath) -> None:
     """Forget a table; whoever has it open keeps it."""
     path.unlink(missing_ok=True)
     _keys_path(path).unlink(missing_ok=True)
+
+
+def _pieces(content: mmap.mmap) -> Iterator[bytes]:
+    return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
 
 
 def _keys_path(path: RootedPath) -> RootedPath:

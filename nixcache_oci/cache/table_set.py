@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -20,7 +21,7 @@ from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError
+from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 
@@ -136,7 +137,6 @@ async def read_tables(
 
     Raises:
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
-        OSError: the folder could not be written.
     """
     held = held or {}
     await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
@@ -177,7 +177,9 @@ class _Reading:
                         self.damaged[str(segment.tag)] = str(error)
                 if not segments:
                     self.damaged[INDEX_TAG] = str(error)
-            except (DigestError, FormatError) as error:
+            except (DigestError, FormatError, RegistryError, OSError) as error:
+                if not isinstance(error, OSError):  # which says that nothing has room for it
+                    await raise_unless_damage(self._repository, error)
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
                     self.damaged[tag] = str(error)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +13,7 @@ from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import complain
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.pins import count_pins
@@ -118,4 +117,4 @@ def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
 
 def warn(line: str) -> None:
     """Say something beside the result, in one line."""
-    print(f"nixcache-oci: {escape_unprintable(line)}", file=sys.stderr)
+    complain(f"nixcache-oci: {line}")

@@ -7,16 +7,20 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
+from yarl import URL
+
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.credentials import load_credentials
 from nixcache_oci.clients.github.api_url import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
+from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.remover import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
 from nixcache_oci.settings.table import LOG_LEVEL
 from nixcache_oci.settings.variable import Values
@@ -37,7 +41,9 @@ T = TypeVar("T")
 
 
 def run_async(main: Coroutine[object, object, T]) -> T:
-    """Run a coroutine to its end, on the fastest event loop that there is.
+    """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
+
+    Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
 
     SIGTERM, which ends a job in CI, ends it like Ctrl-C: no program that was started, and no file that was
     staged, stays behind. A coroutine may handle signals in a way of its own.
@@ -45,6 +51,7 @@ def run_async(main: Coroutine[object, object, T]) -> T:
     Raises:
         KeyboardInterrupt: it was ended so.
     """
+    allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
         task = runner.get_loop().create_task(main)
         runner.get_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -75,15 +82,18 @@ def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Re
         environment: where credentials are looked up.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read.
+        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
+            that cannot be used.
     """
     match config:
         case LayoutLocation(path):
             return LayoutRemover(path)
         case RegistryLocation(reference):
-            credentials = load_credentials(reference.host, environment)
+            check_proxies([URL(reference.base_url)])
+            credentials = Keyring(reference.host, reference.repository, environment)
             api_url = find_api_url(reference.host, environment)
             if api_url is not None:
+                check_proxies([URL(api_url)])
                 return GithubPackages(api_url, reference, credentials, patience=_PUSH_PATIENCE_SECONDS)
             return RegistryRemover(
                 Registry(reference, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
@@ -101,12 +111,14 @@ def open_repository(
         push: whether the credentials must allow writing.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read.
+        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
+            that cannot be used.
     """
     match config:
         case LayoutLocation(path):
             return Layout(path)
         case RegistryLocation(reference):
-            credentials = load_credentials(reference.host, environment)
+            check_proxies([URL(reference.base_url)])
+            credentials = Keyring(reference.host, reference.repository, environment)
             patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
             return Registry(reference, credentials, push=push, patience=patience)

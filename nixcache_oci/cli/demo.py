@@ -17,6 +17,7 @@ from nixcache_oci.cache.commit import list_segments, push_segment
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.cli.verb import DONE, SubParsers
@@ -80,12 +81,12 @@ async def _demo(folder: Path) -> None:
         )
 
         def announce(addresses: Sequence[str]) -> None:
-            print(_what_to_try(addresses[0], sample, key.public_key, folder / "cache"), flush=True)
+            say(*_what_to_try(addresses[0], sample, key.public_key, folder / "cache").splitlines(), "")
 
         await run_proxy(config, repository, activated_sockets=(), notify=Notifier(""), announce=announce)
     finally:
         await repository.close()
-    print("The demo is over; its folder is removed.")
+    say("The demo is over; its folder is removed.")
 
 
 async def _publish_sample(repository: Repository, key: SecretKey) -> NarInfo:

@@ -2,19 +2,21 @@
 
 import argparse
 import asyncio
-import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.cache_view import recorded_keys
+from nixcache_oci.cli.command import complete_commands
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.doctor_text import print_findings
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.use import find_proxy_url
@@ -28,8 +30,9 @@ from nixcache_oci.clients.local_store.nix_settings import (
     uses_daemon,
 )
 from nixcache_oci.clients.local_store.program import find_reason
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
-from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote
+from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote, upstreams
 from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import table
@@ -84,10 +87,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     level = _try_get(values, table.LOG_LEVEL, logging.ERROR) if values.is_given(table.LOG_LEVEL) else None
     # What a check meets is in its finding: warnings beside it would say it twice.
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
-    environment.pop(table.SIGNING_KEY.name, None)
     roles = _find_roles(arguments, values)
     configured = _try_get(values, table.PUBLIC_KEYS, ())
-    findings = run_async(_Doctor(values, dict(environment), roles, configured).examine())
+    found = run_async(_Doctor(values, dict(environment), roles, configured).examine())
+    findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
     if arguments.json:
         document = {
             "publisher": roles.is_publisher,
@@ -95,7 +98,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
             "healthy": not has_error(findings),
             "checks": [asdict(finding) for finding in findings],
         }
-        print(json.dumps(document, indent=2))
+        say_json(document)
     else:
         print_findings(roles.reason, findings, sys.stdout)
     return FAILED if has_error(findings) else DONE
@@ -158,6 +161,7 @@ class _Doctor:
         findings.append(program)
         if self.roles.is_client:
             findings += await self._check_client(location, version)
+            findings += await self._check_upstreams()
         return findings
 
     async def _check_repository(self, location: RepositoryConfig | None) -> list[Finding]:
@@ -234,6 +238,17 @@ class _Doctor:
         names = found.public_keys or [str(key) for key in self.recorded or ()]
         return [*found.findings, *await self._check_nix(url, names)]
 
+    async def _check_upstreams(self) -> list[Finding]:
+        try:
+            urls = upstream_urls(self.values)
+        except UsageError:
+            return skipped((upstreams.UPSTREAM,), "the settings name none that can be used")
+        try:
+            opened = open_upstreams(urls, self.environment)
+        except UsageError as error:
+            return [wrong(upstreams.UPSTREAM, str(error))]
+        return await upstreams.check_upstreams(opened)
+
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names
         quiet = [self.environment, system_environment(self.environment)]
@@ -249,6 +264,7 @@ class _Doctor:
             user,
             is_daemon=await asyncio.to_thread(uses_daemon, own.store, self.environment),
             is_trusted=os.geteuid() == 0 or is_trusted(user, groups, system.trusted_users),
+            environment=self.environment,
         )
         return nix_use.check_nix_use(client, url, known, is_configured=bool(self.configured))
 
@@ -273,7 +289,7 @@ def _check_settings(values: Values) -> list[Finding]:
     findings += _check_secrecy(_SETTINGS, files)
     if not findings:
         given = sum(values.is_given(variable) for variable in table.ALL_VARIABLES)
-        findings.append(good(_SETTINGS, f"{given} given, all usable"))
+        findings.append(good(_SETTINGS, f"{given} set, all usable" if given else "using defaults"))
     return findings
 
 
@@ -282,14 +298,16 @@ def _check_layout(path: Path) -> Finding:
         return good(_LAYOUT, f"oci:{path}")
     if path.exists():
         return wrong(_LAYOUT, f"{path} is not a folder", "remove it, or name another in NIXCACHE_REGISTRY")
-    remedy = "publish to it, or set NIXCACHE_REPO to the repository of a cache that exists"
+    remedy = (
+        "publish to it: nixcache-oci publish; or set NIXCACHE_REPO to the repository of a cache that exists"
+    )
     return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
 
 
 def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
     """Name files with secrets that others on this machine may read."""
     return [
-        warning(check, f"{path}: others may read it", f"chmod 600 {path}")
+        warning(check, f"{path}: others may read it", f"run: chmod 600 {shlex.quote(str(path))}")
         for path in paths
         if path is not None and path.is_file() and path.stat().st_mode & 0o077
     ]

@@ -1,13 +1,12 @@
 """The verb ``export``: a cache as plain files."""
 
 import argparse
-import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
@@ -44,11 +43,9 @@ async def _export(values: Values, folder: Path) -> int:
         done = await Export(repository, folder, priority, _warn).run(view.inventory)
     finally:
         await repository.close()
-    print(
-        f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had"
-    )
+    say(f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had")
     return DONE if view.is_whole and not done.failed else FAILED
 
 
 def _warn(line: str) -> None:
-    print(f"nixcache-oci: {escape_unprintable(line)}", file=sys.stderr)
+    complain(f"nixcache-oci: {line}")

@@ -1,27 +1,26 @@
 """The verb ``gc``: forgets what no root reaches, in steps that lose nothing."""
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import table
+from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
 
-_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.PUBLIC_KEYS)
+_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.MAX_BLOB_BYTES, table.PUBLIC_KEYS)
 _MOST_DAYS = 36_500
 
 # What each row of the plan means, for who sees it for the first time.
@@ -71,15 +70,16 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Collect."""
     set_up_quiet_logging(Values(environment, arguments))
     values = Values(environment, arguments)
+    location = repository_config(values)
     options = GcOptions(
         retention=timedelta(days=arguments.retention_days),
         scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
         grace=timedelta(days=arguments.grace_days),
         min_age=timedelta(hours=arguments.min_age_hours),
         max_layers=values.get(table.MAX_LAYERS),
+        max_blob_bytes=max_blob_bytes(values, location),
         public_keys=values.get(table.PUBLIC_KEYS),
     )
-    location = repository_config(values)
     source = repository_source(location, values)
     merged = values.merged_environment(table.REPOSITORY_VARIABLES)
     return run_async(_collect(arguments, options, location, source, merged))
@@ -106,7 +106,7 @@ async def _collect(
                 repository, remover, prepared, force=arguments.force, source=source
             )
     if arguments.json:
-        print(json.dumps(_to_json(prepared.plan, collected), indent=2))
+        say_json(_to_json(prepared.plan, collected))
     elif collected is not None:
         _print_result(collected)
     _append_summary(environment, prepared.plan, is_dry_run=arguments.dry_run)
@@ -114,19 +114,19 @@ async def _collect(
 
 
 def _print_plan(plan: GcPlan) -> None:
-    print(f"{plan.roots} paths are roots or pins")
+    say(f"{plan.roots} paths are roots or pins")
     rows = [row for row in plan.rows() if row.segments]
     print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:
-        print(f"wants --force: {escape_unprintable(refusal)}", flush=True)
+        say(f"wants --force: {refusal}")
 
 
 def _print_result(collected: Collected) -> None:
     if not collected.is_index_confirmed:
-        print("others write the index at the same time: nothing was deleted; the next run goes on")
-    print(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
+        say("others write the index at the same time: nothing was deleted; the next run goes on")
+    say(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
     for manifest, reason in collected.refused:
-        print(f"kept {manifest}: {escape_unprintable(reason)}", file=sys.stderr)
+        complain(f"kept {manifest}: {reason}")
 
 
 def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:

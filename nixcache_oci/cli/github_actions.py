@@ -3,18 +3,65 @@
 Source: GitHub's documentation, "Workflow commands for GitHub Actions" and "Variables reference".
 """
 
+import re
+import secrets
 import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from nixcache_oci.cli.console import escape_controls, without_colours
 from nixcache_oci.cli.log import escape_unprintable
 
 MAX_SUMMARY_BYTES: Final = 1024 * 1024
 """Of a step; GitHub shows nothing of a longer one."""
 
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _CUT: Final = b"\n\nThe rest is left out: it is over what GitHub shows.\n"
+
+
+class WorkflowLog:
+    """The log of a step, which GitHub reads for commands: foreign lines stand where it reads none.
+
+    They begin with ``::stop-commands::`` and a random word, and that word ends them; each time it is another,
+    so that nobody who reads along can end them first. All of it goes to standard error, in order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._word: str | None = None
+
+    def show(self, line: str) -> None:
+        """Show a line of a program that was started."""
+        with self._lock:
+            if self._word is None:
+                self._word = secrets.token_hex(16)
+                self._write(f"::stop-commands::{self._word}")
+            # What only looks like the end is none; the other form of commands is broken up in all lines.
+            shown = escape_controls(without_colours(line)).replace("##[", "#\\x23[")
+            self._write(shown.replace(self._word, "..."))
+
+    def command(self, name: str, line: str) -> None:
+        """Give GitHub a command."""
+        lines = _LINE_END.split(line.rstrip("\r\n"))
+        shown = "%0A".join(escape_unprintable(one).replace("%", "%25") for one in lines)
+        with self._lock:
+            self.resume()
+            self._write(f"::{name}::{shown}")
+
+    def resume(self) -> None:
+        """End the foreign lines, if some were shown."""
+        with self._lock:
+            if self._word is not None:
+                self._write(f"::{self._word}::")
+                self._word = None
+
+    def _write(self, line: str) -> None:
+        # GitHub reads both streams, and standard output is for results.
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +75,8 @@ class GithubActions:
         ref_name: the branch or tag.
         run_id: of the run; its later attempts have the same.
         summary: the file that the step's summary is appended to.
+        output: the file that the step's outputs are appended to.
+        log: of the step.
     """
 
     server_url: str | None = None
@@ -36,6 +85,8 @@ class GithubActions:
     ref_name: str | None = None
     run_id: str | None = None
     summary: Path | None = None
+    output: Path | None = None
+    log: WorkflowLog = field(default_factory=WorkflowLog, compare=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
@@ -46,7 +97,7 @@ class GithubActions:
         def get(name: str) -> str | None:
             return environment.get(f"GITHUB_{name}") or None
 
-        summary = get("STEP_SUMMARY")
+        summary, output = get("STEP_SUMMARY"), get("OUTPUT")
         return cls(
             get("SERVER_URL"),
             get("REPOSITORY"),
@@ -54,6 +105,7 @@ class GithubActions:
             get("REF_NAME"),
             get("RUN_ID"),
             Path(summary) if summary else None,
+            Path(output) if output else None,
         )
 
     @property
@@ -65,11 +117,21 @@ class GithubActions:
 
     def warning(self, line: str) -> None:
         """Annotate the run with a warning."""
-        _print_command("warning", line)
+        self.log.command("warning", line)
 
     def error(self, line: str) -> None:
         """Annotate the run with an error."""
-        _print_command("error", line)
+        self.log.command("error", line)
+
+    def set_output(self, name: str, value: str) -> None:
+        """Set an output of the step, of one line; that it cannot be written is a warning, and no failure."""
+        if self.output is None:
+            return
+        try:
+            with self.output.open("a", encoding="utf-8") as file:
+                file.write(f"{name}={escape_unprintable(value)}\n")
+        except OSError as error:
+            self.warning(f"the step's output {name} cannot be written: {error.strerror}")
 
     def append_summary(self, markdown: str) -> None:
         """Append to the step's summary; that it cannot be written is a warning, and no failure."""
@@ -93,10 +155,3 @@ def _cut(content: bytes, room: int) -> bytes:
     text = content[: room - len(_CUT)].decode(errors="ignore")
     lines, line_end, _ = text.rpartition("\n")
     return (lines + line_end or text).encode() + _CUT
-
-
-def _print_command(name: str, line: str) -> None:
-    """Write a workflow command; GitHub reads both streams, and standard output is for results."""
-    shown = "".join(letter if letter in "\r\n" else escape_unprintable(letter) for letter in line)
-    escaped = shown.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    print(f"::{name}::{escaped}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -30,8 +31,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.binary_cache.folder import FolderCache
 from nixcache_oci.clients.binary_cache.source import BinaryCache, read_store_dir
 from nixcache_oci.clients.binary_cache.web import WebCache
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.signature import PublicKey
@@ -101,7 +102,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     settings = publish_settings(arguments, environment)
     settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
-    if not request.wanted and (arguments.stdin or not _is_folder(request.source)):
+    if not request.wanted and arguments.stdin:
+        say("nothing to import: no paths on standard input")
+        return DONE
+    if not request.wanted and not _is_folder(request.source):
         raise UsageError(
             f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
             "or give --stdin and one on each line of standard input"
@@ -132,7 +136,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
             request.public_keys,
             settings.options.upstream_key_names,
         )
-        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)
@@ -180,7 +184,8 @@ def _is_folder(source: str) -> bool:
 
 def _open_source(source: str) -> BinaryCache:
     if not _is_folder(source):
-        return WebCache(parse_upstream(source))
+        [upstream] = open_upstreams([source])
+        return WebCache(upstream)
     if not source.lower().startswith("file://"):
         return FolderCache(Path(source).absolute())
     parts = urlsplit(source)

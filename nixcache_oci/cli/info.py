@@ -6,7 +6,6 @@ of ``Info.to_json``.
 
 import argparse
 import difflib
-import json
 from collections.abc import MutableMapping, Sequence
 
 from nixcache_oci.cache.inventory import Entry, Root
@@ -19,6 +18,7 @@ from nixcache_oci.cli.cache_view import (
     warn,
 )
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.list import time_json
 from nixcache_oci.cli.path_info import Look
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
@@ -60,9 +60,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     infos = [look.at(variants) for variants in _find(view, keepers.roots, arguments.what)]
     if arguments.json:
-        print(json.dumps({"paths": [info.to_json() for info in infos]}, indent=2))
+        say_json({"paths": [info.to_json() for info in infos]})
     else:
-        print("\n\n".join(info.to_text() for info in infos))
+        texts = [info.to_lines() for info in infos]
+        say(*texts[0], *(line for text in texts[1:] for line in ("", *text)))
     return DONE if view.is_whole and keepers.is_whole else FAILED
 
 

@@ -2,28 +2,42 @@
 
 import argparse
 import re
-import sys
 from collections.abc import MutableMapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+from nixcache_oci.cli.command import own_program
+from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.init_steps import KEY_FILES, Situation, say_next_steps
 from nixcache_oci.cli.starter import (
-    FLAKE,
+    BRANCH,
+    FLAKE_FOLDER,
     IGNORED,
     PLACEHOLDER,
     PLACEHOLDER_REF,
     WORKFLOWS,
+    Choices,
     Plan,
     compare,
-    read_starter,
     write,
 )
 from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.clients.github.remote_url import GITHUB, GithubRepository, parse_remote
+from nixcache_oci.clients.local_store.git import Checkout, read_checkout
 from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
-_ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)@(?P<ref>[A-Za-z0-9._/-]+)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_KEY_FILES = "*.sec"
+_ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
+# What no repository and no ref can be called, though each letter may stand there: git-check-ref-format(1).
+_IMPOSSIBLE = re.compile(
+    r"[^@]*/\.\.?(?:@.*)?|.*@(?:-.*|(?:.*/)?(?:\..*|(?:.*\.lock)?(?:/.*)?)|.*\.\..*|.*\.)"
+)
+# Likewise, and without the characters that GitHub takes for a pattern.
+_BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_FLAKE = re.compile(r"\.|[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_ENTERPRISE: Final = re.compile(r"(?:.*[.-])?(?:github|ghe)[.-].*|.*\.ghe\.com")
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -32,8 +46,8 @@ def add_parser(subparsers: SubParsers) -> None:
         "init",
         description=(
             "Write GitHub workflows that publish, update and collect a cache, and a flake to start "
-            "from, into a repository. A file that exists is never overwritten: where one differs, nothing is "
-            "written."
+            "from, into a repository, and print what to do next, with what git knows filled in. A file that "
+            "exists is never overwritten: where one differs, nothing is written."
         ),
         allow_abbrev=False,
     )
@@ -53,21 +67,27 @@ def add_parser(subparsers: SubParsers) -> None:
             "without it, workflows get a name that has to be replaced"
         ),
     )
+    parser.add_argument(
+        "--flake",
+        metavar="FOLDER",
+        help=(
+            "folder of the flake that is published, below the repository's top: `.` is the top itself; one "
+            f"that is there stays as it is [default: . where only the top has a flake, else {FLAKE_FOLDER}]"
+        ),
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
 
 
-def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Write what is missing, and say what to do next."""
-    actions, ref = PLACEHOLDER, PLACEHOLDER_REF
-    if arguments.actions is not None:
-        named = _ACTIONS.fullmatch(arguments.actions)
-        if named is None:
-            raise UsageError(
-                f"--actions {arguments.actions!r}: write it like OWNER/NAME@COMMIT; a tag does, too"
-            )
-        actions, ref = named["actions"], named["ref"]
+    actions, ref = _parse_actions(arguments.actions)
     folder: Path = arguments.folder
-    plan = _leave_ignored(compare(folder, read_starter(actions, ref)))
+    flake = _choose_flake(folder, arguments.flake)
+    checkout = run_async(read_checkout(folder, environment))
+    github = _find_github(checkout)
+    branch = checkout.branch if checkout is not None and _BRANCH.fullmatch(checkout.branch) else BRANCH
+    choices = Choices(actions, ref, flake, branch, github.registry if github is not None else None)
+    plan = _leave_own(folder, compare(folder, choices), choices, is_flake_chosen=arguments.flake is not None)
     if plan.different:
         raise Error(
             f"{folder}: {', '.join(plan.different)} would be overwritten; nothing was written. Move away "
@@ -77,18 +97,66 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
         write(folder, plan.missing)
     verb = "would write" if arguments.dry_run else "wrote"
     for file in plan.missing:
-        print(f"{verb} {folder / file.name}")
+        say(f"{verb} {folder / file.name}")
     for name in plan.same:
-        print(f"as it should be: {folder / name}")
+        say(f"unchanged: {folder / name}")
     _warn_of_place(folder)
     if not arguments.dry_run:
-        print(_say_next_steps(folder, _say_of_actions(actions, ref)))
+        situation = Situation(
+            folder=folder,
+            choices=choices,
+            checkout=checkout,
+            github=github,
+            ignores_keys=_ignores_secret_keys(folder / IGNORED),
+            program=own_program(environment),
+        )
+        say(*say_next_steps(situation).splitlines())
     return DONE
 
 
-def _leave_ignored(plan: Plan) -> Plan:
-    """Leave a .gitignore alone that is there: nearly every repository has its own."""
-    return Plan(plan.missing, plan.same, tuple(name for name in plan.different if name != IGNORED))
+def _parse_actions(given: str | None) -> tuple[str, str]:
+    """Read ``owner/name@ref``; what is not said is left to fill in, and no workflow starts without it."""
+    if given is None:
+        return PLACEHOLDER, PLACEHOLDER_REF
+    named = _ACTIONS.fullmatch(given)
+    if named is None or _IMPOSSIBLE.fullmatch(given):
+        raise UsageError(f"--actions {given!r}: write it like OWNER/NAME@COMMIT; a tag does, too")
+    return named["actions"], named["ref"] or PLACEHOLDER_REF
+
+
+def _choose_flake(folder: Path, given: str | None) -> str:
+    if given is not None:
+        flake = given.removeprefix("./").rstrip("/") or "."
+        if _FLAKE.fullmatch(flake) is None:
+            raise UsageError(
+                f"--flake {given!r}: expected a folder below the repository's top, such as . or nix"
+            )
+        return flake
+    is_at_top = (folder / "flake.nix").exists() and not (folder / FLAKE_FOLDER / "flake.nix").exists()
+    return "." if is_at_top else FLAKE_FOLDER
+
+
+def _find_github(checkout: Checkout | None) -> GithubRepository | None:
+    """Tell which repository at GitHub it is; what can be none of GitHub's is said."""
+    github = parse_remote(checkout.url) if checkout is not None else None
+    if github is None or github.registry is None or _ENTERPRISE.fullmatch(github.host):
+        return github
+    _warn(
+        f"git's remote is at {github.host}, and only GitHub runs these workflows; where that is an "
+        f"enterprise's own GitHub, give their actions publish and gc the input registry: {github.registry}"
+    )
+    return replace(github, host=GITHUB)
+
+
+def _leave_own(folder: Path, plan: Plan, choices: Choices, *, is_flake_chosen: bool) -> Plan:
+    """Leave alone what is the user's own: .gitignore always, and a flake that is meant to be published.
+
+    Which one is meant was said; or it is at the top, where no run writes one unasked; or an earlier run wrote
+    workflows for it.
+    """
+    was_here = (folder / WORKFLOWS / "publish-cache.yml").exists()
+    is_own = is_flake_chosen or was_here or choices.flake != FLAKE_FOLDER
+    return plan.without(IGNORED, *([choices.flake_file] if is_own else []))
 
 
 def _warn_of_place(folder: Path) -> None:
@@ -97,41 +165,15 @@ def _warn_of_place(folder: Path) -> None:
         return
     top = next((parent for parent in whole.parents if (parent / ".git").exists()), None)
     found = "not a git repository yet" if top is None else f"not the top of the git repository {top}"
-    print(
-        f"nixcache-oci: warning: {folder} is {found}; GitHub runs workflows from the top only",
-        file=sys.stderr,
-    )
+    _warn(f"{folder} is {found}; GitHub runs workflows from the top only")
 
 
-def _say_of_actions(actions: str, ref: str) -> str:
-    if actions == PLACEHOLDER:
-        return (
-            f"in {WORKFLOWS}, replace {PLACEHOLDER} by the nixcache-oci that you trust, and "
-            f"{PLACEHOLDER_REF} by a commit of it: whoever owns that repository runs code beside your "
-            "signing key. Until then, no workflow starts"
-        )
-    step = f"see that {ref} is there, and is what you trust: https://github.com/{actions}/tree/{ref}"
-    if _COMMIT.fullmatch(ref):
-        return step
-    return f"{step} (its owner can move a tag or branch, but not a commit, which is 40 digits)"
-
-
-def _say_next_steps(folder: Path, of_actions: str) -> str:
-    steps = [
-        of_actions,
-        "nixcache-oci keygen NAME-1, and gh secret set NIX_SIGNING_KEY < NAME-1.sec; keep that file safe",
-        f"put your own outputs into {FLAKE}, then: nix flake lock ./config",
-        "git add .github config .gitignore, commit, and push to main. Workflow publish-cache publishes",
-        "make the package public, at GitHub: Packages, nix-cache, Package settings; or give clients a token",
-        "on each client: NIXCACHE_REPO=OWNER/NAME nixcache-oci proxy, and nixcache-oci use for its nix.conf",
-    ]
-    if not _ignores_secret_keys(folder / IGNORED):
-        steps.insert(0, f"add {_KEY_FILES} to {IGNORED}, so that no secret key is committed")
-    return "\n".join(["Next:", *(f"{number}. {step}" for number, step in enumerate(steps, 1))])
+def _warn(line: str) -> None:
+    complain(f"nixcache-oci: warning: {line}")
 
 
 def _ignores_secret_keys(ignored: Path) -> bool:
     try:
-        return _KEY_FILES in ignored.read_text(encoding="utf-8", errors="replace").splitlines()
+        return KEY_FILES in ignored.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False

@@ -5,6 +5,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
@@ -32,8 +33,6 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
     """Make the files, and print the public key."""
     name: str = arguments.name
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"key name {name!r}: it becomes a file's name; write it like my-cache-1")
     try:
         key = SecretKey.generate(name)
     except FormatError as error:
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
     except Error:
         secret.unlink()
         raise
-    print(key.public_key)
+    say(str(key.public_key))
     return DONE
 
 
@@ -56,6 +55,10 @@ def _create(path: Path, content: str, mode: int) -> None:
         raise Error(f"{path} exists, and is not overwritten; move it away, or choose another name") from None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask made of it
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask made of it
+            file.write(content)
+    except OSError as error:
+        path.unlink()  # half a key is none, and would be in the way of the next
+        raise Error(f"{path}: {error.strerror}") from None

@@ -7,7 +7,6 @@ With ``--json``, one object a line inside one object: ``{"paths": [...]}``, or `
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, MutableMapping, Sequence
 from datetime import datetime
 
@@ -23,6 +22,7 @@ from nixcache_oci.cli.cache_view import (
     warn,
 )
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import complain, say_json_text
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
@@ -116,7 +116,7 @@ def _print_json(**arrays: Iterable[JsonObject]) -> None:
     for name, objects in arrays.items():
         lines = ",\n".join(map(json.dumps, objects))
         texts.append(f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []')
-    print(f"{{{', '.join(texts)}}}")
+    say_json_text(f"{{{', '.join(texts)}}}")
 
 
 def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
@@ -135,10 +135,9 @@ def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
     size = sum(listed.nar_size for listed in paths)
     packed = sum(listed.file_size or 0 for listed in paths)
     segments = len(view.inventory.tables.listing.tables)
-    print(
+    complain(
         f"{view.name}: {len(paths)} paths, {format_size(size)}, {format_size(packed)} compressed, "
-        f"{segments} segments",
-        file=sys.stderr,
+        f"{segments} segments"
     )
 
 
@@ -151,7 +150,7 @@ def _print_keepers(view: CacheView, keepers: Keepers) -> None:
     for pin in keepers.pins:
         rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep}"))
     print_table(rows)
-    print(f"{view.name}: {len(keepers.roots)} roots, {len(keepers.pins)} pins", file=sys.stderr)
+    complain(f"{view.name}: {len(keepers.roots)} roots, {len(keepers.pins)} pins")
 
 
 def _by_name(listed: Listed) -> tuple[str, str]:

@@ -35,6 +35,7 @@ _BARE_VALUE = re.compile(r"[A-Za-z0-9_./:@+~,-]+")
 _ODD_KEY_CHARACTERS = re.compile(r"[^A-Za-z0-9_]")
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _TRACEBACK: Final = "traceback"
+_COMMAND: Final = "##["
 _PACKAGE: Final = __name__.partition(".")[0]
 
 # sd-daemon(3): the journal reads a line's priority from such a prefix.
@@ -168,14 +169,27 @@ def set_up_logging(
 
 
 def escape_unprintable(text: str) -> str:
-    r"""Make a text safe inside one line: ``\n`` for a newline, ``\u001b`` for the escape character."""
-    return "".join(letter if letter.isprintable() else _escape_letter(letter) for letter in text)
+    r"""Make a text safe inside one line: ``\n`` for a newline, ``\x1b`` for the escape character.
+
+    GitHub takes ``##[name]`` for a command, wherever in a line it stands: it is broken up as well.
+    """
+    shown = "".join(letter if letter.isprintable() else _escape_letter(letter) for letter in text)
+    return shown.replace(_COMMAND, "#\\x23[")
 
 
 def _escape_letter(letter: str) -> str:
+    # As Python writes it.
+    return ascii(letter)[1:-1]
+
+
+def _escape_for_logfmt(text: str) -> str:
     # In JSON's way, with two halves for what lies beyond four hex digits: readers of logfmt know it.
-    digits = letter.encode("utf-16-be", "surrogatepass").hex()
-    return _SHORT_ESCAPES.get(letter) or re.sub("....", r"\\u\g<0>", digits)
+    def escape(letter: str) -> str:
+        digits = letter.encode("utf-16-be", "surrogatepass").hex()
+        return _SHORT_ESCAPES.get(letter) or re.sub("....", r"\\u\g<0>", digits)
+
+    shown = "".join(letter if letter.isprintable() else escape(letter) for letter in text)
+    return shown.replace(_COMMAND, "#\\u0023[")
 
 
 def _key(key: str) -> str:
@@ -195,7 +209,7 @@ def _value(value: object, *, is_clipped: bool) -> str:
     if _BARE_VALUE.fullmatch(text):
         return text
     quotable = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escape_unprintable(quotable)}"'
+    return f'"{_escape_for_logfmt(quotable)}"'
 
 
 def _journal_priority(level: int) -> int:

@@ -5,15 +5,19 @@ Only the module of the verb that was asked for is imported: HTTP and cryptograph
 """
 
 import argparse
+import errno
 import importlib
 import keyword
+import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import as_line, complain, say
+from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
+from nixcache_oci.clients.local_store.own_environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
 PROGRAM: Final = "nixcache-oci"
@@ -38,9 +42,17 @@ VERBS: Final = {
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }
 
+# Whose work is not what they print.
+_SERVING: Final = frozenset({"proxy", "demo"})
+
+# They run beside builds, which may read the environment that this process was started with.
+_BUILDING: Final = frozenset({"publish", "push"})
+
 # As a shell reports a program that a signal ended: 128 and the signal's number.
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
     """
+    streams = StandardStreams()
+    is_own = argv is None
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        status = _run(sys.argv[1:] if argv is None else argv, os.environ)
+        status = _run(argv, None if is_own else os.environ)
         # Here, where a closed pipe can still be handled, and not at the interpreter's end.
-        sys.stdout.flush()
+        loss = streams.find_loss()
+        if loss is not None and not _SERVING.intersection(argv[:1]):
+            status = _fail(loss, status or FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -65,7 +82,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> int:
+    """Run a command; the environment is None for that of a process which is all ours."""
+    try:
+        if environment is None:
+            environment = hide_environment(os.environ) if argv[:1] and argv[0] in _BUILDING else os.environ
+        return _run_verb(argv, environment)
+    except UsageError as error:
+        return _fail(str(error), WRONG_USAGE)
+    except Error as error:
+        return _fail(str(error), FAILED)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        logging.getLogger(__name__).debug("unexpected", exc_info=error)
+        return _fail(_tell(error), FAILED)
+
+
+def _tell(error: OSError) -> str:
+    """Say in one line what the system refused, and of which file."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    reason = error.strerror or str(error) or type(error).__name__
+    text = f"{' and '.join(names)}: {reason}" if names else reason
+    if error.errno in _FULL:
+        text += "; free some room, or name other folders by TMPDIR and NIXCACHE_INDEX_DIR"
+    return text
+
+
+def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
     try:
         arguments = _make_parser(argv, verb).parse_args(argv)
@@ -74,17 +118,7 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else DONE
     if verb is None:
         raise AssertionError("argparse requires a verb, and takes none but ours")
-    try:
-        return verb.run(arguments, environment)
-    except UsageError as error:
-        return _fail(str(error), WRONG_USAGE)
-    except Error as error:
-        return _fail(str(error), FAILED)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a disk that is full, a file that is in the way
-        path = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{path}{error.strerror or error}", FAILED)
+    return verb.run(arguments, environment)
 
 
 def load_verb(name: str) -> Verb:
@@ -95,7 +129,7 @@ def load_verb(name: str) -> Verb:
 
 
 def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description="A Nix binary cache that lies in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
@@ -112,8 +146,15 @@ def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentPar
 
 
 def _fail(error: str, status: int) -> int:
-    print(f"{PROGRAM}: error: {escape_unprintable(error)}", file=sys.stderr)
+    complain(f"{PROGRAM}: error: {error}")
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat what was written, which a script may have from elsewhere."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(as_line(message))
 
 
 class _VersionAction(argparse.Action):
@@ -129,5 +170,5 @@ class _VersionAction(argparse.Action):
         del namespace, values, option_string
         from importlib.metadata import version  # noqa: PLC0415 -- a third of the time that a start takes
 
-        print(f"{PROGRAM} {version(PROGRAM)}")
+        say(f"{PROGRAM} {version(PROGRAM)}")
         parser.exit(DONE)

@@ -1,18 +1,20 @@
 """The verb ``mirror``: a whole cache in another repository."""
 
 import argparse
-import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.format import format_size
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.variable import Values, add_flags
+
+_OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -37,11 +39,11 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     values = Values(environment, arguments)
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
     done = run_async(_mirror(source, destination, values))
-    print(
+    say(
         f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
-        f"{done.present} were there"
+        f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")
     )
-    return DONE
+    return FAILED if done.failed else DONE
 
 
 async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, values: Values) -> Mirrored:
@@ -50,7 +52,7 @@ async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, value
         stack.push_async_callback(reader.close)
         writer = open_repository(destination, _environment_for(destination, values), push=True)
         stack.push_async_callback(writer.close)
-        return await Mirror(reader, writer, lambda line: print(line, file=sys.stderr)).run()
+        return await Mirror(reader, writer, complain).run()
 
 
 def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str, str]:
@@ -61,4 +63,4 @@ def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str,
         named = RegistryReference.of(registry, location.reference.repository, "")
         if named.host == location.reference.host:
             return environment
-    return {name: value for name, value in environment.items() if name != table.TOKEN_FILE.name}
+    return {name: value for name, value in environment.items() if name not in _OF_ONE_REGISTRY}

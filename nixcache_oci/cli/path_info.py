@@ -10,7 +10,6 @@ from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import Keepers
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.list import JsonObject, listed_json, pin_json, root_json, time_json
-from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
@@ -80,7 +79,7 @@ class Info:
             },
         }
 
-    def to_text(self) -> str:
+    def to_lines(self) -> list[str]:
         """Write what people read: the narinfo, then what is not in it."""
         url = self.shown.url
         where = f"blob {url.blob}"
@@ -88,7 +87,7 @@ class Info:
             where = f"pack {url.blob}, {url.length} bytes from {url.offset} on"
         closure, elsewhere = self.closure, self.closure.elsewhere
         size, packed = format_size(closure.nar_size), format_size(closure.file_size)
-        lines = [
+        return [
             *self.shown.narinfo.render().splitlines(),
             "",
             f"Served: {'yes' if self.is_served else 'no, no configured key signed it'}",
@@ -99,7 +98,6 @@ class Info:
             *(f"Pin: {pin.name}, pinned {format_time(pin.time)}, kept {pin.keep}" for pin in self.pins),
             f"Closure: {closure.paths} paths, {size}, {packed} compressed; {elsewhere} more elsewhere",
         ]
-        return "\n".join(map(escape_unprintable, lines))
 
     def _variant_json(self, variant: Entry) -> JsonObject:
         return {

@@ -1,7 +1,6 @@
 """The verb ``pin``: store paths that gc keeps under a name."""
 
 import argparse
-import json
 from collections.abc import MutableMapping
 from datetime import timedelta
 
@@ -9,6 +8,7 @@ from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
@@ -16,6 +16,7 @@ from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pin
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.settings import table
+from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
@@ -51,7 +52,7 @@ def add_parser(subparsers: SubParsers) -> None:
     for one in (create, show, remove):
         add_view_flags(one)
     for one in (create, remove):
-        add_flags(one, (table.MAX_LAYERS,))
+        add_flags(one, (table.MAX_LAYERS, table.MAX_BLOB_BYTES))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -84,6 +85,7 @@ async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> N
             repository_source(location, values),
             relisted,
             max_layers=values.get(table.MAX_LAYERS),
+            max_blob_bytes=max_blob_bytes(values, location),
         )
     finally:
         await repository.close()
@@ -129,7 +131,7 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
             {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
             for pin in pins
         ]
-        print(json.dumps({"pins": fields}, indent=2))
+        say_json({"pins": fields})
     else:
         print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
 

@@ -14,9 +14,9 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
+from nixcache_oci.cli.console import as_line
 from nixcache_oci.cli.format import format_duration, format_share, format_size
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.log import escape_unprintable
 from nixcache_oci.publisher.progress import Progress
 
 LINE_SECONDS: Final = 5.0
@@ -94,7 +94,7 @@ class _LineProgress:
     def note(self, line: str) -> None:
         # A log that is full or that nobody reads is no reason to give up what it tells of.
         with self._lock, suppress(OSError):
-            self._stream.write(f"{escape_unprintable(line)}\n")
+            self._stream.write(f"{as_line(line)}\n")
             self._stream.flush()
 
     def warn(self, line: str) -> None:
@@ -178,7 +178,7 @@ class _BarProgress:
         self._task = bar.add_task("pushing", round=self._round)
 
     def note(self, line: str) -> None:
-        _print_above(self._bar.console, f"{escape_unprintable(line)}\n")
+        _print_above(self._bar.console, f"{as_line(line)}\n")
 
     def warn(self, line: str) -> None:
         self.note(f"warning: {line}")

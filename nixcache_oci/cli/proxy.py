@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.proxy.allocator import keep_freed_memory
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.settings.proxy import proxy_config
@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     config = proxy_config(values)
     location = repository_config(values)
     keep_freed_memory()
-    allow_many_files()
     sockets = activated_sockets(environment, os.getpid())
     run_async(
         _serve(
@@ -74,4 +73,4 @@ async def _serve(
 
 def _announce(addresses: Sequence[str]) -> None:
     for address in addresses:
-        print(f"listening on {address}", flush=True)
+        say(f"listening on {address}")

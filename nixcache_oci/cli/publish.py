@@ -3,15 +3,16 @@
 import argparse
 import sys
 import time
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.record import PublishRecord, is_root_name
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
+from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
 from nixcache_oci.cli.publishing import (
@@ -27,12 +28,12 @@ from nixcache_oci.cli.publishing import (
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.clients.local_store.build import BuildResult, build
+from nixcache_oci.clients.local_store.build import build
 from nixcache_oci.clients.local_store.evaluate import current_system, evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.clients.local_store.output import Evaluation
+from nixcache_oci.clients.local_store.output import Evaluation, Output
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.errors import Error, FormatError, RegistryError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
@@ -55,6 +56,7 @@ class Request:
         with_checks: whether checks count, too.
         accept_flake_config: whether the settings that the flake brings with it are obeyed.
         scope: what later publishes of the same scope supersede; None for the usual.
+        is_build_only: whether a cache that cannot be read is no failure.
     """
 
     flake: str | None
@@ -64,6 +66,7 @@ class Request:
     with_checks: bool
     accept_flake_config: bool
     scope: str | None
+    is_build_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,10 @@ class Built:
             UsageError: a name that a record cannot hold.
         """
         roots = tuple((attr, path) for attr, paths in self.paths.items() for path in paths)
+        # A name that no record can hold never had a root that would have to be kept.
+        failed = tuple(attr for attr in self.failed if is_root_name(attr))
         try:
-            return PublishRecord(scope, run, now(), roots, tuple(self.failed), self.is_partial)
+            return PublishRecord(scope, run, now(), roots, failed, self.is_partial)
         except FormatError as error:
             raise UsageError(f"--scope: {error}") from None
 
@@ -131,13 +136,18 @@ def add_parser(subparsers: SubParsers) -> None:
         action="store_true",
         help="obey the settings that the flake brings with it, such as substituters",
     )
+    parser.add_argument(
+        "--build-only",
+        action="store_true",
+        help="as --dry-run, and a cache that cannot be read is no failure: for code that may not push",
+    )
     add_publish_flags(parser, table.PUBLIC_KEYS)
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Build and publish."""
     set_up_quiet_logging(Values(environment, arguments))
-    values = Values(dict(environment), arguments)
+    values = Values(environment, arguments)
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
     request = Request(
@@ -148,7 +158,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         with_checks=arguments.checks,
         accept_flake_config=arguments.accept_flake_config,
         scope=arguments.scope,
+        is_build_only=arguments.build_only,
     )
+    if request.is_build_only:
+        arguments.dry_run = True
     proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
     settings = publish_settings(arguments, environment)
     return run_publisher(_publish(settings, proxy, request), settings.actions)
@@ -167,17 +180,24 @@ def _default_flake(values: Values) -> str:
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
     began = time.monotonic()
-    nix = Nix(settings.nix_environment)
+    # Settings that a flake brings with it may name programs: not for code that may not push, whatever is set.
+    refused = [("accept-flake-config", "false")] if request.is_build_only else []
+    nix = settings.nix(refused)
     system = request.system or await current_system(nix)
     async with opened(settings) as repository:
         async with _substituting(settings, proxy) as options:
-            built = await _build(Nix(settings.nix_environment, options), request, system)
-        _report_failures(settings, built.failed)
+            built = await _build(settings, [*refused, *options], request, system)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
         record = built.record(request.scope or _usual_scope(settings, system), settings.run)
         with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
             async with publishing(settings, repository, nix, progress) as publisher:
-                plan = await publisher.plan([path for _, path in record.roots])
+                try:
+                    plan = await publisher.plan([path for _, path in record.roots])
+                except RegistryError as error:
+                    if not request.is_build_only:
+                        raise
+                    progress.warn(f"the cache cannot be read, so what would be pushed is not known: {error}")
+                    return FAILED if built.failed else DONE
                 progress.note(show_plan(plan))
                 if settings.is_dry_run:
                     print_dry_run(plan)
@@ -198,10 +218,7 @@ async def _substituting(
     own = [key.public_key for key in settings.options.keys]
     keys = {key.name: key for key in (*own, *config.public_keys)}
     if not keys:
-        print(
-            "no key is configured, so the cache is not used for building; see nixcache-oci keygen",
-            file=sys.stderr,
-        )
+        complain("no key is configured, so the cache is not used for building; see nixcache-oci keygen")
         yield []
         return
     repository = open_repository(settings.location, settings.environment)
@@ -215,17 +232,27 @@ async def _substituting(
         await repository.close()
 
 
-async def _build(nix: Nix, request: Request, system: str) -> Built:
+async def _build(
+    settings: PublishSettings, options: Sequence[tuple[str, str]], request: Request, system: str
+) -> Built:
+    """Build; each output that fails is named as soon as that is known."""
+    nix = settings.nix(options)
     store = await LocalStore.open(nix)
     evaluation = await _evaluate(nix, request, system)
-    outputs = [output for output in evaluation.outputs if output.system in (None, system)]
-    if not outputs and not evaluation.failures:
+    wanted = [output for output in evaluation.outputs if output.system in (None, system)]
+    if not wanted and not evaluation.failures:
         raise Error(
             f"{request.file or request.flake}: there is nothing to publish for {system}; expected packages, "
             "devShells or configurations"
         )
+    unusable = find_unusable(evaluation, wanted)
+    _report_failures(settings, unusable)
+    outputs = [output for output in wanted if output.attr not in unusable]
     result = await build(store, outputs, accept_flake_config=request.accept_flake_config)
-    return combine(evaluation, result, is_narrowed=bool(request.attrs))
+    _report_failures(settings, result.failed)
+    is_unknown = any(failure.is_set for failure in evaluation.failures)
+    is_partial = is_unknown or bool(request.attrs)
+    return Built(dict(result.built), {**unusable, **result.failed}, is_partial)
 
 
 async def _evaluate(nix: Nix, request: Request, system: str) -> Evaluation:
@@ -241,21 +268,20 @@ async def _evaluate(nix: Nix, request: Request, system: str) -> Evaluation:
     )
 
 
-def combine(evaluation: Evaluation, result: BuildResult, *, is_narrowed: bool) -> Built:
-    """Put together what was evaluated and what was built."""
-    failed = {failure.attr: f"cannot be evaluated: {failure.message}" for failure in evaluation.failures}
-    failed |= result.failed
-    is_unknown = any(failure.is_set for failure in evaluation.failures)
-    return Built(dict(result.built), failed, is_partial=is_narrowed or is_unknown)
+def find_unusable(evaluation: Evaluation, outputs: Iterable[Output]) -> dict[str, str]:
+    """Tell, by attribute, why something is not even built."""
+    unnameable = (output.attr for output in outputs if not is_root_name(output.attr))
+    failed = dict.fromkeys(unnameable, "not built: no record can hold this name")
+    return failed | {one.attr: f"cannot be evaluated: {one.message}" for one in evaluation.failures}
 
 
-def _report_failures(settings: PublishSettings, failed: dict[str, str]) -> None:
+def _report_failures(settings: PublishSettings, failed: Mapping[str, str]) -> None:
     for attr, reason in failed.items():
         line = f"{attr}: {reason}"
         if settings.actions is not None:
             settings.actions.error(line)
         else:
-            print(f"nixcache-oci: error: {line}", file=sys.stderr)
+            complain(f"nixcache-oci: error: {line}")
 
 
 def _usual_scope(settings: PublishSettings, system: str) -> str:

@@ -4,8 +4,7 @@ import argparse
 import asyncio
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.console import complain, say, show_foreign
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
@@ -24,8 +24,8 @@ from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.rooted_path import RootedPath
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
@@ -36,7 +36,7 @@ from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
+from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
@@ -51,6 +51,9 @@ VARIABLES: Final = (
 )
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
+PUBLIC_KEY_OUTPUT: Final = "public-key"
+"""Of a step in a workflow: the keys, separated by spaces."""
+
 _MAX_JOBS: Final = 64
 
 
@@ -111,7 +114,7 @@ class PublishSettings:
     Attributes:
         location: the repository.
         environment: for credentials.
-        nix_environment: for Nix and all that it starts: without the signing key.
+        nix_environment: for Nix, which gets a part of it: no secret of ours.
         options: of the publisher.
         upstreams: base URLs.
         index_dir: where tables are kept.
@@ -132,15 +135,19 @@ class PublishSettings:
     actions: GithubActions | None
     run: str
 
+    def nix(self, options: Sequence[tuple[str, str]] = ()) -> Nix:
+        """Give Nix, whose words are shown as what they are: somebody else's."""
+        on_line = show_foreign if self.actions is None else self.actions.log.show
+        return Nix(self.nix_environment, on_line, options)
 
-def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> PublishSettings:
-    """Parse what the publisher is told, and take the signing key out of the environment.
+
+def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PublishSettings:
+    """Parse what the publisher is told.
 
     Raises:
         UsageError: a value that cannot be used.
     """
-    values = Values(dict(environment), arguments)
-    environment.pop(table.SIGNING_KEY.name, None)
+    values = Values(environment, arguments)
     actions = GithubActions.from_environment(environment)
     location = repository_config(values)
     given = arguments.upstream_key_name
@@ -159,7 +166,7 @@ def publish_settings(arguments: argparse.Namespace, environment: MutableMapping[
     return PublishSettings(
         location=location,
         environment=values.merged_environment(table.REPOSITORY_VARIABLES),
-        nix_environment=dict(environment),
+        nix_environment=nix_environment(values),
         options=options,
         upstreams=upstream_urls(values),
         index_dir=index_dir(values),
@@ -186,7 +193,7 @@ async def publishing(
 ) -> AsyncIterator[Publisher]:
     """Put a publisher together."""
     async with AsyncExitStack() as stack:
-        upstreams = Upstreams([parse_upstream(url) for url in settings.upstreams])
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
@@ -205,12 +212,14 @@ def run_publisher(main: Coroutine[object, object, int], actions: GithubActions |
         actions.error(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        print(
+        complain(
             "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
-            "the next run goes on from there",
-            file=sys.stderr,
+            "the next run goes on from there"
         )
         raise
+    finally:
+        if actions is not None:
+            actions.log.resume()
 
 
 def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
@@ -235,9 +244,9 @@ def show_plan(plan: Plan) -> str:
 def print_dry_run(plan: Plan) -> None:
     """Print each path that would be pushed or signed."""
     for info in plan.push:
-        print(f"push {info.store_path} {format_size(info.nar_size)}")
+        say(f"push {info.store_path} {format_size(info.nar_size)}")
     for info, _ in plan.relist:
-        print(f"sign {info.store_path}")
+        say(f"sign {info.store_path}")
 
 
 def report(
@@ -258,12 +267,17 @@ def report(
     size = format_size(sum(row.nar_size for row in pushed))
     packed = format_size(sum(row.file_size for row in pushed))
     took = format_duration(seconds)
-    print(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+    if published.is_needless:
+        say(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
+    else:
+        say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
     if not published.is_index_confirmed:
-        print("others write the index at the same time; what was pushed is found by its tag", file=sys.stderr)
+        complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]
+    if settings.actions is not None and keys:
+        settings.actions.set_output(PUBLIC_KEY_OUTPUT, " ".join(keys))
     for key in keys:
-        print(f"public key: {key}")
+        say(f"public key: {key}")
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:
@@ -284,7 +298,11 @@ def write_public_keys(path: Path, keys: Iterable[str]) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             file = RootedPath.of(path)
             write_file(file, [text.encode()], file.parent)
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError:
+        raise UsageError(f"--public-key-file: {path}: it is not text in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"--public-key-file: {path}: {error.strerror}") from None
+    except ValueError as error:
         raise UsageError(f"--public-key-file: {path}: {error}") from None
 
 

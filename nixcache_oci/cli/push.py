@@ -5,14 +5,17 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
 
-from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
+    check_strict,
     opened,
     print_dry_run,
     publish_settings,
@@ -22,9 +25,11 @@ from nixcache_oci.cli.publishing import (
     show_plan,
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.publisher.plan import Plan
+from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.settings.variable import Values
 
 _SCOPE_PREFIX = "push/"
@@ -62,38 +67,95 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Push."""
     set_up_quiet_logging(Values(environment, arguments))
     settings = publish_settings(arguments, environment)
-    paths = [*arguments.paths, *(_read_paths() if arguments.stdin else [])]
-    if not paths:
+    lines = _read_paths() if arguments.stdin else []
+    if not arguments.paths and arguments.stdin and not lines:
+        say("nothing to push: no paths on standard input")
+        return DONE
+    if not arguments.paths and not lines:
         raise UsageError("push: no paths; name some, or give --stdin and one on each line of standard input")
-    pushing = _push(settings, paths, arguments.root, arguments.scope, with_closure=arguments.closure)
-    return run_publisher(pushing, settings.actions)
+    request = _Request(arguments.paths, lines, arguments.root, arguments.scope, arguments.closure)
+    return run_publisher(_push(settings, request), settings.actions)
 
 
-async def _push(
-    settings: PublishSettings,
-    paths: Sequence[str],
-    root: str | None,
-    scope: str | None,
-    *,
-    with_closure: bool,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is to be pushed.
+
+    Attributes:
+        paths: from the command line: each has to lead into the store.
+        lines: from standard input: what does not is named, and the others are pushed.
+        root: name of the root that the paths become, or None.
+        scope: of the records, or None.
+        with_closure: whether what the paths refer to counts.
+    """
+
+    paths: Sequence[str]
+    lines: Sequence[str]
+    root: str | None
+    scope: str | None
+    with_closure: bool
+
+
+async def _push(settings: PublishSettings, request: _Request) -> int:
     began = time.monotonic()
-    nix = Nix(settings.nix_environment)
+    nix = settings.nix()
     with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
         async with (
             opened(settings) as repository,
             publishing(settings, repository, nix, progress) as publisher,
         ):
-            roots = await publisher.store.resolve(paths)
-            records = make_records(roots, root, scope, settings.run)
-            plan = await publisher.plan(roots, with_closure=with_closure)
+            asked, left_out = await _resolve(publisher.store, request)
+            plan, roots, gone = await plan_valid(publisher, asked, with_closure=request.with_closure)
+            left_out += gone
+            for line in left_out:
+                progress.warn(line)
+            check_strict(settings, left_out)
+            records = make_records(roots, request.root, request.scope, settings.run)
             progress.note(show_plan(plan))
             if settings.is_dry_run:
                 print_dry_run(plan)
-                return DONE
+                return FAILED if left_out else DONE
             published = await publisher.publish(plan, records)
     report(settings, repository, plan, published, time.monotonic() - began, ())
-    return FAILED if published.failed else DONE
+    return FAILED if published.failed or left_out else DONE
+
+
+async def _resolve(store: LocalStore, request: _Request) -> tuple[list[StorePath], list[str]]:
+    """Tell which store objects are meant; also says which lines of standard input mean none."""
+    found = await store.resolve(request.paths)
+    left_out: list[str] = []
+    try:
+        found += await store.resolve(request.lines)
+    except (UsageError, FormatError):
+        for line in request.lines:
+            try:
+                found += await store.resolve([line])
+            except (UsageError, FormatError) as error:
+                left_out.append(f"left out: {error}")
+    if not found:
+        raise Error(f"push: {left_out[0]}")
+    return list(dict.fromkeys(found)), left_out
+
+
+async def plan_valid(
+    publisher: Publisher, paths: Iterable[StorePath], *, with_closure: bool
+) -> tuple[Plan, list[StorePath], list[str]]:
+    """Plan for those of the paths that the store holds; also gives these, and a line for each of the others.
+
+    Raises:
+        StoreError: it holds none of them, or Nix refused.
+    """
+    left = list(paths)
+    gone: list[str] = []
+    while True:
+        try:
+            return await publisher.plan(left, with_closure=with_closure), left, gone
+        except StoreError:
+            invalid = set(await publisher.store.find_invalid(left))
+            if not invalid or len(invalid) == len(left):
+                raise
+            gone += [f"{path}: left out: it is not valid in this store" for path in left if path in invalid]
+            left = [path for path in left if path not in invalid]
 
 
 def make_records(
@@ -107,7 +169,7 @@ def make_records(
     by_scope: dict[str, list[tuple[str, StorePath]]] = defaultdict(list)
     for path in roots:
         name = root or path.name
-        by_scope[scope or f"{_SCOPE_PREFIX}{name}"].append((name, path))
+        by_scope[scope or f"{PUSH_SCOPE_START}{name}"].append((name, path))
     time_of_all = now()
     try:
         return [

@@ -184,7 +184,7 @@ class Repairer:
         outcome.left = await self._verifier.run(inventory)
         plan = await self._plan(await self._read_segments(inventory), outcome.left)
         await self._carry_out(plan, outcome)
-        return bool(early.rewrites or restored or plan.rewrites)
+        return bool(early.rewrites or early.tags or restored or plan.rewrites or plan.tags)
 
     async def _read_segments(self, inventory: Inventory) -> list[ReadSegment]:
         entries, _ = read_entries(inventory)
@@ -269,6 +269,8 @@ class Repairer:
         outcome.unlisted |= plan.unlisted
         for tag, line in plan.left_out:
             self._say(f"{self._would}left out of {tag}: {line}")
+        for orphan in plan.tags:
+            self._say(f"{self._would}freed {orphan}: its manifest is gone")
         for path, tag in plan.dropped:
             self._say(f"{self._would}dropped {path} of {tag}: another listing of it is good")
         for rewrite in plan.rewrites:
@@ -279,7 +281,7 @@ class Repairer:
     async def _carry_out(self, plan: RepairPlan, outcome: Outcome) -> None:
         if plan.refusal and not self._options.force:
             raise Error(f"{self._repository.name}: nothing was unlisted: {plan.refusal} (--force)")
-        if not plan.rewrites:
+        if not plan.rewrites and not plan.tags:
             return
         self._tell(plan, outcome)
         options = self._sender.options
@@ -288,6 +290,7 @@ class Repairer:
             self._remover,
             plan,
             max_layers=options.max_layers,
+            max_blob_bytes=options.packing.max_blob_bytes,
             source=options.repository_source,
         )
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed

@@ -1,18 +1,20 @@
 """The files that make a repository publish a cache: read out of this package, compared, and written.
 
-They lie in the package's folder ``starter``, which is also the flake's template. Its README.md is for
+They are in the package's folder ``starter``, which is also the flake's template. Its README.md is for
 those who begin with an empty repository, and is left out here: a repository that exists has one.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.errors import Error
 
 # What the starter's workflows name, until somebody says whose actions they are to use. Whoever owns that name
@@ -23,9 +25,46 @@ PLACEHOLDER_REF: Final = "PUT-A-COMMIT-HERE"
 
 WORKFLOWS: Final = ".github/workflows"
 IGNORED: Final = ".gitignore"
-FLAKE: Final = "config/flake.nix"
+FLAKE_FOLDER: Final = "config"
+BRANCH: Final = "main"
 
 _WORKFLOW_FOLDER: Final = (".github", "workflows")
+_BRANCHES: Final = "branches: [main]"
+_PLAIN_BRANCHES: Final = frozenset({"main", "master"})
+_ACTION = re.compile(r"(?P<before> +(?:- )?)uses: \S+/workflows/(?P<action>[a-z-]+)@\S+\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the workflows are told.
+
+    Attributes:
+        actions: ``owner/name`` of the repository whose actions they use.
+        ref: its branch, tag or commit.
+        flake: folder of the flake that is published, relative to the repository's top.
+        branch: whose pushes are published.
+        registry: an enterprise's container registry; None for ghcr.io.
+    """
+
+    actions: str = PLACEHOLDER
+    ref: str = PLACEHOLDER_REF
+    flake: str = FLAKE_FOLDER
+    branch: str = BRANCH
+    registry: str | None = None
+
+    @property
+    def flake_file(self) -> str:
+        """Name of the flake's file, relative to the repository's top."""
+        return "flake.nix" if self.flake == "." else f"{self.flake}/flake.nix"
+
+    def unfinished(self) -> Iterator["Choices"]:
+        """Tell what an earlier run may have written, with places left to fill in."""
+        for actions in dict.fromkeys((PLACEHOLDER, self.actions)):
+            for branch in dict.fromkeys((BRANCH, self.branch)):
+                for registry in dict.fromkeys((None, self.registry)):
+                    yield replace(
+                        self, actions=actions, ref=PLACEHOLDER_REF, branch=branch, registry=registry
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +74,13 @@ class StarterFile:
     Attributes:
         name: relative to the repository's folder, with slashes.
         content: what it holds.
+        replaced: what is there, and may be replaced: written by an earlier run, and not touched since. None
+            where nothing is.
     """
 
     name: str
     content: bytes
+    replaced: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +88,7 @@ class Plan:
     """What is to be written, and what is there already.
 
     Attributes:
-        missing: to be written.
+        missing: to be written, for the first time or over what was left to fill in.
         same: names of those that are there, with the same content.
         different: names of those that are there, with something else.
     """
@@ -55,48 +97,45 @@ class Plan:
     same: tuple[str, ...]
     different: tuple[str, ...]
 
+    def without(self, *names: str) -> "Plan":
+        """Leave alone what is there of these names, whatever it holds."""
+        return replace(self, different=tuple(name for name in self.different if name not in names))
 
-def read_starter(actions: str, ref: str) -> tuple[StarterFile, ...]:
-    """Read the starter's files.
 
-    Args:
-        actions: ``owner/name`` of the repository whose actions the workflows use.
-        ref: its branch, tag or commit.
-    """
+def read_starter(choices: Choices) -> tuple[StarterFile, ...]:
+    """Read the starter's files, and fill in what was chosen."""
     starter = files("nixcache_oci").joinpath("starter")
-    named = f"{PLACEHOLDER}/workflows/", f"@{PLACEHOLDER_REF}"
     workflows = [
         StarterFile(
             f"{WORKFLOWS}/{workflow.name}",
-            "".join(
-                # A reference to an action is a line of its own.
-                line.replace(named[0], f"{actions}/workflows/").replace(named[1], f"@{ref}")
-                if named[0] in line
-                else line
-                for line in workflow.read_text(encoding="utf-8").splitlines(keepends=True)
-            ).encode(),
+            _fill_in(workflow.read_text(encoding="utf-8"), choices).encode(),
         )
         for workflow in _by_name(starter.joinpath(*_WORKFLOW_FOLDER))
     ]
-    others = [
-        StarterFile(
-            name,
-            starter.joinpath(*name.split("/")).read_bytes().replace(PLACEHOLDER.encode(), actions.encode()),
-        )
-        for name in (IGNORED, FLAKE)
-    ]
-    return (*workflows, *others)
+    flake = starter.joinpath(FLAKE_FOLDER, "flake.nix").read_bytes()
+    return (
+        *workflows,
+        StarterFile(IGNORED, starter.joinpath(IGNORED).read_bytes()),
+        StarterFile(choices.flake_file, flake.replace(PLACEHOLDER.encode(), choices.actions.encode())),
+    )
 
 
-def compare(folder: Path, starter: Sequence[StarterFile]) -> Plan:
+def compare(folder: Path, choices: Choices) -> Plan:
     """See which of the files are there; a name that cannot be read as a file counts as different."""
+    unfinished: dict[str, set[bytes]] = {}
+    for earlier in choices.unfinished():
+        for file in read_starter(earlier):
+            unfinished.setdefault(file.name, set()).add(file.content)
     missing, same, different = [], [], []
-    for file in starter:
+    for file in read_starter(choices):
         path = folder / file.name
+        found = _read(path)
         if not os.path.lexists(path):
             missing.append(file)
-        elif _holds(path, file.content):
+        elif found == file.content:
             same.append(file.name)
+        elif found is not None and found in unfinished[file.name]:
+            missing.append(replace(file, replaced=found))
         else:
             different.append(file.name)
     return Plan(tuple(missing), tuple(same), tuple(different))
@@ -115,24 +154,74 @@ def write(folder: Path, missing: Sequence[StarterFile]) -> None:
                 for parent in _missing_folders(path.parent):
                     parent.mkdir()
                     undo.callback(parent.rmdir)
-                # Never over a file that somebody made meanwhile.
-                with path.open("xb") as opened:
-                    undo.callback(path.unlink)
-                    opened.write(file.content)
+                if file.replaced is None:
+                    # Never over a file that somebody made meanwhile.
+                    with path.open("xb") as opened:
+                        undo.callback(path.unlink)
+                        opened.write(file.content)
+                else:
+                    _replace(path, file.content)
+                    undo.callback(_replace, path, file.replaced)
             except OSError as error:
                 raise Error(f"{error.filename or path}: {error.strerror}; nothing was written") from None
         undo.pop_all()
+
+
+def _fill_in(text: str, choices: Choices) -> str:
+    """Fill in a workflow; what was chosen as the starter has it changes nothing."""
+    inputs: Mapping[str, Mapping[str, str]] = {
+        "publish": _changed(choices, "flake", "registry"),
+        "update": _changed(choices, "flake"),
+        "gc": _changed(choices, "registry"),
+    }
+    filled: list[str] = []
+    heading = ""  # of the inputs that the last line's action was given
+    for line in text.splitlines(keepends=True):
+        if line == heading:
+            continue
+        heading = ""
+        action = _ACTION.fullmatch(line)
+        if action is None:
+            filled.append(line.replace(f"{FLAKE_FOLDER}/flake.nix", choices.flake_file))
+            continue
+        # A reference to an action is a line of its own, and inputs come below it.
+        named = line.replace(PLACEHOLDER, choices.actions)
+        filled.append(named.replace(f"@{PLACEHOLDER_REF}", f"@{choices.ref}"))
+        if added := inputs.get(action["action"]):
+            indent = " " * len(action["before"])
+            heading = f"{indent}with:\n"
+            filled += [heading, *(f"{indent}  {name}: {value}\n" for name, value in added.items())]
+    branch = choices.branch if choices.branch in _PLAIN_BRANCHES else f'"{choices.branch}"'
+    return "".join(filled).replace(_BRANCHES, f"branches: [{branch}]")
+
+
+def _changed(choices: Choices, *names: str) -> dict[str, str]:
+    """Tell the inputs that have to be given, for the actions' own defaults are others."""
+    usual = Choices()
+    given = {name: getattr(choices, name) for name in names}
+    return {name: value for name, value in given.items() if value != getattr(usual, name)}
 
 
 def _by_name(folder: Traversable) -> list[Traversable]:
     return sorted(folder.iterdir(), key=lambda entry: entry.name)
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes() == content
+        return path.read_bytes()
     except OSError:
-        return False
+        return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file anew, in one step."""
+    candidate = path.parent / unfinished_name()
+    try:
+        candidate.write_bytes(content)
+        candidate.chmod(path.stat().st_mode & 0o777)
+        candidate.replace(path)
+    finally:
+        candidate.unlink(missing_ok=True)
 
 
 def _missing_folders(folder: Path) -> Iterator[Path]:

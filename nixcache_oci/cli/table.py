@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import escape_unprintable
 
 
@@ -10,4 +11,4 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
     clean = [tuple(map(escape_unprintable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     for row in clean:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -11,6 +11,7 @@ from typing import Final
 from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
@@ -88,18 +89,18 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         named = run_async(_find_named_keys(url, arguments, environment))
     if not arguments.apply:
         lines = Wanted(url, configured).lines() if named is None else _unverified_lines(url, named)
-        print("\n".join(lines))
-        print(f"For {path}; --apply adds what is missing there.", file=sys.stderr)
+        say(*lines)
+        complain(f"For {path}; --apply adds what is missing there.")
         return DONE
     if named is not None:
         _ask_for_trust(named, path)
     wanted = Wanted(url, configured if named is None else named.keys)
     backup = apply_to_file(path, wanted)
     if backup is None:
-        print(f"{path}: nothing to do, all of it is there")
+        say(f"{path}: nothing to do, all of it is there")
     else:
-        print(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
-    print(_advice(path, environment), file=sys.stderr)
+        say(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
+    complain(_advice(path, environment))
     return DONE
 
 
@@ -120,11 +121,18 @@ def find_proxy_url(values: Values) -> str:
 
 
 def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
-    """Tell which nix.conf is meant: the machine's for root, else the user's own."""
+    """Tell which nix.conf is meant: the machine's for root, else the user's own.
+
+    Raises:
+        UsageError: this user has no home folder.
+    """
     if is_root:
         return Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
     configured = environment.get("XDG_CONFIG_HOME")
-    folder = Path(configured) if configured else Path(environment.get("HOME") or "/") / ".config"
+    home = environment.get("HOME")
+    if not (configured or home):
+        raise UsageError("use: there is no home folder, and so no nix.conf of this user: name one by --file")
+    folder = Path(configured) if configured else Path(home or "") / ".config"
     return folder / "nix" / "nix.conf"
 
 
@@ -277,16 +285,14 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Error(f"no key is configured, and {named}, which proves nothing: {remedy}")
-    print(
-        f"No key is configured; {named.source} names\n\n"
-        + "".join(f"    {key}\n" for key in named.keys)
-        + f"\nNix would run what is signed by it. Compare it with the one that the cache's owner published.\n"
-        f"Trust it in {path}? [y/N] ",
-        end="",
-        file=sys.stderr,
-        flush=True,
+    complain(
+        f"No key is configured; {named.source} names",
+        "",
+        *(f"    {key}" for key in named.keys),
+        "",
+        "Nix would run what is signed by it. Compare it with the one that the cache's owner published.",
     )
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if ask(f"Trust it in {path}? [y/N]").lower() not in {"y", "yes"}:
         raise Error(f"the key of {named.source} is not trusted: {remedy}")
 
 

@@ -27,7 +27,7 @@ class Verb(Protocol):
 
         Args:
             arguments: as parsed by what ``add_parser`` described.
-            environment: of this process, and not a copy: what must not reach child processes is removed.
+            environment: all variables of this process, which the verb may change.
 
         Returns:
             the exit status: 0 done, 1 failed, 2 wrong usage.

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -13,15 +12,17 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME
 from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
@@ -29,7 +30,7 @@ from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, signing_keys
+from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
@@ -69,7 +70,7 @@ class _Settings:
     Attributes:
         values: for what reads the cache.
         location: the repository.
-        nix_environment: for Nix: without the signing key.
+        nix_environment: for Nix, which gets a part of it.
         publish: how to send again.
         with_content: whether every byte is looked at.
         repair: how to mend; None for not at all.
@@ -90,18 +91,17 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_quiet_logging(Values(environment, arguments))
     outcome = run_async(_verify(_parse(arguments, environment)))
     if arguments.json:
-        print(json.dumps(_to_json(outcome, is_repair=arguments.repair), indent=2))
+        say_json(_to_json(outcome, is_repair=arguments.repair))
     else:
         left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
-        print(f"{_count(outcome.problems)} problems{left}", file=sys.stderr)
+        complain(f"{_count(outcome.problems)} problems{left}")
     return FAILED if outcome.left else DONE
 
 
 def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> _Settings:
     if (arguments.dry_run or arguments.force) and not arguments.repair:
         raise UsageError("verify: --dry-run and --force go with --repair")
-    values = Values(dict(environment), arguments)
-    environment.pop(table.SIGNING_KEY.name, None)
+    values = Values(environment, arguments)
     location = repository_config(values)
     publish = PublishOptions(
         keys=signing_keys(values) if arguments.repair else (),
@@ -115,7 +115,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
     return _Settings(
         values,
         location,
-        dict(environment),
+        nix_environment(values),
         publish,
         with_content=arguments.content,
         repair=RepairOptions(arguments.dry_run, arguments.force) if arguments.repair else None,
@@ -130,22 +130,20 @@ async def _verify(settings: _Settings) -> Outcome:
         is_writing = repair is not None and not repair.is_dry_run
         repository = open_repository(settings.location, environment, push=is_writing)
         stack.push_async_callback(repository.close)
-        upstreams = Upstreams([parse_upstream(url) for url in upstream_urls(settings.values)])
+        upstreams = Upstreams(open_upstreams(upstream_urls(settings.values), settings.values.environment))
         stack.push_async_callback(upstreams.close)
 
         async def read() -> Inventory:
             return (await read_cache_from(repository, settings.values)).inventory
 
-        def say(line: str) -> None:
-            print(escape_unprintable(line), file=sys.stderr if settings.is_json else sys.stdout)
+        tell = complain if settings.is_json else say
 
         inventory = await read()
         keys = settings.values.get(table.PUBLIC_KEYS) or recorded_keys(inventory)
-        verifier = Verifier(repository, upstreams, keys, with_content=settings.with_content, tell=_tell)
+        verifier = Verifier(repository, upstreams, keys, with_content=settings.with_content, tell=complain)
         problems = await verifier.run(inventory)
         if not settings.is_json:
-            for line in _lines(problems):
-                say(line)
+            tell(*_lines(problems))
         if repair is None or not problems:
             return Outcome(problems, left=problems)
         remover = open_remover(settings.location, environment)
@@ -154,15 +152,20 @@ async def _verify(settings: _Settings) -> Outcome:
             show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=None)
         )
         folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
-        store = await _open_store(settings.nix_environment)
+        actions = GithubActions.from_environment(settings.values.environment)
+        on_line = show_foreign
+        if actions is not None:
+            on_line = actions.log.show
+            stack.callback(actions.log.resume)
+        store = await _open_store(settings.nix_environment, on_line)
         sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
-        repairer = Repairer(repository, remover, verifier, read, sender, repair, say)
+        repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
         return await repairer.run(inventory, problems)
 
 
-async def _open_store(environment: Mapping[str, str]) -> LocalStore | None:
+async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:
     try:
-        return await LocalStore.open(Nix(environment))
+        return await LocalStore.open(Nix(environment, on_line))
     except (UsageError, StoreError) as error:
         warn(f"there is no local store to send anything again from: {error}")
         return None
@@ -193,7 +196,3 @@ def _lines(problems: list[Problem]) -> list[str]:
 
 def _count(problems: list[Problem]) -> int:
     return len(_lines(problems))
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)

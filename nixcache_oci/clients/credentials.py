@@ -1,40 +1,36 @@
-"""Where a registry's credentials come from, in this order.
+"""What a client shows a registry, and which of it may be offered to which registry.
 
-1. ``NIXCACHE_TOKEN_FILE``, for any registry: who sets it means it.
-2. ``GITHUB_TOKEN``, then ``GH_TOKEN``, for GitHub's registries and this machine's own only: they are set in
+In this order:
+
+1. ``NIXCACHE_TOKEN_FILE``, for any registry: who sets it means the one that is configured.
+2. ``NIXCACHE_TOKEN``, in the same way, as CI hands a secret out.
+3. ``GITHUB_TOKEN``, then ``GH_TOKEN``, for GitHub's registries and this machine's own only: they are set in
    many a shell and every workflow, and must never be offered to some other registry.
-3. docker's ``config.json``. Its credential helpers are not run: nothing here starts programs.
-4. None: anonymous.
-
-Source of the third: the docker manual, "docker login", and containers-auth.json(5).
+4. Logins that docker and podman keep: see ``auth_file``.
+5. None: anonymous.
 """
 
-import base64
-import binascii
 import ipaddress
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Final, Protocol
 
 from yarl import URL
 
 from nixcache_oci.errors import UsageError
 
-TOKEN_FILE_VARIABLE = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
-_GITHUB_VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
-_GITHUB = "ghcr.io"
-_ENTERPRISE = ".ghe.com"
-_ANY_USER = "nixcache-oci"  # a token alone tells who it is; the user's name only has to be there
-_DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-
-_log = logging.getLogger(__name__)
+TOKEN_FILE_VARIABLE: Final = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
+TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
+_GITHUB_VARIABLES: Final = ("GITHUB_TOKEN", "GH_TOKEN")
+_GITHUB: Final = "ghcr.io"
+_ENTERPRISE: Final = ".ghe.com"
+_ANY_USER: Final = "nixcache-oci"  # a token alone tells who it is; the user's name only has to be there
+_AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark, and all sorts of line ends
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client shows a registry, or its token service.
+    """A user name and a password; as a source, one that never changes.
 
     Attributes:
         username: as it goes into Basic.
@@ -50,63 +46,69 @@ class Credentials:
     is_identity_token: bool = False
     is_ambient: bool = False
 
+    @property
+    def current(self) -> "Credentials":
+        """Themselves."""
+        return self
 
-def load_credentials(host: str, environment: Mapping[str, str]) -> Credentials | None:
-    """Find the credentials for a registry; None means anonymous.
-
-    Args:
-        host: ``host[:port]``.
-        environment: the process's variables.
-
-    Raises:
-        UsageError: the token file cannot be read, or holds no token.
-    """
-    token = None
-    if token_file := environment.get(TOKEN_FILE_VARIABLE):
-        try:
-            token = Path(token_file).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-            raise UsageError(f"{TOKEN_FILE_VARIABLE}: {token_file} cannot be read: {reason}") from error
-    path = find_docker_config(environment)
-    return choose_credentials(host, environment, token, _read_docker_config(path), str(path))
+    async def find(self, *, refused: "Credentials | None" = None) -> "Credentials":
+        """Give themselves."""
+        del refused
+        return self
 
 
-def find_docker_config(environment: Mapping[str, str]) -> Path:
-    """Tell where docker's configuration lies, if there is one."""
-    if folder := environment.get("DOCKER_CONFIG"):
-        return Path(folder) / "config.json"
-    return Path(environment.get("HOME") or "/") / ".docker" / "config.json"
+class CredentialSource(Protocol):
+    """Where credentials come from, which may be replaced while the program runs."""
+
+    @property
+    def current(self) -> Credentials | None:
+        """What was found last; None means anonymous."""
+
+    async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
+        """Look for credentials; cheap enough to be called for each request.
+
+        Args:
+            refused: what the registry has just refused: look again, however soon after the last time.
+        """
 
 
-def choose_credentials(
-    host: str,
-    environment: Mapping[str, str],
-    token_file: str | None,
-    docker_config: str | None,
-    docker_config_name: str = "docker config",
-) -> Credentials | None:
-    """Choose from what was read; the order is at the top of this file.
+def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | None:
+    """Choose among the variables that hold a token themselves.
 
     Args:
         host: ``host[:port]`` of the registry.
-        environment: the process's variables.
-        token_file: content of the file that ``NIXCACHE_TOKEN_FILE`` names, or None where it is not set.
-        docker_config: content of docker's ``config.json``, or None where there is none.
-        docker_config_name: what to call it.
+        environment: the process's variables; an empty one counts as unset.
 
     Raises:
-        UsageError: the token file holds no token.
+        UsageError: ``NIXCACHE_TOKEN`` holds what cannot be a token.
     """
-    if token_file is not None:
-        return _parse_token_file(token_file, environment.get(TOKEN_FILE_VARIABLE, ""))
+    token = environment.get(TOKEN_VARIABLE, "").strip(_AROUND)
+    if token:
+        return parse_token(token, TOKEN_VARIABLE)
     if is_github(host) or is_loopback(host):
         for name in _GITHUB_VARIABLES:
-            if token := environment.get(name, "").strip():
+            if token := environment.get(name, "").strip(_AROUND):
                 return Credentials(_ANY_USER, token, name, is_ambient=True)
-    if docker_config is not None:
-        return _search_docker_config(host, docker_config, docker_config_name)
     return None
+
+
+def parse_token(text: str, source: str) -> Credentials:
+    """Read a token, or ``user:password``, white space and a byte order mark around it allowed.
+
+    Args:
+        text: what a user gave; never shown.
+        source: where, for people.
+
+    Raises:
+        UsageError: it is empty, or not one line.
+    """
+    secret = text.strip(_AROUND)
+    if not secret:
+        raise UsageError(f"{source} is empty; it should hold a token, or user:password")
+    if not secret.isprintable():
+        raise UsageError(f"{source} should hold one line: a token, or user:password")
+    user, colon, password = secret.partition(":")
+    return Credentials(user, password, source) if colon else Credentials(_ANY_USER, secret, source)
 
 
 def may_receive(realm: URL, registry: URL) -> bool:
@@ -151,74 +153,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
-
-
-def _parse_token_file(text: str, name: str) -> Credentials:
-    secret = text.strip()
-    if not secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} is empty; it should hold a token, or user:password")
-    if "\n" in secret or "\r" in secret:
-        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {name} should hold one line: a token, or user:password")
-    user, colon, password = secret.partition(":")
-    source = f"{TOKEN_FILE_VARIABLE} ({name})"
-    return Credentials(user, password, source) if colon else Credentials(_ANY_USER, secret, source)
-
-
-def _read_docker_config(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        _log.warning("%s cannot be read (%s): going on without it", path, reason)
-        return None
-
-
-def _search_docker_config(host: str, text: str, name: str) -> Credentials | None:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        _log.warning("%s is not JSON: going on without it", name)
-        return None
-    if not isinstance(document, dict):
-        _log.warning("%s is not a JSON object: going on without it", name)
-        return None
-    auths = document.get("auths")
-    for key, entry in auths.items() if isinstance(auths, dict) else ():
-        if _is_key_of(key, host) and isinstance(entry, dict) and (found := _read_entry(entry, name)):
-            return found
-    helpers = document.get("credHelpers")
-    if document.get("credsStore") or (
-        isinstance(helpers, dict) and any(_is_key_of(key, host) for key in helpers)
-    ):
-        _log.warning(
-            "%s keeps credentials in a helper program, which is not run; for %s set %s instead",
-            name,
-            host,
-            TOKEN_FILE_VARIABLE,
-        )
-    return None
-
-
-def _is_key_of(key: str, host: str) -> bool:
-    name = key.partition("://")[2] or key
-    name = name.partition("/")[0].lower()
-    return name == host.lower() or (name in _DOCKER_HUB and host.lower() in _DOCKER_HUB)
-
-
-def _read_entry(entry: dict[str, object], name: str) -> Credentials | None:
-    username, password = entry.get("username"), entry.get("password")
-    encoded, identity_token = entry.get("auth"), entry.get("identitytoken")
-    if isinstance(encoded, str) and encoded:
-        try:
-            username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, ValueError):
-            _log.warning("%s: an auth entry is not user:password in base64: going on without it", name)
-    if isinstance(identity_token, str) and identity_token:
-        return Credentials(
-            username if isinstance(username, str) else "", identity_token, name, is_identity_token=True
-        )
-    if isinstance(username, str) and isinstance(password, str) and password:
-        return Credentials(username, password.rstrip("\0"), name)
-    return None

@@ -38,6 +38,7 @@ class LayoutSweep:
         self._folder = folder
         self._min_age_seconds = min_age_seconds
         self._known: dict[Digest, References] = {}  # documents never change
+        self._young: dict[Digest, frozenset[Digest]] = {}  # nor do other files
 
     def remove(self, manifest: Digest, stop: Event) -> None:
         """Remove a manifest with its tags, and old blobs that no other manifest names.
@@ -136,9 +137,11 @@ class LayoutSweep:
                 yield digest, status
 
     def _read_young(self, digest: Digest) -> frozenset[Digest]:
-        """Give the blobs that a young file names; none where it is no manifest."""
-        content = self._folder.path_of(digest).read_bytes(MAX_MANIFEST_BYTES)
-        try:
-            return find_references(content, parse_media_type(content)).blobs
-        except FormatError:
-            return frozenset()
+        """Give the blobs that a young file names; none where it is no manifest. Each is read once."""
+        if digest not in self._young:
+            content = self._folder.path_of(digest).read_bytes(MAX_MANIFEST_BYTES)
+            try:
+                self._young[digest] = find_references(content, parse_media_type(content)).blobs
+            except FormatError:
+                self._young[digest] = frozenset()
+        return self._young[digest]

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Final, Protocol
 
 from nixcache_oci.clients.http.minimum_rate import (
@@ -19,13 +20,17 @@ from nixcache_oci.clients.http.minimum_rate import (
     SlowBodyError,
 )
 from nixcache_oci.clients.repository import BlobStream, Repository
-from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
 ATTEMPTS_WITHOUT_PROGRESS: Final = 5
 TABLE_HEAD_SECONDS: Final = 30.0
 """For the head of what is no NAR: an index that hangs on it is not refreshed."""
 _FIRST_PAUSE_SECONDS: Final = 0.1
+_PROBES: Final = 3
+# The registry's own answer, or that of the storage which it sends clients to.
+_GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _WINDOW_SECONDS: Final = 30.0
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -119,6 +124,49 @@ async def read_blob(
     # Hashing 16 MiB takes 10 ms: long enough to be in the way of others.
     await asyncio.to_thread(digest.check, content)
     return content
+
+
+async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = asyncio.sleep) -> int:
+    """Tell a blob's size by reading its first byte: registries remember blobs that their collector took.
+
+    Raises:
+        NotFoundError: there is no such blob.
+        DigestError: the repository says that it has the blob, and gives no byte of it.
+        RegistryError: the repository could not answer.
+    """
+    for attempt in range(1, _PROBES + 1):
+        async with repository.open_blob(digest, 0, 1) as blob:
+            try:
+                async for _ in blob.chunks:
+                    pass
+            except RegistryError as error:
+                if attempt == _PROBES:
+                    raise DigestError(
+                        f"blob {digest} is said to be there, and gives no byte: {error}"
+                    ) from error
+            else:
+                return blob.size
+        await sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+    raise AssertionError  # the last attempt has returned or raised
+
+
+async def has_blob(repository: Repository, blob: Descriptor) -> bool:
+    """Tell whether a blob can be read, and has the size that it should have.
+
+    What the storage has lost counts as absent, however that is told: whoever has the bytes sends them again.
+
+    Raises:
+        RegistryError: the repository could not answer.
+    """
+    try:
+        return await probe_blob(repository, blob.digest) == blob.size
+    except DigestError:
+        return False
+    except RegistryError as error:
+        status = error.status or 0
+        if status in _GONE or status >= HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, NotFoundError):
+            return False
+        raise
 
 
 class _Resumed:

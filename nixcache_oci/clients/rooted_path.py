@@ -105,15 +105,19 @@ class RootedPath:
         """Open a file to be read and written, and make it where there is none."""
         return self._open(os.O_RDWR | os.O_CREAT)
 
-    def create(self, mode: int = FOR_ALL) -> IO[bytes]:
-        """Open a new file to be written; FileExistsError where anything has its name.
+    def open_new(self, mode: int = FOR_ALL) -> int:
+        """Make a file to be read and written; FileExistsError where anything has its name.
 
         Args:
             mode: of the file, less the umask.
         """
         with _in_parent(self) as folder:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
-            return os.fdopen(os.open(self.name, flags, mode, dir_fd=folder), "wb")
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE
+            return os.open(self.name, flags, mode, dir_fd=folder)
+
+    def create(self, mode: int = FOR_ALL) -> IO[bytes]:
+        """Open a new file to be written, as ``open_new`` does."""
+        return os.fdopen(self.open_new(mode), "wb")
 
     def read_bytes(self, limit: int) -> bytes:
         """Read a small file: at most one byte over the limit, so that its parser refuses it."""

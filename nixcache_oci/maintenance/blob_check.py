@@ -1,26 +1,27 @@
-"""Checking one blob for all who are said to lie in it: by its size, or by every byte."""
+"""Checking one blob for all who are said to lie in it: by its first byte and size, or by every byte."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Entry
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cache.parallel import run_in_thread
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import open_resuming, read_blob
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.clients.resume import open_resuming, probe_blob, read_blob
+from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.nar_check import NarChecker
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 
 
-async def check_size(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
-    """Ask for a blob's size, and hold it to what is said to lie in it."""
+async def check_start(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
+    """Read a blob's first byte, as a proxy would, and hold its size to what is said to lie in it."""
     try:
-        size = await repository.stat_blob(blob)
-    except NotFoundError:
-        return [problem_of(entry, Kind.MISSING, f"blob {blob} is missing") for entry in entries]
+        size = await probe_blob(repository, blob)
+    except (DigestError, RegistryError) as error:
+        return await _describe_damage(repository, blob, entries, error)
     return _with_trouble(entries, {entry.narinfo: _size_trouble(entry, size) for entry in entries})
 
 
@@ -31,11 +32,19 @@ async def check_content(repository: Repository, blob: Digest, entries: Sequence[
             content = await read_blob(repository, blob, MAX_PACK_BYTES)
             return await run_in_thread(_check_pack, content, entries)
         return await _check_stream(repository, blob, entries)
-    except NotFoundError:
-        kind, what = Kind.MISSING, f"blob {blob} is missing"
-    except (DigestError, FormatError) as error:
-        kind, what = Kind.CONTENT, str(error)
-    return [problem_of(entry, kind, what) for entry in entries]
+    except (DigestError, FormatError, RegistryError) as error:
+        return await _describe_damage(repository, blob, entries, error)
+
+
+async def _describe_damage(
+    repository: Repository, blob: Digest, entries: Sequence[Entry], error: Error
+) -> list[Problem]:
+    """Name all that lies in a blob that cannot be read; where that is no fault of the blob, it is raised."""
+    await raise_unless_damage(repository, error)
+    if isinstance(error, NotFoundError):
+        return [problem_of(entry, Kind.MISSING, f"blob {blob} is missing") for entry in entries]
+    what = f"blob {blob} cannot be read: {error}" if isinstance(error, RegistryError) else str(error)
+    return [problem_of(entry, Kind.CONTENT, what) for entry in entries]
 
 
 def _size_trouble(entry: Entry, size: int) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
@@ -22,7 +23,7 @@ from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, read_blob
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
-from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError
+from nixcache_oci.errors import DigestError, Error, FormatError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
@@ -119,7 +120,8 @@ class Export:
                 await run_in_thread(self._write_slices, bytes(content), narinfos)
             else:
                 await self._write_stream(blob, narinfos)
-        except (NotFoundError, DigestError, FormatError) as error:
+        except (DigestError, FormatError, RegistryError) as error:
+            await raise_unless_damage(self._repository, error)
             for narinfo in narinfos:
                 self._fail(narinfo, str(error))
 

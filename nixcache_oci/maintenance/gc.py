@@ -101,7 +101,12 @@ async def carry_out_gc(
     written: list[tuple[Segment, ...]] = []
     for replacement in plan.replacements:
         pushed = await push_replacement(
-            repository, replacement, clock(), max_layers=prepared.options.max_layers, source=source
+            repository,
+            replacement,
+            clock(),
+            max_layers=prepared.options.max_layers,
+            max_blob_bytes=prepared.options.max_blob_bytes,
+            source=source,
         )
         written.append(tuple(pushed))
     segments = tuple(segment for pushed in written for segment in pushed)

@@ -3,6 +3,7 @@
 Source: design section 5.
 """
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,16 +16,17 @@ from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.maintenance.leaving import choose_trimmed, choose_unlisted
-from nixcache_oci.maintenance.liveness import count, reach
+from nixcache_oci.maintenance.liveness import count
 from nixcache_oci.maintenance.replacement import Replacement, replace_segments
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.descriptor import Descriptor
 
 # A size class holds tables up to eight times as large as its smallest.
 _BITS_OF_A_CLASS: Final = 3
 # What is that full cannot be merged with many of its kind into one, and stays as it is.
 _FULL_SHARE: Final = 4
+# Of the tables that one merge reads: a narinfo takes about four times as much when it is parsed.
+_MERGED_BYTES: Final = 24 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class GcOptions:
         grace: from the mark to the end: as long as a Nix client remembers a narinfo and its URL.
         min_age: younger segments are left alone: their publish may not be at its end.
         max_layers: of a segment that is written, its table among them.
+        max_blob_bytes: what the registry takes as one blob; None for any size.
         segments_of_a_class: more of about one size than these are merged.
         public_keys: whose signature decides between two variants of a path; where none are given, those that
             the tables record.
@@ -47,6 +50,7 @@ class GcOptions:
     grace: timedelta = timedelta(days=30)
     min_age: timedelta = timedelta(hours=24)
     max_layers: int = MAX_LAYERS
+    max_blob_bytes: int | None = None
     segments_of_a_class: int = 8
     public_keys: tuple[PublicKey, ...] = ()
 
@@ -138,7 +142,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
     """
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
-    live = reach((root.hash_part for root in counting.roots), state.references)
+    live = state.graph.reach(root.hash_part for root in counting.roots)
     needs = _Needs(live, counting.records)
     settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
     unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
@@ -180,14 +184,16 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    live: AbstractSet[HashPart]
+    """What is needed; ``live`` has one byte a path."""
+
+    live: bytearray
     records: AbstractSet[Record]
 
     def anything_of(self, segment: StoredSegment) -> bool:
-        return bool(self.paths_of(segment) or self.records_of(segment))
+        return any(self.live[path] for path in segment.paths) or bool(self.records_of(segment))
 
-    def paths_of(self, segment: StoredSegment) -> AbstractSet[HashPart]:
-        return segment.narinfos.keys() & self.live
+    def paths_of(self, segment: StoredSegment) -> Iterator[int]:
+        return (path for path in segment.paths if self.live[path])
 
     def records_of(self, segment: StoredSegment) -> AbstractSet[Record]:
         return self.records & frozenset(segment.records)
@@ -197,38 +203,63 @@ def _choose_lifted(
     alive: Iterable[StoredSegment], all_segments: Iterable[StoredSegment], needs: _Needs
 ) -> list[StoredSegment]:
     """Find what is needed and in no segment that stays: what readers still see first, then the newest."""
-    paths = {path for one in alive for path in needs.paths_of(one)}
+    alive = list(alive)
+    held = bytearray(len(needs.live))
+    for one in alive:
+        for path in needs.paths_of(one):
+            held[path] = 1
     records = {record for one in alive for record in needs.records_of(one)}
     others = [one for one in all_segments if one.is_condemned or not one.is_listed]
     others.sort(key=lambda one: (one.is_listed, one.segment.created), reverse=True)
     lifted = []
     for one in others:
-        if needs.paths_of(one) <= paths and needs.records_of(one) <= records:
+        if all(held[path] for path in needs.paths_of(one)) and needs.records_of(one) <= records:
             continue
         lifted.append(one)
-        paths |= needs.paths_of(one)
+        for path in needs.paths_of(one):
+            held[path] = 1
         records |= needs.records_of(one)
     return lifted
 
 
 def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
     """Find the size classes with too many segments in them."""
+    most_bytes = min(MAX_NARINFO_BYTES, options.max_blob_bytes or MAX_NARINFO_BYTES)
     classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
     for one in segments:
+        table_size = one.table.size if one.table is not None else 0
         is_full = (
-            len(one.layers) > options.max_layers // _FULL_SHARE
-            or one.table_size > MAX_NARINFO_BYTES // _FULL_SHARE
+            len(one.layers) > options.max_layers // _FULL_SHARE or table_size > most_bytes // _FULL_SHARE
         )
         if not is_full:
-            classes[one.table_size.bit_length() // _BITS_OF_A_CLASS].append(one)
-    return [tuple(group) for group in classes.values() if len(group) > options.segments_of_a_class]
+            classes[table_size.bit_length() // _BITS_OF_A_CLASS].append(one)
+    large = [group for group in classes.values() if len(group) > options.segments_of_a_class]
+    return [part for group in large for part in _split_group(group)]
 
 
-def _is_mostly_dead(segment: StoredSegment, live: AbstractSet[HashPart]) -> bool:
+def _split_group(group: Sequence[StoredSegment]) -> Iterator[tuple[StoredSegment, ...]]:
+    """Cut a group into merges whose narinfos fit into memory, parsed; two are merged at least."""
+    part: list[StoredSegment] = []
+    size = 0
+    for one in sorted(group, key=lambda one: (one.segment.created, one.manifest)):
+        table_size = one.table.size if one.table is not None else 0
+        if len(part) > 1 and size + table_size > _MERGED_BYTES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(one)
+        size += table_size
+    if len(part) > 1:
+        yield tuple(part)
+
+
+def _is_mostly_dead(segment: StoredSegment, live: bytearray) -> bool:
     """Tell whether more than half is dead, of its bytes or of its narinfos."""
-    dead = segment.narinfos.keys() - live
-    dead_bytes = sum(segment.sizes[path] for path in dead)
-    return 2 * dead_bytes > sum(segment.sizes.values()) or 2 * len(dead) > len(segment.narinfos)
+    dead = dead_bytes = count = size = 0
+    for path, path_bytes in segment.sizes:
+        count, size = count + 1, size + path_bytes
+        if not live[path]:
+            dead, dead_bytes = dead + 1, dead_bytes + path_bytes
+    return 2 * dead_bytes > size or 2 * dead > count
 
 
 def _expired(segments: Iterable[StoredSegment], oldest: datetime) -> list[StoredSegment]:
@@ -249,7 +280,7 @@ def _refuse(
     state: GcState,
     roots: AbstractSet[object],
     unmarked: Sequence[StoredSegment],
-    leaving: AbstractSet[HashPart],
+    leaving: bytearray,
 ) -> Iterator[str]:
     if any(one.is_listed for one in state.segments) and not roots:
         yield (
@@ -262,9 +293,12 @@ def _refuse(
             f"the index lists nothing, though {unlisted} segments are older than its watermark: it may have"
             " been damaged; find out who wrote it, or force it"
         )
-    sizes = {path: size for one in unmarked for path, size in one.sizes.items()}
-    before = sum(sizes.values())
-    gone = sum(sizes[path] for path in leaving if path in sizes)
+    sizes = array("Q", bytes(8 * len(leaving)))
+    for one in unmarked:
+        for path, size in one.sizes:
+            sizes[path] = size
+    before = sum(sizes)
+    gone = sum(size for size, is_leaving in zip(sizes, leaving, strict=True) if is_leaving)
     if 2 * gone > before:
         yield f"{gone} of {before} live bytes would leave, over half: look at the plan, then force it"
 

@@ -1,17 +1,15 @@
 """What gc knows when it decides: every segment of a repository, with its table, at one moment."""
 
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
 
-from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table
-from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.maintenance.table_rows import GcTable, PathGraph
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
@@ -33,14 +31,12 @@ class StoredSegment:
         place: where it was found.
         layers: of its manifest, the table's blob first; empty where the manifest is gone.
         table: None where a segment that is condemned or unlisted cannot be read.
-        table_size: bytes of the table's text.
     """
 
     segment: Segment
     place: Place
     layers: tuple[Descriptor, ...] = ()
-    table: Table | None = None
-    table_size: int = 0
+    table: GcTable | None = None
 
     @property
     def manifest(self) -> Digest:
@@ -62,18 +58,15 @@ class StoredSegment:
         """What publishes and pins left in it."""
         return self.table.records if self.table is not None else ()
 
-    @cached_property
-    def narinfos(self) -> Mapping[HashPart, NarInfo]:
-        """What it lists."""
-        listed = self.table.narinfos if self.table is not None else ()
-        return {narinfo.store_path.hash_part: narinfo for narinfo in listed}
+    @property
+    def paths(self) -> "array[int]":
+        """Numbers of the paths that it lists, in the order of its rows."""
+        return self.table.rows.paths if self.table is not None else array("I")
 
-    @cached_property
-    def sizes(self) -> Mapping[HashPart, int]:
-        """Compressed bytes of each NAR that it lists."""
-        blobs = {layer.digest: layer.size for layer in self.layers}
-        urls = {part: NarUrl.parse(narinfo.url) for part, narinfo in self.narinfos.items()}
-        return {part: blobs[url.blob] if url.length is None else url.length for part, url in urls.items()}
+    @property
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """The numbers of its paths, each with the compressed bytes of the NAR."""
+        return zip(self.paths, self.table.rows.sizes if self.table is not None else (), strict=True)
 
     @property
     def blobs(self) -> Iterator[Descriptor]:
@@ -112,11 +105,6 @@ class GcState:
     former_indexes: tuple[FormerIndex, ...] = ()
 
     @cached_property
-    def references(self) -> Mapping[HashPart, frozenset[HashPart]]:
-        """What each path refers to, in any of its variants, itself left out."""
-        found: dict[HashPart, set[HashPart]] = {}
-        for segment in self.segments:
-            for part, narinfo in segment.narinfos.items():
-                parts = {HashPart.of(reference) for reference in narinfo.references}
-                found.setdefault(part, set()).update(parts - {part})
-        return {part: frozenset(parts) for part, parts in found.items()}
+    def graph(self) -> PathGraph:
+        """What each path refers to; of a large cache it takes seconds to make."""
+        return PathGraph(one.table for one in self.segments if one.table is not None)

@@ -7,13 +7,12 @@ segment stays listed as long as anything that is listed refers to a path that on
 Source: design section 5, promise 4.
 """
 
-from collections import Counter, defaultdict
+from array import array
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from nixcache_oci.maintenance.gc_state import GcState, StoredSegment
-from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 
 
@@ -23,16 +22,16 @@ class Trimming:
 
     Attributes:
         segments: those of which only what is live stays.
-        leaving: paths that are listed, and that no uncondemned segment will hold.
+        leaving: one byte a path, 1 for what is listed, and no uncondemned segment will hold.
     """
 
     segments: AbstractSet[Digest]
-    leaving: AbstractSet[HashPart]
+    leaving: bytearray
 
 
 def choose_trimmed(
     state: GcState,
-    live: AbstractSet[HashPart],
+    live: bytearray,
     *,
     trimmed: Iterable[StoredSegment],
     trimmable: Iterable[StoredSegment],
@@ -42,41 +41,44 @@ def choose_trimmed(
 
     Args:
         state: all that there is.
-        live: what counting roots reach.
+        live: what counting roots reach, one byte a path.
         trimmed: only what is live in these stays.
         trimmable: those that may be added to these.
         staying: every segment that is not condemned after this run; a trimmed one stays by what replaces it.
     """
-    may_trim = {one.manifest for one in trimmable}
     chosen = {one.manifest for one in trimmed}
-    held: Counter[HashPart] = Counter()
-    dead_in: defaultdict[HashPart, list[StoredSegment]] = defaultdict(list)
+    held = array("I", bytes(4 * state.graph.count))
+    staying = list(staying)
     for one in staying:
-        held.update(one.narinfos.keys() & live)
-        if one.manifest not in chosen:
-            dead = one.narinfos.keys() - live
-            held.update(dead)
-            for path in dead:
-                dead_in[path].append(one)
-    referrers: defaultdict[HashPart, list[HashPart]] = defaultdict(list)
-    for path in dead_in:
-        for reference in state.references[path]:
-            referrers[reference].append(path)
-    listed = {path for one in state.segments if one.is_listed for path in one.narinfos}
-    leaving = {path for path in listed if not held[path]}
-    waiting = list(leaving)
-    while waiting:
-        for referrer in referrers[waiting.pop()]:
-            for one in dead_in[referrer]:
-                if one.manifest in chosen or one.manifest not in may_trim:
-                    continue
-                chosen.add(one.manifest)
-                dead = one.narinfos.keys() - live
-                held.subtract(dead)
-                gone = {path for path in dead if not held[path]}
-                leaving |= gone
-                waiting += gone
+        is_trimmed = one.manifest in chosen
+        for path in one.paths:
+            held[path] += bool(live[path] or not is_trimmed)
+    leaving = bytearray(state.graph.count)
+    for one in state.segments:
+        for path in one.paths if one.is_listed else ():
+            leaving[path] = not held[path]
+    kept = {one.manifest for one in staying}
+    others = [one for one in trimmable if one.manifest in kept - chosen]
+    # Each one that is trimmed may take the reference of another away: until none is left that has to be.
+    while more := [one for one in others if _refers_to_leaving(state, one, live, leaving)]:
+        chosen |= {one.manifest for one in more}
+        others = [one for one in others if one.manifest not in chosen]
+        for one in more:
+            for path in one.paths:
+                if not live[path]:
+                    held[path] -= 1
+                    leaving[path] = not held[path]
     return Trimming(chosen, leaving)
+
+
+def _refers_to_leaving(state: GcState, segment: StoredSegment, live: bytearray, leaving: bytearray) -> bool:
+    """Tell whether it holds a dead path with a reference that leaves."""
+    return any(
+        leaving[reference]
+        for path in segment.paths
+        if not live[path]
+        for reference in state.graph.references(path)
+    )
 
 
 def choose_unlisted(state: GcState, expired: Iterable[StoredSegment]) -> list[StoredSegment]:
@@ -87,26 +89,30 @@ def choose_unlisted(state: GcState, expired: Iterable[StoredSegment]) -> list[St
         expired: segments that may leave the index.
     """
     candidates = {one.manifest: one for one in expired}
+    if not candidates:
+        return []
     newest_first = sorted(candidates.values(), key=lambda one: one.segment.created, reverse=True)
-    holders: dict[HashPart, StoredSegment] = {}
-    for one in newest_first:
-        for path in one.narinfos:
-            holders.setdefault(path, one)
-    served: set[HashPart] = set()
-    waiting = [
-        path
-        for one in state.segments
-        if one.is_listed and one.manifest not in candidates
-        for path in one.narinfos
-    ]
-    served.update(waiting)
-    while waiting:
-        for reference in state.references[waiting.pop()]:
-            if reference in served or reference not in holders:
-                continue
-            kept = candidates.pop(holders[reference].manifest, None)
-            if kept is not None:
-                fresh = kept.narinfos.keys() - served
-                served |= fresh
-                waiting += fresh
+    holders = array("I", bytes(4 * state.graph.count))  # place in newest_first from 1; 0 for none
+    for place in range(len(newest_first), 0, -1):
+        for path in newest_first[place - 1].paths:
+            holders[path] = place
+    served = bytearray(state.graph.count)
+    serving = [one for one in state.segments if one.is_listed and one.manifest not in candidates]
+    for one in serving:
+        _serve(one, served)
+    # What is kept is looked through as well: it may refer to what only another one has.
+    for one in serving:
+        for path in one.paths:
+            for reference in state.graph.references(path):
+                if served[reference] or not holders[reference]:
+                    continue
+                kept = newest_first[holders[reference] - 1]
+                if candidates.pop(kept.manifest, None) is not None:
+                    _serve(kept, served)
+                    serving.append(kept)
     return list(candidates.values())
+
+
+def _serve(segment: StoredSegment, served: bytearray) -> None:
+    for path in segment.paths:
+        served[path] = 1

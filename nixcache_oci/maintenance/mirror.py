@@ -7,19 +7,23 @@ by which publishers and gc find what an index lost.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.commit import list_segments
+from nixcache_oci.cache.commit import list_segments, push_table
 from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.salvage import without_lost
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
-from nixcache_oci.clients.resume import open_resuming, read_blob
-from nixcache_oci.errors import DigestError, Error, NotFoundError
+from nixcache_oci.cache.table_inflation import read_table
+from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.clients.resume import has_blob, open_resuming, read_blob
+from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
@@ -40,12 +44,14 @@ class Mirrored:
         sent: how many blobs were sent.
         sent_bytes: how many bytes they have.
         present: how many blobs were there already.
+        failed: how many paths could not be had; each was named, or the segment of those that are not known.
     """
 
     segments: int = 0
     sent: int = 0
     sent_bytes: int = 0
     present: int = 0
+    failed: int = 0
 
 
 class Mirror:
@@ -78,51 +84,85 @@ class Mirror:
                 f"{self._source.name}: a version 1 cache, whose NARs no manifest names; publish to it once, "
                 "which converts it, then mirror it"
             )
+        copied: list[Segment] = []
         for number, segment in enumerate(union.index.segments, 1):
-            if await self._copy_segment(segment):
+            written = await self._copy_segment(segment)
+            copied += written
+            if written:
                 self._tell(f"{number} of {len(union.index.segments)}: {segment.tag}")
-        await self._list(union)
+        await self._list(union, copied)
         return self._done
 
-    async def _copy_segment(self, segment: Segment) -> bool:
-        """Copy a segment; False where it left the source meanwhile."""
+    async def _copy_segment(self, segment: Segment) -> Sequence[Segment]:
+        """Copy a segment; gives what the destination has of it, nothing where it left the source."""
         try:
             stored = await self._source.get_manifest(str(segment.manifest))
-            await self._copy_blobs(stored)
-        except NotFoundError:
-            if await has_manifest(self._source, segment.manifest):
-                raise
-            return False
+        except NotFoundError as error:
+            if segment.condemned is None:
+                self._leave_out(segment, error)
+            return []
+        manifest = Manifest.parse(stored.content)
+        lost = await self._copy_blobs(manifest)
+        if lost and (segment.condemned is not None or not await has_manifest(self._source, segment.manifest)):
+            return []  # it is dead, or has just been deleted
         self._done.segments += 1
+        if lost:
+            return await self._copy_rest(segment, manifest, lost)
         if not await has_manifest(self._destination, str(segment.tag)):
             await self._destination.push_manifest(str(segment.tag), stored.content, stored.media_type)
-        return True
+        return [segment]
 
-    async def _copy_blobs(self, stored: StoredManifest) -> None:
-        manifest = Manifest.parse(stored.content)
+    async def _copy_rest(
+        self, segment: Segment, manifest: Manifest, lost: Mapping[Digest, str]
+    ) -> Sequence[Segment]:
+        """Copy what is left of a segment whose blobs are not all there; every run gives the same."""
+        if segment.table in lost:
+            self._leave_out(segment, lost[segment.table])
+            return []
+        table = await read_table(self._source, segment.table)
+        blobs = {layer.digest: layer for layer in manifest.layers[1:] if layer.digest not in lost}
+        rest = without_lost(table, blobs)
+        reasons = {one.store_path: lost.get(NarUrl.parse(one.url).blob) for one in table.narinfos}
+        for path, why in rest.lost.items():
+            self._tell(f"{path}: left out: {reasons[path] or why}")
+        self._done.failed += len(rest.lost)
+        if rest.table is None:
+            return []
+        return await push_table(self._destination, rest.table, blobs, None)
+
+    def _leave_out(self, segment: Segment, reason: object) -> None:
+        self._tell(f"{segment.tag}: left out, with {segment.paths} paths that are not known: {reason}")
+        self._done.failed += segment.paths
+
+    async def _copy_blobs(self, manifest: Manifest) -> dict[Digest, str]:
+        """Copy the blobs of a manifest; gives those that the source has lost, and how it tells."""
         blobs = {one.digest: one for one in (manifest.config, *manifest.layers)}
         missing = [one for digest, one in blobs.items() if digest not in self._known]
-        await run_all((self._copy_blob(one) for one in missing), _BLOBS_AT_ONCE)
-        self._known |= blobs.keys()
+        found = await run_all((self._find_damage(one) for one in missing), _BLOBS_AT_ONCE)
+        lost = {one.digest: why for one, why in zip(missing, found, strict=True) if why}
+        self._known |= blobs.keys() - lost.keys()
+        return lost
 
-    async def _copy_blob(self, blob: Descriptor) -> None:
-        try:
-            await self._destination.stat_blob(blob.digest)
-        except NotFoundError:
-            pass
-        else:
+    async def _find_damage(self, blob: Descriptor) -> str:
+        """Copy a blob; gives an empty string, or what is wrong with it."""
+        if await has_blob(self._destination, blob):
             self._done.present += 1
-            return
-        if blob.size <= _MEMORY_BYTES:
-            content = await read_blob(self._source, blob.digest, _MEMORY_BYTES)
-            await self._destination.push_blob(blob.digest, bytes(content))
-        else:
-            with tempfile.TemporaryDirectory(prefix="nixcache-oci-") as folder:
-                await self._copy_large(blob, Path(folder) / "blob")
+            return ""
+        with tempfile.TemporaryDirectory(prefix="nixcache-oci-") as folder:
+            try:
+                content = await self._fetch(blob, Path(folder) / "blob")
+            except (DigestError, FormatError, RegistryError) as error:
+                await raise_unless_damage(self._source, error)
+                return str(error)
+            await self._destination.push_blob(blob.digest, content)
         self._done.sent += 1
         self._done.sent_bytes += blob.size
+        return ""
 
-    async def _copy_large(self, blob: Descriptor, path: Path) -> None:
+    async def _fetch(self, blob: Descriptor, path: Path) -> bytes | Path:
+        """Fetch and check a blob, a large one into this file."""
+        if blob.size <= _MEMORY_BYTES:
+            return bytes(await read_blob(self._source, blob.digest, _MEMORY_BYTES))
         hasher = hashlib.sha256()
         with path.open("wb") as file:
 
@@ -135,19 +175,20 @@ class Mirror:
                     await run_in_thread(write, chunk)
         if hasher.hexdigest() != blob.digest.hex:
             raise DigestError(f"{self._source.name}: blob {blob.digest} has other bytes; verify tells more")
-        await self._destination.push_blob(blob.digest, path)
+        return path
 
-    async def _list(self, union: Union) -> None:
-        """Write the source's own index, marks and watermark too, unless the destination has more."""
+    async def _list(self, union: Union, copied: Sequence[Segment]) -> None:
+        """Write the source's own index, marks and watermark too, unless the destination has more, or less."""
         there = await read_union(self._destination)
-        listed = {segment.manifest for segment in union.index.segments}
-        if there.version1 is None and _manifests(there.index.segments) <= listed and union.is_complete:
+        listed = _manifests(union.index.segments)
+        is_whole = union.is_complete and listed == _manifests(copied)
+        if is_whole and there.version1 is None and _manifests(there.index.segments) <= listed:
             stored = await self._source.get_manifest(INDEX_TAG)
             if stored.digest == union.digest:
                 if there.digest != stored.digest:
                     await self._destination.push_manifest(INDEX_TAG, stored.content, stored.media_type)
                 return
-        await list_segments(self._destination, union.index.segments)
+        await list_segments(self._destination, copied, tell=self._tell)
 
 
 def _manifests(segments: Iterable[Segment]) -> set[Digest]:

@@ -75,6 +75,7 @@ async def write_pinning(
     relisted: Relisted,
     *,
     max_layers: int = MAX_LAYERS,
+    max_blob_bytes: int | None = None,
 ) -> None:
     """Leave a record for gc.
 
@@ -84,6 +85,7 @@ async def write_pinning(
         source: address of the GitHub repository: GHCR links the package to it.
         relisted: what is to be listed again.
         max_layers: of a segment, its table among them.
+        max_blob_bytes: of a table; None for any size.
 
     Raises:
         FormatError: a version 1 cache, which a publish has to convert first.
@@ -92,7 +94,12 @@ async def write_pinning(
     """
     blobs = await _read_layers(repository, relisted.segments)
     header = TableHeader(record.time, source=None, public_keys=relisted.public_keys)
-    *contents, last = cut(order_by_references(relisted.narinfos), blobs, max_layers=max_layers - 1)
+    *contents, last = cut(
+        order_by_references(relisted.narinfos),
+        blobs,
+        max_layers=max_layers - 1,
+        max_blob_bytes=max_blob_bytes,
+    )
     # References first, and the record last: who finds that finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
     tables.append(Table(header, (record,), last.narinfos))

@@ -13,7 +13,7 @@ class Kind(StrEnum):
         SEGMENT: the table or manifest of a segment cannot be had, or they do not belong together.
         MALFORMED: a narinfo or record cannot be read.
         MISSING: the blob is not there.
-        CONTENT: the blob has other bytes, or fewer.
+        CONTENT: the blob has other bytes, or fewer, or they cannot be read.
         SIGNATURE: nobody who is known vouches for it.
         REFERENCE: what it refers to is nowhere.
         UNKNOWN: nobody could say where what it refers to is.

@@ -4,6 +4,7 @@ NAR blobs stay where they are. Slices of packs move to new packs, in closure ord
 full and wholly live stays, too: moving it would gain nothing. Source: design section 5, promise 5.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -37,6 +38,7 @@ async def push_replacement(
     created: datetime,
     *,
     max_layers: int,
+    max_blob_bytes: int | None = None,
     source: str | None,
 ) -> list[Segment]:
     """Push the segments that take the place of others; the index does not list them yet.
@@ -46,6 +48,7 @@ async def push_replacement(
         replacement: what is to be left.
         created: becomes the segments' time.
         max_layers: of a manifest, its table among them.
+        max_blob_bytes: of a pack or table; None for any size.
         source: address of the GitHub repository: GHCR links the package to it.
 
     Raises:
@@ -54,21 +57,28 @@ async def push_replacement(
         RegistryError: the repository could not answer, or refused.
     """
     blobs = {layer.digest: layer for one in replacement.sources for layer in one.layers[1:]}
-    kept = _kept_packs(replacement.narinfos, blobs)
+    # On a thread: a large table takes seconds to parse.
+    narinfos = await asyncio.to_thread(lambda: replacement.narinfos)
+    kept = _kept_packs(narinfos, blobs)
     staying: list[NarInfo] = []
     moving: list[NarInfo] = []
-    for narinfo in order_by_references(replacement.narinfos):
+    for narinfo in order_by_references(narinfos):
         url = NarUrl.parse(narinfo.url)
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
-    moved, packs = await _move(repository, moving)
+    moved, packs = await _move(repository, moving, max_blob_bytes)
     blobs.update((pack.digest, pack) for pack in packs)
-    contents = cut(order_by_references([*staying, *moved]), blobs, max_layers=max_layers - 1)
+    contents = cut(
+        order_by_references([*staying, *moved]),
+        blobs,
+        max_layers=max_layers - 1,
+        max_blob_bytes=max_blob_bytes,
+    )
     header = _join_headers(replacement.sources, created)
     return [
         await push_segment(
             repository, Table(header, records, content.narinfos), content.layers, source=source
         )
-        for content, records in _spread(contents, replacement.records)
+        for content, records in _spread(contents, replacement.records, max_blob_bytes or MAX_NARINFO_BYTES)
     ]
 
 
@@ -112,7 +122,9 @@ class _Packs:
         return content
 
 
-async def _move(repository: Repository, moving: Iterable[NarInfo]) -> tuple[list[NarInfo], list[Descriptor]]:
+async def _move(
+    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None
+) -> tuple[list[NarInfo], list[Descriptor]]:
     """Copy slices into new packs, and push these; gives the narinfos with their new URLs."""
     moved: list[NarInfo] = []
     packs: list[Descriptor] = []
@@ -125,12 +137,12 @@ async def _move(repository: Repository, moving: Iterable[NarInfo]) -> tuple[list
             moved.extend(pack.narinfos)
 
     sources = _Packs(repository)
-    builder = PackBuilder()
+    builder = PackBuilder(max_blob_bytes=max_blob_bytes)
     for narinfo in moving:
         content = await sources.cut_out(NarUrl.parse(narinfo.url))
         if not builder.add(narinfo, content):
             await push(builder)
-            builder = PackBuilder()
+            builder = PackBuilder(max_blob_bytes=max_blob_bytes)
             builder.add(narinfo, content)
     await push(builder)
     return moved, packs
@@ -148,16 +160,16 @@ def _join_headers(sources: Sequence[StoredSegment], created: datetime) -> TableH
 
 
 def _spread(
-    contents: Sequence[SegmentContent], records: Sequence[Record]
+    contents: Sequence[SegmentContent], records: Sequence[Record], most_bytes: int
 ) -> list[tuple[SegmentContent, tuple[Record, ...]]]:
     """Put the records behind all narinfos: who finds these finds all."""
     pieces: list[list[Record]] = [[]]
-    size, room = 0, _RECORD_BYTES
+    size, room = 0, min(_RECORD_BYTES, most_bytes // 2)
     for record in records:
         record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
         if size + record_size > room:
             pieces.append([])
-            size, room = 0, MAX_NARINFO_BYTES
+            size, room = 0, min(MAX_NARINFO_BYTES, most_bytes)
         pieces[-1].append(record)
         size += record_size
     without = [(content, ()) for content in contents[:-1]]

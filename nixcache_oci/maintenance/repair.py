@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.segment import SegmentTag
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.maintenance.problem import Kind, Problem
 from nixcache_oci.maintenance.repair_reading import ReadSegment
@@ -72,6 +73,7 @@ class RepairPlan:
         left_out: what cannot be read: the segment's tag, and what it is.
         lost: segments of which nothing can be read, so that what they listed is not known.
         rewrites: segments that are replaced, the lost ones among them.
+        tags: of segments whose manifests are gone, and that no index lists.
         refusal: why this is only carried out by force, or an empty string.
     """
 
@@ -80,6 +82,7 @@ class RepairPlan:
     left_out: tuple[tuple[str, str], ...] = ()
     lost: tuple[ReadSegment, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    tags: tuple[SegmentTag, ...] = ()
     refusal: str = ""
 
 
@@ -224,7 +227,11 @@ def plan_repair(
     left_out += [(one.tag, line) for one in rewritten for line in one.left_out]
     lost = tuple(one for one in rewritten if one.header is None)
     refusal = _refuse(segments, unlisted, lost)
-    return RepairPlan(unlisted, tuple(dropped), tuple(left_out), lost, rewrites, refusal)
+    known = {one.tag for one in segments}
+    tags = {problem.segment for problem in problems if problem.kind is Kind.SEGMENT} - known
+    parsed = (SegmentTag.parse(tag) for tag in sorted(tags))
+    orphans = tuple(tag for tag in parsed if tag is not None)
+    return RepairPlan(unlisted, tuple(dropped), tuple(left_out), lost, rewrites, orphans, refusal)
 
 
 def plan_replacement(

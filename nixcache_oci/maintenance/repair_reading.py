@@ -8,16 +8,19 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Entry, Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, TableHeader, parse_head, parse_header
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
-from nixcache_oci.maintenance.gc_reading import inflate_table
+from nixcache_oci.errors import DigestError, FormatError, LimitError, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 
@@ -60,18 +63,20 @@ async def read_segments(
 
     Raises:
         RegistryError: the repository could not answer.
+        LimitError: there is more to read again than is read.
     """
     narinfos: dict[str, dict[HashPart, NarInfo]] = {}
     for entry in entries:
         narinfos.setdefault(entry.listed_by, {})[entry.narinfo.store_path.hash_part] = entry.narinfo
     read: list[ReadSegment] = []
+    budget = TableBudget()
     tables = inventory.tables
     for segment in tables.listing.segments:
         file = tables.tables[segment.table]
         try:
-            records = file.records()
+            records = await asyncio.to_thread(_check_whole, file)
         except FormatError:
-            read.append(await _salvage(repository, segment))
+            read.append(await _salvage(repository, segment, budget))
         else:
             known = narinfos.get(str(segment.tag), {})
             read.append(ReadSegment(segment, file.header, known, records))
@@ -79,19 +84,29 @@ async def read_segments(
     for segment in (await read_listing(repository, tables.listing.segments)).segments:
         tag = str(segment.tag)
         if tag in tables.damaged:
-            read.append(await _salvage(repository, segment))
+            read.append(await _salvage(repository, segment, budget))
         elif tag not in there and not await has_manifest(repository, segment.manifest):
             read.append(ReadSegment(segment))
     return read
 
 
-async def _salvage(repository: Repository, segment: Segment) -> ReadSegment:
+def _check_whole(file: TableFile) -> tuple[Record, ...]:
+    """Give the records of a table that gc can read; one that it cannot is read stanza by stanza."""
+    for _ in file.narinfos():
+        pass
+    return file.records()
+
+
+async def _salvage(repository: Repository, segment: Segment, budget: TableBudget) -> ReadSegment:
     try:
         compressed = await read_blob(
             repository, segment.table, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS
         )
-        return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed))
-    except (NotFoundError, DigestError, FormatError):
+        return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed, budget))
+    except LimitError:
+        raise  # it may be as good as the others
+    except (DigestError, FormatError, RegistryError) as error:
+        await raise_unless_damage(repository, error)
         return ReadSegment(segment)
 
 

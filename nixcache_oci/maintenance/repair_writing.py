@@ -18,7 +18,7 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
-from nixcache_oci.cache.segment import MAX_LAYERS, Segment
+from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
 from nixcache_oci.cache.table import Table
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.removal import Remover
@@ -34,6 +34,8 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 
 _PARALLEL_REQUESTS: Final = 16
+_LOOKS: Final = 3
+_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ async def carry_out_repair(
     plan: RepairPlan,
     *,
     max_layers: int = MAX_LAYERS,
+    max_blob_bytes: int | None = None,
     source: str | None = None,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -72,6 +75,7 @@ async def carry_out_repair(
         remover: deletes.
         plan: what to do.
         max_layers: of a segment that is written, its table among them.
+        max_blob_bytes: of a table; None for any size.
         source: address of the GitHub repository: GHCR links the package to it.
         clock: tells the time.
         sleep: waits so many seconds between tries.
@@ -81,16 +85,19 @@ async def carry_out_repair(
     """
     written: list[Segment] = []
     for rewrite in plan.rewrites:
-        written += await _push(repository, rewrite, clock(), max_layers, source)
+        written += await _push(repository, rewrite, clock(), max_layers, max_blob_bytes, source)
     replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
 
     async def without_replaced(union: Union) -> CacheIndex:
         _refuse_version1(repository, union)
         return _change(union, written, replaced, (), clock(), source)
 
-    if not await write_index(repository, written, without_replaced, sleep=sleep):
+    if plan.rewrites and not await write_index(repository, written, without_replaced, sleep=sleep):
         return Repaired(tuple(written), is_index_confirmed=False)
-    refused = await _delete(repository, remover, replaced.values())
+    tags = _Tags(repository, remover, sleep)
+    refused = await _delete(repository, remover, replaced.values(), tags)
+    for tag in plan.tags:
+        await tags.free(tag)
 
     async def as_they_are(union: Union) -> CacheIndex:
         _refuse_version1(repository, union)
@@ -104,8 +111,15 @@ async def carry_out_repair(
         is_confirmed = await write_index(repository, known, as_they_are, sleep=sleep) is not None
     return Repaired(
         tuple(written),
-        tuple(str(segment.tag) for manifest, segment in replaced.items() if manifest not in refused),
-        tuple((str(replaced[manifest].tag), reason) for manifest, reason in refused.items()),
+        tuple(
+            str(segment.tag)
+            for manifest, segment in replaced.items()
+            if manifest not in refused and str(segment.tag) not in tags.refused
+        ),
+        (
+            *((str(replaced[manifest].tag), reason) for manifest, reason in refused.items()),
+            *tags.refused.items(),
+        ),
         is_confirmed,
     )
 
@@ -138,39 +152,93 @@ def _change(
     return replace(index, source=index.source or source)
 
 
-async def _delete(repository: Repository, remover: Remover, segments: Iterable[Segment]) -> dict[Digest, str]:
+async def _delete(
+    repository: Repository, remover: Remover, segments: Iterable[Segment], tags: "_Tags"
+) -> dict[Digest, str]:
     """Delete the manifests of segments that the index no longer lists; gives those that are kept, and why."""
     refused: dict[Digest, str] = {}
-    tags = set(await repository.list_tags())
     for segment in segments:
         try:
             if await has_manifest(repository, segment.manifest):
                 await remover.remove(segment.manifest)
-            elif str(segment.tag) in tags:
-                await _free_tag(repository, remover, segment)
+            else:
+                await tags.free(segment.tag)
         except RegistryError as error:
             refused[segment.manifest] = str(error)
     return refused
 
 
-async def _free_tag(repository: Repository, remover: Remover, segment: Segment) -> None:
-    """Take away a tag whose manifest is lost: no repository does that but with the manifest it points at."""
-    annotations = {media_type.ANNOTATION_CREATED: format_time(segment.created)}
-    stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
-    await push_empty_config(repository)
-    manifest = await repository.push_manifest(str(segment.tag), stand_in, media_type.IMAGE_MANIFEST)
-    await remover.remove(manifest)
+class _Tags:
+    """Takes tags away whose manifests are lost: gc does not run while there are any.
+
+    No repository does that but with the manifest that the tag points at, so that it first gets another one.
+
+    Attributes:
+        refused: those that stay, and why.
+    """
+
+    def __init__(
+        self, repository: Repository, remover: Remover, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._repository = repository
+        self._remover = remover
+        self._sleep = sleep
+        self.refused: dict[str, str] = {}
+
+    async def free(self, tag: SegmentTag) -> None:
+        """Take a tag away, if it is there and its manifest is not."""
+        try:
+            if await self._is_lost(tag) and not await self._replace(tag):
+                self.refused[str(tag)] = "the repository keeps the tag: delete it by hand"
+        except RegistryError as error:
+            self.refused[str(tag)] = str(error)
+
+    async def _is_lost(self, tag: SegmentTag) -> bool:
+        """Look more than once: just after a push, a registry may list a tag before it knows the manifest."""
+        for attempt in range(_LOOKS):
+            if attempt:
+                await self._sleep(_PAUSE_SECONDS)
+            if await has_manifest(self._repository, tag.manifest) or not await self._is_there(tag):
+                return False
+        return True
+
+    async def _is_there(self, tag: SegmentTag) -> bool:
+        return str(tag) in await self._repository.list_tags()
+
+    async def _replace(self, tag: SegmentTag) -> bool:
+        annotations = {media_type.ANNOTATION_CREATED: format_time(tag.created)}
+        stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
+        await push_empty_config(self._repository)
+        manifest = await self._repository.push_manifest(str(tag), stand_in, media_type.IMAGE_MANIFEST)
+        for attempt in range(_LOOKS):
+            if attempt:
+                await self._sleep(_PAUSE_SECONDS)
+            # GitHub's API may need a moment until it lists what was just pushed.
+            await self._remover.remove(manifest)
+            if not await self._is_there(tag):
+                return True
+        return False
 
 
 async def _push(
-    repository: Repository, rewrite: Rewrite, created: datetime, max_layers: int, source: str | None
+    repository: Repository,
+    rewrite: Rewrite,
+    created: datetime,
+    max_layers: int,
+    max_blob_bytes: int | None,
+    source: str | None,
 ) -> list[Segment]:
     """Push what is left of a segment; no blob is moved, for nothing vouches for what lies in them."""
     if rewrite.header is None or not (rewrite.narinfos or rewrite.records):
         return []
     header = replace(rewrite.header, created=created)
     blobs = await _describe_blobs(repository, rewrite)
-    *contents, last = cut(order_by_references(rewrite.narinfos), blobs, max_layers=max_layers - 1)
+    *contents, last = cut(
+        order_by_references(rewrite.narinfos),
+        blobs,
+        max_layers=max_layers - 1,
+        max_blob_bytes=max_blob_bytes,
+    )
     # References first, and the records last: who finds these finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
     tables.append(Table(header, rewrite.records, last.narinfos))

@@ -14,32 +14,48 @@ from nixcache_oci.maintenance.gc_state import GcState, StoredSegment
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
-from nixcache_oci.nix.store_path import HashPart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Replacement:
     """One or more segments, and what is live in them.
 
     Attributes:
         sources: the segments that are replaced, the oldest first.
-        narinfos: what is live in them, each path once.
         records: those that have to stay, each once.
+        live: what counting roots reach, one byte a path.
+        public_keys: whose signature decides between two variants.
     """
 
     sources: tuple[StoredSegment, ...]
-    narinfos: tuple[NarInfo, ...]
     records: tuple[Record, ...]
+    live: bytearray
+    public_keys: tuple[PublicKey, ...]
+
+    @property
+    def narinfos(self) -> tuple[NarInfo, ...]:
+        """What is live in them, each path once; parsed anew each time, for it takes much memory.
+
+        Raises:
+            FormatError: a table cannot be read any more.
+        """
+        variants: defaultdict[int, list[NarInfo]] = defaultdict(list)
+        for source in reversed(self.sources):
+            narinfos = source.table.narinfos() if source.table is not None else ()
+            for path, narinfo in zip(source.paths, narinfos, strict=True):
+                if self.live[path]:
+                    variants[path].append(narinfo)
+        return tuple(_choose(found, self.public_keys) for found in variants.values())
 
 
 def replace_segments(
-    state: GcState, live: AbstractSet[HashPart], needed: AbstractSet[Record], public_keys: Sequence[PublicKey]
+    state: GcState, live: bytearray, needed: AbstractSet[Record], public_keys: Sequence[PublicKey]
 ) -> Callable[[Iterable[StoredSegment]], Replacement]:
     """Make what replaces segments.
 
     Args:
         state: all that there is.
-        live: what counting roots reach.
+        live: what counting roots reach, one byte a path.
         needed: records that have to stay.
         public_keys: whose signature decides between two variants; empty for those that the tables record.
     """
@@ -47,17 +63,8 @@ def replace_segments(
 
     def replace(sources: Iterable[StoredSegment]) -> Replacement:
         in_order = tuple(sorted(sources, key=lambda one: (one.segment.created, one.manifest)))
-        variants: defaultdict[HashPart, list[NarInfo]] = defaultdict(list)
-        for source in reversed(in_order):
-            for path, narinfo in source.narinfos.items():
-                if path in live:
-                    variants[path].append(narinfo)
         records = {record for source in in_order for record in source.records if record in needed}
-        return Replacement(
-            in_order,
-            tuple(_choose(found, keys) for found in variants.values()),
-            tuple(sorted(records, key=record_fields)),
-        )
+        return Replacement(in_order, tuple(sorted(records, key=record_fields)), live, keys)
 
     return replace
 

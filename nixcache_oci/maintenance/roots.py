@@ -11,13 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
 
-from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.record import PUSH_SCOPE_START, UNRECORDED, PublishRecord
 from nixcache_oci.nix.store_path import StorePath
-
-PUSH_SCOPE_START: Final = "push/"
-"""Scopes whose publishes displace only the names that they build, as narrowed runs do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,8 @@ def count_roots(
         records: all that the cache holds, in any order; one that several segments hold counts once.
         now: the time of the decision.
         retention: how long a root counts after it was superseded.
-        scope_ttl: how long the roots of a scope count after its last publish; None for ever.
+        scope_ttl: how long the roots of a scope count after its last publish; None for ever. As the last one
+            may have left no record, it is ``UNRECORDED`` more after the last record.
     """
     by_scope: defaultdict[str, set[PublishRecord]] = defaultdict(set)
     for record in records:
@@ -52,7 +49,7 @@ def count_roots(
     for members in by_scope.values():
         last_publish = max(record.time for record in members)
         # A difference, and not a sum: nothing keeps a record from naming the year 9999.
-        if scope_ttl is not None and now - last_publish >= scope_ttl:
+        if scope_ttl is not None and now - last_publish >= scope_ttl + UNRECORDED:
             continue
         scope = _Scope(members)
         counting = scope.counting(now - retention)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
+from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory
 from nixcache_oci.cache.listing import read_union
@@ -14,9 +15,10 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import probe_blob
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import FormatError, NotFoundError, UpstreamError
-from nixcache_oci.maintenance.blob_check import check_content, check_size
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
+from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.content_address import Claim, is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
@@ -43,7 +45,7 @@ class Verifier:
         repository: where the bytes lie.
         upstreams: are asked for what is referred to and not listed.
         keys: each path is signed by one of them, or names its own content; empty for any.
-        with_content: whether every byte is downloaded and hashed; otherwise only sizes are asked for.
+        with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
         tell: hears how far it is.
     """
 
@@ -74,7 +76,8 @@ class Verifier:
             Error: the repository could not answer.
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
-        self._tell(f"{len(entries)} paths are listed")
+        # As `list` counts: each once, however many segments list it.
+        self._tell(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
@@ -91,7 +94,17 @@ class Verifier:
             _PARALLEL_REQUESTS,
         )
         problems += [problem for some in found for problem in some]
-        listed = {VERSION1, INDEX_TAG, *(str(segment.tag) for segment in union.index.segments)}
+        problems += [
+            Problem(
+                str(tag),
+                "its manifest is gone, and its tag is there: gc does not run",
+                Kind.SEGMENT,
+                str(tag),
+            )
+            for tag in union.orphans
+        ]
+        listed = {VERSION1, INDEX_TAG, *map(str, union.orphans)}
+        listed |= {str(segment.tag) for segment in union.index.segments}
         return sorted({problem for problem in problems if problem.segment in listed})
 
     async def has_upstream(self, parts: Iterable[HashPart]) -> set[HashPart]:
@@ -154,7 +167,7 @@ class Verifier:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
         self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
-        check = check_content if self._with_content else check_size
+        check = check_content if self._with_content else check_start
         at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
         found = await run_all(
             (check(self._repository, blob, group) for blob, group in asked.items()), at_once
@@ -190,10 +203,14 @@ class Verifier:
             return problem(f"blob {min(blobs - held)}, where NARs of it lie, is in no layer of its manifest")
         for digest in {manifest.config.digest, *held} - blobs - self._there:
             try:
-                await self._repository.stat_blob(digest)
-            except NotFoundError:
+                await probe_blob(self._repository, digest)
+            except (DigestError, RegistryError) as error:
+                await raise_unless_damage(self._repository, error)
                 what = "its table" if digest == segment.table else "of its manifest"
-                return problem(f"blob {digest}, {what}, is missing")
+                is_missing = isinstance(error, NotFoundError)
+                return problem(
+                    f"blob {digest}, {what}, {'is missing' if is_missing else f'cannot be read: {error}'}"
+                )
             self._there.add(digest)
         return []
 
@@ -215,17 +232,34 @@ def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
             file.records()
         except FormatError as error:
             problems.append(Problem(tag, f"a record cannot be read: {error}", Kind.MALFORMED, tag))
-        for row in range(file.count):
-            try:
-                narinfo = NarInfo.parse(file.text(row))
+        try:
+            narinfos = list(file.narinfos())
+            for narinfo in narinfos:
                 NarUrl.parse(narinfo.url)
-            except FormatError as error:
-                what = f"its narinfo cannot be read: {error}"
-                path, base_name = _name(file, row)
-                problems.append(Problem(path, what, Kind.MALFORMED, tag, base_name))
-            else:
-                entries.append(Entry(narinfo, segment))
+        except FormatError as error:
+            # gc reads a table whole, or nothing at all.
+            narinfos, malformed = _read_one_by_one(file, tag)
+            problems += malformed or [
+                Problem(tag, f"its table cannot be read as a whole: {error}", Kind.MALFORMED, tag)
+            ]
+        entries += (Entry(narinfo, segment) for narinfo in narinfos)
     return entries, problems
+
+
+def _read_one_by_one(file: TableFile, tag: str) -> tuple[list[NarInfo], list[Problem]]:
+    narinfos: list[NarInfo] = []
+    problems: list[Problem] = []
+    for row in range(file.count):
+        try:
+            narinfo = NarInfo.parse(file.text(row))
+            NarUrl.parse(narinfo.url)
+        except FormatError as error:
+            path, base_name = _name(file, row)
+            what = f"its narinfo cannot be read: {error}"
+            problems.append(Problem(path, what, Kind.MALFORMED, tag, base_name))
+        else:
+            narinfos.append(narinfo)
+    return narinfos, problems
 
 
 def _name(file: TableFile, row: int) -> tuple[str, str]:

@@ -44,6 +44,9 @@ _SINGLE_FIELDS = frozenset(
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
 _ONCE = frozenset({"References", "CA"})  # Nix stops at a second one, unless the first was empty
+MAX_URL_CHARACTERS = 4096
+"""Servers take request lines of 8 KiB; to tell whether a URL leaves its cache takes long for a megabyte."""
+
 _LINE = re.compile(r"([^:\s\x00-\x1f\x7f]+): ([^\x00-\x08\x0a-\x1f\x7f]*)")
 # What Nix skips: it reads a name up to the colon, and a value from the second character behind it.
 _IGNORED_LINE = re.compile(r"([^:\n]*):[^\n][^\n]*")
@@ -223,6 +226,8 @@ def _read_size(text: str) -> int:
 
 
 def _check_url(url: str) -> None:
+    if len(url) > MAX_URL_CHARACTERS:
+        raise FormatError(f"narinfo: URL of {len(url)} characters, over the limit of {MAX_URL_CHARACTERS}")
     first_segment = _FIRST_SEGMENT.match(url)
     is_plain = first_segment is not None and first_segment[0] != "" and ":" not in first_segment[0]
     if not _URL.fullmatch(url) or not (is_plain or _ABSOLUTE_URL.fullmatch(url)):

@@ -25,7 +25,15 @@ TRIES_PER_KEY: Final = 4
 """Signatures that are verified of those that name one key. Others may be stale, by a former key of that name;
 thousands of them, each verified, would be an attack."""
 
-_KEY_NAME = re.compile(r"[^:\s\x00-\x1f\x7f]+")
+_KEY_NAME = re.compile(r"[^:\s\x00-\x1f\x7f\ufeff\u200b]+")
+# What may stand in every place that Nix has for it: nix.conf, where # begins a comment, the address of a
+# store, where & and ? separate settings, and a file's name.
+_NEW_KEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@~-]*")
+_MAX_NEW_KEY_NAME = 200  # characters; with an ending it is a file's name
+# Around a key that was copied: white space, a byte order mark, quotes, and the variable that it was set as.
+_AROUND: Final = "\ufeff\u200b \t\r\n\v\f\u00a0"
+_ASSIGNMENT = re.compile(r"(?:export\s+)?[A-Z0-9_]*KEY[A-Z0-9_]*\s*=\s*")
+_QUOTES: Final = "\"'`"
 
 
 class Signable(Protocol):
@@ -139,12 +147,15 @@ class SecretKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<name>:<base 64 of seed and public key>``, white space around it allowed.
+        """Read ``<name>:<base 64 of seed and public key>``, as it comes out of files, secrets and forms.
+
+        White space, a byte order mark and quotes around it are left out, and ``NIX_SIGNING_KEY=`` before it;
+        so are line breaks within the base 64, as Nix does.
 
         Raises:
             FormatError: no such key; the message does not repeat the text.
         """
-        name, raw = _split("secret key", text.strip(), is_secret=True)
+        name, raw = _split("secret key", strip_key(text), is_secret=True)
         if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
             # Without the name: where somebody left it out, or changed the order, that is the secret.
             raise FormatError(
@@ -160,8 +171,13 @@ class SecretKey:
         """Make a new key.
 
         Raises:
-            FormatError: the name is empty, or holds a colon or white space.
+            FormatError: Nix could not use a key of this name everywhere.
         """
+        if not _NEW_KEY_NAME.fullmatch(name) or len(name) > _MAX_NEW_KEY_NAME:
+            raise FormatError(
+                f"key name {name[:80]!r}: expected letters, digits and . _ + @ ~ -, the first a letter or "
+                f"digit, at most {_MAX_NEW_KEY_NAME}; write it like my-cache-1"
+            )
         return cls(name, bytes(SigningKey.generate()))
 
     @property
@@ -176,6 +192,18 @@ class SecretKey:
     def render(self) -> str:
         """Write the key as Nix keeps it in a file, without a newline."""
         return _join(self.name, self.seed + self.public_key.raw)
+
+
+def strip_key(text: str) -> str:
+    """Leave out what comes with a key that was copied from somewhere, or saved by some editor."""
+    before = ""
+    while text != before:
+        before, text = text, text.strip(_AROUND)
+        if len(text) > 1 and text[0] in _QUOTES and text[0] == text[-1]:
+            text = text[1:-1]
+        elif assignment := _ASSIGNMENT.match(text):
+            text = text[assignment.end() :]
+    return text
 
 
 def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
@@ -239,6 +267,8 @@ def _join(name: str, raw: bytes) -> str:
 
 def _split(noun: str, text: str, *, is_secret: bool = False) -> tuple[str, bytes]:
     name, _, encoded = text.partition(":")
+    if is_secret:
+        encoded = "".join(encoded.split())
     try:
         # Nix wants no padding, and others leave it out.
         return name, base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)

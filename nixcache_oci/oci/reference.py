@@ -3,6 +3,7 @@
 Sources: OCI distribution specification, "Pulling manifests" (names and tags); RFC 3986 (hosts).
 """
 
+import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -18,7 +19,14 @@ _MAX_PORT = 65535
 
 _REPOSITORY_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_REPOSITORY_PART}(/{_REPOSITORY_PART})*")
+_PART = re.compile(_REPOSITORY_PART)
+# What fit_repository makes, and so no name stays as it is that could be taken for it.
+_FITTED_PART = re.compile(r".*\.x[0-9a-f]{16}")
+_FIT_DIGITS = 16
 _MAX_REPOSITORY = 255  # characters; the specification's advice, and what registries enforce
+
+# Docker Hub's names for people, and the one that answers.
+_API_HOSTS = dict.fromkeys(("docker.io", "index.docker.io"), "registry-1.docker.io")
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -63,6 +71,7 @@ class RegistryReference:
         scheme, separator, host = registry.rpartition("://")
         scheme = scheme.lower()
         host = host.removesuffix("/").lower()
+        host = _API_HOSTS.get(host, host)
         if scheme not in ("", "http", "https") or (separator and not scheme):
             named = f"{scheme[:20]}://" if scheme.isalnum() else "this"
             raise FormatError(f"registry {registry[:80]!r}: {named} is not spoken here, only http and https")
@@ -81,6 +90,28 @@ class RegistryReference:
     def base_url(self) -> str:
         """The registry's address, without a slash at its end: ``https://ghcr.io``."""
         return f"{'http' if self.plain_http else 'https'}://{self.host}"
+
+
+def fit_repository(name: str) -> str:
+    """Make a repository's name at a Git host one that registries take.
+
+    Registries are stricter than GitHub, which has repositories such as ``.github``, ``name-`` and ``_x``. A
+    part that they take stays as it is, in lower case: hosts do not tell capitals apart. Of any other part,
+    what they take stays readable, and a hash of the whole part follows: ``github.xbdcc6a…``. No two parts
+    become one, for a part that looks like the outcome for another gets a hash of its own. There is never more
+    than one separator in a row, for some registries take no more.
+
+    Args:
+        name: such as ``owner/.github``; of any depth.
+    """
+    return "/".join(_fit_part(part) for part in name.lower().split("/"))
+
+
+def _fit_part(part: str) -> str:
+    if _PART.fullmatch(part) and not _FITTED_PART.fullmatch(part):
+        return part
+    readable = "-".join(re.findall(r"[a-z0-9]+", part)) or "repository"
+    return f"{readable}.x{hashlib.sha256(part.encode()).hexdigest()[:_FIT_DIGITS]}"
 
 
 def is_repository(name: str) -> bool:

@@ -34,7 +34,6 @@ class JoinedRefreshes:
 
         Raises:
             Error: it could not be read; the catalog stays as it was.
-            OSError: the index folder could not be written; what could be read is served all the same.
         """
         if self._next is None:
             self._next = asyncio.create_task(self._refresh_after(self._running), name="refresh for a client")

@@ -166,7 +166,6 @@ class LiveIndex:
 
         Raises:
             Error: it could not be read; the catalog stays as it was.
-            OSError: the index folder could not be written; what could be read is served all the same.
         """
         async with self._refreshing:
             self._counters.refreshes += 1
@@ -216,10 +215,12 @@ class LiveIndex:
             self.watch.confirm()
         # Also after a look that found nothing new: the disk may have been full before.
         listing = self._set.listing
-        if listing != self._saved:
-            await asyncio.to_thread(self._folder.save, listing)
+        if listing != self._saved and await asyncio.to_thread(self._folder.save, listing):
             self._saved = listing
-        await self.watch.save()
+        try:
+            await self.watch.save()
+        except OSError as error:
+            self._folder.tell(error)
 
     def _tell_trouble(self, look: TableSet) -> None:
         """Say once what cannot be had or is over a limit, however much it is, and while it stays so."""

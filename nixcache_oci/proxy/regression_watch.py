@@ -92,7 +92,7 @@ class RegressionWatch:
     def _load(self) -> Seen:
         try:
             return Seen.from_json((self._folder / _FILE).read_bytes(_MAX_BYTES))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Seen()
         except (OSError, FormatError) as error:
             _log.warning("what was seen before is unusable", extra={"fields": {"error": str(error)}})

@@ -13,9 +13,10 @@ from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.address import NarMode, parse_upstream
+from nixcache_oci.clients.upstream.address import NarMode
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 # before it cancels a handler, and after.
 _GRACE_SECONDS: Final = 1.5
 _BACKLOG: Final = 128
+_EVERY_ADDRESS: Final = "::"
 
 
 async def run_proxy(
@@ -81,7 +83,7 @@ async def serving(
         The addresses, such as ``http://127.0.0.1:37515``.
     """
     counters = Counters()
-    configured = [parse_upstream(url) for url in config.upstreams]
+    configured = open_upstreams(config.upstreams)
     upstreams = Upstreams(
         configured,
         former=await asyncio.to_thread(remember_upstreams, config.index_dir, configured, time.time()),
@@ -132,6 +134,12 @@ async def _listen(
             for activated in activated_sockets
         ]
     try:
+        if config.listen == _EVERY_ADDRESS and socket.has_dualstack_ipv6():
+            # asyncio would listen on IPv6 alone, and `use` names 127.0.0.1 to this machine's Nix.
+            both = socket.create_server(
+                (config.listen, config.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
+            )
+            return [await loop.create_server(front, sock=both, backlog=_BACKLOG)]
         return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
     except OSError as error:
         raise Error(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.index_folder import NOWHERE
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.rooted_path import RootedPath
 
@@ -40,7 +41,7 @@ def load_url_secret(folder: Path) -> bytes:
     except OSError as error:
         fields = {
             "path": str(path),
-            "error": error.strerror or str(error),
+            "error": "there is no home folder" if folder == NOWHERE else error.strerror or str(error),
             "hint": "NAR URLs of upstreams that clients remember will not outlive this process",
         }
         _log.warning("the secret for upstream URLs is unusable", extra={"fields": fields})

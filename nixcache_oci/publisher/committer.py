@@ -6,6 +6,7 @@ have taken a path that was counted on. Source: design section 4.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,11 +25,12 @@ from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.contents import ContentsReader
+from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, find_dependents
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
 from nixcache_oci.publisher.signing import sign_all
 from nixcache_oci.publisher.taking_over import take_over
@@ -75,11 +77,13 @@ class _Round:
         published: what came of it.
         listing: what the index was seen to list after it; None where other writers came between.
         tables: those that were sent and are kept, by digest.
+        gone: blobs of its segments that could not be read after it.
     """
 
     published: Published
     listing: Listing | None
     tables: Mapping[Digest, TableFile]
+    gone: AbstractSet[Digest]
 
 
 class Committer:
@@ -108,16 +112,20 @@ class Committer:
         self._progress = progress
         self._contents = ContentsReader(repository, folder, progress)
         self._ahead: _Ahead | None = None
+        self._planned: Contents | None = None  # what the cache listed when the plan was made
 
     async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
         """Send what the plan says, and list it with the records.
 
-        A root that could not be sent whole becomes one that failed.
+        A root that could not be sent whole becomes one that failed. Where all is listed already and no record
+        changes what gc counts, nothing is written.
 
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
         """
+        if self._is_needless(plan, records):
+            return Published(is_needless=True)
         done = await self._commit(plan, records)
         published = done.published
         rounds = 1
@@ -134,16 +142,31 @@ class Committer:
             rounds += 1
         return published
 
+    def _is_needless(self, plan: Plan, records: Sequence[PublishRecord]) -> bool:
+        if plan.push or plan.relist or self._planned is None or self._planned.records is None:
+            return False
+        recorded = self._planned.records
+        return all(changes_nothing(self._settle(record, {}), recorded) for record in records)
+
     async def _find_missing(
         self, listed: Sequence[PathInfo], published: Published, done: _Round
     ) -> list[PathInfo]:
-        """Look what the cache does not list, or not any more."""
+        """Look what the cache does not list, or not any more, and what it lists without its bytes."""
         wanted = [info for info in listed if info.store_path.base_name not in published.failed]
-        if wanted and done.listing is not None:
+        lost = {
+            narinfo.store_path
+            for narinfo in done.published.listed
+            if NarUrl.parse(narinfo.url).blob in done.gone
+        }
+        missing = [info for info in wanted if info.store_path not in lost]
+        if missing and done.listing is not None:
             # What the index was seen to list is the least that the cache lists: tags only add to it.
             contents = await self._contents.read_tables(done.listing, done.tables)
-            wanted = contents.find_missing(wanted)
-        return (await self._contents.read()).find_missing(wanted) if wanted else []
+            missing = contents.find_missing(missing)
+        if missing:
+            missing = (await self._contents.read()).find_missing(missing)
+        lost |= {info.store_path for info in missing}
+        return [info for info in wanted if info.store_path in lost]
 
     async def _commit(self, plan: Plan, records: Sequence[PublishRecord]) -> _Round:
         """Send and list, once."""
@@ -158,22 +181,26 @@ class Committer:
                     raise
                 # Some collectors take blobs that no manifest names yet, however fresh they are.
                 self._progress.warn(f"{error}; what is missing is sent again")
-                plan = plan.pushing(await self._find_gone(plan, blobs))
+                plan = plan.pushing(await self._find_gone(plan, blobs.values()))
                 uploaded = await self._shipment.upload_missing(plan.push, uploaded)
             else:
                 break
         else:
             published, sent = await self._push_segments(plan, uploaded, blobs, records)
-        async with begun(self._keep(sent)) as keeping:
+        # A registry may have taken a manifest by what it remembers of blobs that its collector took.
+        looking = self._shipment.find_gone({**uploaded.blobs, **blobs}.values())
+        async with begun(self._keep(sent)) as keeping, begun(looking) as looked:
             listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *published.segments],
                 source=self._options.repository_source,
                 converted=conversion.document if conversion else None,
+                tell=self._progress.warn,
             )
             tables = await keeping
+            gone = await looked
         published = replace(published, is_index_confirmed=listing is not None, conversion=conversion)
-        return _Round(published, listing, tables)
+        return _Round(published, listing, tables, gone)
 
     async def _upload(
         self, plan: Plan, records: Sequence[PublishRecord]
@@ -227,7 +254,7 @@ class Committer:
             for table in sent
         }
 
-    async def _find_gone(self, plan: Plan, blobs: Iterable[Digest]) -> set[str]:
+    async def _find_gone(self, plan: Plan, blobs: Iterable[Descriptor]) -> set[str]:
         """Find what was only to be listed again, and whose bytes left the registry; base names."""
         gone = await self._shipment.find_gone(blobs)
         return {

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.listing import Listing, find_gone, read_union
+from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -19,9 +21,16 @@ from nixcache_oci.publisher.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a cache lists at one moment, less what gc found dead."""
+    """What a cache lists at one moment, less what gc found dead.
+
+    Attributes:
+        catalog: of all narinfos.
+        records: what publishes left; None where they cannot all be read, or the index does not list all that
+            there is: then something has to be written.
+    """
 
     catalog: Catalog
+    records: tuple[PublishRecord, ...] | None = None
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look a narinfo up."""
@@ -54,7 +63,14 @@ class ContentsReader:
             RegistryError: the repository could not answer.
             FormatError: there is no index of a Nix cache.
         """
-        return await self.read_tables(await read_listing(self._repository))
+        union = await read_union(self._repository)
+        # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
+        gone = {segment.manifest for segment in await find_gone(self._repository, union.untagged)}
+        listing = union.listing(gone)
+        contents = await self.read_tables(listing)
+        listed = {descriptor.digest for descriptor in union.index.image_index.manifests}
+        is_whole = union.is_complete and listed == {segment.manifest for segment in listing.segments}
+        return contents if is_whole else replace(contents, records=None)
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
         """Read what a listing names; tables that are held or on disk are not fetched.
@@ -70,4 +86,15 @@ class ContentsReader:
         if not tables.damaged:
             # Tables that are not listed any more would stay on disk for ever.
             await asyncio.to_thread(self._folder.save, tables.listing)
-        return Contents(tables.catalog((), with_condemned=False))
+        catalog = tables.catalog((), with_condemned=False)
+        if tables.damaged or tables.left_out is not None or listing.version1 is not None:
+            return Contents(catalog)
+        return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
+
+
+def _read_records(catalog: Catalog) -> tuple[PublishRecord, ...] | None:
+    try:
+        records = [record for table in catalog.tables for record in table.file.records()]
+    except FormatError:
+        return None
+    return tuple(record for record in records if isinstance(record, PublishRecord))

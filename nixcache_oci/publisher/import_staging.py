@@ -63,11 +63,10 @@ class Copier(Sender):
         max_blob_bytes: int | None,
         progress: Progress,
     ) -> None:
-        super().__init__(repository, folder, jobs, progress)
+        super().__init__(repository, folder, jobs, progress, max_blob_bytes)
         self._source = source
         self._narinfos = narinfos
         self._jobs = asyncio.Semaphore(jobs)
-        self._max_blob_bytes = max_blob_bytes
         self._copies: set[asyncio.Task[StagedNar]] = set()
         self._failures_in_a_row = 0
 

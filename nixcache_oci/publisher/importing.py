@@ -88,7 +88,7 @@ class Importer(Committer):
             Error: an upstream or the repository could not answer.
         """
         self._narinfos = {narinfo.store_path: narinfo for narinfo in offer.narinfos.values()}
-        contents = await self._contents.read()
+        contents = self._planned = await self._contents.read()
         missing = await self._find_missing_references(offer, contents.find)
         return await asyncio.to_thread(
             make_import_plan,

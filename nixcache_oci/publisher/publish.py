@@ -85,7 +85,7 @@ class Publisher(Committer):
                 reading = await stack.enter_async_context(begun(self._contents.read()))
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
             missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
-            contents = await reading
+            contents = self._planned = await reading
         # Every signature is checked: on a thread, for a large closure takes seconds.
         return await asyncio.to_thread(
             make_plan, closure, contents.find, self._options.public_keys, names, missing

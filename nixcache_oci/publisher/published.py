@@ -20,6 +20,7 @@ class Published:
         is_index_confirmed: whether the last look at the index showed it; if not, the segments' own tags hold
             them until another writer lists them.
         conversion: what became of a version 1 cache, where there was one.
+        is_needless: whether nothing was written, for all of it is listed and recorded.
     """
 
     listed: tuple[NarInfo, ...] = ()
@@ -27,6 +28,7 @@ class Published:
     segments: tuple[Segment, ...] = ()
     is_index_confirmed: bool = True
     conversion: Conversion | None = None
+    is_needless: bool = False
 
     def followed_by(self, more: Self) -> Self:
         """Put together what two rounds did."""

@@ -17,7 +17,7 @@ from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import NotFoundError
+from nixcache_oci.clients.resume import has_blob
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -78,8 +78,8 @@ class Shipment:
             return await self._make_sender(Path(folder)).run(infos, when_staged)
 
     async def upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
-        """Ask for each blob, and send again what lies in those that some collector took."""
-        there = uploaded.blobs.keys() - await self.find_gone(uploaded.blobs)
+        """Look for each blob, and send again what lies in those that some collector took."""
+        there = uploaded.blobs.keys() - await self.find_gone(uploaded.blobs.values())
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self.upload(
             [
@@ -95,17 +95,13 @@ class Shipment:
             {**uploaded.failed, **again.failed},
         )
 
-    async def find_gone(self, blobs: Iterable[Digest]) -> set[Digest]:
-        """Ask for each of these, and give those that are not there."""
+    async def find_gone(self, blobs: Iterable[Descriptor]) -> set[Digest]:
+        """Read a byte of each of these, and give those that cannot be read."""
 
-        async def find(digest: Digest) -> Digest | None:
-            try:
-                await self._repository.stat_blob(digest)
-            except NotFoundError:
-                return digest
-            return None
+        async def find(blob: Descriptor) -> Digest | None:
+            return None if await has_blob(self._repository, blob) else blob.digest
 
-        answers = await run_all((find(digest) for digest in blobs), _PARALLEL_REQUESTS)
+        answers = await run_all((find(blob) for blob in blobs), _PARALLEL_REQUESTS)
         return {digest for digest in answers if digest is not None}
 
     async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
@@ -145,7 +141,12 @@ class Shipment:
             public_keys=tuple(str(key) for key in self._options.public_keys),
         )
         # References first, and the records last: who finds these finds all.
-        *contents, last = cut(narinfos, blobs, max_layers=self._options.max_layers - 1)
+        *contents, last = cut(
+            narinfos,
+            blobs,
+            max_layers=self._options.max_layers - 1,
+            max_blob_bytes=self._options.packing.max_blob_bytes,
+        )
         drafts = [SegmentDraft(Table(header, (), content.narinfos), content.layers) for content in contents]
         return [*drafts, SegmentDraft(Table(header, tuple(records), last.narinfos), last.layers)]
 

@@ -43,6 +43,7 @@ async def take_over(
         now=now(),
         source=options.repository_source,
         max_layers=options.max_layers,
+        max_blob_bytes=options.packing.max_blob_bytes,
     )
     for what, entries, count in (
         ("left out", conversion.missing, len(conversion.missing)),

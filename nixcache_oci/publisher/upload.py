@@ -20,7 +20,8 @@ from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pa
 from nixcache_oci.cache.parallel import failing_first
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import NotFoundError, StoreError
+from nixcache_oci.clients.resume import has_blob
+from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
@@ -75,9 +76,18 @@ class Sender(ABC):
         folder: an empty one for staged files; at the end of ``run`` it is empty again.
         jobs: how many objects are staged at once.
         progress: is told.
+        max_blob_bytes: what the registry takes at most as one blob; None for any size.
     """
 
-    def __init__(self, repository: Repository, folder: Path, jobs: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        folder: Path,
+        jobs: int,
+        progress: Progress,
+        max_blob_bytes: int | None = None,
+    ) -> None:
+        self._max_blob_bytes = max_blob_bytes
         self._repository = repository
         self._folder = folder
         self._progress = progress
@@ -176,7 +186,7 @@ class Sender(ABC):
 
     async def _send_small(self, group: asyncio.TaskGroup) -> PackBuilder:
         """Send what is staged in memory; gives the last pack, which is not yet full."""
-        builder = PackBuilder(FIRST_PACK_BYTES)
+        builder = PackBuilder(FIRST_PACK_BYTES, self._max_blob_bytes)
         while (staging := await self._stagings.get()) is not None:
             try:
                 staged = await staging.nar
@@ -247,13 +257,11 @@ class Sender(ABC):
         async with self._sending[blob.digest]:
             if blob.digest in self._sent:
                 return
-            try:
-                await self._repository.stat_blob(blob.digest)
-            except NotFoundError:
+            if await has_blob(self._repository, blob):
+                self._progress.skipped(blob.size)
+            else:
                 await self._repository.push_blob(blob.digest, content)
                 self._progress.sent(blob.size)
-            else:
-                self._progress.skipped(blob.size)
             self._sent.add(blob.digest)
 
 
@@ -278,7 +286,7 @@ class Uploader(Sender):
         jobs: int,
         progress: Progress,
     ) -> None:
-        super().__init__(repository, folder, jobs, progress)
+        super().__init__(repository, folder, jobs, progress, packing.max_blob_bytes)
         self._real_path = real_path
         self._packing = packing
         self._is_stopped = threading.Event()

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import platformdirs
 
+from nixcache_oci.cache.index_folder import NOWHERE
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import APPLICATION
 from nixcache_oci.settings.variable import Values
 
 
 def index_dir(values: Values) -> Path:
-    """Tell the folder for the indexes of all caches.
+    """Tell the folder for the indexes of all caches; ``NOWHERE`` for a user without a home folder.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -20,4 +21,10 @@ def index_dir(values: Values) -> Path:
     given = values.get(table.INDEX_DIR)
     if given is not None:
         return given
-    return Path(of_service) if of_service else platformdirs.user_cache_path(APPLICATION, appauthor=False)
+    if of_service:
+        return Path(of_service)
+    try:
+        found = platformdirs.user_cache_path(APPLICATION, appauthor=False)
+    except RuntimeError:  # no home folder
+        return NOWHERE
+    return found if found.is_absolute() else NOWHERE

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.clients.local_store.child_environment import find_refused
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.signature import PublicKey, SecretKey
+from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
 from nixcache_oci.settings.variable import shown
@@ -37,14 +38,17 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[kKMGT]?)")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MIB: Final = 1024 * 1024
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
 # Underscores are no part of a host name (RFC 1123), but of names in private networks.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*")
-_REPO = re.compile(
-    r"(?:https://(?:www\.)?github\.com/)?(?P<owner>[^/\s:?#]+)/(?P<name>[^/\s:?#]+?)(?:\.git)?/?",
-    re.IGNORECASE,
-)
+# GitHub's letters; a registry may want more or fewer parts than its two.
+_REPO_PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
+_REPO = re.compile(rf"(?P<path>{_REPO_PART}(?:/{_REPO_PART})*)/?")
+_GITHUB_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?github\.com/", re.IGNORECASE)
+_GIT_SUFFIX = re.compile(r"(?<=[^/])\.git\Z")
+_GITHUB_PARTS: Final = 2
 # The store's folder is written into nix-cache-info, so it must not be able to forge a line.
 _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
@@ -54,15 +58,28 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_pass_env(text: str) -> tuple[str, ...]:
+    """Read names of environment variables, separated by spaces; none of this program's own secrets."""
+    names = tuple(dict.fromkeys(text.split()))
+    if (refused := find_refused(names)) is not None:
+        raise FormatError(f"{refused} is this program's own, and builds could read it; leave it out")
+    if not all(map(_VARIABLE.fullmatch, names)):
+        raise FormatError("expected names of environment variables, separated by spaces")
+    return names
+
+
 def parse_repo(text: str) -> str | None:
-    """Read ``owner/name``, or the address of a repository at github.com; the result is in lower case."""
+    """Read ``owner/name``, or the address of a repository at github.com; the result is in lower case.
+
+    For registries with other names it may have fewer parts, or more.
+    """
     if not text:
         return None
-    match = _REPO.fullmatch(text)
-    repo = f"{match['owner']}/{match['name']}".lower() if match else ""
-    if not is_repository(repo):
+    address = _GITHUB_ADDRESS.match(text)
+    match = _REPO.fullmatch(text, address.end() if address else 0)
+    if match is None or (address and match["path"].count("/") != _GITHUB_PARTS - 1):
         raise FormatError("expected owner/name, such as octocat/my-cache")
-    return repo
+    return _GIT_SUFFIX.sub("", match["path"].lower())
 
 
 def parse_registry(text: str) -> str | Path:
@@ -148,10 +165,10 @@ def parse_hosts(text: str) -> frozenset[str]:
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
     """Read ``name:base64`` keys, parted by spaces; two keys of one name would make signatures ambiguous."""
     keys: dict[str, PublicKey] = {}
-    for word in text.split():
+    for word in strip_key(text).split():
         name = word.partition(":")[0] if ":" in word else ""
         try:
-            key = PublicKey.parse(word)
+            key = PublicKey.parse(strip_key(word))
         except FormatError as error:
             # Not the lower error's text: what stands here by mistake may be a secret key.
             raise FormatError(
@@ -183,7 +200,7 @@ def parse_paths(text: str) -> tuple[Path, ...]:
 
 def parse_secret_key(text: str) -> SecretKey | None:
     """Read a secret key; no error repeats it."""
-    return SecretKey.parse(text) if text else None
+    return SecretKey.parse(text) if strip_key(text) else None
 
 
 def parse_max_layers(text: str) -> int:

@@ -1,5 +1,6 @@
 """What a publisher is told beside the repository: keys, and the limits of the registry."""
 
+import codecs
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from nixcache_oci.settings.variable import Values
 # Source: GitHub's documentation, "Working with the Container registry".
 _GHCR: Final = "ghcr.io"
 _GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
-_MAX_KEY_CHARACTERS: Final = 4096
+_MAX_KEY_BYTES: Final = 4096
 
 
 def signing_keys(values: Values) -> tuple[SecretKey, ...]:
@@ -32,6 +33,16 @@ def signing_keys(values: Values) -> tuple[SecretKey, ...]:
     return tuple(keys.values())
 
 
+def nix_environment(values: Values) -> dict[str, str]:
+    """Give the variables out of which Nix gets its own; a flag that passes some on counts like its variable.
+
+    Raises:
+        UsageError: one is to be passed on that may not be.
+    """
+    values.get(table.PASS_ENV)
+    return values.merged_environment((table.PASS_ENV,))
+
+
 def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
     """Tell what the registry takes as one blob; None for any size."""
     given = values.get(table.MAX_BLOB_BYTES)
@@ -42,12 +53,13 @@ def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
 
 def _read_key(path: Path) -> SecretKey:
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_KEY_CHARACTERS)
+        with path.open("rb") as file:
+            content = file.read(_MAX_KEY_BYTES)
     except OSError as error:
         raise UsageError(f"{table.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        text = ""
+    # Some shells save what is redirected to a file in UTF-16.
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if is_utf16 else "utf-8", errors="replace")
     try:
         return SecretKey.parse(text)
     except FormatError as error:

@@ -1,18 +1,22 @@
 """Which repository a command works on."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import platformdirs
 
+from nixcache_oci.clients.credentials import is_github
 from nixcache_oci.errors import FormatError, UsageError
-from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
 from nixcache_oci.settings.table import IMAGE, REGISTRY, REPO
 from nixcache_oci.settings.variable import Values, shown
 
 APPLICATION: Final = "nixcache-oci"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,56 @@ def repository_config(values: Values) -> RepositoryConfig:
                 f"{REGISTRY.name} names a registry, but not which repository in it: "
                 f"set {REPO.name} or {REPO.flag} to owner/name"
             )
-        return LayoutLocation(platformdirs.user_data_path(APPLICATION, appauthor=False) / "cache")
+        return LayoutLocation(_user_data() / "cache")
     try:
-        return RegistryLocation(RegistryReference.of(registry, repo, image))
+        reference = RegistryReference.of(registry, fit_repository(repo), image)
     except FormatError as error:  # each part is right, so that together they are too long
         raise UsageError(f"{REPO.name} and {IMAGE.name}: {error}") from error
+    if is_github(reference.host):
+        _check_github(repo)
+    if fit_repository(repo) != repo:
+        _log.warning(
+            "registries take no repository named %s: its cache is kept at %s; %s or %s may name another",
+            repo,
+            reference,
+            REPO.name,
+            IMAGE.name,
+        )
+    return RegistryLocation(reference)
+
+
+def _user_data() -> Path:
+    """Tell the folder of the embedded cache.
+
+    Raises:
+        UsageError: this user has no home folder.
+    """
+    try:
+        found = platformdirs.user_data_path(APPLICATION, appauthor=False)
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():
+        raise UsageError(
+            f"there is no home folder for an embedded cache: set {REPO.name} to owner/name, or "
+            f"{REGISTRY.name} to oci:/path"
+        )
+    return found
+
+
+def _check_github(repo: str) -> None:
+    """Make sure that a package at GitHub's registry can belong to this repository.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    owner, _, name = repo.partition("/")
+    if not name or "/" in name:
+        raise UsageError(f"{REPO.name} {shown(repo)}: expected owner/name, such as octocat/my-cache")
+    if fit_repository(owner) != owner:
+        raise UsageError(
+            f"{REPO.name} {shown(repo)}: GitHub's registry takes no owner named {owner}, and a package "
+            f"is named after its owner: set {REGISTRY.name} to another registry"
+        )
 
 
 def parse_location(text: str) -> RepositoryConfig:

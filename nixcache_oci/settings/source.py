@@ -8,6 +8,7 @@ from nixcache_oci.settings.variable import Values
 def repository_source(location: RepositoryConfig, values: Values) -> str | None:
     """Give the address of the repository; None where the cache belongs to none."""
     repo = values.get(table.REPO)
-    if not isinstance(location, RegistryLocation) or repo is None:
+    # Of another depth it is the name in some registry alone.
+    if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
         return None
     return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"

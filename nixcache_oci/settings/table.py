@@ -6,6 +6,7 @@ Source: design section 7.
 
 from typing import Final
 
+from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
 from nixcache_oci.settings.variable import Variable
 
@@ -14,7 +15,7 @@ REPO: Final = Variable(
     default="",
     parse=parsers.parse_repo,
     metavar="OWNER/NAME",
-    help="GitHub repository that the cache belongs to",
+    help="GitHub repository that the cache belongs to; at other registries any number of names",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
 REGISTRY: Final = Variable(
@@ -48,13 +49,22 @@ GH_TOKEN: Final = Variable(
     help="the same, where GITHUB_TOKEN is not set",
     hides_value=True,
 )
+TOKEN: Final = Variable(
+    name="NIXCACHE_TOKEN",
+    default="",
+    parse=parsers.parse_text,
+    metavar="TOKEN",
+    help="token, or user:password, for whatever registry is set, where there is no file with one",
+    hides_value=True,
+    is_environment_only=True,
+)
 TOKEN_FILE: Final = Variable(
     name="NIXCACHE_TOKEN_FILE",
     default="",
     parse=parsers.parse_path,
     metavar="FILE",
     help="file with a token, or user:password, for whatever registry is set",
-    default_note="GITHUB_TOKEN, GH_TOKEN, docker's config.json, else anonymous",
+    default_note="NIXCACHE_TOKEN, GITHUB_TOKEN, GH_TOKEN, logins of docker and podman, else anonymous",
 )
 PORT: Final = Variable(
     name="NIXCACHE_PORT",
@@ -170,6 +180,14 @@ CONFIG_DIR: Final = Variable(
     metavar="FLAKE",
     help="flake that is published, where the command line names none",
 )
+PASS_ENV: Final = Variable(
+    name=PASS_ENV_VARIABLE,
+    default="",
+    parse=parsers.parse_pass_env,
+    metavar="NAME",
+    help="further environment variables that Nix gets, such as SSH_AUTH_SOCK; builds can read them",
+    separator=" ",
+)
 MAX_LAYERS: Final = Variable(
     name="NIXCACHE_MAX_LAYERS",
     default="2000",
@@ -198,6 +216,7 @@ REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REGISTRY,
     IMAGE,
     TOKEN_FILE,
+    TOKEN,
     GITHUB_TOKEN,
     GH_TOKEN,
 )
@@ -218,6 +237,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
 PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     SIGNING_KEY_FILE,
     SIGNING_KEY,
+    PASS_ENV,
     MAX_LAYERS,
     MAX_BLOB_BYTES,
     INDEX_DIR,

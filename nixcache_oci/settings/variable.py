@@ -33,6 +33,7 @@ class Variable(Generic[T_co]):
         default_note: describes a default that is only known at the start, such as a user's folder.
         separator: what parts the values of a list, or None for a single value.
         empty_is_value: whether an empty text is a value, or the same as unset.
+        is_environment_only: whether it has no flag, which anybody on the machine could read.
         hides_value: whether an error leaves the value to the parser: it may be a secret put there by mistake,
             or the parser names what is wrong more closely.
     """
@@ -45,12 +46,13 @@ class Variable(Generic[T_co]):
     default_note: str = ""
     separator: str | None = None
     empty_is_value: bool = False
+    is_environment_only: bool = False
     hides_value: bool = False
 
     @property
     def flag(self) -> str | None:
         """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which must not be visible in ``ps``."""
-        if not self.name.startswith(PREFIX):
+        if self.is_environment_only or not self.name.startswith(PREFIX):
             return None
         return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
 
@@ -70,6 +72,12 @@ class Values:
     def is_given(self, variable: Variable[object]) -> bool:
         """Tell whether the user said something, so that the default does not count."""
         return self._given(variable) is not None
+
+    def text(self, variable: Variable[object], *, with_environment: bool) -> str | None:
+        """Tell what the user said, as it was written: by flag alone, or by the environment as well."""
+        values = self if with_environment else Values({}, self.flags)
+        given = values._given(variable)  # noqa: SLF001  # its own class
+        return None if given is None else given[1]
 
     def get(self, variable: Variable[T_co]) -> T_co:
         """Read one setting: its flag, else the environment, else the default.
@@ -162,10 +170,15 @@ def _help(variable: Variable[object]) -> str:
 
 def shown(text: str) -> str:
     """Quote a value for an error: without passwords in URLs, and not endless."""
-    text = " ".join(_without_user(word) for word in text.split(" "))
+    text = without_users(text)
     if len(text) > _MAX_SHOWN_CHARACTERS:
         text = text[:_MAX_SHOWN_CHARACTERS] + "..."
     return repr(text)
+
+
+def without_users(text: str) -> str:
+    """Write a value without the users and passwords of its URLs."""
+    return " ".join(_without_user(word) for word in text.split(" "))
 
 
 def _without_user(word: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,3 +103,16 @@ def test_as_many_layers_as_a_manifest_takes() -> None:
     contents = cut(narinfos, by_digest(*map(blob, range(MAX_LAYERS))))
     assert [len(content.layers) for content in contents] == [MAX_LAYERS - 1, 1]
     build_manifest(TABLE, contents[0].layers, created=CREATED, paths=1, source=None)
+
+
+def test_tables_and_manifests_keep_to_what_the_registry_takes() -> None:
+    """What goes over the line for a segment is no larger than one blob may be, records aside."""
+    narinfos = [lying_in(one, blob(number)) for number, one in enumerate(MANY)]
+    limit = size(*narinfos) // 5
+    contents = cut(narinfos, by_digest(*map(blob, range(len(MANY)))), max_blob_bytes=limit)
+    assert [one for content in contents for one in content.narinfos] == narinfos
+    assert len(contents) > 5
+    for content in contents:
+        text = render_table(Table(TableHeader(CREATED), (), content.narinfos))
+        assert len(zstandard.ZstdCompressor(level=12).compress(text)) <= limit
+        assert sum(len(str(one.to_json())) for one in content.layers) <= limit

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import re
+import shutil
 import stat
 import threading
 import time
@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache import index_folder
-from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.index_folder import NOWHERE, IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.clients.durable_file import unfinished_name
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
-from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place
+from tests.support.odd_files import NO_FILES, NO_FOLDERS, put_in_place, state_below
 from tests.support.publish import CREATED
 
 NAME = "ghcr.io/owner/name/nix-cache"
@@ -156,12 +156,108 @@ def test_of_two_processes_one_pins(tmp_path: Path) -> None:
         assert {path.name for path in folder.path.iterdir()} == {"public-key", "repository", "tables"}
 
 
-def test_a_folder_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
-    """One line that names the folder and the setting."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="NIXCACHE_INDEX_DIR") as refusal:
-        IndexFolder(tmp_path / "file", NAME)
-    assert str(tmp_path / "file") in str(refusal.value)
+def _put_in_the_way(folder: IndexFolder, obstacle: str) -> None:
+    """Make some part of a folder that holds a good index one that cannot be written."""
+    path = folder.path
+    match obstacle:
+        case "a file for the root":
+            shutil.rmtree(path.parent)
+            path.parent.write_text("")
+        case "a file for the folder":
+            shutil.rmtree(path)
+            path.write_text("")
+        case "a file for the tables":
+            shutil.rmtree(path / "tables")
+            (path / "tables").write_text("")
+        case "a folder for the listing":
+            (path / "index.json").unlink()
+            (path / "index.json" / "x").mkdir(parents=True)
+        case "a folder for the name":
+            (path / "repository").unlink()
+            (path / "repository" / "x").mkdir(parents=True)
+        case "folders for tables":
+            for table in (path / "tables").iterdir():
+                table.unlink()
+                (table / "x").mkdir(parents=True)
+        case "a dangling link for the root":
+            shutil.rmtree(path.parent)
+            path.parent.symlink_to("/nowhere/at/all")
+
+
+OBSTACLES = [
+    "a file for the root",
+    "a file for the folder",
+    "a file for the tables",
+    "a folder for the listing",
+    "a folder for the name",
+    "folders for tables",
+    "a dangling link for the root",
+]
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_nothing_that_is_in_the_way_stops_a_reader(
+    tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder is a convenience: tables are kept elsewhere, and a warning names the setting."""
+    root = tmp_path / "root"
+    former = IndexFolder(root, NAME)
+    table = put_table(former, "one")
+    former.save(Listing(version1=table))
+    _put_in_the_way(former, obstacle)
+    caplog.clear()
+    folder = IndexFolder(root, NAME)
+    folder.load()
+    for _ in range(2):
+        put_table(folder, "one")
+        put_table(folder, "two")
+        assert folder.open_table(table) is not None
+        folder.save(Listing(version1=table))
+    assert folder.pin_key(["first:AA"]) == "first:AA"
+    assert folder.pin_key(["second:AA"]) == "first:AA"
+    warnings = [one.getMessage() for one in caplog.records if "NIXCACHE_INDEX_DIR" in one.getMessage()]
+    assert len(warnings) == 1
+
+
+def test_what_failed_looks_fetched_is_forgotten_elsewhere_too(tmp_path: Path) -> None:
+    """Memory and the folder for temporary files must not fill up while the disk takes nothing."""
+    (tmp_path / "root").write_text("")
+    folder = IndexFolder(tmp_path / "root", NAME)
+    old, new = put_table(folder, "old"), put_table(folder, "new")
+    folder.make_room([new])
+    assert folder.open_table(old) is None
+    assert folder.open_table(new) is not None
+
+
+def test_who_has_no_home_folder_has_an_index_in_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """Services and containers run under users without one."""
+    folder = IndexFolder(NOWHERE, NAME)
+    table = put_table(folder, "one")
+    assert folder.open_table(table) is not None
+    assert not folder.save(Listing(version1=table))
+    assert [one.getMessage() for one in caplog.records] == [
+        "the index is not kept on disk: there is no home folder; set NIXCACHE_INDEX_DIR to a writable folder"
+    ]
+
+
+def test_what_the_disk_did_not_take_is_written_when_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next start then finds all of it, and the log says that it is so again."""
+    root = tmp_path / "root"
+    root.write_text("")
+    folder = IndexFolder(root, NAME)
+    table = put_table(folder, "one")
+    listing = Listing(version1=table)
+    assert not folder.save(listing)
+    root.unlink()
+    with caplog.at_level(logging.INFO):
+        assert folder.save(listing)
+    assert "kept on disk again" in caplog.text
+    loaded = IndexFolder(root, NAME).load()
+    assert loaded is not None
+    assert loaded[0] == listing
+    assert list(loaded[1]) == [table]
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
@@ -181,14 +277,14 @@ def test_what_is_no_file_is_not_read(
     name = f"tables/{table.hex}.{place}" if place in ("table", "keys") else place
     path = folder.path / name
     named = put_in_place(kind, path, elsewhere)
-    before = {path: path.lstat() for path in elsewhere.rglob("*")}
+    before = state_below(elsewhere)
 
     problems: list[str] = []
 
     def attempt(job: Callable[[], object]) -> object:
         try:
             return job()
-        except (OSError, UsageError) as error:
+        except OSError as error:
             problems.append(str(error))
             return None
 
@@ -205,28 +301,40 @@ def test_what_is_no_file_is_not_read(
         attempt(lambda: IndexFolder(tmp_path / "index", NAME))
         attempt(lambda: put_table(folder, "one"))
         attempt(lambda: folder.save(Listing(version1=table)))
-    problems += [record.__dict__["fields"].get("error", "") for record in caplog.records]
+    problems += [record.getMessage() for record in caplog.records]
+    problems += [
+        record.__dict__["fields"].get("error", "") for record in caplog.records if "fields" in record.__dict__
+    ]
     if place != "repository" or kind == "folder":  # that one is only written
         assert any(named in problem for problem in problems)
-    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+    assert state_below(elsewhere) == before
     assert stat.S_ISREG(path.lstat().st_mode) or (kind == "folder" and place != "public-key")
 
 
 @pytest.mark.parametrize("kind", NO_FOLDERS)
 @pytest.mark.parametrize("place", ["", "tables"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, place: str, kind: str) -> None:
-    """In one line that says what to do; nothing is written where a link leads."""
-    folder, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
+def test_what_is_no_folder_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """One line names it and says what to do; the start goes on, and nothing is written where a link leads."""
+    former, elsewhere = IndexFolder(tmp_path / "index", NAME), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    put_table(folder, "one")
-    named = put_in_place(kind, folder.path / place, elsewhere)
-    before = {path: path.lstat() for path in elsewhere.rglob("*")}
-    with pytest.raises(UsageError, match=re.escape(named)):
-        IndexFolder(tmp_path / "index", NAME)
-    assert folder.open_table(Digest.of(b"other")) is None
-    with pytest.raises(OSError, match=re.escape(named)):
-        put_table(folder, "two")
-    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+    saved = put_table(former, "one")
+    former.save(Listing(version1=saved))
+    named = put_in_place(kind, former.path / place, elsewhere)
+    before = state_below(elsewhere)
+    folder = IndexFolder(tmp_path / "index", NAME)
+    assert folder.load() is None
+    assert folder.open_table(saved) is None
+    folder.make_room([])
+    table = put_table(folder, "two")
+    assert folder.open_table(table) is not None
+    assert not folder.save(Listing(version1=table))
+    assert folder.pin_key(["first:AA"]) == folder.pin_key(["second:AA"]) == "first:AA"
+    assert [record.getMessage() for record in caplog.records] == [folder.trouble]
+    assert named in str(folder.trouble)
+    assert "NIXCACHE_INDEX_DIR" in str(folder.trouble)
+    assert state_below(elsewhere) == before
 
 
 def test_saved_files_have_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,3 +56,15 @@ def test_packs_grow_up_to_the_limit() -> None:
         sizes.append(len(builder.finish().content) // FIRST_PACK_BYTES)
         builder = builder.following()
     assert sizes == [1, 2, 4, 8, 16, 16, 16]
+
+
+def test_packs_keep_to_what_the_registry_takes() -> None:
+    """Also those that follow: none grows past the limit that was given."""
+    limit = 3 * MAX_PACKED_NAR_BYTES
+    narinfo, part = store_object("x").narinfo, bytes(MAX_PACKED_NAR_BYTES)
+    builder = PackBuilder(FIRST_PACK_BYTES, limit)
+    for _ in range(3):
+        while builder.add(narinfo, part):
+            pass
+        assert len(builder.finish().content) == limit
+        builder = builder.following()

@@ -19,6 +19,7 @@ from nixcache_oci.cache.table import (
     find_letters,
     parse_head,
     parse_header,
+    parse_narinfos,
     parse_table,
     render_table,
     row_key,
@@ -238,6 +239,16 @@ def test_the_limit_holds() -> None:
     with pytest.raises(FormatError, match="limit"):
         render_table(Table(HEADER, (), (narinfo,)), limit=1000)
     assert MAX_TABLE_BYTES == 64 * 1024 * 1024
+
+
+def test_a_stanza_that_nobody_serves_is_no_narinfo() -> None:
+    """A record behind the narinfos is lost to readers of heads: whoever counts on a table refuses it."""
+    narinfo = store_object("x").narinfo
+    text = render_table(Table(HEADER, (), (narinfo,)))
+    assert list(parse_narinfos(text)) == [narinfo]
+    with pytest.raises(FormatError, match="does not begin with its StorePath"):
+        list(parse_narinfos(text + b"\nPublish: main 1 2026-11-21T03:15:00Z\n"))
+    assert list(parse_narinfos(render_table(Table(HEADER)))) == []
 
 
 def test_a_header_has_a_limit_of_its_own() -> None:

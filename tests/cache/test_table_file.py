@@ -12,6 +12,7 @@ import zstandard
 
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
+from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest
@@ -22,6 +23,7 @@ from tests.support.publish import CREATED
 NARINFOS = tuple(store_object(str(number)).narinfo for number in range(10, 55))
 TEXT = render_table(Table(TableHeader(CREATED, public_keys=("k:AAAA",)), (), NARINFOS))
 OTHERS = tuple(store_object(str(number)).narinfo for number in range(55, 100))
+NARINFOS_IN_ORDER = tuple(sorted(NARINFOS, key=lambda one: one.store_path.hash_part))
 BLOB = zstandard.ZstdCompressor().compress(TEXT)
 
 
@@ -224,6 +226,19 @@ def test_files_are_given_back(tmp_path: Path) -> None:
     assert held() == before
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_all_frames_of_a_table_count_for_everybody(tmp_path: Path, frames: int) -> None:
+    """A writer may compress in pieces: whoever decides on a table sees what is served from it."""
+    size = -(-len(TEXT) // frames)
+    pieces = [TEXT[start : start + size] for start in range(0, len(TEXT), size)]
+    blob = b"".join(zstandard.ZstdCompressor().compress(piece) for piece in pieces)
+    assert inflate_table(blob) == TEXT
+    table = write(tmp_path / "a.table", blob)
+    assert tuple(table.narinfos()) == NARINFOS_IN_ORDER
+    served = [table.text(row) for row in range(table.count)]
+    assert served == [one.render().encode() for one in table.narinfos()]
+
+
 @pytest.mark.parametrize("padding", [200_000, 60 * 1024 * 1024])
 def test_a_table_inflates_to_a_bounded_multiple(tmp_path: Path, padding: int) -> None:
     """A blob of 4 KiB could become 64 MiB. Real tables are mostly hashes; small ones may be anything."""
@@ -239,6 +254,9 @@ def test_a_table_inflates_to_a_bounded_multiple(tmp_path: Path, padding: int) ->
     with pytest.raises(FormatError, match="when inflated"):
         write(tmp_path / "a.table", blob)
     assert list(tmp_path.iterdir()) == []
+    # Nor does anybody else count what no proxy serves.
+    with pytest.raises(FormatError, match="when inflated"):
+        inflate_table(blob)
 
 
 def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
@@ -249,9 +267,12 @@ def test_a_window_is_as_large_as_every_reader_takes(tmp_path: Path) -> None:
         blob = compressor.compress(TEXT) + compressor.flush()
         if is_taken:
             write(tmp_path / "a.table", blob)
+            assert inflate_table(blob) == TEXT
         else:
             with pytest.raises(FormatError, match="not zstd"):
                 write(tmp_path / "b.table", blob)
+            with pytest.raises(FormatError, match="not zstd"):
+                inflate_table(blob)
 
 
 def test_few_recorded_keys_are_kept(tmp_path: Path) -> None:

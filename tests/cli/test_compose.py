@@ -1,18 +1,25 @@
 import asyncio
+import resource
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async
+from nixcache_oci.cli.main import main
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.github.packages import GithubPackages
+from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.clients.registry.remover import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+from tests.support.objects import store_object
+from tests.support.publish import publish
 
+_TABLES = 40
 _AT_REGISTRY = RegistryLocation(RegistryReference.of("127.0.0.1:5000", "owner/name", "nix-cache"))
 
 
@@ -34,6 +41,25 @@ def test_opens_what_the_settings_name(config: RepositoryConfig, name: str, push:
         return repository.name
 
     assert run_async(open_and_close()) == name
+
+
+def test_a_cache_of_many_tables_needs_no_higher_limit(
+    layout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each table is two open files, systems allow few of them at first, and gc reads all or nothing."""
+
+    async def fill() -> None:
+        for number in range(_TABLES):
+            await publish(Layout(layout), [store_object(str(number))])
+
+    asyncio.run(fill())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * _TABLES, before[1]))
+    try:
+        assert main(["gc", "--dry-run"]) == DONE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert f"{_TABLES} paths" in capsys.readouterr().out
 
 
 def test_unreadable_credentials_stop_the_start(tmp_path: Path) -> None:

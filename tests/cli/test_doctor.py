@@ -30,13 +30,18 @@ Diagnosis = dict[str, tuple[str, str]]
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine where nothing is set; gives the folder of its nix.conf."""
-    for name in [name for name in os.environ if name.startswith("NIXCACHE_") or name.endswith("_TOKEN")]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith("NIXCACHE_") or name.endswith(("_TOKEN", "_proxy", "_PROXY"))
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("NIX_CONF_DIR", str(tmp_path / "etc"))
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "index"))
     monkeypatch.setenv("NIXCACHE_PORT", str(free_port()))
+    monkeypatch.setenv("NIXCACHE_UPSTREAM", "")
     (tmp_path / "etc").mkdir()
     return tmp_path / "etc"
 
@@ -102,8 +107,7 @@ def test_a_healthy_client(
     assert levels(after) == {"good"}
     assert "signing key" not in after
     assert "push" not in after
-    assert "1 segments, 2 paths" in after["index"][1]
-    assert "2 paths" in after["proxy: cache"][1]
+    assert "1 segment, 2 paths" in after["index"][1]
     assert "private" in after["visibility"][1]
 
 
@@ -223,7 +227,6 @@ def test_a_wrong_key(
     monkeypatch.delenv("NIXCACHE_SIGNING_KEY_FILE")
     monkeypatch.setenv("NIX_SIGNING_KEY", KEY.render())
     assert "signing key" in diagnose(capsys)
-    assert "NIX_SIGNING_KEY" not in os.environ
 
 
 def test_every_bad_setting_is_named(
@@ -450,6 +453,42 @@ def test_without_nix(
     assert found["nix.conf: substituters"][0] == "skipped"
 
 
+def test_a_dead_upstream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named without its password; one that answers, if only that it has nothing, is well."""
+    with listener({}) as alive:
+        monkeypatch.setenv("NIXCACHE_UPSTREAM", alive)
+        assert diagnose(capsys)["upstream"][0] == "good"
+        dead = f"127.0.0.1:{free_port()}"
+        monkeypatch.setenv("NIXCACHE_UPSTREAM", f"{alive} http://user:hunter2@{dead}")
+        level, text = diagnose(capsys)["upstream"]
+    assert level == "warning"
+    assert f"http://{dead}/ does not answer" in text
+    assert "hunter2" not in text
+    assert "upstream" not in diagnose(capsys, "--publisher")
+
+
+def test_the_same_number_as_list(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path that two segments list is one path, in every verb."""
+    put(ghcr, [store_object("a")], [KEY])
+    put(ghcr, [store_object("a"), store_object("b")], [KEY])
+    settle(monkeypatch, ghcr, tmp_path)
+    index = diagnose(capsys)["index"][1]
+    assert "2 segments, 2 paths" in index
+    main(["list"])
+    assert ": 2 paths, " in capsys.readouterr().err
+    main(["verify"])
+    assert "2 paths are listed" in capsys.readouterr().err
+
+
+def test_the_settings_by_default(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is set, that is what is said."""
+    for name in ("NIXCACHE_INDEX_DIR", "NIXCACHE_PORT", "NIXCACHE_UPSTREAM"):
+        monkeypatch.delenv(name)
+    assert diagnose(capsys, "--publisher")["settings"][1].startswith("using defaults")
+
+
 @pytest.mark.parametrize(("encoding", "marks"), [("utf-8", "✓!✗-"), ("ascii", "+!x-"), ("latin-1", "+!x-")])
 def test_marks(encoding: str, marks: str) -> None:
     """What the terminal cannot show is not sent to it; no text can forge a line."""
@@ -460,4 +499,29 @@ def test_marks(encoding: str, marks: str) -> None:
     lines = stream.read().splitlines()
     assert lines[0] == "head"
     assert "".join(line[0] for line in lines[1:-1] if not line.startswith(" ")) == marks
-    assert lines[-1] == "1 wrong, 1 to look at"
+    assert lines[-1] == "1 error, 1 warning"
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, is_coloured: bool) -> None:
+    """The mark has one on a terminal that shows colours, and nothing has one elsewhere."""
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    for name in {"NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"} - environment.keys():
+        monkeypatch.delenv(name, raising=False)
+    for stream, has_colour in ((_Terminal(), is_coloured), (io.StringIO(), False)):
+        print_findings("head", [wrong("a", "x" * 300, "do [bold]this[/bold]")], stream)
+        shown = stream.getvalue()
+        assert ("\x1b[1;31m" in shown) == has_colour
+        assert "x" * 300 in shown
+        assert "do [bold]this[/bold]" in shown

@@ -11,14 +11,16 @@ from nixcache_oci.cli.main import main
 from nixcache_oci.cli.starter import (
     PLACEHOLDER,
     PLACEHOLDER_REF,
+    Choices,
     StarterFile,
     compare,
-    read_starter,
     write,
 )
 from nixcache_oci.errors import Error
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import STANDIN
+
+pytestmark = pytest.mark.needs("git")
 
 TOP = Path(__file__).parent.parent.parent
 WRITTEN = {
@@ -114,12 +116,38 @@ def test_no_text_names_an_owner_who_could_be_anybody() -> None:
 
 @pytest.mark.parametrize(
     "actions",
-    ["", "nixcache-oci", "a/b", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"],
+    [
+        *("", "nixcache-oci", "a/b@", "a/b@v1 # x", "a/b\nrun: x", PLACEHOLDER, f"{PLACEHOLDER}@v1"),
+        *("a/..", "a/.@v1", "a/..@v1", "a/b@../..", "a/b@-x", "a/b@v1..v2", "a/b@v1/", "a/b@/v1", "a/b@v//1"),
+        *("a/b@.v1", "a/b@v/.1", "a/b@v1.", "a/b@v1.lock", "a/b@v1.lock/x"),
+    ],
 )
 def test_actions_that_are_none(repository: Path, actions: str) -> None:
     """What would not be a reference in the workflow is wrong usage, and nothing is written."""
     assert main(["init", str(repository), "--actions", actions]) == 2
     assert _read(repository) == {}
+
+
+@pytest.mark.parametrize("actions", ["a/b.c@release/v1.2", "a/.github@v1", "A-b/c@v1.locked", "a/b@x-/_y"])
+def test_odd_actions_that_may_be_some(repository: Path, actions: str) -> None:
+    """What GitHub and git take for a name is taken."""
+    assert main(["init", str(repository), "--actions", actions]) == 0
+    assert f"uses: {actions.replace('@', '/workflows/setup@')}\n" in "".join(_read(repository).values())
+
+
+def test_actions_are_filled_in_later(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was left to fill in, a later run fills in as the step says; a flake of one's own is left."""
+    assert main(["init", str(repository), "--actions", "someone/their-cache"]) == 0
+    assert "--actions someone/their-cache@COMMIT" in capsys.readouterr().out
+    publish = repository / ".github/workflows/publish-cache.yml"
+    assert f"uses: someone/their-cache/workflows/publish@{PLACEHOLDER_REF}\n" in publish.read_text()
+    (repository / "config/flake.nix").write_text("mine")
+    assert main(["init", str(repository), "--actions", f"someone/their-cache@{COMMIT}"]) == 0
+    assert f"uses: someone/their-cache/workflows/publish@{COMMIT}\n" in publish.read_text()
+    assert (repository / "config/flake.nix").read_text() == "mine"
+    before = _read(repository)
+    assert main(["init", str(repository), "--actions", f"someone/else@{COMMIT}"]) == 1
+    assert _read(repository) == before
 
 
 def test_nothing_is_overwritten(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +164,7 @@ def test_a_gitignore_is_left(repository: Path, capsys: pytest.CaptureFixture[str
     (repository / ".gitignore").write_text("/target\n")
     assert main(["init", str(repository)]) == 0
     assert (repository / ".gitignore").read_text() == "/target\n"
-    assert "add *.sec to .gitignore" in capsys.readouterr().out
+    assert "*.sec" in capsys.readouterr().out
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +191,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_what_was_replaced_comes_back(tmp_path: Path) -> None:
+    """Where a later file cannot be made, one that was filled in before is as it was."""
+    (tmp_path / "first").write_text("to fill in")
+    (tmp_path / "own").write_text("precious")
+    with pytest.raises(Error, match="nothing was written"):
+        write(tmp_path, [StarterFile("first", b"1", b"to fill in"), StarterFile("own/second", b"2")])
+    assert _read(tmp_path) == {"first": "to fill in", "own": "precious"}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
 def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, and exit status 1."""
@@ -174,7 +211,7 @@ def test_a_read_only_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_dangling_link_is_something(tmp_path: Path) -> None:
     """A link to nowhere is there: writing through it would make a file elsewhere."""
     (tmp_path / ".gitignore").symlink_to(tmp_path / "elsewhere")
-    assert compare(tmp_path, read_starter("a/b", "v1")).different == (".gitignore",)
+    assert compare(tmp_path, Choices("a/b", "v1")).different == (".gitignore",)
 
 
 @pytest.mark.needs("nix")

@@ -30,10 +30,45 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["", "a:b", "a b", "../a", ".hidden"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a:b",
+        "a b",
+        "../a",
+        ".hidden",
+        "a#1",
+        "#a",
+        "a\n",
+        "a&b",
+        "a?b",
+        "a=b",
+        "a,b",
+        '"a"',
+        "a%20b",
+        "caf\u00e9",
+        "x" * 201,
+    ],
+)
 def test_names_that_nix_cannot_use_are_refused(tmp_path: Path, name: str) -> None:
     """Wrong usage, and no file."""
     assert main(["keygen", name, "--directory", str(tmp_path)]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_half_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next try must not find a file in its way that is no key."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fchmod", refuse)
+    assert main(["keygen", "a-1", "--directory", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"nixcache-oci: error: {tmp_path}/a-1.sec: No space left on device\n"
     assert list(tmp_path.iterdir()) == []
 
 

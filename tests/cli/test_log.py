@@ -90,9 +90,10 @@ def test_no_value_forges_a_line(message: str, value: str) -> None:
     ("text", "escaped"),
     [
         ("a\nlevel=error", "a\\nlevel=error"),
-        ("\x1b[31m", "\\u001b[31m"),
-        ("\x7f\x85\u2028\u202e", "\\u007f\\u0085\\u2028\\u202e"),
-        ("\U000e0001", "\\udb40\\udc01"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a##[add-mask]b", "a#\\x23[add-mask]b"),
+        ("\x7f\x85\u2028\u202e", "\\x7f\\x85\\u2028\\u202e"),
+        ("\U000e0001", "\\U000e0001"),
         ("Grüße", "Grüße"),
     ],
 )

@@ -170,7 +170,7 @@ def test_an_unknown_variable_is_warned_of() -> None:
         (1, 1, ""),
         (UsageError("set it"), 2, "nixcache-oci: error: set it\n"),
         (RegistryError("pull: denied", status=403), 1, "nixcache-oci: error: pull: denied\n"),
-        (Error("one\ntwo \x1b[31m"), 1, "nixcache-oci: error: one\\ntwo \\u001b[31m\n"),
+        (Error("one\ntwo \x1b[31m"), 1, "nixcache-oci: error: one\\ntwo \\x1b[31m\n"),
     ],
 )
 def test_exit_status(
@@ -215,3 +215,31 @@ def test_closed_pipe_is_quiet(lines: int) -> None:
         process.stdin.flush()
         errors = process.stderr.read()
     assert (process.returncode, errors) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (
+            OSError(28, "No space left on device", "/x/y"),
+            "/x/y: No space left on device; free some room, or ",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device; free some room, or "),
+        (PermissionError(13, "Permission denied", b"/x"), "/x: Permission denied\n"),
+        (
+            OSError(18, "Invalid cross-device link", "/a", None, "/b"),
+            "/a and /b: Invalid cross-device link\n",
+        ),
+        (TimeoutError(), "TimeoutError\n"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    demo: Callable[[Exception | int], None], capsys: pytest.CaptureFixture[str], end: OSError, message: str
+) -> None:
+    """A full disk is no bug of ours, whichever verb meets it, and needs no traceback."""
+    demo(end)
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"nixcache-oci: error: {message}")
+    assert said.count("\n") == 1

@@ -34,7 +34,7 @@ def test_hidden_characters_are_shown() -> None:
     """Every kind of line break would end a row, and what cannot be seen can mislead."""
     odd = OutputRow("a\x1b[31m\u2028b\x85c\u202ed", ())
     text = render_summary(replace(SUMMARY, outputs=[odd]))
-    assert "a\\\\u001b\\[31m b c\\\\u202ed" in text
+    assert "a\\\\x1b\\[31m b c\\\\u202ed" in text
 
 
 def test_a_key_cannot_end_its_block() -> None:

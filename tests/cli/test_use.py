@@ -11,6 +11,7 @@ import pytest
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.use import find_nix_conf
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
+from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.nix_conf import parse_conf
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
@@ -155,6 +156,8 @@ def test_which_file() -> None:
     assert find_nix_conf({"NIX_CONF_DIR": "/x"}, is_root=True) == Path("/x/nix.conf")
     assert find_nix_conf(environment, is_root=False) == Path("/home/bob/.config/nix/nix.conf")
     assert find_nix_conf({"XDG_CONFIG_HOME": "/c"}, is_root=False) == Path("/c/nix/nix.conf")
+    with pytest.raises(UsageError, match=r"no home folder.*--file"):
+        find_nix_conf({}, is_root=False)
 
 
 @pytest.mark.usefixtures("conf")
@@ -302,8 +305,8 @@ def test_a_terminal_is_asked(conf: Path, unverified: Unverified, answer: str, st
     ("keys", "reason"),
     [
         ([str(SecretKey.generate(f"k-{number}").public_key) for number in range(9)], "too many to compare"),
-        ([str(SecretKey.generate("с-1").public_key)], "cannot be compared"),  # noqa: RUF001  Cyrillic is the point
-        ([str(SecretKey.generate("c\u202e1").public_key)], "cannot be compared"),
+        ([str(SecretKey("с-1", bytes(32)).public_key)], "cannot be compared"),  # noqa: RUF001  Cyrillic is the point
+        ([str(SecretKey("c\u202e1", bytes(32)).public_key)], "cannot be compared"),
         ([str(SecretKey.generate("c" * 200).public_key)], "cannot be compared"),
         (["nonsense"], "public key"),
     ],

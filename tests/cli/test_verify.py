@@ -230,6 +230,18 @@ def test_a_malformed_record(settings: Path, capsys: pytest.CaptureFixture[str]) 
     assert_gc_goes_on(capsys)
 
 
+def test_a_record_in_the_wrong_place(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proxies do not see it, and gc does not run: verify says so, and a repair puts it where it belongs."""
+    put_text(settings, damaged_table(text_of(BASE), GOOD_RECORD.format(path=path_of(BASE))), BASE)
+    assert main(["gc", "--dry-run"]) != DONE
+    (what,) = problems(capsys).values()
+    assert "its table cannot be read as a whole" in what
+    repair(capsys)
+    assert problems(capsys, "--content") == {}
+    assert run_json(capsys, "pin", "list")["pins"][0]["name"] == "release-1.0"
+    assert_gc_goes_on(capsys)
+
+
 def test_a_table_out_of_order(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It cannot be searched, but it can be read: it is written anew."""
     stanzas = sorted([text_of(BASE), text_of(LARGE)], reverse=True)

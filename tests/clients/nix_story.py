@@ -38,7 +38,7 @@ class NixStory:
 
     def nix(self, options: Sequence[tuple[str, str]] = (), **changes: str) -> Nix:
         """Give the programs, with variables changed; what they say goes to ``lines``."""
-        return Nix({**self.environment(), **changes}, options, self.lines.append)
+        return Nix({**self.environment(), **changes}, self.lines.append, options)
 
     def old_nix(self) -> Nix:
         """Give Nix as it was before it had today's commands."""

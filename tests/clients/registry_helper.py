@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import Credentials, CredentialSource
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.oci.digest import Digest
@@ -16,7 +16,7 @@ MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.
 
 def connect(
     host: str,
-    credentials: Credentials | None,
+    credentials: CredentialSource | None,
     *,
     push: bool = False,
     patience: float = 3,
@@ -37,7 +37,7 @@ def connect(
 @asynccontextmanager
 async def opened(
     host: str,
-    credentials: Credentials | None,
+    credentials: CredentialSource | None,
     *,
     push: bool = False,
     patience: float = 3,

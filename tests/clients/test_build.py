@@ -71,6 +71,17 @@ async def test_a_failure_leaves_the_others(story: NixStory) -> None:
     assert again.built == result.built
 
 
+async def test_what_is_no_derivation_leaves_the_others(story: NixStory) -> None:
+    """A flake may name a derivation that is not there: Nix itself then builds nothing at all."""
+    outputs = await _evaluate(story, 'good = mk "good"; zlast = mk "zlast";')
+    missing = StorePath.parse(f"{outputs[0].drv_path.store_dir}/{'a' * 32}-x.drv")
+    store = await LocalStore.open(story.nix())
+    result = await build(store, [Output("missing", missing, SYSTEM), *outputs])
+    assert set(result.built) == {_attr("good"), _attr("zlast")}
+    assert set(result.failed) == {"missing"}
+    assert missing.base_name in result.failed["missing"]
+
+
 async def test_half_an_output_is_not_built(story: NixStory) -> None:
     """An output of several paths is there when all of them are."""
     flag = story.write("flag", "") / "flag"

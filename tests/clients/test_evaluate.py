@@ -5,6 +5,7 @@ import pytest
 
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.evaluate import current_system, evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.evaluator import MOST_NAME_BYTES
 from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.errors import StoreError, UsageError
 from tests.clients.nix_story import SYSTEM, NixStory
@@ -174,6 +175,65 @@ async def test_odd_names(story: NixStory) -> None:
     }
     alone = await _evaluate(story, f'packages.{SYSTEM}."q\\"x" = mk "x";', ['q"x'])
     assert _attrs(alone) == [f'packages.{SYSTEM}."q\\"x"']
+
+
+async def test_a_derivation_that_is_none(story: NixStory) -> None:
+    """A flake may give any path for one: it is that output's failure, and no end of the others."""
+    wrong = {"none": "/nix/store/none", "other": f"/nix/store/{'a' * 32}-other", "relative": "x.drv"}
+    odd = " ".join(f'{name} = {{ drvPath = "{path}"; }};' for name, path in wrong.items())
+    found = await _evaluate(story, f'packages.{SYSTEM} = {{ a = mk "a"; {odd} z = mk "z"; }};')
+    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
+    failures = _failures(found)
+    assert failures.keys() == {f"packages.{SYSTEM}.{name}" for name in wrong}
+    assert all(reason.startswith("its drvPath: ") for reason in failures.values())
+    folder = story.write("file/default.nix", '{ none = { drvPath = "/nix/store/none"; }; }')
+    alone = await evaluate_file(story.nix(), folder, attrs=["none"])
+    assert _failures(alone)["none"].startswith("its drvPath: ")
+
+
+async def test_answers_that_cannot_be_read(story: NixStory) -> None:
+    """Nix takes any bytes for a string, and any value for a system: each is that output's failure alone."""
+    flake = story.write_flake(
+        f"""packages.{SYSTEM} = {{
+          a = mk "a"; "BYTES" = mk "b"; z = mk "z"; text = {{ drvPath = "BYTES"; }};
+          deep = {{
+            drvPath = "x"; system = builtins.foldl' (all: _: [ all ]) null (builtins.genList (n: n) 5000);
+          }};
+        }};"""
+    )
+    file = story.folder / "flake/flake.nix"
+    # A byte alone, and half a pair, which some decoders take.
+    file.write_bytes(file.read_bytes().replace(b"BYTES", b"\xff\xed\xa0\x80"))
+    found = await evaluate_flake(story.nix(), flake, SYSTEM)
+    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
+    failures = {name.removeprefix(f"packages.{SYSTEM}."): told for name, told in _failures(found).items()}
+    assert "cannot be read" in failures.pop("deep")
+    assert failures.pop("text").startswith("its drvPath: ")
+    assert list(failures.values()) == ["its name is no UTF-8"]
+
+
+async def test_a_trace_hides_no_set(story: NixStory) -> None:
+    """What Nix says of a set that is missing, a flake may say itself of one that is there."""
+    lie = "flake does not provide attribute 'packages'"
+    found = await _evaluate(story, f'packages.{SYSTEM} = builtins.trace "{lie}" {{ a = mk "a"; }};')
+    assert _attrs(found) == [f"packages.{SYSTEM}.a"]
+
+
+async def test_long_names(story: NixStory) -> None:
+    """What fits into no argument is named; what fits only in parts is asked for in parts."""
+    long = ["l" * 200_000, "m" * (MOST_NAME_BYTES + 1)]
+    names = [*long, *(f"{number:03}" + "n" * (MOST_NAME_BYTES - 3) for number in range(150))]
+    found = await _evaluate(
+        story,
+        f"packages.{SYSTEM} = builtins.listToAttrs (map (name: {{ inherit name; value = mk "
+        f"(builtins.substring 0 3 name); }}) [ {' '.join(map(expression.quote, names))} ]);",
+    )
+    assert len(found.outputs) == 150
+    assert sorted(failure.message for failure in found.failures) == [
+        f"its name has 1001 bytes, over the limit of {MOST_NAME_BYTES}",
+        f"its name has 200000 bytes, over the limit of {MOST_NAME_BYTES}",
+    ]
+    assert all(len(failure.attr) < 200 for failure in found.failures)
 
 
 async def test_evaluation_is_pure(story: NixStory) -> None:

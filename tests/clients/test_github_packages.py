@@ -63,6 +63,19 @@ def refuse(ghcr: GhcrDouble, match: str, status: int, message: str, **headers: s
     )
 
 
+async def test_what_was_pushed_since_the_list_goes_too(ghcr: GhcrDouble) -> None:
+    """A repair pushes what it removes a moment later: the list is read again, and for nothing else."""
+    ghcr.owner_kind = "org"
+    old, other = put(ghcr, "old", "1"), put(ghcr, "other", "2")
+    async with remover_at(ghcr, owner(ghcr)) as remover:
+        await remover.remove(old)
+        new = put(ghcr, "new", "3")
+        await remover.remove(new)
+        await remover.remove(other)
+    assert ghcr.tags(NAME) == {}
+    assert ghcr.count(_LISTS) == 2
+
+
 @pytest.mark.parametrize("kind", ["user", "org"])
 async def test_manifests_go(ghcr: GhcrDouble, kind: Literal["user", "org"]) -> None:
     """A version goes with its tag, whoever owns the package; what was never there or is gone is no error."""

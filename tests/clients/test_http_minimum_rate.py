@@ -95,6 +95,44 @@ async def test_an_upstreams_nar_may_not_drip() -> None:
             await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
 
 
+_FRAMING: Final = {
+    "an extension of a chunk": (b"1;", b"a=b;"),
+    "the size of a chunk": (b"", b"0"),
+    "trailers": (b"0\r\nX: ", b"y"),
+}
+
+
+def framing(kind: str) -> Talk:
+    """Answer everything with chunks of which no byte of content ever comes."""
+    beginning, piece = _FRAMING[kind]
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + beginning)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    return converse
+
+
+@pytest.mark.parametrize("kind", _FRAMING)
+async def test_framing_is_no_progress(kind: str) -> None:
+    """Chunk sizes, their extensions and trailers have no end of their own, and bring nothing."""
+    async with (
+        talk(framing(kind)) as url,
+        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
+        asking(url, nar_seconds=0.3, stall_seconds=0.2) as upstreams,
+    ):
+        for asking_for in (registry.get_manifest("a"), registry.list_tags()):
+            with pytest.raises(RegistryError, match="stood still"):
+                await asyncio.wait_for(asking_for, 10)
+        reading = read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
+        with pytest.raises(UpstreamError, match="no answer in time"):
+            await asyncio.wait_for(reading, 10)
+
+
 async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:
     """A byte over each connection is progress, and yet it ends."""
     connections = 0

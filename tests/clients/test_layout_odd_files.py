@@ -15,7 +15,7 @@ from nixcache_oci.clients.layout_removal import LayoutRemover
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.layout_story import CONTENT, DIGEST, manifest, push, read
-from tests.support.odd_files import LINKS, NO_FILES, NO_FOLDERS, put_in_place
+from tests.support.odd_files import LINKS, NO_FILES, NO_FOLDERS, put_in_place, state_of
 
 MANIFEST = manifest("one")
 OTHER = manifest("two")
@@ -78,7 +78,7 @@ async def test_what_is_no_file_is_refused_by_name(root: Path, tmp_path: Path, pl
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     named = put_in_place(kind, root / place, elsewhere)
-    before = {path: path.lstat() for path in (root / place, *elsewhere.rglob("*"))}
+    before = {path: state_of(path) for path in (root / place, *elsewhere.rglob("*"))}
     for job in PLACES[place][1].values():
         with pytest.raises(RegistryError, match=rf"\A[^\n]*{re.escape(named)}[^\n]*\Z") as caught:
             async with asyncio.timeout(_SECONDS):
@@ -86,7 +86,7 @@ async def test_what_is_no_file_is_refused_by_name(root: Path, tmp_path: Path, pl
         assert not isinstance(caught.value, NotFoundError)
         assert not caught.value.is_temporary
     # Not even an access time: nothing of it was opened.
-    after = {path: path.lstat() for path in (root / place, *elsewhere.rglob("*"))}
+    after = {path: state_of(path) for path in (root / place, *elsewhere.rglob("*"))}
     assert after == before
 
 

@@ -12,6 +12,10 @@ from nixcache_oci.errors import StoreError, UsageError
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 
+def _ignore(_: str) -> None:
+    """Take a line, and leave it."""
+
+
 async def _run(script: str, lines: list[str] | None = None, *, most_bytes: int = 1000) -> Ended:
     shown = [] if lines is None else lines
     return await run_program("sh", ["-c", script], _ENVIRONMENT, shown.append, most_bytes=most_bytes)
@@ -34,14 +38,15 @@ async def test_output_and_status() -> None:
 
 async def test_arguments_are_no_shell_text() -> None:
     """What a user names is an argument, whatever letters it has."""
-    ended = await run_program("printf", ["%s|", "a b", "$(id)", "; exit 1"], _ENVIRONMENT)
+    ended = await run_program("printf", ["%s|", "a b", "$(id)", "; exit 1"], _ENVIRONMENT, _ignore)
     assert ended.stdout == b"a b|$(id)|; exit 1|"
 
 
-async def test_only_the_given_environment() -> None:
-    """A secret among our own variables does not reach a builder by accident."""
-    ended = await run_program("env", [], {**_ENVIRONMENT, "NAME": "value"})
-    assert sorted(ended.stdout.decode().splitlines()) == ["NAME=value", f"PATH={os.environ['PATH']}"]
+async def test_a_program_gets_what_is_harmless() -> None:
+    """Whoever starts one cannot forget it: a secret among our own variables does not reach a builder."""
+    given = {**_ENVIRONMENT, "HOME": "/home/me", "GITHUB_TOKEN": "secret", "SOME_PASSWORD": "secret"}
+    ended = await run_program("env", [], given, _ignore)
+    assert sorted(ended.stdout.decode().splitlines()) == ["HOME=/home/me", f"PATH={os.environ['PATH']}"]
 
 
 async def test_lines_come_as_they_are_written() -> None:
@@ -66,6 +71,13 @@ async def test_odd_lines() -> None:
     assert lines[0] == "�"
     assert "".join(lines[1:-1]) == "x" * 200000
     assert lines[-1] == "end"
+
+
+async def test_a_carriage_return_ends_a_line() -> None:
+    """GitHub reads on behind it as if a line began there, so it is one for us as well."""
+    lines: list[str] = []
+    await _run(r"printf 'a\r::b\rc\r\nd\r' >&2; printf '\ne' >&2", lines)
+    assert lines == ["a", "::b", "c", "d", "e"]
 
 
 async def test_too_much_output() -> None:
@@ -115,8 +127,8 @@ async def test_what_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.M
 async def test_missing_program() -> None:
     """Who has no Nix is told where to get it."""
     with pytest.raises(UsageError, match=r"nix-store: no such program.*install Nix"):
-        await run_program("nix-store", [], {"PATH": "/nonexistent"})
-    nix = Nix({"PATH": "/nonexistent"})
+        await run_program("nix-store", [], {"PATH": "/nonexistent"}, _ignore)
+    nix = Nix({"PATH": "/nonexistent"}, _ignore)
     assert await nix.version() is None
     with pytest.raises(UsageError, match=r"nix: .*install a newer one"):
         await nix.require_version()
@@ -138,13 +150,13 @@ async def test_ended_by_a_signal(tmp_path: Path) -> None:
     """Out of memory is not taken for a refusal."""
     environment = _write_program(tmp_path, "nix-store", "kill -9 $$")
     with pytest.raises(StoreError, match=f"was ended by signal {signal.SIGKILL}"):
-        await Nix(environment).ask_old("nix-store", "--query")
+        await Nix(environment, _ignore).ask_old("nix-store", "--query")
 
 
 async def test_every_call_has_features_and_options(tmp_path: Path) -> None:
     """Nix's new commands are off by default, and options are what replaces a change of nix.conf."""
     environment = _write_program(tmp_path, "nix", 'printf "%s\\n" "$@"')
-    nix = Nix(environment, [("extra-substituters", "http://127.0.0.1:1 http://127.0.0.1:2")])
+    nix = Nix(environment, _ignore, [("extra-substituters", "http://127.0.0.1:1 http://127.0.0.1:2")])
     assert (await nix.ask("build", "x")).decode().splitlines() == [
         *("--extra-experimental-features", "nix-command flakes"),
         *("--option", "extra-substituters", "http://127.0.0.1:1 http://127.0.0.1:2"),
@@ -155,7 +167,7 @@ async def test_every_call_has_features_and_options(tmp_path: Path) -> None:
 async def test_too_old(tmp_path: Path) -> None:
     """A nix command before 2.4 is as good as none."""
     environment = _write_program(tmp_path, "nix", "echo 'nix (Nix) 2.3.16'")
-    assert await Nix(environment).version() is None
+    assert await Nix(environment, _ignore).version() is None
 
 
 @pytest.mark.parametrize(

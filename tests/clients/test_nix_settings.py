@@ -38,8 +38,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.needs("nix")
 async def test_the_user_and_the_system(environment: dict[str, str]) -> None:
     """A daemon knows the machine's settings alone, and says so itself."""
-    own = await read_settings(Nix(environment))
-    system = await read_settings(Nix(system_environment(environment)))
+    own = await read_settings(Nix(environment, print))
+    system = await read_settings(Nix(system_environment(environment), print))
     assert own.substituters == ("http://system", URL, "http://shell")
     assert system.substituters == ("http://system",)
     assert (own.require_sigs, system.require_sigs) == (False, True)
@@ -53,7 +53,7 @@ async def test_a_line_that_nix_refuses(environment: dict[str, str]) -> None:
     """Its own words."""
     (Path(environment["NIX_CONF_DIR"]) / "nix.conf").write_text("fallback=true\n")
     with pytest.raises(StoreError):
-        await read_settings(Nix(environment))
+        await read_settings(Nix(environment, print))
 
 
 def test_what_is_missing() -> None:

@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from threading import Event
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.proxy import basic_authorization
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.token import Token
@@ -47,6 +50,8 @@ class Issuer:
         self.token_answer: dict[str, object] = {"token": "issued"}
         self.wanted = "Bearer issued"
         self.token_seconds = 0.0
+        self.refused: str | None = None
+        self.status = 401
         self._asked = Event()
         self._servers = ServerThread(self._serve)
 
@@ -75,9 +80,12 @@ class Issuer:
         if request.path.endswith("/auth"):
             self._asked.set()
             await asyncio.sleep(self.token_seconds)
+            if self.refused is not None and authorization == self.refused:
+                return web.json_response({}, status=403)
             return web.json_response(self.token_answer)
         if authorization != self.wanted:
-            return web.Response(status=401, headers={"WWW-Authenticate": self.challenge})
+            status = self.status if authorization else 401
+            return web.Response(status=status, headers={"WWW-Authenticate": self.challenge})
         digest = str(Digest.of(MANIFEST))
         return web.Response(
             body=MANIFEST, headers={"Docker-Content-Digest": digest, "Content-Type": IMAGE_MANIFEST}
@@ -324,6 +332,79 @@ async def test_wrong_credentials_are_named_by_their_source(ghcr: GhcrDouble, *, 
     assert (raised.value.code, raised.value.is_temporary) == ("DENIED", False)
     assert ("write" if push else "read") in str(raised.value)
     assert "ghp_wrong" not in str(raised.value)
+
+
+async def test_refused_credentials_are_tried_again(
+    ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token service may refuse once what is right: minutes later, the proxy is no longer anonymous."""
+    assert token.SOON_SECONDS < 60 <= token.AGAIN_SECONDS < 600
+    seconds = [0.0]
+    monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
+    ghcr.private = False
+    right, ghcr.token = ghcr.token, "not yet"
+    async with opened(ghcr.host, Credentials("anyone", right, "GITHUB_TOKEN")) as registry:
+        with caplog.at_level(logging.INFO):
+            await registry.resolve("cache-index")
+            ghcr.token = right
+            for seconds[0] in (1.0, token.AGAIN_SECONDS - 1):
+                await registry.resolve("cache-index")
+            assert "takes credentials again" not in caplog.text
+            seconds[0] = token.AGAIN_SECONDS + 1
+            await registry.resolve("cache-index")
+        assert "takes credentials again" in caplog.text
+    assert caplog.text.count("reading anonymously") == 1
+
+
+async def test_a_private_cache_comes_back_within_seconds(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some token services give anybody a token that opens nothing: nobody waits minutes with it."""
+    seconds = [0.0]
+    monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
+    issuer.refused = "Basic dXNlcjpwYXNz"
+    issuer.wanted = "Bearer with-rights"
+    async with opened(issuer.host, Credentials("user", "pass", "test")) as registry:
+        with pytest.raises(RegistryError, match="401"):
+            await registry.get_manifest("a")
+        issuer.refused = None
+        issuer.token_answer = {"token": "with-rights"}
+        seconds[0] = token.SOON_SECONDS + 1
+        await registry.get_manifest("a")
+    assert issuer.requests[-2][2] == "Basic dXNlcjpwYXNz"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_login_that_is_renewed_needs_no_restart(issuer: Issuer, tmp_path: Path, status: int) -> None:
+    """Passwords of some registries live for hours, and one of them tells their end by a 403."""
+    path = tmp_path / "token"
+    path.write_text("user:old")
+    keyring = Keyring(issuer.host, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
+    issuer.challenge = 'Basic realm="registry"'
+    issuer.wanted = basic_authorization("user", "old")
+    async with opened(issuer.host, keyring) as registry:
+        await registry.resolve("a")
+        issuer.wanted, issuer.status = basic_authorization("user", "newer"), status
+        path.write_text("user:newer")
+        await registry.resolve("a")
+    assert [request[2] for request in issuer.requests[-2:]] == [
+        basic_authorization("user", "old"),
+        issuer.wanted,
+    ]
+
+
+async def test_a_new_token_file_counts_for_the_token_service(issuer: Issuer, tmp_path: Path) -> None:
+    """What it refuses is looked for again at once: before anybody becomes anonymous, and for a publisher."""
+    path = tmp_path / "token"
+    path.write_text("user:old")
+    keyring = Keyring(issuer.host, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
+    assert await keyring.find() is not None
+    issuer.refused = basic_authorization("user", "old")
+    path.write_text("user:newer")
+    async with opened(issuer.host, keyring, push=True) as registry:
+        await registry.resolve("a")
+    asked = [request[2] for request in issuer.requests if request[1].startswith("/auth")]
+    assert asked == [basic_authorization("user", "old"), basic_authorization("user", "newer")]
 
 
 async def test_pushing_does_not_fall_back_to_anonymous(ghcr: GhcrDouble) -> None:

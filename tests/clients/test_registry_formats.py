@@ -203,7 +203,7 @@ _OCI_404 = {"reason": "404 MANIFEST_UNKNOWN", "code": "MANIFEST_UNKNOWN"}
 )
 def test_a_denial_names_the_remedy(host: str, source: str | None, expected: str, *, push: bool) -> None:
     """Which credential was used, which permission is missing, and where to get it."""
-    explainer = Explainer(host, f"{host}/o/n/nix-cache", push, lambda: source)
+    explainer = Explainer(host, f"{host}/o/n/nix-cache", push, plain_http=False, source=lambda: source)
     trouble = TroubleError(Failure(403), "403 DENIED", code="DENIED")
     error = explainer.explain("push blob x", trouble, GiveUp(is_temporary=False), may_be_absent=False)
     assert str(error).startswith(f"push blob x: {host}/o/n/nix-cache: 403 DENIED; asked ")
@@ -227,7 +227,7 @@ def test_absence_needs_the_registrys_own_word(
     trouble: TroubleError, *, may_be_absent: bool, is_absent: bool
 ) -> None:
     """A writer takes NotFoundError for an empty cache: no other failure may become one."""
-    explainer = Explainer("ghcr.io", "ghcr.io/o/n", push=False, source=lambda: None)
+    explainer = Explainer("ghcr.io", "ghcr.io/o/n", push=False, plain_http=False, source=lambda: None)
     error = explainer.explain("get", trouble, GiveUp(is_temporary=False), may_be_absent=may_be_absent)
     assert isinstance(error, NotFoundError) == is_absent
 

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
@@ -346,3 +348,24 @@ async def test_skopeo_reads_what_is_left(story: Story, tmp_path: Path) -> None:
     copied = {path.name for path in (tmp_path / "copy/blobs/sha256").iterdir()}
     blobs = {Digest.of(blob).hex for blob in (b"shared", b"other", EMPTY_CONFIG_CONTENT)}
     assert copied == story.files() == {current.hex, kept.hex} | blobs
+
+
+async def test_a_young_file_is_read_once(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many manifests go: an embedded cache has thousands of blobs, most of them young."""
+    gone = [await story.add_segment(f"gone-{number}", b"own %d" % number) for number in range(5)]
+    await story.add_segment("kept", b"kept")
+    for number in range(20):
+        await story.layout.push_blob(Digest.of(b"%d" % number), b"%d" % number)
+    reads: Counter[str] = Counter()
+    read_bytes = RootedPath.read_bytes
+
+    def read(path: RootedPath, limit: int) -> bytes:
+        reads[path.name] += 1
+        return read_bytes(path, limit)
+
+    monkeypatch.setattr(RootedPath, "read_bytes", read)
+    for manifest in gone:
+        await story.remover.remove(manifest)
+    assert reads[Digest.of(b"7").hex] == 1
+    del reads["index.json"], reads["oci-layout"]
+    assert max(reads.values()) == 1

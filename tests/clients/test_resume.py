@@ -7,9 +7,17 @@ from contextlib import asynccontextmanager
 import pytest
 
 from nixcache_oci.clients.repository import BlobStream
-from nixcache_oci.clients.resume import ATTEMPTS_WITHOUT_PROGRESS, open_resuming, read_blob
+from nixcache_oci.clients.resume import (
+    ATTEMPTS_WITHOUT_PROGRESS,
+    has_blob,
+    open_resuming,
+    probe_blob,
+    read_blob,
+)
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.slow_repository import SlowRepository
 
 CONTENT = bytes(range(256)) * 10
@@ -165,3 +173,50 @@ async def test_a_whole_blob_is_checked() -> None:
     repository.blobs[repository.digest] = CONTENT[::-1]
     with pytest.raises(DigestError):
         await read_blob(repository, repository.digest, len(CONTENT))
+
+
+async def test_a_blob_is_there_when_its_first_byte_is() -> None:
+    """A break on the way is none of the blob's; three good heads without a byte are a blob that is lost."""
+    repository = BreakingRepository(0, 0)
+    assert await probe_blob(repository, repository.digest, sleep=no_sleep) == len(CONTENT)
+    repository = BreakingRepository(0, 0, 0)
+    with pytest.raises(DigestError, match="gives no byte"):
+        await probe_blob(repository, repository.digest, sleep=no_sleep)
+    assert repository.open_now == 0
+    with pytest.raises(NotFoundError):
+        await probe_blob(repository, Digest.of(b"another"), sleep=no_sleep)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_known"),
+    [
+        (NotFoundError("blob unknown"), True),
+        (RegistryError("the storage has no such key", status=404), True),
+        (RegistryError("it cannot read its own file", status=500), True),
+        (RegistryError("who are you?", status=401), False),
+        (RegistryError("no answer"), False),
+    ],
+)
+async def test_what_the_storage_lost_is_absent(error: RegistryError, *, is_known: bool) -> None:
+    """However that is told; but where nobody could say, nobody says that it is absent."""
+
+    async def refuse(step: str) -> None:
+        if step.startswith("stat"):
+            raise error
+
+    repository = ModelRepository(ModelStorage(), refuse)
+    blob = Descriptor("a/b", Digest.of(CONTENT), len(CONTENT))
+    if is_known:
+        assert not await has_blob(repository, blob)
+        return
+    with pytest.raises(RegistryError, match=str(error)):
+        await has_blob(repository, blob)
+
+
+async def test_a_blob_of_another_size_is_not_the_one() -> None:
+    """A registry may hold the beginning of it."""
+    repository = BreakingRepository()
+    assert await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT)))
+    assert not await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT) + 1))
+    repository = BreakingRepository(0, 0, 0)
+    assert not await has_blob(repository, Descriptor("a/b", repository.digest, len(CONTENT)))

@@ -11,7 +11,7 @@ import pytest
 from nixcache_oci.clients import rooted_path
 from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
-from tests.support.odd_files import NO_FILES, put_in_place
+from tests.support.odd_files import NO_FILES, put_in_place, state_below
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "../x", "a\0b"])
@@ -56,12 +56,12 @@ def test_a_new_file_replaces_what_is_there(tmp_path: Path, kind: str) -> None:
     elsewhere.mkdir()
     (tmp_path / "folder/file").write_bytes(b"before")
     put_in_place(kind, tmp_path / "folder/file", elsewhere)
-    before = {path: path.lstat() for path in elsewhere.rglob("*")}
+    before = state_below(elsewhere)
     with pytest.raises(FileExistsError):
         (folder / "file").create()
     write_file(folder / "file", [b"after"], folder)
     assert (folder / "file").read_bytes(10) == b"after"
-    assert {path: path.lstat() for path in elsewhere.rglob("*")} == before
+    assert state_below(elsewhere) == before
 
 
 def test_errors_name_the_whole_path(tmp_path: Path) -> None:

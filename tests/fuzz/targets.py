@@ -34,7 +34,7 @@ from nixcache_oci.cache.table import (
 )
 from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
 from nixcache_oci.cache.version1 import parse_version1
-from nixcache_oci.clients.credentials import choose_credentials
+from nixcache_oci.clients.auth_file import Helper, search_auth_file
 from nixcache_oci.clients.github.version import parse_versions
 from nixcache_oci.clients.registry.answer import Answer, parse_error
 from nixcache_oci.clients.registry.blob_range import read_extent
@@ -461,9 +461,9 @@ def _check_versions(data: bytes) -> bool:
 
 
 def _check_docker_config(data: bytes) -> bool:
-    found = choose_credentials("ghcr.io", {}, None, _text(data))
-    assert found is None or found.password not in repr(found)
-    return found is not None
+    found = search_auth_file(_text(data), "config.json", "ghcr.io", "octocat/hello/nix-cache")
+    assert all(isinstance(one, Helper) or one.password not in repr(one) for one in found)
+    return bool(found)
 
 
 def _check_upstream(data: bytes) -> bool:

@@ -25,7 +25,7 @@ def raw_upstream(answers: Mapping[str, bytes], seen: Callable[[str], object]) ->
         missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         connection.sendall(answers.get(target, missing))
 
-    with _listening(say) as url:
+    with listening(say) as url:
         yield url
 
 
@@ -46,7 +46,7 @@ def flood(piece: bytes) -> Iterator[tuple[str, list[int]]]:
             connection.sendall(piece)
             taken[number] += len(piece)
 
-    with _listening(say) as url:
+    with listening(say) as url:
         yield url, taken
 
 
@@ -58,7 +58,9 @@ def _read_head(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def _listening(say: Callable[[socket.socket], None]) -> Iterator[str]:
+def listening(say: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Hold a conversation on each connection; gives the base URL."""
+
     class Talk(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with suppress(ConnectionError):

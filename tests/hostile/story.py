@@ -23,6 +23,15 @@ UPSTREAM_NAR: Final = bytes(range(256)) * 40
 KNOWN: Final = hash_part_of("upstream")
 """The one hash part that the upstream knows."""
 
+MOST_MEMORY_BYTES: Final = 400_000_000
+"""Resident, of a proxy under attack."""
+
+MOST_BLOCKED_SECONDS: Final = 0.1
+"""Of CPU, between two turns of the event loop: other work of a busy machine does not count."""
+
+MOST_ANSWER_SECONDS: Final = 5.0
+"""To ``/health``: one second, on a machine that is five times slower."""
+
 
 @dataclass(slots=True)
 class Upstream:

@@ -17,23 +17,23 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 from nixcache_oci.proxy.open_files import share_out
 from tests.hostile.raw_client import converse
-from tests.hostile.story import check_well
+from tests.hostile.raw_upstream import listening
+from tests.hostile.story import MOST_ANSWER_SECONDS, MOST_BLOCKED_SECONDS, MOST_MEMORY_BYTES, check_well
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.packs import publish_packs
-from tests.support.proxy import ProxyProcess
+from tests.support.proxy import ProxyProcess, WatchedProxy
 from tests.support.registries import Ghcr
 from tests.support.server_thread import ServerThread
 from tests.support.upstream_server import narinfo_text
 
 MIB = 1024 * 1024
-MOST_BYTES = 400 * MIB
-MOST_SECONDS = 1.0
 HOST = b"Host: localhost\r\n"
 FEW_FILES = 1024
 HALF_HEAD = b"GET /x HTTP/1.1\r\nHost: loc"
@@ -43,7 +43,7 @@ HALF_HEAD = b"GET /x HTTP/1.1\r\nHost: loc"
 class Watched:
     """A proxy, and what it took at its worst."""
 
-    proxy: ProxyProcess
+    proxy: WatchedProxy
     bytes: int = 0
     seconds: float = 0.0
 
@@ -54,11 +54,17 @@ class Watched:
         self.seconds = max(self.seconds, time.monotonic() - start)
         self.bytes = max(self.bytes, self.proxy.rss_bytes())
 
+    def check(self) -> None:
+        """It was small and quick all the time."""
+        assert self.bytes < MOST_MEMORY_BYTES
+        assert self.seconds < MOST_ANSWER_SECONDS
+        assert self.proxy.worst_block_seconds() < MOST_BLOCKED_SECONDS
+
 
 @contextmanager
 def watched(folder: Path, settings: Mapping[str, str], most_files: int | None = None) -> Iterator[Watched]:
     """Run a proxy; at the end it was small and quick all the time, and works."""
-    proxy = ProxyProcess(folder / "proxy", **settings)
+    proxy = WatchedProxy(folder / "proxy", **settings)
     proxy.most_files = most_files
     with proxy:
         proxy.wait_ready()
@@ -67,8 +73,7 @@ def watched(folder: Path, settings: Mapping[str, str], most_files: int | None = 
         yield looking
         looking.look()
         check_well(proxy)
-        assert looking.bytes < MOST_BYTES
-        assert looking.seconds < MOST_SECONDS
+        looking.check()
 
 
 def reader(proxy: ProxyProcess) -> socket.socket:
@@ -143,7 +148,7 @@ def test_small_nars_that_nobody_reads(tmp_path: Path) -> None:
     lines = [f"GET {target} HTTP/1.1\r\n".encode() for target in cache.slices]
     requests = b"".join(line + HOST + b"\r\n" for line in lines) * 20
     with (
-        ProxyProcess(tmp_path, NIXCACHE_REGISTRY=f"oci:{cache.folder / 'cache'}") as proxy,
+        WatchedProxy(tmp_path, NIXCACHE_REGISTRY=f"oci:{cache.folder / 'cache'}") as proxy,
         ExitStack() as stack,
     ):
         proxy.wait_ready()
@@ -155,8 +160,7 @@ def test_small_nars_that_nobody_reads(tmp_path: Path) -> None:
                 looking.look()
         assert [proxy.ask(target).body for target in cache.slices] == before
         looking.look()
-        assert looking.bytes < MOST_BYTES
-        assert looking.seconds < MOST_SECONDS
+        looking.check()
         assert "too much waits for clients that do not read" in proxy.log
 
 
@@ -238,3 +242,27 @@ def test_look_ups_at_upstreams_are_joined(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert len(asked) < 5
+
+
+def test_heads_of_upstream_nars(tmp_path: Path) -> None:
+    """Each takes a connection to the upstream, which may answer late: as many as may stream are asked for."""
+    asked, gate = list[str](), threading.Event()
+
+    def say(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536).decode("latin-1"))
+        gate.wait()
+
+    with listening(say) as url, ExitStack() as stack:
+        stack.callback(gate.set)
+        settings = {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/none", "NIXCACHE_UPSTREAM": url}
+        proxy = stack.enter_context(ProxyProcess(tmp_path / "proxy", **settings))
+        proxy.wait_ready()
+        key = parse_upstream(url).key
+        for number in range(2 * MOST_STREAMS):
+            request = f"HEAD /upstream/{key}/nar/{number:064x}.nar HTTP/1.1\r\n".encode() + HOST + b"\r\n"
+            stack.enter_context(reader(proxy)).sendall(request)
+        while len(asked) < MOST_STREAMS or ("others wait" not in proxy.log and len(asked) == MOST_STREAMS):
+            time.sleep(0.01)
+        # Asked behind all of them, and answered by the same loop.
+        assert proxy.ask("/health").status == 200
+        assert len(asked) == MOST_STREAMS

@@ -105,6 +105,38 @@ def test_a_flake_comes_to_another_machine(
     assert [name for name, _ in narrowed.roots] == [f"packages.{SYSTEM}.two"]
 
 
+def test_a_name_that_no_record_can_hold(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """It is named before anything is built, is not built, and the others are published."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    odd = r"""${builtins.fromJSON ''"a\u001bb\u0007"''}"""
+    flake = story.write_flake(
+        f'packages.{SYSTEM} = {{ {odd} = mkFrom "odd" "echo must not be built; echo > $out"; {GOOD} }};'
+    )
+    ran = machine_of(story, settings).run("publish", flake)
+    assert ran.status == 1
+    line = rf'nixcache-oci: error: packages.{SYSTEM}."a\x1bb\x07": not built: no record can hold this name'
+    assert line in ran.stderr
+    assert "must not be built" not in ran.stderr
+    assert ran.stderr.index(line) < ran.stderr.index("built here")
+    (record,) = records_of(ghcr)
+    assert [name for name, _ in record.roots] == [f"packages.{SYSTEM}.one"]
+    assert record.failed == ()
+
+
+def test_a_cache_that_cannot_be_read(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """Code that may not push is built all the same, and judged by that alone."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    flake = story.write_flake(f"packages.{SYSTEM} = {{ {GOOD} }};")
+    machine = machine_of(story, {**settings, "NIXCACHE_TOKEN_FILE": "", "NIX_SIGNING_KEY": ""})
+    ran = machine.run("publish", flake, "--build-only").check()
+    assert "warning: the cache cannot be read, so what would be pushed is not known: " in ran.stderr
+    assert machine.run("publish", flake, "--dry-run").status == 1
+    assert (
+        machine_of(story, settings).run("publish", flake, "--build-only").check().stdout.startswith("push ")
+    )
+    assert records_of(ghcr) == []
+
+
 def test_strict_publishes_all_or_nothing(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
     """With --strict, one output that fails keeps the others from being published."""
     story = NixStory(tmp_path / "nix", is_chroot=True)

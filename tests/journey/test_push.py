@@ -87,22 +87,24 @@ def test_nix_accepts_all_of_it(
         nix.run(*verify, store=store, environment=trusting).check()
 
 
-def test_a_second_push_sends_nothing_and_leaves_a_record(
-    ghcr: Ghcr, machine: Machine, nix: NixSandbox
-) -> None:
-    """Blobs that the index lists cost no request; the record says that the root still counts."""
+def test_a_push_that_changes_nothing_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
+    """Ten pushes of a path make one segment; another name for it makes a record, without a NAR."""
     paths = nix.build_paths(PATHS)
     machine.run("push", paths[-1], "--root", "release").check()
     ghcr.server.reset_requests()
-    again = machine.run("push", paths[-1], "--root", "release").check()
-    assert "0 to push" in again.stderr
-    # The table, and whether the empty config is there; no NAR is asked about.
-    assert (ghcr.server.count("upload-put"), ghcr.server.count("blob-head")) == (1, 1)
+    for _ in range(9):
+        again = machine.run("push", paths[-1], "--root", "release").check()
+        assert "0 to push" in again.stderr
+        assert again.stdout.splitlines()[0].endswith("nothing written: all of it is listed and recorded")
+    changes = [one for one in ghcr.server.requests if one.operation.startswith(("upload", "manifest-put"))]
+    assert changes == []
+    assert len(tables_of(ghcr)) == 1
+    machine.run("push", paths[-1], "--root", "another").check()
+    assert ghcr.server.count("upload-put") == 1  # the table
     # Both may have been pushed within one second.
     second, first = sorted(tables_of(ghcr), key=lambda table: len(table.narinfos))
     assert second.narinfos == ()
-    assert [record.scope for record in records_in([first, second])] == ["push/release"] * 2
-    assert records_in([second])[0].roots[0][0] == "release"
+    assert [record.scope for record in records_in([first, second])] == ["push/release", "push/another"]
     assert str(records_in([second])[0].roots[0][1]) == paths[-1]
 
 
@@ -114,6 +116,37 @@ def test_each_path_is_a_root_of_its_own(ghcr: Ghcr, machine: Machine, nix: NixSa
     (table,) = tables_of(ghcr)
     assert {record.scope for record in records_in([table])} == {"push/one-o0", "push/other-o0"}
     assert all(record.is_partial for record in records_in([table]))
+
+
+def test_one_path_that_is_gone_does_not_stop_the_others(machine: Machine, nix: NixSandbox) -> None:
+    """Nor does a line that means no store object: each is named, the rest is published, exit status 1."""
+    one, other = nix.build_paths(1, seed="one")[0], nix.build_paths(1, seed="other")[0]
+    gone = str(Path(one).parent / f"{'0' * 32}-gone")
+    for lines in ([gone, one], [one, "no store path", gone], ["./missing", one, gone, "/etc/passwd"]):
+        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
+        assert ran.status == 1
+        assert f"{gone}: left out: it is not valid in this store" in ran.stderr
+        assert ran.stderr.count("left out: ") == len(lines) - 1
+    assert Path(one).name in machine.run("list").check().stdout
+    # On the command line, too; and where nothing is left, that is the error.
+    assert machine.run("push", gone, other).status == 1
+    assert Path(other).name in machine.run("list").check().stdout
+    for lines in ([gone], ["./missing"]):
+        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
+        assert (ran.status, ran.stdout) == (1, "")
+    ran = machine.run("push", "--stdin", "--strict", input_text=f"{gone}\n{one}\n")
+    assert (ran.status, "nothing is published" in ran.stderr) == (1, True)
+    assert machine.run("push", "--stdin", "--dry-run", input_text=f"{gone}\n{one}\n").status == 1
+    assert machine.run("push", gone).status == 1
+
+
+def test_an_empty_list_is_nothing_to_do(machine: Machine) -> None:
+    """A program that lists what was built may have built nothing."""
+    ran = machine.run("push", "--stdin", input_text="\n \n").check()
+    assert ran.stdout == "nothing to push: no paths on standard input\n"
+    ran = machine.run("import", "https://cache.example.org", "--stdin").check()
+    assert ran.stdout == "nothing to import: no paths on standard input\n"
+    assert machine.run("push").status == 2
 
 
 def test_without_closure(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:

@@ -1,6 +1,7 @@
 """``verify --repair`` by the real program: mended from the local store, or unlisted; and gc goes on."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,3 +229,31 @@ def test_a_dangling_reference_and_a_bad_signature(
     assert done.status == 0, done.stdout + done.stderr
     assert "signed anew" in done.stdout
     assert_served(machine, nix, place, key, paths)
+
+
+@pytest.mark.parametrize("publishes_first", [False, True])
+def test_a_tag_without_its_manifest_is_taken_away(
+    nix: NixSandbox, key: SecretKey, tmp_path: Path, paths: list[str], *, publishes_first: bool
+) -> None:
+    """What gc refuses to run on is a problem of verify, and repair mends it, index or no index."""
+    with docker_registry() as registry:
+        machine = Machine(
+            tmp_path / "machine", nix, {**settings_of(registry, tmp_path), "NIX_SIGNING_KEY": key.render()}
+        )
+        machine.run("push", *paths[:3]).check()
+        [tag] = registry.server.data.rglob("_manifests/tags/segment-*")
+        for lost in registry.server.data.rglob(f"_manifests/revisions/sha256/{tag.name[-64:]}"):
+            shutil.rmtree(lost)
+        if publishes_first:
+            # The publish's index does not list what is gone: its tag is all that is left of it.
+            machine.run("push", nix.build_file("new", b"new")).check()
+        refused = machine.run(*GC)
+        assert refused.status == 1
+        assert "verify --repair" in refused.stderr
+        found = machine.run("verify")
+        assert (found.status, tag.name in found.stdout) == (1, True)
+        repaired = machine.run("verify", "--repair")
+        assert repaired.status == 0, repaired.stdout + repaired.stderr
+        assert not tag.exists()
+        machine.run(*GC).check()
+        assert machine.run("verify").status == 0

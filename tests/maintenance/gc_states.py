@@ -7,9 +7,10 @@ from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.segment import Segment, build_manifest
-from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
 from nixcache_oci.maintenance.gc_state import Place, StoredSegment
 from nixcache_oci.maintenance.index_change import mark
+from nixcache_oci.maintenance.table_rows import GcTable, PathNumbers, TableRows
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -17,6 +18,7 @@ from tests.maintenance.model_publisher import Thing
 from tests.support.publish import CREATED
 
 DAY = timedelta(days=1)
+NUMBERS = PathNumbers()
 
 
 def stored(
@@ -39,7 +41,11 @@ def stored(
     segment = Segment.from_manifest(content)
     if condemned is not None:
         segment = mark(segment, CREATED + condemned * DAY)
-    return StoredSegment(segment, place, layers, table, len(text))
+    blobs = {layer.digest: layer.size for layer in layers}
+    ordered = parse_table(text).narinfos
+    rows = TableRows.of(ordered, blobs, NUMBERS)
+    kept = GcTable(table.header, table.records, len(text), rows, lambda: iter(ordered))
+    return StoredSegment(segment, place, layers, kept)
 
 
 def published(day: float, *roots: Thing, scope: str = "main") -> PublishRecord:

@@ -8,7 +8,7 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.local_store.nix_settings import NixSettings, is_trusted
 from nixcache_oci.clients.proxy_status import ProxyStatus
 from nixcache_oci.errors import FormatError
-from nixcache_oci.maintenance.checks.finding import Level
+from nixcache_oci.maintenance.checks.finding import Level, counted
 from nixcache_oci.maintenance.checks.keys import check_public_keys, check_signing_keys
 from nixcache_oci.maintenance.checks.nix_use import Client, check_nix_use
 from nixcache_oci.maintenance.checks.proxy import _check_cache_info, _check_served
@@ -102,7 +102,7 @@ def test_public_keys(
 
 
 def client(own: NixSettings, system: NixSettings, *, is_daemon: bool, is_trusted: bool) -> Client:
-    return Client(own, system, "bob", is_daemon=is_daemon, is_trusted=is_trusted)
+    return Client(own, system, "bob", is_daemon=is_daemon, is_trusted=is_trusted, environment={})
 
 
 GOOD, WARNING, ERROR = Level.GOOD, Level.WARNING, Level.ERROR
@@ -126,7 +126,7 @@ def test_nix_without_a_daemon(own: NixSettings, levels: tuple[Level, ...]) -> No
     """The user's settings are all that counts."""
     nix = client(own, PLAIN, is_daemon=False, is_trusted=False)
     findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)
-    assert tuple(finding.level for finding in findings) == levels
+    assert tuple(finding.level for finding in findings) == (*levels, GOOD)
     assert all(finding.remedy for finding in findings if finding.level is ERROR)
 
 
@@ -148,8 +148,39 @@ def test_nix_with_a_daemon(system: NixSettings, levels: tuple[Level, ...], *, is
     """A daemon follows a user whom it trusts, and others only to where its own settings lead."""
     nix = client(RIGHT, system, is_daemon=True, is_trusted=is_trusted)
     findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)
-    assert tuple(finding.level for finding in findings) == levels
+    assert tuple(finding.level for finding in findings) == (*levels, GOOD)
     assert all("trusted-users" in finding.remedy for finding in findings if finding.level is ERROR)
+
+
+@pytest.mark.parametrize(("is_daemon", "level"), [(False, ERROR), (True, WARNING)])
+def test_an_http_proxy_in_the_way(level: Level, *, is_daemon: bool) -> None:
+    """Nix would ask it for the proxy of this machine; what is excepted already stays so by the remedy."""
+    environment = {"http_proxy": "http://p:1", "NO_PROXY": "lan.example"}
+    nix = replace(client(RIGHT, RIGHT, is_daemon=is_daemon, is_trusted=True), environment=environment)
+    found = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)[-1]
+    assert found.level is level
+    assert "http_proxy is set, and no_proxy does not have 127.0.0.1" in found.text
+    assert "export no_proxy=lan.example,127.0.0.1" in found.remedy
+    assert ("nix-daemon" in found.remedy) == is_daemon
+    nix = replace(nix, environment={**environment, "no_proxy": "lan.example,127.0.0.1"})
+    assert check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)[-1].level is GOOD
+
+
+@pytest.mark.parametrize(
+    ("is_daemon", "is_trusted", "before"),
+    [(False, False, "run: "), (True, True, "run: "), (True, False, "as root: ")],
+)
+def test_who_is_to_change_nix_conf(before: str, *, is_daemon: bool, is_trusted: bool) -> None:
+    """What a daemon would ignore in a user's own settings is for root to add."""
+    nix = client(PLAIN, PLAIN, is_daemon=is_daemon, is_trusted=is_trusted)
+    findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)[:3]
+    assert [finding.remedy for finding in findings] == [f"{before}nixcache-oci use --apply"] * 3
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 paths"), (1, "1 path"), (2, "2 paths")])
+def test_singular_and_plural(number: int, text: str) -> None:
+    """One is no plural."""
+    assert counted(number, "path") == text
 
 
 SERVING = ProxyStatus(

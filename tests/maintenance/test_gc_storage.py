@@ -98,3 +98,23 @@ async def test_docker_registry() -> None:
     assert not last.refused
     dropped = len(OLD.content) + len(OLD_SMALL.content) + len(SMALL.content)  # a pack moved, with small in it
     assert dropped < freed < 1.05 * dropped
+
+
+async def test_what_is_repacked_keeps_to_what_the_registry_takes(tmp_path: Path) -> None:
+    """A merge gathers the packs of many segments: it makes none that the registry would refuse."""
+    root, limit = tmp_path / "cache", 20_000
+    layout = Layout(root)
+    things = [Thing(str(number), size=5_000) for number in range(20)]
+    roots = tuple((thing.base_name, thing.path) for thing in things)
+    for number, thing in enumerate(things):
+        records = [PublishRecord("main", "1", CREATED, roots)] if number == 0 else []
+        await push_things(layout, [thing], records, CREATED + number * timedelta(minutes=1))
+    clock = partial(_same, CREATED + 2 * DAY)
+    remover = LayoutRemover(root)
+    prepared = await prepare_gc(layout, remover, GcOptions(max_blob_bytes=limit), clock=clock)
+    before = {path.name for path in (root / "blobs/sha256").iterdir()}
+    collected = await carry_out_gc(layout, remover, prepared, clock=clock)
+    written = [path for path in (root / "blobs/sha256").iterdir() if path.name not in before]
+    assert len(collected.written) >= 1
+    assert max(path.stat().st_size for path in written) <= limit
+    assert sum(path.stat().st_size > limit // 2 for path in written) >= 4

@@ -139,10 +139,10 @@ def test_counting(records: list[PublishRecord], day: float, counting: set[str]) 
 
 @pytest.mark.parametrize(
     ("ttl_days", "day", "counting"),
-    [(90, 99.9, {"web-2"}), (90, 100, set()), (None, 5000, {"web-2"})],
+    [(90, 108.9, {"web-2"}), (90, 109, set()), (None, 5000, {"web-2"})],
 )
 def test_a_scope_expires(ttl_days: int | None, day: float, counting: set[str]) -> None:
-    """A scope that nobody published to for its time to live is over."""
+    """A scope ends its time to live after its last publish, which may have left no record for nine days."""
     assert count([WEB1, WEB2], day, ttl_days) == counting
 
 

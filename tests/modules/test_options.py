@@ -1,6 +1,7 @@
 """Each option of the modules reaches what it is meant for, and what contradicts itself is refused."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +12,16 @@ from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.repository import RegistryLocation, repository_config
 from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from nixcache_oci.settings.variable import Values
-from tests.support.nix_modules import KEY, USABLE, Modules, environment_of
+from tests.support.nix import NixSandbox
+from tests.support.nix_modules import KEY, OTHER_KEY, STANDIN, TOP, USABLE, Modules, environment_of
 
 pytestmark = pytest.mark.needs("nix-instantiate")
 
-OTHER_KEY = "other-1:" + "B" * 42 + "A="
 
 # Variables that have no option, and why.
 WITHOUT_OPTION = {
     "GITHUB_TOKEN": "would lie in the Nix store",
+    "NIXCACHE_TOKEN": "would lie in the Nix store",
     "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_UPSTREAM_FILE": "as above",
@@ -78,6 +80,30 @@ def test_defaults_are_those_of_the_program(modules: Modules, kind: str) -> None:
             assert environment[variable.name] == variable.default, variable.name
 
 
+@pytest.mark.parametrize("is_signed", ["true", "false"])
+def test_what_documents_say_of_defaults(nix: NixSandbox, is_signed: str) -> None:
+    """A default that is shown as an expression is one that Nix reads, and that gives the default."""
+    given = f"""
+      lib = import {STANDIN}/lib.nix;
+      config.services.nixcache-proxy.requireSignatures = {is_signed};
+    """
+    shown = f"""let {given}
+      pkgs = import {STANDIN}/pkgs.nix {{ inherit lib; system = "x86_64-linux"; }};
+      inherit (import {TOP}/nix/options.nix {{ inherit lib pkgs config; }}) options;
+      isShown = option: (option.defaultText._type or "") == "literalExpression";
+    in map (option: {{ text = option.defaultText.text; inherit (option) default; }})
+      (builtins.filter isShown (builtins.attrValues options.services.nixcache-proxy))"""
+    options = _evaluate(nix, shown)
+    assert options
+    for option in options:
+        assert _evaluate(nix, f"let {given} in {option['text']}") == option["default"]
+
+
+def _evaluate(nix: NixSandbox, expression: str) -> Any:  # noqa: ANN401 -- JSON
+    run = nix.run("nix-instantiate", "--eval", "--strict", "--json", "-E", expression).check()
+    return json.loads(run.stdout)
+
+
 def test_every_setting_has_an_option(modules: Modules) -> None:
     """A setting that the program learns later must not be forgotten here."""
     names = {variable.name for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)}
@@ -104,52 +130,6 @@ def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
     location = repository_config(values)
     assert isinstance(location, RegistryLocation)
     assert str(location.reference.host) == "ghcr.io"
-
-
-@pytest.mark.parametrize(
-    ("address", "asked"),
-    [
-        ("127.0.0.1", "http://127.0.0.1:37515"),
-        ("0.0.0.0", "http://127.0.0.1:37515"),
-        ("::", "http://[::1]:37515"),
-        ("fd00::5", "http://[fd00::5]:37515"),
-        ("192.168.1.5", "http://192.168.1.5:37515"),
-    ],
-)
-def test_nix_asks_where_the_proxy_listens(modules: Modules, address: str, asked: str) -> None:
-    """Nix is told an address that a client can use, and its other caches stay."""
-    settings = modules.evaluate(**USABLE, listenAddress=address).nix_settings
-    assert settings["substituters"] == [asked, "https://cache.nixos.org/"]
-    assert settings["trusted-substituters"] == [asked]
-    assert settings["trusted-public-keys"][-1] == KEY
-    assert settings["trusted-public-keys"][0].startswith("cache.nixos.org-1:")
-
-
-def test_home_adds_to_the_users_nix_conf(modules: Modules) -> None:
-    """A user's nix.conf adds to the machine's: what is listed there must not vanish."""
-    evaluated = modules.evaluate("home", **USABLE)
-    assert evaluated.nix_settings == {
-        "extra-substituters": ["http://127.0.0.1:37515"],
-        "extra-trusted-public-keys": [KEY],
-        "fallback": True,
-        "narinfo-cache-negative-ttl": 300,
-    }
-    assert evaluated.config["nix"]["package"] == "nix"
-    silent = modules.evaluate("home", **USABLE, configureNix=False)
-    assert (silent.nix_settings, silent.config["nix"]["package"]) == ({}, None)
-
-
-@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
-def test_settings_for_all_caches(modules: Modules, kind: str) -> None:
-    """Falling back and remembering misses are on, can be left out, and give way to the user's own word."""
-    manners = ("fallback", "narinfo-cache-negative-ttl")
-    settings = modules.evaluate(kind, **USABLE).nix_settings
-    assert [settings[name] for name in manners] == [True, 300]
-    assert modules.evaluate(kind, **USABLE, narinfoCacheNegativeTtl=5).nix_settings[manners[1]] == 5
-    without = modules.evaluate(kind, **USABLE, fallback=False, narinfoCacheNegativeTtl=None).nix_settings
-    assert without == nix_settings_without(settings, *manners)
-    told = modules.evaluate(kind, **USABLE, more="{ nix.settings.fallback = false; }").nix_settings
-    assert told["fallback"] is False
 
 
 def test_a_server_for_others(modules: Modules) -> None:
@@ -186,11 +166,6 @@ def test_an_oci_layout(modules: Modules) -> None:
     assert modules.evaluate(**USABLE).service["serviceConfig"]["ProtectHome"] is True
 
 
-def test_home_may_serve_the_embedded_cache(modules: Modules) -> None:
-    """A user has a data folder, so nothing need be said of a repository."""
-    assert modules.evaluate("home", publicKey=KEY).failed == []
-
-
 def test_home_on_macos(modules: Modules) -> None:
     """There launchd runs the proxy, and no unit of systemd is written."""
     evaluated = modules.evaluate("home", **USABLE, system="aarch64-darwin")
@@ -198,7 +173,17 @@ def test_home_on_macos(modules: Modules) -> None:
     agent = evaluated.config["launchd"]["agents"]["nixcache-proxy"]
     assert agent["enable"]
     assert agent["config"]["ProgramArguments"][-1].endswith(f"exec {modules.package}/bin/nixcache-oci proxy")
-    assert agent["config"]["EnvironmentVariables"]["NIXCACHE_REPO"] == "octocat/my-cache"
+    environment = agent["config"]["EnvironmentVariables"]
+    assert environment["NIXCACHE_REPO"] == "octocat/my-cache"
+    # launchd tells a program nothing of certificates; the file is nix-darwin's, or else macOS's own.
+    daemon = modules.evaluate("darwin", **USABLE).config["launchd"]["daemons"]["nixcache-proxy"]
+    assert environment["SSL_CERT_FILE"] == daemon["serviceConfig"]["EnvironmentVariables"]["SSL_CERT_FILE"]
+    assert "SSL_CERT_FILE=/etc/ssl/cert.pem" in agent["config"]["ProgramArguments"][-1]
+    mine = modules.evaluate(
+        "home", **USABLE, system="aarch64-darwin", extraSettings={"SSL_CERT_FILE": "/mine.pem"}
+    )
+    agent = mine.config["launchd"]["agents"]["nixcache-proxy"]
+    assert agent["config"]["EnvironmentVariables"]["SSL_CERT_FILE"] == "/mine.pem"
     assert modules.evaluate("home", **USABLE).config["launchd"]["agents"] == {}
 
 
@@ -219,6 +204,10 @@ def test_daemon_on_macos(modules: Modules) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"repo": None},
+            "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
+        ),
         ({"registry": "registry.example", "repo": None}, "repo is not set"),
         ({"registry": "oci:cache"}, "the folder behind `oci:` must be an absolute path"),
         ({"port": 0}, "port is 0, which picks a free one"),
@@ -244,10 +233,6 @@ def test_contradictions(modules: Modules, kind: str, settings: dict[str, Any], m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"repo": None},
-            "repo is not set: set it to owner/name, or services.nixcache-proxy.registry to oci:/path",
-        ),
         ({"requireSignatures": False}, "remove one of them"),
         ({"openFirewall": True}, "openFirewall is on, but nobody else can reach 127.0.0.1"),
     ],
@@ -277,6 +262,14 @@ def test_values_of_a_wrong_kind(modules: Modules, settings: dict[str, Any]) -> N
     """They are refused by the option's name, a secret key in a public one's place among them."""
     with pytest.raises(RuntimeError, match=f"option `services.nixcache-proxy.{next(iter(settings))}'"):
         modules.evaluate(**{**USABLE, **settings})
+
+
+@pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])
+def test_the_program_is_in_path(modules: Modules, kind: str) -> None:
+    """Whoever has the service can call `nixcache-oci doctor`, and publish."""
+    config = modules.evaluate(kind, **USABLE).config
+    installed = config["home"]["packages"] if kind == "home" else config["environment"]["systemPackages"]
+    assert installed == [str(modules.package)]
 
 
 @pytest.mark.parametrize("kind", ["nixos", "darwin", "home"])

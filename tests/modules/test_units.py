@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,10 @@ from tests.support.journey import put
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import (
     KEY,
+    STANDIN,
+    TOP,
     UNIT,
+    USABLE,
     Evaluated,
     Modules,
     home_unit,
@@ -112,6 +116,46 @@ def test_exposure_is_below_two(modules: Modules, tmp_path: Path, settings: dict[
     # It takes tenths, and fails above.
     done = analyze("security", "--offline=yes", "--threshold=19", service, runtime=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.needs("systemd-analyze", "bwrap")
+def test_the_check_runs_in_a_build(modules: Modules, nix: NixSandbox, tmp_path: Path) -> None:
+    """`nix flake check` runs systemd-analyze where there is no /run, and where nobody can make one."""
+    standin = f'(import {STANDIN}/pkgs.nix {{ lib = import {STANDIN}/lib.nix; system = "x86_64-linux"; }})'
+    expression = f"(import {TOP}/nix/checks.nix {{ pkgs = {standin}; }}).units.script"
+    found = nix.run("nix-instantiate", "--eval", "--json", "-E", expression).check()
+    write_units(modules.evaluate(**USABLE), tmp_path / "units")
+    # The stand-in writes no units, and these are as NixOS writes them.
+    script, copied = re.subn(
+        r"cp \S+ \$out/(\S+)", rf"cp {tmp_path}/units/\1 $out/\1", json.loads(found.stdout)
+    )
+    assert copied == 2
+    sandbox = ["--ro-bind", "/usr", "/usr", "--dev", "/dev", "--proc", "/proc", "--ro-bind", "/etc", "/etc"]
+    for folder in ("bin", "lib", "lib64", "sbin"):
+        sandbox += ["--symlink", f"usr/{folder}", f"/{folder}"]
+    sandbox += ["--tmpfs", "/tmp", "--bind", str(tmp_path), str(tmp_path), "--remount-ro", "/"]
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                require_program("bwrap"),
+                *("--unshare-user", "--uid", "1000", "--gid", "1000", *sandbox),
+                *("/bin/bash", "-euc", script),
+            ],
+            env={"PATH": os.environ["PATH"], "out": str(tmp_path / "out")},
+            capture_output=True,
+            text=True,
+            timeout=MOST_SECONDS,
+            check=False,
+        )
+
+    if run(
+        "bwrap --dev-bind /usr /usr --symlink usr/lib64 /lib64 --symlink usr/lib /lib /usr/bin/true"
+    ).returncode:
+        pytest.skip("this system lets nobody make a namespace inside of another")
+    done = run(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level for nixcache-proxy.service: 1." in done.stdout
 
 
 @pytest.mark.parametrize(("mebibytes", "most"), [(64, "576M"), (256, "768M"), (4096, "4608M")])

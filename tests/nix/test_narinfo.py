@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.narinfo import COMPRESSIONS, MAX_LINES, NarInfo
+from nixcache_oci.nix.narinfo import COMPRESSIONS, MAX_LINES, MAX_URL_CHARACTERS, NarInfo
 from nixcache_oci.nix.signature import Signature
 from tests.nix.samples import NARINFOS, narinfo_text, store_paths
 
@@ -185,6 +185,14 @@ def test_what_some_nix_stops_at_is_refused(line: str) -> None:
     text = _changed(line.partition(":")[0], line.format(_HASH_PART))
     with pytest.raises(FormatError):
         NarInfo.parse(text)
+
+
+def test_urls_end() -> None:
+    """How one is read takes time by its length, and no server takes a longer one."""
+    longest = "nar/" + "%25" * ((MAX_URL_CHARACTERS - 4) // 3)
+    assert NarInfo.parse(_changed("URL", f"URL: {longest}")).url == longest
+    with pytest.raises(FormatError, match="characters, over the limit"):
+        NarInfo.parse(_changed("URL", f"URL: {longest}%25"))
 
 
 @pytest.mark.parametrize(

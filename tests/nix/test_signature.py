@@ -112,6 +112,45 @@ def test_key_files_are_those_of_nix() -> None:
     assert SecretKey.parse(f"{SECRET_KEY.render()}\n") == SECRET_KEY
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        "\ufeff{}",
+        "{}\r\n",
+        " \t{}\n\n",
+        "\u00a0{}\u200b",
+        '"{}"',
+        "'{}'",
+        "`{}`",
+        "NIX_SIGNING_KEY={}",
+        'NIX_SIGNING_KEY="{}"\r\n',
+        "\ufeffexport NIX_SIGNING_KEY='{}'",
+        "NIX_SIGNING_KEY = {}",
+        "NIXCACHE_SIGNING_KEY={}",
+        '"NIX_SIGNING_KEY={}"',
+    ],
+)
+def test_a_secret_key_is_read_as_it_was_copied(around: str) -> None:
+    """What an editor or a form adds must not become a part of the name, which no client would trust."""
+    assert SecretKey.parse(around.format(SECRET_KEY.render())) == SECRET_KEY
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_secret_key_may_be_broken_into_lines(end: str) -> None:
+    """As ``base64`` breaks them, and as Nix reads them."""
+    text = SECRET_KEY.render()
+    assert SecretKey.parse(f"{text[:60]}{end}{text[60:]}{end}") == SECRET_KEY
+    with pytest.raises(FormatError):
+        SecretKey.parse(f"{text}{end}{text}")
+
+
+@pytest.mark.parametrize("name", ["\ufeffcache-1", "a\u200b", "a b", "a\x00", ""])
+def test_no_key_has_a_name_with_what_nobody_sees(name: str) -> None:
+    """Signatures under it would be of no use to anybody."""
+    with pytest.raises(FormatError):
+        PublicKey(name, bytes(32))
+
+
 def test_new_keys_differ() -> None:
     """Each generated key is its own."""
     assert SecretKey.generate("a-1") != SecretKey.generate("a-1")

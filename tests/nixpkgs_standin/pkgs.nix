@@ -11,7 +11,7 @@ let
     };
 
   # Whatever nixpkgs has, by name; what is asked for and not listed is an error, as a misspelt name would be.
-  programs = lib.genAttrs [ "gnumake" "jq" "nginx" "nix" "skopeo" "systemd" ] (name: derivationOf name { });
+  programs = lib.genAttrs [ "bubblewrap" "gnumake" "jq" "nginx" "nix" "skopeo" "systemd" ] (name: derivationOf name { });
 
   python3Packages =
     lib.genAttrs [
@@ -102,7 +102,10 @@ let
     # A real file, so that a test can read it; what it names need not be built for that.
     writeShellScript = name: text: builtins.toFile name (builtins.unsafeDiscardStringContext text);
     writeShellScriptBin = derivationOf;
-    runCommand = name: environment: script: derivationOf name [ environment script ];
+    # With its script, which a test can run.
+    runCommand =
+      name: environment: script:
+      derivationOf name [ environment script ] // { inherit script; };
     testers.runNixOSTest =
       test:
       derivationOf "vm-test-run-${test.name}" (

@@ -26,6 +26,9 @@ in
 rec {
   bool = simple "boolean" builtins.isBool;
   str = simple "string" builtins.isString;
+  lines = str // {
+    merge = _: builtins.concatStringsSep "\n";
+  };
   int = simple "signed integer" builtins.isInt;
   port = simple "16 bit unsigned integer" (value: builtins.isInt value && value >= 0 && value <= 65535);
   ints = {

@@ -1,13 +1,16 @@
 """What users write into NIXCACHE_REGISTRY, NIXCACHE_REPO and NIXCACHE_IMAGE."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import (
     RegistryReference,
+    fit_repository,
     is_repository,
     is_tag,
     parse_tag_or_digest,
@@ -169,3 +172,50 @@ def test_tag_or_digest() -> None:
     for text in ("", "a/b", *wrong_digests):
         with pytest.raises(FormatError, match=r"\A(tag|digest)"):
             parse_tag_or_digest(text)
+
+
+_NAMES = st.from_regex(r"\A[A-Za-z0-9._-]{1,40}\Z")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", "owner/name"),
+        ("Owner/My.Name", "owner/my.name"),
+        ("a/b_c/d--e", "a/b_c/d--e"),
+        ("owner/.github", "owner/github.xbdcc6a2a85f645f6"),
+        ("owner/-", "owner/repository.x3973e022e93220f9"),
+    ],
+)
+def test_what_registries_take_keeps_its_name(name: str, expected: str) -> None:
+    """A cache is found again by any version of this program: what these give is never changed."""
+    assert fit_repository(name) == expected
+
+
+@given(_NAMES)
+@example(".github")
+@example("name-")
+@example("_x")
+@example("...")
+def test_any_name_becomes_one_that_registries_take(name: str) -> None:
+    """Whatever GitHub lets a repository be called, by the rules of the strictest registries."""
+    fitted = fit_repository(name)
+    assert is_repository(fitted)
+    if fitted != name.lower():
+        assert not re.search(r"[._-]{2}", fitted)
+
+
+@given(st.lists(_NAMES, min_size=2, max_size=2, unique_by=str.lower))
+@example([".github", "github"])
+@example([".github", "github.xbdcc6a2a85f645f6"])
+@example(["name-", "name_"])
+@example(["a.-b", "a-.b"])
+def test_no_two_repositories_share_a_place(names: list[str]) -> None:
+    """Two repositories of one owner must never write into one cache, whatever they are called."""
+    assert fit_repository(names[0]) != fit_repository(names[1])
+
+
+@pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
+def test_docker_hub_answers_under_another_name(host: str) -> None:
+    """What people and docker call it is no registry."""
+    assert RegistryReference.of(host, "owner", "name").base_url == "https://registry-1.docker.io"

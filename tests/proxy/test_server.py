@@ -1,5 +1,6 @@
 """The process: how it starts, how it refuses to, and how it stops."""
 
+import argparse
 import asyncio
 import os
 import random
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cli.use import find_proxy_url
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.settings.variable import Values
 from tests.support.journey import settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
@@ -75,12 +78,55 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert "NIXCACHE_PORT" in line
 
 
-def test_an_index_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
-    """A wrong setting: exit status 2."""
+def test_an_index_folder_that_cannot_be_made_is_one_warning(settings: dict[str, str], tmp_path: Path) -> None:
+    """Starting is never refused for it: the cache is read from the repository, and served."""
     (tmp_path / "file").write_text("")
-    run = run_proxy(tmp_path, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index"))
-    assert run.returncode == 2
-    assert "NIXCACHE_INDEX_DIR" in error_line(run)
+    with ProxyProcess(
+        tmp_path / "proxy", **settings, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index")
+    ) as proxy:
+        assert proxy.wait_ready()["entries"] == 1
+        assert proxy.ask(f"/{hash_part_of('large')}.narinfo").status == 200
+        for _ in range(2):
+            assert proxy.refresh() == {"refreshed": True, "entries": 1}
+        assert proxy.log.count("set NIXCACHE_INDEX_DIR to a writable folder") == 1
+
+
+@pytest.mark.needs("bwrap")
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_second_run_on_a_disk_that_takes_nothing(
+    settings: dict[str, str], tmp_path: Path, state: str
+) -> None:
+    """The index that is there is served at once, and what is new is served beside it."""
+    index = tmp_path / "proxy" / "index"
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+    saved = index.rename(tmp_path / "saved")
+    index.mkdir()
+    # The temporary folder is on the same disk, so that what is new can only be in memory.
+    outer = ["bwrap", "--dev-bind", "/", "/", "--size", str(1024 * 1024), "--tmpfs", str(index)]
+    steps = f'cp -r {saved}/. {index}; dd if=/dev/zero of={index}/filler bs=4096 2>/dev/null; exec "$@"'
+    if state == "read-only":
+        outer = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(saved), str(index)]
+        steps = 'exec "$@"'
+    command = [*outer, "sh", "-c", steps, "sh", sys.executable, "-m", "nixcache_oci", "proxy"]
+    asyncio.run(publish(Layout(tmp_path / "cache"), [store_object("new")]))
+    with ProxyProcess(tmp_path / "proxy", command=command, **settings, TMPDIR=str(index)) as proxy:
+        proxy.wait_until(lambda status: status["entries"] == 2)
+        for seed in ("large", "new"):
+            assert proxy.ask(f"/{hash_part_of(seed)}.narinfo").status == 200
+        assert "set NIXCACHE_INDEX_DIR to a writable folder" in proxy.log
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0", "::", "::1", "localhost", "127.0.0.2"])
+def test_the_proxy_listens_where_use_says(settings: dict[str, str], tmp_path: Path, listen: str) -> None:
+    """``use`` writes an address into nix.conf: whatever is set, the proxy answers there."""
+    with ProxyProcess(tmp_path / "proxy", **settings, NIXCACHE_LISTEN=listen) as proxy:
+        port = proxy.host.rpartition(":")[2]
+        told = find_proxy_url(
+            Values({"NIXCACHE_LISTEN": listen, "NIXCACHE_PORT": port}, argparse.Namespace())
+        )
+        proxy.url = told
+        assert proxy.ask("/health").status == 200
 
 
 @pytest.mark.parametrize(
@@ -91,7 +137,7 @@ def test_an_index_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -
         ("NIXCACHE_INDEX_TTL", "soon"),
         ("NIXCACHE_PRIORITY", "-1"),
         ("NIXCACHE_STORE_DIR", "nix/store"),
-        ("NIXCACHE_REPO", "owner"),
+        ("NIXCACHE_REPO", "owner/na me"),
         ("NIXCACHE_UPSTREAM", "cache.nixos.org"),
         ("NIXCACHE_UPSTREAM_NARS", "sometimes"),
         ("NIXCACHE_PUBLIC_KEYS", "no-key"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache.index_folder import NOWHERE
 from nixcache_oci.proxy.url_secret import FILE_NAME, load_url_secret
 
 
@@ -64,3 +65,9 @@ def test_what_cannot_be_used_is_named(
     assert first != second
     assert bytes(32) not in {first, second}
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def test_who_has_no_home_folder_has_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """Services and containers run under users without one."""
+    assert len(load_url_secret(NOWHERE)) == 32
+    assert [record.__dict__["fields"]["error"] for record in caplog.records] == ["there is no home folder"]

@@ -7,6 +7,7 @@ import pytest
 
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import upload
+from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.room import Room
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
@@ -234,3 +235,13 @@ async def test_who_gives_up_waiting_is_passed_over() -> None:
 async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def test_nothing_that_is_sent_is_over_the_registrys_limit(story: Story) -> None:
+    """Packs keep to it as NARs do; a NAR that is larger by itself is named, and the others are sent."""
+    limit = 300_000
+    infos = [*small_ones(story, 40, 50_000), story.store.add("larger", noise("larger", limit + 1))]
+    uploaded = await story.run(infos, packing=Packing(max_blob_bytes=limit))
+    assert list(uploaded.failed) == [infos[-1].store_path.base_name]
+    assert len(uploaded.narinfos) == len(infos) - 1
+    assert max(map(len, story.blobs.blobs.values())) <= limit

@@ -1,4 +1,4 @@
-"""Makes docs/reliability.md of the results that the suites wrote; nothing in it is typed.
+"""Makes docs/reliability.md of the code's bounds and of what the suites wrote; nothing in it is typed.
 
     python -m tests.reliability.report RESULTS docs/reliability.md
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Final
 
+from tests.reliability.bounds import render_bounds
 from tests.reliability.results import FAILED, Cell, Suite
 
 REQUIRED: Final = (
@@ -61,7 +62,7 @@ def read_results(folder: Path) -> list[Suite]:
 
 def render(suites: Iterable[Suite]) -> str:
     """Write the page."""
-    return "\n".join([_HEAD, *(_render_suite(suite) for suite in suites)])
+    return "\n".join([_HEAD, render_bounds(), *(_render_suite(suite) for suite in suites)])
 
 
 def _render_suite(suite: Suite) -> str:

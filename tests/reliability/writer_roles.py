@@ -67,7 +67,7 @@ class Machine:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._made = MadeStore(around.folder / "store")
-        self._store = LocalStore(Nix({}), "/nix/store", around.folder / "store")
+        self._store = LocalStore(Nix({}, print), "/nix/store", around.folder / "store")
         self._folder = IndexFolder(around.folder / "index", NAME)
 
     def add(self, seed: str) -> list[PathInfo]:

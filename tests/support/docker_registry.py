@@ -114,11 +114,14 @@ class DockerRegistry:
     Attributes:
         auth: whether a token is needed; without, everything is allowed to everybody.
         delete: whether OCI DELETE is enabled.
+        remembers_blobs: whether it keeps descriptors in memory, as Debian configures it: a HEAD of what was
+            collected is then still answered as if it were there.
         token_seconds: lifetime of tokens; the registry lets 60 s more pass.
     """
 
     auth: bool = True
     delete: bool = True
+    remembers_blobs: bool = False
     token_seconds: int = 300
     user: str = "octocat"
     password: str = "registry-password"
@@ -217,22 +220,30 @@ class DockerRegistry:
             )
         return result.stdout
 
+    def lose_blob(self, digest: str) -> None:
+        """Take a blob's bytes away behind the registry's back; ``digest`` is hexadecimal."""
+        for path in self.data.rglob(f"sha256/{digest[:2]}/{digest}/data"):
+            path.unlink()
+
     def disk_usage(self) -> int:
         """The bytes of all stored files."""
         files = self.data.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def _write_config(self) -> None:
-        """JSON is YAML too. No cache of descriptors: what was collected is gone at once."""
+        """JSON is YAML too. Without a cache of descriptors, what was collected is gone at once."""
         self.data.mkdir(exist_ok=True)
+        storage: dict[str, object] = {
+            "filesystem": {"rootdirectory": str(self.data)},
+            "delete": {"enabled": self.delete},
+            "maintenance": {"uploadpurging": {"enabled": False}},
+        }
+        if self.remembers_blobs:
+            storage["cache"] = {"blobdescriptor": "inmemory"}
         config: dict[str, object] = {
             "version": 0.1,
             "log": {"level": "info", "accesslog": {"disabled": True}},
-            "storage": {
-                "filesystem": {"rootdirectory": str(self.data)},
-                "delete": {"enabled": self.delete},
-                "maintenance": {"uploadpurging": {"enabled": False}},
-            },
+            "storage": storage,
             "http": {"addr": self.host, "relativeurls": True, "secret": secrets.token_hex(16)},
         }
         if self.auth:

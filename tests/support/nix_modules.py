@@ -21,6 +21,7 @@ STANDIN = TOP / "tests/nixpkgs_standin"
 UNIT = "nixcache-proxy"
 
 KEY = "my-cache-1:" + "A" * 43 + "="
+OTHER_KEY = "other-1:" + "B" * 42 + "A="
 USABLE: Mapping[str, Any] = {"repo": "octocat/my-cache", "publicKey": KEY}
 UNSIGNED: Mapping[str, Any] = {"repo": "octocat/my-cache", "requireSignatures": False}
 

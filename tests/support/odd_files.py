@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Final
 
 
@@ -61,6 +62,18 @@ _WORDS: Final = {
     "folder": "a folder",
     "file": "a file",
 }
+
+
+def state_below(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Tell all that a use of what is below a folder would change; see ``state_of``."""
+    return {path: state_of(path) for path in folder.rglob("*")}
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """Tell all that reading or writing a file would change; of a folder, not when it was listed: tests do."""
+    status = path.lstat()
+    read_at = 0 if S_ISDIR(status.st_mode) else status.st_atime_ns
+    return status.st_mode, status.st_ino, status.st_nlink, status.st_size, status.st_mtime_ns, read_at
 
 
 def put_in_place(kind: str, path: Path, elsewhere: Path) -> str:

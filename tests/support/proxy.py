@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -33,6 +33,7 @@ class ProxyProcess:
 
     Args:
         folder: for its home and log; a second process on the same folder finds the first one's index.
+        command: that starts it.
         settings: further environment variables.
 
     Attributes:
@@ -41,8 +42,9 @@ class ProxyProcess:
 
     most_files: int | None = None
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, command: Sequence[str] = (), **settings: str) -> None:
         self._folder = folder
+        self._command = list(command)
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -61,7 +63,7 @@ class ProxyProcess:
         limit = f'ulimit -n {self.most_files} && exec "$@"'
         prefix = ["sh", "-c", limit, "sh"] if self.most_files is not None else []
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, *self._program(), "proxy"],
+            [*prefix, *(self._command or (sys.executable, *self._program(), "proxy"))],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TypedDict, Unpack
@@ -58,16 +59,18 @@ def answering(*, status: int = 200, text: str = "", seconds: float = 0.0) -> Han
 
 
 @asynccontextmanager
-async def serve(handler: Handler, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve HTTP; gives the base URL."""
+async def serve(
+    handler: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """Serve HTTP, over TLS where there is a certificate for it; gives the base URL."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         await site.start()
-        yield f"http://{host}:{runner.addresses[0][1]}"
+        yield f"http{'s' if tls else ''}://{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 

@@ -7,19 +7,20 @@ sent is looked up as GitHub does it; see ``Payload``.
 Source: GitHub's documentation, "Evaluate expressions in workflows and actions".
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-Value: TypeAlias = "bool | float | str | Mapping[str, Value] | None"
+Value: TypeAlias = "bool | float | str | tuple[str, ...] | Mapping[str, Value] | None"
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<text>'(?:[^']|'')*')
       | (?P<number>-?\d+(?:\.\d+)?)
       | (?P<name>[A-Za-z_][A-Za-z0-9_-]*)
-      | (?P<sign>\|\||&&|==|!=|[!().])
+      | (?P<sign>\|\||&&|==|!=|[!().,])
     )""",
     re.VERBOSE,
 )
@@ -161,8 +162,7 @@ class _Parser:
 
     def _parse_name(self, name: str) -> Value:
         if self._take("("):
-            self._expect(")")
-            return self._call(name)
+            return self._call(name, self._parse_arguments())
         if name in _CONSTANTS:
             return _CONSTANTS[name]
         value = _look_up(self._scope.contexts, name, "a context")
@@ -175,7 +175,21 @@ class _Parser:
             path = f"{path}.{key}"
         return value
 
-    def _call(self, name: str) -> Value:
+    def _parse_arguments(self) -> list[Value]:
+        if self._take(")"):
+            return []
+        arguments = [self.parse_or()]
+        while self._take(","):
+            arguments.append(self.parse_or())
+        self._expect(")")
+        return arguments
+
+    def _call(self, name: str, arguments: list[Value]) -> Value:
+        match name, arguments:
+            case "fromJSON", [str(text)]:
+                return _parse_texts(text)
+            case "contains", [tuple(texts), str(one)]:
+                return any(_are_equal(text, one) for text in texts)
         status = self._scope.status
         functions: Mapping[str, Callable[[], bool]] = {
             "success": lambda: status == "success",
@@ -183,8 +197,8 @@ class _Parser:
             "cancelled": lambda: False,
             "always": lambda: True,
         }
-        if name not in functions:
-            raise ExpressionError(f"there is no function {name}() here")
+        if name not in functions or arguments:
+            raise ExpressionError(f"there is no function {name} with {len(arguments)} such arguments here")
         return functions[name]()
 
     def _take(self, sign: str) -> bool:
@@ -196,6 +210,16 @@ class _Parser:
     def _expect(self, sign: str) -> None:
         if not self._take(sign):
             raise ExpressionError(f"expected {sign!r}")
+
+
+def _parse_texts(text: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ExpressionError(f"fromJSON: expected a list of texts, got {text!r}")
+    return tuple(found)
 
 
 def _look_up(value: Value, key: str, path: str) -> Value:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tests.support.programs import require_program
@@ -38,6 +39,23 @@ class Recorder:
     def calls(self) -> list[Call]:
         """Tell the calls, the first one first."""
         return [Call(*json.loads(line)) for line in self._log.read_text().splitlines()]
+
+
+def spy_on(job: Job, name: str = "nix") -> Path:
+    """Put a program in front of a real one: it writes down what it, and all above it, were started with."""
+    seen = job.temp / f"seen-{name}"
+    spy = job.temp / "spy" / name
+    spy.parent.mkdir(exist_ok=True)
+    spy.write_text(
+        f"#!/bin/sh\nreal_path=$PATH\nPATH=/usr/bin:/bin\np=$$\n{{ echo; echo call $*; }} >>{seen}\n"
+        f'while [ "$p" != {os.getpid()} ]; do\n'
+        f"  {{ echo; echo process; tr '\\0' '\\n' </proc/$p/environ; }} >>{seen}\n"
+        "  p=$(sed -n 's/^PPid:[^0-9]*//p' /proc/$p/status)\ndone\n"
+        f'PATH=$real_path exec {require_program(name)} "$@"\n'
+    )
+    spy.chmod(0o755)
+    job.environment["PATH"] = os.pathsep.join([str(spy.parent), job.environment["PATH"]])
+    return seen
 
 
 def restrict_path(job: Job, *programs: str) -> None:

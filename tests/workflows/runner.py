@@ -7,6 +7,7 @@ Source: GitHub's documentation, "Workflow syntax", "Metadata syntax" and "Workfl
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from tests.workflows.expression import Payload, Scope, Value, render
 
 _MOST_SECONDS: Final = 300
 _ACTION_STEP_KEYS: Final = {"name", "id", "if", "shell", "run", "env", "uses", "with"}
+_COMMAND: Final = re.compile(r"::(?P<name>[^\s:]+)(?: [^:]*)?::(?P<value>.*)")
+_OLD_COMMAND: Final = re.compile(r"##\[(?P<name>[^\s\]]+)(?: [^\]]*)?\](?P<value>.*)")
 # As GitHub's documentation writes the command of `shell: bash`.
 _BASH: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail")
 
@@ -131,6 +134,7 @@ class Job:
         return {
             "token": self.permitted.token,
             "repository": self.environment["GITHUB_REPOSITORY"],
+            "event_name": self.event.name,
             "ref": self.event.ref,
             "ref_type": {"heads": "branch", "tags": "tag"}.get(self.event.ref.split("/")[1], ""),
             "event": self.event.payload,
@@ -299,6 +303,28 @@ def parse_commands(text: str) -> dict[str, str]:
         if not (name and equals) or "<<" in name:
             raise RunnerError(f"expected name=value, got {line!r}")
         found[name] = value
+    return found
+
+
+def find_commands(log: str) -> list[tuple[str, str]]:
+    """Find the commands that a runner would obey in a step's log: name and value of each.
+
+    A carriage return ends a line, too; one form begins its line, the other may stand anywhere. Nothing counts
+    between ``stop-commands`` and the word that it was given, in either form and whatever its case.
+    """
+    found: list[tuple[str, str]] = []
+    word: str | None = None
+    for line in re.split(r"\r\n|\r|\n", log):
+        match = _COMMAND.match(line.lstrip()) or _OLD_COMMAND.search(line)
+        if match is None:
+            continue
+        name, value = match["name"], match["value"]
+        if word is not None:
+            word = None if name.casefold() == word.casefold() else word
+        elif name == "stop-commands":
+            word = value
+        else:
+            found.append((name, value))
     return found
 
 

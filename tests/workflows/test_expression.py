@@ -30,6 +30,8 @@ SCOPE = Scope(CONTEXTS)
         ("(true || false) && false", False),
         ("steps.one.outputs.missing == 'true' && github.ref_type == 'branch'", True),
         ("always() && !cancelled()", True),
+        ('contains(fromJSON(\'["a", "World"]\'), inputs.name)', True),
+        ("contains(fromJSON('[\"worldly\"]'), inputs.name)", False),
     ],
 )
 def test_values(text: str, value: Value) -> None:
@@ -48,6 +50,9 @@ def test_values(text: str, value: Value) -> None:
         "steps.two.outputs.x",
         "fromJSON('1')",
         "success(1)",
+        "contains(inputs.name, 'w')",
+        "fromJSON('[1]')",
+        "fromJSON('[')",
         "inputs.name == true",
         "inputs.name == inputs.dry-run",
         "inputs == inputs",

@@ -209,7 +209,7 @@ def test_every_input_counts(path: Path) -> None:
     for step in steps_of(action):
         for variable in step.get("env", {}):
             if variable.startswith(("INPUT_", "HEAD_")):
-                assert f"${variable}" in scripts_of(path)
+                assert re.search(rf"\$\{{?{variable}\b", scripts_of(path))
     handed_on = " ".join(texts_of([step.get("env", {}) for step in steps_of(action)]))
     for name, described in action.get("inputs", {}).items():
         assert f"inputs.{name} " in handed_on

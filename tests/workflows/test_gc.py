@@ -44,7 +44,7 @@ def test_inputs_become_arguments(story: GithubStory) -> None:
             "NIXCACHE_REPO": "other/name",
             "NIXCACHE_REGISTRY": "registry.example",
             "NIXCACHE_IMAGE": "image",
-            "GITHUB_TOKEN": nasty,
+            "NIXCACHE_TOKEN": nasty,
         }.items()
     )
     assert not list(job.folder.rglob("pwned"))

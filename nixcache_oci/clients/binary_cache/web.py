@@ -106,7 +106,15 @@ class WebCache:
 
         with translated(self._upstream):
             response, head = await open_from(0, None, "")
-        body = NarBody(self._upstream, response, head, open_from, self._pauses[0], _STALL_SECONDS)
+        body = NarBody(
+            self._upstream,
+            response,
+            head,
+            open_from,
+            pause_seconds=self._pauses[0],
+            first_seconds=_NAR_SECONDS,
+            stall_seconds=_STALL_SECONDS,
+        )
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield chunks

@@ -11,7 +11,7 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.retry import Failure, GiveUp, RetryPolicy
@@ -37,7 +37,12 @@ class GithubApi:
     """
 
     def __init__(
-        self, base_url: str, credentials: Credentials | None, *, policy: RetryPolicy, stall_seconds: float
+        self,
+        base_url: str,
+        credentials: CredentialSource | None,
+        *,
+        policy: RetryPolicy,
+        stall_seconds: float,
     ) -> None:
         self._base = URL(base_url, encoded=True)
         self._credentials = credentials
@@ -64,7 +69,8 @@ class GithubApi:
         Raises:
             RegistryError: none of the tries worked, there is no token, or the address is not this API's.
         """
-        if self._credentials is None:
+        credentials = await self._credentials.find() if self._credentials is not None else None
+        if credentials is None:
             raise RegistryError(
                 f"{operation}: GitHub's API wants a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
                 status=HTTPStatus.UNAUTHORIZED,
@@ -75,12 +81,12 @@ class GithubApi:
         tries = Tries(self._policy)
         while True:
             try:
-                return await self._ask_once(request, self._credentials, accepts)
+                return await self._ask_once(request, credentials, accepts)
             except TroubleError as trouble:
                 end = await tries.wait(trouble)
                 if end is not None:
                     # The reason is in its text.
-                    raise _explain(operation, trouble, end, self._credentials.source) from None
+                    raise _explain(operation, trouble, end, credentials.source) from None
 
     async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
         with translated():

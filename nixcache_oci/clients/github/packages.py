@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.github.api import GithubApi, needed_rights
 from nixcache_oci.clients.github.version import PackageVersion, parse_versions
 from nixcache_oci.clients.registry.answer import Answer
@@ -40,7 +40,8 @@ _DELETED_OR_NOT_FOUND: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_
 class GithubPackages:
     """Deletes versions of one container package, which is one repository at GHCR.
 
-    Its versions are listed once, by the first call that needs them: what is pushed later is not known here.
+    Its versions are listed by the first call that needs them, and again for a manifest that is not among
+    them: it may have been pushed since.
 
     Args:
         api_url: ``https://api.github.com``.
@@ -56,7 +57,7 @@ class GithubPackages:
         self,
         api_url: str,
         reference: RegistryReference,
-        credentials: Credentials | None,
+        credentials: CredentialSource | None,
         *,
         patience: float,
         pause_seconds: float = 1,
@@ -66,7 +67,7 @@ class GithubPackages:
         self._name = str(reference)
         policy = RetryPolicy(patience_seconds=patience, first_backoff_seconds=first_backoff_seconds)
         self._api = GithubApi(api_url, credentials, policy=policy, stall_seconds=stall_seconds)
-        self._source = credentials.source if credentials else ""
+        self._credentials = credentials
         owner, _, package = reference.repository.partition("/")
         self._path = f"{quote(owner, safe='')}/packages/container/{quote(package, safe='')}/versions"
         self._kind = ""  # of the owner; known when the versions are
@@ -75,10 +76,19 @@ class GithubPackages:
         self._next_deletion = 0.0  # on the monotonic clock
         self._turn = asyncio.Lock()
 
+    @property
+    def _token_source(self) -> str:
+        """Where the token comes from that GitHub was asked with, for people."""
+        token = self._credentials.current if self._credentials is not None else None
+        return token.source if token is not None else ""
+
     async def remove(self, manifest: Digest) -> None:
         """Delete the version of a manifest, with its tags."""
         async with self._turn:
             versions = await self._list()
+            if manifest not in versions:
+                self._versions = None
+                versions = await self._list()
             version = versions.get(manifest)
             if version is not None:
                 await asyncio.sleep(self._next_deletion - monotonic())
@@ -108,7 +118,7 @@ class GithubPackages:
         looked = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
         if looked.status == HTTPStatus.OK:
             raise RegistryError(
-                f"{operation}: GitHub's API: 404, and it is still there; {needed_rights(self._source)}",
+                f"{operation}: GitHub's API: 404, and it is still there; {needed_rights(self._token_source)}",
                 status=answer.status,
             )
 
@@ -150,7 +160,7 @@ class GithubPackages:
                 return url, answer
         raise RegistryError(
             f"{operation}: GitHub's API: 404, there is no such package, or it is hidden;"
-            f" {needed_rights(self._source)}",
+            f" {needed_rights(self._token_source)}",
             status=HTTPStatus.NOT_FOUND,
         )
 

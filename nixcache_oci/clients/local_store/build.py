@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.clients.local_store.output import Output
-from nixcache_oci.clients.local_store.program import OnLine
+from nixcache_oci.clients.local_store.program import Ended, OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.store_path import StorePath
 
 _FIRST_WITH_CARET: Final = (2, 13, 0)
@@ -61,16 +62,25 @@ async def build(
         named = [output.installable for output in outputs if output.installable is not None]
         arguments += ["--accept-flake-config", *named[:1]]
     reasons = _Reasons(nix.on_line)
-    ended = await nix.attempt(
-        *("build", "--json", "--no-link", "--print-build-logs"),
-        *arguments,
-        *(f"{path}{suffix}" for path in drv_paths),
-        on_line=reasons,
-    )
+
+    async def attempt(wanted: Sequence[StorePath]) -> Ended:
+        return await nix.attempt(
+            *("build", "--json", "--no-link", "--print-build-logs"),
+            *arguments,
+            *(f"{path}{suffix}" for path in wanted),
+            on_line=reasons,
+        )
+
+    ended = await attempt(drv_paths)
     if ended.status == 0:
         paths = _parse_built(ended.stdout, store.store_dir)
     else:
-        paths = await _find_built(store, drv_paths)
+        paths, unreadable = await _find_built(store, drv_paths)
+        readable = [path for path in drv_paths if path not in unreadable]
+        if keep_going and unreadable and paths.keys() != set(readable):
+            # A flake may name what is no derivation, and Nix then builds none of the others either.
+            await attempt(readable)
+            paths, _ = await _find_built(store, readable)
     built = {output.attr: paths[output.drv_path] for output in outputs if output.drv_path in paths}
     failed = {
         output.attr: reasons.find(output.drv_path) or ended.reason
@@ -91,13 +101,20 @@ def _parse_built(content: bytes, store_dir: str) -> dict[StorePath, tuple[StoreP
 
 async def _find_built(
     store: LocalStore, drv_paths: Iterable[StorePath]
-) -> dict[StorePath, tuple[StorePath, ...]]:
-    """Find the derivations whose outputs are all there; a failed build tells nothing about the others."""
+) -> tuple[dict[StorePath, tuple[StorePath, ...]], set[StorePath]]:
+    """Find the derivations whose outputs are all there; a failed build tells nothing about the others.
+
+    Returns:
+        Their outputs, and the derivations that are not there or cannot be read.
+    """
     room = asyncio.Semaphore(_QUERIES_AT_ONCE)
 
-    async def find_outputs(drv_path: StorePath) -> tuple[StorePath, ...]:
+    async def find_outputs(drv_path: StorePath) -> tuple[StorePath, ...] | None:
         async with room:
-            output = await store.nix.ask_old("nix-store", "--query", "--outputs", str(drv_path))
+            try:
+                output = await store.nix.ask_old("nix-store", "--query", "--outputs", str(drv_path))
+            except StoreError:
+                return None
         return tuple(StorePath.parse(line, store.store_dir) for line in output.decode().splitlines())
 
     drv_paths = list(drv_paths)
@@ -106,9 +123,11 @@ async def _find_built(
             tasks = [group.create_task(find_outputs(drv_path)) for drv_path in drv_paths]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    outputs = {drv_path: task.result() for drv_path, task in zip(drv_paths, tasks, strict=True)}
+    found = {drv_path: task.result() for drv_path, task in zip(drv_paths, tasks, strict=True)}
+    outputs = {drv_path: paths for drv_path, paths in found.items() if paths is not None}
     missing = set(await store.find_invalid([path for paths in outputs.values() for path in paths]))
-    return {drv_path: paths for drv_path, paths in outputs.items() if missing.isdisjoint(paths)}
+    built = {drv_path: paths for drv_path, paths in outputs.items() if missing.isdisjoint(paths)}
+    return built, found.keys() - outputs.keys()
 
 
 class _Reasons:

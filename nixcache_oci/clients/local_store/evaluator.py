@@ -1,20 +1,25 @@
 """Asking Nix for outputs, so that one that cannot be evaluated does not hide the others."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.output import Evaluation, EvaluationFailure, Output, OutputSet
 from nixcache_oci.clients.local_store.program import Ended, OnLine
-from nixcache_oci.errors import UsageError
+from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 
 _MISSING: Final = "does not provide attribute"
 _NO_DERIVATION: Final = "is not a derivation"
 _WHOLE_FILE: Final = "default"
 _MOST_NAMES_SHOWN: Final = 20
+MOST_NAME_BYTES: Final = 1000
+"""Of an attribute's name: it goes to Nix in an argument, and into a record."""
+
+_MOST_BYTES_AT_ONCE: Final = 48_000  # escaped, they fit into an argument, of which Linux takes 128 KiB
 
 
 class Evaluator:
@@ -49,25 +54,45 @@ class Evaluator:
         """Look at all of a set; a flake need not have it."""
         held = _HoldBack(self._nix.on_line)
         ended = await self._ask(one.arguments, expression.NAMES, held)
-        if held.is_missing:
+        # A trace may say the same of a set that is there.
+        if held.is_missing and ended.status:
             return
         if ended.status:
             self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason, is_set=True))
             return
-        names = json.loads(ended.stdout)
+        names: Any = _read_answer(ended)
         if names is None:
             await self.add_derivation(one.label or _WHOLE_FILE, one.arguments)
             return
-        chosen = [name for name in names if self._is_wanted(one, name)]
-        for start in range(0, len(chosen), one.kind.at_once):
-            await self._add_some(one, chosen[start : start + one.kind.at_once])
+        chosen = []
+        for name in names:
+            if not self._is_wanted(one, name):
+                continue
+            try:
+                size = len(name.encode())
+            except UnicodeEncodeError:
+                self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is no UTF-8"))
+                continue
+            if size > MOST_NAME_BYTES:
+                reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
+                self._failures.append(EvaluationFailure(f"{one.attr(name)[:80]}...", reason))
+            else:
+                chosen.append(name)
+        for batch in _batches(chosen, one.kind.at_once):
+            await self._add_some(one, batch)
 
     async def add_derivation(self, attr: str, arguments: Sequence[str]) -> None:
         """Look at one derivation; ``arguments`` name it to ``nix eval``."""
         ended = await self._ask(arguments, expression.ITSELF)
         if ended.status:
             self._failures.append(EvaluationFailure(attr, ended.reason))
-        elif (found := _parse_derivation(json.loads(ended.stdout))) is not None:
+            return
+        try:
+            found = _parse_derivation(_read_answer(ended))
+        except FormatError as error:
+            self._failures.append(EvaluationFailure(attr, f"its drvPath: {error}"))
+            return
+        if found is not None:
             self._outputs.append(Output(attr, *found))
         else:
             self._failures.append(EvaluationFailure(attr, _NO_DERIVATION))
@@ -78,7 +103,8 @@ class Evaluator:
         if len(names) > 1:
             ended = await self._ask(one.arguments, expression.describe_many(names, one.kind.rest))
             if ended.status == 0:
-                answers = json.loads(ended.stdout)
+                with suppress(FormatError):  # it is said of the one that gives it, below
+                    answers = cast("list[tuple[bool, object]]", _read_answer(ended))
         for name, (is_told, value) in zip(names, answers, strict=True):
             if is_told:
                 self._add(one, name, value)
@@ -86,11 +112,18 @@ class Evaluator:
             ended = await self._ask(one.arguments, expression.describe_one(name, one.kind.rest))
             if ended.status:
                 self._failures.append(EvaluationFailure(one.attr(name), ended.reason))
-            else:
-                self._add(one, name, json.loads(ended.stdout))
+                continue
+            try:
+                self._add(one, name, _read_answer(ended))
+            except FormatError as error:
+                self._failures.append(EvaluationFailure(one.attr(name), f"its drvPath: {error}"))
 
     def _add(self, one: OutputSet, name: str, value: object) -> None:
-        found = _parse_derivation(value)
+        try:
+            found = _parse_derivation(value)
+        except FormatError as error:
+            self._failures.append(EvaluationFailure(one.attr(name), f"its drvPath: {error}"))
+            return
         if found is not None:
             self._outputs.append(one.make_output(name, *found))
         elif one.label:
@@ -132,8 +165,42 @@ class _HoldBack:
             self._on_line(line)
 
 
+def _batches(names: Sequence[str], most: int) -> Iterator[list[str]]:
+    """Cut into what one process is asked for, and one argument holds."""
+    batch: list[str] = []
+    size = 0
+    for name in names:
+        size += len(name.encode())
+        if batch and (len(batch) == most or size > _MOST_BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], len(name.encode())
+        batch.append(name)
+    if batch:
+        yield batch
+
+
+def _read_answer(ended: Ended) -> object:
+    """Read what ``nix eval`` printed; bytes that are no UTF-8, which Nix takes in any string, stay halves.
+
+    Raises:
+        FormatError: a flake put too much of itself into it.
+    """
+    try:
+        return json.loads(ended.stdout.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"what Nix tells cannot be read: {error}") from None
+
+
 def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
+    """Read what ``describe_one`` gives; a flake may say anything there.
+
+    Raises:
+        FormatError: the path of the derivation is none.
+    """
     match value:
         case [str(drv_path), str() | None as system]:
-            return StorePath.parse(drv_path), system
+            path = StorePath.parse(drv_path)
+            if not path.name.endswith(".drv"):
+                raise FormatError(f"{path} is no derivation")
+            return path, system
     return None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program, show_line
+from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program
 from nixcache_oci.errors import StoreError, UsageError
 
 Version = tuple[int, int, int]
@@ -34,16 +34,16 @@ class Nix:
     """Runs ``nix`` and ``nix-store``.
 
     Args:
-        environment: all variables that they get; PATH tells where they are.
-        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
+        environment: all variables that there are; PATH tells where the programs are.
         on_line: gets what they write to standard error, line by line, as it comes.
+        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
     """
 
     def __init__(
         self,
         environment: Mapping[str, str],
+        on_line: OnLine,
         options: Sequence[tuple[str, str]] = (),
-        on_line: OnLine = show_line,
     ) -> None:
         self.environment = environment
         self.on_line = on_line
@@ -61,7 +61,7 @@ class Nix:
                 ended = await run_program("nix", ["--version"], self.environment, self.on_line)
             except UsageError:
                 return None
-            version = parse_version(ended.stdout.decode(errors="replace"))
+            version = parse_version(_check(ended, "nix --version").decode(errors="replace"))
             self._version = version if version >= _FIRST_WITH_COMMANDS else None
         return self._version
 
@@ -109,7 +109,7 @@ class Nix:
 
 def _check(ended: Ended, what: str) -> bytes:
     if ended.status < 0:
-        raise StoreError(f"{what}: was ended by signal {-ended.status}")
+        raise StoreError(f"{what}: was ended by signal {-ended.status}, and said last: {ended.reason}")
     if ended.status:
         raise StoreError(f"{what}: {ended.reason}")
     return ended.stdout

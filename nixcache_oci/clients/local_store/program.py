@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from nixcache_oci.clients.local_store.child_environment import child_environment
 from nixcache_oci.errors import StoreError, UsageError
 
 OnLine = Callable[[str], None]
-"""Takes one line of standard error, without its end."""
+"""Takes one line of standard error, without its end; the text is foreign, with whatever is in it."""
 
 MOST_BYTES: Final = 256 * 1024 * 1024
 """Of standard output: what Nix tells of a closure of 300,000 paths."""
@@ -27,6 +27,7 @@ MOST_BYTES: Final = 256 * 1024 * 1024
 _GRACE = 5.0  # seconds between asking a program to end and ending it
 _PIECE_BYTES = 64 * 1024
 _TAIL_LINES = 50
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,17 +46,14 @@ class Ended:
     reason: str
 
 
-def show_line(line: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(f"{line}\n")
-
-
 async def run_program(
     name: str,
     arguments: Iterable[str],
     environment: Mapping[str, str],
-    on_line: OnLine = show_line,
+    on_line: OnLine,
     *,
+    choose: Callable[[Mapping[str, str]], dict[str, str]] = child_environment,
+    given: bytes = b"",
     most_bytes: int = MOST_BYTES,
 ) -> Ended:
     """Run a program until it ends, however long that takes.
@@ -63,8 +61,10 @@ async def run_program(
     Args:
         name: looked for in the environment's PATH.
         arguments: as they are.
-        environment: all variables that it gets.
+        environment: all variables that there are.
         on_line: gets its standard error.
+        choose: gives those that it gets.
+        given: a few bytes that it finds on standard input.
         most_bytes: of standard output.
 
     Raises:
@@ -81,8 +81,8 @@ async def run_program(
     process = await asyncio.create_subprocess_exec(
         path,
         *arguments,
-        env=dict(environment),
-        stdin=DEVNULL,
+        env=choose(environment),
+        stdin=PIPE if given else DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
         start_new_session=True,
@@ -90,6 +90,8 @@ async def run_program(
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     try:
         async with asyncio.TaskGroup() as group:
+            if process.stdin is not None:
+                group.create_task(_give(process.stdin, given))
             stdout = group.create_task(_read(process.stdout, name, most_bytes))
             group.create_task(_pass_on(process.stderr, on_line, tail))
         status = await process.wait()
@@ -111,6 +113,13 @@ def find_reason(lines: Iterable[str]) -> str:
     return (errors or plain or ["it did not say why"])[-1].rstrip(";:")
 
 
+async def _give(stream: asyncio.StreamWriter, given: bytes) -> None:
+    with suppress(ConnectionError):  # it need not read what it is given
+        stream.write(given)
+        await stream.drain()
+    stream.close()
+
+
 async def _read(stream: asyncio.StreamReader | None, name: str, most_bytes: int) -> bytes:
     content = bytearray()
     while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
@@ -128,7 +137,8 @@ async def _pass_on(stream: asyncio.StreamReader | None, on_line: OnLine, tail: d
 
     rest = b""
     while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
-        *lines, rest = (rest + piece).split(b"\n")
+        # A carriage return ends a line, too: whoever reads our output may take what follows for a new one.
+        *lines, rest = _LINE_END.split(rest + piece)
         for line in lines:
             show(line)
         if len(rest) > _PIECE_BYTES:

@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -15,6 +15,18 @@ from nixcache_oci.clients.http.minimum_rate import SlowBodyError
 from nixcache_oci.clients.http.public_address import PrivateAddressError
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.errors import UsageError
+
+CLOSED_EARLY: Final = "the connection was closed before an answer came"
+NOT_HTTP: Final = "what answered does not speak HTTP"
+
+# What OpenSSL calls an answer that is no TLS; its versions differ.
+_NOT_TLS: Final = frozenset(
+    {
+        *("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"),
+        *("PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"),
+    }
+)
 
 # The first class that fits tells what happened; their own texts hold URLs, which may be signed.
 _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
@@ -25,17 +37,21 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
         ),
     ),
     (
+        aiohttp.ClientConnectorSSLError,
+        lambda error: f"no connection to {error.host}:{error.port} over TLS: {_tell_tls(error)}",
+    ),
+    (
         aiohttp.ClientConnectorError,
         lambda error: f"no connection to {error.host}:{error.port}: {_tell_connecting(error.os_error)}",
     ),
     (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
     (SlowBodyError, lambda error: f"the answer comes too slowly: {error}"),
     (TimeoutError, lambda _: "the connection stood still for too long"),
-    (aiohttp.ServerDisconnectedError, lambda _: "the connection was closed before an answer came"),
+    (aiohttp.ServerDisconnectedError, lambda _: CLOSED_EARLY),
     (aiohttp.ClientPayloadError, lambda _: "the connection broke before the end of the answer"),
     (aiohttp.ClientHttpProxyError, lambda error: f"the HTTP proxy answered {error.status}"),
     (HeadError, str),
-    (aiohttp.ClientResponseError, lambda _: "what answered does not speak HTTP"),
+    (aiohttp.ClientResponseError, lambda _: NOT_HTTP),
     (OSError, lambda error: f"the connection broke: {_tell_number(error)}"),
 )
 
@@ -55,9 +71,11 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
+    except UsageError as error:  # the HTTP proxy that the environment names
+        raise TroubleError(Failure(None), str(error), is_final=True) from None
     except FOREIGN_ERRORS as error:
         # A certificate that is refused stays so, and so does what no codec or parser takes.
-        is_final = isinstance(error, _FINAL) or _is_private(error)
+        is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
         reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
         text = reason or f"what answered makes no sense: {type(error).__name__}"
         raise TroubleError(Failure(None), text, is_final=is_final) from None
@@ -76,6 +94,23 @@ def _tell_connecting(error: OSError) -> str:
     if error.errno and not isinstance(error, (socket.gaierror, PrivateAddressError)):
         return os.strerror(error.errno)
     return error.strerror or str(error)
+
+
+def _is_not_tls(error: BaseException) -> bool:
+    if not isinstance(error, aiohttp.ClientConnectorSSLError):
+        return False
+    return isinstance(error.os_error, ssl.SSLError) and error.os_error.reason in _NOT_TLS
+
+
+def _tell_tls(error: aiohttp.ClientConnectorSSLError) -> str:
+    """Say it without the number, which is OpenSSL's own and no errno."""
+    if _is_not_tls(error):
+        return (
+            "what answers there does not speak TLS; a registry that speaks plain HTTP is written "
+            f"http://{error.host}:{error.port}"
+        )
+    reason = getattr(error.os_error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else type(error.os_error).__name__
 
 
 def _tell_certificate(error: Exception) -> str:

@@ -11,7 +11,7 @@ from time import monotonic
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import Answer
@@ -54,7 +54,7 @@ class Registry:
 
     Args:
         reference: where it is.
-        credentials: or None for anonymous.
+        credentials: where they come from, or None for anonymous.
         push: whether to ask for the right to push; a token that lacks it is then refused at once.
         delete: whether to ask for the right to delete, likewise.
         patience: seconds that one operation may take with all its tries, not counting transmission.
@@ -67,7 +67,7 @@ class Registry:
     def __init__(
         self,
         reference: RegistryReference,
-        credentials: Credentials | None,
+        credentials: CredentialSource | None,
         *,
         push: bool = False,
         delete: bool = False,

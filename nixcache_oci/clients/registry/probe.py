@@ -16,6 +16,7 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
 from nixcache_oci.clients.registry.breakage import translated
 from nixcache_oci.clients.registry.redirect import join
+from nixcache_oci.clients.registry.refusal import find_tls_hint
 from nixcache_oci.clients.registry.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport
@@ -59,19 +60,22 @@ async def greet(reference: RegistryReference) -> Greeting:
             asked = datetime.now(UTC)
             with translated():
                 reply = await wire.send(Request("GET", URL(f"{reference.base_url}/v2/")), None)
-            answered = datetime.now(UTC)
-            reply.close()
+                answered = datetime.now(UTC)
+                try:
+                    body = b"" if reply.status in _GREETINGS else await reply.read(ERROR_LIMIT)
+                finally:
+                    reply.close()
     except TimeoutError:
         raise RegistryError(f"{reference.host}: no answer within {_SECONDS} s", is_temporary=True) from None
     except TroubleError as trouble:
-        raise RegistryError(f"{reference.host}: {trouble.reason}") from None
+        hint = find_tls_hint(reference.host, None, b"", trouble.reason) if reference.plain_http else ""
+        raise RegistryError("; ".join(filter(None, (f"{reference.host}: {trouble.reason}", hint)))) from None
     finally:
         await wire.close()
     if reply.status not in _GREETINGS:
-        raise RegistryError(
-            f"{reference.host}: answers {reply.status} to GET /v2/, which no working registry does",
-            status=reply.status,
-        )
+        text = f"{reference.host}: answers {reply.status} to GET /v2/, which no working registry does"
+        hint = find_tls_hint(reference.host, reply.status, body) if reference.plain_http else ""
+        raise RegistryError("; ".join(filter(None, (text, hint))), status=reply.status)
     challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
     date = parse_http_date(reply.headers.get("Date", ""))
     # A Date is cut to the second, and was written somewhere between question and answer.

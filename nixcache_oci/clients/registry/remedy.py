@@ -50,6 +50,7 @@ class Refusal:
         is_about_token: whether the token service said it.
         is_elsewhere: whether a server said it that the registry sent us to.
         is_limit: whether it is a limit on the rate of requests, which passes.
+        is_manifest: whether the request carried a manifest or index, and no blob.
     """
 
     status: int | None
@@ -59,6 +60,7 @@ class Refusal:
     is_about_token: bool = False
     is_elsewhere: bool = False
     is_limit: bool = False
+    is_manifest: bool = False
 
 
 def find_remedy(asker: Asker, refusal: Refusal) -> str:
@@ -104,9 +106,15 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
 def _send_less(refusal: Refusal) -> str:
     if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return f"{refusal.size} bytes were to be sent: more than it takes, or the file changed meanwhile"
+    setting = (
+        "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
+        if refusal.is_manifest
+        else "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx as it comes): packs and tables keep to it, "
+        "and a path that is larger by itself is named and left out"
+    )
     return (
         f"it has {refusal.size} bytes, more than the registry or a server in front of it takes: raise that "
-        "limit, or tell it as NIXCACHE_MAX_BLOB_BYTES (of a manifest: lower NIXCACHE_MAX_LAYERS)"
+        f"limit (client_max_body_size of nginx), or {setting}"
     )
 
 

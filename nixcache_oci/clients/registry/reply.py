@@ -21,10 +21,11 @@ class Reply:
         response: of aiohttp.
         is_elsewhere: as below.
         is_public: as below.
-        window_seconds: of waiting for the body, over which its least rate is taken, and how long it may stand
-            still after its first bytes.
+        window_seconds: of waiting for the body, over which its least rate is taken, and how long a blob may
+            stand still after its first bytes. Of what is read whole, the longest wait for a byte as well, for
+            framing is no progress: chunk extensions, sizes and trailers may go on for ever. What comes in
+            chunks is no blob: its length has to be told.
         transports: those that the request's body went to.
-        stall_seconds: how long the answer's body may stand still, where the connection has no such limit.
 
     Attributes:
         status: of HTTP.
@@ -41,11 +42,9 @@ class Reply:
         is_public: bool,
         window_seconds: float,
         transports: Sequence[asyncio.Transport] = (),
-        stall_seconds: float | None = None,
     ) -> None:
         self._response = response
         self._window_seconds = window_seconds
-        self._stall_seconds = stall_seconds
         self._transports = transports
         self.status = response.status
         self.headers = response.headers
@@ -65,7 +64,7 @@ class Reply:
         with translated():
             while len(body) < limit:
                 began = clock()
-                async with asyncio.timeout(self._stall_seconds):
+                async with asyncio.timeout(self._window_seconds):
                     chunk = await content.readany()
                 if not chunk:
                     break

@@ -11,20 +11,25 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from time import monotonic
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import urlencode
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, may_receive
+from nixcache_oci.clients.credentials import (
+    TOKEN_FILE_VARIABLE,
+    Credentials,
+    CredentialSource,
+    may_receive,
+)
 from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.proxy import basic_authorization
 from nixcache_oci.clients.registry.answer import Answer
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.http_proxy import basic_authorization
 from nixcache_oci.clients.registry.retry import Failure, is_temporary
 from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request
@@ -39,6 +44,12 @@ _DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
 _MOST_SECONDS = 365 * 86_400  # what claims to live longer is no lifetime in seconds
 _MARGIN_SECONDS = 10
 _USABLE_TOKEN = re.compile(r"[\x21-\x7e]+")
+AGAIN_SECONDS: Final = 300.0
+"""After which refused credentials are tried again, where anonymous reading works meanwhile."""
+
+SOON_SECONDS: Final = 10.0
+"""The same where anonymous reading is refused."""
+
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 _log = logging.getLogger(__name__)
@@ -63,7 +74,7 @@ class Authorizer:
     Args:
         ask: sends one request with an Authorization, and reads the answer.
         reference: the repository.
-        credentials: or None for anonymous.
+        credentials: where they come from, or None for anonymous.
         push: whether the scope includes pushing.
         delete: whether it includes deleting too.
     """
@@ -72,7 +83,7 @@ class Authorizer:
         self,
         ask: Ask,
         reference: RegistryReference,
-        credentials: Credentials | None,
+        credentials: CredentialSource | None,
         *,
         push: bool,
         delete: bool = False,
@@ -82,7 +93,11 @@ class Authorizer:
         self._origin = URL(reference.base_url)
         actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
         self._scope = f"repository:{reference.repository}:{','.join(actions)}"
-        self._credentials = credentials
+        self._keys = credentials
+        self._credentials = credentials.current if credentials is not None else None
+        self._refused: Credentials | None = None
+        self._refused_at = 0.0
+        self._withheld: Credentials | None = None
         self._push = push
         self._challenge: Challenge | None = None
         self._is_guarded = False
@@ -108,7 +123,8 @@ class Authorizer:
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
-            if self._credentials and self._is_shown_to(self._origin):
+            self._credentials = await self._find()
+            if self._credentials and self._is_shown_to(self._origin, self._credentials):
                 return _basic(self._credentials)
             return None
         token = self._token
@@ -137,7 +153,23 @@ class Authorizer:
         self._is_guarded = is_guarded
         if self._token is not None and refused == f"Bearer {self._token.value}":
             self._token = None
+            self._give_another_chance()
+        elif challenge.scheme == "basic" and self._credentials is not None and refused is not None:
+            await self._find(refused=self._credentials)
         return await self.get() != refused
+
+    async def reconsider(self) -> bool:
+        """Look, after a 403, whether there are others by now; tells whether another try is worth it."""
+        used = self._credentials
+        if self._challenge is None:
+            return False
+        if used is None:
+            is_worth_it = self._give_another_chance()
+        else:
+            is_worth_it = await self._find(refused=used) not in (None, used)
+        if is_worth_it:
+            self._token = None
+        return is_worth_it
 
     async def close(self) -> None:
         """Stop asking for tokens."""
@@ -157,37 +189,91 @@ class Authorizer:
         if not fetch.cancelled() and fetch.exception() is None:
             self._token = fetch.result()
 
+    def _give_another_chance(self) -> bool:
+        """Try refused credentials again soon, since being anonymous is not enough; tells whether."""
+        if self._refused is None or monotonic() - self._refused_at < SOON_SECONDS:
+            return False
+        self._refused_at = monotonic() - AGAIN_SECONDS
+        return True
+
+    async def _find(self, *, refused: Credentials | None = None) -> Credentials | None:
+        return await self._keys.find(refused=refused) if self._keys is not None else None
+
     async def _fetch_token(self) -> Token:
-        credentials = self._credentials
+        credentials = await self._find()
         with translated():
             realm = self._realm()
-        if credentials is not None and not self._is_shown_to(realm):
-            reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
-            if self._push:
-                remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
-                raise TroubleError(Failure(None), remedy, is_final=True)
-            self._go_anonymous(reason)
+        if credentials is not None and not self._is_shown_to(realm, credentials):
+            self._withhold(credentials, realm)
+            credentials = None
+        if credentials == self._refused and monotonic() - self._refused_at < AGAIN_SECONDS:
             credentials = None
         try:
-            return await self._request_token(realm, credentials)
+            return await self._request_token_as(realm, credentials)
         except TroubleError as refusal:
-            if credentials is None or self._push or not _is_refusal(refusal):
+            if credentials is None or not _is_refusal(refusal):
                 raise
-            try:
-                token = await self._request_token(realm, None)
-            except TroubleError as second:
-                raise (refusal if _is_refusal(second) else second) from None
-            self._go_anonymous(f"refuses the credentials from {credentials.source} ({refusal.reason})")
+            newer = await self._find(refused=credentials)
+            if newer is not None and newer != credentials and self._is_shown_to(realm, newer):
+                return await self._request_token_as(realm, newer)
+            if self._push:
+                raise
+            return await self._request_anonymously(realm, credentials, refusal)
+
+    def _withhold(self, credentials: Credentials, realm: URL) -> None:
+        """Go on without credentials that a token service is not shown; said once.
+
+        Raises:
+            TroubleError: without them, nothing can be pushed.
+        """
+        reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
+        if self._push:
+            remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
+            raise TroubleError(Failure(None), remedy, is_final=True)
+        if credentials != self._withheld:
+            self._withheld = credentials
+            self._warn_of_reading_anonymously(reason)
+
+    async def _request_token_as(self, realm: URL, credentials: Credentials | None) -> Token:
+        if credentials is not None:
+            self._credentials = credentials  # also where they are refused: then the error names them
+        token = await self._request_token(realm, credentials)
+        self._credentials = credentials
+        if self._refused is None:
             return token
+        if credentials is None:
+            return self._until_next_try(token)
+        _log.info("%s takes credentials again, from %s", self._registry, credentials.source)
+        self._refused = None
+        return token
 
-    def _go_anonymous(self, reason: str) -> None:
+    async def _request_anonymously(
+        self, realm: URL, credentials: Credentials, refusal: TroubleError
+    ) -> Token:
+        """Read without credentials for some minutes, where they are refused and that is allowed.
+
+        Raises:
+            TroubleError: it is not.
+        """
+        try:
+            token = await self._request_token(realm, None)
+        except TroubleError as second:
+            raise (refusal if _is_refusal(second) else second) from None
+        if credentials != self._refused:
+            reason = f"refuses the credentials from {credentials.source} ({refusal.reason})"
+            self._warn_of_reading_anonymously(reason)
+        self._credentials, self._refused, self._refused_at = None, credentials, monotonic()
+        return self._until_next_try(token)
+
+    def _until_next_try(self, token: Token) -> Token:
+        return replace(token, expires=min(token.expires, self._refused_at + AGAIN_SECONDS))
+
+    def _warn_of_reading_anonymously(self, reason: str) -> None:
         _log.warning("%s %s: reading anonymously", self._registry, show(reason))
-        self._credentials = None
 
-    def _is_shown_to(self, url: URL) -> bool:
-        """Tell whether the credentials may go to an address."""
-        credentials = self._credentials
-        return credentials is None or not credentials.is_ambient or may_receive(url, self._origin)
+    def _is_shown_to(self, url: URL, credentials: Credentials) -> bool:
+        """Tell whether credentials may go to an address."""
+        return not credentials.is_ambient or may_receive(url, self._origin)
 
     async def _request_token(self, realm: URL, credentials: Credentials | None) -> Token:
         started = monotonic()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.foreign import show
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
@@ -111,7 +111,7 @@ class Transport:
 
     Args:
         reference: where it is.
-        credentials: or None for anonymous.
+        credentials: where they come from, or None for anonymous.
         push: whether tokens shall allow pushing.
         delete: whether they shall allow deleting.
         policy: for tries.
@@ -122,7 +122,7 @@ class Transport:
     def __init__(
         self,
         reference: RegistryReference,
-        credentials: Credentials | None,
+        credentials: CredentialSource | None,
         *,
         push: bool,
         delete: bool = False,
@@ -140,7 +140,9 @@ class Transport:
             push=push,
             delete=delete,
         )
-        self._explainer = Explainer(reference.host, str(reference), push, lambda: self._tokens.source)
+        self._explainer = Explainer(
+            reference.host, str(reference), push, reference.plain_http, lambda: self._tokens.source
+        )
 
     async def close(self) -> None:
         """End all connections."""
@@ -206,6 +208,7 @@ class Transport:
             end,
             may_be_absent=call.may_be_absent,
             size=call.body.size if call.body else None,
+            is_manifest="/manifests/" in call.url.path,
         )
 
     def error(
@@ -249,6 +252,12 @@ class Transport:
         with self._approach() if call.may_lead_away else nullcontext() as approach:
             authorization = await self._tokens.get()
             reply = await self._wire.send(request, authorization, approach)
+            if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
+                # What ran out is told so by some registries, which never say what they want instead.
+                if not await self._tokens.reconsider():
+                    return reply
+                reply.close()
+                return await self._wire.send(request, await self._tokens.get(), approach)
             if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
                 return reply
             challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))

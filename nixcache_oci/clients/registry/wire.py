@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.http.fresh import SILENT_SECONDS, Freshness, send_fresh
+from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
@@ -25,10 +26,10 @@ from nixcache_oci.clients.http.public_address import (
     spells_private,
 )
 from nixcache_oci.clients.http.session import GuardedRequest, open_session, peer_of
+from nixcache_oci.clients.http.tls import tls_context
 from nixcache_oci.clients.registry.approach import Approach, Storage
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.pace import Pace
 from nixcache_oci.clients.registry.redirect import is_redirect, join
 from nixcache_oci.clients.registry.reply import Reply
@@ -191,15 +192,14 @@ class Wire:
         url: URL,
         *,
         is_elsewhere: bool,
-        transports: Sequence[asyncio.Transport] | None = None,
+        transports: Sequence[asyncio.Transport] = (),
     ) -> Reply:
         return Reply(
             response,
             is_elsewhere=is_elsewhere,
             is_public=not is_known_private(peer_of(response), url, self._is_public),
             window_seconds=self._stall_seconds,
-            transports=transports or (),
-            stall_seconds=None if transports is None else self._stall_seconds,
+            transports=transports,
         )
 
     async def _connect(self, origin: URL, is_guarded: bool) -> aiohttp.connector.Connection | None:
@@ -235,13 +235,15 @@ class Wire:
         if self._session is None:
             # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
             # Whoever asks for much at once bounds it.
-            self._session = self._make_session(aiohttp.TCPConnector(limit=0))
+            self._session = self._make_session(aiohttp.TCPConnector(limit=0, ssl=tls_context()))
         return self._session
 
     def _open_guarded(self) -> aiohttp.ClientSession:
         if self._guarded is None:
             guard = guard_sockets(self._is_public)
-            self._guarded = self._make_session(aiohttp.TCPConnector(limit=0, socket_factory=guard))
+            self._guarded = self._make_session(
+                aiohttp.TCPConnector(limit=0, ssl=tls_context(), socket_factory=guard)
+            )
         return self._guarded
 
     def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

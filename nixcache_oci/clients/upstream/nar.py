@@ -9,7 +9,6 @@ import aiohttp
 
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
-from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.wire import translated
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
@@ -137,7 +136,9 @@ class NarBody:
         reopen: asks again, for the bytes from the first to before the second offset, if the third argument, a
             validator, still holds.
         pause_seconds: how long to wait before the first resume without progress; doubles with each.
-        stall_seconds: limit for each wait for bytes but the first.
+        first_seconds: limit for the wait for the first bytes.
+        stall_seconds: limit for each wait for further ones. Framing is no progress: chunk extensions, sizes
+            and trailers may go on for ever.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class NarBody:
         head: NarHead,
         reopen: Reopen,
         pause_seconds: float,
+        first_seconds: float,
         stall_seconds: float,
     ) -> None:
         self._upstream = upstream
@@ -157,6 +159,7 @@ class NarBody:
         self._decoder = Decoder(head.coding) if head.coding else None
         self._position = head.start
         self._end = head.end
+        self._wait_seconds = first_seconds
         self._stall_seconds = stall_seconds
         self._rate: MinimumRate | None = None  # of this connection; its first bytes may take longer
         self._total_rate = MinimumRate(RESUMED_WINDOWS * stall_seconds, STREAM_BYTES_PER_SECOND)
@@ -211,10 +214,11 @@ class NarBody:
     async def _read(self) -> bytes:
         with translated(self._upstream):
             began = self._clock()
-            chunk = await self._response.content.readany()
+            async with asyncio.timeout(self._wait_seconds):
+                chunk = await self._response.content.readany()
             if self._rate is None:
                 self._rate = MinimumRate(self._stall_seconds, STREAM_BYTES_PER_SECOND)
-                limit_stall(self._response, self._stall_seconds)
+                self._wait_seconds = self._stall_seconds
             else:
                 self._rate.add(len(chunk), self._clock() - began)
         if not chunk and self._end is not None and self._position < self._end:
@@ -240,6 +244,7 @@ class NarBody:
                 continue
             self._response = response
             self._rate = None
+            self._wait_seconds = self._stall_seconds
             self._check_same(head)
             return
         raise error

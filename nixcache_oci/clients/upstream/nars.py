@@ -106,7 +106,15 @@ class Nars:
             wanted = range_headers(start, end, validator) | dict(headers)
             return await self._get(upstream, url, wanted, start=start, end=end, seconds=self._stall_seconds)
 
-        body = NarBody(upstream, response, head, reopen, self._resume_pause_seconds, self._stall_seconds)
+        body = NarBody(
+            upstream,
+            response,
+            head,
+            reopen,
+            pause_seconds=self._resume_pause_seconds,
+            first_seconds=self._nar_seconds,
+            stall_seconds=self._stall_seconds,
+        )
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield NarStream(head, chunks)

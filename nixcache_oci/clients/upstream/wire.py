@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Final
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -14,18 +13,18 @@ from yarl import URL
 from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
 from nixcache_oci.clients.http.fresh import Freshness, send_fresh
 from nixcache_oci.clients.http.minimum_rate import SlowBodyError
+from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
     is_known_private,
-    is_loopback,
     spells_private,
 )
 from nixcache_oci.clients.http.session import open_session, peer_of
-from nixcache_oci.clients.upstream.address import Upstream, basic_authorization, origin
+from nixcache_oci.clients.http.tls import tls_context
+from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STATUSES, next_url
-from nixcache_oci.clients.url import parse_url
-from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
+from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError, UsageError
 
 NAME_SECONDS: Final = 15.0
 """For a name look-up: where the first of its servers is dead, the system waits 5 s for it, twice at worst."""
@@ -45,6 +44,8 @@ def translated(upstream: Upstream) -> Iterator[None]:
     """
     try:
         yield
+    except UsageError as error:  # the HTTP proxy that the environment names
+        raise UpstreamError(f"upstream {upstream}: {error}") from None
     except UpstreamError as error:
         text = show(str(error))
         if text == str(error):
@@ -160,9 +161,8 @@ class Wire:
         on_connect: Callable[[], None],
         again_seconds: float,
     ) -> aiohttp.ClientResponse:
-        proxy = _environment_proxy(url)
-        secret = basic_authorization(proxy) if proxy else ""
-        to_proxy = {"Proxy-Authorization": secret} if secret else {}
+        proxy = find_proxy(url)
+        to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         # a proxy resolves names itself, in its own network: there is no address for a guard to see
         session = self._guarded_session() if is_guarded and proxy is None else self._open_session()
         send = partial(
@@ -172,7 +172,7 @@ class Wire:
             # plain HTTP goes through the proxy as it is; for https the proxy has a request of its own
             headers={**headers, **to_proxy} if url.scheme == "http" else headers,
             allow_redirects=False,
-            proxy=proxy.with_user(None) if proxy else None,
+            proxy=proxy.url if proxy else None,
             proxy_headers=to_proxy if url.scheme == "https" else None,
             timeout=aiohttp.ClientTimeout(
                 total=None,
@@ -186,14 +186,16 @@ class Wire:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = _make_session(aiohttp.TCPConnector(limit=0))
+            self._session = _make_session(aiohttp.TCPConnector(limit=0, ssl=tls_context()))
         return self._session
 
     def _guarded_session(self) -> aiohttp.ClientSession:
         # apart from the other, whose idle connections may lead to private addresses
         if self._guarded is None:
             guard = guard_sockets(self._is_public)
-            self._guarded = _make_session(aiohttp.TCPConnector(limit=0, socket_factory=guard))
+            self._guarded = _make_session(
+                aiohttp.TCPConnector(limit=0, ssl=tls_context(), socket_factory=guard)
+            )
         return self._guarded
 
 
@@ -206,16 +208,3 @@ def _make_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
 
 async def _tell_connected(_session: aiohttp.ClientSession, context: SimpleNamespace, _event: object) -> None:
     context.trace_request_ctx()
-
-
-def _environment_proxy(url: URL) -> URL | None:
-    """Find the proxy that the environment names for a URL; never one for this machine itself."""
-    host = url.raw_host or ""
-    text = "" if is_loopback(host) or proxy_bypass(host) else getproxies().get(url.scheme, "")
-    if not text:
-        return None
-    try:
-        proxy = parse_url(text if "://" in text else f"http://{text}")
-    except ValueError:
-        raise UpstreamError(f"the proxy that the environment names for {url.scheme} is not a URL") from None
-    return proxy if proxy.scheme in {"http", "https"} else None

@@ -27,7 +27,7 @@ def check_signing_keys(
             wrong(
                 SIGNING_KEY,
                 "none: clients refuse what nobody signed",
-                "make one by nixcache-oci keygen NAME, and set NIXCACHE_SIGNING_KEY_FILE or NIX_SIGNING_KEY",
+                "run: nixcache-oci keygen NAME-1; then: export NIXCACHE_SIGNING_KEY_FILE=NAME-1.sec",
             )
         ]
     return [_check_one(key, recorded, configured) for key in keys]
@@ -54,7 +54,9 @@ def _check_one(
 ) -> Finding:
     public = key.public_key
     if not public.verify(_SAMPLE, key.sign(_SAMPLE)):
-        return wrong(SIGNING_KEY, f"{key.name}: its signature does not verify", "make another by keygen")
+        return wrong(
+            SIGNING_KEY, f"{key.name}: its signature does not verify", "run: nixcache-oci keygen NAME-1"
+        )
     if configured and public not in configured:
         return wrong(
             SIGNING_KEY,

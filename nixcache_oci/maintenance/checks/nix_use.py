@@ -1,18 +1,21 @@
 """Whether Nix on this machine uses the proxy: by its own settings, and by whom a daemon trusts."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 from nixcache_oci.clients.local_store.nix_settings import NixSettings
 from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
+from nixcache_oci.nix.http_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
 
 SUBSTITUTER: Final = "nix.conf: substituters"
 TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
 FALLBACK: Final = "nix.conf: fallback"
-CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK)
+HTTP_PROXY: Final = "HTTP proxy"
+CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK, HTTP_PROXY)
 
 _MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
@@ -28,6 +31,7 @@ class Client:
         user: a name.
         is_daemon: whether a daemon does the work.
         is_trusted: whether that daemon follows the user.
+        environment: that a Nix started here has.
     """
 
     own: NixSettings
@@ -35,6 +39,7 @@ class Client:
     user: str
     is_daemon: bool
     is_trusted: bool
+    environment: Mapping[str, str]
 
     def effective(self) -> NixSettings:
         """Tell what counts in the end."""
@@ -63,7 +68,8 @@ def check_nix_use(client: Client, url: str, keys: Sequence[str], *, is_configure
     return [
         _check_substituter(client, effective, url),
         _check_key(client, effective, url, keys, is_configured=is_configured),
-        _check_fallback(effective),
+        _check_fallback(client, effective),
+        _check_http_proxy(client, url),
     ]
 
 
@@ -81,7 +87,7 @@ def _check_substituter(client: Client, effective: NixSettings, url: str) -> Find
             f"{others[0]} is there, and the proxy is set to {url}",
             "set NIXCACHE_PORT to the port that the proxy uses, or mend the line",
         )
-    return wrong(SUBSTITUTER, f"{url} is not among them", _USE)
+    return wrong(SUBSTITUTER, f"{url} is not among them", _use(client))
 
 
 def _check_key(
@@ -109,7 +115,7 @@ def _check_key(
         return wrong(
             TRUSTED_KEY,
             f"{shown} is not among them; it is what the proxy or the registry names, which proves nothing",
-            f"get the key from the cache's owner, then: {_USE} --public-key NAME:BASE64",
+            f"get the key from the cache's owner, then {_use(client)} --public-key NAME:BASE64",
         )
     return _explain_missing_key(client, effective, keys)
 
@@ -124,17 +130,39 @@ def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[
         )
     if set(keys) & set(client.own.trusted_public_keys):
         return wrong(TRUSTED_KEY, "the key is in your own settings, which the daemon ignores", _trust(client))
-    return wrong(TRUSTED_KEY, f"{keys[0]} is not among them", _USE)
+    return wrong(TRUSTED_KEY, f"{keys[0]} is not among them", _use(client))
 
 
-def _check_fallback(effective: NixSettings) -> Finding:
+def _check_fallback(client: Client, effective: NixSettings) -> Finding:
     if effective.fallback:
         return good(FALLBACK, "true")
-    return warning(FALLBACK, "false: a download that breaks for good fails the build", _USE)
+    return warning(FALLBACK, "false: a download that breaks for good fails the build", _use(client))
+
+
+def _check_http_proxy(client: Client, url: str) -> Finding:
+    variable = find_http_proxy(url, client.environment)
+    if variable is None:
+        return good(HTTP_PROXY, f"Nix asks {url} itself")
+    host = urlsplit(url).hostname
+    text = f"{variable} is set, and no_proxy does not have {host}: Nix asks the HTTP proxy for {url}"
+    words = shlex.quote(",".join((*no_proxy_words(client.environment), str(host))))
+    remedy = f"export no_proxy={words}"
+    if client.is_daemon:
+        # Whose environment nobody but root can read.
+        text += ", if nix-daemon has the same variables"
+        daemon = f"as root: systemctl edit nix-daemon, with Environment=no_proxy={words} below [Service]"
+        return warning(HTTP_PROXY, text, f"{remedy}; {daemon}; then restart nix-daemon")
+    return wrong(HTTP_PROXY, text, f"run: {remedy}")
+
+
+def _use(client: Client) -> str:
+    """Tell how to add what is missing where Nix obeys it: a daemon takes it from whom it trusts."""
+    is_ignored = client.is_daemon and not client.is_trusted
+    return f"as root: {_USE}" if is_ignored else f"run: {_USE}"
 
 
 def _trust(client: Client) -> str:
-    return f"as root: {_USE}, or add {client.user} to trusted-users; then restart nix-daemon"
+    return f"as root: {_USE}; or add {client.user} to trusted-users; then restart nix-daemon"
 
 
 def _is_near(other: str, url: str) -> bool:

@@ -43,7 +43,7 @@ async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_ch
                 return _failed(wrong(PROXY, f"{url}: what answers is no proxy of ours", remedy))
             status, keys = await client.status(), await client.public_keys()
     except Error as error:
-        remedy = "start it: nixcache-oci proxy (as a service: systemctl status nixcache-proxy)"
+        remedy = "start it: nixcache-oci proxy; or as a service: systemctl start nixcache-proxy"
         return _failed(wrong(PROXY, str(error), remedy))
     findings = [good(PROXY, f"{url} answers")]
     findings.append(_check_served(status, repository, is_chosen=is_chosen))
@@ -75,7 +75,7 @@ def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: boo
         )
     if status.error is not None:
         return warning(SERVED, f"it serves an older index, for the last look failed: {status.error}")
-    return good(SERVED, f"{status.registry}, {status.entries} paths")
+    return good(SERVED, status.registry)
 
 
 def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:

@@ -14,14 +14,23 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.table_set import read_tables
-from nixcache_oci.clients.credentials import Credentials, is_github, load_credentials
+from nixcache_oci.clients.credentials import Credentials, is_github
+from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.http_proxy import find_proxy
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
-from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
+from nixcache_oci.maintenance.checks.finding import (
+    Finding,
+    Level,
+    counted,
+    good,
+    has_error,
+    skipped,
+    warning,
+    wrong,
+)
 from nixcache_oci.oci.reference import RegistryReference
 
 NAME: Final = "name resolution"
@@ -75,7 +84,7 @@ async def check_registry(
     """
     later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
     try:
-        credentials = load_credentials(reference.host, environment)
+        credentials = await Keyring(reference.host, reference.repository, environment).find()
     except UsageError as error:
         findings = [wrong(TOKEN, str(error)), *skipped((NAME, REGISTRY, *later), "no usable token")]
         return Access(findings, is_readable=False)
@@ -129,24 +138,26 @@ async def read_index(
         tables = await read_tables(repository, kept, await read_listing(repository))
     except Error as error:
         return wrong(INDEX, str(error)), None
-    except OSError as error:
-        return wrong(INDEX, f"{folder}: {error.strerror}", "set NIXCACHE_INDEX_DIR to a writable one"), None
     inventory, listing = Inventory(tables), tables.listing
     if tables.damaged:
         tag, reason = next(iter(tables.damaged.items()))
-        count = f"{len(tables.damaged)} of {len(listing.tables) + len(tables.damaged)} tables"
+        count = f"{len(tables.damaged)} of {counted(len(listing.tables) + len(tables.damaged), 'table')}"
         text = f"{count} cannot be read; {tag}: {reason}"
-        return wrong(INDEX, text, "nixcache-oci verify tells more"), inventory
+        return wrong(INDEX, text, "see what is missing: nixcache-oci verify"), inventory
     if tables.left_out is not None:
-        return wrong(INDEX, tables.left_out, "nixcache-oci gc merges segments"), inventory
+        return wrong(INDEX, tables.left_out, "merge segments: nixcache-oci gc"), inventory
+    if kept.trouble is not None:
+        return warning(INDEX, kept.trouble), inventory
     if not listing.tables:
         return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
-    paths = tables.catalog(()).entries
+    # As `list` counts: each once, however many segments list it.
+    paths = len((await asyncio.to_thread(inventory.contents)).paths)
     age = ""
     if listing.segments:
         newest = max(segment.created for segment in listing.segments)
         age = f", the newest published {_age((time - newest).total_seconds())}"
-    return good(INDEX, f"{len(listing.tables)} segments, {paths} paths{age}"), inventory
+    text = f"{counted(len(listing.tables), 'segment')}, {counted(paths, 'path')}{age}"
+    return good(INDEX, text), inventory
 
 
 def describe_token(credentials: Credentials) -> str:
@@ -177,8 +188,8 @@ async def _check_name(reference: RegistryReference) -> Finding:
             return good(NAME, f"left to the HTTP proxy {proxy.url.origin()}")
         async with asyncio.timeout(_RESOLVE_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port)
-    except TroubleError as trouble:
-        return wrong(NAME, trouble.reason, "mend HTTPS_PROXY")
+    except UsageError as error:
+        return wrong(NAME, str(error))
     except (OSError, TimeoutError) as error:
         reason = f"no answer within {_RESOLVE_SECONDS} s" if isinstance(error, TimeoutError) else str(error)
         return wrong(NAME, f"{url.host}: {reason}", "is there a network, and is the registry's name right?")

@@ -19,9 +19,10 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
     upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
     wanted = wanted_range(request)
     via = parse_via(request.headers.getall(VIA, []))
-    if request.method == hdrs.METH_HEAD:
-        return await send_head(request, _headers(await upstreams.head_nar(key, path, query, via=via)))
+    # For HEAD as well: an upstream may take minutes to answer, on a connection of its own.
     async with request.app[NAR_STREAMS].turn(connection_of(request)):
+        if request.method == hdrs.METH_HEAD:
+            return await send_head(request, _headers(await upstreams.head_nar(key, path, query, via=via)))
         start, end = 0, None
         if wanted is not None:
             head = await upstreams.head_nar(key, path, query, via=via)

@@ -13,6 +13,10 @@ in
       type = types.listOf types.str;
       default = [ ];
     };
+    nix.enable = mkOption {
+      type = types.bool;
+      default = true;
+    };
     nix.settings = import ./any.nix { inherit lib; };
   };
 }

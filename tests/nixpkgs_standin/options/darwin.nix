@@ -5,7 +5,7 @@ let
   any = import ./any.nix { inherit lib; };
 in
 {
-  imports = [ ./common.nix ];
+  imports = [ ./machine.nix ];
 
   options = {
     users.users = any;
@@ -19,5 +19,6 @@ in
       default = [ ];
     };
     launchd.daemons = any;
+    environment.variables = any;
   };
 }

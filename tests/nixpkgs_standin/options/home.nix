@@ -16,6 +16,15 @@ in
       type = types.nullOr types.package;
       default = null;
     };
+    nix.extraOptions = mkOption {
+      type = types.lines;
+      default = "";
+    };
+    home.packages = mkOption {
+      type = types.listOf types.package;
+      default = [ ];
+    };
+    home.sessionVariables = any;
     systemd.user.services = any;
     systemd.user.sockets = any;
     launchd.agents = any;

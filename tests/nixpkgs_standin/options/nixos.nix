@@ -5,7 +5,7 @@ let
   any = import ./any.nix { inherit lib; };
 in
 {
-  imports = [ ./common.nix ];
+  imports = [ ./machine.nix ];
 
   options = {
     networking = {
@@ -20,10 +20,8 @@ in
     };
     systemd.services = any;
     systemd.sockets = any;
-    environment.systemPackages = mkOption {
-      type = types.listOf types.package;
-      default = [ ];
-    };
+    nix.envVars = any;
+    environment.variables = any;
     services.dockerRegistry = any;
     boot = any;
     system.stateVersion = mkOption {

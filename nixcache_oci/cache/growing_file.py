@@ -1,0 +1,199 @@
+"""Files that tables are written to: in the index folder, or where that takes no more, elsewhere.
+
+No reader of a cache is stopped by a disk: what the index folder does not take goes on in an unnamed file in
+the folder for temporary files, and what that does not take in memory, within a bound. What was written until
+then moves along, so that nothing is fetched twice.
+"""
+
+import errno
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+from functools import partial
+from io import FileIO
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from nixcache_oci.clients.rooted_path import RootedPath
+from nixcache_oci.errors import FormatError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+MOST_MEMORY_BYTES: Final = 256 * 1024 * 1024
+"""Of tables in memory, of one index folder: those of a cache of a quarter of a million paths."""
+
+_PIECE_BYTES: Final = 1024 * 1024
+
+
+class Elsewhere:
+    """Where the tables of one index folder go that it does not take.
+
+    Args:
+        tell: hears why the folder takes no more.
+        most_bytes: that memory takes.
+    """
+
+    def __init__(self, tell: Callable[[OSError], None], most_bytes: int = MOST_MEMORY_BYTES) -> None:
+        self.tell = tell
+        self._left = most_bytes
+        self._lock = Lock()
+
+    def take(self, size: int) -> None:
+        """Have some bytes of memory.
+
+        Raises:
+            OSError: there are not so many left.
+        """
+        with self._lock:
+            if size > self._left:
+                raise OSError(errno.ENOMEM, "no room left in memory for tables that no disk takes")
+            self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Have had some bytes of memory."""
+        with self._lock:
+            self._left += size
+
+
+class GrowingFile:
+    """A new file that goes on elsewhere where it cannot grow.
+
+    Args:
+        path: in the index folder.
+        elsewhere: where to go on; None to stay, and fail.
+
+    Attributes:
+        is_kept: whether it is at its path.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: RootedPath, elsewhere: Elsewhere | None) -> None:
+        self.is_kept = True
+        self._size = 0
+        self._elsewhere = elsewhere
+        self._others = [_open_temporary, _InMemory] if elsewhere is not None else []
+        self._file: FileIO | None = None
+        try:
+            self._file = _open_new(path)
+        except OSError as error:
+            self._move(error)
+
+    def write(self, piece: bytes) -> int:
+        """Append bytes.
+
+        Raises:
+            OSError: nothing takes it.
+        """
+        view = memoryview(piece)
+        while view:
+            try:
+                written = self._open_file().write(view)
+            except OSError as error:
+                self._move(error)
+            else:
+                self._size += written
+                view = view[written:]
+        return len(piece)
+
+    def map(self) -> mmap.mmap:
+        """Put it on the disk, and map it.
+
+        Raises:
+            OSError: nothing takes it.
+            FormatError: it is empty.
+        """
+        if self.is_kept:
+            try:
+                os.fsync(self._open_file().fileno())
+            except OSError as error:
+                self._move(error)
+        if not self._size:
+            raise FormatError("table: it is empty")
+        file = self._open_file()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if isinstance(file, _InMemory):
+            weakref.finalize(mapped, file.hand_over())
+        return mapped
+
+    def close(self) -> None:
+        """Close it; a map of it stays."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open_file(self) -> FileIO:
+        if self._file is None:
+            raise AssertionError("it was opened, or an error was raised")
+        return self._file
+
+    def _move(self, error: OSError) -> None:
+        """Go on in the next place that takes all that was written so far."""
+        if self.is_kept and self._elsewhere is not None:
+            self._elsewhere.tell(error)
+            self.is_kept = False
+        while self._others and self._elsewhere is not None:
+            try:
+                file = self._others.pop(0)(self._elsewhere)
+            except OSError as further:
+                error = further
+                continue
+            try:
+                _copy(self._file, file, self._size)
+            except OSError as further:
+                error = further
+                file.close()
+                continue
+            self.close()
+            self._file = file
+            return
+        raise error
+
+
+class _InMemory(FileIO):
+    """A file that is in memory alone."""
+
+    def __init__(self, elsewhere: Elsewhere) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise OSError(errno.ENOSYS, "this system has no files in memory")
+        super().__init__(os.memfd_create("nixcache-oci table"), "w+b")
+        self._elsewhere = elsewhere
+        self._taken = 0
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        size = memoryview(data).nbytes
+        self._elsewhere.take(size)
+        self._taken += size
+        return super().write(data)
+
+    def close(self) -> None:
+        self.hand_over()()
+        super().close()
+
+    def hand_over(self) -> Callable[[], None]:
+        """Give what has to be called when the memory is no longer used."""
+        taken, self._taken = self._taken, 0
+        return partial(self._elsewhere.give_back, taken)
+
+
+def _open_new(path: RootedPath) -> FileIO:
+    return FileIO(path.open_new(), "r+b")
+
+
+def _open_temporary(_elsewhere: Elsewhere) -> FileIO:
+    return tempfile.TemporaryFile(buffering=0, prefix="nixcache-oci-")
+
+
+def _copy(source: FileIO | None, target: FileIO, size: int) -> None:
+    position = 0
+    while source is not None and position < size:
+        piece = os.pread(source.fileno(), min(_PIECE_BYTES, size - position), position)
+        view = memoryview(piece)
+        while view:
+            view = view[target.write(view) :]
+        position += len(piece)
+        if not piece:
+            raise OSError(errno.EIO, "what was written is gone")

@@ -1,0 +1,108 @@
+"""Mending an index: segments whose manifests are gone, though no gc took them, are replaced by what is left.
+
+Registries refuse an index that lists a manifest which they do not have, so that one segment that a retention
+rule deleted would end every later write.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Final
+
+from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.listing import find_gone
+from nixcache_oci.cache.salvage import Salvage, salvage
+from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.timestamp import now
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
+
+# Refusals of an index for other reasons than what it lists.
+_OTHER_REFUSALS: Final = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+_CHILD_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
+
+Tell = Callable[[str], None]
+"""Is given one line for people."""
+
+
+PushTable = Callable[[Repository, Table, Mapping[Digest, Descriptor], str | None], Awaitable[list[Segment]]]
+"""Pushes a table and what holds it and its blobs together; see ``commit.push_table``."""
+
+
+class Mending:
+    """Replaces segments that are gone, each once, however often the index is written.
+
+    Args:
+        repository: where the cache lies.
+        push: pushes what is left of one.
+        known: segments that are there.
+        tell: hears of each that is gone.
+    """
+
+    def __init__(self, repository: Repository, push: PushTable, known: Iterable[Segment], tell: Tell) -> None:
+        self._repository = repository
+        self._budget = TableBudget()
+        self._push = push
+        self._there = {segment.manifest for segment in known}
+        self._tell = tell
+        self._replaced: dict[Digest, tuple[Segment, ...]] = {}
+
+    async def mend(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
+        """Take out of an index those of the suspects that are gone, and list what is left of them."""
+        listed = {segment.manifest for segment in index.segments}
+        asked = [one for one in suspects if one.manifest in listed - self._there - self._replaced.keys()]
+        gone = await find_gone(self._repository, asked)
+        kept = lost = 0
+        for segment in gone:
+            is_counted = segment.condemned is None
+            rest = await salvage(self._repository, segment, self._budget) if is_counted else Salvage()
+            written = await self._push_rest(rest, index.source)
+            self._replaced[segment.manifest] = tuple(written)
+            self._there |= {one.manifest for one in written}
+            left = len(rest.table.narinfos) if rest.table is not None else 0
+            kept, lost = kept + left, lost + max(0, segment.paths - left)
+        uncondemned = [segment for segment in gone if segment.condemned is None]
+        if uncondemned:
+            self._tell(_describe_gone(self._repository, uncondemned, kept, lost))
+        staying = tuple(one for one in index.segments if one.manifest not in self._replaced)
+        if len(staying) == len(index.segments):
+            return index
+        new = (one for manifest, segments in self._replaced.items() if manifest in listed for one in segments)
+        return replace(index, segments=staying).with_segments(new)
+
+    async def _push_rest(self, rest: Salvage, source: str | None) -> list[Segment]:
+        if rest.table is None or not (rest.table.narinfos or rest.table.records):
+            return []
+        table = replace(rest.table, header=replace(rest.table.header, created=now()))
+        return await self._push(self._repository, table, rest.blobs, source)
+
+
+def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, lost: int) -> str:
+    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return (
+        f"{repository.name}: {gone[0].tag}{more} is gone, though no gc took it: keep retention rules and"
+        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. Of its paths, {kept} are listed anew;"
+        f" {lost} are not listed any more: publish again what you need of them. 'nixcache-oci verify"
+        " --repair' finds what else is missing"
+    )
+
+
+def may_be_about_a_child(error: RegistryError) -> bool:
+    """Tell whether a registry may have refused an index for what it lists; each words that differently."""
+    if error.code in _CHILD_UNKNOWN:
+        return True
+    status = error.status or 0
+    return (
+        HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _OTHER_REFUSALS
+    )

@@ -1,0 +1,190 @@
+"""The credentials of one repository while the program runs: files are read again when they change.
+
+Tokens of some registries live for hours, and a proxy for months: whoever writes a new one into the file, or
+logs in again, need not restart anything.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Final, TypeAlias
+
+from nixcache_oci.clients.auth_file import Helper, find_auth_files, search_auth_file
+from nixcache_oci.clients.credential_helper import ask_helper
+from nixcache_oci.clients.credentials import (
+    TOKEN_FILE_VARIABLE,
+    Credentials,
+    choose_variable,
+    parse_token,
+)
+from nixcache_oci.errors import UsageError
+
+LOOK_SECONDS: Final = 2.0
+"""Between two looks at the files."""
+
+_HELPER_SECONDS: Final = 10.0  # between two runs of a helper whose answer was refused
+_MOST_BYTES: Final = 1024 * 1024  # of a file
+
+_Stamp: TypeAlias = tuple[int, int, int] | None
+
+_log = logging.getLogger(__name__)
+
+
+class Keyring:
+    """Finds credentials for a repository, as ``credentials`` says in which order.
+
+    Args:
+        host: ``host[:port]`` of the registry.
+        repository: its name within the registry.
+        environment: the process's variables.
+        clock: monotonic seconds.
+
+    Raises:
+        UsageError: the token file cannot be read, or what should be a token is none.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        repository: str,
+        environment: Mapping[str, str],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._host = host
+        self._repository = repository
+        self._environment = environment
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._of_variable = choose_variable(host, environment)
+        token_file = environment.get(TOKEN_FILE_VARIABLE, "").strip()
+        self._token_file = Path(token_file) if token_file else None
+        if self._token_file is not None:
+            self._files: tuple[Path, ...] = (self._token_file,)
+        else:
+            self._files = () if self._of_variable is not None else find_auth_files(environment)
+        self._stamps = self._stamp()
+        self._candidates = self._read()
+        self._looked = clock()
+        self._asked_helper: float | None = None
+        self._current: Credentials | None = None
+        self._is_chosen = False
+        self._complaint: str | None = None
+
+    @property
+    def current(self) -> Credentials | None:
+        """What was found last; before the first time, what needs no helper to be asked."""
+        if self._is_chosen:
+            return self._current
+        first = next(iter(self._candidates), None)
+        return first if isinstance(first, Credentials) else None
+
+    async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
+        """Give the credentials as they are now; None means anonymous.
+
+        Args:
+            refused: what the registry has just refused: files are looked at, and a helper is asked, again.
+        """
+        if self._is_chosen and refused is None and self._clock() - self._looked < LOOK_SECONDS:
+            return self._current
+        async with self._lock:
+            is_new = bool(self._files) and await asyncio.to_thread(self._look)
+            self._looked = self._clock()
+            if not self._is_chosen or is_new or self._is_helper_worth_asking(refused):
+                self._current = await self._choose()
+                self._is_chosen = True
+            return self._current
+
+    def _is_helper_worth_asking(self, refused: Credentials | None) -> bool:
+        return (
+            refused is not None
+            and refused == self._current
+            and self._asked_helper is not None
+            and self._clock() - self._asked_helper >= _HELPER_SECONDS
+        )
+
+    async def _choose(self) -> Credentials | None:
+        self._asked_helper = None
+        for candidate in self._candidates:
+            if isinstance(candidate, Credentials):
+                return candidate
+            self._asked_helper = self._clock()
+            found = await ask_helper(candidate, self._environment)
+            if found is not None:
+                return found
+        return None
+
+    def _look(self) -> bool:
+        """Read the files again where one changed; tells whether it did. Blocks."""
+        stamps = self._stamp()
+        if stamps == self._stamps:
+            return False
+        try:
+            self._candidates = self._read()
+        except UsageError as error:
+            # Somebody may be writing it just now.
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.warning("%s; going on with what it held before", error)
+            return False
+        self._stamps, self._complaint = stamps, None
+        return True
+
+    def _stamp(self) -> list[_Stamp]:
+        return [_stamp(path) for path in self._files]
+
+    def _read(self) -> list[Credentials | Helper]:
+        if self._token_file is not None:
+            return [_read_token_file(self._token_file)]
+        if self._of_variable is not None:
+            return [self._of_variable]
+        found: list[Credentials | Helper] = []
+        for path in self._files:
+            text = _read_auth_file(path)
+            if text is not None:
+                found += search_auth_file(text, str(path), self._host, self._repository)
+        return found
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read_token_file(path: Path) -> Credentials:
+    try:
+        text = _read_text(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{TOKEN_FILE_VARIABLE}: {path} cannot be read: {_reason(error)}") from None
+    found = parse_token(text, f"{TOKEN_FILE_VARIABLE}: {path}")
+    return replace(found, source=f"{TOKEN_FILE_VARIABLE} ({path})")
+
+
+def _read_auth_file(path: Path) -> str | None:
+    try:
+        return _read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read (%s): going on without it", path, _reason(error))
+        return None
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"over {_MOST_BYTES} bytes")
+    return content.decode("utf-8-sig")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or os.strerror(error.errno or 0)
+    return "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

@@ -1,0 +1,120 @@
+"""What netrc files say of upstreams: their user names and passwords, for the upstream's own host alone.
+
+Read are, in this order, and the first that knows the host counts:
+
+1. the file that ``NETRC`` names;
+2. Nix's own: its setting ``netrc-file``, or ``netrc`` beside ``nix.conf``;
+3. ``.netrc`` in the home folder, without its ``default``: that one was not written with caches in mind.
+
+The registry's credentials come from elsewhere, and a redirect never carries these to another host.
+
+Sources: Nix manual, "nix.conf", netrc-file; curl's manual, ".netrc"; Python's ``netrc`` reads the files.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from nixcache_oci.clients.http.proxy import basic_authorization, check_proxies
+from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.nix_conf import parse_conf
+
+_NETRC_FILE: Final = "netrc-file"
+_NIX_CONF_DIR: Final = "/etc/nix"
+_MOST_BYTES: Final = 1024 * 1024  # of a netrc file, or a nix.conf
+
+_log = logging.getLogger(__name__)
+
+
+def open_upstreams(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> list[Upstream]:
+    """Read what this machine has for upstreams: the way to each, and credentials for those that carry none.
+
+    A netrc file that cannot be read or is malformed costs one warning: most upstreams are public, and a
+    service may not read what belongs to root.
+
+    Args:
+        urls: as ``parse_upstream`` takes them.
+        environment: of the process; names the files.
+
+    Raises:
+        UsageError: one of them is no address, or could only be reached by a proxy that cannot be used.
+    """
+    upstreams = [parse_upstream(url) for url in urls]
+    check_proxies((upstream.base for upstream in upstreams), environment)
+    if all(upstream.authorization for upstream in upstreams):
+        return upstreams
+    books = list(_read_all(environment))
+    return [one if one.authorization else replace(one, authorization=_find(one, books)) for one in upstreams]
+
+
+def _find(upstream: Upstream, books: Iterable[Mapping[str, str]]) -> str:
+    host = (upstream.base.host or "").lower()
+    return next((book[name] for book in books for name in (host, "default") if name in book), "")
+
+
+def _read_all(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """Read each file: an Authorization for each host, and perhaps for ``default``."""
+    if named := environment.get("NETRC"):
+        yield _read(Path(named))
+    yield _read(_find_nix_file(environment))
+    if home := environment.get("HOME"):
+        yield {host: value for host, value in _read(Path(home) / ".netrc").items() if host != "default"}
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"over {_MOST_BYTES} bytes")  # noqa: TRY301  one of the reasons below
+        hosts = netrc.netrc(path).hosts
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        # Not the parser's own text, which quotes what it stumbled over.
+        line = f"line {error.lineno} is malformed" if isinstance(error, netrc.NetrcParseError) else ""
+        reason = line or getattr(error, "strerror", None) or "it is not a netrc file"
+        _log.warning("%s: %s; upstreams are asked without what it holds", path, reason)
+        return {}
+    return {
+        host.lower(): basic_authorization(login, password or "")
+        for host, (login, _, password) in hosts.items()
+        if login or password
+    }
+
+
+def _find_nix_file(environment: Mapping[str, str]) -> Path:
+    """Find what Nix takes ``netrc-file`` from: files of the machine, then the user's, then ``NIX_CONFIG``."""
+    folder = Path(environment.get("NIX_CONF_DIR") or _NIX_CONF_DIR)
+    found = folder / "netrc"
+    files = (folder / "nix.conf", *_user_files(environment))
+    for text in (*map(_read_conf, files), environment.get("NIX_CONFIG")):
+        with suppress(FormatError):  # Nix itself refuses it, and says so
+            for setting in parse_conf(text or ""):
+                if setting.name == _NETRC_FILE and len(setting.values) == 1:
+                    found = Path(setting.values[0])
+    return found
+
+
+def _user_files(environment: Mapping[str, str]) -> Iterator[Path]:
+    named = environment.get("NIX_USER_CONF_FILES")
+    if named is not None:
+        # The first of them wins over the others, and so has to be read last.
+        yield from (Path(path) for path in reversed(named.split(":")) if path)
+        return
+    home = environment.get("HOME")
+    folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    if folder:
+        yield Path(folder) / "nix" / "nix.conf"
+
+
+def _read_conf(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_BYTES)
+    except OSError:
+        return ""

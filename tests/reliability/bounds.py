@@ -1,0 +1,348 @@
+"""Every bound on what another side controls: what is bounded, how much, and what happens beyond it.
+
+The table in docs/reliability.md is made of this, and the numbers are those that the code uses.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from nixcache_oci.cache import (
+    catalog,
+    index_folder,
+    json_stream,
+    listing,
+    table,
+    table_budget,
+    table_file,
+    table_inflation,
+    version1,
+)
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
+from nixcache_oci.cli import log
+from nixcache_oci.clients.binary_cache import web
+from nixcache_oci.clients.github import packages
+from nixcache_oci.clients.http import foreign, head, minimum_rate
+from nixcache_oci.clients.local_store import evaluator
+from nixcache_oci.clients.registry import client as registry
+from nixcache_oci.clients.registry import transport, wire
+from nixcache_oci.nix import narinfo, signature
+from nixcache_oci.oci import document, manifest
+from nixcache_oci.proxy import (
+    connections,
+    file_check,
+    joined_refreshes,
+    lookup,
+    nar_source,
+    nar_streams,
+    open_files,
+    regression,
+    regression_watch,
+)
+
+HEADING: Final = "## Bounds"
+_KIB: Final = 1024
+_MIB: Final = 1024 * _KIB
+_GIB: Final = 1024 * _MIB
+_INTRODUCTION: Final = """What another side may make the programs hold, do or wait for. A bound is one for
+all of it together unless it says otherwise. What goes beyond is named in one line of the log, once and not
+each time, and the rest goes on with what it had. The numbers are the code's own; each row's test holds it,
+and most of them try twice the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One bound.
+
+    Attributes:
+        what: is bounded.
+        limit: how much, with its unit.
+        beyond: what happens then.
+        test: holds it, ``tests/…py::test_…``.
+    """
+
+    what: str
+    limit: str
+    beyond: str
+    test: str
+
+
+def show_bytes(size: int) -> str:
+    """Write a number of bytes in the largest unit that it is a whole number of."""
+    for unit, name in ((_GIB, "GiB"), (_MIB, "MiB"), (_KIB, "KiB")):
+        if size % unit == 0:
+            return f"{size // unit:,} {name}"
+    return f"{size:,} bytes"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:g} s"
+
+
+_HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
+_TOTALS: Final = "tests/hostile/test_client_totals.py"
+_ANSWERS: Final = "tests/hostile/test_client_answers.py"
+_CROWDS: Final = "tests/hostile/test_bounds.py"
+
+BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
+    "What a registry lists": (
+        Bound(
+            "segments of a cache",
+            f"{listing.MAX_SEGMENTS:,}, the newest",
+            "the others are left out",
+            f"{_HOSTILE}::test_segments",
+        ),
+        Bound(
+            "segments that only their tags name",
+            f"{listing.MAX_SEGMENTS:,}, and {show_bytes(listing.MAX_UNLISTED_BYTES)} of manifests",
+            "the newest are read; gc writes nothing",
+            f"{_HOSTILE}::test_tags_that_no_index_lists",
+        ),
+        Bound(
+            "a manifest or an index",
+            f"{show_bytes(manifest.MAX_MANIFEST_BYTES)}, "
+            f"a segment's {show_bytes(manifest.MAX_WRITTEN_MANIFEST_BYTES)}",
+            "not read",
+            "tests/hostile/test_registry_data.py::test_a_manifest_of_100_000_layers",
+        ),
+        Bound(
+            "values of one JSON document",
+            f"{document.MAX_VALUES:,}",
+            "it is malformed",
+            f"{_HOSTILE}::test_indexes_of_many_small_values",
+        ),
+        Bound(
+            "one table, inflated",
+            f"{show_bytes(table.MAX_TABLE_BYTES)}, and {table_inflation._MAX_RATIO} times what was sent",
+            "it is damaged",
+            f"{_HOSTILE}::test_tables_that_inflate_to_much_more",
+        ),
+        Bound(
+            "all tables, on disk",
+            show_bytes(table_budget.MAX_ALL_TABLES_BYTES),
+            "the newest that fit are served",
+            f"{_HOSTILE}::test_all_tables_together",
+        ),
+        Bound(
+            "narinfos",
+            f"{table_budget.MAX_ENTRIES:,}",
+            "the newest that fit are served",
+            f"{_HOSTILE}::test_all_entries_together",
+        ),
+        Bound(
+            "a table's header",
+            f"{show_bytes(table.MAX_HEADER_BYTES)}, {table_file._MAX_RECORDED_KEYS} keys",
+            "it is damaged; other keys are not seen",
+            f"{_HOSTILE}::test_headers",
+        ),
+        Bound(
+            "variants of one path that are compared",
+            f"{catalog.MAX_VARIANTS}",
+            "the others do not count",
+            f"{_HOSTILE}::test_tables_that_all_list_one_path",
+        ),
+        Bound(
+            "a narinfo",
+            f"{show_bytes(table.MAX_STANZA_BYTES)}, {narinfo.MAX_LINES} lines",
+            "a miss",
+            f"{_HOSTILE}::test_signatures_and_references",
+        ),
+        Bound(
+            "signatures of one key that are verified, a narinfo",
+            f"{signature.TRIES_PER_KEY}",
+            "it counts as unsigned",
+            "tests/nix/test_signature.py::test_few_signatures_of_a_key_are_verified",
+        ),
+        Bound(
+            "a version 1 document",
+            f"{show_bytes(version1.MAX_DOCUMENT_BYTES)}, {version1.MAX_ENTRIES:,} entries, "
+            f"{json_stream.MAX_VALUE_LETTERS:,} characters an entry",
+            "it is damaged",
+            f"{_HOSTILE}::test_documents_of_version_1",
+        ),
+        Bound(
+            "segments that are missing, remembered",
+            f"{regression.MAX_MISSING}, and {show_bytes(regression_watch._MAX_BYTES)} of file",
+            "counted no further",
+            f"{_HOSTILE}::test_segments_that_change_at_each_look",
+        ),
+        Bound(
+            "the saved index",
+            f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
+            "fetched anew",
+            "tests/cache/test_index_folder.py::test_saved_files_have_limits",
+        ),
+        Bound(
+            "a pack",
+            show_bytes(MAX_PACK_BYTES),
+            "not read",
+            "tests/hostile/test_registry_data.py::test_slices_that_lie_nowhere",
+        ),
+    ),
+    "What a server answers": (
+        Bound(
+            "interim answers (1xx) before an answer",
+            f"{head.MOST_INTERIM_ANSWERS}",
+            "the connection is cut",
+            "tests/hostile/test_floods.py::test_a_flood_before_an_answer_stops_nobody",
+        ),
+        Bound(
+            "all heads of an answer",
+            show_bytes(head.MOST_HEAD_BYTES),
+            "the connection is cut",
+            "tests/clients/test_http_head.py::test_what_comes_before_a_head_is_bounded",
+        ),
+        Bound(
+            "time to a final head, redirects included",
+            "30 s; narinfos of an upstream 5 s, its NARs 300 s",
+            "it counts as no answer",
+            "tests/clients/test_http_head.py::test_a_registrys_head_may_not_drip",
+        ),
+        Bound(
+            "rate of manifests, lists and tokens, at least",
+            f"{show_bytes(minimum_rate.DOCUMENT_BYTES_PER_SECOND)} a second of each 30 s",
+            "it counts as no answer",
+            "tests/clients/test_http_minimum_rate.py::test_a_registrys_document_may_not_drip",
+        ),
+        Bound(
+            "rate of tables, packs and NARs, at least",
+            f"{show_bytes(minimum_rate.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
+            f"resumed; given up after {minimum_rate.RESUMED_WINDOWS} such times",
+            "tests/clients/test_http_minimum_rate.py::test_a_registrys_blob_may_not_drip",
+        ),
+        Bound(
+            "redirects",
+            f"{wire._MOST_REDIRECTS}",
+            "refused",
+            "tests/clients/test_upstream_redirect.py::test_redirects_end",
+        ),
+        Bound(
+            "a token service's answer",
+            show_bytes(transport._TOKEN_LIMIT),
+            "it holds no token",
+            f"{_TOTALS}::test_a_token_is_bounded",
+        ),
+        Bound(
+            "tags",
+            f"{registry._MOST_TAGS:,}, {show_bytes(registry._MOST_TAG_BYTES)}, "
+            f"{registry._MOST_TAG_PAGES:,} pages, {registry._MOST_TAG_SECONDS} s",
+            "an error; what was there is served on",
+            f"{_TOTALS}::test_a_list_of_tags_is_bounded_in_total",
+        ),
+        Bound(
+            "versions of a package at GitHub",
+            f"{packages._MOST_VERSIONS:,}, {show_bytes(packages._MOST_BYTES)}, "
+            f"{packages._MOST_PAGES:,} pages",
+            "gc ends, and deletes nothing",
+            f"{_TOTALS}::test_a_list_of_versions_is_bounded_in_total",
+        ),
+        Bound(
+            "narinfos of an import from the web",
+            show_bytes(web._MOST_TOTAL_BYTES),
+            "the import ends",
+            f"{_TOTALS}::test_imported_narinfos_are_bounded_in_total",
+        ),
+        Bound(
+            "what an error repeats of an answer",
+            f"{foreign._MOST_CHARACTERS} characters, escaped",
+            "cut",
+            f"{_ANSWERS}::test_an_answer_that_makes_no_sense_is_the_clients_own_error",
+        ),
+    ),
+    "What clients of the proxy do": (
+        Bound(
+            "connections",
+            f"{open_files.MOST_CONNECTIONS:,}, fewer where few files may be open",
+            "the oldest idle ones are closed",
+            "tests/proxy/test_connections.py::test_the_oldest_idle_connection_makes_room",
+        ),
+        Bound(
+            "time for a request's head",
+            _seconds(connections.HEAD_SECONDS),
+            "cut",
+            f"{_CROWDS}::test_half_heads",
+        ),
+        Bound(
+            "time in which a client takes no byte",
+            _seconds(connections.STALL_SECONDS),
+            "cut",
+            "tests/proxy/test_connections.py::test_who_takes_nothing_for_minutes_is_cut",
+        ),
+        Bound(
+            "NARs that stream",
+            f"{nar_streams.MOST_STREAMS}; {nar_streams.MOST_WAITING:,} wait, "
+            f"for {_seconds(nar_streams.WAIT_SECONDS)}",
+            "404, upon which Nix goes elsewhere",
+            f"{_CROWDS}::test_readers_of_nothing",
+        ),
+        Bound(
+            "answers that nobody reads",
+            show_bytes(connections.MOST_UNREAD_BYTES),
+            "who has read nothing for longest is cut",
+            f"{_CROWDS}::test_small_nars_that_nobody_reads",
+        ),
+        Bound(
+            "requests and bodies sent ahead",
+            f"{show_bytes(connections.MOST_HELD_BYTES)}, "
+            f"{show_bytes(connections.MOST_HELD_OF_ONE_BYTES)} a client",
+            "cut",
+            f"{_CROWDS}::test_bodies_and_requests_ahead",
+        ),
+        Bound(
+            "blobs looked for that nobody knows of",
+            f"{nar_source.MOST_UNKNOWN} at once",
+            f"they wait; after two answers, what is not there is 404 for {nar_source._MISSING_SECONDS:g} s",
+            "tests/proxy/test_nar_source.py::test_few_unknown_digests_are_asked_for_at_once",
+        ),
+        Bound(
+            "look-ups at upstreams",
+            f"128 at once, {lookup.MOST_LOOK_UPS:,} with those that wait",
+            "404, counted as unknown",
+            f"{_CROWDS}::test_look_ups_at_upstreams_are_joined",
+        ),
+        Bound(
+            "refreshes that are asked for",
+            f"{joined_refreshes.MOST_IN_A_ROW} in {_seconds(joined_refreshes.WINDOW_SECONDS)}",
+            "who asks shares the next one",
+            f"{_CROWDS}::test_refreshes_are_joined",
+        ),
+        Bound(
+            "lines of one kind in the log",
+            f"{log.MOST_LINES_OF_A_KIND} in {_seconds(log.KIND_SECONDS)}, "
+            f"{log.MOST_VALUE_CHARACTERS} characters a field",
+            "counted in one line; cut",
+            f"{_CROWDS}::test_a_flood_in_the_log",
+        ),
+    ),
+    "What lies in an OCI layout": (
+        Bound(
+            "`index.json`, and each manifest",
+            show_bytes(manifest.MAX_MANIFEST_BYTES),
+            "an error",
+            "tests/clients/test_layout_odd_files.py::test_huge_sparse_files_are_not_read",
+        ),
+        Bound(
+            "files that are hashed before a part is sent",
+            f"{file_check.MAX_CHECKS}, with those that wait",
+            "404",
+            "tests/proxy/test_file_check.py::test_checks_are_bounded",
+        ),
+    ),
+    "What a flake says": (
+        Bound(
+            "an attribute's name",
+            f"{evaluator.MOST_NAME_BYTES:,} bytes",
+            "that output fails",
+            "tests/clients/test_evaluate.py::test_long_names",
+        ),
+    ),
+}
+
+
+def render_bounds() -> str:
+    """Write the section, one table for each side."""
+    lines = [HEADING, "", *_INTRODUCTION.splitlines(), ""]
+    for side, bounds in BOUNDS.items():
+        lines += [f"### {side}", "", "| what | bound | beyond it | test |", "|---|---|---|---|"]
+        lines += [f"| {one.what} | {one.limit} | {one.beyond} | `{one.test}` |" for one in bounds]
+        lines.append("")
+    return "\n".join(lines)

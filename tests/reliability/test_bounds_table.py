@@ -1,0 +1,20 @@
+"""The page's table of bounds is the code's: its numbers, and tests that exist."""
+
+import pytest
+
+from tests.reliability.bounds import BOUNDS, Bound, render_bounds
+from tests.support.named_tests import TOP, is_test, named_tests
+
+
+def test_the_page_shows_it() -> None:
+    """A bound that changes in the code changes on the page, or this fails."""
+    assert render_bounds() in (TOP / "docs/reliability.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "bound", [bound for side in BOUNDS.values() for bound in side], ids=lambda one: one.what
+)
+def test_each_bound_has_a_test(bound: Bound) -> None:
+    """A number that nothing holds is a wish."""
+    [(file, function)] = named_tests(f"`{bound.test}`")
+    assert is_test(file, function), bound.test
