@@ -9,6 +9,7 @@ Error:
 │   └── NotFoundError    ... because it has no such blob, manifest or tag
 ├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
+    ├── UpstreamConnectionError  ... because no connection could be made, or it died or fell silent
     └── UpstreamNotFoundError    ... because it has no such NAR, or part of it
 """
 
@@ -70,6 +71,10 @@ class StoreError(Error):
 
 class UpstreamError(Error):
     """No upstream could answer: neither a hit nor a miss."""
+
+
+class UpstreamConnectionError(UpstreamError):
+    """No connection to an upstream could be made, or it broke, or nothing came over it in time."""
 
 
 class UpstreamNotFoundError(UpstreamError):

@@ -9,10 +9,11 @@ import pytest
 
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
+from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import table
-from nixcache_oci.settings.proxy import proxy_config
+from nixcache_oci.settings.proxy import proxy_config, trusted_keys
 from nixcache_oci.settings.publish import signing_keys
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
 from nixcache_oci.settings.source import repository_source
@@ -41,7 +42,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     """Nothing needs to be set: the embedded cache, on loopback, behind cache.nixos.org."""
-    values = _say()
+    values = _say(NIX_CONF_DIR="/nowhere")
     assert proxy_config(values) == ProxyConfig(
         listen="127.0.0.1",
         port=37515,
@@ -54,6 +55,7 @@ def test_defaults(tmp_path: Path) -> None:
         upstream_nars="stream",
         hosts=frozenset(),
         public_keys=(),
+        trusted_keys=(NIXOS_KEY,),
     )
     assert repository_config(values) == LayoutLocation(tmp_path / "data" / "nixcache-oci" / "cache")
     assert values.get(table.LOG_LEVEL) == logging.INFO
@@ -64,6 +66,7 @@ def test_environment() -> None:
     """Each variable reaches its field."""
     config = proxy_config(
         _say(
+            NIX_CONF_DIR="/nowhere",
             NIXCACHE_LISTEN="[::1]",
             NIXCACHE_PORT="0",
             NIXCACHE_UPSTREAM="https://a.example http://b.example:8080/cache/",
@@ -89,6 +92,7 @@ def test_environment() -> None:
         upstream_nars="direct",
         hosts=frozenset({"cache.lan", "nas"}),
         public_keys=(PublicKey.parse(_KEY), PublicKey.parse(_OTHER_KEY)),
+        trusted_keys=(NIXOS_KEY,),
     )
 
 
@@ -296,7 +300,8 @@ def test_every_proxy_setting_is_in_the_table() -> None:
     """No field can be set in a way that the table, and so the help, does not tell."""
     in_table = {variable.name for variable in table.PROXY_VARIABLES}
     spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
-    fields = {field.name for field in dataclasses.fields(ProxyConfig)}
+    # What Nix trusts, nix.conf says.
+    fields = {field.name for field in dataclasses.fields(ProxyConfig)} - {"trusted_keys"}
     # Where the upstreams stand does not matter to the proxy.
     assert in_table - {"NIXCACHE_UPSTREAM_FILE"} == {
         f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields
@@ -446,6 +451,22 @@ def test_flags_are_not_abbreviated_or_guessed(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         _say("--index", "5")
     assert "unrecognized arguments: --index 5" in capsys.readouterr().err
+
+
+def test_the_keys_that_nix_trusts_here_count(tmp_path: Path) -> None:
+    """As Nix reads them, defaults and additions among them; what cannot be read says nothing."""
+    one, two = (str(SecretKey.generate(name).public_key) for name in ("one-1", "two-1"))
+    environment = {"NIX_CONF_DIR": str(tmp_path)}
+    conf = tmp_path / "nix.conf"
+    assert trusted_keys(environment) == (NIXOS_KEY,)
+    conf.write_text(f"extra-trusted-public-keys = {one} no-key\n")
+    assert list(map(str, trusted_keys(environment))) == [str(NIXOS_KEY), one]
+    conf.write_text(f"trusted-public-keys = {one}\n")
+    assert list(map(str, trusted_keys(environment))) == [one]
+    more = environment | {"NIX_CONFIG": f"extra-trusted-public-keys = {two}"}
+    assert list(map(str, trusted_keys(more))) == [one, two]
+    conf.write_text("a=b\n")
+    assert list(map(str, trusted_keys(more))) == [str(NIXOS_KEY), two]
 
 
 @pytest.mark.parametrize(

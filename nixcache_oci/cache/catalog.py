@@ -35,6 +35,14 @@ _NAR_HASH = re.compile(rb"^NarHash: (.*)$", re.MULTILINE)
 _UNKNOWN: Final = 0
 _GOOD: Final = 1
 _BAD: Final = 2
+# Good, but not as Nix writes it: what it is served as is written anew, for a newer Nix may stop at the text.
+_ODD: Final = 3
+# Good, and signed by no key that is known to count: an upstream may have it with another signature.
+_UNSURE: Final = 4
+_ODD_UNSURE: Final = 5
+
+_MAX_ODD_BYTES: Final = 64 * 1024
+"""An odd narinfo that is larger is a miss: to write it anew takes time at each look-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,14 @@ class Catalog:
         tables: the newest first, each once.
         public_keys: where any are given, a narinfo must be signed by one of them, or name its own content.
         store_dir: where store paths have to lie; None for anywhere.
+        counting_keys: those that clients are known to trust; None where nobody asks whether a narinfo is
+            signed by one of them.
     """
 
     tables: tuple[CatalogTable, ...]
     public_keys: tuple[PublicKey, ...]
     store_dir: str | None = None
+    counting_keys: tuple[PublicKey, ...] | None = None
     _starts: tuple[tuple[Sequence[int], CatalogTable], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +84,11 @@ class Catalog:
 
     @classmethod
     def of(
-        cls, tables: Iterable[CatalogTable], public_keys: Sequence[PublicKey], store_dir: str | None = None
+        cls,
+        tables: Iterable[CatalogTable],
+        public_keys: Sequence[PublicKey],
+        store_dir: str | None = None,
+        counting_keys: tuple[PublicKey, ...] | None = None,
     ) -> "Catalog":
         """Put tables in order, each once: for the newest segment that has it, if possible not condemned."""
         newest_first = sorted(tables, key=lambda table: table.created, reverse=True)
@@ -81,7 +96,8 @@ class Catalog:
         for table in sorted(newest_first, key=lambda table: table.is_condemned):
             unique.setdefault(id(table.file), table)
         kept = {id(table) for table in unique.values()}
-        return cls(tuple(table for table in newest_first if id(table) in kept), tuple(public_keys), store_dir)
+        chosen = tuple(table for table in newest_first if id(table) in kept)
+        return cls(chosen, tuple(public_keys), store_dir, counting_keys)
 
     @property
     def entries(self) -> int:
@@ -106,10 +122,13 @@ class Catalog:
             most_bytes: of narinfos that nobody has validated yet. Where more would have to be, it is a miss
                 for now.
         """
-        return self.find_letters(HashLetters(hash_part.encode()), most_bytes)
+        found = self.find_letters(HashLetters(hash_part.encode()), most_bytes)
+        return found[0] if found is not None else None
 
-    def find_letters(self, letters: HashLetters, most_bytes: int = _MAX_JUDGED_BYTES) -> bytes | None:
-        """Look up as ``find`` does."""
+    def find_letters(
+        self, letters: HashLetters, most_bytes: int = _MAX_JUDGED_BYTES
+    ) -> tuple[bytes, bool] | None:
+        """Look up as ``find`` does; tells besides whether a key that counts is known to have signed it."""
         key = row_key(letters)
         bucket = key >> BUCKET_SHIFT
         found: list[tuple[CatalogTable, int]] = []
@@ -124,7 +143,12 @@ class Catalog:
             return None
         # min() keeps the first of equals, and tables come newest first.
         table, row = good[0] if len(good) == 1 else min(good, key=_rank)
-        return table.file.text(row)
+        text, verdict = table.file.text(row), table.file.verdicts[row]
+        if verdict == _GOOD:
+            return text, True
+        if verdict != _UNSURE:
+            text = NarInfo.parse(text).render().encode()
+        return text, verdict == _ODD
 
     def judge_ahead(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
         """Validate narinfos that nobody has asked for yet, the newest tables' first, one at each step.
@@ -160,17 +184,27 @@ class Catalog:
                 left -= 1
                 most_bytes -= len(text)
                 verdict = self._judge(table.file, row, letters, text)
-            if verdict == _GOOD:
+            if verdict not in (_UNKNOWN, _BAD):
                 good.append((table, row))
                 if len(good) == MAX_VARIANTS:
                     break
         return good
 
     def _judge(self, file: TableFile, row: int, letters: HashLetters, text: bytes) -> int:
+        file.verdicts[row] = verdict = self._verdict(letters, text)
+        return verdict
+
+    def _verdict(self, letters: HashLetters, text: bytes) -> int:
         narinfo = _parse(text, letters)
-        is_good = narinfo is not None and self._is_ours(narinfo)
-        file.verdicts[row] = _GOOD if is_good else _BAD
-        return file.verdicts[row]
+        if narinfo is None or not self._is_ours(narinfo):
+            return _BAD
+        keys = self.counting_keys
+        is_sure = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        if narinfo.render().encode() == text:
+            return _GOOD if is_sure else _UNSURE
+        if len(text) > _MAX_ODD_BYTES:
+            return _BAD
+        return _ODD if is_sure else _ODD_UNSURE
 
     def _is_ours(self, narinfo: NarInfo) -> bool:
         if self.store_dir not in (None, narinfo.store_path.store_dir):

@@ -24,7 +24,7 @@ from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import probe_blob, read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, probe_blob, read_blob
 from nixcache_oci.errors import DigestError, NotFoundError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
@@ -88,7 +88,7 @@ async def convert_version1(
         DigestError: it is not what its digest says.
         RegistryError: the repository could not answer, or refused.
     """
-    content = await read_blob(repository, document, MAX_DOCUMENT_BYTES)
+    content = await read_blob(repository, document, MAX_DOCUMENT_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     # A large document takes seconds to parse: long enough for other connections to be dropped.
     version1 = await asyncio.to_thread(parse_version1, content)
     former = await asyncio.to_thread(version1.to_table)

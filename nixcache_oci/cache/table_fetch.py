@@ -10,7 +10,7 @@ from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import open_resuming, read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, open_resuming, read_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 
@@ -33,7 +33,7 @@ async def fetch_table(
     budget.check()
     writer = folder.table_writer(table, budget)
     try:
-        async with open_resuming(repository, table) as blob:
+        async with open_resuming(repository, table, head_seconds=TABLE_HEAD_SECONDS) as blob:
             if blob.size > MAX_TABLE_BYTES:
                 raise FormatError(f"table {table}: {blob.size} bytes, over the limit of {MAX_TABLE_BYTES}")
             async for chunk in blob.chunks:
@@ -78,7 +78,7 @@ async def fetch_version1(
     """
     budget = budget or TableBudget()
     budget.check()
-    content = await read_blob(repository, document, MAX_DOCUMENT_BYTES)
+    content = await read_blob(repository, document, MAX_DOCUMENT_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     budget.receive(len(content))
     version1 = await asyncio.to_thread(parse_version1, content)
     if version1.skipped:

@@ -11,7 +11,7 @@ from nixcache_oci.cache.parallel import run_in_thread
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, parse_table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 
@@ -120,7 +120,7 @@ async def read_table(repository: Repository, table: Digest, budget: TableBudget 
     """
     budget = budget or TableBudget()
     budget.check()
-    compressed = await read_blob(repository, table, MAX_TABLE_BYTES)
+    compressed = await read_blob(repository, table, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     return await run_in_thread(lambda: parse_table(inflate_table(compressed, budget)))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from stat import S_ISREG
 from threading import Event
 
-from nixcache_oci.clients.rooted_path import RootedPath
+from nixcache_oci.clients.rooted_path import FOR_ALL, RootedPath
 from nixcache_oci.errors import RegistryError
 
 _UNFINISHED = ".nixcache-unfinished-"
@@ -18,7 +18,9 @@ _UNFINISHED_MAX_AGE = 24 * 3600  # seconds since the last write to it; then its 
 _POLL_SECONDS = (0.005, 0.05)
 
 
-def write_file(path: RootedPath, pieces: Iterable[bytes], workshop: RootedPath) -> None:
+def write_file(
+    path: RootedPath, pieces: Iterable[bytes], workshop: RootedPath, *, mode: int = FOR_ALL
+) -> None:
     """Replace a file at once: it is as it was, or whole and with its bytes on the disk.
 
     A link, pipe or whatever else is there is replaced as well, and not written through; a folder stays.
@@ -27,10 +29,11 @@ def write_file(path: RootedPath, pieces: Iterable[bytes], workshop: RootedPath) 
         path: the file; its name is durable when ``sync`` was called for its folder.
         pieces: the content; when it raises an error, nothing is replaced.
         workshop: a folder of the same file system, where the file grows.
+        mode: of the file, less the process's umask.
     """
     unfinished = workshop / unfinished_name()
     try:
-        with unfinished.create() as file:
+        with unfinished.create(mode) as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()

@@ -25,6 +25,8 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
 ATTEMPTS_WITHOUT_PROGRESS: Final = 5
+TABLE_HEAD_SECONDS: Final = 30.0
+"""For the head of what is no NAR: an index that hangs on it is not refreshed."""
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _PROBES: Final = 3
 # The registry's own answer, or that of the storage which it sends clients to.
@@ -51,16 +53,32 @@ async def open_resuming(
     start: int = 0,
     end: int | None = None,
     *,
+    head_seconds: float | None = None,
     sleep: Sleep = asyncio.sleep,
 ) -> AsyncIterator[BlobStream]:
     """Open a blob like ``Repository.open_blob``, with chunks that survive a broken connection.
+
+    Args:
+        repository: where it lies.
+        digest: its name.
+        start: offset of the first byte.
+        end: offset behind the last byte; None for its end.
+        head_seconds: until it is open; None for as long as the repository takes, which may be as long as Nix
+            waits for a NAR.
+        sleep: waits before the stream is opened again.
 
     Raises:
         NotFoundError: there is no such blob.
         RegistryError: it cannot be opened; or, from the chunks, five attempts in a row gave no further byte.
     """
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(repository.open_blob(digest, start, end))
+        try:
+            async with asyncio.timeout(head_seconds):
+                first = await stack.enter_async_context(repository.open_blob(digest, start, end))
+        except TimeoutError:
+            raise RegistryError(
+                f"blob {digest}: no answer within {head_seconds} s", is_temporary=True
+            ) from None
         resumed = _Resumed(repository, digest, first, stack.pop_all(), sleep)
         try:
             async with aclosing(resumed.chunks()) as chunks:
@@ -75,6 +93,7 @@ async def read_blob(
     limit: int,
     *,
     receiver: Receiver | None = None,
+    head_seconds: float | None = None,
 ) -> bytearray:
     """Read a whole blob into memory, once, and check it.
 
@@ -83,13 +102,14 @@ async def read_blob(
         digest: its name.
         limit: bytes that it may have at most.
         receiver: is told how far it has come, once its size is found to be within the limit.
+        head_seconds: as for ``open_resuming``.
 
     Raises:
         FormatError: it is larger; nothing was read then.
         DigestError: it is not what its digest says.
         RegistryError: it could not be read.
     """
-    async with open_resuming(repository, digest) as blob:
+    async with open_resuming(repository, digest, head_seconds=head_seconds) as blob:
         if blob.size > limit:
             raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
         content = bytearray(blob.size)

@@ -27,7 +27,7 @@ _KINDS: Final = {
 # With O_PATH, a folder that may be searched and not be listed is enough. Not every system has it.
 _FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FOR_ALL: Final = 0o666  # less the umask, as usual
+FOR_ALL: Final = 0o666  # less the umask, as usual
 
 
 class WrongKindError(OSError):
@@ -105,7 +105,7 @@ class RootedPath:
         """Open a file to be read and written, and make it where there is none."""
         return self._open(os.O_RDWR | os.O_CREAT)
 
-    def open_new(self, mode: int = _FOR_ALL) -> int:
+    def open_new(self, mode: int = FOR_ALL) -> int:
         """Make a file to be read and written; FileExistsError where anything has its name.
 
         Args:
@@ -115,7 +115,7 @@ class RootedPath:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE
             return os.open(self.name, flags, mode, dir_fd=folder)
 
-    def create(self, mode: int = _FOR_ALL) -> IO[bytes]:
+    def create(self, mode: int = FOR_ALL) -> IO[bytes]:
         """Open a new file to be written, as ``open_new`` does."""
         return os.fdopen(self.open_new(mode), "wb")
 
@@ -207,7 +207,7 @@ class RootedPath:
             except FileNotFoundError:
                 if not flags & os.O_CREAT:
                     raise
-            descriptor = os.open(self.name, flags | _FILE, _FOR_ALL, dir_fd=folder)
+            descriptor = os.open(self.name, flags | _FILE, FOR_ALL, dir_fd=folder)
         try:
             _check(os.fstat(descriptor), stat.S_IFREG, self)
         except WrongKindError:

@@ -19,7 +19,7 @@ from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_inflation import inflate_table
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.clients.resume import read_blob
+from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
 from nixcache_oci.errors import DigestError, FormatError, LimitError, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -99,7 +99,9 @@ def _check_whole(file: TableFile) -> tuple[Record, ...]:
 
 async def _salvage(repository: Repository, segment: Segment, budget: TableBudget) -> ReadSegment:
     try:
-        compressed = await read_blob(repository, segment.table, MAX_TABLE_BYTES)
+        compressed = await read_blob(
+            repository, segment.table, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS
+        )
         return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed, budget))
     except LimitError:
         raise  # it may be as good as the others

@@ -51,7 +51,8 @@ class ContentAddress:
             FormatError: none of these.
         """
         for method in (Method.TEXT, Method.NAR, Method.FLAT):
-            if text.startswith(method.value):
+            # Nix takes a hash in SRI's form here for none.
+            if text.startswith(method.value) and ":" in text.removeprefix(method.value):
                 return cls(method, NixHash.parse(text.removeprefix(method.value)))
         raise FormatError(f"content address: expected text:… or fixed:…, got {text[:80]!r}")
 

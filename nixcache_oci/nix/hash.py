@@ -67,6 +67,8 @@ class NixHash:
         if match[2] == ":" and len(rest) == base32.encoded_length(size):
             return cls(base32.decode(rest), algorithm)
         try:
-            return cls(base64.b64decode(rest, validate=True), algorithm)
+            # Nix wants no padding in SRI's form.
+            padding = "=" * (-len(rest) % 4) if match[2] == "-" else ""
+            return cls(base64.b64decode(rest + padding, validate=True), algorithm)
         except (ValueError, binascii.Error, FormatError):
             raise FormatError(f"hash: no {algorithm} in base 16, nix32 or base 64: {text[:160]!r}") from None

@@ -1,7 +1,8 @@
 """Narinfos: what a binary cache tells about a store object.
 
 Strict exactly where some Nix from 2.8 on stops with a hard error, for that ends a user's build: better no
-narinfo than one of those. Lenient where every Nix is, and then written in the one form that Nix writes.
+narinfo than one of those. Lenient where every Nix is, and then written in the one form that Nix writes. A
+signature that cannot be read, at which newer ones stop, is left out.
 
 Source: Nix, ``libstore/nar-info`` (there is no specification); what real versions do was observed.
 """
@@ -14,7 +15,7 @@ from typing import Final, Self
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import ContentAddress
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.signature import Signature
+from nixcache_oci.nix.signature import Signature, read_signatures
 from nixcache_oci.nix.store_path import StorePath, check_base_name
 
 COMPRESSIONS: Final = frozenset(
@@ -42,11 +43,15 @@ _SINGLE_FIELDS = frozenset(
     }
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
+_ONCE = frozenset({"References", "CA"})  # Nix stops at a second one, unless the first was empty
 MAX_URL_CHARACTERS = 4096
 """Servers take request lines of 8 KiB; to tell whether a URL leaves its cache takes long for a megabyte."""
 
 _LINE = re.compile(r"([^:\s\x00-\x1f\x7f]+): ([^\x00-\x08\x0a-\x1f\x7f]*)")
-_SIZE = re.compile(r"[0-9]{1,20}")
+# What Nix skips: it reads a name up to the colon, and a value from the second character behind it.
+_IGNORED_LINE = re.compile(r"([^:\n]*):[^\n][^\n]*")
+_UNDECODABLE = "\ufffd"
+_SIZE = re.compile(r"\+?([0-9]{1,20})")
 _MAX_SIZE = 2**64 - 1
 _ABSOLUTE_URL = re.compile(r"https?://[^/?#]+.*")
 _URL = re.compile(r"[\x21-\x7e]+")
@@ -105,36 +110,40 @@ class NarInfo:
     def parse(cls, text: str | bytes) -> Self:
         """Read a narinfo.
 
-        A field that may stand once and stands twice is refused, although Nix takes the last of most of them:
-        no writer does this, and nobody can tell which was meant.
+        Of a field that stands twice the last line counts, as for Nix. What is left out: signatures that
+        cannot be read, fields of the future that could not be written again, and a FileHash of another
+        algorithm than sha256, which nobody checks.
 
         Raises:
             FormatError: some Nix would stop at this.
         """
         single: dict[str, str] = {}
-        sigs: list[Signature] = []
+        sigs: list[str] = []
         extra: list[tuple[str, str]] = []
         for name, value in _read_lines(text):
             if name == "Sig":
-                sigs.append(Signature.parse(value))
+                sigs.append(value)
             elif name not in _SINGLE_FIELDS:
-                extra.append((name, value))
-            elif name in single:
+                if _UNDECODABLE not in value:
+                    extra.append((name, value))
+            elif name in _ONCE and single.get(name, "").strip(" "):
                 raise FormatError(f"narinfo: two lines of {name}")
             else:
+                if name in single:
+                    _check_value(name, single[name])
                 single[name] = value
         file_hash, deriver = single.get("FileHash"), single.get("Deriver")
         return cls(
             store_path=StorePath.parse(_required(single, "StorePath")),
-            url=_required(single, "URL"),
+            url=_required(single, "URL").removeprefix("/"),
             compression=single.get("Compression") or _MISSING_COMPRESSION,
-            file_hash=None if file_hash is None else NixHash.parse(file_hash),
+            file_hash=None if file_hash is None else _read_file_hash(file_hash),
             file_size=_read_size(single["FileSize"]) if "FileSize" in single else None,
             nar_hash=NixHash.parse(_required(single, "NarHash")),
             nar_size=_read_size(_required(single, "NarSize")),
             references=tuple(dict.fromkeys(filter(None, single.get("References", "").split(" ")))),
             deriver=None if deriver == _UNKNOWN_DERIVER else deriver,
-            sigs=tuple(dict.fromkeys(sigs)),
+            sigs=read_signatures(sigs),
             ca=single.get("CA") or None,
             extra=tuple(extra),
         )
@@ -166,19 +175,41 @@ class NarInfo:
 
 def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
     if isinstance(text, bytes):
-        try:
-            text = text.decode()
-        except UnicodeDecodeError:
-            raise FormatError("narinfo: not UTF-8") from None
+        text = text.decode(errors="replace")
     if not text.endswith("\n"):
         raise FormatError("narinfo: empty, or the last line does not end")
     if (lines := text.count("\n")) > MAX_LINES:
         raise FormatError(f"narinfo: {lines} lines, over the limit of {MAX_LINES}")
     for line in text[:-1].split("\n"):
         match = _LINE.fullmatch(line)
-        if match is None:
+        if match is not None:
+            yield match[1], match[2]
+            continue
+        ignored = _IGNORED_LINE.fullmatch(line)
+        if ignored is None or ignored[1] in _FIELDS:
             raise FormatError(f"narinfo: expected <field>: <value>, got {line[:160]!r}")
-        yield match[1], match[2]
+
+
+def _check_value(name: str, value: str) -> None:
+    """Check a value that a later line replaces: Nix reads it first, and stops where it cannot.
+
+    Raises:
+        FormatError: so it would.
+    """
+    match name:
+        case "StorePath":
+            StorePath.parse(value)
+        case "NarHash" | "FileHash":
+            NixHash.parse(value)
+        case "NarSize" | "FileSize":
+            _read_size(value)
+        case "Deriver" if value != _UNKNOWN_DERIVER:
+            check_base_name(value)
+
+
+def _read_file_hash(text: str) -> NixHash | None:
+    file_hash = NixHash.parse(text)
+    return file_hash if file_hash.algorithm == "sha256" else None
 
 
 def _required(fields: Mapping[str, str], name: str) -> str:
@@ -188,9 +219,10 @@ def _required(fields: Mapping[str, str], name: str) -> str:
 
 
 def _read_size(text: str) -> int:
-    if not _SIZE.fullmatch(text):
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise FormatError(f"narinfo: expected a size in bytes, got {text[:40]!r}")
-    return int(text)
+    return int(match[1])
 
 
 def _check_url(url: str) -> None:

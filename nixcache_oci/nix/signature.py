@@ -227,6 +227,21 @@ def fingerprint(narinfo: Signable) -> str:
     return f"1;{path};{narinfo.nar_hash};{narinfo.nar_size};{references}"
 
 
+def read_signatures(texts: Iterable[str]) -> tuple[Signature, ...]:
+    """Read the signatures that can be read, each once; others vouch for nothing, and newer Nix stops at some.
+
+    Args:
+        texts: as in Sig fields.
+    """
+    signatures: dict[Signature, None] = {}
+    for text in texts:
+        try:
+            signatures[Signature.parse(text)] = None
+        except FormatError:
+            continue
+    return tuple(signatures)
+
+
 def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
     """Tell whether at least one of these keys made one of the narinfo's signatures."""
     covered = fingerprint(narinfo)
@@ -255,7 +270,8 @@ def _split(noun: str, text: str, *, is_secret: bool = False) -> tuple[str, bytes
     if is_secret:
         encoded = "".join(encoded.split())
     try:
-        return name, base64.b64decode(encoded, validate=True)
+        # Nix wants no padding, and others leave it out.
+        return name, base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except ValueError:
         shown = "" if is_secret else f", got {text[:160]!r}"
         raise FormatError(f"{noun}: expected <key name>:<base 64>{shown}") from None

@@ -39,6 +39,7 @@ from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.prepared import COMMON_HEADERS
 from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.signature_union import SignatureUnion
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +63,9 @@ def build_app(
     app[keys.CONFIG] = config
     app[keys.CONNECTIONS] = connections
     app[keys.COUNTERS] = counters
-    app[keys.FINDER] = UpstreamFinder(upstreams, limits.streams)
-    app[keys.HITS] = Hits(index, packs, nars, counters)
+    app[keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
+    app[keys.SIGNATURES] = union = SignatureUnion(finder, config.counting_keys)
+    app[keys.HITS] = Hits(index, packs, nars, counters, union)
     app[keys.HOST_GUARD] = host_guard
     app[keys.INDEX] = index
     app[keys.NARS] = nars

@@ -30,6 +30,7 @@ class ProxyConfig:
         upstream_nars: ``stream`` passes upstream NARs through here, ``direct`` hands out the upstream's URL.
         hosts: further names that a Host header may carry, lower-case, without port.
         public_keys: keys that an entry must be signed with; empty accepts what the registry holds.
+        trusted_keys: keys that Nix on this machine trusts.
     """
 
     listen: str
@@ -43,3 +44,9 @@ class ProxyConfig:
     upstream_nars: UpstreamNars
     hosts: frozenset[str]
     public_keys: tuple[PublicKey, ...]
+    trusted_keys: tuple[PublicKey, ...] = ()
+
+    @property
+    def counting_keys(self) -> tuple[PublicKey, ...]:
+        """Keys that clients are known to trust."""
+        return tuple(dict.fromkeys((*self.public_keys, *self.trusted_keys)))

@@ -15,6 +15,7 @@ from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.signature_union import SignatureUnion
 
 # The first narinfo after so long is the root of a closure; behind it come all others in a moment.
 _PAUSE_SECONDS: Final = 0.1
@@ -28,9 +29,18 @@ class Hits:
         packs: fetches ahead.
         nars: gives slices of packs.
         counters: of the proxy.
+        union: knows what upstreams add to narinfos of this cache.
     """
 
-    def __init__(self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters) -> None:
+    def __init__(
+        self,
+        index: LiveIndex,
+        packs: PackCache,
+        nars: NarSource,
+        counters: Counters,
+        union: SignatureUnion,
+    ) -> None:
+        self._union = union
         self._index = index
         self._packs = packs
         self._nars = nars
@@ -38,14 +48,17 @@ class Hits:
         self._asked_at = -math.inf
 
     def take_narinfo(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
-        """Give a narinfo; None where there is none, or no index yet.
+        """Give a narinfo; None where there is none, no index yet, or upstreams have to be asked first.
 
         Args:
             letters: of the hash part.
             is_get: whether the client wants the narinfo itself: on HEAD, nothing is fetched ahead.
         """
-        narinfo = find_hit(letters, self._index.catalog, self._counters)
-        if narinfo is not None and is_get:
+        narinfo = find_hit(letters, self._index.catalog, self._union)
+        if narinfo is None:
+            return None
+        self._counters.hits += 1
+        if is_get:
             self.fetch_ahead_for(narinfo)
         return narinfo
 

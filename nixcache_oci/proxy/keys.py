@@ -15,6 +15,7 @@ from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.signature_union import SignatureUnion
 
 CONFIG = web.AppKey("config", ProxyConfig)
 CONNECTIONS = web.AppKey("connections", Connections)
@@ -29,4 +30,5 @@ PACKS = web.AppKey("packs", PackCache)
 REPOSITORY = web.AppKey("repository", Repository)
 UPSTREAMS = web.AppKey("upstreams", Upstreams)
 REFRESHES = web.AppKey("refreshes", JoinedRefreshes)
+SIGNATURES = web.AppKey("signatures", SignatureUnion)
 STARTED = web.AppKey("started", float)

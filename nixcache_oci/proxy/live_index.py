@@ -72,6 +72,7 @@ class LiveIndex:
         ttl_seconds: between two looks at the repository.
         counters: of the proxy.
         store_dir: where store paths have to lie; None for anywhere.
+        counting_keys: see ``Catalog``.
 
     Attributes:
         catalog: None while there is no index at all.
@@ -88,6 +89,7 @@ class LiveIndex:
         counters: Counters,
         *,
         store_dir: str | None = None,
+        counting_keys: tuple[PublicKey, ...] | None = None,
     ) -> None:
         self.catalog: Catalog | None = None
         self.state = IndexState()
@@ -96,6 +98,7 @@ class LiveIndex:
         self._folder = folder
         self._public_keys = tuple(public_keys)
         self._store_dir = store_dir
+        self._counting_keys = counting_keys
         self._ttl_seconds = ttl_seconds
         self._counters = counters
         self._set = TableSet()
@@ -250,7 +253,9 @@ class LiveIndex:
             return None
 
     async def _swap(self, tables: TableSet) -> None:
-        catalog = tables.catalog(self._public_keys, store_dir=self._store_dir)
+        catalog = tables.catalog(
+            self._public_keys, store_dir=self._store_dir, counting_keys=self._counting_keys
+        )
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog

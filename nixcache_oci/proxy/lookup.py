@@ -11,11 +11,13 @@ from typing import Final, Protocol
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.clients.upstream.via import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.signature_union import SignatureUnion
 
 _log = logging.getLogger(__name__)
 
@@ -43,39 +45,52 @@ class LookUp:
 class Finder(Protocol):
     """Knows more narinfos."""
 
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Give one; None where there is none, UpstreamError where nobody can tell."""
+
+
+class LoopFinder(Finder, Protocol):
+    """Notices besides where a request came through here before."""
+
+    def is_loop(self, via: Chain) -> bool:
+        """Tell whether a request that came through these proxies may not go on from here."""
 
 
 class UpstreamFinder:
     """Asks upstreams: for each hash part once at a time, and for so many at once.
+
+    A request that came through other proxies does not share a look-up with one that did not: those proxies
+    may wait for the one, and the other would wait for them.
 
     Args:
         upstreams: to ask.
         most: how many look-ups go on at once; others wait.
     """
 
-    def __init__(self, upstreams: Finder, most: int) -> None:
+    def __init__(self, upstreams: LoopFinder, most: int) -> None:
         self._upstreams = upstreams
         self._turns = asyncio.Semaphore(most)
-        self._asking: dict[HashPart, asyncio.Task[NarInfo | None]] = {}
+        self._asking: dict[tuple[HashPart, Chain], asyncio.Task[NarInfo | None]] = {}
 
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
-        """Ask; who asks for the same one meanwhile shares the look-up.
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
+        """Ask; who asks for the same one meanwhile shares the look-up. A loop ends at once.
 
         Raises:
             UpstreamError: nobody has it, but somebody could not say, or too many look-ups are under way.
         """
-        asking = self._asking.get(hash_part)
+        if self._upstreams.is_loop(via):
+            return None
+        key = hash_part, via
+        asking = self._asking.get(key)
         if asking is None:
             if len(self._asking) >= MOST_LOOK_UPS:
                 _log.warning(
                     "look-ups at upstreams are at their limit", extra={"fields": {"limit": MOST_LOOK_UPS}}
                 )
                 raise UpstreamError(f"{MOST_LOOK_UPS} look-ups are under way")
-            asking = asyncio.create_task(self._ask(hash_part), name=f"narinfo {hash_part}")
-            self._asking[hash_part] = asking
-            asking.add_done_callback(lambda task: self._forget(hash_part, task))
+            asking = asyncio.create_task(self._ask(hash_part, via), name=f"narinfo {hash_part}")
+            self._asking[key] = asking
+            asking.add_done_callback(lambda task: self._forget(key, task))
         return await asyncio.shield(asking)
 
     async def close(self) -> None:
@@ -85,31 +100,47 @@ class UpstreamFinder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, hash_part: HashPart) -> NarInfo | None:
+    async def _ask(self, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async with self._turns:
-            return await self._upstreams.find(hash_part)
+            return await self._upstreams.find(hash_part, via)
 
-    def _forget(self, hash_part: HashPart, task: asyncio.Task[NarInfo | None]) -> None:
-        del self._asking[hash_part]
+    def _forget(self, key: tuple[HashPart, Chain], task: asyncio.Task[NarInfo | None]) -> None:
+        del self._asking[key]
         if not task.cancelled():
             task.exception()  # whoever waited for it may be gone
 
 
-def find_hit(letters: HashLetters, catalog: Catalog | None, counters: Counters) -> bytes | None:
-    """Look into this cache; a hit is counted, and all else is not decided here."""
-    narinfo = catalog.find_letters(letters) if catalog is not None else None
-    if narinfo is not None:
-        counters.hits += 1
-    return narinfo
+def find_hit(letters: HashLetters, catalog: Catalog | None, union: SignatureUnion) -> bytes | None:
+    """Look into this cache, and what is remembered of upstreams; all else is not decided here."""
+    found = catalog.find_letters(letters) if catalog is not None else None
+    if found is None or found[1]:
+        return found and found[0]
+    return union.known(letters, found[0])
 
 
-async def look_up(hash_part: HashPart, index: LiveIndex, upstreams: Finder, counters: Counters) -> LookUp:
-    """Look into this cache, then ask the upstreams; each outcome is counted apart."""
+async def look_up(
+    hash_part: HashPart,
+    index: LiveIndex,
+    upstreams: Finder,
+    counters: Counters,
+    union: SignatureUnion,
+    via: Chain = (),
+) -> LookUp:
+    """Look into this cache, then ask the upstreams; each outcome is counted apart.
+
+    A request of another proxy gets what this cache itself has: that proxy asks whom it likes.
+    """
     catalog = index.catalog or await index.current()
-    if (narinfo := find_hit(HashLetters(hash_part.encode()), catalog, counters)) is not None:
+    letters = HashLetters(hash_part.encode())
+    hit = catalog.find_letters(letters) if catalog is not None else None
+    if hit is not None:
+        narinfo, is_sure = hit
+        if not is_sure and not via:
+            narinfo = await union.unite(letters, narinfo)
+        counters.hits += 1
         return LookUp(Answer.HIT, narinfo)
     try:
-        found = await upstreams.find(hash_part)
+        found = await upstreams.find(hash_part, via)
     except UpstreamError:
         counters.unknown += 1
         return LookUp(Answer.UNKNOWN)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -20,6 +21,7 @@ from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.former_upstreams import remember_upstreams
 from nixcache_oci.proxy.front import FrontServer
 from nixcache_oci.proxy.head import HeadReader
 from nixcache_oci.proxy.keys import CONNECTIONS, HITS, HOST_GUARD
@@ -81,11 +83,14 @@ async def serving(
         The addresses, such as ``http://127.0.0.1:37515``.
     """
     counters = Counters()
+    configured = open_upstreams(config.upstreams)
     upstreams = Upstreams(
-        open_upstreams(config.upstreams),
+        configured,
+        former=await asyncio.to_thread(remember_upstreams, config.index_dir, configured, time.time()),
         mode=NarMode(config.upstream_nars),
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
+        counting_keys=config.counting_keys,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(
@@ -95,6 +100,9 @@ async def serving(
         config.index_ttl_seconds,
         counters,
         store_dir=config.store_dir,
+        # With keys configured, all that is served is signed by one of them; and without upstreams, nobody
+        # has more signatures.
+        counting_keys=config.counting_keys if config.upstreams and not config.public_keys else None,
     )
     app = build_app(config, repository, index, upstreams, counters)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)

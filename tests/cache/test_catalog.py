@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
-from nixcache_oci.cache.table import Table, TableHeader, render_table, row_key
+from nixcache_oci.cache.table import HashLetters, Table, TableHeader, render_table, row_key
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.clients.rooted_path import RootedPath
@@ -220,3 +220,25 @@ def test_few_recorded_keys_are_told(make_table: MakeTable) -> None:
         for hour, some in enumerate(keys)
     ]
     assert Catalog.of(tables, ()).recorded_keys == sum(keys[:4], ())
+
+
+@pytest.mark.parametrize(
+    "line", ["Sig: x-1:AAAA", "Sig: garbage", "Odd: caf\xe9", "Of the future: 1", f"Sig: {'y' * 70_000}"]
+)
+def test_what_a_newer_nix_may_stop_at_is_written_anew(make_table: MakeTable, line: str) -> None:
+    """An entry of a foreign writer is served without the line that cannot be read, and is no miss for it."""
+    narinfo = variant(1)
+    text = render_table(Table(TableHeader(CREATED), (), (narinfo,))) + line.encode("latin-1") + b"\n"
+    assert find([make_table(text=text)]) == (narinfo.render() if len(line) < 70_000 else None)
+
+
+def test_a_catalog_knows_which_narinfos_a_counting_key_signed(make_table: MakeTable) -> None:
+    """Of the others an upstream may know more; where nobody asks, all are sure."""
+    for narinfo, is_sure in ((variant(1, KEY), True), (variant(1, OTHER), False), (variant(1), False)):
+        for keys, expected in (((KEY.public_key,), is_sure), ((), False), (None, True)):
+            table = make_table(narinfo)
+            table.file.verdicts[:] = bytes(1)
+            found = Catalog.of([table], (), counting_keys=keys).find_letters(
+                HashLetters(PATH.hash_part.encode())
+            )
+            assert found == (narinfo.render().encode(), expected)

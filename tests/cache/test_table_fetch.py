@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nixcache_oci.cache import table_fetch, table_inflation
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
 from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1, keep_table
+from nixcache_oci.cache.table_inflation import read_table
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import BlobStream
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
@@ -110,6 +112,37 @@ async def test_a_blob_that_is_too_large_is_not_read(folder: IndexFolder) -> None
     with pytest.raises(FormatError, match="limit"):
         await fetch_table(repository, folder, Digest.of(b""))
     assert repository.opened == []
+    assert files(folder) == []
+
+
+class SilentRepository(SlowRepository):
+    """Never answers when it is asked for a blob."""
+
+    @asynccontextmanager
+    async def open_blob(
+        self, digest: Digest, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[BlobStream]:
+        await asyncio.Event().wait()
+        async with super().open_blob(digest, start, end) as blob:
+            yield blob
+
+
+async def test_a_table_is_not_waited_for_like_a_nar(
+    folder: IndexFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a NAR's head Nix waits 300 s; an index that hangs on a table for as long is not refreshed."""
+    for module in (table_fetch, table_inflation):
+        monkeypatch.setattr(module, "TABLE_HEAD_SECONDS", 0.05)
+    repository, digest = SilentRepository(), Digest.of(BLOB)
+    for read in (
+        lambda: fetch_table(repository, folder, digest),
+        lambda: fetch_version1(repository, folder, digest),
+        lambda: read_table(repository, digest),
+    ):
+        async with asyncio.timeout(10):
+            with pytest.raises(RegistryError, match="no answer within") as caught:
+                await read()
+        assert caught.value.is_temporary
     assert files(folder) == []
 
 

@@ -46,7 +46,7 @@ async def test_upstreams_are_trusted_as_nix_trusts_them(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nix behind a company's proxy has one variable for its certificate, and so has whoever serves it."""
-    async with serve(_narinfo, "localhost", authority.server) as url:
+    async with serve(_narinfo, "localhost", tls=authority.server) as url:
         async with asking(url) as upstreams:
             with pytest.raises(UpstreamError):
                 await upstreams.find(HASH_PART)
@@ -60,7 +60,7 @@ async def test_the_registry_is_trusted_by_the_same_variable(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One context for whatever is spoken to over TLS."""
-    async with serve(_tags, "localhost", authority.server) as url:
+    async with serve(_tags, "localhost", tls=authority.server) as url:
         origin = str(URL(url).origin())
         with pytest.raises(RegistryError, match="certificate of localhost is refused"):
             await _list_tags(origin)

@@ -127,7 +127,6 @@ def test_what_is_refused(text: str, reason: str) -> None:
         ("narSize", 0),
         ("references", [1]),
         ("references", ["/nix/store"]),
-        ("signatures", ["no signature"]),
         ("deriver", "/other/store/rmls3l6557n63na18h9lxrdfnjb00vrc-top.drv"),
         ("ca", {"method": "unheard-of", "hash": "sha256-SwPvukQYB9mSKHO/IecgrAdphr8p6+4q4CdP8SmICLo="}),
         ("ca", {"method": "nar"}),
@@ -182,3 +181,14 @@ def test_a_deep_closure() -> None:
     """The depth of a closure is not limited by Python's stack."""
     infos = [_info(number, (number - 1,) if number else ()) for number in range(5000)]
     assert order_by_references(infos, [_path(4999)]) == infos
+
+
+def test_a_signature_that_cannot_be_read_does_not_keep_its_path_back() -> None:
+    """Stores hold what any cache once sent: the path and its other signatures are published all the same."""
+    good = f"good-1:{'A' * 86}=="
+    odd = ["x-1:AAAA", "garbage", "", "my cache 1:" + "A" * 86 + "=="]
+    entry = {"path": str(_path(1)), "narHash": f"sha256:{'0' * 64}", "narSize": 120, "references": []}
+    text = json.dumps([{**entry, "signatures": [*odd, good]}])
+    [info] = parse_path_infos(text.encode(), _STORE).values()
+    assert info is not None
+    assert [str(sig) for sig in info.sigs] == [good]

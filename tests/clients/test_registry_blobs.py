@@ -309,3 +309,13 @@ async def test_a_part_that_was_not_asked_for_is_refused(
     """Bytes from the wrong place would make a wrong NAR."""
     with pytest.raises(RegistryError, match=reason):
         await _read_strange(_Strange(status, headers, b"" if status == 204 else b"0123456789"), 0, 10)
+
+
+async def test_a_blob_may_begin_late(ghcr: GhcrDouble, blob: Digest) -> None:
+    """Storage may have to fetch a NAR first: until it begins, its connection may stand still for longer."""
+    ghcr.fault("storage-get", "stall", after=0)
+    async with opened(ghcr.host, owner(ghcr), stall=0.3) as registry:
+        asyncio.get_running_loop().call_later(1.0, ghcr.release)
+        async with registry.open_blob(blob) as stream:
+            assert stream.size == sum([len(chunk) async for chunk in stream.chunks])
+    assert ghcr.count("storage-get") == 1

@@ -4,14 +4,18 @@ import asyncio
 import gzip
 import time
 
+import brotli
 import pytest
+import zstandard
 from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.breaker import BreakerState
+from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.store_path import HashPart
+from tests.clients.test_content_coding import CODINGS
 from tests.support.upstream_server import (
     HASH_PART,
     answering,
@@ -25,6 +29,15 @@ from tests.support.upstream_server import (
 )
 
 OTHER = HashPart("z" * 32)
+
+
+async def opened(upstreams: Upstreams) -> None:
+    """Wait until the first upstream is left alone."""
+    async with asyncio.timeout(5):
+        while upstreams.health()[0].state != "open":  # noqa: ASYNC110  # the client has no event for it
+            await asyncio.sleep(0.01)
+
+
 SIGNER = UrlSigner(bytes(32))
 
 
@@ -180,12 +193,14 @@ async def test_tls_that_fails_is_a_failure_to_connect() -> None:
         assert upstreams.health()[0].state == "open"
 
 
-async def test_compressed_narinfos_are_read() -> None:
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_compressed_narinfos_are_read(coding: str) -> None:
     """Nix can store narinfos compressed, and object storage then sends them so, asked or not."""
-    packed = gzip.compress(narinfo_text().encode())
+    name, compress = CODINGS[coding]
+    packed = compress(narinfo_text().encode())
 
     async def cache(_request: web.Request) -> web.Response:
-        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+        return web.Response(body=packed, headers={"Content-Encoding": name})
 
     async with serve(cache) as url, asking(url) as upstreams:
         assert await upstreams.find(HASH_PART) is not None
@@ -197,9 +212,12 @@ async def test_compressed_narinfos_are_read() -> None:
         ("gzip", gzip.compress(b"x" * (64 * 1024 * 1024), 1)),
         ("gzip", gzip.compress(narinfo_text().encode())[:-9]),
         ("gzip", b"not gzip"),
+        ("br", brotli.compress(bytes(64 * 1024 * 1024), quality=1)),
+        ("zstd", zstandard.compress(b"x" * (64 * 1024 * 1024))),
         ("br", b"anything"),
+        ("compress", b"anything"),
     ],
-    ids=["bomb", "cut", "garbage", "unknown"],
+    ids=["bomb", "cut", "garbage", "br bomb", "zstd bomb", "br garbage", "unknown"],
 )
 async def test_compression_that_cannot_be_trusted_is_unknown(encoding: str, body: bytes) -> None:
     """A narinfo is small; what inflates without end is not one."""
@@ -257,24 +275,53 @@ async def test_a_dead_port_costs_one_connection() -> None:
             assert connections > 0
 
 
-async def test_it_is_asked_again_when_it_is_back() -> None:
-    """Three failures open the breaker, the first good answer after the pause closes it."""
-    now = 0.0
-    status = 500
+@pytest.mark.parametrize("fault", ["status", "garbage", "reset", "silence"])
+async def test_a_fault_of_one_path_is_no_fault_of_its_upstream(fault: str) -> None:
+    """However many paths are answered badly, cut or not at all, the others are asked for and found."""
 
-    async def cache(_request: web.Request) -> web.Response:
-        return web.Response(status=status, text=narinfo_text())
+    async def cache(request: web.Request) -> web.Response:
+        if HASH_PART in request.path or "nix-cache-info" in request.path:
+            return web.Response(text=narinfo_text())
+        if fault == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+        if fault == "silence":
+            await asyncio.sleep(60)
+        return web.Response(status=500 if fault == "status" else 200, text="no narinfo\n")
 
-    async with serve(cache) as url, asking(url, clock=lambda: now) as upstreams:
+    async with serve(cache) as url, asking(url, answer_seconds=0.3) as upstreams:
+        odd = [HashPart(letter * 32) for letter in "0123456789"]
+        found = await asyncio.gather(*map(upstreams.find, odd), return_exceptions=True)
+        assert all(isinstance(one, UpstreamError) for one in found)
         for _ in range(3):
-            with pytest.raises(UpstreamError, match="status 500"):
-                await upstreams.find(HASH_PART)
-        status = 200
-        with pytest.raises(UpstreamError, match="not asked"):
-            await upstreams.find(HASH_PART)
-        now = 30.0
-        assert await upstreams.find(HASH_PART) is not None
+            assert await upstreams.find(HASH_PART) is not None
+        await asyncio.sleep(0)
         assert upstreams.health()[0].state == "closed"
+
+
+async def test_an_upstream_that_fell_silent_is_left_alone() -> None:
+    """Where nothing else is answered either, the silence is the upstream's, and nobody waits again."""
+    async with talk(silent) as url, asking(url, answer_seconds=0.1) as upstreams:
+        with pytest.raises(UpstreamError, match="no answer in time"):
+            await upstreams.find(HASH_PART)
+        await opened(upstreams)
+        with pytest.raises(UpstreamError, match="not asked again so soon"):
+            await upstreams.find(HASH_PART)
+
+
+async def test_it_is_asked_again_when_it_is_back() -> None:
+    """The first answer after the pause closes the breaker."""
+    now = 0.0
+    dead = refusing()
+    async with asking(dead, clock=lambda: now) as upstreams:
+        with pytest.raises(UpstreamError, match="Cannot connect"):
+            await upstreams.find(HASH_PART)
+        async with serve(answering(text=narinfo_text()), port=int(dead.rpartition(":")[2])):
+            with pytest.raises(UpstreamError, match="not asked"):
+                await upstreams.find(HASH_PART)
+            now = 30.0
+            assert await upstreams.find(HASH_PART) is not None
+            assert upstreams.health()[0].state == "closed"
 
 
 async def test_whoever_waits_for_a_dead_upstream_is_released_together() -> None:
@@ -328,9 +375,9 @@ async def test_a_client_that_hangs_up_while_probing_leaves_the_way_free() -> Non
         return web.Response(text=narinfo_text())
 
     async with serve(cache) as url, asking(url, clock=lambda: now, answer_seconds=0.1) as upstreams:
-        for _ in range(3):
-            with pytest.raises(UpstreamError):
-                await upstreams.find(HASH_PART)
+        with pytest.raises(UpstreamError):
+            await upstreams.find(HASH_PART)
+        await opened(upstreams)
         now = 30.0
         probe = asyncio.create_task(upstreams.find(HASH_PART))
         await asyncio.sleep(0.02)

@@ -12,6 +12,7 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+from tests.clients.test_content_coding import CODINGS
 from tests.support.upstream_server import Handler, answering, asking, refusing, serve, silent, talk
 
 UPSTREAM = parse_upstream("https://cache.example.org")
@@ -117,7 +118,9 @@ class CuttingServer:
         (0, None, 204, {}, UpstreamError),
         (0, None, 304, {}, UpstreamError),
         (0, None, 401, {}, UpstreamError),
-        (0, None, 200, {"Content-Encoding": "gzip"}, UpstreamError),
+        (0, None, 200, {"Content-Encoding": "br", **TAG}, NarHead(200, None, 0, None, False, "", "br")),
+        (0, None, 200, {"Content-Encoding": "compress"}, UpstreamError),
+        (5, None, 206, {"Content-Range": "bytes 5-8/9", "Content-Encoding": "br"}, UpstreamError),
         (0, None, 206, {"Content-Range": "bytes 0-8/9"}, UpstreamError),
         (5, None, 206, {}, UpstreamError),
         (5, None, 206, {"Content-Range": "bytes 4-8/9"}, UpstreamError),
@@ -251,11 +254,24 @@ async def test_a_dead_upstream_costs_a_nar_nothing_either() -> None:
             await read(upstreams)
 
 
-async def test_a_content_encoding_on_a_nar_is_an_error() -> None:
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_content_encoding_on_a_nar_is_undone(coding: str) -> None:
+    """Nix gets what lies at the URL, and from here never an encoding, which older ones cannot undo."""
+    name, compress = CODINGS[coding]
+
+    async def cache(_request: web.Request) -> web.Response:
+        return web.Response(body=compress(CONTENT), headers={"Content-Encoding": name})
+
+    async with one(cache) as upstreams:
+        assert (await read(upstreams))[1] == CONTENT
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "compress"])
+async def test_a_content_encoding_that_cannot_be_undone_is_an_error(coding: str) -> None:
     """Nix would get bytes that are not the ones that the narinfo describes."""
 
     async def cache(_request: web.Request) -> web.Response:
-        return web.Response(body=CONTENT, headers={"Content-Encoding": "gzip"})
+        return web.Response(body=CONTENT, headers={"Content-Encoding": coding})
 
     async with one(cache) as upstreams:
         with pytest.raises(UpstreamError, match="Content-Encoding"):

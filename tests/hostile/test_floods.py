@@ -46,7 +46,7 @@ def test_a_flood_before_an_answer_stops_nobody(kind: str, piece: bytes, tmp_path
             else:
                 [upstream] = proxy.status()["upstreams"]
                 error = upstream["last_error"]
-                assert upstream["failures"] == 3  # and then it is left alone
+                assert upstream["failures"] == 20  # it answers, so that no path speaks for another
             memory = process.memory_info().rss
             log = proxy.log
     assert any(reason in error for reason in _REASONS)

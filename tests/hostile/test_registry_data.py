@@ -161,7 +161,6 @@ OF_THE_INDEX = ("schemaVersion", "mediaType", "manifests")
 NUMBERS = [
     "0",
     "-1",
-    "+1",
     "1.0",
     "1e3",
     "1e400",

@@ -147,7 +147,6 @@ NARINFOS: tuple[bytes, ...] = tuple(
             for url in (
                 *(
                     "",
-                    "/nar/x",
                     "//evil.example/x",
                     "../x",
                     "nar/../../x",
@@ -172,7 +171,6 @@ NARINFOS: tuple[bytes, ...] = tuple(
             for value in (
                 "0",
                 "-1",
-                "+1",
                 "1.0",
                 "1e3",
                 "",
@@ -187,10 +185,8 @@ NARINFOS: tuple[bytes, ...] = tuple(
         GOOD.replace("/nix/store/", "/nix/store/../../etc/"),
         GOOD.replace("-hello-2.12", "-.."),
         GOOD.replace("-hello-2.12", "-hello/../../x"),
-        GOOD + GOOD,
         GOOD + "StorePath: /nix/store/" + hash_part_of("another") + "-x\n",
         GOOD.replace("References: ", "References: ../../etc/passwd"),
-        GOOD + "Sig: x\n",
         GOOD + "Deriver: \n",
         GOOD + "CA: fixed:x\n",
         GOOD + "X: " + "a" * 2_000_000 + "\n",
@@ -217,7 +213,7 @@ def test_no_narinfo_of_an_upstream_becomes_more_than_that(tmp_path: Path, data: 
         settings = {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/none", "NIXCACHE_UPSTREAM": url}
         with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
             for wanted, body in bodies.items():
-                # The good one between them keeps the breaker closed.
+                # None of them is a reason to leave the good one out.
                 for path, status in ((wanted, 404), (str(hash_part_of("good")), 200)):
                     request = f"GET /{path}.narinfo HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
                     [answer] = converse(proxy.host, [request], answers=1)

@@ -8,6 +8,7 @@ import pytest
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.upstream.via import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -15,6 +16,7 @@ from nixcache_oci.proxy import lookup
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import Answer, UpstreamFinder, look_up
+from nixcache_oci.proxy.signature_union import SignatureUnion
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
@@ -48,7 +50,7 @@ async def test_what_is_here_is_a_hit_and_no_upstream_is_asked(index: LiveIndex) 
     """A hit costs no network."""
     counters = Counters()
     async with asking(refusing()) as upstreams:
-        found = await look_up(hash_part_of("here"), index, upstreams, counters)
+        found = await look_up(hash_part_of("here"), index, upstreams, counters, SignatureUnion(upstreams, ()))
         assert upstreams.health()[0].failures == 0
     assert found.answer is Answer.HIT
     assert found.narinfo is not None
@@ -61,7 +63,7 @@ async def test_what_an_upstream_has_is_an_upstream_hit(index: LiveIndex, no_inde
     counters = Counters()
     async with serve(answering(text=narinfo_text())) as url, asking(url, refusing()) as upstreams:
         for each in (index, no_index):
-            found = await look_up(HASH_PART, each, upstreams, counters)
+            found = await look_up(HASH_PART, each, upstreams, counters, SignatureUnion(upstreams, ()))
             assert found.answer is Answer.UPSTREAM_HIT
             assert found.narinfo is not None
             assert NarInfo.parse(found.narinfo).url.startswith("upstream/")
@@ -72,9 +74,13 @@ async def test_a_miss_is_what_everybody_denies(index: LiveIndex) -> None:
     """This cache and each upstream said so themselves."""
     counters = Counters()
     async with serve(answering(status=404)) as url, asking(url) as upstreams:
-        assert (await look_up(HASH_PART, index, upstreams, counters)).answer is Answer.MISS
+        assert (
+            await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
+        ).answer is Answer.MISS
     async with asking() as upstreams:
-        assert (await look_up(HASH_PART, index, upstreams, counters)).answer is Answer.MISS
+        assert (
+            await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
+        ).answer is Answer.MISS
     assert counted(counters) == (0, 0, 2, 0)
 
 
@@ -83,11 +89,17 @@ async def test_who_could_not_be_asked_makes_it_unknown(index: LiveIndex, no_inde
     counters = Counters()
     async with serve(answering(status=404)) as url:
         async with asking(url, refusing()) as upstreams:
-            assert (await look_up(HASH_PART, index, upstreams, counters)).answer is Answer.UNKNOWN
+            assert (
+                await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
+            ).answer is Answer.UNKNOWN
         async with asking(url) as upstreams:
-            assert (await look_up(HASH_PART, no_index, upstreams, counters)).answer is Answer.UNKNOWN
+            assert (
+                await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
+            ).answer is Answer.UNKNOWN
     async with asking() as upstreams:
-        assert (await look_up(HASH_PART, no_index, upstreams, counters)).answer is Answer.UNKNOWN
+        assert (
+            await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
+        ).answer is Answer.UNKNOWN
     assert counted(counters) == (0, 0, 0, 3)
 
 
@@ -99,7 +111,11 @@ class Slow:
         self.gate = asyncio.Event()
         self.error: Exception | None = None
 
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
+    def is_loop(self, via: Chain) -> bool:
+        return "here" in via
+
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
+        assert not self.is_loop(via)
         self.asked.append(hash_part)
         await self.gate.wait()
         if self.error is not None:
@@ -155,3 +171,18 @@ async def test_look_ups_end_with_the_proxy() -> None:
     for one in clients:
         with pytest.raises(asyncio.CancelledError):
             await one
+
+
+async def test_a_request_that_came_through_here_ends_at_once() -> None:
+    """Nobody waits for a look-up that waits for him; who came through others does not share one either."""
+    upstream = Slow()
+    finder = UpstreamFinder(upstream, 4)
+    own = asyncio.create_task(finder.find(HASH_PART))
+    await settle()
+    assert await finder.find(HASH_PART, ("other", "here")) is None
+    others = asyncio.create_task(finder.find(HASH_PART, ("other",)))
+    await settle()
+    assert upstream.asked == [HASH_PART, HASH_PART]
+    upstream.gate.set()
+    assert await own == await others
+    await finder.close()

@@ -193,7 +193,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "time to a final head, redirects included",
-            "30 s; narinfos of an upstream 5 s, its NARs 300 s",
+            "30 s; narinfos of an upstream 10 s once connected, NARs 300 s",
             "it counts as no answer",
             "tests/clients/test_http_head.py::test_a_registrys_head_may_not_drip",
         ),
@@ -208,6 +208,18 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             f"{show_bytes(minimum_rate.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
             f"resumed; given up after {minimum_rate.RESUMED_WINDOWS} such times",
             "tests/clients/test_http_minimum_rate.py::test_a_registrys_blob_may_not_drip",
+        ),
+        Bound(
+            "framing without content: chunk sizes, extensions, trailers",
+            "30 s; before a NAR's first byte 300 s",
+            "it stood still",
+            "tests/clients/test_http_minimum_rate.py::test_framing_is_no_progress",
+        ),
+        Bound(
+            "the URL of a narinfo",
+            f"{narinfo.MAX_URL_CHARACTERS:,} characters",
+            "it is malformed",
+            "tests/nix/test_narinfo.py::test_urls_end",
         ),
         Bound(
             "redirects",
@@ -268,7 +280,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             "tests/proxy/test_connections.py::test_who_takes_nothing_for_minutes_is_cut",
         ),
         Bound(
-            "NARs that stream",
+            "NARs that stream, and HEADs of upstreams' NARs",
             f"{nar_streams.MOST_STREAMS}; {nar_streams.MOST_WAITING:,} wait, "
             f"for {_seconds(nar_streams.WAIT_SECONDS)}",
             "404, upon which Nix goes elsewhere",

@@ -15,6 +15,7 @@ from typing import Final
 
 from tests.reliability.bounds import render_bounds
 from tests.reliability.results import FAILED, Cell, Suite
+from tests.reliability.time_limits import render_time_limits
 
 REQUIRED: Final = (
     "Fault matrix",
@@ -62,7 +63,8 @@ def read_results(folder: Path) -> list[Suite]:
 
 def render(suites: Iterable[Suite]) -> str:
     """Write the page."""
-    return "\n".join([_HEAD, render_bounds(), *(_render_suite(suite) for suite in suites)])
+    limits = (render_bounds(), render_time_limits())
+    return "\n".join([_HEAD, *limits, *(_render_suite(suite) for suite in suites)])
 
 
 def _render_suite(suite: Suite) -> str:

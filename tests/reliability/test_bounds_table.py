@@ -3,12 +3,15 @@
 import pytest
 
 from tests.reliability.bounds import BOUNDS, Bound, render_bounds
+from tests.reliability.time_limits import render_time_limits
 from tests.support.named_tests import TOP, is_test, named_tests
 
 
 def test_the_page_shows_it() -> None:
-    """A bound that changes in the code changes on the page, or this fails."""
-    assert render_bounds() in (TOP / "docs/reliability.md").read_text()
+    """A bound that changes in the code changes on the page, or this fails; a time limit likewise."""
+    page = (TOP / "docs/reliability.md").read_text()
+    assert render_bounds() in page
+    assert render_time_limits() in page
 
 
 @pytest.mark.parametrize(

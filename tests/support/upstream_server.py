@@ -12,6 +12,7 @@ from aiohttp import web
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 
 HASH_PART = HashPart("0123456789abcdfghijklmnpqrsvwxyz")
@@ -32,6 +33,8 @@ class Options(TypedDict, total=False):
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
     store_dir: str | None
+    counting_keys: tuple[PublicKey, ...]
+    name: str
 
 
 def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> str:
@@ -57,7 +60,7 @@ def answering(*, status: int = 200, text: str = "", seconds: float = 0.0) -> Han
 
 @asynccontextmanager
 async def serve(
-    handler: Handler, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    handler: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[str]:
     """Serve HTTP, over TLS where there is a certificate for it; gives the base URL."""
     app = web.Application()
@@ -65,7 +68,7 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, 0, ssl_context=tls)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         await site.start()
         yield f"http{'s' if tls else ''}://{host}:{runner.addresses[0][1]}"
     finally:

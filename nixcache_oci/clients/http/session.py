@@ -6,6 +6,7 @@ from typing import Final
 import aiohttp
 from aiohttp.connector import Connection
 
+from nixcache_oci.clients.http.fresh import StaleConnectionError, exchange_now
 from nixcache_oci.clients.http.head import HeadGuard
 
 _READ_BUFFER_BYTES: Final = 256 * 1024
@@ -41,6 +42,9 @@ class GuardedRequest(aiohttp.ClientRequest):
         transport, protocol = conn.transport, conn.protocol
         if transport is None or protocol is None:  # closed meanwhile, which aiohttp says itself
             return await super().send(conn)
+        exchange = exchange_now.get()
+        if exchange is not None and not exchange.freshness.take(protocol, exchange):
+            raise StaleConnectionError("an idle connection that may be dead")  # it is closed for that
         guard = HeadGuard(transport, protocol)
         response = await super().send(conn)
         if isinstance(response, GuardedResponse):
@@ -82,3 +86,11 @@ def open_session(
 def peer_of(response: aiohttp.ClientResponse) -> str | None:
     """Tell the IP address that gave an answer; None where it is not known, as behind an HTTP proxy."""
     return response.peer if isinstance(response, GuardedResponse) else None
+
+
+def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
+    """Let further waits for an answer's bytes take less time than the one for its first, which is over."""
+    connection = response.connection  # None once all of it is here
+    if connection is not None and connection.protocol is not None:
+        connection.protocol.read_timeout = seconds
+        connection.protocol.start_timeout()

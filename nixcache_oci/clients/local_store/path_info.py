@@ -15,7 +15,7 @@ from typing import Final
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import Method
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.signature import Signature
+from nixcache_oci.nix.signature import Signature, read_signatures
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.document import clip, get_list, get_optional_text, get_text, parse_object, within
 
@@ -37,7 +37,7 @@ class PathInfo:
         nar_size: bytes in its NAR.
         references: base names, its own possibly among them.
         deriver: base name of the derivation that built it, where that is known.
-        sigs: who vouches for it.
+        sigs: who vouches for it; those that can be read.
         ca: its content address, as narinfos write it.
     """
 
@@ -141,7 +141,7 @@ def _parse_info(path: StorePath, fields: Mapping[str, object]) -> PathInfo:
             _parse_path(text, path.store_dir).base_name for text in _texts(fields, "references")
         ),
         deriver=_parse_path(deriver, path.store_dir).base_name if deriver else None,
-        sigs=tuple(Signature.parse(text) for text in _texts(fields, "signatures")),
+        sigs=read_signatures(_texts(fields, "signatures")),
         ca=_parse_ca(fields.get("ca")),
     )
 

@@ -132,6 +132,7 @@ class Downloads:
             is_expected=str(digest) in self._pushed,
             may_be_absent=True,
             may_lead_away=method != "HEAD",
+            is_blob=method != "HEAD",
         )
 
 

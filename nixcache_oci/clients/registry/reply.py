@@ -10,6 +10,7 @@ from nixcache_oci.clients.http.minimum_rate import (
     STREAM_BYTES_PER_SECOND,
     MinimumRate,
 )
+from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.registry.breakage import translated
 
 
@@ -20,9 +21,10 @@ class Reply:
         response: of aiohttp.
         is_elsewhere: as below.
         is_public: as below.
-        window_seconds: of waiting for the body, over which its least rate is taken. Of what is read whole,
-            the longest wait for a byte as well, for framing is no progress: chunk extensions, sizes and
-            trailers may go on for ever. What comes in chunks is no blob: its length has to be told.
+        window_seconds: of waiting for the body, over which its least rate is taken, and how long a blob may
+            stand still after its first bytes. Of what is read whole, the longest wait for a byte as well, for
+            framing is no progress: chunk extensions, sizes and trailers may go on for ever. What comes in
+            chunks is no blob: its length has to be told.
         transports: those that the request's body went to.
 
     Attributes:
@@ -71,7 +73,7 @@ class Reply:
         return bytes(body[:limit])
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
+        """Yield the body as it comes; for its first bytes the limit is that of the head.
 
         Raises:
             TroubleError: the connection broke or stalled, or the body comes too slowly.
@@ -79,12 +81,16 @@ class Reply:
         content = self._response.content
         rate = MinimumRate(self._window_seconds, STREAM_BYTES_PER_SECOND)
         clock = asyncio.get_running_loop().time
+        is_first = True
         while True:
             with translated():
                 began = clock()
                 # As it was received: to join what came meanwhile would copy all of it once more.
                 chunk, is_end_of_part = await content.readchunk()
-                rate.add(len(chunk), clock() - began)
+                if is_first:
+                    limit_stall(self._response, self._window_seconds)
+                rate.add(len(chunk), 0 if is_first else clock() - began)
+                is_first = False
             if chunk:
                 yield chunk
             elif not is_end_of_part or content.at_eof():  # the library has one reader for all empty bodies

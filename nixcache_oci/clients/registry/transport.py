@@ -54,6 +54,7 @@ class Call:
         may_be_absent: whether 404 may become NotFoundError.
         may_lead_away: whether the registry may redirect it to its storage.
         is_guarded: whether the URL has to lead to a public address, since an answer from such a one named it.
+        is_blob: whether it is for a blob's bytes, whose head may take longer.
     """
 
     operation: str
@@ -68,6 +69,7 @@ class Call:
     may_be_absent: bool = False
     may_lead_away: bool = False
     is_guarded: bool = False
+    is_blob: bool = False
 
 
 class Tries:
@@ -237,7 +239,14 @@ class Transport:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
         is_elsewhere = call.url.origin() != self._origin
         request = Request(
-            call.method, call.url, call.headers, call.body, call.follows, is_elsewhere, call.is_guarded
+            call.method,
+            call.url,
+            call.headers,
+            call.body,
+            call.follows,
+            is_elsewhere,
+            call.is_guarded,
+            call.is_blob,
         )
         # Before the token is asked for: all of it takes round trips.
         with self._approach() if call.may_lead_away else nullcontext() as approach:

@@ -16,6 +16,7 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.fresh import SILENT_SECONDS, Freshness, send_fresh
 from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
@@ -35,6 +36,8 @@ from nixcache_oci.clients.registry.reply import Reply
 from nixcache_oci.clients.registry.retry import Failure
 from nixcache_oci.clients.registry.trouble import TroubleError
 
+_BLOB_STALLS = 10  # a blob's head may take as long as Nix waits: 300 s
+_DOCUMENT_TRIES = 3  # in the time that the head of anything else may take
 _CONNECT_SECONDS = 10  # to one address
 _CONNECT_SECONDS_IN_ALL = 30  # to a name's addresses one after another, and through an HTTP proxy
 _MOST_REDIRECTS = 5
@@ -54,6 +57,7 @@ class Request:
         follows: whether redirects are followed.
         is_elsewhere: whether the URL is already that of a server which the registry sent us to.
         is_guarded: whether it may go to public addresses only, since an answer from such a one named the URL.
+        is_blob: whether a blob is asked for, which storage may have to fetch first.
     """
 
     method: str
@@ -63,6 +67,7 @@ class Request:
     follows: bool = True
     is_elsewhere: bool = False
     is_guarded: bool = False
+    is_blob: bool = False
 
 
 class Wire:
@@ -82,6 +87,7 @@ class Wire:
         self._stall_seconds = stall_seconds
         self._allows_http = allows_http
         self._is_public = is_public
+        self._freshness = Freshness()
         self._session: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None  # its connections lead to public addresses only
         self.storage = Storage(self._connect)
@@ -99,8 +105,8 @@ class Wire:
     ) -> Reply:
         """Send a request and follow its redirects.
 
-        Without a body, all heads together take no longer than a connection may stand still; an upload is
-        limited by its progress.
+        Without a body, all heads together take no longer than a connection may stand still, those of a blob
+        ten times as long; an upload is limited by its progress.
 
         Args:
             request: what to ask.
@@ -111,7 +117,7 @@ class Wire:
         Raises:
             TroubleError: no answer came, or a redirect is refused.
         """
-        seconds = self._stall_seconds if request.body is None else None
+        seconds = self._head_seconds(request) if request.body is None else None
         limit = asyncio.timeout(seconds)
         try:
             with translated():
@@ -163,13 +169,22 @@ class Wire:
             headers["Authorization"] = authorization
         send = self._prepare(request.method, url, headers, is_guarded=is_guarded)
         if request.body is None:
-            return self._reply(await send(), url, is_elsewhere=is_elsewhere)
+            head_seconds = self._head_seconds(request)
+            # Of a NAR the first byte may take as long as its head; the reply is stricter with all others.
+            again = max(SILENT_SECONDS, self._stall_seconds / (1 if request.is_blob else _DOCUMENT_TRIES))
+            response = await send_fresh(
+                self._freshness, partial(send, timeout=self._timeout(head_seconds)), again_seconds=again
+            )
+            return self._reply(response, url, is_elsewhere=is_elsewhere)
         headers["Content-Length"] = str(request.body.size)
         with closing(request.body.pieces()) as pieces, _aborting() as transports:
             pace = Pace(request.body.size, self._stall_seconds, transports)
             async with pace.limited():
                 response = await send(data=pace.pass_on(pieces), timeout=self._timeout(None))
         return self._reply(response, url, is_elsewhere=is_elsewhere, transports=transports)
+
+    def _head_seconds(self, request: Request) -> float:
+        return self._stall_seconds * (_BLOB_STALLS if request.is_blob else 1)
 
     def _reply(
         self,

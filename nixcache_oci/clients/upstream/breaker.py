@@ -1,4 +1,7 @@
-"""When to leave a failing upstream alone: a state machine without I/O.
+"""When to leave an unreachable upstream alone: a state machine without I/O.
+
+Only connections count: one that cannot be made, or that answers nothing at all. What an upstream answers for
+one path, however odd, says nothing about the others.
 
 Closed: requests go through. Open: none does, until a pause is over. Half-open: one probing request is on its
 way; its success closes the breaker, its failure opens it again for twice as long.
@@ -9,7 +12,6 @@ so fifty requests that fail together open the breaker once, not fifty times.
 
 from enum import StrEnum
 
-FAILURES_BEFORE_OPENING = 3
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 300.0
 
@@ -23,10 +25,9 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """Counts the failures of one upstream; every ``now`` is in seconds of one monotonic clock."""
+    """Knows whether one upstream can be reached; every ``now`` is in seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        self._failures = 0
         self._pause = FIRST_PAUSE_SECONDS
         self._open_until: float | None = None
         self._is_probing = False
@@ -59,27 +60,23 @@ class Breaker:
         return self._ticket
 
     def succeed(self, ticket: int) -> None:
-        """The upstream answered, hit or miss."""
+        """The upstream answered, whatever it said."""
         if ticket != self._ticket:
             return
-        self._failures = 0
         self._pause = FIRST_PAUSE_SECONDS
         self._open_until = None
         self._is_probing = False
 
-    def fail(self, ticket: int, now: float, *, is_connected: bool) -> bool:
-        """The upstream gave no usable answer; where no connection came about, once is enough.
+    def fail(self, ticket: int, now: float) -> bool:
+        """The upstream could not be reached.
 
         Returns:
             whether this failure opened the breaker.
         """
         if ticket != self._ticket:
             return False
-        self._failures += 1
         if self._is_probing:
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-        elif is_connected and self._failures < FAILURES_BEFORE_OPENING:
-            return False
         self._open_until = now + self._pause
         self._is_probing = False
         self._ticket += 1

@@ -1,38 +1,48 @@
 """The upstream binary caches: asked in parallel for what is not here.
 
-A look-up has three outcomes. Hit: the first upstream that has the narinfo wins. Miss: every upstream said so.
-Unknown, an UpstreamError: anything else, because a client remembers a wrong "no" for an hour.
+A look-up has three outcomes. Hit: an upstream has the narinfo. The first one that is signed by a key that
+counts wins; until there is one, the others are waited for, and signatures of narinfos that agree are united.
+Miss: every upstream said so. Unknown, an UpstreamError: anything else, because a client remembers a wrong
+"no" for an hour.
+
+Who loses is not cut off: the answer is read in the background, so that its connection can be used again.
 """
 
 import asyncio
 import secrets
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
-from yarl import URL
 
+from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.foreign import show
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, rewrite
+from nixcache_oci.clients.upstream.address import NarMode, Upstream, rewrite
 from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
-    NarBody,
     NarHead,
     NarStream,
-    range_headers,
-    read_head,
 )
+from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.wire import Wire
+from nixcache_oci.clients.upstream.via import VIA, Chain, is_loop, make_name, render_via
+from nixcache_oci.clients.upstream.wire import Wire, translated
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.variants import choose_variant, counts
 
 _LARGEST_NARINFO_BYTES = 1024 * 1024
+ASK_ON_SECONDS = 5.0
+"""How long others are waited for once there is a hit that no key that counts signed. Whoever took longer is
+not waited for so for the next half minute."""
+_SLOW_SECONDS = 30.0
+MOST_LOSERS = 256
+"""Look-ups that go on in the background; beyond, they are cut off with their connections."""
 _OK = 200
 
 
@@ -41,11 +51,15 @@ class Upstreams:
 
     Args:
         upstreams: a base URL that is listed twice counts once.
+        former: those that were upstreams until a while ago, without credentials: they are asked for NARs
+            whose URLs clients remember, and for nothing else.
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
-        connect_seconds: limit for one connection.
-        answer_seconds: limit for a whole narinfo.
+        counting_keys: those that clients are known to trust; None where any hit will do.
+        name: of this process, for loops.
+        connect_seconds: limit for one connection, once its name is looked up.
+        answer_seconds: limit for a whole narinfo, from when the upstream was reached.
         nar_seconds: limit for a NAR's head, and for its first byte; as long as Nix itself waits, for a cache
             may have to fetch or build a NAR first.
         stall_seconds: limit for each later wait for bytes of a NAR.
@@ -58,187 +72,168 @@ class Upstreams:
         self,
         upstreams: Sequence[Upstream],
         *,
+        former: Sequence[Upstream] = (),
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
+        counting_keys: Sequence[PublicKey] | None = None,
+        name: str | None = None,
         connect_seconds: float = 3.0,
-        answer_seconds: float = 5.0,
+        answer_seconds: float = 10.0,
         nar_seconds: float = 300.0,
         stall_seconds: float = 30.0,
         resume_pause_seconds: float = 0.2,
         clock: Callable[[], float] = time.monotonic,
         is_public: IsPublic = is_public,
     ) -> None:
-        self._peers = {upstream.key: Peer(upstream, clock) for upstream in upstreams}
+        self._peers = {upstream.key: Peer(upstream, clock, self._probe) for upstream in upstreams}
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
         self._store_dir = store_dir
+        self._counting_keys = counting_keys
+        self._name = name or make_name()
+        self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
-        self._nar_seconds = nar_seconds
-        self._stall_seconds = stall_seconds
-        self._resume_pause_seconds = resume_pause_seconds
         self._wire = Wire(connect_seconds=connect_seconds, is_public=is_public)
+        self._former = {
+            upstream.key: Peer(upstream, clock, self._probe)
+            for upstream in former
+            if upstream.key not in self._peers
+        }
+        self._nars = Nars(
+            self._wire,
+            self._peers,
+            self._former,
+            self._signer,
+            nar_seconds=nar_seconds,
+            stall_seconds=stall_seconds,
+            resume_pause_seconds=resume_pause_seconds,
+        )
 
     async def close(self) -> None:
         """Close all connections."""
+        for task in self._losers:
+            task.cancel()
+        await asyncio.gather(*self._losers, return_exceptions=True)
+        for peer in (*self._peers.values(), *self._former.values()):
+            await peer.close()
         await self._wire.close()
 
     def health(self) -> list[UpstreamHealth]:
         """Tell how each upstream is doing."""
         return [peer.health() for peer in self._peers.values()]
 
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
+    def is_loop(self, via: Chain) -> bool:
+        """Tell whether a request that came through these proxies may not go on from here."""
+        return is_loop(via, self._name)
+
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo; its URL is one that our clients can follow.
 
+        Args:
+            hash_part: of the store path.
+            via: the proxies that the request came through.
+
         Returns:
-            the first one found, or None where every upstream said that it has none.
+            what was found, or None where every upstream said that it has none, or this is a loop.
 
         Raises:
             UpstreamError: nobody has it, but somebody could not say.
         """
-        lookups = [asyncio.create_task(self._look_up(peer, hash_part)) for peer in self._peers.values()]
+        if self.is_loop(via):
+            return None
+        pending = {
+            asyncio.create_task(
+                self._look_up(peer, hash_part, via), name=f"{hash_part} at {peer.upstream}"
+            ): peer
+            for peer in self._peers.values()
+        }
+        found: list[NarInfo] = []
         unknown: list[str] = []
         try:
-            for lookup in asyncio.as_completed(lookups):
+            await self._collect(pending, found, unknown)
+        except BaseException:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            raise
+        for task in pending:
+            self._let_finish(task)
+        if found:
+            return choose_variant(found, self._counting_keys or ())
+        if unknown:
+            raise UpstreamError("; ".join(unknown))
+        return None
+
+    async def _collect(
+        self, pending: dict[asyncio.Task[NarInfo | None], Peer], found: list[NarInfo], unknown: list[str]
+    ) -> None:
+        """Wait for as many look-ups as it takes; those that are not waited for stay in ``pending``."""
+        until: float | None = None
+        keys = self._counting_keys
+        while pending and not (found and (keys is None or any(counts(one, keys) for one in found))):
+            now = asyncio.get_running_loop().time()
+            if found:
+                until = until or now + ASK_ON_SECONDS
+                if now >= until:
+                    for peer in pending.values():
+                        peer.slow_until = now + _SLOW_SECONDS
+                if all(peer.slow_until > now for peer in pending.values()):
+                    return
+            timeout = None if until is None else until - now
+            done, _ = await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=list(pending).index):
+                del pending[task]
                 try:
-                    narinfo = await lookup
+                    narinfo = task.result()
                 except UpstreamError as error:
                     unknown.append(str(error))
                 except Exception as error:  # noqa: BLE001  whatever it is, another upstream may have it
                     unknown.append(f"upstream: {show(repr(error))}")
                 else:
-                    if narinfo is not None:
-                        return narinfo
-        finally:
-            for task in lookups:
-                task.cancel()
-            await asyncio.gather(*lookups, return_exceptions=True)
-        if unknown:
-            raise UpstreamError("; ".join(unknown))
-        return None
+                    found += [narinfo] if narinfo is not None else []
 
-    @asynccontextmanager
-    async def open_nar(
-        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None
-    ) -> AsyncIterator[NarStream]:
-        """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
+    def _let_finish(self, task: asyncio.Task[NarInfo | None]) -> None:
+        self._losers.add(task)
+        task.add_done_callback(self._forget)
+        if len(self._losers) > MOST_LOSERS:
+            task.cancel()
 
-        A stream that breaks off is resumed where the upstream can do that. An upstream that cannot send parts
-        answers with the whole: see the head's ``status``.
+    def _forget(self, task: asyncio.Task[NarInfo | None]) -> None:
+        self._losers.discard(task)
+        if not task.cancelled():
+            task.exception()  # it was counted where it happened
 
-        Args:
-            key: the upstream's key.
-            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
-            query: as on the wire, without the question mark.
-            start: offset of the first byte.
-            end: offset behind the last byte.
-
-        Raises:
-            UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
-            UpstreamError: no usable answer.
-        """
-        peer, url = self._locate(key, path, query)
-
-        async def reopen(
-            start: int, end: int | None, validator: str
-        ) -> tuple[aiohttp.ClientResponse, NarHead]:
-            # past the breaker: a server that restarts refuses connections for a moment
-            headers = range_headers(start, end, validator)
-            return await self._open(
-                peer.upstream, url, headers, start=start, end=end, seconds=self._stall_seconds
-            )
-
-        async def first(attempt: Attempt) -> tuple[aiohttp.ClientResponse, NarHead]:
-            headers = range_headers(start, end)
-            return await self._open(
-                peer.upstream,
-                url,
-                headers,
-                start=start,
-                end=end,
-                seconds=self._nar_seconds,
-                on_connect=attempt.connected,
-            )
-
-        response, head = await peer.attempt(None, first)
-        body = NarBody(
-            peer.upstream,
-            response,
-            head,
-            reopen,
-            pause_seconds=self._resume_pause_seconds,
-            first_seconds=self._nar_seconds,
-            stall_seconds=self._stall_seconds,
-        )
-        try:
-            async with aclosing(body.chunks()) as chunks:
-                yield NarStream(head, chunks)
-        finally:
-            body.close()
-
-    async def head_nar(self, key: str, path: str, query: str = "") -> NarHead:
-        """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
-        peer, url = self._locate(key, path, query)
-
-        async def ask(attempt: Attempt) -> NarHead:
-            response = await self._wire.send(
-                peer.upstream,
-                "HEAD",
-                url,
-                headers={},
-                head_seconds=self._nar_seconds,
-                stall_seconds=self._nar_seconds,
-                on_connect=attempt.connected,
-            )
-            response.release()
-            return read_head(peer.upstream, response.status, response.headers)
-
-        return await peer.attempt(None, ask)
-
-    def _locate(self, key: str, path: str, query: str) -> tuple[Peer, URL]:
-        peer = self._peers.get(key)
-        if peer is None:
-            raise UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
-        has_password = bool(peer.upstream.authorization)
-        try:
-            named = self._signer.named_path(key, path, query, has_password=has_password)
-            return peer, nar_url(peer.upstream, named, query)
-        except FormatError as error:
-            raise UpstreamNotFoundError(f"upstream {peer.upstream}: {error}") from error
-
-    async def _open(
+    def open_nar(
         self,
-        upstream: Upstream,
-        url: URL,
-        headers: dict[str, str],
+        key: str,
+        path: str,
+        query: str = "",
         *,
-        start: int,
-        end: int | None,
-        seconds: float,
-        on_connect: Callable[[], None] = lambda: None,
-    ) -> tuple[aiohttp.ClientResponse, NarHead]:
-        response = await self._wire.send(
-            upstream,
-            "GET",
-            url,
-            headers=headers,
-            head_seconds=seconds,
-            stall_seconds=seconds,
-            on_connect=on_connect,
-        )
-        try:
-            return response, read_head(upstream, response.status, response.headers, start, end)
-        except UpstreamError:
-            response.close()
-            raise
+        start: int = 0,
+        end: int | None = None,
+        via: Chain = (),
+    ) -> AbstractAsyncContextManager[NarStream]:
+        """Open a NAR as ``Nars.open`` does."""
+        self._refuse_loop(via)
+        return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
 
-    async def _look_up(self, peer: Peer, hash_part: HashPart) -> NarInfo | None:
+    async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
+        """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
+        self._refuse_loop(via)
+        return await self._nars.head(key, path, query, headers=self._via(via))
+
+    def _refuse_loop(self, via: Chain) -> None:
+        if self.is_loop(via):
+            raise UpstreamNotFoundError("the request came through here before, or through too many proxies")
+
+    async def _look_up(self, peer: Peer, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async def ask(attempt: Attempt) -> NarInfo | None:
             response = await self._wire.send(
                 peer.upstream,
                 "GET",
                 peer.upstream.at(f"{hash_part}.narinfo"),
-                headers={},
+                headers=self._via(via),
                 head_seconds=None,
                 stall_seconds=None,
                 on_connect=attempt.connected,
@@ -264,6 +259,21 @@ class Upstreams:
             peer.hits += 1
         return narinfo
 
+    def _via(self, via: Chain) -> dict[str, str]:
+        return {VIA: render_via((*via, self._name))}
+
+    async def _probe(self, upstream: Upstream) -> None:
+        response = await self._wire.send(
+            upstream,
+            "GET",
+            upstream.at("nix-cache-info"),
+            headers=self._via(()),
+            head_seconds=self._answer_seconds,
+            stall_seconds=None,
+            on_connect=lambda: None,
+        )
+        response.close()
+
     def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
         try:
             narinfo = rewrite(NarInfo.parse(body), upstream, self._mode, self._signer)
@@ -275,26 +285,22 @@ class Upstreams:
 
 
 async def read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
-    """Read a small body, and undo the gzip that caches of compressed narinfos send asked or not.
+    """Read a small body, and undo the coding that caches of compressed narinfos send asked or not.
 
     Raises:
         UpstreamError: it is too large, or is not what its head says.
     """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in {"", "identity", "gzip", "x-gzip"}:
-        raise UpstreamError(f"upstream {upstream}: narinfo: Content-Encoding {encoding[:40]!r}")
-    body = bytearray()
-    while chunk := await response.content.readany():
-        body += chunk
-        if len(body) > _LARGEST_NARINFO_BYTES:
-            raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
-    if encoding in {"", "identity"} or not body:
-        return bytes(body)
-    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(bytes(body), _LARGEST_NARINFO_BYTES)
-    except zlib.error as error:
-        raise UpstreamError(f"upstream {upstream}: narinfo: gzip: {error}") from error
-    if not inflater.eof:
-        raise UpstreamError(f"upstream {upstream}: narinfo: gzip ends early, or is too large inflated")
-    return inflated
+    coding = response.headers.get("Content-Encoding", "")
+    with translated(upstream):
+        decoder = Decoder(coding) if is_coded(coding) else None
+        body = bytearray()
+        received = 0
+        while chunk := await response.content.readany():
+            received += len(chunk)
+            for piece in decoder.feed(chunk) if decoder is not None else (chunk,):
+                body += piece
+                if max(len(body), received) > _LARGEST_NARINFO_BYTES:
+                    raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
+        if decoder is not None:
+            decoder.end()
+    return bytes(body)

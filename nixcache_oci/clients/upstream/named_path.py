@@ -31,6 +31,11 @@ _CALLED_NAR: Final = re.compile(rf".*[^/]{_SUFFIX}")
 _HARMLESS_QUERY: Final = re.compile(rf"(?:hash={LETTER}{{32}})?")
 
 
+def is_named_by_hash(path: str, query: str) -> bool:
+    """Tell whether a path below an upstream is one that nobody guesses, and that names its content."""
+    return bool(_NAMED_BY_HASH.fullmatch(path) and _HARMLESS_QUERY.fullmatch(query))
+
+
 class UrlSigner:
     """Makes and checks the MACs of URLs.
 

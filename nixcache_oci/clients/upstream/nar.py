@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.wire import translated
@@ -32,6 +33,8 @@ class NarHead:
         end: offset behind the last one, or None where the upstream does not tell.
         accepts_ranges: whether a part may be asked for.
         validator: value for If-Range, or empty where the upstream gives none that is strong.
+        coding: Content-Encoding that is undone here; empty for none. Size and parts of what comes out are not
+            known.
     """
 
     status: int
@@ -40,6 +43,7 @@ class NarHead:
     end: int | None
     accepts_ranges: bool
     validator: str
+    coding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,13 @@ def read_head(
         raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
     if status not in {_OK, _PARTIAL}:
         raise UpstreamError(f"upstream {upstream}: NAR: status {status}")
-    if headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
-        raise UpstreamError(f"upstream {upstream}: NAR: has a Content-Encoding")
+    coding = headers.get("Content-Encoding", "")
+    if is_coded(coding):
+        if status == _PARTIAL:
+            raise UpstreamError(f"upstream {upstream}: NAR: a part of something with a Content-Encoding")
+        with translated(upstream):
+            Decoder(coding)  # knows it
+        return NarHead(status, None, 0, None, accepts_ranges=False, validator="", coding=coding)
     size: int | None
     behind: int | None
     if status == _PARTIAL:
@@ -150,6 +159,7 @@ class NarBody:
         self._head = head
         self._reopen = reopen
         self._pause_seconds = pause_seconds
+        self._decoder = Decoder(head.coding) if head.coding else None
         self._position = head.start
         self._end = head.end
         self._wait_seconds = first_seconds
@@ -174,6 +184,9 @@ class NarBody:
             began = self._clock()
             chunk = await self._read_or_resume()
             if chunk is not None and not chunk:
+                if self._decoder is not None:
+                    with translated(self._upstream):
+                        self._decoder.end()
                 return
             with translated(self._upstream):
                 waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
@@ -185,7 +198,13 @@ class NarBody:
             self._resumes = 0
             if self._end is not None and self._position > self._end:
                 raise UpstreamError(f"upstream {self._upstream}: NAR: more bytes than announced")
-            yield chunk
+            if self._decoder is None:
+                yield chunk
+                continue
+            with translated(self._upstream):
+                pieces = self._decoder.feed(chunk)
+                while piece := next(pieces, b""):
+                    yield piece
 
     async def _read_or_resume(self) -> bytes | None:
         """Give the next bytes, none at the end; or None where there is a new connection to read them from."""

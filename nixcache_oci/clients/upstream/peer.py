@@ -1,6 +1,7 @@
 """One upstream as it is doing: its breaker, the requests on their way to it, and what became of them."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TypeVar
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.breaker import Breaker, BreakerState
 from nixcache_oci.clients.upstream.wire import translated
-from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+from nixcache_oci.errors import UpstreamConnectionError, UpstreamError, UpstreamNotFoundError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -44,16 +45,21 @@ class Attempt:
 
     Attributes:
         limit: what ends it.
+        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Until then
+            the limits of a connection hold.
         is_connected: whether the upstream was reached.
         is_released: whether it was ended because another request found the upstream unreachable.
     """
 
     limit: asyncio.Timeout
+    answer_seconds: float | None = None
     is_connected: bool = False
     is_released: bool = False
 
     def connected(self) -> None:
         """Note that the upstream was reached."""
+        if not self.is_connected and self.answer_seconds is not None and not self.limit.expired():
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.answer_seconds)
         self.is_connected = True
 
 
@@ -63,15 +69,21 @@ class Peer:
     Args:
         upstream: its address.
         clock: monotonic seconds, for the breaker.
+        probe: makes a new connection and returns once anything at all was answered; raises UpstreamError.
     """
 
-    def __init__(self, upstream: Upstream, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, upstream: Upstream, clock: Callable[[], float], probe: Callable[[Upstream], Awaitable[None]]
+    ) -> None:
         self.upstream = upstream
         self.hits = 0
         self.misses = 0
+        self.slow_until = 0.0  # time of the event loop
         self._clock = clock
         self._breaker = Breaker()
         self._attempts: set[Attempt] = set()
+        self._probe = probe
+        self._probing: asyncio.Task[None] | None = None
         self._failures = 0
         self._last_error = ""
 
@@ -87,11 +99,21 @@ class Peer:
             retry_seconds=self._breaker.retry_seconds(self._clock()),
         )
 
+    async def close(self) -> None:
+        """Cancel a probe that is under way."""
+        if self._probing is not None:
+            self._probing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._probing
+
     async def attempt(self, seconds: float | None, operation: Callable[[Attempt], Awaitable[_T]]) -> _T:
         """Do one thing with the upstream if the breaker lets it, and tell the breaker how it went.
 
+        A connection that cannot be made opens the breaker at once. One that was made, and broke or fell
+        silent, may be this path's fault, so a probe decides.
+
         Args:
-            seconds: limit for the whole, or None.
+            seconds: limit for the answer once the upstream was reached, or None.
             operation: calls ``connected`` once the upstream was reached.
 
         Raises:
@@ -101,8 +123,8 @@ class Peer:
         ticket = self._breaker.admit(self._clock())
         if ticket is None:
             raise UpstreamError(f"not asked again so soon: {self._last_error}")
-        limit = asyncio.timeout(seconds)
-        attempt = Attempt(limit)
+        limit = asyncio.timeout(None)
+        attempt = Attempt(limit, seconds)
         try:
             with translated(self.upstream):
                 async with limit:
@@ -110,12 +132,20 @@ class Peer:
         except UpstreamNotFoundError:
             self._breaker.succeed(ticket)
             raise
-        except UpstreamError as error:
+        except UpstreamConnectionError as error:
             self._failures += 1
             if attempt.is_released:
                 raise UpstreamError(self._last_error) from error
             self._last_error = str(error)
-            self._fail(ticket, is_connected=attempt.is_connected)
+            if attempt.is_connected and self._breaker.state is BreakerState.CLOSED:
+                self._start_probe(ticket)
+            else:
+                self._fail(ticket, is_connected=attempt.is_connected)
+            raise
+        except UpstreamError as error:  # it answered, and what is wrong is wrong with this path
+            self._failures += 1
+            self._last_error = str(error)
+            self._breaker.succeed(ticket)
             raise
         except BaseException:
             self._breaker.abandon(ticket)
@@ -130,9 +160,22 @@ class Peer:
         finally:
             self._attempts.discard(attempt)
 
+    def _start_probe(self, ticket: int) -> None:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._judge(ticket), name=f"probe {self.upstream}")
+
+    async def _judge(self, ticket: int) -> None:
+        try:
+            await self._probe(self.upstream)
+        except UpstreamConnectionError as error:
+            self._last_error = str(error)
+            self._fail(ticket, is_connected=True)
+        except UpstreamError:
+            pass  # it answered
+
     def _fail(self, ticket: int, *, is_connected: bool) -> None:
         now = self._clock()
-        if not self._breaker.fail(ticket, now, is_connected=is_connected):
+        if not self._breaker.fail(ticket, now):
             return
         _log.warning("%s; not asked for %.0f s", self._last_error, self._breaker.retry_seconds(now) or 0.0)
         if is_connected:

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
+from typing import Final
 
 import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.fresh import Freshness, send_fresh
 from nixcache_oci.clients.http.minimum_rate import SlowBodyError
 from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
@@ -21,7 +24,15 @@ from nixcache_oci.clients.http.session import open_session, peer_of
 from nixcache_oci.clients.http.tls import tls_context
 from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STATUSES, next_url
-from nixcache_oci.errors import FormatError, UpstreamError, UsageError
+from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError, UsageError
+
+NAME_SECONDS: Final = 15.0
+"""For a name look-up: where the first of its servers is dead, the system waits 5 s for it, twice at worst."""
+
+AGAIN_SECONDS: Final = 30.0
+
+# A connection that could not be made, or that broke before or within the answer.
+_CONNECTION_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
 
 @contextmanager
@@ -41,31 +52,34 @@ def translated(upstream: Upstream) -> Iterator[None]:
             raise
         raise type(error)(text) from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise UpstreamError(f"upstream {upstream}: no connection in time") from error
+        raise UpstreamConnectionError(f"upstream {upstream}: no connection in time") from error
     except SlowBodyError as error:
         raise UpstreamError(f"upstream {upstream}: the answer comes too slowly: {error}") from error
     except TimeoutError as error:
-        raise UpstreamError(f"upstream {upstream}: no answer in time") from error
+        raise UpstreamConnectionError(f"upstream {upstream}: no answer in time") from error
     except aiohttp.ClientResponseError as error:  # its text holds the URL, which may be signed
         raise UpstreamError(f"upstream {upstream}: no HTTP: {show(error.message)}") from None
     except aiohttp.InvalidURL:
         raise UpstreamError(f"upstream {upstream}: leads to an address that is none") from None
     except (FormatError, *FOREIGN_ERRORS) as error:
         reason = show(str(error)) or type(error).__name__
-        raise UpstreamError(f"upstream {upstream}: {reason}") from error
+        kind = UpstreamConnectionError if isinstance(error, _CONNECTION_ERRORS) else UpstreamError
+        raise kind(f"upstream {upstream}: {reason}") from error
 
 
 class Wire:
     """Sends requests; needs a running event loop from the first one on.
 
     Args:
-        connect_seconds: limit for name look-up, TCP and TLS together, for each connection.
+        connect_seconds: limit for TCP and TLS together, for each connection; to look its name up may take
+            NAME_SECONDS more.
         is_public: which IP addresses a redirect may lead to, where the upstream answered from such a one.
     """
 
     def __init__(self, *, connect_seconds: float, is_public: IsPublic) -> None:
         self._connect_seconds = connect_seconds
         self._is_public = is_public
+        self._freshness = Freshness()
         self._session: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None
 
@@ -86,6 +100,7 @@ class Wire:
         head_seconds: float | None,
         stall_seconds: float | None,
         on_connect: Callable[[], None],
+        again_seconds: float = AGAIN_SECONDS,
     ) -> aiohttp.ClientResponse:
         """Send a request without a body, and follow redirects.
 
@@ -100,6 +115,7 @@ class Wire:
             head_seconds: limit for all heads together, from here to the end of the last one.
             stall_seconds: limit for each wait for bytes.
             on_connect: called when the upstream itself was reached.
+            again_seconds: see ``send_fresh``.
 
         Returns:
             the answer with its body unread, for the caller to close.
@@ -125,6 +141,7 @@ class Wire:
                         is_guarded=is_guarded,
                         stall_seconds=stall_seconds,
                         on_connect=on_connect,
+                        again_seconds=again_seconds,
                     )
                     if response.status not in REDIRECT_STATUSES:
                         return response
@@ -142,12 +159,14 @@ class Wire:
         is_guarded: bool,
         stall_seconds: float | None,
         on_connect: Callable[[], None],
+        again_seconds: float,
     ) -> aiohttp.ClientResponse:
         proxy = find_proxy(url)
         to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         # a proxy resolves names itself, in its own network: there is no address for a guard to see
         session = self._guarded_session() if is_guarded and proxy is None else self._open_session()
-        return await session.request(
+        send = partial(
+            session.request,
             method,
             url,
             # plain HTTP goes through the proxy as it is; for https the proxy has a request of its own
@@ -155,9 +174,15 @@ class Wire:
             allow_redirects=False,
             proxy=proxy.url if proxy else None,
             proxy_headers=to_proxy if url.scheme == "https" else None,
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_seconds, sock_read=stall_seconds),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=NAME_SECONDS + self._connect_seconds,
+                sock_connect=self._connect_seconds,
+                sock_read=stall_seconds,
+            ),
             trace_request_ctx=on_connect,
         )
+        return await send_fresh(self._freshness, send, again_seconds=again_seconds)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -4,9 +4,10 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from nixcache_oci.clients.upstream.via import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.keys import COUNTERS, FINDER, HITS, INDEX
+from nixcache_oci.proxy.keys import COUNTERS, FINDER, HITS, INDEX, SIGNATURES
 from nixcache_oci.proxy.lookup import Answer, look_up
 from nixcache_oci.proxy.prepared import NARINFO_TYPE
 
@@ -20,7 +21,8 @@ async def get_narinfo(request: web.Request) -> web.Response:
     except FormatError:
         raise web.HTTPNotFound from None
     app = request.app
-    found = await look_up(hash_part, app[INDEX], app[FINDER], app[COUNTERS])
+    via = parse_via(request.headers.getall(VIA, []))
+    found = await look_up(hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
     if found.narinfo is None:
         raise web.HTTPNotFound
     if found.answer is Answer.HIT and request.method == hdrs.METH_GET:

@@ -3,6 +3,7 @@
 from aiohttp import hdrs, web
 
 from nixcache_oci.clients.upstream.nar import NarHead
+from nixcache_oci.clients.upstream.via import VIA, parse_via
 from nixcache_oci.errors import UpstreamNotFoundError
 from nixcache_oci.proxy.byte_range import ByteRange, parse_range
 from nixcache_oci.proxy.counters import Counters
@@ -17,17 +18,18 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
     path, query = _path_as_sent(request, key)
     upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
     wanted = wanted_range(request)
+    via = parse_via(request.headers.getall(VIA, []))
     # For HEAD as well: an upstream may take minutes to answer, on a connection of its own.
     async with request.app[NAR_STREAMS].turn(connection_of(request)):
         if request.method == hdrs.METH_HEAD:
-            return await send_head(request, _headers(await upstreams.head_nar(key, path, query)))
+            return await send_head(request, _headers(await upstreams.head_nar(key, path, query, via=via)))
         start, end = 0, None
         if wanted is not None:
-            head = await upstreams.head_nar(key, path, query)
+            head = await upstreams.head_nar(key, path, query, via=via)
             part = parse_range(wanted, head.size) if head.size is not None else None
             if part is not None:
                 start, end = part.start, part.end
-        async with upstreams.open_nar(key, path, query, start=start, end=end) as nar:
+        async with upstreams.open_nar(key, path, query, start=start, end=end, via=via) as nar:
             return await relay(request, nar.chunks, _headers(nar.head), lambda sent: _count(counters, sent))
 
 

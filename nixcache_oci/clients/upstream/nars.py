@@ -1,0 +1,226 @@
+"""NARs of upstreams, by the URLs that clients were given: also when the configuration has changed since.
+
+Nix remembers a narinfo with its URL for 30 days. Such a URL names an upstream by the key of its base URL, so
+one whose address is written in another way now, or that is gone from the configuration, is remembered for as
+long, without its credentials. What is named by a hash may come from any upstream besides: Nix checks it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.upstream.address import Upstream, nar_url
+from nixcache_oci.clients.upstream.named_path import UrlSigner, is_named_by_hash
+from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, range_headers, read_head
+from nixcache_oci.clients.upstream.peer import Attempt, Peer
+from nixcache_oci.clients.upstream.wire import Wire
+from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+
+_T = TypeVar("_T")
+
+
+class Nars:
+    """Opens NARs.
+
+    Args:
+        wire: to all upstreams.
+        peers: the configured upstreams by their keys.
+        former: others that were configured until a while ago.
+        signer: checks URLs.
+        nar_seconds: limit for a NAR's head, and for its first byte.
+        stall_seconds: limit for each later wait for bytes.
+        resume_pause_seconds: wait before the first resume.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        peers: Mapping[str, Peer],
+        former: Mapping[str, Peer],
+        signer: UrlSigner,
+        *,
+        nar_seconds: float,
+        stall_seconds: float,
+        resume_pause_seconds: float,
+    ) -> None:
+        self._wire = wire
+        self._peers = peers
+        self._former = former
+        self._signer = signer
+        self._nar_seconds = nar_seconds
+        self._stall_seconds = stall_seconds
+        self._resume_pause_seconds = resume_pause_seconds
+
+    @asynccontextmanager
+    async def open(
+        self,
+        key: str,
+        path: str,
+        query: str,
+        *,
+        start: int,
+        end: int | None,
+        headers: Mapping[str, str],
+    ) -> AsyncIterator[NarStream]:
+        """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
+
+        A stream that breaks off is resumed where the upstream can do that. An upstream that cannot send parts
+        answers with the whole: see the head's ``status``.
+
+        Args:
+            key: the upstream's key.
+            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
+            query: as on the wire, without the question mark.
+            start: offset of the first byte.
+            end: offset behind the last byte.
+            headers: further request headers.
+
+        Raises:
+            UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
+            UpstreamError: no usable answer.
+        """
+
+        async def ask(
+            peer: Peer, url: URL, attempt: Attempt
+        ) -> tuple[Upstream, URL, aiohttp.ClientResponse, NarHead]:
+            response, head = await self._get(
+                peer.upstream,
+                url,
+                range_headers(start, end) | dict(headers),
+                start=start,
+                end=end,
+                seconds=self._nar_seconds,
+                on_connect=attempt.connected,
+            )
+            return peer.upstream, url, response, head
+
+        upstream, url, response, head = await self._first(key, path, query, ask)
+
+        async def reopen(
+            start: int, end: int | None, validator: str
+        ) -> tuple[aiohttp.ClientResponse, NarHead]:
+            # past the breaker: a server that restarts refuses connections for a moment
+            wanted = range_headers(start, end, validator) | dict(headers)
+            return await self._get(upstream, url, wanted, start=start, end=end, seconds=self._stall_seconds)
+
+        body = NarBody(
+            upstream,
+            response,
+            head,
+            reopen,
+            pause_seconds=self._resume_pause_seconds,
+            first_seconds=self._nar_seconds,
+            stall_seconds=self._stall_seconds,
+        )
+        try:
+            async with aclosing(body.chunks()) as chunks:
+                yield NarStream(head, chunks)
+        finally:
+            body.close()
+
+    async def head(self, key: str, path: str, query: str, *, headers: Mapping[str, str]) -> NarHead:
+        """Tell what ``open`` would find, without its bytes; arguments and errors are the same."""
+
+        async def ask(peer: Peer, url: URL, attempt: Attempt) -> NarHead:
+            response = await self._wire.send(
+                peer.upstream,
+                "HEAD",
+                url,
+                headers=headers,
+                head_seconds=self._nar_seconds,
+                stall_seconds=self._nar_seconds,
+                on_connect=attempt.connected,
+            )
+            response.release()
+            return read_head(peer.upstream, response.status, response.headers)
+
+        return await self._first(key, path, query, ask)
+
+    async def _first(
+        self, key: str, path: str, query: str, ask: Callable[[Peer, URL, Attempt], Awaitable[_T]]
+    ) -> _T:
+        """Ask one place after another; where none has it, the first one's answer counts."""
+        first_error: UpstreamError | None = None
+        for peer, url in self._locate(key, path, query):
+
+            async def operation(attempt: Attempt, peer: Peer = peer, url: URL = url) -> _T:
+                return await ask(peer, url, attempt)
+
+            try:
+                return await peer.attempt(None, operation)
+            except UpstreamError as error:
+                first_error = first_error or error
+        raise first_error or UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
+
+    def _locate(self, key: str, path: str, query: str) -> Iterator[tuple[Peer, URL]]:
+        """Tell where a NAR may be: at the upstream of that key, and where it is no more, at others.
+
+        Raises:
+            UpstreamNotFoundError: no narinfo named the path.
+        """
+        peer = self._peers.get(key)
+        former = self._former.get(key)
+        try:
+            if peer is not None:
+                has_password = bool(peer.upstream.authorization)
+                named = self._signer.named_path(key, path, query, has_password=has_password)
+                yield peer, nar_url(peer.upstream, named, query)
+                return
+            named = self._signer.named_path(key, path, query, has_password=former is None)
+            # A stranger's narinfo named the path: of an upstream with a password, only what nobody guesses.
+            is_by_hash = is_named_by_hash(named, query)
+            others = tuple(self._peers.values())
+            secured = [one for one in others if former and _is_secured(former.upstream, one.upstream)]
+            for one in secured:
+                if is_by_hash or not one.upstream.authorization:
+                    yield one, nar_url(one.upstream, named, query)
+            if former is not None:
+                yield former, nar_url(former.upstream, named, query)
+            for one in others:
+                if is_by_hash and one not in secured:
+                    yield one, nar_url(one.upstream, named, query)
+        except FormatError as error:
+            place = next((str(one.upstream) for one in (peer, former) if one is not None), repr(key[:80]))
+            raise UpstreamNotFoundError(f"upstream {place}: {error}") from error
+
+    async def _get(
+        self,
+        upstream: Upstream,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        start: int,
+        end: int | None,
+        seconds: float,
+        on_connect: Callable[[], None] = lambda: None,
+    ) -> tuple[aiohttp.ClientResponse, NarHead]:
+        response = await self._wire.send(
+            upstream,
+            "GET",
+            url,
+            headers=headers,
+            head_seconds=seconds,
+            stall_seconds=seconds,
+            on_connect=on_connect,
+        )
+        try:
+            return response, read_head(upstream, response.status, response.headers, start, end)
+        except UpstreamError:
+            response.close()
+            raise
+
+
+def _is_secured(former: Upstream, upstream: Upstream) -> bool:
+    """Tell whether an upstream is a former one over https, where that was http."""
+    return (
+        (former.base.scheme, upstream.base.scheme) == ("http", "https")
+        and former.base.raw_host == upstream.base.raw_host
+        and former.base.raw_path == upstream.base.raw_path
+        and (
+            (former.base.is_default_port() and upstream.base.is_default_port())
+            or former.base.port == upstream.base.port
+        )
+    )

@@ -1,0 +1,151 @@
+"""Several upstreams at once: whose signatures a client gets, who is waited for, and that loops end."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+
+from nixcache_oci.clients.upstream import client
+from nixcache_oci.clients.upstream.via import MOST_HOPS, is_loop, make_name, parse_via, render_via
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey, fingerprint
+from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, serve, silent, talk
+
+TRUSTED, OTHER = SecretKey.generate("trusted-1"), SecretKey.generate("other-1")
+KEYS = (TRUSTED.public_key,)
+
+
+def signed(*keys: SecretKey) -> str:
+    narinfo = NarInfo.parse(narinfo_text())
+    return replace(narinfo, sigs=tuple(key.sign(fingerprint(narinfo)) for key in keys)).render()
+
+
+def signers(narinfo: NarInfo | None) -> list[str]:
+    assert narinfo is not None
+    return [sig.key_name for sig in narinfo.sigs]
+
+
+@pytest.mark.parametrize("first", [(), (OTHER,)], ids=["unsigned", "signed by another"])
+async def test_a_signature_that_counts_is_waited_for(first: tuple[SecretKey, ...]) -> None:
+    """The quickest cache does not hide what a slower one vouches for."""
+    async with (
+        serve(answering(text=signed(*first))) as quick,
+        serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
+        asking(quick, slow, counting_keys=KEYS) as upstreams,
+    ):
+        assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", *(key.name for key in first)}
+
+
+async def test_also_of_a_key_that_nobody_knows_here() -> None:
+    """Which keys a client trusts, it alone knows: all signatures of one object are handed on."""
+    async with (
+        serve(answering(text=signed(OTHER))) as quick,
+        serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
+        asking(quick, slow, counting_keys=()) as upstreams,
+    ):
+        assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", "other-1"}
+
+
+async def test_a_hit_that_counts_waits_for_nobody() -> None:
+    """A slow upstream does not hold up what a trusted one has."""
+    async with (
+        serve(answering(text=signed(TRUSTED))) as quick,
+        talk(silent) as slow,
+        asking(slow, quick, counting_keys=KEYS) as upstreams,
+        asyncio.timeout(2),
+    ):
+        for _ in range(4):
+            assert signers(await upstreams.find(HASH_PART)) == ["trusted-1"]
+
+
+async def test_who_is_waited_for_in_vain_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that hangs costs the wait once, not for each path."""
+    monkeypatch.setattr(client, "ASK_ON_SECONDS", 0.2)
+    async with (
+        serve(answering(text=signed())) as quick,
+        talk(silent) as slow,
+        asking(slow, quick, counting_keys=KEYS, answer_seconds=60) as upstreams,
+    ):
+        assert signers(await upstreams.find(HASH_PART)) == []
+        monkeypatch.setattr(client, "ASK_ON_SECONDS", 3600.0)
+        async with asyncio.timeout(5):
+            assert signers(await upstreams.find(HASH_PART)) == []
+
+
+async def test_who_loses_keeps_its_connection() -> None:
+    """A look-up costs the slower upstream no new connection: its answer is read in the background."""
+    peers: set[object] = set()
+    answered = asyncio.Semaphore(0)
+
+    async def slower(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peers.add(request.transport.get_extra_info("peername"))
+        await asyncio.sleep(0.05)
+        answered.release()
+        return web.Response(status=404)
+
+    async with (
+        serve(answering(text=signed(TRUSTED))) as quick,
+        serve(slower) as slow,
+        asking(slow, quick, counting_keys=KEYS) as upstreams,
+    ):
+        for number in range(1, 6):
+            assert await upstreams.find(HASH_PART) is not None
+            await answered.acquire()
+            async with asyncio.timeout(5):
+                while upstreams.health()[0].misses < number:  # noqa: ASYNC110  # the client has no event
+                    await asyncio.sleep(0)
+    assert len(peers) == 1
+
+
+async def test_losers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never answers does not collect requests in the background."""
+    monkeypatch.setattr(client, "MOST_LOSERS", 3)
+    open_now = 0
+
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now
+        open_now += 1
+        while await reader.read(65536):
+            pass
+        open_now -= 1
+
+    async with (
+        serve(answering(text=signed(TRUSTED), seconds=0.02)) as quick,
+        talk(hang) as slow,
+        asking(slow, quick, counting_keys=KEYS, answer_seconds=60) as upstreams,
+    ):
+        for _ in range(10):
+            assert await upstreams.find(HASH_PART) is not None
+        async with asyncio.timeout(5):
+            while open_now > 3:  # noqa: ASYNC110  # counted by the server
+                await asyncio.sleep(0.01)
+
+
+async def test_each_request_names_the_proxies_that_it_came_through() -> None:
+    """So that whoever finds its own name knows that it asks itself."""
+    seen: list[str | None] = []
+
+    async def cache(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Via"))
+        return web.Response(status=404)
+
+    first, own = make_name(), make_name()
+    async with serve(cache) as url, asking(url, name=own) as upstreams:
+        await upstreams.find(HASH_PART)
+        await upstreams.find(HASH_PART, (first,))
+        assert await upstreams.find(HASH_PART, (first, own)) is None
+        assert await upstreams.find(HASH_PART, tuple(make_name() for _ in range(MOST_HOPS))) is None
+    assert seen == [f"1.1 {own}", f"1.1 {first}, 1.1 {own}"]
+
+
+def test_via_is_read_whatever_others_wrote_into_it() -> None:
+    """Several headers, other proxies, comments; and nothing of it is believed but names of our form."""
+    first, second = make_name(), make_name()
+    assert parse_via([]) == ()
+    assert parse_via([f"1.1 nginx, 1.1 {first} (comment)", f"1.0 fred,1.1 {second}"]) == (first, second)
+    assert parse_via([render_via((first, second))]) == (first, second)
+    assert parse_via([f"1.1 x{first}", "1.1 nixcache-oci", "\xff" * 9000]) == ()
+    assert is_loop((first,), first)
+    assert not is_loop((first,), second)
