@@ -55,8 +55,8 @@ TIME_LIMITS: Final = (
               "before it every answer would be a 404"),
 )  # fmt: skip
 
-_INTRODUCTION: Final = """How long a reader waits for what, in seconds, and why the limits fit together and with Nix,
-which waits 300 s for the first byte of a NAR and remembers a 404 for an hour."""
+_INTRODUCTION: Final = """How long a reader waits for what, in seconds, and why the limits fit together and
+with Nix, which waits 300 s for the first byte of a NAR and remembers a 404 for an hour."""
 
 
 def render_time_limits() -> str:
