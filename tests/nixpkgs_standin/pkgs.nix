@@ -16,6 +16,7 @@ let
   python3Packages =
     lib.genAttrs [
       "aiohttp"
+      "brotli"
       "cryptography"
       "hypothesis"
       "oras"

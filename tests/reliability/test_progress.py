@@ -7,6 +7,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from nixcache_oci.clients.http.minimum_rate import DOCUMENT_BYTES_PER_SECOND
+from tests.hostile.test_registry_data import put_segment
+from tests.proxy.test_bad_registry import narinfo_of, table_of
 from tests.reliability.caches import BLOBS, FIRST_STEP, PACKED, make_steps, names_in
 from tests.reliability.observed import LogLines, Outside, Surroundings
 from tests.reliability.proxy_roles import running_proxy
@@ -27,7 +30,7 @@ def results() -> Iterator[list[Cell]]:
     yield cells
     what = (
         "Transfers that trickle for many times longer than a connection may stand still, and than all tries"
-        " of an operation may take: none of them is given up."
+        " of an operation may take, above the least rate: none of them is given up."
     )
     write_suite(20, "Progress", what, len(JOBS), cells)
 
@@ -51,11 +54,13 @@ async def around(tmp_path: Path) -> AsyncIterator[Surroundings]:
 
 
 async def refresh(around: Surroundings) -> None:
-    """Tags, index and tables come in single lines."""
+    """Tags and index come twice as fast as documents have to, and a table for many seconds."""
     around.steps[0].put_into(around.ghcr)
     async with running_proxy(around) as proxy:
         around.steps[1].put_into(around.ghcr)
-        around.ghcr.bandwidth = 480
+        # Hash parts do not compress.
+        put_segment(around.ghcr, table_of(*sorted(narinfo_of(f"slow-{number}") for number in range(2_500))))
+        around.ghcr.bandwidth = 2 * DOCUMENT_BYTES_PER_SECOND
         await proxy.look()
         around.ghcr.bandwidth = None
         assert await proxy.lists((*BLOBS, *PACKED, *FIRST_STEP))

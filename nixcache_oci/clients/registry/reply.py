@@ -85,8 +85,13 @@ class Reply:
         while True:
             with translated():
                 began = clock()
-                # As it was received: to join what came meanwhile would copy all of it once more.
-                chunk, is_end_of_part = await content.readchunk()
+                try:
+                    # As it was received: to join what came meanwhile would copy all of it once more.
+                    chunk, is_end_of_part = await content.readchunk()
+                except aiohttp.ClientPayloadError:
+                    if rest := _received(content):
+                        yield rest
+                    raise
                 if is_first:
                     limit_stall(self._response, self._window_seconds)
                 rate.add(len(chunk), 0 if is_first else clock() - began)
@@ -106,3 +111,8 @@ class Reply:
         for transport in self._transports:
             if transport.get_write_buffer_size():
                 transport.abort()
+
+
+def _received(content: aiohttp.StreamReader) -> bytes:
+    """Take what came before the connection broke: aiohttp holds it back, and whoever resumes needs it."""
+    return content._read_nowait(-1) if content.total_bytes else b""  # noqa: SLF001  there is no public way
