@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from nixcache_oci.clients.layout_file import LayoutFile
+from nixcache_oci.clients.layout_check import FileChecks
+from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
-from nixcache_oci.clients.one_ahead import one_ahead
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -29,6 +29,7 @@ class Layout:
     def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self._folder = LayoutFolder(root, lock_seconds)
         self._is_prepared = False
+        self._checks = FileChecks()
         # The lock between programs is waited for in a thread. One waits for all, or the pool would run dry.
         self._turn = asyncio.Lock()
 
@@ -57,7 +58,11 @@ class Layout:
     async def open_blob(
         self, digest: Digest, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BlobStream]:
-        """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes."""
+        """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes.
+
+        A file that has a second name (a hard link) may be anything: it is hashed first, and a DigestError if
+        it is not the blob.
+        """
         file = await self._open(digest)
         try:
             size = file.size()
@@ -66,9 +71,11 @@ class Layout:
                 raise RegistryError(
                     f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
                 )
+            if file.has_second_name():
+                await self._checks.check(digest, file)
             # Its end is waited for before the file is closed: no thread may read what gets its number then.
             async with aclosing(_read(file, start, stop)) as chunks:
-                yield BlobStream(size, start, stop, chunks, file)
+                yield BlobStream(size, start, stop, chunks, check=partial(self._checks.check, digest, file))
         finally:
             file.close()
 
@@ -91,7 +98,8 @@ class Layout:
                 )
 
     async def close(self) -> None:
-        """Nothing is held open between calls."""
+        """End what still reads."""
+        await self._checks.close()
 
     async def _prepare(self) -> None:
         if self._is_prepared:

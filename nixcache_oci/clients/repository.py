@@ -4,7 +4,7 @@ Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``lay
 image layout). Errors are ours alone: ``RegistryError`` and ``NotFoundError``, never a library's.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,22 +29,6 @@ class StoredManifest:
     digest: Digest
 
 
-class BlobFile(Protocol):
-    """A file that holds a whole blob; it is open as long as the stream that names it."""
-
-    def fileno(self) -> int:
-        """Give its descriptor."""
-
-    def read(self, start: int, end: int) -> bytes:
-        """Read all bytes from ``start`` to before ``end``, blocking; RegistryError where there are fewer."""
-
-    def duplicate(self) -> "BlobFile":
-        """Open it once more: the same file, also where its name is another's by now."""
-
-    def close(self) -> None:
-        """Close it; its duplicates stay open."""
-
-
 @dataclass(frozen=True, slots=True)
 class BlobStream:
     """An open blob, or a part of it.
@@ -54,14 +38,15 @@ class BlobStream:
         start: offset of the first byte that ``chunks`` yields.
         end: offset behind the last one.
         chunks: the bytes; nothing is verified. A connection that breaks raises a temporary RegistryError.
-        file: where the bytes lie, for who does not need them in memory; None where they come from afar.
+        check: hashes the whole blob, before its bytes are used; a DigestError if it is not what its digest
+            says. None where it would have to be downloaded for that.
     """
 
     size: int
     start: int
     end: int
     chunks: AsyncIterator[bytes]
-    file: BlobFile | None = None
+    check: Callable[[], Awaitable[None]] | None = None
 
 
 class Repository(Protocol):

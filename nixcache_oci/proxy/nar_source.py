@@ -10,14 +10,13 @@ from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.repository import BlobFile, BlobStream, Repository
+from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.clients.resume import open_resuming
-from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.file_check import FileChecks
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import Piece, verified
+from nixcache_oci.proxy.verified import verified
 
 MOST_UNKNOWN: Final = 16
 """Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
@@ -48,7 +47,6 @@ class NarSource:
         self._repository = repository
         self._packs = packs
         self._quarantine = quarantine
-        self._checks = FileChecks(quarantine)
         self._generation = generation
         self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
         self._missing = Quarantine(seconds=_MISSING_SECONDS)
@@ -95,10 +93,8 @@ class NarSource:
         return await asyncio.shield(asking)
 
     @asynccontextmanager
-    async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[Piece]]]:
+    async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
-
-        Of a file that has another name as well (a hard link, to what may be no blob), none come unless.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
@@ -107,8 +103,6 @@ class NarSource:
         """
         async with self._open(blob) as stream:
             try:
-                if stream.file is not None:
-                    await self._checks.check_shared(blob, stream.file)
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
                     yield stream.size, chunks
             finally:
@@ -129,25 +123,19 @@ class NarSource:
         """
         told = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
-            if stream.file is not None:
-                await self._check_file(blob, stream.file, stream.size, told)
+            if stream.check is not None:
+                async with self._noting(blob):
+                    await stream.check()
+                if told not in (None, stream.size):
+                    raise RegistryError(f"blob {blob}: {stream.size} bytes now, {told} before")
             yield stream.chunks
-
-    async def _check_file(self, blob: Digest, file: BlobFile, size: int, told: int | None) -> None:
-        try:
-            await self._checks.check(blob, file)
-        finally:
-            if blob in self._quarantine:
-                self._sizes.forget(blob)
-        if told not in (None, size):
-            raise RegistryError(f"blob {blob}: {size} bytes now, {told} before")
 
     async def close(self) -> None:
         """End what is under way."""
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        await asyncio.gather(*asking, self._checks.close(), return_exceptions=True)
+        await asyncio.gather(*asking, return_exceptions=True)
 
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
@@ -174,9 +162,13 @@ class NarSource:
 
     @asynccontextmanager
     async def _noting(self, blob: Digest) -> AsyncIterator[None]:
-        """Note what is not found."""
+        """Note what is not found, and what turns out wrong before a byte of it is used."""
         try:
             yield
+        except DigestError:
+            self._quarantine.add(blob)
+            self._sizes.forget(blob)
+            raise
         except NotFoundError:
             if self._missing_since is not self._generation():
                 self._missing_since = self._generation()

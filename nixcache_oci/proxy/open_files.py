@@ -18,9 +18,8 @@ MOST_CONNECTIONS: Final = 4096
 
 # The index folder, packs on their way, logs, and what libraries open.
 _OTHERS: Final = 64
-# What a NAR that streams takes besides its client's: a connection to the registry and one to the storage, or
-# a file and a second number of the client's connection; and as much again for narinfos that are asked of
-# upstreams.
+# What a NAR that streams takes besides its client's: a connection to the registry and one to the storage; and
+# as much again for narinfos that are asked of upstreams.
 _FILES_OF_A_STREAM: Final = 4
 _SHARE_OF_STREAMS: Final = 8
 _FEWEST: Final = 16

@@ -12,11 +12,9 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.proxy.byte_range import ByteRange
-from nixcache_oci.proxy.file_part import FilePart, send_part
 from nixcache_oci.proxy.keys import COUNTERS
 from nixcache_oci.proxy.library import connection_of
 from nixcache_oci.proxy.prepared import NAR_TYPE
-from nixcache_oci.proxy.verified import Piece
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ async def send_head(request: web.Request, headers: dict[str, str]) -> web.Stream
 
 async def relay(
     request: web.Request,
-    chunks: AsyncIterator[Piece],
+    chunks: AsyncIterator[bytes],
     headers: dict[str, str],
     count: Callable[[int], None],
 ) -> web.StreamResponse:
@@ -97,24 +95,21 @@ async def relay(
 async def _write_all(
     request: web.Request,
     response: web.StreamResponse,
-    first: Piece,
-    chunks: AsyncIterator[Piece],
+    first: bytes,
+    chunks: AsyncIterator[bytes],
     count: Callable[[int], None],
 ) -> None:
     connection = connection_of(request)
     left = response.content_length
-    chunk: Piece | None = first
+    chunk: bytes | None = first
     while chunk is not None:
         if left is not None:
             # The library would send fewer bytes than it announced, and the next head would become the rest.
             if len(chunk) > left:
                 raise FormatError(f"{len(chunk) - left} bytes more than were announced")
             left -= len(chunk)
-        if isinstance(chunk, FilePart):
-            await send_part(chunk, request, response)
-        elif chunk:
-            await response.write(chunk)
         if chunk:
+            await response.write(chunk)
             connection.sent_bytes += len(chunk)
             count(len(chunk))
         chunk = await anext(chunks, None)

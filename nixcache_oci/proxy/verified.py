@@ -15,39 +15,29 @@ from typing import Final
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.file_part import FilePart, read_parts
 from nixcache_oci.proxy.quarantine import Quarantine
 
 # A thread begins when so much is there: to begin with less, and then to wait for the interpreter, costs more
 # than it gains.
 _BATCH_BYTES: Final = 512 * 1024
-# Then it goes on as long as there is something, and may be so far behind: a stream that waited for it at each
-# batch would stand still for as long as it hashes.
+# Hashing may lag by so much: waiting at each batch would stall the stream.
 _MOST_BEHIND_BYTES: Final = 1024 * 1024
 # Below this, it is hashed right here.
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
 
-Piece = bytes | FilePart
-
-
-async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[Piece, None]:
+async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
     """Pass the pieces of a whole blob on, the last one only once all of them hash to the digest.
 
-    Of a file, they are parts of it. Else no piece but the last waits to be hashed, and what was passed on
-    and is not hashed yet is held: at most 1 MiB and a piece.
+    No piece but the last waits to be hashed; what was passed on and is not hashed yet is held: at most 1 MiB
+    and a piece.
 
     Raises:
         DigestError: they do not; at least one byte was not passed on, and the blob is in quarantine.
     """
     hashing = _Hashing()
-    pieces: AsyncGenerator[Piece]
-    if stream.file is None:
-        pieces = hashing.follow(stream.chunks)
-    else:
-        pieces = read_parts(stream.file, stream.size, hashing.update)
-    held: Piece = b""
-    async with aclosing(pieces):
+    held = b""
+    async with aclosing(hashing.follow(stream.chunks)) as pieces:
         async for piece in pieces:
             if held:
                 yield held
@@ -65,7 +55,6 @@ class _Hashing:
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
-        self.update = self._hasher.update
         self._loop = asyncio.get_running_loop()
         # What follows is shared with the thread.
         self._lock = Lock()

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -12,17 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import BlobStream
-from nixcache_oci.errors import DigestError, RegistryError
+from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import file_part
-from nixcache_oci.proxy.file_part import FilePart
 from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import Piece, verified
+from nixcache_oci.proxy.verified import verified
 
 BIG = bytes(range(256)) * 1024  # hashed on a thread
-PART = file_part._PART_BYTES
 
 
 def stream(chunks: Iterable[bytes]) -> BlobStream:
@@ -38,17 +33,13 @@ def stream_of(chunks: AsyncIterator[bytes]) -> BlobStream:
     return BlobStream(size=0, start=0, end=0, chunks=chunks)
 
 
-def content_of(piece: Piece) -> bytes:
-    return piece.file.read(piece.start, piece.end) if isinstance(piece, FilePart) else piece
-
-
 async def read(blob: BlobStream, digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
     """Read to the end; tells what came, and whether the end was a good one."""
     passed: list[bytes] = []
     try:
         async with aclosing(verified(blob, digest, quarantine)) as pieces:
             async for piece in pieces:
-                passed.append(content_of(piece))  # noqa: PERF401  # what came before an error counts, too
+                passed.append(piece)  # noqa: PERF401  # what came before an error counts, too
     except DigestError:
         return passed, False
     return passed, True
@@ -191,78 +182,4 @@ async def test_who_gives_up_while_it_waits_for_the_hash(monkeypatch: pytest.Monk
     await asyncio.sleep(0)
     assert reading.cancelled()
     assert not troubles
-    assert len(asyncio.all_tasks()) == 1
-
-
-class File:
-    """One blob in an OCI layout, where the thread that reads it hashes it, too."""
-
-    def __init__(self, folder: Path) -> None:
-        self.layout = Layout(folder)
-        self._blobs = folder / "blobs" / "sha256"
-
-    async def put(self, content: bytes, *, instead: bytes | None = None) -> Digest:
-        """Store a blob; then its file may come to hold something else."""
-        digest = Digest.of(content)
-        await self.layout.push_blob(digest, content)
-        if instead is not None:
-            (self._blobs / digest.hex).write_bytes(instead)
-        return digest
-
-    async def read(self, digest: Digest, quarantine: Quarantine) -> tuple[list[bytes], bool]:
-        async with self.layout.open_blob(digest) as blob:
-            assert blob.file is not None
-            return await read(blob, digest, quarantine)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> File:
-    return File(tmp_path / "layout")
-
-
-@pytest.mark.parametrize("size", [0, 1, len(BIG), len(BIG) + 1, PART, PART + 1, 2 * PART, 3 * PART + 7])
-async def test_a_file_that_is_right_passes_whole(file: File, size: int) -> None:
-    """Whatever its size is beside that of what is read at a time."""
-    content = (BIG * 25)[:size]
-    passed, is_good = await file.read(await file.put(content), Quarantine())
-    assert is_good
-    assert b"".join(passed) == content
-
-
-@pytest.mark.parametrize("place", [0, len(BIG), PART, 3 * PART])
-async def test_of_a_file_that_is_wrong_the_end_is_missing(file: File, place: int) -> None:
-    """One byte is enough, wherever it is."""
-    content = BIG * 24 + b"the end"
-    wrong = bytearray(content)
-    wrong[place] ^= 1
-    quarantine = Quarantine()
-    digest = await file.put(content, instead=bytes(wrong))
-    passed, is_good = await file.read(digest, quarantine)
-    assert not is_good
-    assert len(b"".join(passed)) < len(content)
-    assert digest in quarantine
-
-
-async def test_a_file_that_shrinks_while_it_is_read(file: File) -> None:
-    """It cannot be read on, which says nothing about its bytes: no whole answer, and no accusation."""
-    content = BIG * 40
-    digest = await file.put(content)
-    quarantine = Quarantine()
-    async with file.layout.open_blob(digest) as blob, aclosing(verified(blob, digest, quarantine)) as pieces:
-        assert content_of(await anext(pieces)) == content[:PART]
-        await file.put(content, instead=BIG)
-        with pytest.raises(RegistryError, match="ended at byte"):
-            async for _ in pieces:
-                pass
-    assert digest not in quarantine
-
-
-async def test_a_reader_of_a_file_that_is_cancelled(file: File) -> None:
-    """No thread reads on in a file that is closed, and nothing is left behind."""
-    digest = await file.put(BIG * 40)
-    quarantine = Quarantine()
-    for turns in range(8):
-        async with file.layout.open_blob(digest) as blob:
-            await cancel_after(turns, read(blob, digest, quarantine))
-    assert digest not in quarantine
     assert len(asyncio.all_tasks()) == 1

@@ -19,6 +19,7 @@ from nixcache_oci.cache import (
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cli import log
+from nixcache_oci.clients import layout_check
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import foreign, head, minimum_rate
@@ -29,7 +30,6 @@ from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
     connections,
-    file_check,
     joined_refreshes,
     lookup,
     nar_source,
@@ -334,9 +334,9 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "files that are hashed before a part is sent",
-            f"{file_check.MAX_CHECKS}, with those that wait",
+            f"{layout_check.MAX_CHECKS}, with those that wait",
             "404",
-            "tests/proxy/test_file_check.py::test_checks_are_bounded",
+            "tests/clients/test_layout_check.py::test_checks_are_bounded",
         ),
     ),
     "What a flake says": (

@@ -1,28 +1,23 @@
-"""No part of a file is sent before the whole of it was found to be what its digest says."""
+"""NARs out of a layout: a part of a file is sent once the whole of it is known to be right."""
 
 import asyncio
 import os
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_file import LayoutFile
-from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy import keys
-from nixcache_oci.proxy.file_check import MAX_CHECKS, FileChecks
-from nixcache_oci.proxy.quarantine import Quarantine
 from tests.support.front import Bench, make_bench
 from tests.support.objects import store_object
 from tests.support.process import open_files_in, until
 from tests.support.publish import publish
 
-CONTENT = os.urandom(5_000_001)
+CONTENT = os.urandom(9_000_001)  # more than sockets hold
 DIGEST = Digest.of(CONTENT)
+NAR = f"GET /nar/{DIGEST.hex}.nar.zst HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 @pytest.fixture
@@ -106,87 +101,30 @@ async def test_nothing_of_a_file_with_a_second_name_is_sent_unless_it_is_right(
     assert (await ask(bench, wanted))[1] == CONTENT[1 if wanted else 0 :]
 
 
-class Gated(LayoutFile):
-    """A file that is read when the test says so, and counts what is read."""
-
-    gate = threading.Event()
-    reads = 0
-
-    def read(self, start: int, end: int) -> bytes:
-        type(self).reads += 1
-        assert self.gate.wait(30)
-        return super().read(start, end)
-
-    def duplicate(self) -> "Gated":
-        return Gated(os.dup(self.fileno()), nullcontext)
+@pytest.mark.parametrize("taken", [0, 3_000_000])
+async def test_a_client_that_goes_away(bench: Bench, tmp_path: Path, taken: int) -> None:
+    """While it is written to, or waited for: no file stays open, and nobody is accused."""
+    async with bench.connect() as client:
+        await client.send(NAR)
+        await client.expect_bytes(taken)
+        await until(lambda: open_files_in(tmp_path / "cache"))
+    await until(lambda: not open_files_in(tmp_path / "cache"))
+    assert bench.app[keys.COUNTERS].nars_cut == 0
+    assert DIGEST not in bench.app[keys.NARS]._quarantine
 
 
-@contextmanager
-def gated(path: Path, content: bytes) -> Iterator[Gated]:
-    path.write_bytes(content)
-    Gated.gate.clear()
-    Gated.reads = 0
-    file = Gated(os.open(path, os.O_RDONLY), nullcontext)
-    try:
-        yield file
-    finally:
-        Gated.gate.set()
-        file.close()
-
-
-async def test_whoever_asks_meanwhile_shares_the_work(tmp_path: Path) -> None:
-    """And later ones cost nothing. The first may hang up, and close its file, without harm to the others."""
-    checks = FileChecks(Quarantine())
-    with gated(tmp_path / "blob", b"right") as first:
-        second = Gated(os.dup(first.fileno()), nullcontext)
-        tasks = [
-            asyncio.create_task(checks.check(Digest.of(b"right"), file)) for file in (first, second, second)
-        ]
-        await until(lambda: Gated.reads)
-        tasks[0].cancel()
-        await asyncio.wait(tasks[:1])
-        Gated.gate.set()
-        await asyncio.gather(*tasks[1:])
-        await checks.check(Digest.of(b"right"), second)
-        assert Gated.reads == 1
-        with pytest.raises(DigestError):
-            await checks.check(Digest.of(b"other"), second)
-        second.close()
-
-
-async def test_what_nobody_waits_for_ends(tmp_path: Path) -> None:
-    """No thread reads on, no file stays open, and the next one begins anew."""
-    checks = FileChecks(Quarantine())
-    with gated(tmp_path / "blob", b"right") as file:
-        task = asyncio.create_task(checks.check(Digest.of(b"right"), file))
-        await until(lambda: Gated.reads)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-        Gated.gate.set()
-        await until(lambda: len(open_files_in(tmp_path)) == 1)
-        await checks.check(Digest.of(b"right"), file)
-        assert Gated.reads == 2
-    assert not open_files_in(tmp_path)
-
-
-async def test_checks_are_bounded(tmp_path: Path) -> None:
-    """Whoever asks for parts of everything is refused, and holds neither files nor threads without end."""
-    checks = FileChecks(Quarantine())
-    with gated(tmp_path / "blob", b"right") as file:
-        tasks = [
-            asyncio.create_task(checks.check(Digest.of(b"%d" % number), file)) for number in range(MAX_CHECKS)
-        ]
-        await asyncio.sleep(0)
-        with pytest.raises(RegistryError, match=f"{MAX_CHECKS} other files are being checked"):
-            await checks.check(Digest.of(b"right"), file)
-        assert len(open_files_in(tmp_path)) == MAX_CHECKS + 1
-        await until(lambda: Gated.reads)
-        closing = asyncio.create_task(checks.close())
-        await asyncio.sleep(0)
-        Gated.gate.set()
-        await closing
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(result, asyncio.CancelledError) for result in results)
-        await checks.check(Digest.of(b"right"), file)
-        assert len(open_files_in(tmp_path)) == 1
+@pytest.mark.parametrize("place", [0, len(CONTENT) // 2, len(CONTENT) - 1])
+async def test_of_wrong_bytes_the_end_is_missing(bench: Bench, tmp_path: Path, place: int) -> None:
+    """One is enough; and then the blob is not there any more."""
+    wrong = bytearray(CONTENT)
+    wrong[place] ^= 1
+    blob_of(tmp_path).write_bytes(wrong)
+    async with bench.connect() as client:
+        await client.send(NAR + NAR)
+        received = await client.expect_end()
+    assert len(received) < len(CONTENT)
+    assert received.count(b"HTTP/1.1") == 1
+    assert bench.app[keys.COUNTERS].nars_cut == 1
+    async with bench.connect() as client:
+        await client.send(NAR)
+        assert (await client.expect(1)).startswith(b"HTTP/1.1 404 ")

@@ -1,8 +1,8 @@
-"""Whether local files hold what their digest says, so that a part of one can be sent by itself.
+"""Whether a layout's files hold what their digests say, so that a part of one can be sent by itself.
 
-Whoever may write into a folder may put anything there under any digest, and a part cannot be checked alone.
-So the whole file is hashed before a part of it is sent, once for as long as it does not change: a client that
-resumes a large NAR again and again does not make it be hashed each time. Source: design section 3, promise 3.
+Anyone who may write to the folder can put anything there under any digest, and a part cannot be checked
+alone. So the whole file is hashed before a part of it is sent, and again only when it has changed: a client
+that resumes a large NAR many times costs one hash. Source: design section 3, promise 3.
 """
 
 import asyncio
@@ -10,20 +10,20 @@ import hashlib
 import os
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
+from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.repository import BlobFile
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.file_part import read_parts
-from nixcache_oci.proxy.quarantine import Quarantine
 
 MAX_CHECKS: Final = 64
 """So many files are hashed, or wait for it; Nix has 25 connections, unless told otherwise."""
 
 _AT_ONCE: Final = 2  # they share the threads with all that streams
 _MAX_REMEMBERED: Final = 4096
+_READ_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _State:
     changed_ns: int
 
     @classmethod
-    def of(cls, file: BlobFile) -> Self:
+    def of(cls, file: LayoutFile) -> Self:
         status = os.fstat(file.fileno())
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -49,23 +49,18 @@ class _Check:
 
 
 class FileChecks:
-    """Hashes files, and remembers those that were right.
+    """Hashes files, and remembers those that were right."""
 
-    Args:
-        quarantine: takes the blobs that turn out wrong.
-    """
-
-    def __init__(self, quarantine: Quarantine) -> None:
-        self._quarantine = quarantine
+    def __init__(self) -> None:
         self._right: Memo[Digest, _State] = Memo(_MAX_REMEMBERED)
         self._checks: dict[tuple[Digest, _State], _Check] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def check(self, digest: Digest, file: BlobFile) -> None:
+    async def check(self, digest: Digest, file: LayoutFile) -> None:
         """Wait until a file is known to be right; whoever asks for the same one meanwhile shares the work.
 
         Raises:
-            DigestError: it is not what its digest says; from now on the blob is in quarantine.
+            DigestError: it is not what its digest says.
             RegistryError: it could not be read, or too many others are being checked.
         """
         state = _State.of(file)
@@ -84,11 +79,6 @@ class FileChecks:
                 del self._checks[key]
                 check.task.cancel()
 
-    async def check_shared(self, digest: Digest, file: BlobFile) -> None:
-        """Do as ``check`` does where a file has a second name: it may be a secret's, which is no blob."""
-        if os.fstat(file.fileno()).st_nlink > 1:
-            await self.check(digest, file)
-
     async def close(self) -> None:
         """End what is under way."""
         tasks = [check.task for check in self._checks.values()]
@@ -96,7 +86,7 @@ class FileChecks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, digest: Digest, file: BlobFile, state: _State) -> _Check:
+    def _begin(self, digest: Digest, file: LayoutFile, state: _State) -> _Check:
         if len(self._checks) >= MAX_CHECKS:
             raise RegistryError(
                 f"blob {digest}: {MAX_CHECKS} other files are being checked", is_temporary=True
@@ -107,18 +97,22 @@ class FileChecks:
         task.add_done_callback(lambda done: _end(done, own))
         return _Check(task)
 
-    async def _hash(self, digest: Digest, file: BlobFile, state: _State) -> None:
+    async def _hash(self, digest: Digest, file: LayoutFile, state: _State) -> None:
         hasher = hashlib.sha256()
-        async with self._turns, aclosing(read_parts(file, state.size, hasher.update)) as parts:
-            async for _ in parts:
+
+        def read(start: int) -> None:
+            hasher.update(file.read(start, min(start + _READ_BYTES, state.size)))
+
+        jobs = (partial(read, start) for start in range(0, state.size, _READ_BYTES))
+        async with self._turns, aclosing(one_ahead(jobs)) as done:
+            async for _ in done:
                 pass
         if hasher.hexdigest() != digest.hex:
-            self._quarantine.add(digest)
             raise DigestError(f"{digest}: the file has digest sha256:{hasher.hexdigest()}")
         self._right.put(digest, state)
 
 
-def _end(done: asyncio.Task[None], file: BlobFile) -> None:
+def _end(done: asyncio.Task[None], file: LayoutFile) -> None:
     file.close()
     if not done.cancelled():
         done.exception()  # all who waited for it may be gone
