@@ -11,7 +11,6 @@ from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
-from nixcache_oci.proxy.allocator import keep_freed_memory
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
@@ -43,7 +42,6 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         _log.warning(warning)
     config = proxy_config(values)
     location = repository_config(values)
-    keep_freed_memory()
     sockets = activated_sockets(environment, os.getpid())
     run_async(
         _serve(

@@ -17,7 +17,6 @@ from nixcache_oci.errors import Error
 from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.connections import Connections
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
 from nixcache_oci.proxy.endpoints.health import get_health
@@ -27,17 +26,18 @@ from nixcache_oci.proxy.endpoints.public_key import get_public_key
 from nixcache_oci.proxy.endpoints.refresh import post_refresh
 from nixcache_oci.proxy.endpoints.status import get_status
 from nixcache_oci.proxy.endpoints.upstream_nar import get_upstream_nar
+from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
+from nixcache_oci.proxy.front.connections import Connections
+from nixcache_oci.proxy.front.fast_path import FastPath
+from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere, own_names
-from nixcache_oci.proxy.hits import Hits
 from nixcache_oci.proxy.joined_refreshes import JoinedRefreshes
-from nixcache_oci.proxy.library import LibraryProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
 from nixcache_oci.proxy.open_files import current_limits
-from nixcache_oci.proxy.pack_cache import PackCache
-from nixcache_oci.proxy.prepared import COMMON_HEADERS
+from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
@@ -65,7 +65,7 @@ def build_app(
     app[keys.COUNTERS] = counters
     app[keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
     app[keys.SIGNATURES] = union = SignatureUnion(finder, config.counting_keys)
-    app[keys.HITS] = Hits(index, packs, nars, counters, union)
+    app[keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
     app[keys.HOST_GUARD] = host_guard
     app[keys.INDEX] = index
     app[keys.NARS] = nars
@@ -157,7 +157,7 @@ def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Resp
 @web.middleware
 async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
     protocol = request.protocol
-    if isinstance(protocol, LibraryProtocol) and not protocol.begin() and request.path != _HEALTH:
+    if isinstance(protocol, AiohttpProtocol) and not protocol.begin() and request.path != _HEALTH:
         raise BusyError("too many requests are being answered")
     return await handler(request)
 

@@ -5,22 +5,22 @@ from aiohttp import web
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.connections import Connections
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.front.connections import Connections
+from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.guard import HostGuard
-from nixcache_oci.proxy.hits import Hits
 from nixcache_oci.proxy.joined_refreshes import JoinedRefreshes
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import NarStreams
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 CONFIG = web.AppKey("config", ProxyConfig)
 CONNECTIONS = web.AppKey("connections", Connections)
 COUNTERS = web.AppKey("counters", Counters)
-HITS = web.AppKey("hits", Hits)
+FAST_PATH = web.AppKey("hits", FastPath)
 HOST_GUARD = web.AppKey("host_guard", HostGuard)
 FINDER = web.AppKey("finder", UpstreamFinder)
 INDEX = web.AppKey("index", LiveIndex)

@@ -22,7 +22,7 @@ from nixcache_oci.errors import Error, FormatError, NotFoundError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.regression_watch import RegressionWatch
+from nixcache_oci.proxy.regression import RegressionWatch
 
 _log = logging.getLogger(__name__)
 

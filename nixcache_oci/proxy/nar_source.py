@@ -14,7 +14,7 @@ from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import verified
 

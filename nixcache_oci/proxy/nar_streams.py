@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from nixcache_oci.errors import Error
-from nixcache_oci.proxy.connections import Connection, Connections
+from nixcache_oci.proxy.front.connections import Connection, Connections
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Whether a registry shows an older state of the cache than it did: decisions on plain data, no I/O.
+"""Whether a registry shows an older state of the cache than it did, over all runs of the proxy.
 
 Signed narinfos cannot be forged by a registry, but it can withhold them, or show an old index. Two things
 give that away. A segment that gc takes out was marked for the whole grace before; one that is gone within a
@@ -8,18 +8,25 @@ reason to take, so that the time of the newest never goes back while anybody pub
 Source: design section 2, "Index", and section 5, promises 1 and 3.
 """
 
+import asyncio
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final, Self
 
 from nixcache_oci.cache.segment import Segment, SegmentTag
-from nixcache_oci.cache.timestamp import format_time, parse_time
+from nixcache_oci.cache.timestamp import format_time, now, parse_time
+from nixcache_oci.clients.durable_file import write_file
+from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.counters import Counters
+
+_log = logging.getLogger(__name__)
 
 # Whoever did not look for longer may have missed the mark, where gc runs with a short grace.
 _WATCHING: Final = timedelta(days=1)
@@ -27,6 +34,10 @@ MAX_MISSING: Final = 256
 """Segments that are remembered as missing, those first that were noticed first: more say nothing new."""
 # The default grace: what is missing may have been marked meanwhile, as far as anybody here can tell.
 _REMEMBERED: Final = timedelta(days=30)
+
+_FILE: Final = "seen.json"
+_MAX_BYTES: Final = 1024 * 1024  # forty times what is written
+_SAVED: Final = timedelta(hours=1)  # between two writes for nothing but the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +145,80 @@ def _parse_missing(missing: Mapping[str, str]) -> dict[str, datetime]:
 
 def _parse(text: str | None) -> datetime | None:
     return None if text is None else parse_time(text)
+
+
+class RegressionWatch:
+    """Remembers what was seen of one cache.
+
+    Args:
+        folder: where the cache's index lies; what was seen lies beside it.
+        counters: of the proxy.
+        clock: tells the time.
+
+    Attributes:
+        seen: until now.
+    """
+
+    def __init__(self, folder: RootedPath, counters: Counters, clock: Callable[[], datetime] = now) -> None:
+        self.seen = Seen()
+        self._folder = folder
+        self._counters = counters
+        self._clock = clock
+        self._saved: Seen | None = None
+
+    async def open(self) -> None:
+        """Read what an earlier run saw, once."""
+        if self._saved is None:
+            self.seen = self._saved = await asyncio.to_thread(self._load)
+
+    def confirm(self) -> None:
+        """Note that the repository holds what it held."""
+        self.seen = replace(self.seen, looked=self._clock())
+
+    def compare(self, before: Iterable[Segment], listed: Iterable[Segment]) -> None:
+        """Note what the repository lists now, and say once where that is less than it may be.
+
+        Args:
+            before: segments at the look before this one.
+            listed: segments now.
+        """
+        former, self.seen = self.seen, self.seen.after_look(before, listed, self._clock())
+        if self.seen.is_worse_than(former):
+            self._counters.index_regressions += 1
+            fields = {
+                "missing_segments": len(self.seen.missing),
+                "newest": format_time(self.seen.newest_now) if self.seen.newest_now else None,
+                "newest_seen": format_time(self.seen.newest) if self.seen.newest else None,
+            }
+            _log.warning(
+                "the registry shows an older state of the cache than before", extra={"fields": fields}
+            )
+        elif former.regressed_since is not None and self.seen.regressed_since is None:
+            _log.info("the registry shows again what it had shown before")
+
+    async def save(self) -> None:
+        """Write what is new for the next run.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._is_new():
+            await asyncio.to_thread(
+                write_file, self._folder / _FILE, [self.seen.to_json().encode()], self._folder
+            )
+            self._saved = self.seen
+
+    def _is_new(self) -> bool:
+        seen, saved = self.seen, self._saved or Seen()
+        if seen.looked is None or saved.looked is None or seen.looked - saved.looked >= _SAVED:
+            return True
+        return replace(seen, looked=None, newest_now=None) != replace(saved, looked=None, newest_now=None)
+
+    def _load(self) -> Seen:
+        try:
+            return Seen.from_json((self._folder / _FILE).read_bytes(_MAX_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            return Seen()
+        except (OSError, FormatError) as error:
+            _log.warning("what was seen before is unusable", extra={"fields": {"error": str(error)}})
+            return Seen()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.upstream.address import parse_upstream
-from nixcache_oci.proxy.former_upstreams import (
-    FILE_NAME,
+from nixcache_oci.proxy.upstream_state import (
+    FORMER_FILE,
     MOST_FORMER,
     REMEMBERED_SECONDS,
     remember_upstreams,
@@ -36,7 +36,7 @@ def test_one_is_remembered_from_when_it_left(tmp_path: Path) -> None:
 def test_credentials_are_not_written(tmp_path: Path) -> None:
     """Nor is anything that others may read."""
     remember(tmp_path, ["https://user:hidden@a.example/"], 0)
-    file = tmp_path / FILE_NAME
+    file = tmp_path / FORMER_FILE
     assert "hidden" not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     assert remember(tmp_path, [], 1) == ["https://a.example/"]
@@ -60,8 +60,8 @@ def test_a_damaged_file_is_no_reason_not_to_start(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is said once, and written anew."""
-    (tmp_path / FILE_NAME).write_text(content)
-    (tmp_path / FILE_NAME).chmod(0o600)
+    (tmp_path / FORMER_FILE).write_text(content)
+    (tmp_path / FORMER_FILE).chmod(0o600)
     assert remember(tmp_path, [A], 10) == []
     assert "former upstreams are not known" in caplog.text
     assert remember(tmp_path, [], 11) == [A]
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_no_reason_not_to_start(
 def test_what_others_may_have_written_is_not_read(tmp_path: Path) -> None:
     """Who can write it decides where we send requests."""
     remember(tmp_path, [A], 0)
-    (tmp_path / FILE_NAME).chmod(0o666)
+    (tmp_path / FORMER_FILE).chmod(0o666)
     assert remember(tmp_path, [], 1) == []
 
 
@@ -78,5 +78,5 @@ def test_a_folder_that_cannot_be_used_is_no_reason_not_to_start(tmp_path: Path) 
     """Nothing is remembered then."""
     (tmp_path / "file").write_text("")
     assert remember(tmp_path / "file" / "index", [A], 0) == []
-    (tmp_path / FILE_NAME).mkdir()
+    (tmp_path / FORMER_FILE).mkdir()
     assert remember(tmp_path, [A], 0) == []

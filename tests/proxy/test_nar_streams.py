@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from nixcache_oci.proxy import nar_streams
-from nixcache_oci.proxy.connections import Connection, Connections
+from nixcache_oci.proxy.front.connections import Connection, Connections
 from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
 
 

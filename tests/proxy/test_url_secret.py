@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.index_folder import NOWHERE
-from nixcache_oci.proxy.url_secret import FILE_NAME, load_url_secret
+from nixcache_oci.proxy.upstream_state import KEY_FILE, load_url_secret
 
 
 def test_it_is_made_once(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_it_is_made_once(tmp_path: Path) -> None:
         [secret] = set(pool.map(load_url_secret, [folder] * 32))
     assert len(secret) == 32
     assert load_url_secret(folder) == secret
-    assert [path.name for path in folder.iterdir()] == [FILE_NAME]
-    assert stat.S_IMODE((folder / FILE_NAME).stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == [KEY_FILE]
+    assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
 
 
 def test_each_folder_has_its_own(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_cannot_be_used_is_named(
 ) -> None:
     """The proxy starts all the same, with a secret that nobody else can have."""
     (tmp_path / "index").mkdir()
-    spoil(tmp_path / "index" / FILE_NAME)
+    spoil(tmp_path / "index" / KEY_FILE)
     first, second = (load_url_secret(tmp_path / "index") for _ in range(2))
     assert first != second
     assert bytes(32) not in {first, second}

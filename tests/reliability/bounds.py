@@ -29,15 +29,14 @@ from nixcache_oci.clients.registry import transport, wire
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
-    connections,
     joined_refreshes,
     lookup,
     nar_source,
     nar_streams,
     open_files,
     regression,
-    regression_watch,
 )
+from nixcache_oci.proxy.front import connections
 
 HEADING: Final = "## Bounds"
 _KIB: Final = 1024
@@ -161,7 +160,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "segments that are missing, remembered",
-            f"{regression.MAX_MISSING}, and {show_bytes(regression_watch._MAX_BYTES)} of file",
+            f"{regression.MAX_MISSING}, and {show_bytes(regression._MAX_BYTES)} of file",
             "counted no further",
             f"{_HOSTILE}::test_segments_that_change_at_each_look",
         ),
@@ -265,7 +264,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             "connections",
             f"{open_files.MOST_CONNECTIONS:,}, fewer where few files may be open",
             "the oldest idle ones are closed",
-            "tests/proxy/test_connections.py::test_the_oldest_idle_connection_makes_room",
+            "tests/proxy/front/test_connections.py::test_the_oldest_idle_connection_makes_room",
         ),
         Bound(
             "time for a request's head",
@@ -277,7 +276,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             "time in which a client takes no byte",
             _seconds(connections.STALL_SECONDS),
             "cut",
-            "tests/proxy/test_connections.py::test_who_takes_nothing_for_minutes_is_cut",
+            "tests/proxy/front/test_connections.py::test_who_takes_nothing_for_minutes_is_cut",
         ),
         Bound(
             "NARs that stream, and HEADs of upstreams' NARs",

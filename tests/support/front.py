@@ -15,13 +15,13 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.connections import IDLE_SECONDS
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.front import Front, FrontServer
-from nixcache_oci.proxy.head import HeadReader
-from nixcache_oci.proxy.library import library_of
+from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
+from nixcache_oci.proxy.front.connection import Front, FrontServer
+from nixcache_oci.proxy.front.connections import IDLE_SECONDS
+from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs.cache import PackCache
 
 # Iterations of the event loop in which nothing comes any more: both ends run in it, and nothing here waits.
 _QUIET: Final = 60
@@ -91,9 +91,9 @@ class Bench:
         self.app = app
         self.server = server
         connections = app[keys.CONNECTIONS]
-        self.library = library_of(server, connections, idle_seconds=idle_seconds)
+        self.library = protocol_factory(server, connections, idle_seconds=idle_seconds)
         reader = HeadReader(app[keys.HOST_GUARD].allows)
-        self.front = FrontServer(self.library, reader, app[keys.HITS], connections)
+        self.front = FrontServer(self.library, reader, app[keys.FAST_PATH], connections)
         self.gate = gate
         self.connections: list[Front] = []
 
@@ -182,4 +182,4 @@ async def fetched(packs: PackCache) -> None:
 
 
 def _downloads(packs: PackCache) -> list[asyncio.Task[bytearray]]:
-    return [entry.download for entry in packs._room.entries.values() if not entry.download.done()]
+    return [entry.download for entry in packs._memory.entries.values() if not entry.download.done()]

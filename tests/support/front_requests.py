@@ -202,8 +202,8 @@ def _outcome(bench: Bench, client: Client, log: list[object]) -> Outcome:
         replace(bench.app[keys.COUNTERS]),
         list(log),
         (
-            list(packs._room.entries),
-            [pack for pack, entry in packs._room.entries.items() if entry.is_unread],
+            list(packs._memory.entries),
+            [pack for pack, entry in packs._memory.entries.items() if entry.is_unread],
             list(packs._wanted),
         ),
     )
@@ -230,7 +230,7 @@ class _Answers(logging.Handler):
 
 @contextmanager
 def _logged_answers() -> Iterator[list[object]]:
-    logger, handler = logging.getLogger("nixcache_oci.proxy.front"), _Answers()
+    logger, handler = logging.getLogger("nixcache_oci.proxy.front.connection"), _Answers()
     level = logger.level
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)

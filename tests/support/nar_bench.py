@@ -2,7 +2,7 @@
 
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from tests.support.slow_repository import SlowRepository
 

@@ -1,10 +1,83 @@
 """``/_status``: what an operator wants to know, as JSON."""
 
+import time
+from dataclasses import asdict
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
 from aiohttp import web
 
-from nixcache_oci.proxy.snapshot import take_snapshot
+from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.proxy.keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
+from nixcache_oci.proxy.regression import Seen
+
+# How much is wrong is up to the registry: of a list, the first are shown, and how many there are.
+_MAX_SHOWN: Final = 20
+_MAX_LETTERS: Final = 500
 
 
 async def get_status(request: web.Request) -> web.Response:
     """Show the state of the proxy."""
-    return web.json_response(take_snapshot(request.app))
+    return web.json_response(_take_snapshot(request.app))
+
+
+def _take_snapshot(app: web.Application) -> dict[str, object]:
+    """Collect the state of the proxy; nothing in it is secret. Ages are in seconds, sizes in bytes."""
+    config, index = app[CONFIG], app[INDEX]
+    state = index.state
+    now = time.time()
+    return {
+        "registry": app[REPOSITORY].name,
+        "entries": index.entries,
+        "segments": index.segments,
+        "uptime_seconds": round(now - app[STARTED], 1),
+        "index": {
+            "ready": index.catalog is not None,
+            "loaded_from_disk": state.loaded_from_disk,
+            "age_seconds": _age(now, state.checked_at),
+            "changed_seconds_ago": _age(now, state.changed_at),
+            "last_error": _clip(state.error),
+            "damaged_tables": {
+                tag: _clip(reason) for tag, reason in islice(state.damaged.items(), _MAX_SHOWN)
+            },
+            "damaged_count": len(state.damaged),
+            "left_out": state.left_out,
+            "complete": index.is_complete,
+            "newest_segment": _show(index.watch.seen.newest_now),
+            "regression": _show_regression(index.watch.seen),
+            "ttl_seconds": config.index_ttl_seconds,
+        },
+        "public_keys": {
+            "configured": [str(key) for key in config.public_keys],
+            "recorded": state.public_key,
+            "recorded_others": list(state.other_keys[:_MAX_SHOWN]),
+            "changed": bool(state.other_keys),
+        },
+        "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
+        "pack_cache_bytes": app[PACKS].used_bytes,
+        "counters": asdict(app[COUNTERS]),
+    }
+
+
+def _show(time_of: datetime | None) -> str | None:
+    return None if time_of is None else format_time(time_of)
+
+
+def _show_regression(seen: Seen) -> dict[str, object] | None:
+    if seen.regressed_since is None:
+        return None
+    return {
+        "since": _show(seen.regressed_since),
+        "newest_segment_seen": _show(seen.newest),
+        "missing_segments": sorted(seen.missing)[:_MAX_SHOWN],
+        "missing_count": len(seen.missing),
+    }
+
+
+def _clip(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
+
+
+def _age(now: float, time_of: float | None) -> float | None:
+    return None if time_of is None else round(max(0.0, now - time_of), 1)

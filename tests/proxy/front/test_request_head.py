@@ -4,7 +4,7 @@ import pytest
 
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES, NarUrl
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
+from nixcache_oci.proxy.front.request_head import END_OF_HEAD, HeadReader, Shape
 
 LETTERS = b"0123456789abcdfghijklmnpqrsvwxyz"
 PLAIN = b"GET /" + LETTERS + b".narinfo HTTP/1.1\r\n"

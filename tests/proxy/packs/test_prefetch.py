@@ -8,8 +8,9 @@ import pytest
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy import first_nar, keys
-from nixcache_oci.proxy.first_nar import first_of_closure
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.packs import prefetch
+from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from tests.support.front import make_bench, read_index
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
@@ -83,7 +84,7 @@ async def test_the_root_has_the_first_pack_fetched_before_its_own(tmp_path: Path
         catalog = bench.app[keys.INDEX].catalog
         assert catalog is not None
         narinfos = [catalog.find(hash_part_of(seed)) or b"" for seed in "arb"]
-        entries = bench.app[keys.PACKS]._room.entries
+        entries = bench.app[keys.PACKS]._memory.entries
     urls = [line for narinfo in narinfos for line in narinfo.splitlines() if line.startswith(b"URL: ")]
     assert [pack.hex in url.decode() for pack, url in zip(entries, urls, strict=True)] == [True] * 3
 
@@ -93,8 +94,8 @@ async def test_a_large_narinfo_is_not_followed(tmp_path: Path, monkeypatch: pyte
     catalog = await catalog_of(tmp_path, {"r": "a", "a": ""})
     narinfo = catalog.find(hash_part_of("r")) or b""
     assert base_name_of("a").encode() in first_of_closure(narinfo, catalog).splitlines()[0]
-    monkeypatch.setattr(first_nar, "_MOST_BYTES", len(narinfo) - 1)
+    monkeypatch.setattr(prefetch, "_MOST_BYTES", len(narinfo) - 1)
     assert first_of_closure(narinfo, catalog) == narinfo
     catalog.tables[0].file.verdicts[:] = bytes(2)
-    monkeypatch.setattr(first_nar, "_MOST_BYTES", len(narinfo))
+    monkeypatch.setattr(prefetch, "_MOST_BYTES", len(narinfo))
     assert base_name_of("a").encode() in first_of_closure(narinfo, catalog).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The HTTP library's protocol, but for what it does with bytes that it cannot read, and counted.
+"""aiohttp's protocol, but for what it does with bytes that it cannot read; and its connections are counted.
 
 It would tell its name and version, and repeat the bytes; and where its parser fails on them, the event loop
 would write a traceback for each such request.
@@ -11,18 +11,16 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from aiohttp import web
-from aiohttp.abc import AbstractAccessLogger
 
-from nixcache_oci.proxy.connections import IDLE_SECONDS, Connection, Connections
-from nixcache_oci.proxy.prepared import COMMON_HEADERS
+from nixcache_oci.proxy.front.connections import IDLE_SECONDS, Connection, Connections
+from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 
 _log = logging.getLogger(__name__)
-
 
 _READ_BYTES: Final = 4 * 1024  # no request has a body that anybody reads
 
 
-class LibraryProtocol(web.RequestHandler):
+class AiohttpProtocol(web.RequestHandler):
     """One connection.
 
     Args:
@@ -37,8 +35,7 @@ class LibraryProtocol(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=_log,
-            access_log_class=AccessLog,
+            access_log=None,  # type: ignore[arg-type]  # what it means by "none": see log_access below
             keepalive_timeout=idle_seconds,
             read_bufsize=_READ_BYTES,
             auto_decompress=False,
@@ -84,9 +81,11 @@ class LibraryProtocol(web.RequestHandler):
         """Note that a request is being answered; False where too many are."""
         return self._connections.begin(self.connection)
 
-    def end(self, *, stays: bool) -> None:
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """Note that an answer was written, and whether the connection stays."""
-        self._connections.end(self.connection, self._loop.time(), stays=stays)
+        del time
+        log_answer(request.method, request.path, response.status)
+        self._connections.end(self.connection, self._loop.time(), stays=bool(response.keep_alive))
 
     def handle_error(
         self,
@@ -107,17 +106,6 @@ class LibraryProtocol(web.RequestHandler):
         return response
 
 
-class AccessLog(AbstractAccessLogger):
-    """Hears of each answer that the library has written."""
-
-    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Hear of one answer, ``time`` seconds after its request."""
-        del time
-        log_answer(request.method, request.path, response.status)
-        if isinstance(request.protocol, LibraryProtocol):
-            request.protocol.end(stays=bool(response.keep_alive))
-
-
 def log_answer(method: str, path: str, status: int) -> None:
     """Log one answer, where somebody wants each of them."""
     if _log.isEnabledFor(logging.DEBUG):
@@ -127,12 +115,12 @@ def log_answer(method: str, path: str, status: int) -> None:
 def connection_of(request: web.BaseRequest) -> Connection:
     """Give the connection that a request came on."""
     protocol = request.protocol
-    return protocol.connection if isinstance(protocol, LibraryProtocol) else Connection()
+    return protocol.connection if isinstance(protocol, AiohttpProtocol) else Connection()
 
 
-def library_of(
+def protocol_factory(
     server: web.Server, connections: Connections, *, idle_seconds: float = IDLE_SECONDS
-) -> Callable[[], LibraryProtocol]:
+) -> Callable[[], AiohttpProtocol]:
     """Make what makes the protocol of each connection.
 
     Args:
@@ -140,4 +128,4 @@ def library_of(
         connections: where they are counted.
         idle_seconds: how long a connection may be idle.
     """
-    return lambda: LibraryProtocol(server, connections, idle_seconds=idle_seconds)
+    return lambda: AiohttpProtocol(server, connections, idle_seconds=idle_seconds)

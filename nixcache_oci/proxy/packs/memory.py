@@ -1,14 +1,13 @@
-"""The room that packs take in memory: bounded, with those on their way, and given back when nobody comes."""
+"""The memory that packs take: bounded, with those on their way, and given back when nobody comes."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.arrival import Arrival
 
 UNUSED_SECONDS: Final = 120.0
 """Whoever asked for narinfos and for no NAR since is not coming back, nor is whoever has read a closure."""
@@ -19,8 +18,58 @@ _AHEAD_PARTS: Final = 4
 _BUSY_SECONDS: Final = 2.0
 
 
+class Arrival:
+    """A pack on its way; implements ``Receiver``. Nothing of it is checked.
+
+    A reader of a slice waits for the bytes of that slice, and not for all of the pack.
+
+    Args:
+        when_open: is told how many bytes the pack has, before they come.
+    """
+
+    def __init__(self, when_open: Callable[[int], Awaitable[None]]) -> None:
+        self._when_open = when_open
+        self._content = bytearray()
+        self._arrived = 0
+        self._is_over = False
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def begin(self, content: bytearray) -> None:
+        """Take the place for the bytes, all of them."""
+        self._content = content
+        await self._when_open(len(content))
+
+    def advance(self, arrived: int) -> None:
+        """Hear that so many bytes are in their place."""
+        self._arrived = arrived
+        self._wake(arrived)
+
+    def end(self) -> None:
+        """Hear that no more will come."""
+        self._is_over = True
+        self._wake(max((end for end, _ in self._waiting), default=0))
+
+    async def reach(self, end: int) -> None:
+        """Wait until all bytes before ``end`` are here, or no more will come."""
+        if not self._is_over and self._arrived < end:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append((end, waiting))
+            await waiting
+
+    def view(self, start: int, end: int) -> memoryview | None:
+        """Give the bytes from ``start`` to before ``end``; None where they are not here."""
+        return memoryview(self._content)[start:end] if end <= self._arrived else None
+
+    def _wake(self, arrived: int) -> None:
+        woken = [waiting for end, waiting in self._waiting if end <= arrived]
+        self._waiting = [(end, waiting) for end, waiting in self._waiting if end > arrived]
+        for waiting in woken:
+            if not waiting.done():
+                waiting.set_result(None)
+
+
 @dataclass(slots=True)
-class Entry:
+class PackEntry:
     """A pack, downloaded or on its way.
 
     Attributes:
@@ -38,7 +87,7 @@ class Entry:
     room_bytes: int = 0
 
 
-class PackRoom:
+class PackMemory:
     """Counts what packs take, and says which of them go.
 
     Args:
@@ -53,7 +102,7 @@ class PackRoom:
     def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
         self._capacity_bytes = capacity_bytes
         self._clock = clock
-        self.entries: OrderedDict[Digest, Entry] = OrderedDict()
+        self.entries: OrderedDict[Digest, PackEntry] = OrderedDict()
         self.used_bytes = 0
         self._unread_bytes = 0
 
@@ -67,13 +116,13 @@ class PackRoom:
         """Tell whether one more may be here that nobody asked for."""
         return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _AHEAD_PARTS
 
-    def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> Entry:
+    def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> PackEntry:
         """Take a pack in whose download has begun, and for which room was made."""
-        entry = self.entries[pack] = Entry(download, arrival, self._clock())
+        entry = self.entries[pack] = PackEntry(download, arrival, self._clock())
         self.resize(entry, MAX_PACK_BYTES)
         return entry
 
-    def resize(self, entry: Entry, room_bytes: int) -> None:
+    def resize(self, entry: PackEntry, room_bytes: int) -> None:
         """Count a pack for so much from now on."""
         change = room_bytes - entry.room_bytes
         entry.room_bytes = room_bytes
@@ -81,7 +130,7 @@ class PackRoom:
         if entry.is_unread:
             self._unread_bytes += change
 
-    def mark_read(self, pack: Digest, entry: Entry) -> bool:
+    def mark_read(self, pack: Digest, entry: PackEntry) -> bool:
         """Note that somebody asks for a pack; tells whether it is the first one to do so."""
         self.entries.move_to_end(pack)
         entry.used_at = self._clock()
@@ -112,7 +161,7 @@ class PackRoom:
             if entry.download.done() and entry.used_at < oldest:
                 self.drop(pack)
 
-    def _make(self, places: int, is_spared: Callable[[Entry], bool]) -> bool:
+    def _make(self, places: int, is_spared: Callable[[PackEntry], bool]) -> bool:
         missing = self.used_bytes + places * MAX_PACK_BYTES - self._capacity_bytes
         dropped: list[Digest] = []
         for digest, entry in self.entries.items():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.pack_sums import BLOCK_BYTES, PackSums
+from nixcache_oci.proxy.packs.sums import BLOCK_BYTES, PackSums
 from tests.support.slow_repository import SlowRepository
 
 CONTENT = random.Random(1).randbytes(3 * BLOCK_BYTES + 100)

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
-from nixcache_oci.proxy.connections import IDLE_SECONDS, Connections
-from nixcache_oci.proxy.head import END_OF_HEAD, HeadReader, Shape
-from nixcache_oci.proxy.hits import Hits
-from nixcache_oci.proxy.library import LibraryProtocol, log_answer
-from nixcache_oci.proxy.prepared import render_nar, render_narinfo
+from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol, log_answer
+from nixcache_oci.proxy.front.connections import IDLE_SECONDS, Connections
+from nixcache_oci.proxy.front.fast_path import FastPath
+from nixcache_oci.proxy.front.request_head import END_OF_HEAD, HeadReader, Shape
+from nixcache_oci.proxy.front.responses import render_nar, render_narinfo
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class FrontServer:
 
     def __init__(
         self,
-        library: Callable[[], LibraryProtocol],
+        library: Callable[[], AiohttpProtocol],
         reader: HeadReader,
-        hits: Hits,
+        hits: FastPath,
         connections: Connections,
     ) -> None:
         self._library = library
@@ -116,7 +116,7 @@ class Front(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, server: FrontServer, library: LibraryProtocol) -> None:
+    def __init__(self, server: FrontServer, library: AiohttpProtocol) -> None:
         self._server = server
         self._library = library
         self._loop = asyncio.get_running_loop()

@@ -15,12 +15,11 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.arrival import Arrival
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.pack_room import UNUSED_SECONDS, Entry, PackRoom
-from nixcache_oci.proxy.pack_sums import PackSums
+from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackEntry, PackMemory
+from nixcache_oci.proxy.packs.slices import SliceHashes
+from nixcache_oci.proxy.packs.sums import PackSums
 from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.slice_hashes import SliceHashes
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class PackCache:
         self._counters = counters
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_NOT_AHEAD_SECONDS)
-        self._room = PackRoom(capacity_bytes, clock)
+        self._memory = PackMemory(capacity_bytes, clock)
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.
@@ -72,7 +71,7 @@ class PackCache:
     @property
     def used_bytes(self) -> int:
         """Bytes that count against the capacity, packs on their way among them."""
-        return self._room.used_bytes
+        return self._memory.used_bytes
 
     async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
         """Give a part of a pack: out of memory, or alone where the whole pack came and had to go.
@@ -84,7 +83,7 @@ class PackCache:
             DigestError: the pack, or what was fetched of it, is not what its digest says.
             FormatError: the pack is larger than one may be, or the part does not lie in it.
         """
-        sums = None if pack in self._room.entries else self._sums_instead_of(pack)
+        sums = None if pack in self._memory.entries else self._sums_instead_of(pack)
         if sums is None:
             return bytes(await self._cut_out_of_whole(pack, start, end))
         _check_extent(pack, start, end, sums.size)
@@ -99,7 +98,7 @@ class PackCache:
 
         Whoever keeps the view keeps the whole pack, which may count for nothing here by then.
         """
-        entry = self._room.entries.get(pack)
+        entry = self._memory.entries.get(pack)
         if entry is None:
             return None
         if not entry.download.done():
@@ -116,11 +115,11 @@ class PackCache:
     def fetch_ahead_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
         # First, because a crawl serves thousands of narinfos to no end.
-        if not self._room.takes_guesses and len(self._wanted) >= _MAX_WANTED:
+        if not self._memory.takes_guesses and len(self._wanted) >= _MAX_WANTED:
             return
         if (pack := pack_of(narinfo)) is None:
             return
-        entry = self._room.entries.get(pack)
+        entry = self._memory.entries.get(pack)
         if entry is None or not entry.download.done():
             self._hashes.learn(narinfo)
         self.fetch_ahead(pack)
@@ -130,7 +129,7 @@ class PackCache:
 
         Where there is none, the pack has its turn when others are read.
         """
-        if not self._is_of_use(pack) or (self._room.takes_guesses and self._begin_ahead(pack)):
+        if not self._is_of_use(pack) or (self._memory.takes_guesses and self._begin_ahead(pack)):
             return
         if len(self._wanted) < _MAX_WANTED:
             self._wanted.setdefault(pack, self._clock())
@@ -139,17 +138,17 @@ class PackCache:
         """End the downloads."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-        downloads = [entry.download for entry in self._room.entries.values()]
+        downloads = [entry.download for entry in self._memory.entries.values()]
         for download in downloads:
             download.cancel()
         await asyncio.gather(*downloads, return_exceptions=True)
 
     async def _cut_out_of_whole(self, pack: Digest, start: int, end: int) -> memoryview:
-        entries = self._room.entries
+        entries = self._memory.entries
         entry = entries.get(pack)
         if entry is None:
             async with self._room_freed:
-                await self._room_freed.wait_for(lambda: pack in entries or self._room.make_for_demand())
+                await self._room_freed.wait_for(lambda: pack in entries or self._memory.make_for_demand())
                 entry = entries.get(pack) or self._start(pack)
         self._mark_read(pack, entry)
         if not entry.download.done() and self._hashes.are_known(pack, start, end):
@@ -161,14 +160,14 @@ class PackCache:
         _check_extent(pack, start, end, len(content))
         return memoryview(content)[start:end]
 
-    def _early_part(self, pack: Digest, entry: Entry, start: int, end: int) -> memoryview | None:
+    def _early_part(self, pack: Digest, entry: PackEntry, start: int, end: int) -> memoryview | None:
         """Give a part of a pack that is not checked as a whole yet, if it is here and right by itself."""
         part = entry.arrival.view(start, end)
         return part if part is not None and self._hashes.agree(pack, start, part) else None
 
-    def _mark_read(self, pack: Digest, entry: Entry) -> None:
+    def _mark_read(self, pack: Digest, entry: PackEntry) -> None:
         self._wanted.pop(pack, None)
-        if self._room.mark_read(pack, entry):
+        if self._memory.mark_read(pack, entry):
             self._fetch_wanted(_AHEAD_FOR_ONE_READ)
 
     def _fetch_wanted(self, at_least: int = 0) -> None:
@@ -176,21 +175,21 @@ class PackCache:
         for pack in list(self._wanted):
             if not self._is_of_use(pack):
                 del self._wanted[pack]
-            elif (at_least > 0 or self._room.takes_guesses) and self._begin_ahead(pack):
+            elif (at_least > 0 or self._memory.takes_guesses) and self._begin_ahead(pack):
                 at_least -= 1
             else:
                 return
 
     def _is_of_use(self, pack: Digest) -> bool:
         return not (
-            pack in self._room.entries
+            pack in self._memory.entries
             or pack in self._quarantine
             or pack in self._failed
             or self._sums_instead_of(pack) is not None
         )
 
     def _begin_ahead(self, pack: Digest) -> bool:
-        if not self._room.make_for_guess():
+        if not self._memory.make_for_guess():
             return False
         self._wanted.pop(pack, None)
         self._start(pack)
@@ -200,25 +199,25 @@ class PackCache:
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
         """Give the checksums of a pack that is not to come whole, for others would have to go."""
         sums, since = self._sums.get(pack) or (None, 0.0)
-        return None if self._room.has_free or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
+        return None if self._memory.has_free or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
 
     def _sweep(self) -> None:
         """Give back the memory of what nobody has used for long."""
-        self._room.drop_unused()
+        self._memory.drop_unused()
         oldest = self._clock() - UNUSED_SECONDS
         self._wanted = {pack: since for pack, since in self._wanted.items() if since >= oldest}
         self._sweeping = None
         self._fetch_wanted()
-        if self._room.entries:
+        if self._memory.entries:
             self._sweep_later()
 
     def _sweep_later(self) -> None:
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _start(self, pack: Digest) -> Entry:
+    def _start(self, pack: Digest) -> PackEntry:
         async def when_open(size: int) -> None:
-            self._room.resize(entry, size)
+            self._memory.resize(entry, size)
             self._fetch_wanted()
             await self._tell_of_room()
 
@@ -227,7 +226,7 @@ class PackCache:
         download.add_done_callback(_retrieve)
         download.add_done_callback(lambda _: arrival.end())
         self._sweep_later()
-        entry = self._room.add(pack, download, arrival)
+        entry = self._memory.add(pack, download, arrival)
         return entry
 
     async def _download(self, pack: Digest, arrival: Arrival) -> bytearray:
@@ -236,7 +235,7 @@ class PackCache:
             sums = await asyncio.to_thread(PackSums.of, content)
         except BaseException as error:
             # A failed download must not stay: the next request tries again, or finds it in quarantine.
-            self._room.drop(pack)
+            self._memory.drop(pack)
             self._failed.add(pack)
             if isinstance(error, DigestError):
                 self._quarantine.add(pack)

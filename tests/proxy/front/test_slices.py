@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import keys, pack_room
-from nixcache_oci.proxy.library import LibraryProtocol
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.packs import memory
 from tests.support.front import Bench, fetched, make_bench, read_index
 from tests.support.front_requests import Conversation, both_ways, conversations
 from tests.support.packs import PackedCache, publish_packs
@@ -118,7 +119,7 @@ async def test_a_slice_in_memory_never_comes_to_the_library(
     """Or all that is proven here of both ways would be proven of one."""
     await bench.app[keys.PACKS].cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
-        monkeypatch.setattr(LibraryProtocol, "data_received", pytest.fail)
+        monkeypatch.setattr(AiohttpProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):
             await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         received = await client.expect(2)
@@ -146,7 +147,7 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
             cache.spoil(pack)
         await client.send(request)
         received = await client.expect(3)
-        assert pack in bench.app[keys.PACKS]._room.entries
+        assert pack in bench.app[keys.PACKS]._memory.entries
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
 
 
@@ -156,7 +157,7 @@ async def test_the_first_slice_has_the_next_pack_fetched(
     cache: PackedCache, method: str, monkeypatch: pytest.MonkeyPatch, *, with_front: bool
 ) -> None:
     """Four packs were wanted and one found room: reading that lets two more come, and only once."""
-    monkeypatch.setattr(pack_room, "_AHEAD_PARTS", 16)
+    monkeypatch.setattr(memory, "_AHEAD_PARTS", 16)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
         packs, counters = bench.app[keys.PACKS], bench.app[keys.COUNTERS]
         for pack in cache.packs[:4]:
@@ -168,6 +169,6 @@ async def test_the_first_slice_has_the_next_pack_fetched(
             await client.expect(count)
             await fetched(packs)
             assert counters.packs_fetched_ahead == counters.packs_fetched == 3
-        unread = [pack for pack, entry in packs._room.entries.items() if entry.is_unread]
+        unread = [pack for pack, entry in packs._memory.entries.items() if entry.is_unread]
         assert unread == cache.packs[1:3]
-        assert list(packs._room.entries)[-1] == cache.packs[0]
+        assert list(packs._memory.entries)[-1] == cache.packs[0]

@@ -1,4 +1,4 @@
-"""Hits: narinfos and slices of packs of this cache, out of memory, for requests that wait for nothing else.
+"""The fast path: narinfos and slices of packs that are in memory, for requests that need nothing else.
 
 Source: design section 3, promises 1 and 9.
 """
@@ -10,18 +10,18 @@ from typing import Final
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashLetters
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.first_nar import first_of_closure
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
 from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 # The first narinfo after so long is the root of a closure; behind it come all others in a moment.
 _PAUSE_SECONDS: Final = 0.1
 
 
-class Hits:
+class FastPath:
     """Looks things up, counts what it finds, and has packs fetched that will be asked for.
 
     Args:

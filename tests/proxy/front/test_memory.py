@@ -13,7 +13,7 @@ import pytest
 
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES
 from nixcache_oci.proxy import keys
-from nixcache_oci.proxy.front import AHEAD_BYTES, TURN_BYTES, Front
+from nixcache_oci.proxy.front.connection import AHEAD_BYTES, TURN_BYTES, Front
 from tests.support.front import make_bench
 from tests.support.front_requests import LAST
 from tests.support.packs import PackedCache, publish_packs
@@ -101,7 +101,7 @@ def test_what_waits_for_a_client_holds_no_pack(
             await client.send(_requests(cache, 20))
             [connection] = bench.connections
             assert _holds(connection)[0] > 0
-            content = packs._room.entries[cache.packs[0]].download.result()
+            content = packs._memory.entries[cache.packs[0]].download.result()
             content.append(0)  # BufferError where anything looks into it
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.proxy import front, keys
-from nixcache_oci.proxy.connections import HEAD_SECONDS
+from nixcache_oci.proxy import keys
+from nixcache_oci.proxy.front import connection
+from nixcache_oci.proxy.front.connections import HEAD_SECONDS
 from tests.support.front import Bench, let_run, make_bench
 from tests.support.front_requests import LAST
 from tests.support.objects import hash_part_of, store_object
@@ -144,14 +145,15 @@ async def test_both_ways_log_alike(
 
 async def test_an_idle_connection_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that began a request; one that waits for its answer stays."""
-    monkeypatch.setattr(front, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "_CHECK_SECONDS", 0.01)
     async with bench.connect() as answered, bench.connect() as begun, bench.connect() as waiting:
         await answered.send(PLAIN)
         await begun.send(PLAIN[:30])
         await waiting.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await waiting.settle()
         assert (await answered.expect(1)).startswith(b"HTTP/1.1 200 ")
-        monkeypatch.setattr(front, "IDLE_SECONDS", 0.05)  # not before: a busy machine takes as long to begin
+        # Not before: a busy machine takes as long to begin.
+        monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
         await answered.expect_end()
         assert await begun.expect_end() == b""
         bench.gate.set()
@@ -163,7 +165,7 @@ async def test_the_librarys_own_timer_ends_no_connection_that_is_in_use(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It knows nothing of the requests that were answered before they came to it."""
-    monkeypatch.setattr(front, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "_CHECK_SECONDS", 0.01)
     async with make_bench(folder, library_idle_seconds=1) as bench, bench.connect() as client:
         await client.send(MISS.join(["GET ", " HTTP/1.1\r\nHost: localhost\r\n\r\n"]).encode())
         for number in range(2, 14):

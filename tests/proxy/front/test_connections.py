@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from nixcache_oci.proxy import connections as module
-from nixcache_oci.proxy.connections import (
+from nixcache_oci.proxy.front import connections as module
+from nixcache_oci.proxy.front.connections import (
     HEAD_SECONDS,
     MOST_HELD_BYTES,
     MOST_HELD_OF_ONE_BYTES,

@@ -1,33 +1,92 @@
-"""Which upstreams there were: Nix remembers the URLs of their NARs for 30 days, whatever is configured since.
+"""What a proxy remembers of its upstreams, because Nix remembers the URLs of their NARs for 30 days.
 
-One file in the index folder, of base URLs without credentials. It decides where requests go, so one that
-others could have written is not read.
+Two files in the index folder: the secret that these URLs are made with, and the base URLs, without
+credentials, of upstreams that were configured before. They decide where requests go, so files that others
+could have written are not read.
 """
 
 import json
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.durable_file import write_file
+from nixcache_oci.cache.index_folder import NOWHERE
+from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
 from nixcache_oci.errors import Error, FormatError
 
 _log = logging.getLogger(__name__)
 
-FILE_NAME: Final = "upstreams.json"
+KEY_FILE: Final = "upstream-urls.secret"
+FORMER_FILE: Final = "upstreams.json"
 REMEMBERED_SECONDS: Final = 30 * 24 * 3600.0
 MOST_FORMER: Final = 64
 """Beyond, those that left the configuration first are forgotten."""
 
+_SECRET_BYTES: Final = 32
 _MAX_BYTES: Final = 256 * 1024
 _MODE: Final = 0o600
+_ANYBODY_ELSE: Final = stat.S_IRWXG | stat.S_IRWXO
 _BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def load_url_secret(folder: Path) -> bytes:
+    """Read the secret, and make it where there is none; blocks, and belongs on a thread.
+
+    Where that cannot be, it is one of this process alone, and the log says so.
+
+    Args:
+        folder: the index folder; it need not exist yet.
+    """
+    path = RootedPath(folder) / KEY_FILE
+    try:
+        path.parent.make_folder()
+        with suppress(FileNotFoundError):
+            return _read_secret(path)
+        _make_secret(path)
+        return _read_secret(path)
+    except OSError as error:
+        fields = {
+            "path": str(path),
+            "error": "there is no home folder" if folder == NOWHERE else error.strerror or str(error),
+            "hint": "NAR URLs of upstreams that clients remember will not outlive this process",
+        }
+        _log.warning("the secret for upstream URLs is unusable", extra={"fields": fields})
+        return secrets.token_bytes(_SECRET_BYTES)
+
+
+def _read_secret(path: RootedPath) -> bytes:
+    descriptor = path.open()
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & _ANYBODY_ELSE:
+            raise OSError("others may know it; remove it")
+        content = os.read(descriptor, _SECRET_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) != _SECRET_BYTES:
+        raise OSError(f"it does not hold {_SECRET_BYTES} bytes; remove it")
+    return content
+
+
+def _make_secret(path: RootedPath) -> None:
+    candidate = path.parent / unfinished_name()
+    try:
+        with candidate.create(_MODE) as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was first
+            path.hardlink_to(candidate)
+    finally:
+        candidate.unlink(missing_ok=True)
+    path.parent.sync()
 
 
 def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float) -> tuple[Upstream, ...]:
@@ -40,15 +99,15 @@ def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float)
         configured: upstreams.
         now: seconds of ``time.time``.
     """
-    path = RootedPath(folder) / FILE_NAME
+    path = RootedPath(folder) / FORMER_FILE
     current = {str(upstream.base): upstream for upstream in configured}
     left: dict[str, float] = {}
     try:
         path.parent.make_folder()
         with suppress(FileNotFoundError):
-            left = _read(path, now)
+            left = _read_former(path, now)
     except (OSError, Error) as error:
-        _warn(path, error)
+        _warn_of_former(path, error)
     left = {
         base: at for base, at in left.items() if base not in current and 0 <= now - at < REMEMBERED_SECONDS
     }
@@ -58,11 +117,11 @@ def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float)
         write_file(path, [json.dumps({"upstreams": document}, indent=1).encode()], path.parent, mode=_MODE)
         path.parent.sync()
     except OSError as error:
-        _warn(path, error)
+        _warn_of_former(path, error)
     return tuple(_without_credentials(base) for base in newest)
 
 
-def _read(path: RootedPath, now: float) -> dict[str, float]:
+def _read_former(path: RootedPath, now: float) -> dict[str, float]:
     """Read when each upstream left the configuration; those that were in it until now leave it now."""
     with os.fdopen(path.open(), "rb") as file:
         status = os.fstat(file.fileno())
@@ -86,7 +145,7 @@ def _without_credentials(base: str) -> Upstream:
     return upstream
 
 
-def _warn(path: RootedPath, error: Exception) -> None:
+def _warn_of_former(path: RootedPath, error: Exception) -> None:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     hint = "NAR URLs of former upstreams that clients remember are not served"
     _log.warning(

@@ -9,9 +9,9 @@ import pytest
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import pack_cache, pack_room
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.pack_cache import PackCache
+from nixcache_oci.proxy.packs import cache, memory
+from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from tests.support.process import until
 from tests.support.slow_repository import SlowRepository
@@ -57,10 +57,10 @@ def content_of(name: str) -> bytes:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    for module in (pack_cache, pack_room):
+    for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
-    monkeypatch.setattr(pack_cache, "_SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr(pack_room, "_AHEAD_PARTS", IN_FLIGHT // AHEAD)
+    monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "_AHEAD_PARTS", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()
@@ -382,7 +382,7 @@ async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> Non
     packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
-    assert len(bench.cache._room.entries) == AHEAD
+    assert len(bench.cache._memory.entries) == AHEAD
     await settle()
     assert bench.repository.opened == packs
     assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nixcache_oci.proxy.arrival import Arrival
+from nixcache_oci.proxy.packs.memory import Arrival
 
 
 @pytest.fixture
