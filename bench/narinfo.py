@@ -22,8 +22,9 @@ import psutil
 from bench.figures import Series, Target
 from bench.nginx import nginx
 from bench.scenario import OURS, Bench, Measurement
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint

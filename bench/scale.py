@@ -19,11 +19,12 @@ import zstandard
 from bench.figures import Series, Target
 from bench.scenario import OURS, Bench, Measurement
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.commit import list_segments, push_empty_config
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_set import TableSet
+from nixcache_oci.cache.writer import push_empty_config
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.store_path import HashPart

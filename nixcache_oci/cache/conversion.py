@@ -7,22 +7,21 @@ Source: design section 2, "Version 1".
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from nixcache_oci.cache.commit import push_segment
-from nixcache_oci.cache.cutting import SegmentContent, cut
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
+from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, probe_blob, read_blob
 from nixcache_oci.errors import DigestError, NotFoundError
@@ -66,9 +65,7 @@ async def convert_version1(
     *,
     listed: IsListed,
     now: datetime,
-    source: str | None,
-    max_layers: int,
-    max_blob_bytes: int | None = None,
+    options: SegmentOptions,
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
@@ -79,9 +76,7 @@ async def convert_version1(
         document: of version 1, as the listing names it.
         listed: an earlier run may have been interrupted, and its segments are found by their tags.
         now: becomes the segments' time.
-        source: address of the GitHub repository: GHCR links the package to it.
-        max_layers: of a manifest, its table among them.
-        max_blob_bytes: of a table; None for any size.
+        options: of the segments.
 
     Raises:
         FormatError: it is no such document.
@@ -100,15 +95,15 @@ async def convert_version1(
     )
     there = {narinfo.store_path for narinfo in kept}
     roots = [path for path in version1.gc_roots if path in there or listed(path.hash_part)]
-    header = TableHeader(now, public_keys=version1.public_keys)
-    *contents, last = await asyncio.to_thread(_cut, kept, sizes, max_layers, max_blob_bytes)
-    # References first, and the records last: who finds these finds all.
-    tables = [Table(header, (), content.narinfos) for content in contents]
-    tables.append(Table(header, _make_records(roots, now), last.narinfos))
-    segments = [
-        await push_segment(repository, table, content.layers, source=source)
-        for table, content in zip(tables, [*contents, last], strict=True)
-    ]
+    compressions = {_blob_of(narinfo): narinfo.compression for narinfo in kept}
+    segments = await write_segments(
+        repository,
+        TableHeader(now, public_keys=version1.public_keys),
+        kept,
+        {blob: describe_nar(blob, compression, sizes[blob]) for blob, compression in compressions.items()},
+        _make_records(roots, now),
+        options=options,
+    )
     left_out = tuple((path.base_name, reason) for path, reason in missing.items())
     return Conversion(document, tuple(segments), left_out, tuple(version1.skipped), version1.skipped_count)
 
@@ -136,14 +131,6 @@ async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[
 
     await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes
-
-
-def _cut(
-    narinfos: Sequence[NarInfo], sizes: Mapping[Digest, int], max_layers: int, max_blob_bytes: int | None
-) -> list[SegmentContent]:
-    compressions = {_blob_of(narinfo): narinfo.compression for narinfo in narinfos}
-    blobs = {blob: describe_nar(blob, compression, sizes[blob]) for blob, compression in compressions.items()}
-    return cut(narinfos, blobs, max_layers=max_layers - 1, max_blob_bytes=max_blob_bytes)
 
 
 def _make_records(roots: Sequence[StorePath], now: datetime) -> tuple[PublishRecord, ...]:

@@ -4,7 +4,7 @@ Registries refuse an index that lists a manifest which they do not have, so that
 rule deleted would end every later write.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -13,12 +13,12 @@ from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.listing import find_gone
 from nixcache_oci.cache.salvage import Salvage, salvage
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import RegistryError
-from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.digest import Digest
 
 # Refusals of an index for other reasons than what it lists.
@@ -36,27 +36,21 @@ Tell = Callable[[str], None]
 """Is given one line for people."""
 
 
-PushTable = Callable[[Repository, Table, Mapping[Digest, Descriptor], str | None], Awaitable[list[Segment]]]
-"""Pushes a table and what holds it and its blobs together; see ``commit.push_table``."""
-
-
 class Mending:
     """Replaces segments that are gone, each once, however often the index is written.
 
     Args:
         repository: where the cache lies.
-        push: pushes what is left of one.
         known: segments that are there.
         tell: hears of each that is gone.
     """
 
-    def __init__(self, repository: Repository, push: PushTable, known: Iterable[Segment], tell: Tell) -> None:
+    def __init__(self, repository: Repository, known: Iterable[Segment], tell: Tell) -> None:
         self._repository = repository
         self._budget = TableBudget()
-        self._push = push
         self._there = {segment.manifest for segment in known}
         self._tell = tell
-        self._replaced: dict[Digest, tuple[Segment, ...]] = {}
+        self._replaced = dict[Digest, tuple[Segment, ...]]()
 
     async def mend(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
         """Take out of an index those of the suspects that are gone, and list what is left of them."""
@@ -84,8 +78,14 @@ class Mending:
     async def _push_rest(self, rest: Salvage, source: str | None) -> list[Segment]:
         if rest.table is None or not (rest.table.narinfos or rest.table.records):
             return []
-        table = replace(rest.table, header=replace(rest.table.header, created=now()))
-        return await self._push(self._repository, table, rest.blobs, source)
+        return await write_segments(
+            self._repository,
+            replace(rest.table.header, created=now()),
+            order_by_references(rest.table.narinfos),
+            rest.blobs,
+            rest.table.records,
+            options=SegmentOptions(source=source),
+        )
 
 
 def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, lost: int) -> str:

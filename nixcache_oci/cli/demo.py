@@ -13,9 +13,10 @@ from pathlib import Path
 
 import zstandard
 
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.cli.compose import run_async
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging

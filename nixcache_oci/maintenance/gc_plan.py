@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
 from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.maintenance.leaving import choose_trimmed, choose_unlisted
 from nixcache_oci.maintenance.liveness import count

@@ -14,16 +14,18 @@ from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.commit import list_segments, push_table
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.salvage import without_lost
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_inflation import read_table
+from nixcache_oci.cache.writer import write_segments
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import has_blob, open_resuming, read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
@@ -128,7 +130,13 @@ class Mirror:
         self._done.failed += len(rest.lost)
         if rest.table is None:
             return []
-        return await push_table(self._destination, rest.table, blobs, None)
+        return await write_segments(
+            self._destination,
+            rest.table.header,
+            order_by_references(rest.table.narinfos),
+            blobs,
+            rest.table.records,
+        )
 
     def _leave_out(self, segment: Segment, reason: object) -> None:
         self._tell(f"{segment.tag}: left out, with {segment.paths} paths that are not known: {reason}")

@@ -8,11 +8,11 @@ and the next one counts the pin.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nixcache_oci.cache.commit import list_segments, push_segment
-from nixcache_oci.cache.cutting import cut
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.inventory import Entry, Inventory
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError
 from nixcache_oci.maintenance.pins import PinningRecord
@@ -92,21 +92,14 @@ async def write_pinning(
         Error: a gc has just deleted what is pinned.
         RegistryError: the repository refused; nothing is pinned.
     """
-    blobs = await _read_layers(repository, relisted.segments)
-    header = TableHeader(record.time, source=None, public_keys=relisted.public_keys)
-    *contents, last = cut(
+    segments = await write_segments(
+        repository,
+        TableHeader(record.time, public_keys=relisted.public_keys),
         order_by_references(relisted.narinfos),
-        blobs,
-        max_layers=max_layers - 1,
-        max_blob_bytes=max_blob_bytes,
+        await _read_layers(repository, relisted.segments),
+        (record,),
+        options=SegmentOptions(max_layers, max_blob_bytes, source),
     )
-    # References first, and the record last: who finds that finds all.
-    tables = [Table(header, (), content.narinfos) for content in contents]
-    tables.append(Table(header, (record,), last.narinfos))
-    segments = [
-        await push_segment(repository, table, content.layers, source=source)
-        for table, content in zip(tables, [*contents, last], strict=True)
-    ]
     await list_segments(repository, segments, source=source)
 
 

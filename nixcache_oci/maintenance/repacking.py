@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from nixcache_oci.cache.commit import push_segment
-from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES, SegmentContent, cut
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
 from nixcache_oci.cache.pack import PackBuilder
-from nixcache_oci.cache.record import Record, record_fields
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
@@ -29,7 +27,6 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
 _PACKS_IN_MEMORY: Final = 4
-_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more of them get a segment of their own
 
 
 async def push_replacement(
@@ -67,19 +64,14 @@ async def push_replacement(
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
     moved, packs = await _move(repository, moving, max_blob_bytes)
     blobs.update((pack.digest, pack) for pack in packs)
-    contents = cut(
+    return await write_segments(
+        repository,
+        _join_headers(replacement.sources, created),
         order_by_references([*staying, *moved]),
         blobs,
-        max_layers=max_layers - 1,
-        max_blob_bytes=max_blob_bytes,
+        replacement.records,
+        options=SegmentOptions(max_layers, max_blob_bytes, source),
     )
-    header = _join_headers(replacement.sources, created)
-    return [
-        await push_segment(
-            repository, Table(header, records, content.narinfos), content.layers, source=source
-        )
-        for content, records in _spread(contents, replacement.records, max_blob_bytes or MAX_NARINFO_BYTES)
-    ]
 
 
 def _kept_packs(narinfos: Iterable[NarInfo], blobs: dict[Digest, Descriptor]) -> set[Digest]:
@@ -157,21 +149,3 @@ def _join_headers(sources: Sequence[StoredSegment], created: datetime) -> TableH
         public_keys=tuple(dict.fromkeys(key for header in headers for key in header.public_keys)),
         extra=tuple(dict.fromkeys(field for header in headers for field in header.extra)),
     )
-
-
-def _spread(
-    contents: Sequence[SegmentContent], records: Sequence[Record], most_bytes: int
-) -> list[tuple[SegmentContent, tuple[Record, ...]]]:
-    """Put the records behind all narinfos: who finds these finds all."""
-    pieces: list[list[Record]] = [[]]
-    size, room = 0, min(_RECORD_BYTES, most_bytes // 2)
-    for record in records:
-        record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
-        if size + record_size > room:
-            pieces.append([])
-            size, room = 0, min(MAX_NARINFO_BYTES, most_bytes)
-        pieces[-1].append(record)
-        size += record_size
-    without = [(content, ()) for content in contents[:-1]]
-    behind = [(SegmentContent((), ()), tuple(piece)) for piece in pieces[1:]]
-    return [*without, (contents[-1], tuple(pieces[0])), *behind]

@@ -12,15 +12,14 @@ from datetime import datetime
 from typing import Final
 
 from nixcache_oci.cache.cache_index import CacheIndex
-from nixcache_oci.cache.commit import push_empty_config, push_segment, write_index
-from nixcache_oci.cache.cutting import cut
+from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
-from nixcache_oci.cache.table import Table
 from nixcache_oci.cache.timestamp import format_time, now
+from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_segments
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
@@ -84,8 +83,9 @@ async def carry_out_repair(
         Error: the repository could not do it; the next run goes on.
     """
     written: list[Segment] = []
+    options = SegmentOptions(max_layers, max_blob_bytes, source)
     for rewrite in plan.rewrites:
-        written += await _push(repository, rewrite, clock(), max_layers, max_blob_bytes, source)
+        written += await _push(repository, rewrite, clock(), options)
     replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
 
     async def without_replaced(union: Union) -> CacheIndex:
@@ -221,31 +221,19 @@ class _Tags:
 
 
 async def _push(
-    repository: Repository,
-    rewrite: Rewrite,
-    created: datetime,
-    max_layers: int,
-    max_blob_bytes: int | None,
-    source: str | None,
+    repository: Repository, rewrite: Rewrite, created: datetime, options: SegmentOptions
 ) -> list[Segment]:
     """Push what is left of a segment; no blob is moved, for nothing vouches for what lies in them."""
     if rewrite.header is None or not (rewrite.narinfos or rewrite.records):
         return []
-    header = replace(rewrite.header, created=created)
-    blobs = await _describe_blobs(repository, rewrite)
-    *contents, last = cut(
+    return await write_segments(
+        repository,
+        replace(rewrite.header, created=created),
         order_by_references(rewrite.narinfos),
-        blobs,
-        max_layers=max_layers - 1,
-        max_blob_bytes=max_blob_bytes,
+        await _describe_blobs(repository, rewrite),
+        rewrite.records,
+        options=options,
     )
-    # References first, and the records last: who finds these finds all.
-    tables = [Table(header, (), content.narinfos) for content in contents]
-    tables.append(Table(header, rewrite.records, last.narinfos))
-    return [
-        await push_segment(repository, table, content.layers, source=source)
-        for table, content in zip(tables, [*contents, last], strict=True)
-    ]
 
 
 async def _describe_blobs(repository: Repository, rewrite: Rewrite) -> dict[Digest, Descriptor]:

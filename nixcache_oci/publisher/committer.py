@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nixcache_oci.cache.commit import TableBlob, list_segments, push_empty_config
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.conversion import Conversion
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
@@ -19,6 +19,7 @@ from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.writer import SegmentDraft, TableBlob, push_empty_config
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError
@@ -31,7 +32,7 @@ from nixcache_oci.publisher.plan import Plan, find_dependents
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
+from nixcache_oci.publisher.shipment import Shipment
 from nixcache_oci.publisher.signing import sign_all
 from nixcache_oci.publisher.taking_over import take_over
 from nixcache_oci.publisher.upload import Uploaded

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from nixcache_oci.cache.segment import MAX_LAYERS
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.nix.signature import PublicKey, SecretKey
 from nixcache_oci.publisher.compression import Packing
 
@@ -32,6 +33,11 @@ class PublishOptions:
     is_strict: bool = False
     source: str | None = None
     repository_source: str | None = None
+
+    @property
+    def segments(self) -> SegmentOptions:
+        """Of the segments that are written."""
+        return SegmentOptions(self.max_layers, self.packing.max_blob_bytes, self.repository_source)
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:

@@ -2,19 +2,23 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.commit import TableBlob, push_segment, tag_segment
-from nixcache_oci.cache.cutting import cut
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cache.writer import (
+    SegmentDraft,
+    TableBlob,
+    draft_segments,
+    push_drafts,
+    tag_segment,
+)
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
@@ -27,18 +31,6 @@ from nixcache_oci.publisher.staging import StagingFolderError
 from nixcache_oci.publisher.upload import Sender, Uploaded, WhenStaged
 
 _PARALLEL_REQUESTS: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentDraft:
-    """A segment that is to be pushed.
-
-    Attributes:
-        layers: every blob that the table's narinfos point into.
-    """
-
-    table: Table
-    layers: tuple[Descriptor, ...]
 
 
 class Shipment:
@@ -140,15 +132,7 @@ class Shipment:
             source=self._options.source,
             public_keys=tuple(str(key) for key in self._options.public_keys),
         )
-        # References first, and the records last: who finds these finds all.
-        *contents, last = cut(
-            narinfos,
-            blobs,
-            max_layers=self._options.max_layers - 1,
-            max_blob_bytes=self._options.packing.max_blob_bytes,
-        )
-        drafts = [SegmentDraft(Table(header, (), content.narinfos), content.layers) for content in contents]
-        return [*drafts, SegmentDraft(Table(header, tuple(records), last.narinfos), last.layers)]
+        return draft_segments(header, narinfos, blobs, records, self._options.segments)
 
     async def push_segments(self, drafts: Iterable[SegmentDraft]) -> list[Segment]:
         """Push segments, one after another; all blobs that they name are there.
@@ -156,10 +140,7 @@ class Shipment:
         Raises:
             RegistryError: the repository refused; what was pushed is found by its tag.
         """
-        source = self._options.repository_source
-        return [
-            await push_segment(self._repository, draft.table, draft.layers, source=source) for draft in drafts
-        ]
+        return await push_drafts(self._repository, drafts, self._options.segments)
 
     async def tag_segment(self, draft: SegmentDraft, table: TableBlob) -> Segment:
         """Push a segment whose table is there as well, and so is the empty config.

@@ -41,9 +41,7 @@ async def take_over(
         document,
         listed=lambda hash_part: catalog.find(hash_part) is not None,
         now=now(),
-        source=options.repository_source,
-        max_layers=options.max_layers,
-        max_blob_bytes=options.packing.max_blob_bytes,
+        options=options.segments,
     )
     for what, entries, count in (
         ("left out", conversion.missing, len(conversion.missing)),

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from datetime import timedelta
 
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.conversion import Conversion, IsListed, convert_version1
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, parse_version1
+from nixcache_oci.cache.writer import SegmentOptions, push_segment
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.nix.store_path import HashPart, StorePath
@@ -70,7 +71,11 @@ async def convert(
     document = (await read_listing(repository)).version1
     assert document is not None
     return await convert_version1(
-        repository, document, listed=listed, now=CREATED, source=SOURCE, max_layers=max_layers
+        repository,
+        document,
+        listed=listed,
+        now=CREATED,
+        options=SegmentOptions(max_layers, source=SOURCE),
     )
 
 
@@ -98,8 +103,7 @@ async def publish_like(repository: Repository, one: StoreObject, minute: int, ma
             listing.version1,
             listed=lambda hash_part: hash_part in parts,
             now=CREATED + timedelta(minutes=minute),
-            source=None,
-            max_layers=max_layers,
+            options=SegmentOptions(max_layers),
         )
     table = Table(TableHeader(CREATED + timedelta(minutes=minute)), (), (one.narinfo,))
     mine = await push_segment(repository, table, [])

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import read_listing, read_union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.timestamp import EPOCH
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import FormatError, NotFoundError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 import pytest
 
 from nixcache_oci.cache import listing
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import Listing, read_listing, read_union
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.maintenance import gc_reading
 from nixcache_oci.maintenance.gc_reading import read_state

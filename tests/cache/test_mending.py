@@ -7,13 +7,14 @@ import pytest
 
 from nixcache_oci.cache import mending
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.index_change import mark
 from nixcache_oci.oci import media_type

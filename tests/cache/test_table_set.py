@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache import table_set
-from nixcache_oci.cache.commit import push_segment
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 
 import zstandard
 
-from nixcache_oci.cache.commit import list_segments, push_segment
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.pack import PackBuilder, fits_pack
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo

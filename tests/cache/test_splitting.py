@@ -1,4 +1,4 @@
-"""Cutting what is to be listed into segments."""
+"""Splitting what is to be listed into segments."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -8,9 +8,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES, cut
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import MAX_LAYERS, build_manifest
+from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES, split
 from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
@@ -52,7 +52,7 @@ def test_every_narinfo_is_in_one_segment_with_its_blob(
 ) -> None:
     """In order, within the limits, with every blob that is pointed at; and no cut is made too early."""
     narinfos = [lying_in(one, blob(place)) for one, place in zip(MANY, places, strict=False)]
-    contents = cut(narinfos, by_digest(*map(blob, range(6))), max_layers=max_layers, max_bytes=max_bytes)
+    contents = split(narinfos, by_digest(*map(blob, range(6))), max_layers=max_layers, max_bytes=max_bytes)
     assert [one for content in contents for one in content.narinfos] == narinfos
     for content in contents:
         pointed_at = [NarUrl.parse(one.url).blob for one in content.narinfos]
@@ -67,23 +67,23 @@ def test_every_narinfo_is_in_one_segment_with_its_blob(
 
 def test_there_is_a_segment_for_the_record_of_nothing() -> None:
     """A publish with nothing new still says so."""
-    [content] = cut([], {})
+    [content] = split([], {})
     assert (content.narinfos, content.layers) == ((), ())
 
 
 def test_a_table_that_is_cut_can_be_written() -> None:
     """Bytes count as they are written, and a narinfo may hold any letter."""
     narinfos = [lying_in(replace(one, extra=(("Note", "ü" * 2**18),)), blob(0)) for one in MANY[:6]]
-    contents = cut(narinfos, by_digest(blob(0)), max_bytes=2**21)
+    contents = split(narinfos, by_digest(blob(0)), max_bytes=2**21)
     assert [len(content.narinfos) for content in contents] == [3, 3]
     assert MAX_NARINFO_BYTES < 64 * 2**20
 
 
 @pytest.mark.parametrize(("max_layers", "max_bytes"), [(0, MAX_NARINFO_BYTES), (9, 1)])
 def test_what_is_over_a_limit_by_itself_comes_alone(max_layers: int, max_bytes: int) -> None:
-    """It is refused where it is written, by name; cutting comes to an end."""
+    """It is refused where it is written, by name; splitting comes to an end."""
     narinfos = [lying_in(one, blob(number)) for number, one in enumerate(MANY[:3])]
-    contents = cut(narinfos, by_digest(*map(blob, range(3))), max_layers=max_layers, max_bytes=max_bytes)
+    contents = split(narinfos, by_digest(*map(blob, range(3))), max_layers=max_layers, max_bytes=max_bytes)
     assert [content.narinfos for content in contents] == [(one,) for one in narinfos]
 
 
@@ -91,7 +91,7 @@ def test_no_manifest_gets_over_its_limit() -> None:
     """Registries refuse large manifests, and what is refused at the end of a publish was sent for nothing."""
     blobs = [blob(number, "x" * 60_000) for number in range(len(MANY))]
     narinfos = [lying_in(*pair) for pair in zip(MANY, blobs, strict=True)]
-    contents = cut(narinfos, by_digest(*blobs))
+    contents = split(narinfos, by_digest(*blobs))
     assert len(contents) == 3
     for content in contents:
         build_manifest(TABLE, content.layers, created=CREATED, paths=2000, source="https://github.com/o/n")
@@ -100,7 +100,7 @@ def test_no_manifest_gets_over_its_limit() -> None:
 def test_as_many_layers_as_a_manifest_takes() -> None:
     """The table is a layer, too."""
     narinfos = [lying_in(MANY[0], blob(number)) for number in range(MAX_LAYERS)]
-    contents = cut(narinfos, by_digest(*map(blob, range(MAX_LAYERS))))
+    contents = split(narinfos, by_digest(*map(blob, range(MAX_LAYERS))))
     assert [len(content.layers) for content in contents] == [MAX_LAYERS - 1, 1]
     build_manifest(TABLE, contents[0].layers, created=CREATED, paths=1, source=None)
 
@@ -109,7 +109,7 @@ def test_tables_and_manifests_keep_to_what_the_registry_takes() -> None:
     """What goes over the line for a segment is no larger than one blob may be, records aside."""
     narinfos = [lying_in(one, blob(number)) for number, one in enumerate(MANY)]
     limit = size(*narinfos) // 5
-    contents = cut(narinfos, by_digest(*map(blob, range(len(MANY)))), max_blob_bytes=limit)
+    contents = split(narinfos, by_digest(*map(blob, range(len(MANY)))), max_blob_bytes=limit)
     assert [one for content in contents for one in content.narinfos] == narinfos
     assert len(contents) > 5
     for content in contents:

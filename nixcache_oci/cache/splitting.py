@@ -1,4 +1,4 @@
-"""Cutting what is to be listed into segments: one, unless that is over what a segment may hold.
+"""Splitting what is to be listed into segments: one, unless that is over what a segment may hold.
 
 Source: design section 2, "Segment" and "Table".
 """
@@ -36,7 +36,7 @@ class SegmentContent:
     layers: tuple[Descriptor, ...]
 
 
-def cut(
+def split(
     narinfos: Iterable[NarInfo],
     blobs: Mapping[Digest, Descriptor],
     *,
@@ -44,7 +44,7 @@ def cut(
     max_bytes: int = MAX_NARINFO_BYTES,
     max_blob_bytes: int | None = None,
 ) -> list[SegmentContent]:
-    """Cut, keeping the order; there is always at least one segment, which may be empty: for the records.
+    """Split, keeping the order; there is always at least one segment, which may be empty: for the records.
 
     A manifest stays below its limit of bytes, too. A narinfo that is over a limit by itself comes alone, and
     is refused where it is written.

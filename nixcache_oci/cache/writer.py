@@ -1,0 +1,204 @@
+"""Writing segments: a table, and a manifest that holds it and its blobs together, under a tag of its own.
+
+Blobs come before the manifest that names them, references before what refers to them, and records last: who
+finds the records finds all that they count. Source: design section 2, "Segment", and section 4.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Self
+
+import zstandard
+
+from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.record import Record, record_fields
+from nixcache_oci.cache.segment import MAX_LAYERS, Segment, build_manifest
+from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES, split
+from nixcache_oci.cache.table import Table, TableHeader, render_table
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import has_blob
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
+from nixcache_oci.oci.digest import Digest
+
+_TABLE_LEVEL: Final = 12
+_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more of them get a segment of their own
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOptions:
+    """What the segments of one writer have in common.
+
+    Attributes:
+        max_layers: of a manifest, its table among them.
+        max_blob_bytes: what the registry takes as one blob; None for any size.
+        source: address of the GitHub repository: GHCR links the package to it.
+    """
+
+    max_layers: int = MAX_LAYERS
+    max_blob_bytes: int | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDraft:
+    """A segment to be pushed.
+
+    Attributes:
+        table: what it lists.
+        layers: every blob that the table's narinfos point into.
+    """
+
+    table: Table
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableBlob:
+    """A table as it is sent.
+
+    Attributes:
+        content: compressed.
+        digest: of that.
+        created: when, as its header says; becomes the segment's time.
+        paths: how many narinfos it lists.
+    """
+
+    content: bytes
+    digest: Digest
+    created: datetime
+    paths: int
+
+    @classmethod
+    def of(cls, table: Table) -> Self:
+        """Write a table; a full one takes seconds.
+
+        Raises:
+            FormatError: over a limit of the format.
+        """
+        content = zstandard.ZstdCompressor(level=_TABLE_LEVEL).compress(render_table(table))
+        return cls(content, Digest.of(content), table.header.created, len(table.narinfos))
+
+
+async def write_segments(
+    repository: Repository,
+    header: TableHeader,
+    narinfos: Sequence[NarInfo],
+    blobs: Mapping[Digest, Descriptor],
+    records: Sequence[Record] = (),
+    *,
+    options: SegmentOptions | None = None,
+) -> list[Segment]:
+    """Push one segment, or several where that is over a limit; the index does not list them yet.
+
+    Args:
+        repository: where all blobs are already.
+        header: of each table; its time becomes the segments'.
+        narinfos: references first, with URLs of this cache.
+        blobs: descriptor of each blob that they point into, and maybe more.
+        records: for gc.
+        options: of the writer; None for the format's own limits.
+
+    Raises:
+        FormatError: over a limit of the format.
+        RegistryError: the repository refused; what was pushed is found by its tag.
+    """
+    options = options or SegmentOptions()
+    # On a thread: a large one takes seconds.
+    drafts = await run_in_thread(draft_segments, header, narinfos, blobs, records, options)
+    return await push_drafts(repository, drafts, options)
+
+
+def draft_segments(
+    header: TableHeader,
+    narinfos: Iterable[NarInfo],
+    blobs: Mapping[Digest, Descriptor],
+    records: Sequence[Record],
+    options: SegmentOptions,
+) -> list[SegmentDraft]:
+    """Decide what each segment holds; the arguments are those of ``write_segments``."""
+    contents = split(
+        narinfos, blobs, max_layers=options.max_layers - 1, max_blob_bytes=options.max_blob_bytes
+    )
+    first, *more = _split_records(records, options.max_blob_bytes or MAX_NARINFO_BYTES)
+    return [
+        *(SegmentDraft(Table(header, (), one.narinfos), one.layers) for one in contents[:-1]),
+        SegmentDraft(Table(header, first, contents[-1].narinfos), contents[-1].layers),
+        *(SegmentDraft(Table(header, piece), ()) for piece in more),
+    ]
+
+
+def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Record, ...]]:
+    """Split: the first ones go beside narinfos, the others into tables of their own."""
+    pieces: list[list[Record]] = [[]]
+    size, room = 0, min(_RECORD_BYTES, most_bytes // 2)
+    for record in records:
+        record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
+        if size + record_size > room:
+            pieces.append([])
+            size, room = 0, min(MAX_NARINFO_BYTES, most_bytes)
+        pieces[-1].append(record)
+        size += record_size
+    return [tuple(piece) for piece in pieces]
+
+
+async def push_drafts(
+    repository: Repository, drafts: Iterable[SegmentDraft], options: SegmentOptions
+) -> list[Segment]:
+    """Push segments, one after another; the errors are those of ``write_segments``."""
+    return [
+        await push_segment(repository, draft.table, draft.layers, source=options.source) for draft in drafts
+    ]
+
+
+async def push_segment(
+    repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
+) -> Segment:
+    """Push a table, and the manifest that holds it and its blobs together, under the segment's own tag.
+
+    Args:
+        repository: where the blobs of ``layers`` were pushed to already.
+        table: what the segment lists; its header's time becomes the segment's.
+        layers: every blob that the narinfos point into.
+        source: address of the GitHub repository: GHCR links the package to it.
+
+    Raises:
+        FormatError: over a limit of the format.
+        RegistryError: a push failed; the cache is as it was.
+    """
+    # On a thread: long enough for other connections to be dropped.
+    blob = await asyncio.to_thread(TableBlob.of, table)
+    # Beside each other: to a distant registry, each of them is three round trips.
+    await run_all((repository.push_blob(blob.digest, blob.content), push_empty_config(repository)), 2)
+    return await tag_segment(repository, blob, layers, source=source)
+
+
+async def tag_segment(
+    repository: Repository, table: TableBlob, layers: Iterable[Descriptor], *, source: str | None = None
+) -> Segment:
+    """Push the manifest of a segment, under its own tag; all that it names is there, the empty config too.
+
+    Arguments and errors are those of ``push_segment``.
+    """
+    manifest = build_manifest(
+        Descriptor(media_type.TABLE, table.digest, len(table.content)),
+        layers,
+        created=table.created,
+        paths=table.paths,
+        source=source,
+    )
+    segment = Segment.from_manifest(manifest)
+    await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    return segment
+
+
+async def push_empty_config(repository: Repository) -> None:
+    """Push what every segment shares, where it is not there yet.
+
+    Some registries stumble over a blob that is written again while others read it.
+    """
+    if not await has_blob(repository, EMPTY_CONFIG):
+        await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
