@@ -11,31 +11,35 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from nixcache_oci.cache.commit import list_segments
-from nixcache_oci.cache.conversion import Conversion
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.writer import SegmentDraft, TableBlob, push_empty_config
+from nixcache_oci.cache.writer import (
+    TableBlob,
+    push_drafts,
+    push_empty_config,
+    tag_segment,
+)
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError
-from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
+from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
+from nixcache_oci.publisher.migration import Conversion, take_over
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan, find_dependents
+from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.shipment import Shipment
-from nixcache_oci.publisher.signing import sign_all
-from nixcache_oci.publisher.taking_over import take_over
-from nixcache_oci.publisher.upload import Uploaded
+from nixcache_oci.publisher.staging import Nars
+from nixcache_oci.publisher.upload import Uploaded, WhenStaged, upload
 
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).
@@ -43,31 +47,20 @@ _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
-    """What is about to be listed.
+class _Sent:
+    """What is in the repository, not yet listed.
 
     Attributes:
-        narinfos: signed, references first.
-        failed: why each of the others is not listed, by base name.
-        segments: to be pushed, in this order.
+        plan: as it is by now.
+        uploaded: what the plan had to be sent.
+        conversion: what became of a version 1 cache, where there was one.
+        draft: of all this, where it could be made already.
     """
 
-    narinfos: tuple[NarInfo, ...]
-    failed: Mapping[str, str]
-    segments: tuple[SegmentDraft, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A draft that was made before the last blobs were sent; its only table is sent already.
-
-    Attributes:
-        staged: what it holds for.
-    """
-
-    staged: Uploaded
-    draft: _Draft
-    table: TableBlob
+    plan: Plan
+    uploaded: Uploaded
+    conversion: Conversion | None
+    draft: Draft | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +86,8 @@ class Committer:
     Args:
         repository: with leave to push.
         folder: where tables are kept.
-        shipment: sends the paths.
+        nars: stages what is sent.
+        make_records: gives what is left for gc to count.
         options: how.
         progress: is told.
     """
@@ -102,32 +96,36 @@ class Committer:
         self,
         repository: Repository,
         folder: IndexFolder,
-        shipment: Shipment,
+        nars: Nars,
+        make_records: MakeRecords,
         options: PublishOptions,
         progress: Progress,
     ) -> None:
         self._repository = repository
         self._folder = folder
-        self._shipment = shipment
+        self._nars = nars
+        self._make_records = make_records
         self._options = options
         self._progress = progress
         self._contents = ContentsReader(repository, folder, progress)
-        self._ahead: _Ahead | None = None
-        self._planned: Contents | None = None  # what the cache listed when the plan was made
+        self._failed: set[str] = set()  # in any round
 
-    async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
+    async def publish(self, plan: Plan, planned: Contents | None) -> Published:
         """Send what the plan says, and list it with the records.
 
-        A root that could not be sent whole becomes one that failed. Where all is listed already and no record
-        changes what gc counts, nothing is written.
+        Where all is listed already and no record changes what gc counts, nothing is written.
+
+        Args:
+            plan: what to do.
+            planned: what the cache listed when the plan was made, where that is known.
 
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
         """
-        if self._is_needless(plan, records):
+        if self._is_needless(plan, planned):
             return Published(is_needless=True)
-        done = await self._commit(plan, records)
+        done = await self._commit(plan)
         published = done.published
         rounds = 1
         while missing := await self._find_missing(plan.listed, published, done):
@@ -138,16 +136,151 @@ class Committer:
                 )
             # gc took what was counted on: it is sent as if it had never been there.
             self._progress.warn(f"{len(missing)} paths have left the cache meanwhile; they are sent again")
-            done = await self._commit(Plan(push=tuple(missing)), records)
+            done = await self._commit(Plan(push=tuple(missing)))
             published = published.followed_by(done.published)
             rounds += 1
         return published
 
-    def _is_needless(self, plan: Plan, records: Sequence[PublishRecord]) -> bool:
-        if plan.push or plan.relist or self._planned is None or self._planned.records is None:
+    def _is_needless(self, plan: Plan, planned: Contents | None) -> bool:
+        if plan.push or plan.relist or planned is None or planned.records is None:
             return False
-        recorded = self._planned.records
-        return all(changes_nothing(self._settle(record, {}), recorded) for record in records)
+        recorded = planned.records
+        return all(changes_nothing(record, recorded) for record in self._make_records(frozenset()))
+
+    async def _commit(self, plan: Plan) -> _Round:
+        """Send and list, once."""
+        self._progress.begin(len(plan.push), plan.push_bytes)
+        sent = await self._send(plan)
+        blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
+        for _ in range(_ROUNDS - 1):
+            draft = sent.draft or await self._draft(sent.plan, sent.uploaded, blobs)
+            try:
+                segments = await self._push_segments(draft)
+            except RegistryError as error:
+                if error.code not in _BLOB_UNKNOWN:
+                    raise
+                # Some collectors take blobs that no manifest names yet, however fresh they are.
+                self._progress.warn(f"{error}; what is missing is sent again")
+                sent = await self._send_gone(sent, blobs.values())
+            else:
+                break
+        else:
+            draft = await self._draft(sent.plan, sent.uploaded, blobs)
+            segments = await self._push_segments(draft)
+        self._failed |= draft.failed.keys()
+        # A registry may have taken a manifest by what it remembers of blobs that its collector took.
+        looking = self._contents.find_gone({**sent.uploaded.blobs, **blobs}.values())
+        conversion = sent.conversion
+        async with begun(self._keep(draft.table)) as keeping, begun(looking) as looked:
+            listing = await list_segments(
+                self._repository,
+                [*(conversion.segments if conversion else ()), *segments],
+                source=self._options.repository_source,
+                converted=conversion.document if conversion else None,
+                tell=self._progress.warn,
+            )
+            tables = await keeping
+            gone = await looked
+        published = Published(
+            draft.narinfos,
+            draft.failed,
+            tuple(segments),
+            is_index_confirmed=listing is not None,
+            conversion=conversion,
+        )
+        return _Round(published, listing, tables, gone)
+
+    async def _send(self, plan: Plan) -> _Sent:
+        """Send what the plan says, and beside it what needs none of it."""
+        ahead: Draft | None = None
+        self._repository.prepare_push(1)  # whatever comes first takes it: the table at least will come
+
+        async def send_table(staged: Uploaded) -> None:
+            nonlocal ahead
+            # For the table, while it is written, and for the last pack, which is looked for meanwhile.
+            self._repository.prepare_push(2 if plan.push else 1)
+            ahead = await self._send_table(plan, staged)
+
+        async with failing_first() as group:
+            taking_over = group.create_task(
+                take_over(self._repository, self._folder, self._options, self._progress)
+            )
+            group.create_task(push_empty_config(self._repository))
+            uploaded = await self._upload(plan.push, send_table)
+        conversion = taking_over.result()
+        more = plan.pushing({base_name for base_name, _ in conversion.missing}) if conversion else plan
+        if more == plan:
+            return _Sent(plan, uploaded, conversion, ahead)
+        self._progress.begin(len(more.push) - len(plan.push), more.push_bytes - plan.push_bytes)
+        return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
+
+    async def _send_table(self, plan: Plan, staged: Uploaded) -> Draft | None:
+        """Sign and send the table while the last blobs are on their way; None where it has to wait."""
+        if staged.failed or plan.relist:
+            return None
+        draft = await self._draft(plan, staged, {})
+        if len(draft.segments) > 1:
+            return None  # each table is held in memory: one after another
+        table = await asyncio.to_thread(TableBlob.of, draft.segments[0].table)
+        try:
+            await self._repository.push_blob(table.digest, table.content)
+        except RegistryError as error:
+            if error.code not in _BLOB_UNKNOWN:
+                raise
+            return None  # as with manifests: it is sent again in its turn
+        return replace(draft, table=table)
+
+    async def _send_gone(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
+        """Send again what the registry has lost of what was sent, and of what was to be listed again."""
+        gone = await self._contents.find_gone(listed)
+        plan = sent.plan.pushing(
+            {
+                narinfo.store_path.base_name
+                for _, narinfo in sent.plan.relist
+                if NarUrl.parse(narinfo.url).blob in gone
+            }
+        )
+        return _Sent(plan, await self._upload_missing(plan.push, sent.uploaded), sent.conversion, None)
+
+    async def _upload(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
+        return await upload(self._repository, self._nars, infos, self._options, self._progress, when_staged)
+
+    async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
+        """Look for each blob that was sent, and send what is not there."""
+        there = uploaded.blobs.keys() - await self._contents.find_gone(uploaded.blobs.values())
+        kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
+        again = await self._upload(
+            [
+                info
+                for info in infos
+                if info.store_path not in kept and info.store_path.base_name not in uploaded.failed
+            ]
+        )
+        by_path = {**kept, **{one.store_path: one for one in again.narinfos}}
+        return Uploaded(
+            [by_path[info.store_path] for info in infos if info.store_path in by_path],
+            {**{digest: uploaded.blobs[digest] for digest in there}, **again.blobs},
+            {**uploaded.failed, **again.failed},
+        )
+
+    async def _draft(self, plan: Plan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]) -> Draft:
+        def make_records(failed: AbstractSet[str]) -> Sequence[PublishRecord]:
+            return self._make_records(self._failed | failed)
+
+        return await asyncio.to_thread(make_draft, plan, uploaded, blobs, make_records, self._options)
+
+    async def _push_segments(self, draft: Draft) -> Sequence[Segment]:
+        options = self._options.segments
+        if draft.table is None:
+            return await push_drafts(self._repository, draft.segments, options)
+        layers = draft.segments[0].layers
+        return [await tag_segment(self._repository, draft.table, layers, source=options.source)]
+
+    async def _keep(self, table: TableBlob | None) -> dict[Digest, TableFile]:
+        """Keep a table that was sent: nobody has to fetch it from far away."""
+        if table is None:
+            return {}
+        return {table.digest: await run_in_thread(keep_table, self._folder, table.digest, table.content)}
 
     async def _find_missing(
         self, listed: Sequence[PathInfo], published: Published, done: _Round
@@ -168,150 +301,3 @@ class Committer:
             missing = (await self._contents.read()).find_missing(missing)
         lost |= {info.store_path for info in missing}
         return [info for info in wanted if info.store_path in lost]
-
-    async def _commit(self, plan: Plan, records: Sequence[PublishRecord]) -> _Round:
-        """Send and list, once."""
-        self._progress.begin(len(plan.push), plan.push_bytes)
-        plan, uploaded, conversion = await self._upload(plan, records)
-        blobs = await self._shipment.describe_blobs(narinfo for _, narinfo in plan.relist)
-        for _ in range(_ROUNDS - 1):
-            try:
-                published, sent = await self._push_segments(plan, uploaded, blobs, records)
-            except RegistryError as error:
-                if error.code not in _BLOB_UNKNOWN:
-                    raise
-                # Some collectors take blobs that no manifest names yet, however fresh they are.
-                self._progress.warn(f"{error}; what is missing is sent again")
-                plan = plan.pushing(await self._find_gone(plan, blobs.values()))
-                uploaded = await self._shipment.upload_missing(plan.push, uploaded)
-            else:
-                break
-        else:
-            published, sent = await self._push_segments(plan, uploaded, blobs, records)
-        # A registry may have taken a manifest by what it remembers of blobs that its collector took.
-        looking = self._shipment.find_gone({**uploaded.blobs, **blobs}.values())
-        async with begun(self._keep(sent)) as keeping, begun(looking) as looked:
-            listing = await list_segments(
-                self._repository,
-                [*(conversion.segments if conversion else ()), *published.segments],
-                source=self._options.repository_source,
-                converted=conversion.document if conversion else None,
-                tell=self._progress.warn,
-            )
-            tables = await keeping
-            gone = await looked
-        published = replace(published, is_index_confirmed=listing is not None, conversion=conversion)
-        return _Round(published, listing, tables, gone)
-
-    async def _upload(
-        self, plan: Plan, records: Sequence[PublishRecord]
-    ) -> tuple[Plan, Uploaded, Conversion | None]:
-        """Send what the plan says, and beside it what needs none of it; gives the plan as it is then."""
-        self._ahead = None
-        self._repository.prepare_push(1)  # whatever comes first takes it: the table at least will come
-
-        async def send_table(staged: Uploaded) -> None:
-            # For the table, while it is written, and for the last pack, which is looked for meanwhile.
-            self._repository.prepare_push(2 if plan.push else 1)
-            self._ahead = await self._send_table(plan, staged, records)
-
-        async with failing_first() as group:
-            taking_over = group.create_task(
-                take_over(self._repository, self._folder, self._options, self._progress)
-            )
-            group.create_task(push_empty_config(self._repository))
-            uploaded = await self._shipment.upload(plan.push, send_table)
-        conversion = taking_over.result()
-        if conversion is not None:
-            more = plan.pushing({base_name for base_name, _ in conversion.missing})
-            if more != plan:
-                self._progress.begin(len(more.push) - len(plan.push), more.push_bytes - plan.push_bytes)
-                plan = more
-                uploaded = await self._shipment.upload_missing(plan.push, uploaded)
-        return plan, uploaded, conversion
-
-    async def _send_table(
-        self, plan: Plan, staged: Uploaded, records: Sequence[PublishRecord]
-    ) -> _Ahead | None:
-        """Sign and send the table while the last blobs are on their way; None where it has to wait."""
-        if staged.failed or plan.relist:
-            return None
-        draft = await self._draft(plan, staged, {}, records)
-        if len(draft.segments) > 1:
-            return None  # each table is held in memory: one after another
-        table = await asyncio.to_thread(TableBlob.of, draft.segments[0].table)
-        try:
-            await self._repository.push_blob(table.digest, table.content)
-        except RegistryError as error:
-            if error.code not in _BLOB_UNKNOWN:
-                raise
-            return None  # as with manifests: it is sent again in its turn
-        return _Ahead(staged, draft, table)
-
-    async def _keep(self, sent: Sequence[TableBlob]) -> dict[Digest, TableFile]:
-        """Keep tables that were sent: nobody has to fetch them from far away."""
-        return {
-            table.digest: await run_in_thread(keep_table, self._folder, table.digest, table.content)
-            for table in sent
-        }
-
-    async def _find_gone(self, plan: Plan, blobs: Iterable[Descriptor]) -> set[str]:
-        """Find what was only to be listed again, and whose bytes left the registry; base names."""
-        gone = await self._shipment.find_gone(blobs)
-        return {
-            narinfo.store_path.base_name
-            for _, narinfo in plan.relist
-            if NarUrl.parse(narinfo.url).blob in gone
-        }
-
-    async def _push_segments(
-        self,
-        plan: Plan,
-        uploaded: Uploaded,
-        blobs: Mapping[Digest, Descriptor],
-        records: Sequence[PublishRecord],
-    ) -> tuple[Published, Sequence[TableBlob]]:
-        """Push the segments; gives the tables, too, that are worth keeping."""
-        ahead, self._ahead = self._ahead, None  # where this has to be done again, all of it is sent again
-        sent: list[TableBlob] = []
-        if ahead is not None and ahead.staged == uploaded and not blobs:
-            draft = ahead.draft
-            sent.append(ahead.table)
-            segments = [await self._shipment.tag_segment(draft.segments[0], ahead.table)]
-        else:
-            draft = await self._draft(plan, uploaded, blobs, records)
-            segments = await self._shipment.push_segments(draft.segments)
-        return Published(draft.narinfos, draft.failed, tuple(segments)), sent
-
-    async def _draft(
-        self,
-        plan: Plan,
-        uploaded: Uploaded,
-        blobs: Mapping[Digest, Descriptor],
-        records: Sequence[PublishRecord],
-    ) -> _Draft:
-        failed = dict(uploaded.failed)
-        for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
-            failed[base_name] = f"it refers to {cause}, which is not published"
-        if failed and self._options.is_strict:
-            raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
-        good = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
-        relisted = [narinfo for _, narinfo in plan.relist]
-        narinfos = await asyncio.to_thread(self._sign, good, relisted)
-        settled = [self._settle(record, failed) for record in records]
-        segments = self._shipment.draft(narinfos, {**uploaded.blobs, **blobs}, settled)
-        return _Draft(tuple(narinfos), failed, tuple(segments))
-
-    def _sign(self, sent: Sequence[NarInfo], relisted: Sequence[NarInfo]) -> list[NarInfo]:
-        return sign_all([*sent, *relisted], self._options.keys)
-
-    def _settle(self, record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
-        """Write in a record what became of its roots."""
-        return without_failed(record, failed)
-
-
-def without_failed(record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
-    """Count a root that could not be sent whole among those that failed: its last good one keeps counting."""
-    lost = {name for name, path in record.roots if path.base_name in failed}
-    good = tuple((name, path) for name, path in record.roots if name not in lost)
-    return replace(record, roots=good, failed=(*record.failed, *sorted(lost)))

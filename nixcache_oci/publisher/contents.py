@@ -3,20 +3,29 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, find_gone, read_union
+from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.resume import has_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.progress import Progress
+
+_PARALLEL_REQUESTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,33 @@ class ContentsReader:
         if tables.damaged or tables.left_out is not None or listing.version1 is not None:
             return Contents(catalog)
         return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
+
+    async def find_gone(self, blobs: Iterable[Descriptor]) -> set[Digest]:
+        """Read a byte of each of these, and give those that cannot be read."""
+
+        async def find(blob: Descriptor) -> Digest | None:
+            return None if await has_blob(self._repository, blob) else blob.digest
+
+        answers = await run_all((find(blob) for blob in blobs), _PARALLEL_REQUESTS)
+        return {digest for digest in answers if digest is not None}
+
+    async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+        """Describe the blobs that listed narinfos point into; a descriptor needs the exact size."""
+        urls = {}
+        found: dict[Digest, Descriptor] = {}
+        for narinfo in narinfos:
+            url = NarUrl.parse(narinfo.url)
+            if url.offset is None and narinfo.file_size is not None:
+                found[url.blob] = describe_nar(url.blob, narinfo.compression, narinfo.file_size)
+            else:
+                urls[url.blob] = url
+
+        async def describe(url: NarUrl) -> Descriptor:
+            kind = media_type.NAR if url.offset is None else media_type.PACK
+            return Descriptor(kind, url.blob, await self._repository.stat_blob(url.blob))
+
+        asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
+        return found | {descriptor.digest: descriptor for descriptor in asked}
 
 
 def _read_records(catalog: Catalog) -> tuple[PublishRecord, ...] | None:

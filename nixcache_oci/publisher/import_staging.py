@@ -5,7 +5,8 @@ FileHash and FileSize while it streams, then NarHash, NarSize and the NAR's form
 
 import asyncio
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
@@ -14,7 +15,6 @@ from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import run_in_thread
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
-from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, FormatError, StoreError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar_check import can_unpack, check_nar
@@ -22,16 +22,15 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.import_reading import most_file_bytes
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.staging import (
     Sink,
+    Stage,
     StagedNar,
     StagingStoppedError,
     check_size,
     folder_error,
     is_large,
 )
-from nixcache_oci.publisher.upload import Sender
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 """Before each further try of one NAR."""
@@ -40,55 +39,55 @@ _MOST_IN_A_ROW: Final = 5
 """NARs that could not be had, one after another, before the source counts as dead."""
 
 
-class Copier(Sender):
-    """Sends NARs of another cache as they are.
+class CopiedNars:
+    """Stages NARs of another cache as they are; implements ``Nars``.
 
     Args:
-        repository: where to.
         source: where from.
         narinfos: as the source has them.
-        folder: an empty one for staged files; at the end of ``run`` it is empty again.
         jobs: how many NARs are fetched at once.
         max_blob_bytes: what the registry takes at most as one blob; None for any size.
-        progress: is told.
     """
 
     def __init__(
         self,
-        repository: Repository,
         source: BinaryCache,
         narinfos: Mapping[StorePath, NarInfo],
-        folder: Path,
         jobs: int,
         max_blob_bytes: int | None,
-        progress: Progress,
     ) -> None:
-        super().__init__(repository, folder, jobs, progress, max_blob_bytes)
         self._source = source
         self._narinfos = narinfos
         self._jobs = asyncio.Semaphore(jobs)
-        self._copies: set[asyncio.Task[StagedNar]] = set()
+        self._max_blob_bytes = max_blob_bytes
         self._failures_in_a_row = 0
 
-    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
-        copy = asyncio.create_task(self._copy(self._narinfos[info.store_path]))
-        self._copies.add(copy)
-        # Who waited for it may be gone when it fails, and then nobody is to be told.
-        copy.add_done_callback(lambda done: done.cancelled() or done.exception())
-        copy.add_done_callback(self._copies.discard)
-        return copy
+    @asynccontextmanager
+    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+        """Stage for as long as the block runs; then what is still being fetched is given up."""
+        copies = set[asyncio.Task[StagedNar]]()
+        self._failures_in_a_row = 0
 
-    async def _end(self) -> None:
-        copies = tuple(self._copies)
-        for copy in copies:
-            copy.cancel()
-        await asyncio.gather(*copies, return_exceptions=True)
-        self._remove_staged()
+        def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
+            copy = asyncio.create_task(self._copy(self._narinfos[info.store_path], folder))
+            copies.add(copy)
+            # Who waited for it may be gone when it fails, and then nobody is to be told.
+            copy.add_done_callback(lambda done: done.cancelled() or done.exception())
+            copy.add_done_callback(copies.discard)
+            return copy
 
-    async def _copy(self, narinfo: NarInfo) -> StagedNar:
+        try:
+            yield begin
+        finally:
+            running = tuple(copies)
+            for copy in running:
+                copy.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _copy(self, narinfo: NarInfo, folder: Path) -> StagedNar:
         async with self._jobs:
             try:
-                staged = await self._fetch_patiently(narinfo)
+                staged = await self._fetch_patiently(narinfo, folder)
             except UpstreamNotFoundError as error:
                 raise StoreError(f"{narinfo.store_path}: its NAR is missing: {error}") from None
             except UpstreamError as error:
@@ -101,28 +100,28 @@ class Copier(Sender):
             self._failures_in_a_row = 0
             return staged
 
-    async def _fetch_patiently(self, narinfo: NarInfo) -> StagedNar:
+    async def _fetch_patiently(self, narinfo: NarInfo, folder: Path) -> StagedNar:
         """Fetch, from the beginning again where it broke off for good."""
         for pause in _PAUSES_SECONDS:
             try:
-                return await self._fetch(narinfo)
+                return await self._fetch(narinfo, folder)
             except UpstreamNotFoundError:
                 raise
             except UpstreamError:
                 await asyncio.sleep(pause)
-        return await self._fetch(narinfo)
+        return await self._fetch(narinfo, folder)
 
-    async def _fetch(self, narinfo: NarInfo) -> StagedNar:
+    async def _fetch(self, narinfo: NarInfo, folder: Path) -> StagedNar:
         if not is_large(narinfo):
             return await self._fetch_into(io.BytesIO(), narinfo)
-        path = self._folder / f"{narinfo.store_path.hash_part}.nar"
+        path = folder / f"{narinfo.store_path.hash_part}.nar"
         try:
             with path.open("w+b") as file:
                 return await self._fetch_into(file, narinfo)
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise folder_error(self._folder, error) from None
+                raise folder_error(folder, error) from None
             raise
 
     async def _fetch_into(self, file: IO[bytes], narinfo: NarInfo) -> StagedNar:

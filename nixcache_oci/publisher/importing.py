@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -24,14 +23,13 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
+from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.import_reading import Offer
-from nixcache_oci.publisher.import_staging import Copier
+from nixcache_oci.publisher.import_staging import CopiedNars
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
 from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
-from nixcache_oci.publisher.shipment import Shipment
-from nixcache_oci.publisher.signing import sign_all
 
 _REQUESTS_AT_ONCE: Final = 16
 
@@ -49,7 +47,7 @@ class ImportPlan:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-class Importer(Committer):
+class Importer:
     """Imports from one binary cache into one repository.
 
     Args:
@@ -70,16 +68,14 @@ class Importer(Committer):
         options: PublishOptions,
         progress: Progress,
     ) -> None:
-        self._narinfos = dict[StorePath, NarInfo]()
-        self._taken: Sequence[PathInfo] = ()
-        self._failed: set[str] = set()
+        self._repository = repository
+        self._source = source
+        self._folder = folder
         self._upstreams = upstreams
-
-        def make_sender(staging: Path) -> Copier:
-            limit = options.packing.max_blob_bytes
-            return Copier(repository, source, self._narinfos, staging, options.jobs, limit, progress)
-
-        super().__init__(repository, folder, Shipment(repository, make_sender, options), options, progress)
+        self._options = options
+        self._progress = progress
+        self._narinfos = dict[StorePath, NarInfo]()
+        self._planned: Contents | None = None
 
     async def plan(self, offer: Offer) -> ImportPlan:
         """Decide what becomes of what is offered; nothing is sent.
@@ -88,7 +84,8 @@ class Importer(Committer):
             Error: an upstream or the repository could not answer.
         """
         self._narinfos = {narinfo.store_path: narinfo for narinfo in offer.narinfos.values()}
-        contents = self._planned = await self._contents.read()
+        reader = ContentsReader(self._repository, self._folder, self._progress)
+        contents = self._planned = await reader.read()
         missing = await self._find_missing_references(offer, contents.find)
         return await asyncio.to_thread(
             make_import_plan,
@@ -106,22 +103,18 @@ class Importer(Committer):
             Error: the repository refused, the source does not answer any more, or nothing more can be staged;
                 what was sent until then is not listed, and the next run finds it.
         """
-        self._taken = plan.plan.listed
-        return await self.publish(plan.plan, [record])
+        listed = plan.plan.listed
 
-    def _sign(self, sent: Sequence[NarInfo], relisted: Sequence[NarInfo]) -> list[NarInfo]:
-        """Add our signature where a NAR was held to its hash, and nowhere else."""
-        checked = {narinfo.store_path for narinfo in sent if can_unpack(narinfo.compression)}
-        signed = sign_all((one for one in sent if one.store_path in checked), self._options.keys)
-        by_path = {narinfo.store_path: narinfo for narinfo in signed}
-        return [*(by_path.get(narinfo.store_path, narinfo) for narinfo in sent), *relisted]
+        def with_roots(failed: AbstractSet[str]) -> list[PublishRecord]:
+            taken = [info for info in listed if info.store_path.base_name not in failed]
+            roots = tuple((info.store_path.base_name, info.store_path) for info in find_roots(taken))
+            # Where something is missing, what an earlier import recorded keeps counting.
+            return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
-    def _settle(self, record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
-        self._failed |= failed.keys()
-        taken = [info for info in self._taken if info.store_path.base_name not in self._failed]
-        roots = tuple((info.store_path.base_name, info.store_path) for info in find_roots(taken))
-        # Where something is missing, what an earlier import recorded keeps counting.
-        return replace(record, roots=roots, is_partial=record.is_partial or bool(self._failed))
+        options = self._options
+        nars = CopiedNars(self._source, self._narinfos, options.jobs, options.packing.max_blob_bytes)
+        committer = Committer(self._repository, self._folder, nars, with_roots, options, self._progress)
+        return await committer.publish(plan.plan, self._planned)
 
     async def _find_missing_references(self, offer: Offer, find_listed: FindListed) -> set[str]:
         """Find what is referred to, and is neither offered, nor listed, nor upstream; base names."""
@@ -191,7 +184,8 @@ def make_import_plan(
             cached.append(info)
         else:
             relist.append((info, replace(there, sigs=tuple(dict.fromkeys((*there.sigs, *info.sigs))))))
-    return ImportPlan(Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push)), left_out)
+    plan = Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push), is_from_store=False)
+    return ImportPlan(plan, left_out)
 
 
 def path_info(narinfo: NarInfo) -> PathInfo:

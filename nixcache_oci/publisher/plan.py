@@ -28,12 +28,14 @@ class Plan:
         relist: listed already, as the store has it, but not signed by every key: the narinfo is listed again,
             without its bytes.
         push: to be sent.
+        is_from_store: whether what is listed again may be signed, for the local store has the same.
     """
 
     upstream: tuple[PathInfo, ...] = ()
     cached: tuple[PathInfo, ...] = ()
     relist: tuple[tuple[PathInfo, NarInfo], ...] = ()
     push: tuple[PathInfo, ...] = ()
+    is_from_store: bool = True
 
     @property
     def paths(self) -> int:

@@ -1,13 +1,15 @@
 """The publish: from paths in the local store to a cache that lists them, whole. Source: design section 4."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun, run_all
+from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.repository import Repository
@@ -15,17 +17,17 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.committer import Committer
-from nixcache_oci.publisher.contents import Contents
+from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.shipment import Shipment
-from nixcache_oci.publisher.upload import Uploader
+from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.staging import StoreNars
 
 _PARALLEL_REQUESTS: Final = 16
 
 
-class Publisher(Committer):
+class Publisher:
     """Publishes paths of the local store into one repository.
 
     Args:
@@ -51,20 +53,14 @@ class Publisher(Committer):
         progress: Progress,
         reading: Awaitable[Contents] | None = None,
     ) -> None:
-        def make_sender(staging: Path) -> Uploader:
-            return Uploader(
-                repository,
-                lambda info: store.real_path(info.store_path),
-                staging,
-                options.packing,
-                options.jobs,
-                progress,
-            )
-
-        super().__init__(repository, folder, Shipment(repository, make_sender, options), options, progress)
         self.store = store
+        self._repository = repository
+        self._folder = folder
         self._upstreams = upstreams
+        self._options = options
+        self._progress = progress
         self._reading = reading
+        self._planned: Contents | None = None
 
     async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> Plan:
         """Decide what becomes of these paths; nothing is sent.
@@ -82,7 +78,9 @@ class Publisher(Committer):
             reading, self._reading = self._reading, None
             if reading is None:
                 # Nix takes as long to tell a closure as a distant registry to tell what is listed.
-                reading = await stack.enter_async_context(begun(self._contents.read()))
+                reading = await stack.enter_async_context(
+                    begun(ContentsReader(self._repository, self._folder, self._progress).read())
+                )
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
             missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
             contents = self._planned = await reading
@@ -90,6 +88,20 @@ class Publisher(Committer):
         return await asyncio.to_thread(
             make_plan, closure, contents.find, self._options.public_keys, names, missing
         )
+
+    async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
+        """Send what the plan says, and list it with the records; the errors are those of ``Committer``.
+
+        A root that could not be sent whole becomes one that failed.
+        """
+
+        def without_failed(failed: AbstractSet[str]) -> list[PublishRecord]:
+            return [_without_failed(record, failed) for record in records]
+
+        store, options = self.store, self._options
+        nars = StoreNars(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
+        committer = Committer(self._repository, self._folder, nars, without_failed, options, self._progress)
+        return await committer.publish(plan, self._planned)
 
     async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
         asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]
@@ -104,3 +116,10 @@ class Publisher(Committer):
         return frozenset(
             info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone
         )
+
+
+def _without_failed(record: PublishRecord, failed: AbstractSet[str]) -> PublishRecord:
+    """Count a root that could not be sent whole among those that failed: its last good one keeps counting."""
+    lost = {name for name, path in record.roots if path.base_name in failed}
+    good = tuple((name, path) for name, path in record.roots if name not in lost)
+    return replace(record, roots=good, failed=(*record.failed, *sorted(lost)))

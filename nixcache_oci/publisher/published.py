@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from nixcache_oci.cache.conversion import Conversion
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.publisher.migration import Conversion
 
 
 @dataclass(frozen=True, slots=True)

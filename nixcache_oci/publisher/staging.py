@@ -1,17 +1,21 @@
 """Staging: a store object becomes a compressed NAR, checked against what the store says of it.
 
-Everything here blocks, and belongs on a thread. Small NARs stay in memory, large ones go to a file.
+Small NARs stay in memory, large ones go to a file. What blocks does so on threads.
 """
 
+import asyncio
 import errno
 import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -53,12 +57,63 @@ class StagedNar:
             self.content.unlink(missing_ok=True)
 
 
+Stage = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
+"""Begins to stage one; the future fails with a StoreError where that one cannot be had."""
+
+
+class Nars(Protocol):
+    """Stages compressed NARs: of the local store, or out of another cache."""
+
+    def opened(self, folder: Path) -> AbstractAsyncContextManager[Stage]:
+        """Stage for as long as the block runs; then what is still being staged is given up.
+
+        Args:
+            folder: for the files of large ones, which are not removed here.
+        """
+
+
 class StagingFolderError(Error):
     """The folder for staged NARs is full, or cannot be written: nothing more can be staged."""
 
 
 class StagingStoppedError(Error):
     """Nobody wants it any more."""
+
+
+class StoreNars:
+    """Stages the NARs of store objects, on threads of its own; implements ``Nars``.
+
+    Args:
+        real_path: tells where an object's files are.
+        packing: how to compress.
+        jobs: how many objects at once.
+    """
+
+    def __init__(self, real_path: Callable[[PathInfo], Path], packing: Packing, jobs: int) -> None:
+        self._real_path = real_path
+        self._packing = packing
+        self._jobs = jobs
+
+    @asynccontextmanager
+    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+        """Stage for as long as the block runs; then the threads are told to stop, and waited for."""
+        is_stopped = threading.Event()
+        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="stage")
+        loop = asyncio.get_running_loop()
+
+        def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
+            staging = loop.run_in_executor(
+                pool, stage, info, self._real_path(info), folder, self._packing, is_stopped.is_set
+            )
+            # Who waited for it may be gone when it fails, and then nobody is to be told.
+            staging.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return staging
+
+        try:
+            yield begin
+        finally:
+            is_stopped.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def is_large(info: PathInfo | NarInfo) -> bool:
@@ -69,7 +124,7 @@ def is_large(info: PathInfo | NarInfo) -> bool:
 def stage(
     info: PathInfo, real_path: Path, folder: Path, packing: Packing, is_stopped: Callable[[], bool]
 ) -> StagedNar:
-    """Dump and compress a store object.
+    """Dump and compress a store object; blocks.
 
     Args:
         info: what the store says of it.

@@ -6,11 +6,9 @@ closure gives the same packs, and a run that was killed finds what it sent alrea
 """
 
 import asyncio
-import threading
-from abc import ABC, abstractmethod
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,10 +25,9 @@ from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.room import Room
-from nixcache_oci.publisher.staging import StagedNar, is_large, stage
+from nixcache_oci.publisher.staging import Nars, Stage, StagedNar, StagingFolderError, is_large
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""
@@ -68,20 +65,75 @@ class _Staging:
     nar: "asyncio.Future[StagedNar]"
 
 
-class Sender(ABC):
-    """Sends store objects, once; where their compressed NARs come from is a subclass's matter.
+class Budget:
+    """Bytes that an upload may hold at once, in memory or in files.
+
+    A wish for more than all of them waits until none is in use.
+
+    First come, first served: many small wishes never keep a large one waiting for ever.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Condition()
+
+    async def take(self, wanted: int) -> int:
+        """Wait until so many bytes are free; gives what to give back."""
+        wanted = min(wanted, self._size)
+        async with self._turn, self._freed:
+            await self._freed.wait_for(lambda: self._used + wanted <= self._size)
+            self._used += wanted
+        return wanted
+
+    async def give_back(self, taken: int) -> None:
+        """Free so many bytes."""
+        async with self._freed:
+            self._used -= taken
+            self._freed.notify_all()
+
+
+async def upload(
+    repository: Repository,
+    nars: Nars,
+    infos: Sequence[PathInfo],
+    options: PublishOptions,
+    progress: Progress,
+    when_staged: WhenStaged | None = None,
+) -> Uploaded:
+    """Send these, references first, by way of a temporary folder; see ``Upload.run``."""
+    try:
+        staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
+    except OSError as error:
+        raise StagingFolderError(
+            f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
+        ) from None
+    limit = options.packing.max_blob_bytes
+    with staging as folder:
+        return await Upload(repository, nars, Path(folder), options.jobs, progress, limit).run(
+            infos, when_staged
+        )
+
+
+class Upload:
+    """Sends store objects, once.
 
     Args:
         repository: where to.
+        nars: stages them.
         folder: an empty one for staged files; at the end of ``run`` it is empty again.
         jobs: how many objects are staged at once.
         progress: is told.
         max_blob_bytes: what the registry takes at most as one blob; None for any size.
     """
 
+    _stage: Stage
+
     def __init__(
         self,
         repository: Repository,
+        nars: Nars,
         folder: Path,
         jobs: int,
         progress: Progress,
@@ -89,10 +141,11 @@ class Sender(ABC):
     ) -> None:
         self._max_blob_bytes = max_blob_bytes
         self._repository = repository
+        self._nars = nars
         self._folder = folder
         self._progress = progress
-        self._memory = Room(_MEMORY_BYTES)
-        self._disk = Room(STAGED_BYTES)
+        self._memory = Budget(_MEMORY_BYTES)
+        self._disk = Budget(STAGED_BYTES)
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._sending: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -116,7 +169,7 @@ class Sender(ABC):
         order = {info.store_path: number for number, info in enumerate(infos)}
         large = [info for info in infos if is_large(info)]
         try:
-            async with failing_first() as group:
+            async with self._nars.opened(self._folder) as self._stage, failing_first() as group:
                 # They take longest, and are what the others can hide behind.
                 sending = [group.create_task(self._send_large(info)) for info in large]
                 group.create_task(self._stage_small(info for info in infos if not is_large(info)))
@@ -132,7 +185,8 @@ class Sender(ABC):
                     group.create_task(when_staged(self._give(order)))
                 await self._begin_pack(last, group)
         finally:
-            await self._end()
+            for file in self._folder.glob("*.nar"):
+                file.unlink()
         return self._give(order)
 
     def _give(self, order: Mapping[StorePath, int]) -> Uploaded:
@@ -140,18 +194,6 @@ class Sender(ABC):
         so_far = self._uploaded
         narinfos = sorted(so_far.narinfos, key=lambda narinfo: order[narinfo.store_path])
         return Uploaded(narinfos, dict(so_far.blobs), dict(so_far.failed))
-
-    @abstractmethod
-    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
-        """Begin to stage one; StoreError where that one cannot be had."""
-
-    @abstractmethod
-    async def _end(self) -> None:
-        """Give up what is still being staged, and remove what nobody sends any more."""
-
-    def _remove_staged(self) -> None:
-        for file in self._folder.glob("*.nar"):
-            file.unlink()
 
     def _note_failure(self, info: PathInfo, error: StoreError) -> None:
         self._uploaded.failed[info.store_path.base_name] = str(error)
@@ -263,51 +305,3 @@ class Sender(ABC):
                 await self._repository.push_blob(blob.digest, content)
                 self._progress.sent(blob.size)
             self._sent.add(blob.digest)
-
-
-class Uploader(Sender):
-    """Sends store objects of the local store.
-
-    Args:
-        repository: where to.
-        real_path: tells where an object's files are.
-        folder: an empty one for staged files; at the end of ``run`` it is empty again.
-        packing: how to compress.
-        jobs: how many objects are staged at once.
-        progress: is told.
-    """
-
-    def __init__(
-        self,
-        repository: Repository,
-        real_path: Callable[[PathInfo], Path],
-        folder: Path,
-        packing: Packing,
-        jobs: int,
-        progress: Progress,
-    ) -> None:
-        super().__init__(repository, folder, jobs, progress, packing.max_blob_bytes)
-        self._real_path = real_path
-        self._packing = packing
-        self._is_stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="stage")
-
-    def _stage(self, info: PathInfo) -> "asyncio.Future[StagedNar]":
-        staging = asyncio.get_running_loop().run_in_executor(
-            self._pool,
-            stage,
-            info,
-            self._real_path(info),
-            self._folder,
-            self._packing,
-            self._is_stopped.is_set,
-        )
-        # Who waited for it may be gone when it fails, and then nobody is to be told.
-        staging.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return staging
-
-    async def _end(self) -> None:
-        """Wait for the threads, which were told to stop, and remove what nobody sends any more."""
-        self._is_stopped.set()
-        self._pool.shutdown(cancel_futures=True)
-        self._remove_staged()

@@ -27,12 +27,12 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.maintenance.index_change import mark
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher import upload
+from nixcache_oci.publisher import staging
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
-from tests.cache.conversion_story import ALL, base_names, names_listed
 from tests.publisher.made_store import MadeStore
+from tests.publisher.migration_story import ALL, base_names, names_listed
 from tests.publisher.upload_story import Told, noise
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
@@ -181,7 +181,7 @@ class Heard(Told):
 @pytest.fixture
 async def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
     asyncio.get_running_loop().set_default_executor(AtOnce(1))
-    monkeypatch.setattr(upload, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(staging, "ThreadPoolExecutor", AtOnce)
     monkeypatch.setattr(commit, "_FIRST_PAUSE_SECONDS", 0.001)
     return Far(ModelStorage(), MadeStore(tmp_path / "store"), tmp_path)
 

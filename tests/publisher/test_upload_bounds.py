@@ -8,7 +8,7 @@ import pytest
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import upload
 from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.room import Room
+from nixcache_oci.publisher.upload import Budget
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
 
@@ -170,7 +170,7 @@ async def test_no_more_threads_than_jobs(story: Story, monkeypatch: pytest.Monke
 
 async def test_room_is_shared_out_and_given_back() -> None:
     """What is free is had at once, and what is not is waited for."""
-    room = Room(10)
+    room = Budget(10)
     assert await room.take(4) == 4
     assert await room.take(6) == 6
     waiting = asyncio.create_task(room.take(3))
@@ -185,7 +185,7 @@ async def test_room_is_shared_out_and_given_back() -> None:
 
 async def test_a_wish_for_more_than_all_waits_for_all() -> None:
     """It gets everything, and everything only."""
-    room = Room(10)
+    room = Budget(10)
     await room.take(1)
     waiting = asyncio.create_task(room.take(1000))
     await settle()
@@ -201,7 +201,7 @@ async def test_a_wish_for_more_than_all_waits_for_all() -> None:
 
 async def test_a_large_wish_is_not_starved() -> None:
     """Small ones that come later do not take what it waits for."""
-    room = Room(10)
+    room = Budget(10)
     await room.take(5)
     large = asyncio.create_task(room.take(10))
     await settle()
@@ -218,7 +218,7 @@ async def test_a_large_wish_is_not_starved() -> None:
 
 async def test_who_gives_up_waiting_is_passed_over() -> None:
     """Nobody waits behind one that is gone, and nothing of the room is lost."""
-    room = Room(10)
+    room = Budget(10)
     await room.take(5)
     first, second, third = (asyncio.create_task(room.take(size)) for size in (10, 8, 5))
     await settle()

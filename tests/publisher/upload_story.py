@@ -17,10 +17,10 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher import upload
+from nixcache_oci.publisher import staging
 from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.staging import StagedNar, stage
-from nixcache_oci.publisher.upload import Uploaded, Uploader, WhenStaged
+from nixcache_oci.publisher.staging import StagedNar, StoreNars, stage
+from nixcache_oci.publisher.upload import Upload, Uploaded, WhenStaged
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
 
@@ -114,10 +114,10 @@ class Story:
         when_staged: WhenStaged | None = None,
     ) -> "asyncio.Task[Uploaded]":
         self.told = Told()
-        uploader = Uploader(
-            self._repository, self.store.real_path, self.staging, packing or Packing(), jobs, self.told
-        )
-        return asyncio.create_task(uploader.run(infos, when_staged))
+        packing = packing or Packing()
+        nars = StoreNars(self.store.real_path, packing, jobs)
+        upload = Upload(self._repository, nars, self.staging, jobs, self.told, packing.max_blob_bytes)
+        return asyncio.create_task(upload.run(infos, when_staged))
 
     async def run(
         self, infos: Sequence[PathInfo], *, jobs: int = 2, packing: Packing | None = None
@@ -181,7 +181,7 @@ class WatchedStage:
         self.running = 0
         self.peak = 0
         self.started: list[str] = []
-        monkeypatch.setattr(upload, "stage", self._stage)
+        monkeypatch.setattr(staging, "stage", self._stage)
 
     def _stage(
         self, info: PathInfo, real_path: Path, folder: Path, packing: Packing, is_stopped: Callable[[], bool]

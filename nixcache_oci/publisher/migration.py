@@ -1,4 +1,4 @@
-"""The conversion: the entries of a version 1 cache become segments, at the first publish to it.
+"""The migration: the entries of a version 1 cache become segments, at the first publish to it.
 
 From then on every NAR is a layer of a manifest, and no registry's garbage collector may take it. Until then
 it may: an entry without its blob is named and left out, and so is whatever refers to it, for a closure is
@@ -9,10 +9,12 @@ Source: design section 2, "Version 1".
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
@@ -20,6 +22,8 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.timestamp import now as present
 from nixcache_oci.cache.version1 import MAX_DOCUMENT_BYTES, Version1, parse_version1
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
@@ -29,6 +33,10 @@ from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.progress import Progress
+
+_MOST_SHOWN: Final = 10
 
 SCOPE: Final = "version-1"
 RUN: Final = "conversion"
@@ -145,3 +153,42 @@ def _make_records(roots: Sequence[StorePath], now: datetime) -> tuple[PublishRec
 
 def _blob_of(narinfo: NarInfo) -> Digest:
     return NarUrl.parse(narinfo.url).blob
+
+
+async def take_over(
+    repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
+) -> Conversion | None:
+    """Push the entries of a version 1 index as segments; None where there is no such index.
+
+    Args:
+        repository: with leave to push.
+        folder: where tables are kept.
+        options: how.
+        progress: is told of entries that cannot be taken over.
+
+    Raises:
+        FormatError: the index cannot be read.
+        RegistryError: the repository could not answer, or refused.
+    """
+    listing = await read_listing(repository)
+    document = listing.version1
+    if document is None:
+        return None
+    tables = await read_tables(repository, folder, replace(listing, version1=None))
+    catalog = tables.catalog((), with_condemned=False)
+    conversion = await convert_version1(
+        repository,
+        document,
+        listed=lambda hash_part: catalog.find(hash_part) is not None,
+        now=present(),
+        options=options.segments,
+    )
+    for what, entries, count in (
+        ("left out", conversion.missing, len(conversion.missing)),
+        ("unreadable", conversion.skipped, conversion.skipped_count),
+    ):
+        for name, reason in entries[:_MOST_SHOWN]:
+            progress.warn(f"version 1 entry {name}: {what}: {reason}")
+        if count > _MOST_SHOWN:
+            progress.warn(f"{count - _MOST_SHOWN} more version 1 entries are {what}")
+    return conversion

@@ -15,7 +15,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import FormatError
-from tests.cache.conversion_story import (
+from tests.publisher.migration_story import (
     ALL,
     ALONE,
     BASE,

@@ -18,7 +18,7 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
-from tests.cache.conversion_story import (
+from tests.publisher.migration_story import (
     ALL,
     ALONE,
     BASE,

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from nixcache_oci.cache.commit import list_segments
-from nixcache_oci.cache.conversion import Conversion, IsListed, convert_version1
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import MAX_LAYERS
@@ -15,6 +14,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.migration import Conversion, IsListed, convert_version1
 from tests.support.interleaving import no_sleep, nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
