@@ -12,8 +12,8 @@ from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.maintenance.gc import Collected, carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc_plan import GcOptions, GcPlan, PlanRow
+from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
+from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import table
 from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config

@@ -15,7 +15,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.problem import Problem
-from nixcache_oci.maintenance.repair import (
+from nixcache_oci.maintenance.repair.plan import (
     RepairPlan,
     Wanted,
     choose_compression,
@@ -24,8 +24,8 @@ from nixcache_oci.maintenance.repair import (
     plan_repair,
     plan_replacement,
 )
-from nixcache_oci.maintenance.repair_reading import ReadSegment, read_segments
-from nixcache_oci.maintenance.repair_writing import carry_out_repair
+from nixcache_oci.maintenance.repair.reading import ReadSegment, read_segments
+from nixcache_oci.maintenance.repair.writing import carry_out_repair
 from nixcache_oci.maintenance.verify import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression

@@ -15,8 +15,8 @@ from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import FormatError, LimitError, NotFoundError, RegistryError
-from nixcache_oci.maintenance import gc_reading
-from nixcache_oci.maintenance.gc_reading import read_state
+from nixcache_oci.maintenance.gc import reading as gc_reading
+from nixcache_oci.maintenance.gc.reading import read_state
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG
 from nixcache_oci.oci.digest import Digest

@@ -12,7 +12,7 @@ import zstandard
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag, build_manifest
-from nixcache_oci.maintenance.roots import count_roots
+from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.content_address import ContentAddress, Method
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar import File, dump_tree

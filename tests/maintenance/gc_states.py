@@ -8,9 +8,9 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
-from nixcache_oci.maintenance.gc_state import Place, StoredSegment
-from nixcache_oci.maintenance.index_change import mark
-from nixcache_oci.maintenance.table_rows import GcTable, PathNumbers, TableRows
+from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.state import Place, StoredSegment
+from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRows
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest

@@ -9,7 +9,7 @@ from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.maintenance.problem import Kind, Problem
-from nixcache_oci.maintenance.repair import (
+from nixcache_oci.maintenance.repair.plan import (
     RepairPlan,
     Wanted,
     choose_compression,
@@ -17,7 +17,7 @@ from nixcache_oci.maintenance.repair import (
     find_wanted,
     plan_repair,
 )
-from nixcache_oci.maintenance.repair_reading import ReadSegment
+from nixcache_oci.maintenance.repair.reading import ReadSegment
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.record import PublishRecord
-from nixcache_oci.maintenance.roots import count_roots
+from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.store_path import StorePath
 from tests.support.objects import hash_part_of
 from tests.support.publish import CREATED

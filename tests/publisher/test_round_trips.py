@@ -24,7 +24,7 @@ from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.maintenance.index_change import mark
+from nixcache_oci.maintenance.gc.index_change import mark
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.record import Record, record_fields
 from nixcache_oci.errors import FormatError
-from nixcache_oci.maintenance.gc_state import GcState, StoredSegment
+from nixcache_oci.maintenance.gc.state import GcState, StoredSegment
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by

@@ -14,10 +14,10 @@ from typing import Final
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
-from nixcache_oci.maintenance.gc_state import FormerIndex, GcState, Place, StoredSegment
-from nixcache_oci.maintenance.leaving import choose_trimmed, choose_unlisted
-from nixcache_oci.maintenance.liveness import count
-from nixcache_oci.maintenance.replacement import Replacement, replace_segments
+from nixcache_oci.maintenance.gc.leaving import choose_trimmed, choose_unlisted
+from nixcache_oci.maintenance.gc.replacement import Replacement, replace_segments
+from nixcache_oci.maintenance.gc.roots import count
+from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.descriptor import Descriptor
 

@@ -18,8 +18,8 @@ from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
-from nixcache_oci.maintenance.gc_state import StoredSegment
-from nixcache_oci.maintenance.replacement import Replacement
+from nixcache_oci.maintenance.gc.replacement import Replacement
+from nixcache_oci.maintenance.gc.state import StoredSegment
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type

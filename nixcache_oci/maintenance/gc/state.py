@@ -9,7 +9,7 @@ from functools import cached_property
 
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.maintenance.table_rows import GcTable, PathGraph
+from nixcache_oci.maintenance.gc.table_rows import GcTable, PathGraph
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 

@@ -12,7 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from nixcache_oci.cache.record import PUSH_SCOPE_START, UNRECORDED, PublishRecord
+from nixcache_oci.cache.record import (
+    PUSH_SCOPE_START,
+    UNRECORDED,
+    PinRecord,
+    PublishRecord,
+    Record,
+    UnknownRecord,
+    UnpinRecord,
+)
+from nixcache_oci.maintenance.pins import count_pins
 from nixcache_oci.nix.store_path import StorePath
 
 
@@ -135,3 +144,32 @@ class _Scope:
             elif gone is None and run.first > record.time and run.displaces(name):
                 gone = run.last
         return gone or built_again
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What counts at a moment.
+
+    Attributes:
+        roots: store paths of roots and pins.
+        records: those that have to stay; among them all of a kind that is not known here.
+    """
+
+    roots: frozenset[StorePath]
+    records: frozenset[Record]
+
+
+def count(
+    records: Iterable[Record], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
+) -> Counting:
+    """Decide which roots and pins count; the arguments are those of ``count_roots``."""
+    unique = frozenset(records)
+    roots = count_roots(
+        (one for one in unique if isinstance(one, PublishRecord)),
+        now,
+        retention=retention,
+        scope_ttl=scope_ttl,
+    )
+    pins = count_pins((one for one in unique if isinstance(one, PinRecord | UnpinRecord)), now)
+    unknown = {one for one in unique if isinstance(one, UnknownRecord)}
+    return Counting(roots.paths | {pin.path for pin in pins.pins}, roots.records | pins.records | unknown)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from nixcache_oci.maintenance.gc_state import GcState, StoredSegment
+from nixcache_oci.maintenance.gc.state import GcState, StoredSegment
 from nixcache_oci.oci.digest import Digest
 
 

@@ -14,7 +14,7 @@ from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import SegmentTag
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.maintenance.problem import Kind, Problem
-from nixcache_oci.maintenance.repair_reading import ReadSegment
+from nixcache_oci.maintenance.repair.reading import ReadSegment
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
