@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashLetters, row_key
+from nixcache_oci.cache.table import HashPartBytes, row_key
 from nixcache_oci.cache.table_file import BUCKET_SHIFT, TableFile
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import is_content_addressed
@@ -23,7 +23,7 @@ from nixcache_oci.nix.store_path import HashPart
 MAX_VARIANTS: Final = 8
 """Of one store path that are compared: two builders race now and then, thousands never do."""
 _MAX_JUDGED: Final = 16
-_MAX_JUDGED_BYTES: Final = 1024 * 1024
+_MAX_VALIDATED_BYTES: Final = 1024 * 1024
 # For one look-up: a narinfo of 1 MiB takes 20 ms. Those left over are validated at the next ones.
 
 MAX_AHEAD_BYTES: Final = 16 * 1024 * 1024
@@ -110,7 +110,7 @@ class Catalog:
         keys = (key for table in reversed(self.tables) for key in table.file.recorded_keys)
         return tuple(islice(dict.fromkeys(keys), _MAX_RECORDED_KEYS))
 
-    def find(self, hash_part: HashPart, most_bytes: int = _MAX_JUDGED_BYTES) -> bytes | None:
+    def find(self, hash_part: HashPart, most_bytes: int = _MAX_VALIDATED_BYTES) -> bytes | None:
         """Look one narinfo up, as it is served; None for a miss.
 
         A malformed narinfo, or one that no configured key signed, is a miss: Nix would fail on it, where it
@@ -122,23 +122,23 @@ class Catalog:
             most_bytes: of narinfos that nobody has validated yet. Where more would have to be, it is a miss
                 for now.
         """
-        found = self.find_letters(HashLetters(hash_part.encode()), most_bytes)
+        found = self.find_hash_part(HashPartBytes(hash_part.encode()), most_bytes)
         return found[0] if found is not None else None
 
-    def find_letters(
-        self, letters: HashLetters, most_bytes: int = _MAX_JUDGED_BYTES
+    def find_hash_part(
+        self, hash_part: HashPartBytes, most_bytes: int = _MAX_VALIDATED_BYTES
     ) -> tuple[bytes, bool] | None:
         """Look up as ``find`` does; tells besides whether a key that counts is known to have signed it."""
-        key = row_key(letters)
+        key = row_key(hash_part)
         bucket = key >> BUCKET_SHIFT
         found: list[tuple[CatalogTable, int]] = []
         for starts, table in self._starts:
             start, end = starts[bucket], starts[bucket + 1]
             if start != end:
-                row = table.file.find_between(letters, key, start, end)
+                row = table.file.find_between(hash_part, key, start, end)
                 if row is not None:
                     found.append((table, row))
-        good = self._choose_good(found, letters, most_bytes) if found else found
+        good = self._choose_good(found, hash_part, most_bytes) if found else found
         if not good:
             return None
         # min() keeps the first of equals, and tables come newest first.
@@ -150,7 +150,7 @@ class Catalog:
             text = NarInfo.parse(text).render().encode()
         return text, verdict == _ODD
 
-    def judge_ahead(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
+    def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
         """Validate narinfos that nobody has asked for yet, the newest tables' first, one at each step.
 
         Args:
@@ -159,7 +159,7 @@ class Catalog:
         """
         for file, row in islice(self._unknown_rows(), most):
             text = file.text(row)
-            self._judge(file, row, file.letters(row), text)
+            self._validate(file, row, file.hash_part(row), text)
             most_bytes -= len(text)
             if most_bytes < 0:
                 return
@@ -172,7 +172,7 @@ class Catalog:
                 yield table.file, row
 
     def _choose_good(
-        self, found: Iterable[tuple[CatalogTable, int]], letters: HashLetters, most_bytes: int
+        self, found: Iterable[tuple[CatalogTable, int]], hash_part: HashPartBytes, most_bytes: int
     ) -> list[tuple[CatalogTable, int]]:
         """Give the first that may be served; each look-up validates a bounded number of new ones."""
         good: list[tuple[CatalogTable, int]] = []
@@ -183,19 +183,19 @@ class Catalog:
                 text = table.file.text(row)
                 left -= 1
                 most_bytes -= len(text)
-                verdict = self._judge(table.file, row, letters, text)
+                verdict = self._validate(table.file, row, hash_part, text)
             if verdict not in (_UNKNOWN, _BAD):
                 good.append((table, row))
                 if len(good) == MAX_VARIANTS:
                     break
         return good
 
-    def _judge(self, file: TableFile, row: int, letters: HashLetters, text: bytes) -> int:
-        file.verdicts[row] = verdict = self._verdict(letters, text)
+    def _validate(self, file: TableFile, row: int, hash_part: HashPartBytes, text: bytes) -> int:
+        file.verdicts[row] = verdict = self._verdict(hash_part, text)
         return verdict
 
-    def _verdict(self, letters: HashLetters, text: bytes) -> int:
-        narinfo = _parse(text, letters)
+    def _verdict(self, hash_part: HashPartBytes, text: bytes) -> int:
+        narinfo = _parse(text, hash_part)
         if narinfo is None or not self._is_ours(narinfo):
             return _BAD
         keys = self.counting_keys
@@ -220,10 +220,10 @@ def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str]:
     return table.is_condemned, str(NixHash.parse(match[1].decode())) if match is not None else ""
 
 
-def _parse(text: bytes, letters: HashLetters) -> NarInfo | None:
+def _parse(text: bytes, hash_part: HashPartBytes) -> NarInfo | None:
     try:
         narinfo = NarInfo.parse(text)
         NarUrl.parse(narinfo.url)
     except FormatError:
         return None
-    return narinfo if narinfo.store_path.hash_part.encode() == letters else None
+    return narinfo if narinfo.store_path.hash_part.encode() == hash_part else None

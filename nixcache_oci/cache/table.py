@@ -48,7 +48,7 @@ KEY_BITS: Final = 5 * _KEY_LETTERS
 Content: TypeAlias = bytes | mmap
 """The text of a table, in memory or on disk."""
 
-HashLetters = NewType("HashLetters", bytes)
+HashPartBytes = NewType("HashPartBytes", bytes)
 """The letters of a ``HashPart``, as they stand in a table, or in a request that was checked."""
 
 
@@ -196,11 +196,11 @@ def _find_listed(content: Content) -> Iterator[re.Match[bytes]]:
         start = max(behind, end - _MOST_LISTED_BYTES)
 
 
-def find_letters(
+def find_hash_part(
     content: Content,
     keys: Sequence[int],
     positions: Sequence[int],
-    letters: HashLetters,
+    hash_part: HashPartBytes,
     key: int,
     start: int = 0,
     end: int | None = None,
@@ -211,7 +211,7 @@ def find_letters(
         content: the table.
         keys: of its rows.
         positions: of its rows.
-        letters: of the hash part.
+        hash_part: to look for.
         key: from ``row_key``, for those who ask several tables.
         start: the first row that may have this key.
         end: the row behind the last one that may; None for the number of all.
@@ -221,20 +221,20 @@ def find_letters(
     """
     row = bisect_left(keys, key, start, end)
     while row < len(keys) and keys[row] == key:
-        if letters_at(content, positions[row]) == letters:
+        if hash_part_at(content, positions[row]) == hash_part:
             return row
         row += 1
     return None
 
 
-def letters_at(content: Content, position: int) -> HashLetters:
+def hash_part_at(content: Content, position: int) -> HashPartBytes:
     """Give the letters of the hash part that lies at this offset."""
-    return HashLetters(content[position : position + _HASH_LETTERS])
+    return HashPartBytes(content[position : position + _HASH_LETTERS])
 
 
 def is_key_at(content: Content, key: int, position: int) -> bool:
     """Tell whether a key and a position are what ``scan`` would give for this table."""
-    match = _HASH_PART.fullmatch(letters_at(content, position))
+    match = _HASH_PART.fullmatch(hash_part_at(content, position))
     return match is not None and row_key(match[0]) == key
 
 
@@ -253,9 +253,9 @@ def stanza_around(content: Content, position: int) -> bytes:
     return content[start:stanza_end]
 
 
-def row_key(letters: bytes) -> int:
+def row_key(hash_part: bytes) -> int:
     """Tell what ``Scan.keys`` holds for a hash part."""
-    return to_number(letters[:_KEY_LETTERS])
+    return to_number(hash_part[:_KEY_LETTERS])
 
 
 def _parse_narinfo(stanza: bytes) -> NarInfo:

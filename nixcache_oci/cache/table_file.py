@@ -22,12 +22,12 @@ from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.table import (
     KEY_BITS,
-    HashLetters,
+    HashPartBytes,
     Scan,
     TableHeader,
-    find_letters,
+    find_hash_part,
+    hash_part_at,
     is_key_at,
-    letters_at,
     parse_head,
     parse_header,
     parse_narinfos,
@@ -118,25 +118,25 @@ class TableFile:
 
     def find(self, hash_part: HashPart) -> int | None:
         """Look one narinfo up; gives its row, or None."""
-        letters = HashLetters(hash_part.encode())
-        key = row_key(letters)
+        wanted = HashPartBytes(hash_part.encode())
+        key = row_key(wanted)
         bucket = key >> BUCKET_SHIFT
-        return self.find_between(letters, key, self.starts[bucket], self.starts[bucket + 1])
+        return self.find_between(wanted, key, self.starts[bucket], self.starts[bucket + 1])
 
-    def find_between(self, letters: HashLetters, key: int, start: int, end: int) -> int | None:
+    def find_between(self, hash_part: HashPartBytes, key: int, start: int, end: int) -> int | None:
         """Look up as ``find`` does, for those who ask several tables.
 
         Args:
-            letters: of the hash part.
+            hash_part: to look for.
             key: from ``row_key``.
             start: of the key's rows, out of ``starts``.
             end: of the same.
         """
-        return find_letters(self._text, self._keys, self._positions, letters, key, start, end)
+        return find_hash_part(self._text, self._keys, self._positions, hash_part, key, start, end)
 
-    def letters(self, row: int) -> HashLetters:
+    def hash_part(self, row: int) -> HashPartBytes:
         """Give the hash part of a row, as it lies there: not validated."""
-        return letters_at(self._text, self._positions[row])
+        return hash_part_at(self._text, self._positions[row])
 
     def text(self, row: int) -> bytes:
         """Cut one narinfo out, as it lies there: not validated."""

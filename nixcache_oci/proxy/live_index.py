@@ -31,7 +31,7 @@ _TAGS_SECONDS: Final = 3600.0
 _FIRST_RETRY_SECONDS: Final = 2.0
 # What was published last is what is asked for next, and to validate a narinfo takes longer than to find it.
 # So many are validated before anybody asks, for so long at a time that no request waits for it.
-_JUDGED_AHEAD: Final = 5_000
+_PREVALIDATED: Final = 5_000
 _JUDGING_SECONDS: Final = 0.0005
 _JUDGING_PAUSE_SECONDS: Final = 0.005
 
@@ -108,7 +108,7 @@ class LiveIndex:
         self._attempted = asyncio.Event()
         self._deadline = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._judging: asyncio.Task[None] | None = None
+        self._prevalidating: asyncio.Task[None] | None = None
 
     @property
     def segments(self) -> int:
@@ -141,7 +141,7 @@ class LiveIndex:
 
     async def close(self) -> None:
         """Stop to refresh."""
-        for task in (self._task, self._judging):
+        for task in (self._task, self._prevalidating):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -259,9 +259,9 @@ class LiveIndex:
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
-        if self._judging is not None:
-            self._judging.cancel()
-        self._judging = asyncio.create_task(_judge_ahead(catalog), name="narinfos ahead")
+        if self._prevalidating is not None:
+            self._prevalidating.cancel()
+        self._prevalidating = asyncio.create_task(_prevalidate(catalog), name="narinfos ahead")
         self.state.changed_at = time.time()
         self.state.public_key = first
         self.state.other_keys = tuple(key for key in recorded if first is not None and key != first)
@@ -290,9 +290,9 @@ class LiveIndex:
             return self.state.public_key
 
 
-async def _judge_ahead(catalog: Catalog) -> None:
+async def _prevalidate(catalog: Catalog) -> None:
     since = time.monotonic()
-    for _ in catalog.judge_ahead(_JUDGED_AHEAD):
+    for _ in catalog.prevalidate(_PREVALIDATED):
         if time.monotonic() - since >= _JUDGING_SECONDS:
             await asyncio.sleep(_JUDGING_PAUSE_SECONDS)
             since = time.monotonic()

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.clients.upstream.via import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -110,12 +110,12 @@ class UpstreamFinder:
             task.exception()  # whoever waited for it may be gone
 
 
-def find_hit(letters: HashLetters, catalog: Catalog | None, union: SignatureUnion) -> bytes | None:
+def find_hit(hash_part: HashPartBytes, catalog: Catalog | None, union: SignatureUnion) -> bytes | None:
     """Look into this cache, and what is remembered of upstreams; all else is not decided here."""
-    found = catalog.find_letters(letters) if catalog is not None else None
+    found = catalog.find_hash_part(hash_part) if catalog is not None else None
     if found is None or found[1]:
         return found and found[0]
-    return union.known(letters, found[0])
+    return union.known(hash_part, found[0])
 
 
 async def look_up(
@@ -131,12 +131,12 @@ async def look_up(
     A request of another proxy gets what this cache itself has: that proxy asks whom it likes.
     """
     catalog = index.catalog or await index.current()
-    letters = HashLetters(hash_part.encode())
-    hit = catalog.find_letters(letters) if catalog is not None else None
+    wanted = HashPartBytes(hash_part.encode())
+    hit = catalog.find_hash_part(wanted) if catalog is not None else None
     if hit is not None:
         narinfo, is_sure = hit
         if not is_sure and not via:
-            narinfo = await union.unite(letters, narinfo)
+            narinfo = await union.unite(wanted, narinfo)
         counters.hits += 1
         return LookUp(Answer.HIT, narinfo)
     try:

@@ -8,7 +8,7 @@ asking here. So upstreams are asked once, not for long, and what they said is re
 import asyncio
 from typing import Final, Protocol
 
-from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -41,20 +41,20 @@ class SignatureUnion:
     def __init__(self, finder: _Finder, keys: tuple[PublicKey, ...]) -> None:
         self._finder = finder
         self._keys = keys
-        self._memo: Memo[HashLetters, tuple[bytes, bytes, float]] = Memo(MOST_REMEMBERED)
+        self._memo: Memo[HashPartBytes, tuple[bytes, bytes, float]] = Memo(MOST_REMEMBERED)
         self._clock = asyncio.get_running_loop().time
         self._slow_until = 0.0
 
-    def known(self, letters: HashLetters, narinfo: bytes) -> bytes | None:
+    def known(self, hash_part: HashPartBytes, narinfo: bytes) -> bytes | None:
         """Give what is served for a narinfo of this cache; None where upstreams have to be asked first."""
-        entry = self._memo.get(letters)
+        entry = self._memo.get(hash_part)
         if entry is None or entry[0] != narinfo or entry[2] < self._clock():
             return None
         return entry[1]
 
-    async def unite(self, letters: HashLetters, narinfo: bytes) -> bytes:
+    async def unite(self, hash_part: HashPartBytes, narinfo: bytes) -> bytes:
         """Give what is served for a narinfo of this cache, after asking upstreams if that is due."""
-        served = self.known(letters, narinfo)
+        served = self.known(hash_part, narinfo)
         if served is not None:
             return served
         if self._clock() < self._slow_until:
@@ -62,7 +62,7 @@ class SignatureUnion:
         served, seconds = narinfo, _ANSWERED_SECONDS
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                found = await self._finder.find(HashPart(letters.decode()))
+                found = await self._finder.find(HashPart(hash_part.decode()))
             if found is not None:
                 served = choose_variant([NarInfo.parse(narinfo), found], self._keys).render().encode()
         except TimeoutError:
@@ -70,5 +70,5 @@ class SignatureUnion:
             seconds = _UNKNOWN_SECONDS
         except UpstreamError:
             seconds = _UNKNOWN_SECONDS
-        self._memo.put(letters, (narinfo, served, self._clock() + seconds))
+        self._memo.put(hash_part, (narinfo, served, self._clock() + seconds))
         return served

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
-from nixcache_oci.cache.table import HashLetters, Table, TableHeader, render_table, row_key
+from nixcache_oci.cache.table import HashPartBytes, Table, TableHeader, render_table, row_key
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.clients.rooted_path import RootedPath
@@ -148,10 +148,10 @@ def test_what_is_judged_ahead_is_what_would_be_judged_later(make_table: MakeTabl
     old, new = make_table(variant(1, KEY), unsigned), make_table(signed, variant(2), hours=1)
     catalog = Catalog.of([old, new], [KEY.public_key])
     wanted = [narinfo.store_path.hash_part for narinfo in (signed, unsigned, variant(1))]
-    assert len(list(catalog.judge_ahead(3))) == 3
+    assert len(list(catalog.prevalidate(3))) == 3
     assert (new.file.verdicts.count(0), old.file.verdicts.count(0)) == (0, 1)
-    assert len(list(catalog.judge_ahead(3))) == 1
-    assert list(catalog.judge_ahead(3)) == []
+    assert len(list(catalog.prevalidate(3))) == 1
+    assert list(catalog.prevalidate(3)) == []
     ahead = [catalog.find(part) for part in wanted]
     assert ahead == [signed.render().encode(), None, variant(1, KEY).render().encode()]
     for table in (old, new):
@@ -208,7 +208,7 @@ def test_large_narinfos_are_validated_one_at_a_time(make_table: MakeTable) -> No
     assert [table.file.verdicts[0] for table in tables] == [0, 0, 0, 2, 2]
     assert catalog.find(PATH.hash_part, 1000) is None
     assert [table.file.verdicts[0] for table in tables] == [0, 0, 2, 2, 2]
-    assert len(list(catalog.judge_ahead(10, 1_000_000))) == 1
+    assert len(list(catalog.prevalidate(10, 1_000_000))) == 1
     assert [table.file.verdicts[0] for table in tables] == [2, 2, 2, 2, 2]
 
 
@@ -238,7 +238,7 @@ def test_a_catalog_knows_which_narinfos_a_counting_key_signed(make_table: MakeTa
         for keys, expected in (((KEY.public_key,), is_sure), ((), False), (None, True)):
             table = make_table(narinfo)
             table.file.verdicts[:] = bytes(1)
-            found = Catalog.of([table], (), counting_keys=keys).find_letters(
-                HashLetters(PATH.hash_part.encode())
+            found = Catalog.of([table], (), counting_keys=keys).find_hash_part(
+                HashPartBytes(PATH.hash_part.encode())
             )
             assert found == (narinfo.render().encode(), expected)

@@ -13,10 +13,10 @@ from nixcache_oci.cache.table import (
     MAX_HEADER_BYTES,
     MAX_STANZA_BYTES,
     MAX_TABLE_BYTES,
-    HashLetters,
+    HashPartBytes,
     Table,
     TableHeader,
-    find_letters,
+    find_hash_part,
     parse_head,
     parse_header,
     parse_narinfos,
@@ -40,8 +40,8 @@ def narinfo_of(seed: str) -> NarInfo:
 
 
 def find(content: bytes, hash_part: HashPart) -> bytes | None:
-    found, letters = scan(content), HashLetters(hash_part.encode())
-    row = find_letters(content, found.keys, found.positions, letters, row_key(letters))
+    found, wanted = scan(content), HashPartBytes(hash_part.encode())
+    row = find_hash_part(content, found.keys, found.positions, wanted, row_key(wanted))
     return None if row is None else stanza_around(content, found.positions[row])
 
 

@@ -22,8 +22,8 @@ from nixcache_oci.cache.nar_url import NarUrl, pack_of
 from nixcache_oci.cache.record import Field, parse_record, record_fields
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import (
-    HashLetters,
-    find_letters,
+    HashPartBytes,
+    find_hash_part,
     parse_head,
     parse_header,
     parse_table,
@@ -214,8 +214,8 @@ def _check_table(data: bytes) -> bool:
     found = scan(data)
     assert len(found.keys) == len(table.narinfos)
     for narinfo in table.narinfos:
-        letters = HashLetters(narinfo.store_path.hash_part.encode())
-        row = find_letters(data, found.keys, found.positions, letters, row_key(letters))
+        hash_part = HashPartBytes(narinfo.store_path.hash_part.encode())
+        row = find_hash_part(data, found.keys, found.positions, hash_part, row_key(hash_part))
         assert row is not None
         assert NarInfo.parse(stanza_around(data, found.positions[row])) == narinfo
     return True
@@ -390,8 +390,8 @@ def _check_head(data: bytes) -> bool:
     if end < len(b"\r\n\r\n"):
         return False
     reader = HeadReader(lambda host: host == "localhost")
-    shape, letters = reader.shape(data, 0, end), reader.wanted_narinfo(data, 0, end)
-    assert letters is None or shape is Shape.PLAIN
+    shape, hash_part = reader.shape(data, 0, end), reader.wanted_narinfo(data, 0, end)
+    assert hash_part is None or shape is Shape.PLAIN
     if shape is Shape.OTHER:
         return False
     lines = data[:end].decode("ascii").split("\r\n")
@@ -404,8 +404,8 @@ def _check_head(data: bytes) -> bool:
     if shape is Shape.PLAIN:
         assert names.count("host") == 1
         assert [value.strip() for name, _, value in fields if name.lower() == "host"] == ["localhost"]
-    if letters is not None:
-        assert lines[0].split(" ", 1)[1] == f"/{HashPart(letters.decode())}.narinfo HTTP/1.1"
+    if hash_part is not None:
+        assert lines[0].split(" ", 1)[1] == f"/{HashPart(hash_part.decode())}.narinfo HTTP/1.1"
     return True
 
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
@@ -155,5 +155,5 @@ async def test_the_front_answers_what_is_remembered(index: LiveIndex) -> None:
         assert union.known(letters("other"), HERE["unsigned"].render().encode()) is None
 
 
-def letters(kind: str) -> HashLetters:
-    return HashLetters(HERE[kind].store_path.hash_part.encode())
+def letters(kind: str) -> HashPartBytes:
+    return HashPartBytes(HERE[kind].store_path.hash_part.encode())

@@ -164,9 +164,9 @@ class Traffic:
     async def _narinfo(self, line: Line, wanted: Wanted, method: str = "GET") -> NarInfo | None:
         """Ask for one; what is listed from the start must be there, whatever the registry does."""
         head = await line.ask(method, f"/{wanted.hash_part}.narinfo")
-        return self._judge(wanted, head, await line.body(head), method)
+        return self._validate(wanted, head, await line.body(head), method)
 
-    def _judge(self, wanted: Wanted, head: Head, body: bytes, method: str) -> NarInfo | None:
+    def _validate(self, wanted: Wanted, head: Head, body: bytes, method: str) -> NarInfo | None:
         kind = f"narinfo, {wanted.origin}"
         if head.status == _NOT_FOUND and wanted.origin != "kept":
             self._count(kind, "404")
@@ -186,7 +186,7 @@ class Traffic:
         await line.send("".join(requests).encode())
         for each in asked:
             head = await line.head("GET", each.hash_part)
-            self._judge(each, head, await line.body(head), "GET")
+            self._validate(each, head, await line.body(head), "GET")
 
     # NARs
 

@@ -162,9 +162,9 @@ class Peer:
 
     def _start_probe(self, ticket: int) -> None:
         if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._judge(ticket), name=f"probe {self.upstream}")
+            self._probing = asyncio.create_task(self._validate(ticket), name=f"probe {self.upstream}")
 
-    async def _judge(self, ticket: int) -> None:
+    async def _validate(self, ticket: int) -> None:
         try:
             await self._probe(self.upstream)
         except UpstreamConnectionError as error:

@@ -96,8 +96,8 @@ class FrontServer:
         return answer
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        letters = self.reader.wanted_narinfo(data, start, end)
-        narinfo = self._hits.take_narinfo(letters, is_get=is_get) if letters is not None else None
+        hash_part = self.reader.wanted_narinfo(data, start, end)
+        narinfo = self._hits.take_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
     def _slice(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:

@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
@@ -47,14 +47,14 @@ class FastPath:
         self._counters = counters
         self._asked_at = -math.inf
 
-    def take_narinfo(self, letters: HashLetters, *, is_get: bool) -> bytes | None:
+    def take_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
         """Give a narinfo; None where there is none, no index yet, or upstreams have to be asked first.
 
         Args:
-            letters: of the hash part.
+            hash_part: that is wanted.
             is_get: whether the client wants the narinfo itself: on HEAD, nothing is fetched ahead.
         """
-        narinfo = find_hit(letters, self._index.catalog, self._union)
+        narinfo = find_hit(hash_part, self._index.catalog, self._union)
         if narinfo is None:
             return None
         self._counters.hits += 1

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, TypeGuard
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashLetters
+from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER
 
@@ -67,10 +67,10 @@ class HeadReader:
             lambda fields: _judge_fields(fields, is_allowed_host)
         )
 
-    def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashLetters | None:
+    def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashPartBytes | None:
         """Give the hash part that a plain request for a narinfo names; None for any other request."""
         line = _NARINFO_LINE.match(data, start, end)
-        return HashLetters(line[1]) if self._is_plain(line, data, end) else None
+        return HashPartBytes(line[1]) if self._is_plain(line, data, end) else None
 
     def wanted_slice(self, data: bytes, start: int, end: int) -> NarUrl | None:
         """Give the slice of a pack that a plain request names; None for any other request."""
