@@ -55,6 +55,15 @@ def test_a_lock_pins_and_hashes_everything(lock: str) -> None:
         assert "://" not in requirement
 
 
+def test_the_changelog_knows_the_version() -> None:
+    """A release has a section of its own; what is being worked on (``.dev0``) comes first, as Unreleased."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (_ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = re.findall(r"^## ([^ \n]+)", changelog, re.MULTILINE)[0]
+    version = project["version"]
+    assert (first == "Unreleased") if version.endswith(".dev0") else (first == version)
+
+
 def test_every_lock_is_named() -> None:
     """A lock that this file does not know would be held to none of its rules."""
     found = {

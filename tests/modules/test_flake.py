@@ -19,6 +19,8 @@ pytestmark = pytest.mark.needs("nix")
 LINUX = ["aarch64-linux", "x86_64-linux"]
 DARWIN = ["aarch64-darwin", "x86_64-darwin"]
 STARTER = TOP / "config"
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+NAMED = f"nixcache-oci-{PROJECT['version']}"
 TEMPLATE = TOP / "nixcache_oci/starter"
 # What the flake is evaluated from; a checkout has more, such as virtual environments.
 PARTS = [
@@ -110,10 +112,9 @@ def test_the_package(nix: NixSandbox, checkout: Path) -> None:
         "packages.x86_64-linux.default",
         'package: { inherit (package) name inputs meta; src = "${package.src}"; }',
     )
-    assert package["name"] == "nixcache-oci-0.1.0"
+    assert package["name"] == NAMED
     assert package["meta"]["mainProgram"] == "nixcache-oci"
-    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    names = [re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in project["dependencies"]]
+    names = [re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in PROJECT["dependencies"]]
     assert package["inputs"] == [f"python3-{name}" for name in names]
     source = nix.physical(package["src"])
     assert sorted(path.name for path in source.iterdir()) == [
@@ -133,7 +134,7 @@ def _modules(folder: Path) -> set[str]:
 def test_the_apps(nix: NixSandbox, checkout: Path) -> None:
     """`nix run .#cache-proxy` serves, with further flags passed on; `nix run .` is the whole program."""
     programs = evaluate(nix, checkout, "apps.x86_64-linux", "builtins.mapAttrs (_: app: app.program)")
-    assert programs["default"].endswith("-nixcache-oci-0.1.0/bin/nixcache-oci")
+    assert programs["default"].endswith(f"-{NAMED}/bin/nixcache-oci")
     script = nix.physical(programs["cache-proxy"]).read_text()
     assert script == f'exec {programs["default"]} proxy "$@"'
 
@@ -151,7 +152,7 @@ def test_the_overlay(nix: NixSandbox, checkout: Path) -> None:
         "--apply",
         f"overlay: (overlay {pkgs} {pkgs}).nixcache-oci.name",
     )
-    assert json.loads(named.stdout) == "nixcache-oci-0.1.0"
+    assert json.loads(named.stdout) == NAMED
 
 
 def test_the_virtual_machines(nix: NixSandbox, checkout: Path) -> None:

@@ -40,7 +40,7 @@ PERMISSIONS = {
     "publish-cache.yml": {"publish": PUBLISH, "public-key": COMMIT},
     "update-and-cache.yml": {"update": COMMIT, "publish": PUBLISH},
     "gc-cache.yml": {"gc": PUBLISH},
-    "test.yml": {"test": READ},
+    "test.yml": {"test": READ, "macos": READ},
     "audit.yml": {"audit": READ},
     "update-flake-lock.yml": {"update": READ, "propose": {**COMMIT, "pull-requests": "write"}},
 }
@@ -124,7 +124,8 @@ def test_who_is_trusted(path: Path) -> None:
 def test_one_commit_of_each() -> None:
     """What is updated in one file is updated in all."""
     found = {(name, commit) for path in EVERY_FILE for name, commit, _ in PINNED.findall(path.read_text())}
-    assert len(found) == len(dict(found)) == 2
+    assert found
+    assert len(found) == len(dict(found))
 
 
 @every_workflow
