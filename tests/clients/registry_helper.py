@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from aioresponses import aioresponses
+
 from nixcache_oci.clients.credentials import Credentials, CredentialSource
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
@@ -80,3 +82,18 @@ async def read(
             content += chunk
         assert blob.end - blob.start == len(content)
     return bytes(content)
+
+
+def sent(web: aioresponses, url: str, method: str = "GET") -> list[str | None]:
+    """Give the Authorization of each request for a URL that begins so."""
+    return [
+        call.kwargs["headers"].get("Authorization")
+        for (each, target), calls in web.requests.items()
+        if each == method and str(target).startswith(url)
+        for call in calls
+    ]
+
+
+def count(web: aioresponses, url: str, method: str = "GET") -> int:
+    """Count them."""
+    return len(sent(web, url, method))

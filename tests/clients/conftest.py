@@ -1,0 +1,34 @@
+"""Answers without a server, for tables of what is done about them."""
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+from aioresponses import aioresponses
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    with aioresponses() as answers:
+        # aiohttp wants a stream_writer from 3.14 on, which aioresponses 0.7.9 does not know of.
+        response: Any = partial(aiohttp.ClientResponse, stream_writer=Mock(output_size=0))
+        monkeypatch.setattr(answers, "add", partial(answers.add, response_class=response))
+        yield answers
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be slept; nobody sleeps."""
+    seconds: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay: float) -> None:
+        seconds.append(delay)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    return seconds
