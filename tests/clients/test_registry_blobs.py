@@ -188,15 +188,6 @@ async def test_a_cut_blob_is_temporary_trouble(ghcr: GhcrDouble, blob: Digest, a
         assert await read(registry, blob, len(got)) == _CONTENT[len(got) :]
 
 
-async def test_a_stalled_blob_is_temporary_trouble(ghcr: GhcrDouble, blob: Digest) -> None:
-    """Standing still counts, not how long it takes altogether."""
-    ghcr.fault("storage-get", "stall", after=500_000)
-    async with opened(ghcr.host, owner(ghcr), stall=0.2) as registry:
-        with pytest.raises(RegistryError, match="stood still") as raised:
-            await read(registry, blob)
-    assert raised.value.is_temporary
-
-
 async def test_a_slow_blob_is_no_trouble(ghcr: GhcrDouble, blob: Digest) -> None:
     """A download may take far longer than the limit on standing still."""
     ghcr.bandwidth = 5_000_000

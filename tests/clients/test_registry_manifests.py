@@ -165,16 +165,6 @@ async def test_an_outage_is_temporary(ghcr: GhcrDouble) -> None:
     assert (raised.value.status, raised.value.is_temporary) == (None, True)
 
 
-async def test_a_stall_ends(ghcr: GhcrDouble) -> None:
-    """A registry that stands still costs the stall's limit, not for ever."""
-    ghcr.put_manifest(NAME, "cache-index", MANIFEST)
-    ghcr.fault("manifest-get", "stall", after=10, times=None)
-    async with opened(ghcr.host, owner(ghcr), patience=0.2, stall=0.3) as registry:
-        with pytest.raises(RegistryError, match="stood still") as raised:
-            await registry.get_manifest("cache-index")
-        assert raised.value.is_temporary
-
-
 async def test_a_secondary_rate_limit_is_not_a_denial(web: aioresponses) -> None:
     """GitHub's 403 under load must not be told as a lack of permission; a HEAD's reason is asked for."""
     web.head(_ANY, status=403)

@@ -13,7 +13,7 @@ from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from tests.clients.test_content_coding import CODINGS
-from tests.support.upstream_server import Handler, answering, asking, refusing, serve, silent, talk
+from tests.support.upstream_server import Handler, answering, asking, refusing, serve, talk
 
 UPSTREAM = parse_upstream("https://cache.example.org")
 SIGNER = UrlSigner(bytes(32))
@@ -350,19 +350,6 @@ async def test_a_nar_of_another_size_is_not_patched_together() -> None:
             async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
                 async for _ in nar.chunks:
                     server.content = CONTENT[:-1]
-
-
-async def test_a_stall_is_an_error() -> None:
-    """No bytes for the stall limit is a broken connection, whatever the size of the NAR."""
-
-    async def stalling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbeginning")
-        await silent(reader, writer)
-
-    async with talk(stalling) as url, asking(url, stall_seconds=0.1) as upstreams:
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await read(upstreams)
 
 
 async def test_fewer_bytes_than_announced_are_an_error() -> None:
