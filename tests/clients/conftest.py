@@ -1,4 +1,4 @@
-"""Answers without a server, for tables of what is done about them."""
+"""What several files take: a double of GHCR, and answers without a server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,6 +9,14 @@ from unittest.mock import Mock
 import aiohttp
 import pytest
 from aioresponses import aioresponses
+
+from tests.support.ghcr import GhcrDouble
+
+
+@pytest.fixture
+def ghcr() -> Iterator[GhcrDouble]:
+    with GhcrDouble() as double:
+        yield double
 
 
 @pytest.fixture

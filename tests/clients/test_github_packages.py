@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
@@ -24,12 +24,6 @@ from tests.support.ghcr import GhcrDouble
 
 _DELETES = "package-delete"
 _LISTS = "package-versions"
-
-
-@pytest.fixture
-def ghcr() -> Iterator[GhcrDouble]:
-    with GhcrDouble() as double:
-        yield double
 
 
 @asynccontextmanager

@@ -5,8 +5,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -20,17 +19,14 @@ from nixcache_oci.clients.http.proxy import basic_authorization
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
 from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.token import Token
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
-from nixcache_oci.oci.reference import RegistryReference
-from tests.clients.registry_helper import MANIFEST, NAME, connect, count, opened, owner, reader, sent
+from tests.clients.registry_helper import MANIFEST, NAME, count, opened, owner, reader, sent
 from tests.support.ghcr import GhcrDouble
-from tests.support.server_thread import ServerThread
+from tests.support.upstream_server import serve
 
-_Answer = Callable[[server.BaseRequest], Awaitable[server.StreamResponse]]
 _WRONG = Credentials("anyone", "ghp_wrong", "GITHUB_TOKEN")
 _PASSWORD = Credentials("user", "pass", "config.json")
 _BASIC = "Basic dXNlcjpwYXNz"
@@ -231,10 +227,9 @@ async def test_one_who_hangs_up_does_not_stop_the_others(slow: tuple[asyncio.Eve
 
 async def test_closing_ends_a_request_for_a_token(slow: tuple[asyncio.Event, asyncio.Event]) -> None:
     """Nothing goes on behind a closed client."""
-    registry = connect(_HOST, None)
-    waiting = asyncio.create_task(registry.resolve("a"))
-    await slow[0].wait()
-    await registry.close()
+    async with opened(_HOST, None) as registry:
+        waiting = asyncio.create_task(registry.resolve("a"))
+        await slow[0].wait()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
@@ -405,16 +400,6 @@ async def test_secrets_never_show(ghcr: GhcrDouble, caplog: pytest.LogCaptureFix
     assert not [secret for secret in secrets for text in shown if secret in text]
 
 
-@asynccontextmanager
-async def _serving(answer: _Answer) -> AsyncIterator[str]:
-    servers = ServerThread(answer)
-    servers.start()
-    try:
-        yield f"127.0.0.1:{servers.ports[0]}"
-    finally:
-        servers.stop()
-
-
 async def test_a_token_that_left_the_registry_does_not_come_back(web: aioresponses) -> None:
     """A server that the registry redirects to may not choose where at the registry the token goes."""
     _tell(web, 401, 302, location=f"http://{_HOST}/next?x=1")
@@ -463,7 +448,7 @@ async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
     """Many servers write a line of HTML beside the Location; a new connection for each blob would be slow."""
     ports: set[object] = set()
 
-    async def answer(request: server.BaseRequest) -> server.StreamResponse:
+    async def answer(request: server.Request) -> server.StreamResponse:
         ports.add(request.transport and request.transport.get_extra_info("peername"))
         if request.path == "/there":
             return server.json_response({"tags": []})
@@ -473,7 +458,7 @@ async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
         await response.write(b"<a>there</a>" * 99)
         return response
 
-    async with _serving(answer) as host, opened(host, None) as registry:
+    async with serve(answer) as url, opened(url.removeprefix("http://"), None) as registry:
         for _ in range(3):
             assert await registry.list_tags() == []
     assert len(ports) == 1
@@ -491,12 +476,10 @@ async def test_a_registry_of_https_is_never_spoken_to_in_the_clear(
     web: aioresponses, status: int, header: str, value: str
 ) -> None:
     """Not by a redirect, nor by a realm, nor by a next page."""
-    reference = RegistryReference(_HOST, plain_http=False, repository=NAME)
     web.get(re.compile("https:"), status=status, headers={header: value}, body='{"tags": []}')
-    registry = Registry(reference, _PASSWORD, patience=0)
-    with pytest.raises(RegistryError, match=f"{NAME}: .*(https|another server)"):
-        await registry.list_tags()
-    await registry.close()
+    async with opened(_HOST, _PASSWORD, plain_http=False, patience=0) as registry:
+        with pytest.raises(RegistryError, match=f"{NAME}: .*(https|another server)"):
+            await registry.list_tags()
     assert sent(web, "http:") == []
 
 
@@ -511,13 +494,13 @@ async def test_other_hosts_are_reached_by_the_proxy(monkeypatch: pytest.MonkeyPa
     """The environment's proxy is used, with its own credentials, and a netrc is not read."""
     seen: list[tuple[str, str | None, str | None]] = []
 
-    async def answer(request: server.BaseRequest) -> server.StreamResponse:
+    async def answer(request: server.Request) -> server.StreamResponse:
         headers = request.headers
         seen.append((request.raw_path, headers.get("Authorization"), headers.get("Proxy-Authorization")))
         return server.Response(body=json.dumps({"tags": ["a"]}).encode())
 
-    async with _serving(answer) as host:
-        monkeypatch.setenv("http_proxy", f"http://user:p%40ss@{host}")
+    async with serve(answer) as url:
+        monkeypatch.setenv("http_proxy", url.replace("//", "//user:p%40ss@"))
         monkeypatch.delenv("no_proxy", raising=False)
         async with opened("registry.example", None) as registry:
             assert await registry.list_tags() == ["a"]

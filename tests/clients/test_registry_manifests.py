@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 from aioresponses import aioresponses
@@ -16,12 +15,6 @@ from tests.support.ghcr_faults import FaultKind
 
 _PORTAL = "<html>Please log in to the network</html>"
 _ANY = re.compile("")
-
-
-@pytest.fixture
-def ghcr() -> Iterator[GhcrDouble]:
-    with GhcrDouble() as double:
-        yield double
 
 
 @pytest.mark.parametrize("media_type", [IMAGE_MANIFEST, IMAGE_INDEX, DOCKER_MANIFEST_LIST])

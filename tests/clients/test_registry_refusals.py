@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from tests.clients.registry_helper import MANIFEST, NAME, count, opened, owner, reader
 from tests.support.ghcr import GhcrDouble
 from tests.support.process import open_files_in
-from tests.support.server_thread import ServerThread
+from tests.support.upstream_server import serve
 
 _CONTENT = b"content"
 _DIGEST = Digest.of(_CONTENT)
 _SETTINGS = "https://github.com/orgs/octocat/packages/container/hello%2Fnix-cache/settings"
 _WORKFLOW = "permissions: packages: write"
 _ASKER = Asker("ghcr.io", NAME, push=True, source="GITHUB_TOKEN")
+_READER = replace(_ASKER, push=False, source="GH_TOKEN")
+_NOBODY = replace(_ASKER, push=False, source=None)
+_QUAY = Asker("quay.io", "team/x", push=True, source="config.json")
 
 
 @pytest.fixture
@@ -294,6 +298,25 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
     [
         (_ASKER, Refusal(403, "DENIED", "denied"), f"which needs {_WORKFLOW} in a workflow"),
         (_ASKER, Refusal(403, "DENIED", "denied"), _SETTINGS),
+        (_READER, Refusal(403, "DENIED"), "which needs permissions: packages: read in a workflow"),
+        (_READER, Refusal(403, "DENIED", "permission_denied: read_package"), "with role Read"),
+        (
+            _NOBODY,
+            Refusal(403, "DENIED"),
+            "set NIXCACHE_TOKEN_FILE or GITHUB_TOKEN, or run docker login ghcr.io",
+        ),
+        (
+            _QUAY,
+            Refusal(403, "DENIED"),
+            "asked with config.json, which needs write access to this repository",
+        ),
+        (
+            _QUAY,
+            Refusal(401, "UNAUTHORIZED", is_about_token=True),
+            "config.json, which is wrong or has expired",
+        ),
+        (replace(_QUAY, source=None), Refusal(403), "set NIXCACHE_TOKEN_FILE, or run docker login quay.io"),
+        (replace(_QUAY, push=False), Refusal(404, message="no"), ""),
         (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
         (_ASKER, Refusal(402), "public packages need no quota"),
         (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
@@ -303,28 +326,13 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
         (_ASKER, Refusal(502, message="bad gateway"), ""),
         (_ASKER, Refusal(None), ""),
         (_ASKER, Refusal(429, message="quota exceeded", is_limit=True), "run it again later"),
-        (
-            Asker("ghcr.io", NAME, push=False, source=None),
-            Refusal(429, is_limit=True),
-            "credentials may raise the limit",
-        ),
-        (Asker("ghcr.io", NAME, push=False, source="GH_TOKEN"), Refusal(429, is_limit=True), ""),
+        (_NOBODY, Refusal(429, is_limit=True), "credentials may raise the limit"),
+        (_READER, Refusal(429, is_limit=True), ""),
         (
             Asker("containers.house.ghe.com", "team/x", push=True, source="GH_TOKEN"),
             Refusal(403, "DENIED", "permission_denied: write_package"),
             "https://house.ghe.com/orgs/team/packages/container/x/settings",
         ),
-        (
-            Asker("ghcr.io", NAME, push=False, source="GH_TOKEN"),
-            Refusal(403, "DENIED", "permission_denied: read_package"),
-            "with role Read",
-        ),
-        (
-            Asker("quay.io", "team/x", push=True, source="config.json"),
-            Refusal(401, "UNAUTHORIZED", is_about_token=True),
-            "asked with config.json, which is wrong or has expired",
-        ),
-        (Asker("quay.io", "team/x", push=False, source="config.json"), Refusal(404, message="no"), ""),
     ],
 )
 def test_remedies(asker: Asker, refusal: Refusal, remedy: str) -> None:
@@ -402,7 +410,7 @@ async def test_looks_at_many_blobs_share_their_connections(kind: str) -> None:
     """Sixteen at once need sixteen connections, however many are looked at."""
     peers: set[object] = set()
 
-    async def answer(request: server.BaseRequest) -> server.StreamResponse:
+    async def answer(request: server.Request) -> server.StreamResponse:
         peers.add(request.transport and request.transport.get_extra_info("peername"))
         if kind == "absent":
             return server.json_response({}, status=404)
@@ -426,12 +434,7 @@ async def test_looks_at_many_blobs_share_their_connections(kind: str) -> None:
             else:
                 assert await registry.stat_blob(digest) == len(_CONTENT)
 
-    servers = ServerThread(answer)
-    servers.start()
-    try:
-        async with opened(f"127.0.0.1:{servers.ports[0]}", None, push=True) as registry:
-            digests = (Digest.of(str(number).encode()) for number in range(200))
-            await asyncio.gather(*(look(registry, digests) for _ in range(16)))
-    finally:
-        servers.stop()
+    async with serve(answer) as url, opened(url.removeprefix("http://"), None, push=True) as registry:
+        digests = (Digest.of(str(number).encode()) for number in range(200))
+        await asyncio.gather(*(look(registry, digests) for _ in range(16)))
     assert len(peers) <= 16
