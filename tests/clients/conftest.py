@@ -1,8 +1,9 @@
-"""What several files take: a double of GHCR, and answers without a server."""
+"""What several files take: a layout, a double of GHCR, and answers without a server."""
 
 import asyncio
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -10,7 +11,19 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
 from tests.support.ghcr import GhcrDouble
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "layout"
+
+
+@pytest.fixture
+def layout(root: Path) -> Repository:
+    return Layout(root)
 
 
 @pytest.fixture

@@ -90,8 +90,7 @@ def dripping(beginning: bytes, piece: bytes) -> Talk:
     ],
 )
 async def test_a_registrys_answer_may_not_drip(answer: str, what: str) -> None:
-    """Each byte is a sign of life, and all of them together are no answer: a refresh that waits for one would
-    never end. Chunk sizes, extensions and trailers have no end of their own, and bring nothing."""
+    """Each byte is a sign of life, and all of them are no answer; framing has no end of its own."""
     async with (
         talk(dripping(*_ANSWERS[answer])) as url,
         opened(url.removeprefix("http://"), None, patience=0, stall=0.1) as registry,

@@ -107,8 +107,7 @@ async def test_a_lifetime_may_be_anything(web: aioresponses, lifetime: object) -
 async def test_realm_and_service_come_from_the_challenge(
     web: aioresponses, credentials: Credentials | None
 ) -> None:
-    """Nothing about the token service is assumed, the scope alone is ours: who gives credentials for a
-    registry trusts it, and Docker Hub's and GitLab's services are elsewhere."""
+    """Nothing is assumed but the scope: who gives credentials for a registry trusts the service it names."""
     _tell(web, 401, 200)
     _issue(web)
     async with opened(_HOST, credentials) as registry:
