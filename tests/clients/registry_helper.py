@@ -3,7 +3,10 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from aioresponses import aioresponses
+
 from nixcache_oci.clients.credentials import Credentials, CredentialSource
+from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.oci.digest import Digest
@@ -14,39 +17,27 @@ NAME = "octocat/hello/nix-cache"
 MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}'
 
 
-def connect(
-    host: str,
-    credentials: CredentialSource | None,
-    *,
-    push: bool = False,
-    patience: float = 3,
-    stall: float = 1.5,
-    first_backoff: float = 0.01,
-) -> Registry:
-    """Make a client that gives up within seconds."""
-    return Registry(
-        RegistryReference(host, plain_http=True, repository=NAME),
-        credentials,
-        push=push,
-        patience=patience,
-        stall_seconds=stall,
-        first_backoff_seconds=first_backoff,
-    )
-
-
 @asynccontextmanager
 async def opened(
     host: str,
     credentials: CredentialSource | None,
     *,
     push: bool = False,
+    plain_http: bool = True,
     patience: float = 3,
     stall: float = 1.5,
     first_backoff: float = 0.01,
+    is_public: IsPublic = is_public,
 ) -> AsyncIterator[Registry]:
-    """Close the client behind the block."""
-    registry = connect(
-        host, credentials, push=push, patience=patience, stall=stall, first_backoff=first_backoff
+    """Make a client that gives up within seconds, and close it behind the block."""
+    registry = Registry(
+        RegistryReference(host, plain_http=plain_http, repository=NAME),
+        credentials,
+        push=push,
+        patience=patience,
+        stall_seconds=stall,
+        first_backoff_seconds=first_backoff,
+        is_public=is_public,
     )
     try:
         yield registry
@@ -80,3 +71,18 @@ async def read(
             content += chunk
         assert blob.end - blob.start == len(content)
     return bytes(content)
+
+
+def sent(web: aioresponses, url: str, method: str = "GET") -> list[str | None]:
+    """Give the Authorization of each request for a URL that begins so."""
+    return [
+        call.kwargs["headers"].get("Authorization")
+        for (each, target), calls in web.requests.items()
+        if each == method and str(target).startswith(url)
+        for call in calls
+    ]
+
+
+def count(web: aioresponses, url: str, method: str = "GET") -> int:
+    """Count them."""
+    return len(sent(web, url, method))

@@ -1,13 +1,15 @@
 """Deleting at GHCR, by GitHub's REST API."""
 
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
+from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github.api_url import find_api_url
@@ -17,17 +19,11 @@ from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import FormatError, RegistryError, UsageError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference
-from tests.clients.registry_helper import NAME, owner, reader
+from tests.clients.registry_helper import NAME, count, owner, reader
 from tests.support.ghcr import GhcrDouble
 
 _DELETES = "package-delete"
 _LISTS = "package-versions"
-
-
-@pytest.fixture
-def ghcr() -> Iterator[GhcrDouble]:
-    with GhcrDouble() as double:
-        yield double
 
 
 @asynccontextmanager
@@ -177,31 +173,6 @@ async def test_without_a_token(ghcr: GhcrDouble, is_wrong: bool) -> None:
     assert len(ghcr.requests) == is_wrong
 
 
-async def test_limits_are_waited_for(ghcr: GhcrDouble) -> None:
-    """Both of GitHub's limits pass, each told in its own way, and so do outages."""
-    gone = put(ghcr, "gone", "1")
-    soon = str(int(time.time()) - 5)
-    refuse(ghcr, _LISTS, 503, "Unavailable")
-    refuse(ghcr, _LISTS, 403, "API rate limit exceeded", X_RateLimit_Remaining="0", X_RateLimit_Reset=soon)
-    refuse(ghcr, _DELETES, 429, "You have exceeded a secondary rate limit", Retry_After="1")
-    async with remover_at(ghcr, owner(ghcr)) as remover:
-        await remover.remove(gone)
-    assert ghcr.manifests(NAME) == {}
-    assert ghcr.count(_DELETES) == 2
-
-
-async def test_a_long_limit_is_told(ghcr: GhcrDouble) -> None:
-    """A limit that lasts longer than patience ends the run at once, and says how long it lasts."""
-    kept = put(ghcr, "kept", "1")
-    later = str(int(time.time()) + 1800)
-    refuse(ghcr, _DELETES, 403, "API rate limit exceeded", X_RateLimit_Remaining="0", X_RateLimit_Reset=later)
-    async with remover_at(ghcr, owner(ghcr)) as remover:
-        with pytest.raises(RegistryError, match=r"it asks to wait 1[78]") as raised:
-            await remover.remove(kept)
-    assert raised.value.is_temporary
-    assert raised.value.retry_after is not None
-
-
 @pytest.mark.parametrize("kind", ["lost", "reset", "cut_request"])
 async def test_a_lost_answer_is_no_failure(
     ghcr: GhcrDouble, kind: Literal["lost", "reset", "cut_request"]
@@ -215,32 +186,23 @@ async def test_a_lost_answer_is_no_failure(
 
 
 @pytest.mark.parametrize(
-    ("link", "reason"),
+    ("headers", "body", "reason"),
     [
-        ('<http://localhost:1/versions>; rel="next"', "another server, http://localhost:1"),
-        ('<?per_page=100>; rel="next"', "does not end after 1 pages"),
-        ("</x; rel=next", "cannot be read"),
-        ("", "no list"),
+        ({"Link": '<http://localhost:1/versions>; rel="next"'}, "[]", "another server, http://localhost:1"),
+        ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 pages"),
+        ({"Link": "</x; rel=next"}, "[]", "cannot be read"),
+        ({}, "{}", "no list"),
     ],
-    ids=["elsewhere", "in a circle", "broken", "no list"],
 )
-async def test_a_strange_list_is_refused(ghcr: GhcrDouble, link: str, reason: str) -> None:
+async def test_a_strange_list_is_refused(
+    ghcr: GhcrDouble, web: aioresponses, headers: dict[str, str], body: str, reason: str
+) -> None:
     """The token stays with GitHub, and half a list is no list."""
-    kept = put(ghcr, "kept", "1")
-    body = b"[]" if link else b"{}"
-    ghcr.fault(_LISTS, "status", status=200, headers={"Link": link}, body=body, times=None)
+    web.get(re.compile(".*/orgs/"), headers=headers, body=body, repeat=True)
     async with remover_at(ghcr, owner(ghcr)) as remover:
         with pytest.raises(RegistryError, match=rf"\Alist versions: 127[^\n]*GitHub's API[^\n]*{reason}"):
-            await remover.remove(kept)
-    assert ghcr.count(_DELETES) == 0
-
-
-async def test_a_redirect_is_not_followed(ghcr: GhcrDouble) -> None:
-    """A deletion goes where it was meant to, and so does the token."""
-    ghcr.fault(_LISTS, "status", status=307, headers={"Location": f"http://{ghcr.storage_host}/x"})
-    async with remover_at(ghcr, owner(ghcr)) as remover:
-        with pytest.raises(RegistryError, match="307"):
-            await remover.untagged()
+            await remover.remove(Digest.of(b"x"))
+    assert count(web, "") == 1
 
 
 async def test_deletions_are_spaced(ghcr: GhcrDouble) -> None:

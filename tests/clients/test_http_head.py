@@ -132,45 +132,6 @@ async def test_a_connection_serves_again_after_interim_answers() -> None:
     assert connections == 1
 
 
-def dripping(head: bytes, *, seconds: float = 0.02) -> Talk:
-    """Send a beginning, and then byte after byte of something that does not end."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(head)
-        while True:
-            writer.write(b"a")
-            await writer.drain()
-            await asyncio.sleep(seconds)
-
-    return converse
-
-
-async def test_a_registrys_head_may_not_drip() -> None:
-    """Each byte is a sign of life, and all of them together are no answer."""
-    async with (
-        talk(dripping(b"HTTP/1.1 200 OK\r\nX: ")) as url,
-        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
-    ):
-        with pytest.raises(RegistryError, match="no answer within"):
-            await registry.get_manifest("a")
-
-
-async def test_an_upstreams_head_may_not_drip() -> None:
-    """A narinfo's as a NAR's, each within the limit that it has."""
-    async with (
-        talk(dripping(b"HTTP/1.1 200 OK\r\nX: ")) as url,
-        asking(url, answer_seconds=0.3, nar_seconds=0.3) as upstreams,
-    ):
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await upstreams.find(HASH_PART)
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"):
-                pass
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await upstreams.head_nar(parse_upstream(url).key, "nar/x.nar")
-
-
 async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
     """It may take as long as storing so much takes, and not as long as bytes of it come."""
 

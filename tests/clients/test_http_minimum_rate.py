@@ -1,8 +1,9 @@
 """Bodies that drip: given up by their rate, as a table and with servers that send byte after byte."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import product
 from typing import Final
 
 import pytest
@@ -16,7 +17,7 @@ from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
 from tests.support.slow_repository import SlowRepository
-from tests.support.upstream_server import Talk, asking, talk
+from tests.support.upstream_server import HASH_PART, Talk, asking, talk
 
 _DIGEST: Final = Digest.of(b"whatever")
 _LENGTH: Final = 1_000_000
@@ -52,63 +53,27 @@ async def read_all(opening: AbstractAsyncContextManager[BlobStream | NarStream])
         return b"".join([chunk async for chunk in stream.chunks])
 
 
-def dripping() -> Talk:
-    """Answer everything with a head, and a body of which a byte comes now and then."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % _LENGTH)
-        while True:
-            writer.write(b"a")
-            await writer.drain()
-            await asyncio.sleep(0.02)
-
-    return converse
-
-
-async def test_a_registrys_document_may_not_drip() -> None:
-    """A refresh that waits for one would never end, and nothing would show."""
-    async with (
-        talk(dripping()) as url,
-        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
-    ):
-        for asking_for in (registry.get_manifest("a"), registry.list_tags()):
-            with pytest.raises(RegistryError, match="comes too slowly"):
-                await asking_for
-
-
-async def test_a_registrys_blob_may_not_drip() -> None:
-    """As it is temporary, it is resumed where it stopped."""
-    async with (
-        talk(dripping()) as url,
-        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
-    ):
-        with pytest.raises(RegistryError, match="comes too slowly") as raised:
-            await read_all(registry.open_blob(_DIGEST))
-    assert raised.value.is_temporary
-
-
-async def test_an_upstreams_nar_may_not_drip() -> None:
-    """It would hold a client, and a connection, for weeks."""
-    async with talk(dripping()) as url, asking(url, stall_seconds=0.3) as upstreams:
-        with pytest.raises(UpstreamError, match="comes too slowly"):
-            await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
-
-
-_FRAMING: Final = {
-    "an extension of a chunk": (b"1;", b"a=b;"),
-    "the size of a chunk": (b"", b"0"),
-    "trailers": (b"0\r\nX: ", b"y"),
+_BODY: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % _LENGTH
+_CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+# What comes at first, and then again and again.
+_ANSWERS: Final = {
+    "nothing": (b"", b""),
+    "a head": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "a body": (_BODY, b"a"),
+    "nothing of a body": (_BODY, b""),
+    "no more of a body": (_BODY + b"beginning", b""),
+    "an extension of a chunk": (_CHUNKED + b"1;", b"a=b;"),
+    "the size of a chunk": (_CHUNKED, b"0"),
+    "trailers": (_CHUNKED + b"0\r\nX: ", b"y"),
 }
+# Which of them it is, a busy machine may decide.
+_GIVEN_UP: Final = "no answer within|no answer in time|stood still|comes too slowly"
 
 
-def framing(kind: str) -> Talk:
-    """Answer everything with chunks of which no byte of content ever comes."""
-    beginning, piece = _FRAMING[kind]
-
+def dripping(beginning: bytes, piece: bytes) -> Talk:
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + beginning)
+        writer.write(beginning)
         while True:
             writer.write(piece)
             await writer.drain()
@@ -117,20 +82,48 @@ def framing(kind: str) -> Talk:
     return converse
 
 
-@pytest.mark.parametrize("kind", _FRAMING)
-async def test_framing_is_no_progress(kind: str) -> None:
-    """Chunk sizes, their extensions and trailers have no end of their own, and bring nothing."""
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        *product(_ANSWERS, ["manifest", "tags"]),
+        *product(["nothing", "a head", "a body", "nothing of a body", "no more of a body"], ["blob"]),
+    ],
+)
+async def test_a_registrys_answer_may_not_drip(answer: str, what: str) -> None:
+    """Each byte is a sign of life, and all of them are no answer; framing has no end of its own."""
     async with (
-        talk(framing(kind)) as url,
-        opened(url.removeprefix("http://"), None, patience=0.1, stall=0.3) as registry,
-        asking(url, nar_seconds=0.3, stall_seconds=0.2) as upstreams,
+        talk(dripping(*_ANSWERS[answer])) as url,
+        opened(url.removeprefix("http://"), None, patience=0, stall=0.1) as registry,
     ):
-        for asking_for in (registry.get_manifest("a"), registry.list_tags()):
-            with pytest.raises(RegistryError, match="stood still"):
-                await asyncio.wait_for(asking_for, 10)
-        reading = read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"))
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await asyncio.wait_for(reading, 10)
+        reading: dict[str, Callable[[], Awaitable[object]]] = {
+            "manifest": lambda: registry.get_manifest("a"),
+            "tags": registry.list_tags,
+            "blob": lambda: read_all(registry.open_blob(_DIGEST)),
+        }
+        with pytest.raises(RegistryError, match=_GIVEN_UP) as raised:
+            await asyncio.wait_for(reading[what](), 20)
+    assert raised.value.is_temporary  # what is so is resumed where it stopped
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [*product(_ANSWERS, ["narinfo", "nar"]), *product(["nothing", "a head"], ["head of a nar"])],
+)
+async def test_an_upstreams_answer_may_not_drip(answer: str, what: str) -> None:
+    """It would hold a client, and a connection, for weeks; for a narinfo, the limit is on the whole of it."""
+    async with (
+        talk(dripping(*_ANSWERS[answer])) as url,
+        asking(url, answer_seconds=0.2, nar_seconds=0.2, stall_seconds=0.1) as upstreams,
+    ):
+        key = parse_upstream(url).key
+        reading: dict[str, Callable[[], Awaitable[object]]] = {
+            "narinfo": lambda: upstreams.find(HASH_PART),
+            "nar": lambda: read_all(upstreams.open_nar(key, "nar/x.nar")),
+            "head of a nar": lambda: upstreams.head_nar(key, "nar/x.nar"),
+        }
+        with pytest.raises(UpstreamError, match=_GIVEN_UP):
+            await asyncio.wait_for(reading[what](), 20)
+        assert upstreams.health()[0].state == "closed"
 
 
 async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:

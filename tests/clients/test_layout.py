@@ -18,16 +18,6 @@ from nixcache_oci.oci.manifest import Manifest
 from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, manifest, push, read
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "layout"
-
-
-@pytest.fixture
-def layout(root: Path) -> Repository:
-    return Layout(root)
-
-
 async def test_before_the_first_write(layout: Repository, root: Path) -> None:
     """A folder that does not exist is a repository that does not exist, and reading does not make it."""
     for reading in (

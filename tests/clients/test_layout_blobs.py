@@ -7,22 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, read
 from tests.support.process import open_files_in, until
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "layout"
-
-
-@pytest.fixture
-def layout(root: Path) -> Repository:
-    return Layout(root)
 
 
 async def test_blobs(layout: Repository, root: Path, tmp_path: Path) -> None:

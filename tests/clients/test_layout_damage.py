@@ -16,16 +16,6 @@ def _chmod(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "layout"
-
-
-@pytest.fixture
-def layout(root: Path) -> Repository:
-    return Layout(root)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

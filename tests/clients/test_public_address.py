@@ -5,24 +5,24 @@ The servers stand on two loopback addresses; which of them counts as public is h
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.http.public_address import is_known_private, is_loopback, is_public, literal_address
 from nixcache_oci.clients.registry.client import Registry
+from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.reference import RegistryReference
-from tests.clients.registry_helper import NAME
+from tests.clients.registry_helper import opened
 from tests.support.upstream_server import HASH_PART, Handler, asking, narinfo_text, serve
 
 PUBLIC = "127.0.0.2"
 PRIVATE = "127.0.0.1"
+WAYS = ["redirect", "token service", "upload", "narinfo", "nar"]
 
 
 def only_public(address: str) -> bool:
@@ -132,17 +132,7 @@ def test_who_answered_is_known_by_the_connection(peer: str | None, url: str, *, 
     assert is_known_private(peer, URL(url), is_public) is expected
 
 
-# Registries
-
-
-@asynccontextmanager
-async def registry_at(url: str, credentials: Credentials | None = None) -> AsyncIterator[Registry]:
-    reference = RegistryReference(url.removeprefix("http://"), plain_http=True, repository=NAME)
-    registry = Registry(reference, credentials, push=True, patience=0, stall_seconds=5, is_public=only_public)
-    try:
-        yield registry
-    finally:
-        await registry.close()
+# Who leads where
 
 
 class Inside:
@@ -153,67 +143,66 @@ class Inside:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(f"{request.method} {request.raw_path}")
+        if "narinfo" in request.path:
+            return web.Response(text=narinfo_text())
         return web.json_response(
             {"token": "t", "tags": ["inside"]}, status=201 if request.method == "PUT" else 200
         )
 
 
-def redirecting(target: str) -> Handler:
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response(status=307, headers={"Location": f"{target}/x"})
+def leading(how: str, target: str) -> Handler:
+    """Send on by what an answer names: a redirect, a token service, an upload's session."""
 
-    return answer
-
-
-def naming_realm(target: str) -> Handler:
     async def answer(request: web.Request) -> web.Response:
-        if request.headers.get("Authorization") == "Bearer t":
-            return web.json_response({"tags": ["a"]})
-        challenge = f'Bearer realm="{target}/token"'
-        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        if how == "token service":
+            if request.headers.get("Authorization") == "Bearer t":
+                return web.json_response({"tags": ["a"]})
+            challenge = f'Bearer realm="{target}/token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        if how == "upload":
+            status = 202 if request.method == "POST" else 404
+            return web.Response(status=status, headers={"Location": f"{target}/session"})
+        return web.Response(status=307, headers={"Location": f"{target}{request.path}"})
 
     return answer
 
 
-def opening_uploads(target: str) -> Handler:
-    async def answer(request: web.Request) -> web.Response:
-        if request.method == "POST":
-            return web.Response(status=202, headers={"Location": f"{target}/session"})
-        return web.Response(status=404)
-
-    return answer
+@asynccontextmanager
+async def registry_at(url: str) -> AsyncIterator[Registry]:
+    host = url.removeprefix("http://")
+    async with opened(host, None, push=True, patience=0, stall=5, is_public=only_public) as registry:
+        yield registry
 
 
-LEADING: dict[str, Callable[[str], Handler]] = {
-    "redirect": redirecting,
-    "token service": naming_realm,
-    "upload": opening_uploads,
-}
-
-
-async def use(registry: Registry, how: str) -> None:
-    if how == "upload":
-        await registry.push_blob(Digest.of(b"x"), b"x")
-    else:
-        await registry.list_tags()
+async def use(how: str, url: str) -> None:
+    """Ask what is at a URL, in one of the ways that may lead elsewhere."""
+    async with registry_at(url) as registry, asking(url, is_public=only_public) as upstreams:
+        if how == "narinfo":
+            assert await upstreams.find(HASH_PART) is not None
+        elif how == "nar":
+            async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar") as nar:
+                assert [chunk async for chunk in nar.chunks]
+        elif how == "upload":
+            await registry.push_blob(Digest.of(b"x"), b"x")
+        else:
+            await registry.list_tags()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"])
-@pytest.mark.parametrize("how", LEADING)
-async def test_a_public_registry_cannot_send_us_to_a_private_address(how: str, host: str) -> None:
+@pytest.mark.parametrize("how", WAYS)
+async def test_who_is_public_cannot_send_us_to_a_private_address(how: str, host: str) -> None:
     """Not by a redirect, nor by a realm, nor by an upload's address, in no spelling."""
     inside = Inside()
     async with (
         serve(inside.answer, PRIVATE) as private,
-        serve(LEADING[how](private.replace(PRIVATE, host)), PUBLIC) as url,
-        registry_at(url) as registry,
+        serve(leading(how, private.replace(PRIVATE, host)), PUBLIC) as url,
     ):
-        with pytest.raises(RegistryError, match="private address"):
-            await use(registry, how)
+        with pytest.raises((RegistryError, UpstreamError), match="private address"):
+            await use(how, url)
     assert inside.asked == []
 
 
-@pytest.mark.parametrize("how", LEADING)
+@pytest.mark.parametrize("how", WAYS)
 async def test_a_name_is_judged_by_the_address_that_is_connected_to(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,26 +211,20 @@ async def test_a_name_is_judged_by_the_address_that_is_connected_to(
     resolve(monkeypatch, {"inside.example": [PRIVATE]})
     async with (
         serve(inside.answer, PRIVATE) as private,
-        serve(LEADING[how](private.replace(PRIVATE, "inside.example")), PUBLIC) as url,
-        registry_at(url) as registry,
+        serve(leading(how, private.replace(PRIVATE, "inside.example")), PUBLIC) as url,
     ):
-        for _ in range(2):  # the second time a connection to the storage would be opened ahead
-            with pytest.raises(RegistryError, match="private address"):
-                await use(registry, how)
+        with pytest.raises((RegistryError, UpstreamError), match="private address"):
+            await use(how, url)
     assert inside.asked == []
 
 
 @pytest.mark.parametrize(("own", "other"), [(PRIVATE, PRIVATE), (PRIVATE, PUBLIC), (PUBLIC, PUBLIC)])
-@pytest.mark.parametrize("how", LEADING)
+@pytest.mark.parametrize("how", WAYS)
 async def test_others_may_be_led_to(how: str, own: str, other: str) -> None:
-    """A registry in the house may keep its blobs in the house, and each may keep them outside."""
+    """A cache in the house may keep its NARs in the house, and each may keep them outside."""
     inside = Inside()
-    async with (
-        serve(inside.answer, other) as target,
-        serve(LEADING[how](target), own) as url,
-        registry_at(url) as registry,
-    ):
-        await use(registry, how)
+    async with serve(inside.answer, other) as target, serve(leading(how, target), own) as url:
+        await use(how, url)
     assert len(inside.asked) == 1
 
 
@@ -264,7 +247,7 @@ async def test_a_connection_opened_ahead_is_guarded_as_well(monkeypatch: pytest.
         port = URL(url).port
         target = f"http://storage.example:{port}"
         trap = await asyncio.start_server(inside, PRIVATE, port)
-        async with serve(redirecting(target), PUBLIC) as own, registry_at(own) as registry:
+        async with serve(leading("redirect", target), PUBLIC) as own, registry_at(own) as registry:
             async with registry.open_blob(digest) as blob:
                 assert b"".join([chunk async for chunk in blob.chunks]) == b"content"
             addresses["storage.example"] = [PRIVATE]
@@ -304,7 +287,7 @@ async def test_an_upstream_is_judged_by_its_connection_not_by_another_look_up(
     resolve(monkeypatch, {"cache.example": [PUBLIC, PRIVATE]})
     async with (
         serve(inside.answer, PRIVATE) as private,
-        serve(redirecting(private), PUBLIC) as url,
+        serve(leading("narinfo", private), PUBLIC) as url,
         asking(url.replace(PUBLIC, "cache.example"), is_public=only_public) as upstreams,
     ):
         with pytest.raises(UpstreamError, match="private address"):
@@ -337,13 +320,5 @@ async def test_an_upstreams_own_name_may_not_turn_inwards_in_a_redirect(
 async def test_a_private_upstream_by_name_leads_to_private_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache in the house has a name as well."""
     resolve(monkeypatch, {"cache.example": [PRIVATE]})
-
-    async def storage(_request: web.Request) -> web.Response:
-        return web.Response(text=narinfo_text())
-
-    async with (
-        serve(storage, PRIVATE) as private,
-        serve(redirecting(private), PRIVATE) as url,
-        asking(url.replace(PRIVATE, "cache.example"), is_public=only_public) as upstreams,
-    ):
-        assert await upstreams.find(HASH_PART) is not None
+    async with serve(Inside().answer) as private, serve(leading("narinfo", private)) as url:
+        await use("narinfo", url.replace(PRIVATE, "cache.example"))

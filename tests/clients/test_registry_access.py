@@ -3,16 +3,15 @@
 import asyncio
 import json
 import logging
+import re
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
-from typing import Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pytest
-from aiohttp import web
+from aiohttp import web as server
+from aioresponses import aioresponses
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
@@ -21,17 +20,21 @@ from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
 from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.token import Token
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
-from tests.clients.registry_helper import MANIFEST, NAME, connect, opened, owner, reader
+from tests.clients.registry_helper import MANIFEST, NAME, count, opened, owner, reader, sent
 from tests.support.ghcr import GhcrDouble
-from tests.support.server_thread import ServerThread
+from tests.support.upstream_server import serve
 
-_Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _WRONG = Credentials("anyone", "ghp_wrong", "GITHUB_TOKEN")
+_PASSWORD = Credentials("user", "pass", "config.json")
+_BASIC = "Basic dXNlcjpwYXNz"
+_HOST = "registry.example"
+_MANIFEST = f"http://{_HOST}/v2/{NAME}/manifests/a"
+_DIGEST = Digest.of(MANIFEST)
+_AUTH = "http://tokens.example/auth"
+_BEARER = f'Bearer realm="{_AUTH}?a=%2B",service="the service"'
 
 
 @pytest.fixture
@@ -41,61 +44,17 @@ def ghcr() -> Iterator[GhcrDouble]:
         yield double
 
 
-class Issuer:
-    """A registry of one manifest with a token service, as strange as a test wants it."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, str | None, bytes]] = []
-        self.challenge = ""
-        self.token_answer: dict[str, object] = {"token": "issued"}
-        self.wanted = "Bearer issued"
-        self.token_seconds = 0.0
-        self.refused: str | None = None
-        self.status = 401
-        self._asked = Event()
-        self._servers = ServerThread(self._serve)
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self._servers.ports[0]}"
-
-    def count(self, path: str) -> int:
-        return sum(request[1].startswith(path) for request in self.requests)
-
-    def __enter__(self) -> Self:
-        self._servers.start()
-        self.challenge = f'Bearer realm="http://{self.host}/auth?a=%2B",service="the service"'
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._servers.stop()
-
-    async def asked(self) -> None:
-        """Wait until a token is asked for."""
-        await asyncio.to_thread(self._asked.wait, 5)
-
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        authorization = request.headers.get("Authorization")
-        self.requests.append((request.method, request.raw_path, authorization, await request.read()))
-        if request.path.endswith("/auth"):
-            self._asked.set()
-            await asyncio.sleep(self.token_seconds)
-            if self.refused is not None and authorization == self.refused:
-                return web.json_response({}, status=403)
-            return web.json_response(self.token_answer)
-        if authorization != self.wanted:
-            status = self.status if authorization else 401
-            return web.Response(status=status, headers={"WWW-Authenticate": self.challenge})
-        digest = str(Digest.of(MANIFEST))
-        return web.Response(
-            body=MANIFEST, headers={"Docker-Content-Digest": digest, "Content-Type": IMAGE_MANIFEST}
-        )
+def _tell(web: aioresponses, *statuses: int, challenge: str = _BEARER, location: str = "") -> None:
+    """Answer whoever resolves the tag ``a`` so, in turn."""
+    headers = {"Docker-Content-Digest": str(_DIGEST), "WWW-Authenticate": challenge, "Location": location}
+    for status in statuses:
+        web.head(_MANIFEST, status=status, headers=headers)
 
 
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    with Issuer() as server:
-        yield server
+def _issue(web: aioresponses, *, refused: bool = False, **answer: object) -> None:
+    """Answer whoever asks for a token, once."""
+    status = 403 if refused else 200
+    web.get(re.compile(re.escape(_AUTH)), status=status, payload=answer or {"token": "issued"})
 
 
 # Tokens
@@ -118,85 +77,74 @@ async def test_a_refused_token_is_renewed(ghcr: GhcrDouble) -> None:
         assert ghcr.count("token") == 2
 
 
-async def test_a_token_is_renewed_before_it_runs_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_is_renewed_before_it_runs_out(
+    web: aioresponses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A margin is taken off the lifetime, so that no token runs out on its way."""
     seconds = [0.0]
     monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
-    issuer.token_answer = {"token": "issued", "expires_in": 300}
-    async with opened(issuer.host, None) as registry:
+    _tell(web, 401, 200, 200, 200)
+    _issue(web, token="first", expires_in=300)
+    _issue(web, token="second", expires_in=300)
+    async with opened(_HOST, None) as registry:
         for seconds[0] in (0.0, 100.0, 299.0):
             await registry.resolve("a")
-    assert (issuer.count("/auth"), issuer.count("/v2")) == (2, 4)
+    assert sent(web, _MANIFEST, "HEAD") == [None, "Bearer first", "Bearer first", "Bearer second"]
 
 
 @pytest.mark.parametrize("lifetime", [None, 3600, 60, "soon", -1, 0, float("1e300"), 10**400, True, []])
-async def test_a_lifetime_may_be_anything(issuer: Issuer, lifetime: object) -> None:
+async def test_a_lifetime_may_be_anything(web: aioresponses, lifetime: object) -> None:
     """Without a usable one, a minute is assumed."""
-    issuer.token_answer = {"access_token": "issued", "expires_in": lifetime}
-    async with opened(issuer.host, None) as registry:
+    _tell(web, 401, 200, 200, 200)
+    _issue(web, access_token="issued", expires_in=lifetime)
+    async with opened(_HOST, None) as registry:
         for _ in range(3):
             await registry.resolve("a")
-    assert issuer.count("/auth") == 1
+    assert sent(web, _MANIFEST, "HEAD") == [None, *["Bearer issued"] * 3]
 
 
-async def test_realm_and_service_come_from_the_challenge(issuer: Issuer) -> None:
-    """Nothing about the token service is assumed; the scope alone is ours."""
-    async with opened(issuer.host, Credentials("user", "pass", "test")) as registry:
+@pytest.mark.parametrize("credentials", [None, _PASSWORD])
+async def test_realm_and_service_come_from_the_challenge(
+    web: aioresponses, credentials: Credentials | None
+) -> None:
+    """Nothing is assumed but the scope: who gives credentials for a registry trusts the service it names."""
+    _tell(web, 401, 200)
+    _issue(web)
+    async with opened(_HOST, credentials) as registry:
         await registry.resolve("a")
-    method, path, authorization, _ = issuer.requests[1]
-    assert (method, authorization) == ("GET", "Basic dXNlcjpwYXNz")
-    assert path.startswith("/auth?a=%2B&")
-    assert parse_qs(urlsplit(path).query) == {
-        "a": ["+"],
-        "service": ["the service"],
-        "scope": [f"repository:{NAME}:pull"],
-    }
+    (asked,) = [url for _, url in web.requests if url.path == "/auth"]
+    assert dict(asked.query) == {"a": "+", "service": "the service", "scope": f"repository:{NAME}:pull"}
+    assert sent(web, _AUTH) == [credentials and _BASIC]
 
 
 @pytest.mark.parametrize("push", [False, True])
 async def test_a_github_token_is_not_sent_to_a_strangers_token_service(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, push: bool
+    web: aioresponses, caplog: pytest.LogCaptureFixture, *, push: bool
 ) -> None:
-    """A registry of this machine may name any: what is public is read without, and nothing is pushed."""
-    monkeypatch.setenv("http_proxy", f"http://{issuer.host}")  # which plays the stranger, too
-    monkeypatch.delenv("no_proxy", raising=False)
-    issuer.challenge = 'Bearer realm="http://stranger.example/auth"'
+    """A registry may name any: what is public is read without, and nothing is pushed."""
+    _tell(web, 401, 200, 200)
+    _issue(web)
     ambient = Credentials("anyone", "ghp_secret", "GITHUB_TOKEN", is_ambient=True)
-    async with opened(issuer.host, ambient, push=push) as registry:
+    async with opened(_HOST, ambient, push=push) as registry:
         if push:
             with pytest.raises(RegistryError, match=r"GITHUB_TOKEN is not sent to; .* NIXCACHE_TOKEN_FILE"):
-                await registry.get_manifest("a")
+                await registry.resolve("a")
         else:
-            await registry.get_manifest("a")
-            await registry.get_manifest("a")
-    tokens = [each for each in issuer.requests if "/auth" in each[1]]
-    assert [each[2] for each in tokens] == ([] if push else [None])
+            await registry.resolve("a")
+            await registry.resolve("a")
+    assert sent(web, _AUTH) == ([] if push else [None])
     assert len(caplog.records) == (0 if push else 1)
 
 
-async def test_credentials_for_a_registry_are_shown_to_the_service_it_names(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Docker Hub's and GitLab's are elsewhere; who gives credentials for a registry trusts it."""
-    monkeypatch.setenv("http_proxy", f"http://{issuer.host}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    issuer.challenge = 'Bearer realm="http://auth.example/auth"'
-    async with opened(issuer.host, Credentials("user", "pass", "config.json")) as registry:
-        await registry.get_manifest("a")
-    assert issuer.requests[1][1:3] == (
-        f"http://auth.example/auth?scope=repository%3A{NAME.replace('/', '%2F')}%3Apull",
-        "Basic dXNlcjpwYXNz",
-    )
-
-
-async def test_an_identity_token_is_exchanged(issuer: Issuer) -> None:
+async def test_an_identity_token_is_exchanged(web: aioresponses) -> None:
     """Some logins leave a refresh token behind, which goes into the body of a POST."""
+    _tell(web, 401, 200)
+    web.post(f"{_AUTH}?a=%2B", payload={"token": "issued"})
     credentials = Credentials("", "refresh-me", "config.json", is_identity_token=True)
-    async with opened(issuer.host, credentials, push=True) as registry:
+    async with opened(_HOST, credentials, push=True) as registry:
         await registry.resolve("a")
-    method, path, authorization, body = issuer.requests[1]
-    assert (method, path, authorization) == ("POST", "/auth?a=%2B", None)
-    assert parse_qs(body.decode()) == {
+    assert sent(web, _AUTH, "POST") == [None]
+    assert parse_qs(web.requests["POST", URL(f"{_AUTH}?a=%2B")][0].kwargs["data"].decode()) == {
         "grant_type": ["refresh_token"],
         "service": ["the service"],
         "client_id": ["nixcache-oci"],
@@ -205,14 +153,13 @@ async def test_an_identity_token_is_exchanged(issuer: Issuer) -> None:
     }
 
 
-async def test_basic_goes_with_each_request(issuer: Issuer) -> None:
+async def test_basic_goes_with_each_request(web: aioresponses) -> None:
     """Small registries have no token service; the first request asks what is wanted."""
-    issuer.challenge = 'Basic realm="registry"'
-    issuer.wanted = "Basic dXNlcjpwYXNz"
-    async with opened(issuer.host, Credentials("user", "pass", "test")) as registry:
+    _tell(web, 401, 200, 200, challenge='Basic realm="registry"')
+    async with opened(_HOST, _PASSWORD) as registry:
         await registry.resolve("a")
         await registry.resolve("a")
-    assert [request[2] for request in issuer.requests] == [None, issuer.wanted, issuer.wanted]
+    assert sent(web, _MANIFEST, "HEAD") == [None, _BASIC, _BASIC]
 
 
 @pytest.mark.parametrize(
@@ -226,79 +173,64 @@ async def test_basic_goes_with_each_request(issuer: Issuer) -> None:
         'Bearer realm="http://u:p@h/"',
     ],
 )
-async def test_a_challenge_that_cannot_be_met_is_final(issuer: Issuer, challenge: str) -> None:
+async def test_a_challenge_that_cannot_be_met_is_final(web: aioresponses, challenge: str) -> None:
     """There is no point in asking the same again."""
-    issuer.challenge = challenge
-    async with opened(issuer.host, None) as registry:
+    web.get(_MANIFEST, status=401, headers={"WWW-Authenticate": challenge})
+    async with opened(_HOST, None) as registry:
         with pytest.raises(RegistryError, match=r"401|no usable address") as raised:
             await registry.get_manifest("a")
     assert not raised.value.is_temporary
-    assert len(issuer.requests) == 1
+    assert sent(web, "") == [None]
 
 
-@pytest.mark.parametrize("answer", [{}, {"token": ""}, {"token": 1}, {"token": "a\nb"}, {"token": None}])
-async def test_an_answer_without_a_token_is_an_error(issuer: Issuer, answer: dict[str, object]) -> None:
-    """And it is not shown, for what it holds may be secret."""
-    issuer.token_answer = {**answer, "other": "secret-thing"}
-    async with opened(issuer.host, None) as registry:
+@pytest.mark.parametrize("value", ["", 1, "a\nb", None])
+async def test_an_answer_without_a_token_is_an_error(web: aioresponses, value: object) -> None:
+    """And it is not shown, for what it holds may be secret; such a page says nothing of the credentials."""
+    _tell(web, 401)
+    for _ in range(5):
+        _issue(web, other="secret-thing", token=value)
+    async with opened(_HOST, _PASSWORD) as registry:
         with pytest.raises(RegistryError, match="holds no token") as raised:
-            await registry.get_manifest("a")
+            await registry.resolve("a")
     assert "secret-thing" not in str(raised.value)
+    assert sent(web, _AUTH) == [_BASIC] * 5
 
 
-async def test_a_page_instead_of_a_token_is_an_error(ghcr: GhcrDouble) -> None:
-    """A login page answers 200, too; it says nothing about the credentials, so nobody falls back for it."""
-    ghcr.private = False
-    ghcr.fault("token", "garbage", times=None)
-    async with opened(ghcr.host, owner(ghcr)) as registry:
-        with pytest.raises(RegistryError, match="holds no token"):
-            await registry.resolve("cache-index")
-    assert all("Authorization" in record.headers for record in ghcr.requests if record.operation == "token")
+@pytest.fixture
+def slow(web: aioresponses) -> tuple[asyncio.Event, asyncio.Event]:
+    """Whether a token was asked for, and whether it may be issued."""
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def wait(_url: URL, **_: object) -> None:
+        asked.set()
+        await may_answer.wait()
+
+    _tell(web, 401, 401, 200)
+    web.get(re.compile(_AUTH), payload={"token": "issued"}, callback=wait)
+    return asked, may_answer
 
 
-async def test_one_page_instead_of_a_token_is_forgiven(ghcr: GhcrDouble) -> None:
-    """Whatever answered in the token service's place may be gone a moment later."""
-    ghcr.put_manifest(NAME, "cache-index", MANIFEST)
-    ghcr.fault("token", "garbage")
-    async with opened(ghcr.host, owner(ghcr)) as registry:
-        assert await registry.resolve("cache-index") == Digest.of(MANIFEST)
-
-
-async def test_one_who_hangs_up_does_not_stop_the_others(issuer: Issuer) -> None:
+async def test_one_who_hangs_up_does_not_stop_the_others(slow: tuple[asyncio.Event, asyncio.Event]) -> None:
     """The request for a token outlives whoever asked for it first."""
-    issuer.token_seconds = 0.2
-    async with opened(issuer.host, None) as registry:
+    asked, may_answer = slow
+    async with opened(_HOST, None) as registry:
         first = asyncio.create_task(registry.resolve("a"))
         second = asyncio.create_task(registry.resolve("a"))
-        await issuer.asked()
+        await asked.wait()
         first.cancel()
-        assert await second == Digest.of(MANIFEST)
-        assert first.cancelled()
-    assert issuer.count("/auth") == 1
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        may_answer.set()
+        assert await second == _DIGEST
 
 
-async def test_closing_ends_a_request_for_a_token(issuer: Issuer) -> None:
+async def test_closing_ends_a_request_for_a_token(slow: tuple[asyncio.Event, asyncio.Event]) -> None:
     """Nothing goes on behind a closed client."""
-    issuer.token_seconds = 1
-    registry = connect(issuer.host, None)
-    waiting = asyncio.create_task(registry.resolve("a"))
-    await issuer.asked()
-    await registry.close()
+    async with opened(_HOST, None) as registry:
+        waiting = asyncio.create_task(registry.resolve("a"))
+        await slow[0].wait()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-
-
-async def test_trouble_of_the_token_service_passes(ghcr: GhcrDouble) -> None:
-    """It is tried again like the registry itself."""
-    ghcr.fault("token", "status", status=503)
-    ghcr.fault("token", "cut")
-    async with opened(ghcr.host, owner(ghcr)) as registry:
-        await registry.resolve("cache-index")
-        ghcr.expire_tokens()
-        ghcr.fault("token", "status", status=503, times=None)
-        with pytest.raises(RegistryError, match="no token: 503 Service Unavailable") as raised:
-            await registry.resolve("cache-index")
-    assert raised.value.is_temporary
 
 
 # Refusals
@@ -357,54 +289,61 @@ async def test_refused_credentials_are_tried_again(
 
 
 async def test_a_private_cache_comes_back_within_seconds(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    web: aioresponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some token services give anybody a token that opens nothing: nobody waits minutes with it."""
     seconds = [0.0]
     monkeypatch.setattr(token, "monotonic", lambda: seconds[0])
-    issuer.refused = "Basic dXNlcjpwYXNz"
-    issuer.wanted = "Bearer with-rights"
-    async with opened(issuer.host, Credentials("user", "pass", "test")) as registry:
+    for status in (401, 401, 401, 200):
+        web.get(
+            _MANIFEST,
+            status=status,
+            body=MANIFEST,
+            headers={"WWW-Authenticate": _BEARER},
+            content_type=IMAGE_MANIFEST,
+        )
+    _issue(web, refused=True)
+    _issue(web, token="opens-nothing")
+    _issue(web, token="with-rights")
+    async with opened(_HOST, _PASSWORD) as registry:
         with pytest.raises(RegistryError, match="401"):
             await registry.get_manifest("a")
-        issuer.refused = None
-        issuer.token_answer = {"token": "with-rights"}
         seconds[0] = token.SOON_SECONDS + 1
         await registry.get_manifest("a")
-    assert issuer.requests[-2][2] == "Basic dXNlcjpwYXNz"
+    assert sent(web, _AUTH) == [_BASIC, None, _BASIC]
+    assert sent(web, _MANIFEST)[-1] == "Bearer with-rights"
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_login_that_is_renewed_needs_no_restart(issuer: Issuer, tmp_path: Path, status: int) -> None:
+async def test_a_login_that_is_renewed_needs_no_restart(
+    web: aioresponses, tmp_path: Path, status: int
+) -> None:
     """Passwords of some registries live for hours, and one of them tells their end by a 403."""
     path = tmp_path / "token"
     path.write_text("user:old")
-    keyring = Keyring(issuer.host, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
-    issuer.challenge = 'Basic realm="registry"'
-    issuer.wanted = basic_authorization("user", "old")
-    async with opened(issuer.host, keyring) as registry:
+    keyring = Keyring(_HOST, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
+    _tell(web, 401, 200, status, 200, challenge='Basic realm="registry"')
+    async with opened(_HOST, keyring) as registry:
         await registry.resolve("a")
-        issuer.wanted, issuer.status = basic_authorization("user", "newer"), status
         path.write_text("user:newer")
         await registry.resolve("a")
-    assert [request[2] for request in issuer.requests[-2:]] == [
-        basic_authorization("user", "old"),
-        issuer.wanted,
-    ]
+    old, newer = (basic_authorization("user", password) for password in ("old", "newer"))
+    assert sent(web, _MANIFEST, "HEAD") == [None, old, old, newer]
 
 
-async def test_a_new_token_file_counts_for_the_token_service(issuer: Issuer, tmp_path: Path) -> None:
+async def test_a_new_token_file_counts_for_the_token_service(web: aioresponses, tmp_path: Path) -> None:
     """What it refuses is looked for again at once: before anybody becomes anonymous, and for a publisher."""
     path = tmp_path / "token"
     path.write_text("user:old")
-    keyring = Keyring(issuer.host, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
+    keyring = Keyring(_HOST, NAME, {"NIXCACHE_TOKEN_FILE": str(path)})
     assert await keyring.find() is not None
-    issuer.refused = basic_authorization("user", "old")
     path.write_text("user:newer")
-    async with opened(issuer.host, keyring, push=True) as registry:
+    _tell(web, 401, 200)
+    _issue(web, refused=True)
+    _issue(web)
+    async with opened(_HOST, keyring, push=True) as registry:
         await registry.resolve("a")
-    asked = [request[2] for request in issuer.requests if request[1].startswith("/auth")]
-    assert asked == [basic_authorization("user", "old"), basic_authorization("user", "newer")]
+    assert sent(web, _AUTH) == [basic_authorization("user", "old"), basic_authorization("user", "newer")]
 
 
 async def test_pushing_does_not_fall_back_to_anonymous(ghcr: GhcrDouble) -> None:
@@ -460,100 +399,87 @@ async def test_secrets_never_show(ghcr: GhcrDouble, caplog: pytest.LogCaptureFix
     assert not [secret for secret in secrets for text in shown if secret in text]
 
 
-@asynccontextmanager
-async def _serving(answer: _Answer) -> AsyncIterator[str]:
-    servers = ServerThread(answer)
-    servers.start()
-    try:
-        yield f"127.0.0.1:{servers.ports[0]}"
-    finally:
-        servers.stop()
-
-
-async def test_a_token_that_left_the_registry_does_not_come_back() -> None:
+async def test_a_token_that_left_the_registry_does_not_come_back(web: aioresponses) -> None:
     """A server that the registry redirects to may not choose where at the registry the token goes."""
-    seen: list[tuple[str, str | None]] = []
-    hosts: list[str] = []
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        seen.append((request.raw_path, request.headers.get("Authorization")))
-        if request.path == "/start":
-            return web.Response(status=302, headers={"Location": "/next?x=%2B%2f"})
-        if request.path == "/next":
-            return web.Response(status=307, headers={"Location": f"http://{hosts[0]}/away"})
-        if request.path == "/away":
-            return web.Response(status=307, headers={"Location": f"http://{hosts[1]}/back"})
-        return web.Response(text="done")
-
-    servers = ServerThread(answer, answer)
-    servers.start()
-    hosts += [f"127.0.0.1:{servers.ports[1]}", f"127.0.0.1:{servers.ports[0]}"]
-    wire = Wire(stall_seconds=2, allows_http=True)
-    try:
-        reply = await wire.send(Request("GET", URL(f"http://{hosts[1]}/start")), "Bearer t")
-        assert (await reply.read(100), reply.is_elsewhere) == (b"done", True)
-    finally:
-        await wire.close()
-        servers.stop()
-    assert seen == [("/start", "Bearer t"), ("/next?x=%2B%2f", "Bearer t"), ("/away", None), ("/back", None)]
+    _tell(web, 401, 302, location=f"http://{_HOST}/next?x=1")
+    _issue(web)
+    for url, location in (
+        (f"http://{_HOST}/next?x=1", "http://away.example/away"),
+        ("http://away.example/away", f"http://{_HOST}/back"),
+    ):
+        web.head(url, status=307, headers={"Location": location})
+    web.head(f"http://{_HOST}/back", headers={"Docker-Content-Digest": str(_DIGEST)})
+    async with opened(_HOST, None) as registry:
+        assert await registry.resolve("a") == _DIGEST
+    assert [
+        sent(web, f"http://{path}", "HEAD") for path in (f"{_HOST}/next", "away.example", f"{_HOST}/back")
+    ] == [
+        ["Bearer issued"],
+        [None],
+        [None],
+    ]
 
 
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("/again", "more than 5 redirects"),
+        ("?n=10000", "more than 5 redirects"),
         ("", "not a plain http"),
         ("ftp://x/", "not a plain http"),
         ("http://user:secret@127.0.0.1/", "not a plain http"),
         ("http://[::1", "not a plain http"),
         ("http://127.0.0.1:99999/", "not a plain http"),
+        ("http://127.0.0.1/", "private address"),
     ],
 )
-async def test_redirects_that_lead_nowhere_end(location: str, reason: str) -> None:
+async def test_redirects_that_lead_nowhere_end(web: aioresponses, location: str, reason: str) -> None:
     """A circle ends, and what is no address of HTTP is not followed."""
-
-    async def answer(_: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(status=302, headers={"Location": location})
-
-    wire = Wire(stall_seconds=2, allows_http=True)
-    async with _serving(answer) as host:
-        with pytest.raises(TroubleError, match=reason) as raised:
-            await wire.send(Request("GET", URL(f"http://{host}/")), None)
-        await wire.close()
-    assert raised.value.is_final
-    assert "secret" not in raised.value.reason
+    web.get(re.compile(""), status=302, headers={"Location": location}, repeat=True)
+    async with opened(_HOST, None) as registry:
+        with pytest.raises(RegistryError, match=reason) as raised:
+            await registry.list_tags()
+    assert not raised.value.is_temporary
+    assert "secret" not in str(raised.value)
+    assert count(web, "") == (6 if "more" in reason else 1)
 
 
 async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
     """Many servers write a line of HTML beside the Location; a new connection for each blob would be slow."""
     ports: set[object] = set()
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: server.Request) -> server.StreamResponse:
         ports.add(request.transport and request.transport.get_extra_info("peername"))
-        if request.path == "/":
-            response = web.StreamResponse(status=302, headers={"Location": "/there"})
-            await response.prepare(request)
-            await asyncio.sleep(0.02)  # the page comes later than the headers
-            await response.write(b"<a>there</a>" * 99)
-            return response
-        return web.Response(text="done")
+        if request.path == "/there":
+            return server.json_response({"tags": []})
+        response = server.StreamResponse(status=302, headers={"Location": "/there"})
+        await response.prepare(request)
+        await asyncio.sleep(0.02)  # the page comes later than the headers
+        await response.write(b"<a>there</a>" * 99)
+        return response
 
-    wire = Wire(stall_seconds=2, allows_http=True)
-    async with _serving(answer) as host:
+    async with serve(answer) as url, opened(url.removeprefix("http://"), None) as registry:
         for _ in range(3):
-            reply = await wire.send(Request("GET", URL(f"http://{host}/")), None)
-            assert await reply.read(100) == b"done"
-            reply.close()
-        await wire.close()
+            assert await registry.list_tags() == []
     assert len(ports) == 1
 
 
-async def test_a_registry_of_https_is_never_spoken_to_in_the_clear() -> None:
-    """Not by a redirect, nor by an upload's address, nor by a realm."""
-    wire = Wire(stall_seconds=2, allows_http=False)
-    with pytest.raises(TroubleError, match="only https"):
-        await wire.send(Request("GET", URL("http://127.0.0.1:1/")), "Bearer t")
-    await wire.close()
+@pytest.mark.parametrize(
+    ("status", "header", "value"),
+    [
+        (302, "Location", "http://public.example/"),
+        (401, "WWW-Authenticate", 'Bearer realm="http://public.example/"'),
+        (200, "Link", f"<http://{_HOST}/>; rel=next"),
+    ],
+)
+async def test_a_registry_of_https_is_never_spoken_to_in_the_clear(
+    web: aioresponses, status: int, header: str, value: str
+) -> None:
+    """Not by a redirect, nor by a realm, nor by a next page."""
+    web.get(re.compile("https:"), status=status, headers={header: value}, body='{"tags": []}')
+    async with opened(_HOST, _PASSWORD, plain_http=False, patience=0) as registry:
+        with pytest.raises(RegistryError, match=f"{NAME}: .*(https|another server)"):
+            await registry.list_tags()
+    assert sent(web, "http:") == []
 
 
 async def test_loopback_needs_no_proxy(ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,13 +493,13 @@ async def test_other_hosts_are_reached_by_the_proxy(monkeypatch: pytest.MonkeyPa
     """The environment's proxy is used, with its own credentials, and a netrc is not read."""
     seen: list[tuple[str, str | None, str | None]] = []
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: server.Request) -> server.StreamResponse:
         headers = request.headers
         seen.append((request.raw_path, headers.get("Authorization"), headers.get("Proxy-Authorization")))
-        return web.Response(body=json.dumps({"tags": ["a"]}).encode())
+        return server.Response(body=json.dumps({"tags": ["a"]}).encode())
 
-    async with _serving(answer) as host:
-        monkeypatch.setenv("http_proxy", f"http://user:p%40ss@{host}")
+    async with serve(answer) as url:
+        monkeypatch.setenv("http_proxy", url.replace("//", "//user:p%40ss@"))
         monkeypatch.delenv("no_proxy", raising=False)
         async with opened("registry.example", None) as registry:
             assert await registry.list_tags() == ["a"]

@@ -173,44 +173,6 @@ def test_any_error_document_is_survived(body: bytes) -> None:
     parse_error(body)
 
 
-_OCI_404 = {"reason": "404 MANIFEST_UNKNOWN", "code": "MANIFEST_UNKNOWN"}
-
-
-@pytest.mark.parametrize(
-    ("host", "push", "source", "expected"),
-    [
-        (
-            "ghcr.io",
-            True,
-            "GITHUB_TOKEN",
-            "asked with GITHUB_TOKEN, which needs permissions: packages: write in a workflow",
-        ),
-        ("ghcr.io", False, "GH_TOKEN", "asked with GH_TOKEN, which needs permissions: packages: read in a"),
-        (
-            "quay.io",
-            True,
-            "config.json",
-            "asked with config.json, which needs write access to this repository",
-        ),
-        ("ghcr.io", False, None, "set NIXCACHE_TOKEN_FILE or GITHUB_TOKEN, or run docker login ghcr.io"),
-        (
-            "quay.io",
-            True,
-            None,
-            "pushing needs credentials: set NIXCACHE_TOKEN_FILE, or run docker login quay.io",
-        ),
-    ],
-)
-def test_a_denial_names_the_remedy(host: str, source: str | None, expected: str, *, push: bool) -> None:
-    """Which credential was used, which permission is missing, and where to get it."""
-    explainer = Explainer(host, f"{host}/o/n/nix-cache", push, plain_http=False, source=lambda: source)
-    trouble = TroubleError(Failure(403), "403 DENIED", code="DENIED")
-    error = explainer.explain("push blob x", trouble, GiveUp(is_temporary=False), may_be_absent=False)
-    assert str(error).startswith(f"push blob x: {host}/o/n/nix-cache: 403 DENIED; asked ")
-    assert expected in str(error)
-    assert "\n" not in str(error)
-
-
 @pytest.mark.parametrize(
     ("trouble", "may_be_absent", "is_absent"),
     [

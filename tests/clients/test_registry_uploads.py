@@ -3,7 +3,6 @@
 import asyncio
 import random
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,17 +17,11 @@ from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import NAME, opened, owner, read
 from tests.support.ghcr import GhcrDouble
 from tests.support.process import open_files_in, until
-from tests.support.server_thread import ServerThread
 from tests.support.slow_line import slow_line
+from tests.support.upstream_server import serve
 
 _CONTENT = random.Random(2).randbytes(3 * 1024 * 1024)
 _DIGEST = Digest.of(_CONTENT)
-
-
-@pytest.fixture
-def ghcr() -> Iterator[GhcrDouble]:
-    with GhcrDouble() as double:
-        yield double
 
 
 @pytest.fixture(params=["bytes", "file"])
@@ -177,7 +170,7 @@ async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(64 * 1024 * 1024)  # more than the sockets' buffers take
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
         if request.method == "POST":
             return web.Response(status=202, headers={"Location": "/upload?state=a%2Bb"})
         if request.method == "HEAD":
@@ -186,16 +179,12 @@ async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
         raise web.HTTPServiceUnavailable
 
-    servers = ServerThread(answer)
-    servers.start()
-    try:
-        async with opened(
-            f"127.0.0.1:{servers.ports[0]}", None, push=True, patience=0.01, stall=0.3
-        ) as registry:
-            with pytest.raises(RegistryError, match="stood still") as raised:
-                await registry.push_blob(Digest.of(b"x"), path)
-    finally:
-        servers.stop()
+    async with (
+        serve(answer) as url,
+        opened(url.removeprefix("http://"), None, push=True, patience=0.01, stall=0.3) as registry,
+    ):
+        with pytest.raises(RegistryError, match="stood still") as raised:
+            await registry.push_blob(Digest.of(b"x"), path)
     assert raised.value.is_temporary
     assert not open_files_in(tmp_path)
 
@@ -227,20 +216,15 @@ async def test_a_sessions_address_is_kept_byte_for_byte(location: str, put: str)
     """Its state may be signed; only the digest is added."""
     paths: list[str] = []
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
         paths.append(request.raw_path)
         async for _ in request.content.iter_any():
             pass
         status = 202 if request.method == "POST" else 201
         return web.Response(status=status, headers={"Location": location})
 
-    servers = ServerThread(answer)
-    servers.start()
-    try:
-        async with opened(f"127.0.0.1:{servers.ports[0]}", None, push=True) as registry:
-            await registry.push_blob(_DIGEST, _CONTENT)
-    finally:
-        servers.stop()
+    async with serve(answer) as url, opened(url.removeprefix("http://"), None, push=True) as registry:
+        await registry.push_blob(_DIGEST, _CONTENT)
     assert paths == [f"/v2/{NAME}/blobs/uploads/", put + _DIGEST.hex]
 
 

@@ -1,11 +1,12 @@
 """OCI DELETE: against Debian's docker-registry, and what is said where it is refused."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
+from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry
@@ -15,7 +16,7 @@ from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from nixcache_oci.oci.reference import RegistryReference
-from tests.clients.registry_helper import MANIFEST, NAME, opened, owner
+from tests.clients.registry_helper import MANIFEST, NAME, count, opened, owner
 from tests.support.docker_registry import DockerRegistry
 from tests.support.ghcr import GhcrDouble
 from tests.support.skopeo import manifest_of
@@ -107,49 +108,48 @@ class TestDockerRegistry:
                 assert await registry.resolve("kept") == kept
 
 
-class TestDouble:
-    """What others do."""
+_DELETING = f"http://registry.example/v2/{NAME}/manifests/{Digest.of(MANIFEST)}"
+_GONE = '{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
+_UNSUPPORTED = '{"errors": [{"code": "UNSUPPORTED"}]}'
 
-    @pytest.fixture
-    def ghcr(self) -> Iterator[GhcrDouble]:
-        with GhcrDouble() as double:
-            double.put_manifest(NAME, "tag", MANIFEST)
-            yield double
 
-    @pytest.mark.parametrize(("status", "code"), [(400, "UNSUPPORTED"), (405, "UNSUPPORTED"), (405, None)])
-    async def test_disabled_in_other_words(self, ghcr: GhcrDouble, status: int, code: str | None) -> None:
-        """The specification lets a registry choose its status."""
-        body = json.dumps({"errors": [{"code": code}]}).encode() if code else b""
-        ghcr.fault("manifest-delete", "status", status=status, body=body)
-        async with remover_at(ghcr.host, owner(ghcr)) as remover:
-            with pytest.raises(RegistryError, match=f"this registry does not delete: {status}"):
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([(200, "")], ""),
+        ([(202, "")], ""),
+        ([(204, "")], ""),
+        ([(404, _GONE)], ""),
+        # Trouble that passes costs another try, and a lost answer too: the next one finds nothing.
+        ([(503, ""), (0, ""), (404, _GONE)], ""),
+        # The specification lets a registry choose its status.
+        ([(400, _UNSUPPORTED)], "this registry does not delete: 400"),
+        ([(405, _UNSUPPORTED)], "this registry does not delete: 405"),
+        ([(405, "")], "this registry does not delete: 405"),
+        # Only the registry itself can say that a manifest is gone.
+        ([(404, "<html>")], "delete manifest sha256:.*404"),
+        ([(500, "")] * 5, "delete manifest sha256:.*500"),
+    ],
+)
+async def test_what_others_answer(web: aioresponses, answers: list[tuple[int, str]], reason: str) -> None:
+    """What is gone is gone, and what no registry says is no success."""
+    for status, body in answers:
+        exception = None if status else aiohttp.ServerDisconnectedError()
+        web.delete(_DELETING, status=status, body=body, exception=exception)
+    async with remover_at("registry.example", None) as remover:
+        if reason:
+            with pytest.raises(RegistryError, match=reason) as raised:
                 await remover.remove(Digest.of(MANIFEST))
-
-    async def test_a_limit_on_the_rate_is_waited_for(self, ghcr: GhcrDouble) -> None:
-        """Trouble that passes costs another try, and a lost answer too: the second one finds nothing."""
-        ghcr.fault("manifest-delete", "status", status=503)
-        ghcr.fault("manifest-delete", "lost")
-        body = b'{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
-        ghcr.fault("manifest-delete", "status", status=404, body=body)
-        async with remover_at(ghcr.host, owner(ghcr)) as remover:
+            assert not isinstance(raised.value, NotFoundError)
+        else:
             await remover.remove(Digest.of(MANIFEST))
-        assert ghcr.count("manifest-delete") == 3
+    assert count(web, _DELETING, "DELETE") == len(answers)
 
-    @pytest.mark.parametrize(("status", "body"), [(404, b"<html>"), (500, b"")])
-    async def test_what_no_registry_says_is_no_success(
-        self, ghcr: GhcrDouble, status: int, body: bytes
-    ) -> None:
-        """Only the registry itself can say that a manifest is gone."""
-        ghcr.fault("manifest-delete", "status", status=status, body=body, times=None)
-        async with remover_at(ghcr.host, owner(ghcr)) as remover:
-            with pytest.raises(RegistryError, match=f"delete manifest sha256:.*{status}") as raised:
-                await remover.remove(Digest.of(MANIFEST))
-        assert not isinstance(raised.value, NotFoundError)
 
-    async def test_answers_without_a_body_end(self, ghcr: GhcrDouble) -> None:
-        """The library has one reader for all empty bodies, which tells of its end only once."""
-        ghcr.fault("manifest-delete", "status", status=204, times=None)
-        async with remover_at(ghcr.host, owner(ghcr)) as remover, asyncio.timeout(20):
-            for _ in range(3):
-                await remover.remove(Digest.of(MANIFEST))
-        assert ghcr.count("manifest-delete") == 3
+async def test_answers_without_a_body_end(ghcr: GhcrDouble) -> None:
+    """The library has one reader for all empty bodies, which tells of its end only once."""
+    ghcr.fault("manifest-delete", "status", status=204, times=None)
+    async with remover_at(ghcr.host, owner(ghcr)) as remover, asyncio.timeout(20):
+        for _ in range(3):
+            await remover.remove(Digest.of(MANIFEST))
+    assert ghcr.count("manifest-delete") == 3

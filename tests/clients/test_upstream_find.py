@@ -146,30 +146,6 @@ async def test_any_other_answer_is_unknown(status: int, text: str) -> None:
             await upstreams.find(HASH_PART)
 
 
-async def test_a_black_hole_is_unknown_in_time() -> None:
-    """An upstream that accepts and never answers holds nobody up for longer than the limit."""
-    async with talk(silent) as url, asking(url, answer_seconds=0.1) as upstreams:
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await upstreams.find(HASH_PART)
-        assert upstreams.health()[0].state == "closed"
-
-
-async def test_an_answer_that_trickles_is_unknown_in_time() -> None:
-    """The limit is for the whole answer, not for each byte."""
-
-    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while True:
-            writer.write(b"x")
-            await writer.drain()
-            await asyncio.sleep(0.02)
-
-    async with talk(trickle) as url, asking(url, answer_seconds=0.2) as upstreams:
-        with pytest.raises(UpstreamError, match="no answer in time"):
-            await upstreams.find(HASH_PART)
-
-
 async def test_an_answer_without_end_is_not_read_to_the_end() -> None:
     """A narinfo is small; a mebibyte is the most that is read of anything else."""
 

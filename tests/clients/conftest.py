@@ -1,0 +1,55 @@
+"""What several files take: a layout, a double of GHCR, and answers without a server."""
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+from aioresponses import aioresponses
+
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
+from tests.support.ghcr import GhcrDouble
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "layout"
+
+
+@pytest.fixture
+def layout(root: Path) -> Repository:
+    return Layout(root)
+
+
+@pytest.fixture
+def ghcr() -> Iterator[GhcrDouble]:
+    with GhcrDouble() as double:
+        yield double
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    with aioresponses() as answers:
+        # aiohttp wants a stream_writer from 3.14 on, which aioresponses 0.7.9 does not know of.
+        response: Any = partial(aiohttp.ClientResponse, stream_writer=Mock(output_size=0))
+        monkeypatch.setattr(answers, "add", partial(answers.add, response_class=response))
+        yield answers
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be slept; nobody sleeps."""
+    seconds: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay: float) -> None:
+        seconds.append(delay)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    return seconds
