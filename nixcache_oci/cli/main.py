@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
-from typing import Final, NoReturn, cast
+from typing import Final, cast
 
-from nixcache_oci.cli.console import as_line, complain, say
+from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
 from nixcache_oci.clients.local_store.own_environment import hide_environment
@@ -129,7 +130,7 @@ def load_verb(name: str) -> Verb:
 
 
 def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         description="A Nix binary cache that lies in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
@@ -148,13 +149,6 @@ def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentPar
 def _fail(error: str, status: int) -> int:
     complain(f"{PROGRAM}: error: {error}")
     return status
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its errors repeat what was written, which a script may have from elsewhere."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(as_line(message))
 
 
 class _VersionAction(argparse.Action):
