@@ -5,7 +5,7 @@ pin's own segment lists it again, with its blobs, as a publish would: no gc take
 and the next one counts the pin.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments, push_segment
@@ -39,16 +39,16 @@ class Relisted:
     public_keys: tuple[str, ...] = ()
 
 
-def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
-    """Walk a closure, and find what of it no good segment lists.
+def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
+    """Walk closures, and find what of them no good segment lists.
 
     Args:
         inventory: what is listed; what is not in it is an upstream's, and the walk ends there.
-        path: where to begin.
+        paths: where to begin.
     """
     entries: list[Entry] = []
     reached: set[HashPart] = set()
-    waiting = [path]
+    waiting = list(paths)
     while waiting:
         part = waiting.pop()
         if part in reached:
@@ -70,18 +70,18 @@ def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
 
 async def write_pinning(
     repository: Repository,
-    record: PinningRecord,
+    records: Sequence[PinningRecord],
     source: str | None,
     relisted: Relisted,
     *,
     max_layers: int = MAX_LAYERS,
     max_blob_bytes: int | None = None,
 ) -> None:
-    """Leave a record for gc.
+    """Leave records for gc.
 
     Args:
         repository: where the cache lies, with leave to push.
-        record: of the pin, or of its end.
+        records: of pins, or of the end of one; all of one time.
         source: address of the GitHub repository: GHCR links the package to it.
         relisted: what is to be listed again.
         max_layers: of a segment, its table among them.
@@ -93,16 +93,16 @@ async def write_pinning(
         RegistryError: the repository refused; nothing is pinned.
     """
     blobs = await _read_layers(repository, relisted.segments)
-    header = TableHeader(record.time, source=None, public_keys=relisted.public_keys)
+    header = TableHeader(records[0].time, source=None, public_keys=relisted.public_keys)
     *contents, last = cut(
         order_by_references(relisted.narinfos),
         blobs,
         max_layers=max_layers - 1,
         max_blob_bytes=max_blob_bytes,
     )
-    # References first, and the record last: who finds that finds all.
+    # References first, and the records last: who finds those finds all.
     tables = [Table(header, (), content.narinfos) for content in contents]
-    tables.append(Table(header, (record,), last.narinfos))
+    tables.append(Table(header, tuple(records), last.narinfos))
     segments = [
         await push_segment(repository, table, content.layers, source=source)
         for table, content in zip(tables, [*contents, last], strict=True)
