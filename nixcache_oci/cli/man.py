@@ -1,7 +1,6 @@
 """The verb ``man``: the manual page, made from the parsers."""
 
 import argparse
-import re
 from collections.abc import MutableMapping
 from importlib.metadata import version
 from typing import Final
@@ -31,14 +30,13 @@ def run(_arguments: argparse.Namespace, _environment: MutableMapping[str, str]) 
         raise missing("man", "argparse-manpage") from None
     parser = make_whole_parser()
     for one in parsers_of(parser):
-        # The page is filled by whoever shows it, however wide the terminal is now.
+        # Whoever shows the page fills its lines; cut here, one could begin like a request to troff.
         one.formatter_class = _Wide
     page = Manpage(parser)
     page.source = f"{PROGRAM} {version(PROGRAM)}"
     page.manual = "User Commands"
     page.description = "a Nix binary cache in an OCI registry"
-    # At the beginning of a line, a quote begins a request to troff.
-    say_generated(re.sub("^'", r"\\&'", str(page), flags=re.MULTILINE))
+    say_generated(str(page))
     return DONE
 
 
