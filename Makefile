@@ -36,7 +36,9 @@ install:
 
 uninstall:
 	rm -rf '$(PREFIX)/lib/nixcache-oci'
-	rm -f '$(PREFIX)/bin/nixcache-oci'
+	rm -f '$(PREFIX)/bin/nixcache-oci' '$(PREFIX)/share/bash-completion/completions/nixcache-oci' \
+		'$(PREFIX)/share/zsh/site-functions/_nixcache-oci' \
+		'$(PREFIX)/share/fish/vendor_completions.d/nixcache-oci.fish' '$(PREFIX)/share/man/man1/nixcache-oci.1'
 
 test: setup programs lint types layers tests
 
@@ -90,9 +92,9 @@ format: setup
 lock:
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
-	.venv-lock/bin/pip-compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
+	.venv-lock/bin/pip-compile --quiet --extra dev --extra completion --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.txt pyproject.toml
-	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --generate-hashes --no-annotate --no-emit-index-url \
+	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --extra completion --generate-hashes --no-annotate --no-emit-index-url \
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
 		-o workflows/setup/requirements.txt pyproject.toml
 	.venv-lock/bin/pip-compile --quiet --extra bench --generate-hashes --no-annotate --no-emit-index-url \

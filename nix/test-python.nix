@@ -4,6 +4,7 @@
 pkgs.python3.withPackages (
   packages: with packages; [
     (toPythonModule (pkgs.callPackage ./package.nix { python3Packages = packages; }))
+    argparse-manpage
     cryptography
     hypothesis
     oras
@@ -14,5 +15,6 @@ pkgs.python3.withPackages (
     pytest-timeout
     ruamel-yaml
     setuptools
+    shtab
   ]
 )

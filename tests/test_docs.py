@@ -16,6 +16,7 @@ _PAGES = [
     *(_TOP / "docs" / f"{name}.md" for name in (
         "consuming",
         "endpoints",
+        "json",
         "maintenance",
         "moving",
         "other-registries",

@@ -10,6 +10,12 @@ import pytest
 
 TOP = Path(__file__).parents[1]
 PARTS = ["Makefile", "LICENSE", "README.md", "pyproject.toml", "requirements.txt", "scripts", "nixcache_oci"]
+PAGES = {
+    "bash-completion/completions/nixcache-oci": "complete ",
+    "zsh/site-functions/_nixcache-oci": "#compdef nixcache-oci",
+    "fish/vendor_completions.d/nixcache-oci.fish": "complete -c nixcache-oci",
+    "man/man1/nixcache-oci.1": ".TH NIXCACHE",
+}
 # As pip says that it reached no index; anything else is a failure of ours.
 NO_INDEX = re.compile(r"connection broken|Failed to establish|Name or service not known", re.IGNORECASE)
 
@@ -60,6 +66,9 @@ def test_what_is_installed_is_found(checkout: Path, tmp_path: Path) -> None:
     assert "which is not in PATH" in done.stdout
     (advice,) = re.findall(r"export PATH=.*", done.stdout)
     assert not list(checkout.glob("*.egg-info"))
+    # Where shells and man look for what they take from others.
+    for name, word in PAGES.items():
+        assert word in (prefix / "share" / name).read_text()
     shutil.move(checkout, tmp_path / "elsewhere")
     found = subprocess.run(
         ["/bin/sh", "-c", f"{advice}; nixcache-oci --version"],

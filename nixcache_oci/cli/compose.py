@@ -22,8 +22,8 @@ from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
-from nixcache_oci.settings.table import LOG_LEVEL
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.table import ALL_VARIABLES, LOG_LEVEL
+from nixcache_oci.settings.variable import Values, unknown_variables
 
 try:
     import uvloop
@@ -36,6 +36,8 @@ else:
 # publisher rather sits out a registry's rate limit, which takes minutes, than begin anew.
 _PULL_PATIENCE_SECONDS: Final = 10.0
 _PUSH_PATIENCE_SECONDS: Final = 600.0
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -69,6 +71,13 @@ def set_up_quiet_logging(values: Values) -> None:
     """Log warnings and errors alone, unless told: for commands that say themselves what they do."""
     level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else logging.WARNING
     set_up_logging(level, values.environment, sys.stderr)
+    warn_of_unknown_variables(values.environment)
+
+
+def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Name each variable that looks like a setting and is none: misspelt, it would count for nothing."""
+    for warning in unknown_variables(environment, ALL_VARIABLES):
+        _log.warning(warning)
 
 
 def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Remover:

@@ -49,6 +49,11 @@ def say_json_text(text: str) -> None:
     _print(text.replace("\x7f", "\\u007f").replace("##[", "#\\u0023["), sys.stdout)
 
 
+def say_generated(text: str) -> None:
+    """Print what is made of this program alone, on as many lines as it has."""
+    _print(text.rstrip("\n"), sys.stdout)
+
+
 def show_foreign(line: str) -> None:
     """Show a line of a program that was started; its colours only where a terminal takes them back."""
     if sys.stderr.isatty():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.console import complain, say, say_json
+from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
@@ -25,16 +26,17 @@ def add_parser(subparsers: SubParsers) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to; it need not exist")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, (*VARIABLES, table.PRIORITY))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Export."""
     set_up_quiet_logging(Values(environment, arguments))
-    return run_async(_export(Values(environment, arguments), arguments.folder))
+    return run_async(_export(Values(environment, arguments), arguments.folder, is_json=arguments.json))
 
 
-async def _export(values: Values, folder: Path) -> int:
+async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
     priority = values.get(table.PRIORITY)
     location = repository_config(values)
     repository = open_repository(location, values.merged_environment(table.REPOSITORY_VARIABLES))
@@ -43,6 +45,17 @@ async def _export(values: Values, folder: Path) -> int:
         done = await Export(repository, folder, priority, _warn).run(view.inventory)
     finally:
         await repository.close()
+    if is_json:
+        say_json(
+            {
+                "cache": repository.name,
+                "folder": str(folder),
+                "exported": done.written,
+                "present": done.present,
+                "failed": failed_json(done.reasons),
+            }
+        )
+        return DONE if view.is_whole and not done.failed else FAILED
     say(f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had")
     return DONE if view.is_whole and not done.failed else FAILED
 

@@ -15,7 +15,6 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
-from nixcache_oci.cli.console import say
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -24,6 +23,8 @@ from nixcache_oci.cli.publishing import (
     print_dry_run,
     publish_settings,
     report,
+    report_json,
+    report_nothing,
     run_publisher,
     show_plan,
 )
@@ -103,8 +104,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     settings = publish_settings(arguments, environment)
     settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
     if not request.wanted and arguments.stdin:
-        say("nothing to import: no paths on standard input")
-        return DONE
+        nothing = report_nothing(settings, "nothing to import: no paths on standard input")
+        return run_publisher(nothing, settings.actions)
     if not request.wanted and not _is_folder(request.source):
         raise UsageError(
             f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
@@ -148,13 +149,14 @@ async def _import(settings: PublishSettings, request: Request) -> int:
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
         if settings.is_dry_run:
-            print_dry_run(chosen.plan)
+            print_dry_run(settings, chosen.plan)
+            report_json(settings, repository, chosen.plan, left_out=chosen.left_out)
             return FAILED if chosen.left_out else DONE
         published = await importer.take(chosen, record)
         for base_name, reason in published.failed.items():
             if base_name not in reason:  # otherwise it was said when it happened
                 progress.warn(f"{base_name}: left out: {reason}")
-    report(settings, repository, chosen.plan, published, time.monotonic() - began, ())
+    report(settings, repository, chosen.plan, published, time.monotonic() - began, (), chosen.left_out)
     return FAILED if chosen.left_out or published.failed else DONE
 
 

@@ -7,7 +7,7 @@ With ``--json``, one object a line inside one object: ``{"paths": [...]}``, or `
 
 import argparse
 import json
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from datetime import datetime
 
 from nixcache_oci.cache.inventory import Listed, Root
@@ -82,6 +82,11 @@ def root_json(root: Root) -> JsonObject:
 def pin_json(pin: PinRecord) -> JsonObject:
     """Tell one pin: ``keep`` is ``until <time>``, ``for <N> revisions`` or ``forever``."""
     return {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
+
+
+def failed_json(failed: Mapping[str, str]) -> list[JsonObject]:
+    """Tell what was left out: the store path, or what else names it, and why."""
+    return [{"name": name, "reason": reason} for name, reason in failed.items()]
 
 
 def time_json(time: datetime | None) -> str | None:

@@ -11,10 +11,11 @@ import keyword
 import logging
 import os
 import sys
-from collections.abc import MutableMapping, Sequence
-from typing import Final, NoReturn, cast
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Final, cast
 
-from nixcache_oci.cli.console import as_line, complain, say
+from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
 from nixcache_oci.clients.local_store.own_environment import hide_environment
@@ -39,6 +40,8 @@ VERBS: Final = {
     "mirror": "copy a whole cache to another repository",
     "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
     "keygen": "make a key pair to sign a cache with",
+    "completion": "print what makes a shell complete verbs and flags",
+    "man": "print the manual page",
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }
 
@@ -112,7 +115,7 @@ def _tell(error: OSError) -> str:
 def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
     verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
     try:
-        arguments = _make_parser(argv, verb).parse_args(argv)
+        arguments = make_parser({argv[0]: verb} if verb is not None else {}).parse_args(argv)
     except SystemExit as leaving:
         # argparse has said what is wrong, or has shown help or version.
         return leaving.code if isinstance(leaving.code, int) else DONE
@@ -128,33 +131,42 @@ def load_verb(name: str) -> Verb:
     return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{module}"))
 
 
-def _make_parser(argv: Sequence[str], verb: Verb | None) -> argparse.ArgumentParser:
-    parser = _Parser(
+def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    """Describe the whole command line; of verbs that are not given, by name, the summary alone."""
+    parser = Parser(
         prog=PROGRAM,
         description="A Nix binary cache that lies in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version, and exit")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
-        if verb is not None and name == argv[0]:
-            verb.add_parser(subparsers)
+        if name in verbs:
+            verbs[name].add_parser(_Summarized(subparsers, summary))
         else:
             subparsers.add_parser(name, help=summary)
     return parser
 
 
+class _Summarized:
+    """Where a verb adds its parser, which gets the verb's summary as well."""
+
+    def __init__(self, subparsers: "argparse._SubParsersAction[Parser]", summary: str) -> None:
+        self._subparsers = subparsers
+        self._summary = summary
+
+    def add_parser(
+        self, name: str, *, description: str = "", allow_abbrev: bool = False
+    ) -> argparse.ArgumentParser:
+        return self._subparsers.add_parser(
+            name, help=self._summary, description=description, allow_abbrev=allow_abbrev
+        )
+
+
 def _fail(error: str, status: int) -> int:
     complain(f"{PROGRAM}: error: {error}")
     return status
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its errors repeat what was written, which a script may have from elsewhere."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(as_line(message))
 
 
 class _VersionAction(argparse.Action):

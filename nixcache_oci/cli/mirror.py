@@ -5,8 +5,9 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
+from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
@@ -30,6 +31,7 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
     parser.add_argument("destination", metavar="DEST", help="likewise")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, table.REPOSITORY_VARIABLES)
 
 
@@ -39,6 +41,19 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     values = Values(environment, arguments)
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
     done = run_async(_mirror(source, destination, values))
+    if arguments.json:
+        say_json(
+            {
+                "source": arguments.source,
+                "destination": arguments.destination,
+                "segments": done.segments,
+                "sent": done.sent,
+                "sentBytes": done.sent_bytes,
+                "present": done.present,
+                "failed": failed_json(done.reasons),
+            }
+        )
+        return FAILED if done.failed else DONE
     say(
         f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
         f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")

@@ -1,20 +1,23 @@
 """The verb ``pin``: store paths that gc keeps under a name."""
 
 import argparse
-from collections.abc import MutableMapping
-from datetime import timedelta
+import difflib
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import say_json
+from nixcache_oci.cli.console import say, say_json
+from nixcache_oci.cli.list import failed_json, pin_json
+from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
-from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.settings import table
 from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
@@ -30,11 +33,11 @@ def add_parser(subparsers: SubParsers) -> None:
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="pin a store path", allow_abbrev=False)
+    create = actions.add_parser("create", help="pin store paths", allow_abbrev=False)
     create.add_argument(
         "name", metavar="NAME", help="such as release-1.0; a later pin of the name adds to it"
     )
-    create.add_argument("path", metavar="PATH", help="a store path that the cache lists")
+    add_paths(create, of_cache=True)
     keep = create.add_mutually_exclusive_group()
     keep.add_argument("--keep-days", type=_parse_count, metavar="N", help="until so many days from now")
     keep.add_argument(
@@ -59,29 +62,91 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Pin, list or unpin."""
     set_up_quiet_logging(Values(environment, arguments))
     values = Values(environment, arguments)
+    asked = Asked.read(arguments, "pin create", act="pin") if arguments.action == "create" else None
     view = run_async(read_cache(arguments, environment))
     if arguments.action == "list":
         _print_pins(view, is_json=arguments.json)
         return DONE if view.is_whole else FAILED
-    if arguments.action == "create":
-        pin = _pin(arguments, view)
-        relisted = find_condemned(view.inventory, pin.path.hash_part)
+    change = _unpin(arguments.name, view) if asked is None else _pin(arguments, view, asked)
+    if change.records:
+        relisted = find_condemned(view.inventory, [pin.path.hash_part for pin in change.pinned])
         if relisted.narinfos:
             warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
-        run_async(_write(values, pin, relisted))
+        run_async(_write(values, change.records, relisted))
+    if arguments.json:
+        say_json(change.to_json(view.name))
+    elif asked is not None and asked.nothing is not None:
+        say(asked.nothing)
     else:
-        run_async(_write(values, _unpin(arguments.name, view), Relisted()))
-    return DONE
+        say(*change.to_lines(view))
+    return FAILED if change.left_out else DONE
 
 
-async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> None:
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is done to the pins of one name.
+
+    Attributes:
+        name: of the pins.
+        known: all pins and ends of pins that were recorded before.
+        records: that are written.
+        left_out: what was to be pinned and is not, and why.
+    """
+
+    name: str
+    known: Sequence[PinningRecord]
+    records: tuple[PinningRecord, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pinned(self) -> list[PinRecord]:
+        """What is pinned now."""
+        return [record for record in self.records if isinstance(record, PinRecord)]
+
+    @property
+    def after(self) -> list[PinRecord]:
+        """What counts under the name now."""
+        return [pin for pin in _counting([*self.known, *self.records]) if pin.name == self.name]
+
+    @property
+    def released(self) -> list[PinRecord]:
+        """What counted under the name, and does not any more."""
+        after = self.after
+        return [pin for pin in _counting(self.known) if pin.name == self.name and pin not in after]
+
+    def to_json(self, cache: str) -> dict[str, object]:
+        """Tell all of it."""
+        return {
+            "cache": cache,
+            "name": self.name,
+            "pinned": list(map(pin_json, self.pinned)),
+            "released": list(map(pin_json, self.released)),
+            "pins": list(map(pin_json, self.after)),
+            "failed": failed_json(self.left_out),
+        }
+
+    def to_lines(self, view: CacheView) -> list[str]:
+        """Write what people read: what is pinned and for how long, what ended, what else the name keeps."""
+        roots = view.inventory.roots()
+        lines = []
+        for pin in self.pinned:
+            known = ", ".join(f"{root.name} of {root.scope}" for root in roots if pin.path in root.paths)
+            where = f" (root {known})" if known else ""
+            lines.append(f"{view.name}: pinned {pin.path} as {self.name}, kept {pin.keep}{where}")
+        lines += (f"{view.name}: {pin.path} is no longer pinned as {self.name}" for pin in self.released)
+        others = [pin for pin in self.after if pin not in self.records]
+        lines += (f"{view.name}: {pin.path} stays pinned as {self.name}, kept {pin.keep}" for pin in others)
+        return lines
+
+
+async def _write(values: Values, records: Sequence[PinningRecord], relisted: Relisted) -> None:
     location = repository_config(values)
     environment = values.merged_environment(table.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)
     try:
         await write_pinning(
             repository,
-            record,
+            records,
             repository_source(location, values),
             relisted,
             max_layers=values.get(table.MAX_LAYERS),
@@ -91,47 +156,52 @@ async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> N
         await repository.close()
 
 
-def _pin(arguments: argparse.Namespace, view: CacheView) -> PinRecord:
-    try:
-        path = StorePath.parse(arguments.path)
-    except FormatError as error:
-        raise UsageError(f"pin: {error}") from None
-    if not view.inventory.find(path.hash_part):
-        raise Error(f"{view.name}: does not list {path}; publish it first, then pin it")
-    time, keep = now(), "forever"
+def _pin(arguments: argparse.Namespace, view: CacheView, asked: Asked) -> _Change:
+    found = find_all(view, view.inventory.roots(), asked)
+    known = _recorded(view)
+    ends = (one.time for one in known if isinstance(one, UnpinRecord) and one.name == arguments.name)
+    time, keep = max((now(), *(_just_after(end) for end in ends))), "forever"
     if arguments.keep_days is not None:
         keep = f"until {format_time(time + timedelta(days=arguments.keep_days))}"
     elif arguments.keep_revisions is not None:
         keep = f"for {arguments.keep_revisions} revisions"
+    paths = [variants[0].narinfo.store_path for variants in found.paths]
     try:
-        return PinRecord(arguments.name, path, time, keep)
+        records = tuple(PinRecord(arguments.name, path, time, keep) for path in paths)
     except FormatError as error:
         raise UsageError(f"pin: {error}") from None
+    return _Change(arguments.name, known, records, found.left_out)
 
 
-def _unpin(name: str, view: CacheView) -> UnpinRecord:
-    pins = _pins(view)
+def _unpin(name: str, view: CacheView) -> _Change:
+    known = _recorded(view)
+    pins = _counting(known)
     times = [pin.time for pin in pins if pin.name == name]
     if not times:
-        known = ", ".join(sorted({pin.name for pin in pins})) or "none at all"
-        raise Error(f"{view.name}: there is no pin {name}; there are: {known}")
-    # Only what is later ends a pin, and times are told to the second.
-    return UnpinRecord(name, max(now(), max(times) + timedelta(seconds=1)))
+        names = sorted({pin.name for pin in pins})
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none at all'}"
+        raise Error(f"{view.name}: there is no pin {name}; {hint}")
+    return _Change(name, known, (UnpinRecord(name, max(now(), *map(_just_after, times))),))
 
 
-def _pins(view: CacheView) -> list[PinRecord]:
-    records = [one for one in view.inventory.records() if isinstance(one, (PinRecord, UnpinRecord))]
-    return sorted(count_pins(records, now()).pins, key=lambda pin: (pin.name, pin.time))
+def _just_after(time: datetime) -> datetime:
+    """Only what is later ends a pin, or begins anew what was ended, and times are told to the second."""
+    return time + timedelta(seconds=1)
+
+
+def _recorded(view: CacheView) -> list[PinningRecord]:
+    return [one for one in view.inventory.records() if isinstance(one, (PinRecord, UnpinRecord))]
+
+
+def _counting(records: Iterable[PinningRecord]) -> list[PinRecord]:
+    return sorted(count_pins(records, now()).pins, key=lambda pin: (pin.name, pin.time, pin.path))
 
 
 def _print_pins(view: CacheView, *, is_json: bool) -> None:
-    pins = _pins(view)
+    pins = _counting(_recorded(view))
     if is_json:
-        fields = [
-            {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
-            for pin in pins
-        ]
-        say_json({"pins": fields})
+        say_json({"pins": list(map(pin_json, pins))})
     else:
         print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
 

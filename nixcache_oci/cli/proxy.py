@@ -1,13 +1,12 @@
 """The verb ``proxy``: puts the parts together, and serves until it is told to stop."""
 
 import argparse
-import logging
 import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 
-from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.compose import open_repository, run_async, warn_of_unknown_variables
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE, SubParsers
@@ -16,10 +15,8 @@ from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.table import ALL_VARIABLES, LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
-from nixcache_oci.settings.variable import Values, add_flags, unknown_variables
-
-_log = logging.getLogger(__name__)
+from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variable import Values, add_flags
 
 _VARIABLES = (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
 
@@ -38,8 +35,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Serve until a signal ends it."""
     values = Values(environment, arguments)
     set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr, serves_strangers=True)
-    for warning in unknown_variables(environment, ALL_VARIABLES):
-        _log.warning(warning)
+    warn_of_unknown_variables(environment)
     config = proxy_config(values)
     location = repository_config(values)
     sockets = activated_sockets(environment, os.getpid())

@@ -24,6 +24,7 @@ from nixcache_oci.cli.publishing import (
     publish_settings,
     publishing,
     report,
+    report_json,
     run_publisher,
     show_plan,
 )
@@ -86,7 +87,7 @@ class Built:
     @property
     def rows(self) -> list[OutputRow]:
         """What the summary tells of each output."""
-        good = [OutputRow(attr, tuple(one.base_name for one in paths)) for attr, paths in self.paths.items()]
+        good = [OutputRow(attr, tuple(map(str, paths))) for attr, paths in self.paths.items()]
         return [*good, *(OutputRow(attr, (), reason) for attr, reason in self.failed.items())]
 
     def record(self, scope: str, run: str) -> PublishRecord:
@@ -197,10 +198,12 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                     if not request.is_build_only:
                         raise
                     progress.warn(f"the cache cannot be read, so what would be pushed is not known: {error}")
+                    report_json(settings, repository, None, outputs=built.rows)
                     return FAILED if built.failed else DONE
                 progress.note(show_plan(plan))
                 if settings.is_dry_run:
-                    print_dry_run(plan)
+                    print_dry_run(settings, plan)
+                    report_json(settings, repository, plan, outputs=built.rows)
                     return FAILED if built.failed else DONE
                 published = await publisher.publish(plan, [record])
         report(settings, repository, plan, published, time.monotonic() - began, built.rows)

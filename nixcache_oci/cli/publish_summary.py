@@ -20,12 +20,12 @@ class OutputRow:
 
     Attributes:
         attr: names it.
-        base_names: of the store paths that it became; none where it failed.
+        paths: store paths that it became; none where it failed.
         reason: why it failed, or None.
     """
 
     attr: str
-    base_names: tuple[str, ...]
+    paths: tuple[str, ...]
     reason: str | None = None
 
 
@@ -85,7 +85,7 @@ def render_summary(summary: PublishSummary) -> str:
 def _output_cells(row: OutputRow) -> tuple[str, str, str]:
     if row.reason is not None:
         return _plain(row.attr), "✗", _plain(row.reason)
-    return _plain(row.attr), "✓", "<br>".join(map(_plain, row.base_names))
+    return _plain(row.attr), "✓", "<br>".join(_plain(path.rpartition("/")[2]) for path in row.paths)
 
 
 def _pushed_cells(row: PushedRow) -> tuple[str, str, str]:

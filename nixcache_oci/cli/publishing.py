@@ -14,11 +14,12 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
-from nixcache_oci.cli.console import complain, say, show_foreign
+from nixcache_oci.cli.console import complain, say, say_json, show_foreign
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.publish_json import PublishDocument
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
-from nixcache_oci.cli.verb import FAILED, WRONG_USAGE
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.store import LocalStore
@@ -77,6 +78,7 @@ def add_sending_flags(
 ) -> None:
     """Describe the arguments of everything that sends store objects, wherever they come from."""
     parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
         "--scope",
         metavar="NAME",
@@ -119,6 +121,7 @@ class PublishSettings:
         upstreams: base URLs.
         index_dir: where tables are kept.
         is_dry_run: whether nothing is sent.
+        is_json: whether results are printed as JSON.
         public_key_file: where the public keys are written, or None.
         actions: where this runs as a GitHub workflow.
         run: names this run in records.
@@ -131,6 +134,7 @@ class PublishSettings:
     upstreams: tuple[str, ...]
     index_dir: Path
     is_dry_run: bool
+    is_json: bool
     public_key_file: Path | None
     actions: GithubActions | None
     run: str
@@ -171,6 +175,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         is_dry_run=arguments.dry_run,
+        is_json=arguments.json,
         public_key_file=arguments.public_key_file,
         actions=actions,
         run=(actions.run_id if actions is not None else None) or _own_run(),
@@ -241,8 +246,38 @@ def show_plan(plan: Plan) -> str:
     )
 
 
-def print_dry_run(plan: Plan) -> None:
+def report_json(
+    settings: PublishSettings,
+    repository: Repository,
+    plan: Plan | None,
+    published: Published | None = None,
+    left_out: Mapping[str, str] | None = None,
+    *,
+    outputs: Sequence[OutputRow] = (),
+    seconds: float = 0,
+) -> None:
+    """Print what came of it as JSON, where that was asked for."""
+    if settings.is_json:
+        keys = [str(key) for key in settings.options.public_keys]
+        document = PublishDocument(
+            repository.name, settings.is_dry_run, keys, plan, published, left_out or {}, outputs, seconds
+        )
+        say_json(document.to_json())
+
+
+async def report_nothing(settings: PublishSettings, line: str) -> int:
+    """Say that there was nothing to do."""
+    async with opened(settings) as repository:
+        report_json(settings, repository, Plan())
+    if not settings.is_json:
+        say(line)
+    return DONE
+
+
+def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
     """Print each path that would be pushed or signed."""
+    if settings.is_json:
+        return
     for info in plan.push:
         say(f"push {info.store_path} {format_size(info.nar_size)}")
     for info, _ in plan.relist:
@@ -256,6 +291,7 @@ def report(
     published: Published,
     seconds: float,
     outputs: Sequence[OutputRow],
+    left_out: Mapping[str, str] | None = None,
 ) -> None:
     """Print what came of it, and leave summary and public keys where they are wanted."""
     sizes = {info.store_path: info.nar_size for info in plan.push}
@@ -268,16 +304,17 @@ def report(
     packed = format_size(sum(row.file_size for row in pushed))
     took = format_duration(seconds)
     if published.is_needless:
-        say(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
+        line = f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded"
     else:
-        say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+        line = f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}"
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]
     if settings.actions is not None and keys:
         settings.actions.set_output(PUBLIC_KEY_OUTPUT, " ".join(keys))
-    for key in keys:
-        say(f"public key: {key}")
+    report_json(settings, repository, plan, published, left_out, outputs=outputs, seconds=seconds)
+    if not settings.is_json:
+        say(line, *(f"public key: {key}" for key in keys))
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:

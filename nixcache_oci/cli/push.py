@@ -4,13 +4,13 @@ import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 
 from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
-from nixcache_oci.cli.console import say
+from nixcache_oci.cli.paths import Asked, add_paths
 from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -21,6 +21,8 @@ from nixcache_oci.cli.publishing import (
     publish_settings,
     publishing,
     report,
+    report_json,
+    report_nothing,
     run_publisher,
     show_plan,
 )
@@ -45,10 +47,7 @@ def add_parser(subparsers: SubParsers) -> None:
         ),
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="store path, or a link to one such as ./result"
-    )
-    parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
+    add_paths(parser)
     parser.add_argument(
         "--closure",
         action=argparse.BooleanOptionalAction,
@@ -67,13 +66,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Push."""
     set_up_quiet_logging(Values(environment, arguments))
     settings = publish_settings(arguments, environment)
-    lines = _read_paths() if arguments.stdin else []
-    if not arguments.paths and arguments.stdin and not lines:
-        say("nothing to push: no paths on standard input")
-        return DONE
-    if not arguments.paths and not lines:
-        raise UsageError("push: no paths; name some, or give --stdin and one on each line of standard input")
-    request = _Request(arguments.paths, lines, arguments.root, arguments.scope, arguments.closure)
+    asked = Asked.read(arguments, "push")
+    if asked.nothing is not None:
+        return run_publisher(report_nothing(settings, asked.nothing), settings.actions)
+    request = _Request(asked, arguments.root, arguments.scope, arguments.closure)
     return run_publisher(_push(settings, request), settings.actions)
 
 
@@ -82,15 +78,13 @@ class _Request:
     """What is to be pushed.
 
     Attributes:
-        paths: from the command line: each has to lead into the store.
-        lines: from standard input: what does not is named, and the others are pushed.
+        asked: what has to lead into the store.
         root: name of the root that the paths become, or None.
         scope: of the records, or None.
         with_closure: whether what the paths refer to counts.
     """
 
-    paths: Sequence[str]
-    lines: Sequence[str]
+    asked: Asked
     root: str | None
     scope: str | None
     with_closure: bool
@@ -104,49 +98,51 @@ async def _push(settings: PublishSettings, request: _Request) -> int:
             opened(settings) as repository,
             publishing(settings, repository, nix, progress) as publisher,
         ):
-            asked, left_out = await _resolve(publisher.store, request)
+            asked, left_out = await _resolve(publisher.store, request.asked)
             plan, roots, gone = await plan_valid(publisher, asked, with_closure=request.with_closure)
-            left_out += gone
-            for line in left_out:
+            left_out |= gone
+            warnings = [f"{what}: left out: {reason}" for what, reason in left_out.items()]
+            for line in warnings:
                 progress.warn(line)
-            check_strict(settings, left_out)
+            check_strict(settings, warnings)
             records = make_records(roots, request.root, request.scope, settings.run)
             progress.note(show_plan(plan))
             if settings.is_dry_run:
-                print_dry_run(plan)
+                print_dry_run(settings, plan)
+                report_json(settings, repository, plan, left_out=left_out)
                 return FAILED if left_out else DONE
             published = await publisher.publish(plan, records)
-    report(settings, repository, plan, published, time.monotonic() - began, ())
+    report(settings, repository, plan, published, time.monotonic() - began, (), left_out)
     return FAILED if published.failed or left_out else DONE
 
 
-async def _resolve(store: LocalStore, request: _Request) -> tuple[list[StorePath], list[str]]:
-    """Tell which store objects are meant; also says which lines of standard input mean none."""
-    found = await store.resolve(request.paths)
-    left_out: list[str] = []
+async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], dict[str, str]]:
+    """Tell which store objects are meant; also says why a line of standard input means none."""
+    found = await store.resolve(asked.words)
+    left_out: dict[str, str] = {}
     try:
-        found += await store.resolve(request.lines)
+        found += await store.resolve(asked.lines)
     except (UsageError, FormatError):
-        for line in request.lines:
+        for line in asked.lines:
             try:
                 found += await store.resolve([line])
             except (UsageError, FormatError) as error:
-                left_out.append(f"left out: {error}")
+                left_out[line] = str(error).removeprefix(f"{line}: ")
     if not found:
-        raise Error(f"push: {left_out[0]}")
+        raise Error("push: " + ": ".join(next(iter(left_out.items()))))
     return list(dict.fromkeys(found)), left_out
 
 
 async def plan_valid(
     publisher: Publisher, paths: Iterable[StorePath], *, with_closure: bool
-) -> tuple[Plan, list[StorePath], list[str]]:
-    """Plan for those of the paths that the store holds; also gives these, and a line for each of the others.
+) -> tuple[Plan, list[StorePath], dict[str, str]]:
+    """Plan for those of the paths that the store holds; also gives these, and says why not for the others.
 
     Raises:
         StoreError: it holds none of them, or Nix refused.
     """
     left = list(paths)
-    gone: list[str] = []
+    gone: dict[str, str] = {}
     while True:
         try:
             return await publisher.plan(left, with_closure=with_closure), left, gone
@@ -154,7 +150,7 @@ async def plan_valid(
             invalid = set(await publisher.store.find_invalid(left))
             if not invalid or len(invalid) == len(left):
                 raise
-            gone += [f"{path}: left out: it is not valid in this store" for path in left if path in invalid]
+            gone |= {str(path): "it is not valid in this store" for path in left if path in invalid}
             left = [path for path in left if path not in invalid]
 
 
@@ -178,7 +174,3 @@ def make_records(
         ]
     except FormatError as error:
         raise UsageError(f"--root or --scope: {error}") from None
-
-
-def _read_paths() -> list[str]:
-    return [line.strip() for line in sys.stdin if line.strip()]

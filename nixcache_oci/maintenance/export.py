@@ -10,7 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +41,17 @@ class Exported:
     Attributes:
         written: paths that were written.
         present: paths that were there already.
-        failed: paths that could not be had whole; each was named.
+        reasons: why each of the others could not be had whole, by store path; each was named.
     """
 
     written: int = 0
     present: int = 0
-    failed: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> int:
+        """How many could not be had."""
+        return len(self.reasons)
 
 
 class Export:
@@ -174,7 +179,7 @@ class Export:
         return self._folder / f"{narinfo.store_path.hash_part}.narinfo"
 
     def _fail(self, narinfo: NarInfo, reason: str) -> None:
-        self._done.failed += 1
+        self._done.reasons[str(narinfo.store_path)] = reason
         self._warn(f"{narinfo.store_path}: {reason}")
 
 

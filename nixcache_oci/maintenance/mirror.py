@@ -8,7 +8,7 @@ by which publishers and gc find what an index lost.
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +46,8 @@ class Mirrored:
         sent: how many blobs were sent.
         sent_bytes: how many bytes they have.
         present: how many blobs were there already.
-        failed: how many paths could not be had; each was named, or the segment of those that are not known.
+        failed: how many paths could not be had.
+        reasons: why, by store path, or by the segment of those that are not known; each was named.
     """
 
     segments: int = 0
@@ -54,6 +55,7 @@ class Mirrored:
     sent_bytes: int = 0
     present: int = 0
     failed: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 class Mirror:
@@ -126,7 +128,8 @@ class Mirror:
         rest = without_lost(table, blobs)
         reasons = {one.store_path: lost.get(NarUrl.parse(one.url).blob) for one in table.narinfos}
         for path, why in rest.lost.items():
-            self._tell(f"{path}: left out: {reasons[path] or why}")
+            reason = self._done.reasons[str(path)] = reasons[path] or why
+            self._tell(f"{path}: left out: {reason}")
         self._done.failed += len(rest.lost)
         if rest.table is None:
             return []
@@ -139,6 +142,7 @@ class Mirror:
         )
 
     def _leave_out(self, segment: Segment, reason: object) -> None:
+        self._done.reasons[str(segment.tag)] = str(reason)
         self._tell(f"{segment.tag}: left out, with {segment.paths} paths that are not known: {reason}")
         self._done.failed += segment.paths
 

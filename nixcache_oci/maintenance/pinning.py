@@ -5,7 +5,7 @@ pin's own segment lists it again, with its blobs, as a publish would: no gc take
 and the next one counts the pin.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments
@@ -39,16 +39,16 @@ class Relisted:
     public_keys: tuple[str, ...] = ()
 
 
-def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
-    """Walk a closure, and find what of it no good segment lists.
+def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
+    """Walk closures, and find what of them no good segment lists.
 
     Args:
         inventory: what is listed; what is not in it is an upstream's, and the walk ends there.
-        path: where to begin.
+        paths: where to begin.
     """
     entries: list[Entry] = []
     reached: set[HashPart] = set()
-    waiting = [path]
+    waiting = list(paths)
     while waiting:
         part = waiting.pop()
         if part in reached:
@@ -70,18 +70,18 @@ def find_condemned(inventory: Inventory, path: HashPart) -> Relisted:
 
 async def write_pinning(
     repository: Repository,
-    record: PinningRecord,
+    records: Sequence[PinningRecord],
     source: str | None,
     relisted: Relisted,
     *,
     max_layers: int = MAX_LAYERS,
     max_blob_bytes: int | None = None,
 ) -> None:
-    """Leave a record for gc.
+    """Leave records for gc.
 
     Args:
         repository: where the cache lies, with leave to push.
-        record: of the pin, or of its end.
+        records: of pins, or of the end of one; all of one time.
         source: address of the GitHub repository: GHCR links the package to it.
         relisted: what is to be listed again.
         max_layers: of a segment, its table among them.
@@ -94,10 +94,10 @@ async def write_pinning(
     """
     segments = await write_segments(
         repository,
-        TableHeader(record.time, public_keys=relisted.public_keys),
+        TableHeader(records[0].time, public_keys=relisted.public_keys),
         order_by_references(relisted.narinfos),
         await _read_layers(repository, relisted.segments),
-        (record,),
+        records,
         options=SegmentOptions(max_layers, max_blob_bytes, source),
     )
     await list_segments(repository, segments, source=source)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_help_tells_every_verb() -> None:
     done = _nixcache_oci("--help")
     assert done.returncode == 0
     for name, summary in VERBS.items():
-        assert f"{name} " in done.stdout
+        assert re.search(rf"^ +{name}\b", done.stdout, re.MULTILINE)
         assert summary in done.stdout
 
 
@@ -111,13 +112,45 @@ def test_start_is_light() -> None:
     assert done.stdout.endswith("heavy:\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["--frobnicate"], ["proxy", "--frobnicate"]])
-def test_wrong_usage(arguments: list[str]) -> None:
-    """What the program does not know ends it with status 2 and the usage, never with a traceback."""
-    done = _nixcache_oci(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: nixcache-oci")
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("command", "where", "message"),
+    [
+        ("", "", "the following arguments are required: VERB"),
+        ("pubish", "", "unknown verb 'pubish': did you mean publish?"),
+        ("LIST", "", "unknown verb 'LIST': did you mean list?"),
+        ("frobnicate", "", f"unknown verb 'frobnicate'; there are: {', '.join(VERBS)}"),
+        ("--verison", "", "unknown flag --verison: did you mean --version?"),
+        ("--frobnicate", "", "unknown flag --frobnicate"),
+        ("push --dryrun ./x", " push", "unknown flag --dryrun: did you mean --dry-run?"),
+        ("push ./x --index_dir=/x", " push", "unknown flag --index_dir: did you mean --index-dir?"),
+        ("push --comp xz ./x", " push", "unknown flag --comp: did you mean --compression?"),
+        ("push -dry-run ./x", " push", "unknown flag -dry-run: did you mean --dry-run?"),
+        ("push ./x --compression zst", " push", "unknown --compression 'zst': did you mean zstd?"),
+        ("mirror --regestry x", " mirror", "unknown flag --regestry: did you mean --registry?"),
+        ("pin creat x", " pin", "unknown action 'creat': did you mean create?"),
+        ("pin create x y --keepdays 3", " pin create", "unknown flag --keepdays: did you mean --keep-days?"),
+        ("proxy --frobnicate", " proxy", "unknown flag --frobnicate"),
+        ("list this", " list", "unexpected 'this'"),
+        ("list a\nb", " list", "unexpected 'a\\nb'"),
+    ],
+)
+def test_wrong_usage_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], command: str, where: str, message: str
+) -> None:
+    """One line says what is wrong and what was probably meant, one leads to the usage; status 2.
+
+    A misspelt flag comes before what is only missing because of it.
+    """
+    assert main(command.split(" ") if command else []) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"nixcache-oci{where}: error: {message}\nusage: see nixcache-oci{where} --help\n"
+
+
+def test_words_behind_two_dashes_are_no_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is the value of a flag that begins like one behind an equals sign."""
+    assert main(["mirror", "--image=--jason", "--", "--jsn"]) == 2
+    assert "error: the following arguments are required: DEST\n" in capsys.readouterr().err
 
 
 def test_proxy_help_tells_flags_variables_and_defaults() -> None:
@@ -153,14 +186,15 @@ def test_a_wrong_setting_stops_the_start(
     assert done.stderr == f"nixcache-oci: error: {expected}\n"
 
 
-def test_an_unknown_variable_is_warned_of() -> None:
+@pytest.mark.parametrize("verb", ["proxy", "push ./x", "export x"])
+def test_an_unknown_variable_is_warned_of(verb: str) -> None:
     """A misspelt variable is named before anything else can go wrong."""
-    done = _nixcache_oci("proxy", NIXCACHE_PROT="1", NIXCACHE_PRIORITY="x")
+    done = _nixcache_oci(*verb.split(), NIXCACHE_IMGAE="x", NIXCACHE_IMAGE=":", NIXCACHE_REPO="a/b")
     warning, error = done.stderr.splitlines()
     assert "level=warning" in warning
-    assert "NIXCACHE_PROT is not a variable" in warning
-    assert "did you mean NIXCACHE_PORT?" in warning
-    assert error.startswith("nixcache-oci: error: NIXCACHE_PRIORITY 'x'")
+    assert "NIXCACHE_IMGAE is not a variable" in warning
+    assert "did you mean NIXCACHE_IMAGE?" in warning
+    assert error.startswith("nixcache-oci: error: NIXCACHE_IMAGE ':'")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Scene:
         inventory = await read_inventory(repository, self.folder)
         assert inventory.find(LARGE.path.hash_part)
         record = PinRecord("release", LARGE.path, self.now, "forever")
-        await write_pinning(repository, record, None, find_condemned(inventory, LARGE.path.hash_part))
+        await write_pinning(repository, [record], None, find_condemned(inventory, [LARGE.path.hash_part]))
 
     async def collect_for_months(self) -> None:
         """Long enough for anything that could leave to be gone."""
@@ -85,8 +85,8 @@ async def test_nothing_is_listed_twice(tmp_path: Path) -> None:
     repository = ModelRepository(scene.storage, nothing)
     await push_things(repository, [LIB, OLD, LARGE], [], CREATED)
     inventory = await read_inventory(repository, tmp_path)
-    assert find_condemned(inventory, LARGE.path.hash_part) == Relisted()
-    await write_pinning(repository, UnpinRecord("release", scene.now), None, Relisted())
+    assert find_condemned(inventory, [LARGE.path.hash_part]) == Relisted()
+    await write_pinning(repository, [UnpinRecord("release", scene.now)], None, Relisted())
     assert [segment.paths for segment in (await read_listing(repository)).segments] == [3, 0]
 
 

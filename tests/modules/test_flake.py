@@ -110,12 +110,17 @@ def test_the_package(nix: NixSandbox, checkout: Path) -> None:
         nix,
         checkout,
         "packages.x86_64-linux.default",
-        'package: { inherit (package) name inputs meta; src = "${package.src}"; }',
+        'package: { inherit (package) name inputs tools meta; src = "${package.src}"; }',
     )
     assert package["name"] == NAMED
     assert package["meta"]["mainProgram"] == "nixcache-oci"
     names = [re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in PROJECT["dependencies"]]
     assert package["inputs"] == [f"python3-{name}" for name in names]
+    # What makes completions and manual page is there while it is built, and not with the program.
+    assert package["tools"] == [
+        *(f"python3-{name}" for name in ("setuptools", "argparse-manpage", "shtab")),
+        "installShellFiles",
+    ]
     source = nix.physical(package["src"])
     assert sorted(path.name for path in source.iterdir()) == [
         "LICENSE",

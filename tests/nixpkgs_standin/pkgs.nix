@@ -11,11 +11,12 @@ let
     };
 
   # Whatever nixpkgs has, by name; what is asked for and not listed is an error, as a misspelt name would be.
-  programs = lib.genAttrs [ "bubblewrap" "gnumake" "jq" "nginx" "nix" "skopeo" "systemd" ] (name: derivationOf name { });
+  programs = lib.genAttrs [ "bubblewrap" "gnumake" "installShellFiles" "jq" "nginx" "nix" "skopeo" "systemd" ] (name: derivationOf name { });
 
   python3Packages =
     lib.genAttrs [
       "aiohttp"
+      "argparse-manpage"
       "brotli"
       "cryptography"
       "hypothesis"
@@ -31,6 +32,7 @@ let
       "rich"
       "ruamel-yaml"
       "setuptools"
+      "shtab"
       "uvloop"
       "yarl"
       "zstandard"
@@ -43,17 +45,23 @@ let
           pyproject,
           src,
           build-system,
+          nativeBuildInputs,
           dependencies,
+          postInstall,
           doCheck,
           pythonImportsCheck,
           meta,
         }:
         assert pyproject;
-        derivationOf "${pname}-${version}" (build-system ++ dependencies)
+        derivationOf "${pname}-${version}" [ build-system nativeBuildInputs dependencies postInstall ]
         // {
           inputs = map (input: input.name) dependencies;
+          tools = map (input: input.name) (build-system ++ nativeBuildInputs);
           inherit meta src pythonImportsCheck doCheck;
         };
+      python = (derivationOf "python3" { }) // {
+        sitePackages = "lib/python3.13/site-packages";
+      };
       toPythonModule = package: package;
     };
 

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -49,19 +49,28 @@ def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePat
         UsageError: it does not lead into the store.
         FormatError: what it leads to has no name of a store object.
     """
-    current = os.path.abspath(path)  # noqa: PTH100 - pathlib has nothing that only works on the text
-    for _ in range(_MOST_LINKS):
+    for step in follow_links(path):
         for folder in (store_dir, str(real_store_dir)):
-            if current.startswith(f"{folder}/"):
-                base_name = current.removeprefix(f"{folder}/").split("/")[0]
+            if step.startswith(f"{folder}/"):
+                base_name = step.removeprefix(f"{folder}/").split("/")[0]
                 return StorePath.from_base_name(base_name, store_dir)
-        followed = _follow_first_link(current)
-        if followed is None:
-            break
-        current = followed
     raise UsageError(
         f"{path}: not in the store {store_dir}; give a store path, or a link to one, such as ./result"
     )
+
+
+def follow_links(path: str) -> Iterator[str]:
+    """Give the absolute path that is meant, then what it becomes by each link that it goes through.
+
+    Raises:
+        UsageError: a part of it is not there; what comes before was given.
+    """
+    step: str | None = os.path.abspath(path)  # noqa: PTH100 - pathlib has nothing that only works on the text
+    for _ in range(_MOST_LINKS):
+        if step is None:
+            return
+        yield step
+        step = _follow_first_link(step)
 
 
 def _follow_first_link(path: str) -> str | None:
