@@ -11,6 +11,7 @@ from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
+from tests.clients.test_http_minimum_rate import give_up_on_registry
 from tests.support.upstream_server import HASH_PART, Talk, asking, narinfo_text, talk
 
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n"
@@ -130,6 +131,12 @@ async def test_a_connection_serves_again_after_interim_answers() -> None:
         for _ in range(6):  # with eight interim answers for all of them, the third would be too much
             assert await upstreams.find(HASH_PART) is not None
     assert connections == 1
+
+
+@pytest.mark.parametrize("what", ["manifest", "tags", "blob"])
+async def test_a_registrys_head_may_not_drip(what: str) -> None:
+    """Each byte is a sign of life, and all of them together are no answer."""
+    await give_up_on_registry("a head", what)
 
 
 async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
