@@ -16,8 +16,8 @@ _ROOT = Path(__file__).parent.parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
 
-# The tests', what the workflows install, and the bench's; and what locks and audits those.
-_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt", "bench/requirements.txt")
+# The tests', and what the workflows install; and what locks and audits those.
+_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt")
 _TOOLS = "scripts/requirements.txt"
 
 
@@ -65,7 +65,7 @@ def test_every_lock_is_named() -> None:
     assert found | {"requirements.txt"} == {*_LOCKS, _TOOLS}
 
 
-@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", None, "bench"), strict=True)])
+@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", None), strict=True)])
 def test_every_declared_dependency_is_locked(lock: str, extra: str | None) -> None:
     """What pyproject.toml asks for, the lock has: nothing else is ever installed."""
     locked = {_name(requirement) for requirement in _requirements(lock)}
@@ -158,4 +158,4 @@ def test_every_dependency_has_a_reason() -> None:
     reasons = {row[1].strip(): row[2].strip() for row in rows if row[1].strip() != "package"}
     assert reasons.keys() == _declared()
     assert all(reasons.values())
-    assert not [name for name in _declared("dev") | _declared("bench") | _tools() if name not in text.lower()]
+    assert not [name for name in _declared("dev") | _tools() if name not in text.lower()]
