@@ -58,7 +58,7 @@ def _read(path: RootedPath) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) != _BYTES:
-        raise OSError(f"it does not hold {_BYTES} bytes; remove it")
+        raise OSError(f"it is not {_BYTES} bytes long; remove it")
     return content
 
 
