@@ -12,7 +12,7 @@ help:
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
-	@echo 'make bench    measure side by side with what a user would take instead; charts go to bench/results'
+	@echo 'make bench    measure side by side with what a user would take instead; tables and a chart go to bench/results'
 	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
 	@echo 'make setup    .venv for working on it: .venv/bin/nixcache-oci is the program, beside all that the checks need'
 	@echo 'make lock     resolve the lock files anew from pyproject.toml'
@@ -73,15 +73,14 @@ reliability: setup programs
 	$(BIN)/python -m tests.reliability.report build/reliability docs/reliability.md
 
 bench: setup programs
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
 	$(BIN)/python -m bench
-	$(BIN)/python -m bench.charts
+	$(BIN)/python -m bench.chart
 
 # The tools that say what is safe, and those that write the locks, are locked themselves.
 audit:
 	$(PYTHON) -m venv --clear .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
-	for lock in requirements.txt workflows/setup/requirements.txt bench/requirements.txt scripts/requirements.txt; do \
+	for lock in requirements.txt workflows/setup/requirements.txt scripts/requirements.txt; do \
 		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 	rm -rf .venv-audit
 
@@ -97,9 +96,6 @@ lock:
 	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --extra completion --generate-hashes --no-annotate --no-emit-index-url \
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
 		-o workflows/setup/requirements.txt pyproject.toml
-	.venv-lock/bin/pip-compile --quiet --extra bench --generate-hashes --no-annotate --no-emit-index-url \
-		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
-		-o bench/requirements.txt pyproject.toml
 	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o scripts/requirements.txt scripts/requirements.in
 	rm -rf .venv-lock *.egg-info

@@ -16,8 +16,8 @@ _ROOT = Path(__file__).parent.parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
 
-# The tests', what the workflows install, and the bench's; and what locks and audits those.
-_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt", "bench/requirements.txt")
+# The tests', and what the workflows install; and what locks and audits those.
+_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt")
 _TOOLS = "scripts/requirements.txt"
 
 
@@ -40,7 +40,7 @@ def _declared(extra: str | None = None) -> set[str]:
 
 
 def _others() -> set[str]:
-    return {name for extra in ("dev", "completion", "bench") for name in _declared(extra)}
+    return {name for extra in ("dev", "completion") for name in _declared(extra)}
 
 
 def _tools() -> set[str]:
@@ -78,7 +78,7 @@ def test_every_lock_is_named() -> None:
     assert found | {"requirements.txt"} == {*_LOCKS, _TOOLS}
 
 
-@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", "completion", "bench"), strict=True)])
+@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", "completion"), strict=True)])
 def test_every_declared_dependency_is_locked(lock: str, extra: str | None) -> None:
     """What pyproject.toml asks for, the lock has: nothing else is ever installed."""
     locked = {_name(requirement) for requirement in _requirements(lock)}

@@ -63,8 +63,8 @@ async def list_segments(
         if union.version1 not in (None, converted):
             what = "another version 1 index than a moment ago" if converted else "a version 1 index"
             raise FormatError(
-                f"{repository.name}: {INDEX_TAG} is {what}, written by the older tool; it was left as it is:"
-                " publish again, for a publish takes its entries over first"
+                f"{repository.name}: {INDEX_TAG} is {what}, written by the older tool; it was left unchanged:"
+                " publish again, which converts its entries first"
             )
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)

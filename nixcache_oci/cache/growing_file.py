@@ -49,7 +49,7 @@ class Elsewhere:
         """
         with self._lock:
             if size > self._left:
-                raise OSError(errno.ENOMEM, "no room left in memory for tables that no disk takes")
+                raise OSError(errno.ENOMEM, "no memory left for tables that no disk can hold")
             self._left -= size
 
     def give_back(self, size: int) -> None:

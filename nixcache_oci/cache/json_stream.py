@@ -99,7 +99,7 @@ class JsonStream:
     def end(self) -> None:
         """Make sure that nothing but white space is left."""
         if self._peek():
-            raise self._error("something is behind its end")
+            raise self._error("something follows its end")
 
     def _items(self, opening: str, closing: str) -> Iterator[str]:
         self._expect(opening)

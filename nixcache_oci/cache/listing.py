@@ -155,7 +155,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         tags = await _list_tags(repository) if stored is not None else []
     if tags is None:
         raise RegistryError(
-            f"{repository.name}: the registry says that there is no such repository, and has its {INDEX_TAG}",
+            f"{repository.name}: the registry says that there is no such repository, but has its {INDEX_TAG}",
             is_temporary=True,
         )
     version1: Digest | None = None

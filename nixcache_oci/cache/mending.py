@@ -91,8 +91,8 @@ class Mending:
 def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, lost: int) -> str:
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
     return (
-        f"{repository.name}: {gone[0].tag}{more} is gone, though no gc took it: keep retention rules and"
-        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. Of its paths, {kept} are listed anew;"
+        f"{repository.name}: {gone[0].tag}{more} is gone, although no gc deleted it: keep retention rules and"
+        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. Of its paths, {kept} are listed again;"
         f" {lost} are not listed any more: publish again what you need of them. 'nixcache-oci verify"
         " --repair' finds what else is missing"
     )

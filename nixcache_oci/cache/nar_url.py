@@ -72,7 +72,7 @@ class NarUrl:
             return cls(blob, suffix=suffix)
         offset, length = int(match["offset"]), int(match["length"])
         if not 0 < length <= MAX_PACKED_NAR_BYTES or offset + length > MAX_PACK_BYTES:
-            raise FormatError(f"NAR URL: {offset}-{length} lies in no pack of at most {MAX_PACK_BYTES} bytes")
+            raise FormatError(f"NAR URL: {offset}-{length} fits in no pack of at most {MAX_PACK_BYTES} bytes")
         return cls(blob, offset, length, suffix)
 
 

@@ -71,9 +71,7 @@ class PackBuilder:
             FormatError: empty, or over 256 KiB.
         """
         if not fits_pack(len(compressed)):
-            raise FormatError(
-                f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong into a pack"
-            )
+            raise FormatError(f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong in a pack")
         if len(self._content) + len(compressed) > self._limit:
             return False
         self._parts.append((narinfo, len(self._content), len(compressed)))

@@ -125,9 +125,9 @@ class Segment:
             raise FormatError(f"manifest {digest}: {len(content)} bytes, too many for a segment")
         manifest = Manifest.parse(content)
         if manifest.artifact_type != media_type.SEGMENT:
-            raise FormatError(f"manifest {digest}: it is no segment, but {clip(manifest.artifact_type)}")
+            raise FormatError(f"manifest {digest}: it is not a segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
-            raise FormatError(f"segment {digest}: its first layer is no table")
+            raise FormatError(f"segment {digest}: its first layer is not a table")
         annotations = {
             **{
                 key: manifest.annotations[key]

@@ -177,7 +177,7 @@ def scan(content: Content) -> Scan:
     for match in _find_listed(content):
         hash_part = match[1]
         if hash_part <= previous:
-            raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
+            raise FormatError(f"table: {hash_part.decode()} is not in the order of hash parts")
         previous = hash_part
         keys.append(row_key(hash_part))
         positions.append(match.start(1))

@@ -81,7 +81,7 @@ class TableFile:
 
     def __init__(self, text: mmap.mmap, keys: mmap.mmap) -> None:
         if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
-            raise FormatError("table: its keys file is none of this version")
+            raise FormatError("table: its keys file is not of this version")
         size, count = _SIZES.unpack_from(keys, len(_MAGIC))
         positions_start = _KEYS_START + 8 * count
         if size != len(text) or len(keys) != positions_start + 4 * count:

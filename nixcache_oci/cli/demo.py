@@ -43,8 +43,9 @@ def add_parser(subparsers: SubParsers) -> None:
     subparsers.add_parser(
         "demo",
         description=(
-            "Publish a sample into a cache in a throw-away folder, serve it on a free port of this machine, "
-            "and say what to try. Needs neither Nix nor a registry; Ctrl-C ends it, and nothing stays behind."
+            "Publish a sample to a cache in a throw-away folder, serve it on a free port of this machine, "
+            "and print what to try. Needs neither Nix nor a registry; Ctrl-C ends it and leaves nothing "
+            "behind."
         ),
         allow_abbrev=False,
     )
@@ -56,7 +57,9 @@ def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:
-        raise Error(f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can") from None
+        raise Error(
+            f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
+        ) from None
     with folder as name:
         run_async(_demo(Path(name)))
     return DONE

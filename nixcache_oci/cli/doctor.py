@@ -70,8 +70,8 @@ def add_parser(subparsers: SubParsers) -> None:
         "doctor",
         description=(
             "Check settings, network, token, rights, index, keys, Nix and proxy, and say what to do. Exit "
-            "status 1 where something is wrong. With a signing key set, the machine is checked as publisher, "
-            "else as client."
+            "status 1 if something is wrong. With a signing key set, the machine is checked as a publisher, "
+            "otherwise as a client."
         ),
         allow_abbrev=False,
     )
@@ -112,12 +112,12 @@ def _find_roles(arguments: argparse.Namespace, values: Values) -> _Roles:
         return _Roles(
             is_publisher=True,
             is_client=False,
-            reason="Checked as publisher, for a signing key is set; --client checks Nix and the proxy here.",
+            reason="Checked as publisher, as a signing key is set; --client checks Nix and the proxy here.",
         )
     return _Roles(
         is_publisher=False,
         is_client=True,
-        reason="Checked as client, for no signing key is set; --publisher checks what publishing needs.",
+        reason="Checked as client, as no signing key is set; --publisher checks what publishing needs.",
     )
 
 
@@ -212,7 +212,7 @@ class _Doctor:
             version = await Nix(self.environment, on_line=said.append).version()
         except StoreError as error:
             text = find_reason(said) if said else str(error)
-            return wrong(_PROGRAM, text, "mend what it complains about"), None
+            return wrong(_PROGRAM, text, "fix what it complains about"), None
         if version is None:
             remedy = "install Nix (https://nixos.org/download), or add the folder of its programs to PATH"
             return wrong(_PROGRAM, "no program nix of version 2.4 or newer in PATH", remedy), None
@@ -242,7 +242,7 @@ class _Doctor:
         try:
             urls = upstream_urls(self.values)
         except UsageError:
-            return skipped((upstreams.UPSTREAM,), "the settings name none that can be used")
+            return skipped((upstreams.UPSTREAM,), "the settings name no usable one")
         try:
             opened = open_upstreams(urls, self.environment)
         except UsageError as error:

@@ -24,7 +24,9 @@ def add_parser(subparsers: SubParsers) -> None:
         ),
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="of the key, unique among all caches: my-cache-1")
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the key, unique among all caches, such as my-cache-1"
+    )
     parser.add_argument(
         "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go; the current folder"
     )
@@ -52,7 +54,7 @@ def _create(path: Path, content: str, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:
-        raise Error(f"{path} exists, and is not overwritten; move it away, or choose another name") from None
+        raise Error(f"{path} exists and is not overwritten; move it away, or choose another name") from None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from None
     try:

@@ -113,7 +113,7 @@ class Info:
     def _signature_lines(self) -> list[str]:
         lines = [f"Signature of {name}: {verdict}" for name, verdict in self.verdicts.items()]
         if is_content_addressed(self.shown.narinfo):
-            lines.append("Content address: good, so that no signature is needed")
+            lines.append("Content address: good, so no signature is needed")
         return lines or ["Signature: none"]
 
     def _notes(self, variant: Entry) -> str:

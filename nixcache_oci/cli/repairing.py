@@ -152,12 +152,12 @@ class Repairer:
         """
         if inventory.tables.listing.version1 is not None:
             raise Error(
-                f"{self._repository.name}: a version 1 cache: publish to it, which takes over what has its"
-                " bytes, and leaves out the rest"
+                f"{self._repository.name}: a version 1 cache: publish to it, which converts the"
+                " entries that have their bytes, and leaves out the rest"
             )
         if inventory.tables.left_out is not None:
             # What is not read here may hold what seems to be missing.
-            raise Error(f"{self._repository.name}: nothing was mended: {inventory.tables.left_out}")
+            raise Error(f"{self._repository.name}: nothing was repaired: {inventory.tables.left_out}")
         outcome = Outcome(problems, left=problems)
         for _ in range(_ROUNDS):
             if outcome.is_stuck or not outcome.left or not await self._mend(inventory, outcome):
@@ -213,7 +213,7 @@ class Repairer:
                 self._say(f"not restored {base_name}: {reason}")
             restored = {narinfo.store_path for narinfo in published.listed}
         for path in sorted(restored):
-            size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed anew"
+            size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed again"
             self._say(f"{self._would}restored {path}{size}")
         outcome.restored += sorted(path.base_name for path in restored)
         return frozenset(path.hash_part for path in restored)
@@ -259,11 +259,11 @@ class Repairer:
     def _tell(self, plan: RepairPlan, outcome: Outcome) -> None:
         for segment in plan.lost:
             tag, paths = segment.tag, segment.segment.paths
-            why = f"nothing of it can be read; its {paths} paths are not known: publish again what you need"
+            why = f"nothing of it can be read; its {paths} paths are unknown: publish again what you need"
             self._say(f"{self._would}unlisted {tag}: {why}")
             outcome.unlisted[tag] = why
         if self._options.is_dry_run and plan.refusal:
-            self._say(f"wants --force: {plan.refusal}")
+            self._say(f"needs --force: {plan.refusal}")
         for path, why in plan.unlisted.items():
             self._say(f"{self._would}unlisted {path}: {why}")
         outcome.unlisted |= plan.unlisted
@@ -276,7 +276,7 @@ class Repairer:
         for rewrite in plan.rewrites:
             if rewrite.header is not None:
                 kept = f"{len(rewrite.narinfos)} paths and {len(rewrite.records)} records"
-                self._say(f"{self._would}rewritten {rewrite.source.tag}: {kept} stay")
+                self._say(f"{self._would}rewritten {rewrite.source.tag}: {kept} are kept")
 
     async def _carry_out(self, plan: RepairPlan, outcome: Outcome) -> None:
         if plan.refusal and not self._options.force:
@@ -297,4 +297,4 @@ class Repairer:
         for tag, reason in done.refused:
             self._say(f"kept {tag}, marked as dead: it could not be deleted: {reason}")
         if not done.is_index_confirmed:
-            self._say("others write the index at the same time: run this again")
+            self._say("others are writing the index at the same time: run this again")

@@ -121,7 +121,7 @@ class ProxyClient:
                 async for piece in response.content.iter_any():
                     body += piece
                     if len(body) > _MOST_BYTES:
-                        raise Error(f"{self._url}{path}: more than {_MOST_BYTES} bytes: not a proxy of ours")
+                        raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
                 return response.status, bytes(body)
         except TimeoutError:
             raise Error(f"{self._url}: no answer within {_SECONDS} s") from None

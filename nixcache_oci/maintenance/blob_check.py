@@ -89,7 +89,7 @@ async def _check_stream(repository: Repository, blob: Digest, entries: Sequence[
         async for chunk in stream.chunks:
             await run_in_thread(write, chunk)
     if hasher.hexdigest() != blob.hex:
-        raise DigestError(f"blob {blob} has other bytes than its digest says")
+        raise DigestError(f"blob {blob} does not match its digest")
     return _with_trouble(entries, {narinfo: checker.finish() for narinfo, checker in checkers.items()})
 
 

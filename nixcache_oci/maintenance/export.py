@@ -137,7 +137,7 @@ class Export:
             nar = content[start : start + (url.length or 0)]
             file_hash = NixHash(hashlib.sha256(nar).digest())
             if len(nar) != url.length or narinfo.file_hash not in (None, file_hash):
-                self._fail(narinfo, "its slice of the pack is not what FileHash says")
+                self._fail(narinfo, "its slice of the pack does not match FileHash")
                 continue
             named = _named(narinfo, file_hash, len(nar))
             write_file(self._path_of(named), [nar], self._nars)
@@ -158,7 +158,7 @@ class Export:
                     async for chunk in stream.chunks:
                         await run_in_thread(write, chunk)
             if hasher.hexdigest() != blob.hex:
-                raise DigestError(f"blob {blob} has other bytes than its digest says")
+                raise DigestError(f"blob {blob} does not match its digest")
             named = [_named(narinfo, NixHash(hasher.digest()), size) for narinfo in narinfos]
             for narinfo in named:
                 target = self._path_of(narinfo)

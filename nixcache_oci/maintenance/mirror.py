@@ -143,7 +143,7 @@ class Mirror:
 
     def _leave_out(self, segment: Segment, reason: object) -> None:
         self._done.reasons[str(segment.tag)] = str(reason)
-        self._tell(f"{segment.tag}: left out, with {segment.paths} paths that are not known: {reason}")
+        self._tell(f"{segment.tag}: left out, with {segment.paths} unknown paths: {reason}")
         self._done.failed += segment.paths
 
     async def _copy_blobs(self, manifest: Manifest) -> dict[Digest, str]:
@@ -186,7 +186,9 @@ class Mirror:
                 async for chunk in stream.chunks:
                     await run_in_thread(write, chunk)
         if hasher.hexdigest() != blob.digest.hex:
-            raise DigestError(f"{self._source.name}: blob {blob.digest} has other bytes; verify tells more")
+            raise DigestError(
+                f"{self._source.name}: blob {blob.digest} does not match its digest; verify says more"
+            )
         return path
 
     async def _list(self, union: Union, copied: Sequence[Segment]) -> None:

@@ -97,7 +97,7 @@ class Verifier:
         problems += [
             Problem(
                 str(tag),
-                "its manifest is gone, and its tag is there: gc does not run",
+                "its manifest is gone, but its tag remains: gc refuses to run",
                 Kind.SEGMENT,
                 str(tag),
             )
@@ -144,7 +144,7 @@ class Verifier:
                 if HashPart(reference.partition("-")[0]) not in listed:
                     referrers[reference].append(entry)
         if referrers:
-            self._tell(f"{len(referrers)} paths that are referred to are looked for upstream")
+            self._tell(f"{len(referrers)} references are looked up upstream")
 
         async def find(reference: str) -> tuple[Kind, str] | None:
             try:
@@ -166,7 +166,7 @@ class Verifier:
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
-        self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
+        self._tell(f"checking {len(asked)} of {len(by_blob)} blobs")
         check = check_content if self._with_content else check_start
         at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
         found = await run_all(
@@ -200,7 +200,7 @@ class Verifier:
         manifest = Manifest.parse(stored.content)
         held = {layer.digest for layer in manifest.layers}
         if blobs - held:
-            return problem(f"blob {min(blobs - held)}, where NARs of it lie, is in no layer of its manifest")
+            return problem(f"blob {min(blobs - held)} has NARs of it, but is in no layer of its manifest")
         for digest in {manifest.config.digest, *held} - blobs - self._there:
             try:
                 await probe_blob(self._repository, digest)

@@ -53,7 +53,7 @@ class NarChecker:
             return self._trouble
         nar_hash = NixHash(self._hasher.digest())
         if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
-            return f"its NAR is not what NarHash says ({self._size} bytes, {nar_hash})"
+            return f"its NAR does not match NarHash ({self._size} bytes, {nar_hash})"
         return None
 
     def _try(self, step: Callable[[], object]) -> None:
@@ -70,7 +70,7 @@ class NarChecker:
         self._size += len(nar)
         if self._size > self._narinfo.nar_size:
             raise FormatError(
-                f"its NAR is not what NarHash says (over {self._narinfo.nar_size} bytes, its NarSize)"
+                f"its NAR does not match NarHash (over {self._narinfo.nar_size} bytes, its NarSize)"
             )
         self._hasher.update(nar)
 
@@ -110,7 +110,7 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
         raise FormatError(f"it cannot be decompressed: {error}") from None
     nar_hash = NixHash(hasher.digest())
     if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
-        raise FormatError(f"its NAR is not what NarHash says ({size} bytes, {nar_hash})")
+        raise FormatError(f"its NAR does not match NarHash ({size} bytes, {nar_hash})")
 
 
 class _Target:

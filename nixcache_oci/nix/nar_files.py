@@ -49,7 +49,7 @@ def dump(path: Path, *, use_case_hack: bool = False) -> Iterator[bytes]:
 def restore(chunks: Iterable[bytes], target: Path) -> None:
     """Unpack a NAR, whoever made it: nothing outside ``target`` is touched.
 
-    Every name is new where it is made: what is there already is never opened, so no link is ever followed.
+    Every name is new where it is made: what already exists is never opened, so no link is ever followed.
     Modes are what the umask leaves of 0777 and 0666. If the NAR turns out to be bad, what was unpacked is
     removed again.
 
@@ -63,7 +63,7 @@ def restore(chunks: Iterable[bytes], target: Path) -> None:
         OSError: something cannot be written.
     """
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} is there already")
+        raise FileExistsError(f"{target} already exists")
     try:
         _unpack(parse(chunks), target)
     except BaseException:
@@ -120,7 +120,7 @@ def _read_file(path: bytes) -> Iterator[Event]:
                 break
             yield piece
         if left:
-            raise FormatError(f"NAR: {os.fsdecode(path)} changed its size while it was read; try again")
+            raise FormatError(f"NAR: {os.fsdecode(path)} changed size while it was read; try again")
     finally:
         os.close(descriptor)
 

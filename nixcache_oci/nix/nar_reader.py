@@ -75,7 +75,7 @@ def _start_object(source: "_Source", names: list[bytes]) -> Iterator[Event]:
     kind = source.read_word()
     if kind == b"directory":
         if len(names) == MAX_DEPTH:
-            raise source.error(f"more than {MAX_DEPTH} directories inside each other")
+            raise source.error(f"more than {MAX_DEPTH} nested directories")
         names.append(b"")
         yield StartDirectory()
         return
@@ -107,7 +107,7 @@ def _start_entry(source: "_Source", names: list[bytes]) -> Entry:
     source.expect(ENTRY_NAME)
     name = source.read_token(MAX_NAME_BYTES)
     if name <= names[-1]:
-        raise source.error(f"{name[:80]!r} does not sort behind {names[-1][:80]!r}")
+        raise source.error(f"{name[:80]!r} does not sort after {names[-1][:80]!r}")
     source.expect(NODE)
     names[-1] = name
     return Entry(name)

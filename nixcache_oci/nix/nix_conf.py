@@ -27,8 +27,8 @@ _OLD_NAMES: Final = {
 _INCLUDES: Final = ("include", "!include")
 _INCLUDE_WORDS: Final = 2
 _UNSIGNED: Final = (
-    "Nix would take from the proxy's port what nobody signed, and any user of this machine can listen there "
-    "while the proxy does not run: remove it first"
+    "Nix would accept unsigned paths from the proxy's port, where any user of this machine can listen while "
+    "the proxy is down: remove it first"
 )
 _YES: Final = frozenset({"true", "yes", "1"})  # as Nix reads a setting that is on or off
 _COMMENT: Final = "# Added by nixcache-oci: the cache proxy of this machine."
@@ -72,7 +72,9 @@ class Wanted:
     def __post_init__(self) -> None:
         for value in (self.url, *self.keys):
             if not value or "#" in value or len(value.split()) != 1:
-                raise FormatError(f"nix.conf: {value[:160]!r} cannot stand there: a space or # would end it")
+                raise FormatError(
+                    f"nix.conf: {value[:160]!r} cannot be used there: a space or # would end it"
+                )
 
     def lines(self) -> tuple[str, ...]:
         """Write them as lines for a file in which nothing of it stands."""
@@ -92,7 +94,7 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
             continue
         if len(words) < _INCLUDE_WORDS or words[1] != "=":
             raise FormatError(
-                f"line {number}: Nix reads 'name = value' and 'include path' only; mend it first"
+                f"line {number}: Nix reads 'name = value' and 'include path' only; fix it first"
             )
         is_extra = words[0].startswith(_EXTRA)
         name = words[0].removeprefix(_EXTRA)

@@ -69,7 +69,7 @@ class StorePath:
     def __post_init__(self) -> None:
         check_store_dir(self.store_dir)
         if not _NAME.fullmatch(self.name):
-            raise FormatError(f"store path: no name of a store object: {self.name[:240]!r}")
+            raise FormatError(f"store path: not the name of a store object: {self.name[:240]!r}")
 
     def __str__(self) -> str:
         return f"{self.store_dir}/{self.base_name}"

@@ -29,10 +29,10 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
             object.
     """
     if len(content) > limit:
-        raise FormatError(f"{what}: {len(content)} bytes, and {limit} is the limit")
+        raise FormatError(f"{what}: {len(content)} bytes, over the limit of {limit}")
     # Each value comes behind one of these, all but the first of an object or list behind a comma.
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-        raise FormatError(f"{what}: over {MAX_VALUES} values, which is the limit")
+        raise FormatError(f"{what}: over the limit of {MAX_VALUES} values")
     try:
         document = json.loads(
             content.decode(), parse_constant=_refuse_constant, parse_float=_parse_finite_float
@@ -127,7 +127,7 @@ def clip(value: object) -> str:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_finite_float(text: str) -> float:

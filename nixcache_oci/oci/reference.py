@@ -49,8 +49,8 @@ class RegistryReference:
         _parse_host_name(self.host)
         if not is_repository(self.repository):
             raise FormatError(
-                f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, parted"
-                f" by '/', '.', '_', '__' or dashes, at most {_MAX_REPOSITORY} characters"
+                f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, "
+                f"separated by '/', '.', '_', '__' or dashes, at most {_MAX_REPOSITORY} characters"
             )
 
     @classmethod
@@ -67,14 +67,14 @@ class RegistryReference:
             FormatError: a part that no registry takes; names it.
         """
         if "@" in registry:  # not shown: it may be a password
-            raise FormatError("registry: user and password do not belong into the address")
+            raise FormatError("registry: user and password do not belong in the address")
         scheme, separator, host = registry.rpartition("://")
         scheme = scheme.lower()
         host = host.removesuffix("/").lower()
         host = _API_HOSTS.get(host, host)
         if scheme not in ("", "http", "https") or (separator and not scheme):
             named = f"{scheme[:20]}://" if scheme.isalnum() else "this"
-            raise FormatError(f"registry {registry[:80]!r}: {named} is not spoken here, only http and https")
+            raise FormatError(f"registry {registry[:80]!r}: {named} is not supported, only http and https")
         if "/" in host:
             raise FormatError(
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
@@ -144,11 +144,11 @@ def _parse_host_name(host: str) -> str:
     """Check ``host[:port]`` and give the part without the port."""
     match = _AUTHORITY.fullmatch(host)
     if match is None:
-        hint = " (an IPv6 address goes into brackets)" if host.count(":") > 1 else ""
+        hint = " (an IPv6 address needs brackets)" if host.count(":") > 1 else ""
         raise FormatError(f"registry {host[:80]!r}: expected host or host:port{hint}")
     name, port = match["name"], match["port"]
     if port is not None and not 0 < int(port) <= _MAX_PORT:
-        raise FormatError(f"registry {host[:80]!r}: a port lies between 1 and {_MAX_PORT}")
+        raise FormatError(f"registry {host[:80]!r}: a port is between 1 and {_MAX_PORT}")
     if name.startswith("["):
         try:
             ipaddress.IPv6Address(name[1:-1])

@@ -170,7 +170,7 @@ def _guard(host_guard: HostGuard) -> Middleware:
             # RFC 9112, section 3.2.2: a target in absolute form names the host, whatever Host says.
             hosts = [*hosts, request.url.raw_authority]
         if not all(map(host_guard.allows, hosts)):
-            _refuse(request, "its Host is none of ours; names to answer to go into NIXCACHE_HOSTS")
+            _refuse(request, "its Host is not one of ours; add names to answer to in NIXCACHE_HOSTS")
         headers = request.headers
         sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
         # Not request.host, which looks the machine's own name up where there is none.

@@ -139,9 +139,9 @@ class NarSource:
 
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
-            raise NotFoundError(f"blob {blob}: its bytes were wrong a short while ago")
+            raise NotFoundError(f"blob {blob}: its bytes were wrong recently")
         if blob in self._missing and self._missing_since is self._generation():
-            raise NotFoundError(f"blob {blob}: it was not there a short while ago")
+            raise NotFoundError(f"blob {blob}: it was missing recently")
 
     @asynccontextmanager
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:

@@ -166,8 +166,8 @@ async def _listen(
         return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
     except OSError as error:
         raise Error(
-            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop what listens "
-            "there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
+            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop the program that "
+            "listens there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
         ) from None
 
 

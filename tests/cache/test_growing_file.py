@@ -80,7 +80,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         mapped = first.map()
         first.close()
         second = GrowingFile(RootedPath(Path("b")), elsewhere)
-        with pytest.raises(OSError, match="no room left in memory"):
+        with pytest.raises(OSError, match="no memory left for tables"):
             second.write(b"y" * 41)
         second.write(b"y" * 40)
         second.close()

@@ -88,7 +88,7 @@ def test_output_that_is_lost_is_one_line_and_a_failure(
 ) -> None:
     """A script must not take half a list for all of it."""
     done = _run(tmp_path, redirection, *arguments)
-    expected = f"nixcache-oci: error: standard output: {reason}; some of what belongs there is lost\n"
+    expected = f"nixcache-oci: error: standard output: {reason}; part of the output is lost\n"
     assert done.returncode == 1
     assert done.stderr.endswith(expected)
     assert "Traceback" not in done.stderr

@@ -52,9 +52,9 @@ _WRONG_SKEW_SECONDS: Final = 300
 # Source: GitHub's documentation, "GitHub's token formats".
 _KINDS: Final = {
     "ghp_": "a classic personal token",
-    "github_pat_": "a fine-grained personal token, which GitHub's registry does not take",
+    "github_pat_": "a fine-grained personal token, which GitHub's registry does not accept",
     "ghs_": "a token of a workflow or app",
-    "gho_": "a token of an OAuth app, as of gh auth",
+    "gho_": "a token of an OAuth app, such as gh auth",
     "ghu_": "a token of an app for a user",
 }
 
@@ -113,9 +113,9 @@ async def check_registry(
 def check_clock(ahead: float | None) -> Finding:
     """Judge by how many seconds the registry's clock is ahead of ours."""
     if ahead is None:
-        return warning(CLOCK, "the registry does not tell its time")
+        return warning(CLOCK, "the registry does not send its time")
     difference = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the registry's"
-    remedy = "set this machine's clock (timedatectl set-ntp true): gc and readers go by the time of a publish"
+    remedy = "set this machine's clock (timedatectl set-ntp true): gc and readers rely on publish times"
     if abs(ahead) >= _WRONG_SKEW_SECONDS:
         return wrong(CLOCK, difference, remedy)
     if abs(ahead) >= _NOTABLE_SKEW_SECONDS:
@@ -201,7 +201,7 @@ async def _check_token(
 ) -> Finding:
     if credentials is None:
         if is_publisher:
-            return warning(TOKEN, "none: asked anonymously", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
+            return warning(TOKEN, "none: access is anonymous", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
         return good(TOKEN, "none, which a public package does not need")
     kind = describe_token(credentials)
     refusal = await find_refusal(reference, credentials, greeting)
@@ -233,11 +233,11 @@ async def _check_visibility(
     try:
         await _resolve(reference, None)
     except NotFoundError:
-        return good(VISIBILITY, "anybody may look, and nothing is published yet")
+        return good(VISIBILITY, "anybody may read, but nothing is published yet")
     except RegistryError as error:
         if error.status in _DENIALS:
-            return good(VISIBILITY, "private: every client needs a token that may read")
-        return warning(VISIBILITY, f"not known: {error}")
+            return good(VISIBILITY, "private: every client needs a token with read access")
+        return warning(VISIBILITY, f"unknown: {error}")
     return good(VISIBILITY, "public: no client needs a token")
 
 

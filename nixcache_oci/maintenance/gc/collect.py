@@ -114,7 +114,7 @@ async def carry_out_gc(
     async def change(union: Union) -> CacheIndex:
         if union.version1 is not None:
             raise Error(
-                f"{repository.name}: the older tool wrote its index meanwhile: publish, then run gc again"
+                f"{repository.name}: the older tool has written its index: publish, then run gc again"
             )
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
@@ -132,8 +132,8 @@ async def _check_added(repository: Repository, read: CacheIndex, index: CacheInd
     for segment in index.segments:
         if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
             raise Error(
-                f"{repository.name}: another gc deleted {segment.tag} meanwhile; the index is as it was,"
-                " run gc again"
+                f"{repository.name}: another gc deleted {segment.tag} in the meantime; the index is"
+                " unchanged: run gc again"
             )
 
 

@@ -55,18 +55,18 @@ async def read_state(
     union = await read_union(repository)
     if union.version1 is not None:
         raise FormatError(
-            f"{repository.name}: its index is of version 1, which gc does not count: publish to it first,"
-            " for a publish takes its entries over"
+            f"{repository.name}: its index is of version 1, which gc cannot handle: publish to it first,"
+            " which converts its entries"
         )
     if union.unread:
         raise LimitError(
-            f"{repository.name}: {union.unread} tags of segments that no index lists are more than are read;"
-            " delete those that nobody published"
+            f"{repository.name}: {union.unread} segment tags that no index lists are over the limit;"
+            " delete those that are not yours"
         )
     if not union.is_complete:
         raise RegistryError(
-            f"{repository.name}: it lists the tag {union.orphans[0]}, and has no manifest for it; if this"
-            " stays so, 'verify --repair' takes the tag away",
+            f"{repository.name}: it lists the tag {union.orphans[0]}, but has no manifest for it; if this"
+            " persists, 'verify --repair' removes the tag",
             is_temporary=True,
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
@@ -135,8 +135,8 @@ class _Reader:
             if segment.condemned is not None:
                 return StoredSegment(segment, place)
             raise RegistryError(
-                f"{self._repository.name}: the manifest of {segment.tag} is gone, though no gc condemned it"
-                f" ({error}); 'verify --repair' takes it out of the index"
+                f"{self._repository.name}: the manifest of {segment.tag} is gone, although no gc condemned it"
+                f" ({error}); 'verify --repair' removes it from the index"
             ) from None
         return await self._read_segment(segment, place, stored.content)
 
@@ -159,16 +159,14 @@ class _Reader:
             _check_same_table(segment, Segment.from_manifest(content))
             table = await self._read_table(segment.table, layers)
         except LimitError as error:
-            raise LimitError(
-                f"{self._repository.name}: {error}; gc decides on all of them, or on nothing"
-            ) from None
+            raise LimitError(f"{self._repository.name}: {error}; gc needs all of them") from None
         except (DigestError, FormatError, RegistryError) as error:
             await raise_unless_damage(self._repository, error)
             if segment.condemned is not None or place is Place.UNLISTED:
                 return StoredSegment(segment, place, layers)
             raise type(error)(
-                f"{self._repository.name}: {segment.tag} cannot be read: {error}; 'verify --repair' mends it,"
-                " or takes it out"
+                f"{self._repository.name}: {segment.tag} cannot be read: {error}; 'verify --repair' repairs"
+                " it, or removes it from the index"
             ) from None
         return StoredSegment(segment, place, layers, table)
 
@@ -190,7 +188,7 @@ def _read(file: TableFile, blobs: Mapping[Digest, int], numbers: PathNumbers) ->
 
 def _check_same_table(listed: Segment, manifest: Segment) -> None:
     if listed.table != manifest.table:
-        raise FormatError(f"the index names table {listed.table}, and its manifest {manifest.table}")
+        raise FormatError(f"the index names table {listed.table}, but its manifest {manifest.table}")
 
 
 async def _read_former_index(repository: Repository, version: UntaggedVersion) -> FormerIndex | None:

@@ -102,7 +102,7 @@ class _Packs:
             except (NotFoundError, DigestError, FormatError) as error:
                 raise type(error)(
                     f"{self._repository.name}: pack {url.blob} cannot be read: {error}; nixcache-oci verify"
-                    " --content names what lies in it"
+                    " --content names the paths in it"
                 ) from None
         self._held.move_to_end(url.blob)
         if len(self._held) > _PACKS_IN_MEMORY:

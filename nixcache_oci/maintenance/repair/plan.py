@@ -261,8 +261,8 @@ def _refuse(segments: Iterable[ReadSegment], unlisted: Mapping[str, str], lost: 
     if 2 * gone <= total:
         return ""
     return (
-        f"{gone} of {total} paths would leave, over half: make sure that keys, upstreams and the registry's"
-        " storage are as they should be, then force it"
+        f"{gone} of {total} paths would be unlisted, over half: check the keys, the upstreams"
+        " and the registry's storage, then force it"
     )
 
 

@@ -127,8 +127,8 @@ async def carry_out_repair(
 def _refuse_version1(repository: Repository, union: Union) -> None:
     if union.version1 is not None:
         raise Error(
-            f"{repository.name}: the older tool wrote its index: publish, which takes its entries over and"
-            " leaves out what has no bytes; then repair"
+            f"{repository.name}: the older tool wrote its index: publish, which converts its entries and"
+            " leaves out those without bytes; then repair"
         )
 
 
@@ -189,7 +189,7 @@ class _Tags:
         """Take a tag away, if it is there and its manifest is not."""
         try:
             if await self._is_lost(tag) and not await self._replace(tag):
-                self.refused[str(tag)] = "the repository keeps the tag: delete it by hand"
+                self.refused[str(tag)] = "the repository keeps the tag: delete it manually"
         except RegistryError as error:
             self.refused[str(tag)] = str(error)
 

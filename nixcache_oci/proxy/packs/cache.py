@@ -256,7 +256,7 @@ class PackCache:
 
 def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:
     if end > size:
-        raise FormatError(f"pack {pack}: bytes {start} to {end} do not lie in its {size}")
+        raise FormatError(f"pack {pack}: bytes {start} to {end} are outside its {size}")
 
 
 def _retrieve(download: asyncio.Task[bytearray]) -> None:

@@ -38,7 +38,7 @@ class PackSums:
         """Fetch the bytes from ``start`` to before ``end``, and the rest of their blocks.
 
         Raises:
-            DigestError: they are not what they were.
+            DigestError: they have changed.
             RegistryError: they could not be fetched.
         """
         first, last = start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
@@ -50,7 +50,7 @@ class PackSums:
             async for chunk in blob.chunks:
                 content += chunk
         if tuple(_sums_of(content)) != self.sums[first : last + 1]:
-            raise DigestError(f"{pack}: bytes {offset} to {behind} are not what they were")
+            raise DigestError(f"{pack}: bytes {offset} to {behind} have changed")
         return bytes(content[start - offset : end - offset])
 
 

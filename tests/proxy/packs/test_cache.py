@@ -451,7 +451,7 @@ async def test_a_part_that_is_wrong_is_refused(bench: Bench) -> None:
 async def test_a_part_that_does_not_lie_in_the_pack(bench: Bench, *, is_displaced: bool) -> None:
     """Whether the pack is here or was."""
     pack = await displaced(bench, "pack") if is_displaced else bench.add("pack")
-    with pytest.raises(FormatError, match="do not lie in its 1000"):
+    with pytest.raises(FormatError, match="are outside its 1000"):
         await bench.cache.cut_out(pack, 990, 1001)
 
 

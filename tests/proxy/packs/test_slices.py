@@ -153,7 +153,7 @@ async def test_a_slice_that_lies_in_no_pack(bench: Bench) -> None:
     asking = bench.ask(beyond)
     await bench.come()
     bench.repository.gate.set()
-    with pytest.raises(Exception, match="do not lie in its"):
+    with pytest.raises(Exception, match="are outside its"):
         await asyncio.wait_for(asking, 10)
 
 
