@@ -88,6 +88,12 @@ class Result:
             raise RuntimeError(f"{self.log[-4000:]}\n{self.said[-4000:]}")
         return self
 
+    def check_failure(self, text: str) -> "Result":
+        """Make sure that it failed, and said this."""
+        assert not self.is_success
+        assert text in self.log
+        return self
+
 
 @dataclass(eq=False)
 class Machine:

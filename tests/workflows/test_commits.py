@@ -73,9 +73,7 @@ def test_the_same_file_was_changed_otherwise(old_lock: GithubStory) -> None:
     """Their file is kept, and one line tells; no half-done rebase stays behind."""
     machine = old_lock.checked_out()
     theirs = old_lock.commit({LOCK: "theirs\n"})
-    ran = machine.run_action("update")
-    assert not ran.is_success
-    assert "::error::flake.lock was changed on main meanwhile" in ran.log
+    machine.run_action("update").check_failure("::error::flake.lock was changed on main meanwhile")
     assert old_lock.head() == theirs
     assert not (machine.workspace / ".git/rebase-merge").exists()
 
@@ -108,9 +106,9 @@ def test_only_a_branch_is_committed_to(story: GithubStory, ref: str) -> None:
 def test_only_a_public_key_is_committed(story: GithubStory, given: str) -> None:
     """A secret key that stands there by mistake does not become public."""
     head, secret = story.head(), story.key.render()
-    ran = commit_key(story, public_key=secret if given == "the secret key" else given)
-    assert not ran.is_success
-    assert "::error::input public-key: " in ran.log
+    ran = commit_key(story, public_key=secret if given == "the secret key" else given).check_failure(
+        "::error::input public-key: "
+    )
     assert secret not in ran.log
     assert story.head() == head
 
@@ -126,9 +124,7 @@ def test_several_keys(story: GithubStory) -> None:
 def test_a_key_is_replaced_only_when_asked(story: GithubStory, present: str) -> None:
     """Clients trust what the file holds: another key is an attack, or an exchange that somebody meant."""
     head = story.commit({"public-key.txt": present})
-    ran = commit_key(story)
-    assert not ran.is_success
-    assert "::error::public-key.txt holds other keys, which clients trust" in ran.log
+    ran = commit_key(story).check_failure("::error::public-key.txt holds other keys, which clients trust")
     assert "set replace: true" in ran.log
     assert story.head() == head
     commit_key(story, replace="true").check()
@@ -147,9 +143,7 @@ def test_a_key_is_written_into_a_file_of_its_own(story: GithubStory) -> None:
     """A link in the checkout would lead elsewhere, such as to the settings of git."""
     (story.clone / "public-key.txt").symlink_to(".git/config")
     story.commit({})
-    ran = commit_key(story)
-    assert not ran.is_success
-    assert "::error::input file: public-key.txt is no regular file" in ran.log
+    commit_key(story).check_failure("::error::input file: public-key.txt is no regular file")
 
 
 def plant(machine: Machine, proof: Path) -> None:
@@ -228,6 +222,6 @@ def test_only_a_push_sees_the_token(old_lock: GithubStory) -> None:
 
 def test_a_folder_without_a_flake(story: GithubStory) -> None:
     """It is named."""
-    ran = story.checked_out().run_action("update", flake="nowhere")
-    assert not ran.is_success
-    assert "::error::input flake: there is no nowhere/flake.nix" in ran.log
+    story.checked_out().run_action("update", flake="nowhere").check_failure(
+        "::error::input flake: there is no nowhere/flake.nix"
+    )

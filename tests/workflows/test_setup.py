@@ -121,9 +121,7 @@ def test_nix_is_installed_where_it_is_missing(story: GithubStory, given: str, in
     """By somebody else's action, and not where it is not needed; without Python, one line tells."""
     machine = story.machine()
     machine.restrict_path("env", "mkdir", "rm", "grep")
-    ran = machine.run_action("setup", nix=given)
-    assert not ran.is_success
-    assert NO_PYTHON in ran.log
+    ran = machine.run_action("setup", nix=given).check_failure(NO_PYTHON)
     assert ("Nix is installed" in ran.log) is installed
 
 
