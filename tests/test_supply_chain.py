@@ -86,6 +86,28 @@ def test_every_declared_dependency_is_locked(lock: str, extra: str | None) -> No
     assert extra is None or _declared(extra) <= locked
 
 
+def test_a_runner_installs_what_was_tested() -> None:
+    """The same versions by the same hashes, all that the program needs, and nothing of the tests."""
+    tests, program = ({_name(one): one.split() for one in _requirements(lock)} for lock in _LOCKS[:2])
+    for name, pinned in program.items():
+        assert pinned[0] == tests[name][0]
+        assert set(pinned) - {"\\"} <= set(tests[name])
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {_name(one) for one in project["build-system"]["requires"]} | _declared() <= program.keys()
+    assert not program.keys() & {"mypy", "pytest", "ruff"}
+
+
+def test_programs_in_go_are_of_one_version() -> None:
+    """Go's checksum database then holds everybody to the same bytes, and each is named among the reasons."""
+    programs = re.findall(r"github\.com/\S+", (_ROOT / "scripts/go-programs").read_text(encoding="utf-8"))
+    assert programs
+    reasons = (_ROOT / "docs/decisions/dependencies.md").read_text(encoding="utf-8")
+    for program in programs:
+        found = re.fullmatch(r"github\.com/([\w.-]+/([\w.-]+))(?:/[\w./-]+)?@v\d+\.\d+\.\d+\)?", program)
+        assert found is not None, program
+        assert found[2] in reasons
+
+
 def test_the_tools_are_locked() -> None:
     """What writes the locks, and says what of them is safe, is held to hashes like the rest."""
     assert _tools() <= {_name(requirement) for requirement in _requirements(_TOOLS)}

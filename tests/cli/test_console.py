@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cli.console import as_line, complain, say, say_json, show_foreign
 from nixcache_oci.cli.github_actions import GithubActions
-from tests.workflows.runner import find_commands
+from tests.support.github_commands import find_commands
 
 EVIL = "a\x1b]0;TITLE\x07\x9b31m\x7f\r::set-output name=x::y\n::add-mask::z ##[add-mask]q"
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

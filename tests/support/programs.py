@@ -41,7 +41,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = sorted({name for name in names if find_program(name) is None})
     if not missing:
         return
-    reason = f"not installed: {', '.join(missing)} (scripts/test-programs installs what is missing)"
+    reason = f"not installed: {', '.join(missing)} (make programs installs what is missing)"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
