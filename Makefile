@@ -84,7 +84,7 @@ bench: setup programs
 audit:
 	$(PYTHON) -m venv --clear .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
-	for lock in requirements.txt workflows/setup/requirements.txt scripts/requirements.txt; do \
+	for lock in requirements.txt workflows/setup/requirements.txt scripts/completion/requirements.txt scripts/requirements.txt; do \
 		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 	rm -rf .venv-audit
 
@@ -97,9 +97,12 @@ lock:
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
 	.venv-lock/bin/pip-compile --quiet --extra dev --extra completion --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.txt pyproject.toml
-	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --extra completion --generate-hashes --no-annotate --no-emit-index-url \
+	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --generate-hashes --no-annotate --no-emit-index-url \
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
 		-o workflows/setup/requirements.txt pyproject.toml
+	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
+		-o scripts/completion/requirements.txt scripts/completion/requirements.in
 	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o scripts/requirements.txt scripts/requirements.in
 	rm -rf .venv-lock *.egg-info
