@@ -117,6 +117,7 @@ def test_inputs_become_arguments(story: GithubStory) -> None:
         {
             "flake": NASTY,
             "attr": f"packages.*\n\n  {NASTY}\n--strict",
+            "system": "x86_64-linux\ni686-linux",
             "checks": "true",
             "strict": "true",
             "dry-run": "true",
@@ -140,6 +141,8 @@ def test_inputs_become_arguments(story: GithubStory) -> None:
         "--attr=packages.*",
         f"--attr={NASTY}",
         "--attr=--strict",
+        "--system=x86_64-linux",
+        "--system=i686-linux",
         "--upstream-key-name=a-1",
         "--upstream-key-name=b-1",
         "--accept-flake-config",

@@ -19,6 +19,7 @@ _QUERIES_AT_ONCE: Final = 4
 MOST_CALLS: Final = 1000
 """Of Nix for one build: each leaves fewer derivations to ask for, but a Nix that always fails is given up."""
 
+_FURTHER: Final = ("Reason: ", "Required system: ")
 _DERIVATION = re.compile(r"[^\s'\"/]+\.drv")
 
 
@@ -182,14 +183,14 @@ class _Reasons:
     def __call__(self, line: str) -> None:
         self._on_line(line)
         text = line.strip()
-        named = set(_DERIVATION.findall(text)) if text.startswith("error: ") else set()
-        if len(named) == 1 and not named & self._reasons.keys():
-            self._last = named.pop()
-            self._reasons[self._last] = text.removeprefix("error: ").rstrip(";")
-        elif self._last is not None and text.startswith("Reason: "):
-            # Newer versions tell it on the next line.
+        if text.startswith("error: "):
+            named = set(_DERIVATION.findall(text)).difference(self._reasons)
+            self._last = named.pop() if len(named) == 1 else None
+            if self._last is not None:
+                self._reasons[self._last] = text.removeprefix("error: ").rstrip(";")
+        elif self._last is not None and text.startswith(_FURTHER):
+            # Newer versions tell it on lines of their own.
             self._reasons[self._last] += f" {text}"
-            self._last = None
 
     def find(self, drv_path: StorePath) -> str | None:
         return self._reasons.get(drv_path.base_name)
