@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
@@ -337,7 +338,7 @@ class _Listener:
     def __init__(self, on_line: OnLine) -> None:
         self._on_line = on_line
         self.is_missing = False
-        self.required: list[str] = []
+        self.required: deque[str] = deque(maxlen=_MOST_NAMES_SHOWN)
 
     def __call__(self, line: str) -> None:
         self.is_missing = self.is_missing or _MISSING in line
