@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.clients.local_store.output import Installable, Output
-from nixcache_oci.clients.local_store.program import Ended, OnLine
+from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.store_path import StorePath
@@ -150,7 +150,7 @@ class _Builds:
         nix = self._store.nix
         query = ("nix-store", "--query", "--outputs", str(drv_path))
         with suppress(StoreError):
-            output = await nix.ask_old(*query, on_line=_ignore)
+            output = await nix.ask_old(*query, on_line=ignore_line)
             return tuple(
                 StorePath.parse(line, self._store.store_dir) for line in output.decode().splitlines()
             )
@@ -158,7 +158,7 @@ class _Builds:
         ended = await nix.attempt(
             *("build", "--json", "--no-link", "--max-jobs", "0", "--builders", ""),
             *("--option", "substitute", "false", f"{drv_path}{self._suffix}"),
-            on_line=_ignore,
+            on_line=ignore_line,
         )
         return _parse_built(ended.stdout, self._store.store_dir).get(drv_path) if ended.status == 0 else None
 
@@ -194,7 +194,3 @@ class _Reasons:
 
     def find(self, drv_path: StorePath) -> str | None:
         return self._reasons.get(drv_path.base_name)
-
-
-def _ignore(_line: str) -> None:
-    """Drop why a question has no answer: that is no failure."""

@@ -1,13 +1,19 @@
 """Asking Nix for outputs, so that one that cannot be evaluated does not hide the others."""
 
-import json
-import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
+from nixcache_oci.clients.local_store.answer import (
+    MOST_SHOWN,
+    NOTHING,
+    SET,
+    Listener,
+    describe_kind,
+    parse_answer,
+    read_answer,
+)
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.output import (
     SYSTEM_PLACES,
@@ -20,12 +26,11 @@ from nixcache_oci.clients.local_store.output import (
     OutputSet,
     is_pattern,
 )
-from nixcache_oci.clients.local_store.program import Ended, OnLine, without_colours
+from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
 from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 
-_MISSING: Final = "does not provide attribute"
 _WHOLE_FILE: Final = "default"
 _MOST_NAMES_SHOWN: Final = 20
 MOST_NAME_BYTES: Final = 1000
@@ -38,12 +43,7 @@ MOST_NESTED: Final = 100_000
 """Attributes of sets within one set: such as hold one another would be without end."""
 
 _MOST_BYTES_AT_ONCE: Final = 48_000  # escaped, they fit into an argument, of which Linux takes 128 KiB
-# 2.8 tells it in the line of the error, newer versions on a line of its own.
-_REQUIRED: Final = re.compile(r"error: a '([^']+)' with features|^\s*Required system: '([^']+)'")
 
-_MOST_SHOWN: Final = 80  # letters of a name that something is wrong with
-_NOTHING: Final = "null"
-_SET: Final = "set"
 _NOT_HERE: Final = "not built here"
 
 Locate = Callable[[expression.Path], tuple[Installable, expression.Path]]
@@ -91,23 +91,23 @@ class Evaluator:
 
     async def find_systems(self, kind: OutputKind, asked: Installable) -> list[str]:
         """Tell for which systems a flake has a set of outputs, of those that are built for."""
-        listener = _Listener(_ignore)
+        listener = Listener(ignore_line)
         ended = await self._ask(asked, expression.NAMES, listener)
         names: Any = None
         with suppress(FormatError):
-            names = _read_answer(ended) if ended.status == 0 else None
+            names = read_answer(ended) if ended.status == 0 else None
         if not isinstance(names, list):
             return [] if listener.is_missing else list(self._systems.asked)
         others = sorted(name for name in names if isinstance(name, str) and not self._systems.can_build(name))
         if others and not self._systems.is_named and not self._patterns:
             more = f" and {len(others) - _MOST_NAMES_SHOWN} more" if len(others) > _MOST_NAMES_SHOWN else ""
-            shown = ", ".join(name[:_MOST_SHOWN] for name in others[:_MOST_NAMES_SHOWN])
+            shown = ", ".join(name[:MOST_SHOWN] for name in others[:_MOST_NAMES_SHOWN])
             self._left_out.append(NotBuilt(kind.name, f"those for {shown}{more}, {_NOT_HERE}"))
         return self._systems.choose(names)
 
     async def add_set(self, one: OutputSet) -> bool:
         """Look at all of a set; a flake need not have it, and False says that it has not."""
-        listener = _Listener(self._nix.on_line)
+        listener = Listener(self._nix.on_line)
         ended = await self._ask(one.asked, expression.NAMES, listener)
         # A trace may say the same of a set that is there.
         if listener.is_missing and ended.status:
@@ -116,7 +116,7 @@ class Evaluator:
             await self._fail(one, (), ended.reason, listener, is_set=True)
             return True
         try:
-            names: Any = _read_answer(ended)
+            names: Any = read_answer(ended)
         except FormatError as error:
             await self._fail(one, (), str(error), listener, is_set=True)
             return True
@@ -148,7 +148,7 @@ class Evaluator:
             asked, inner = locate(path)
             kind = OutputKind(path[0])
             one = OutputSet(asked, path, kind, inner, pattern=pattern, name_for_build=name_for_build)
-            listener = _Listener(self._nix.on_line)
+            listener = Listener(self._nix.on_line)
             ended = await self._ask(
                 asked, expression.describe_one(inner, is_deep=pattern is not None), listener
             )
@@ -157,7 +157,7 @@ class Evaluator:
                     failures.append(NotBuilt(one.attr(()), ended.reason))
                 continue
             try:
-                answer = _parse_answer(_read_answer(ended))
+                answer = parse_answer(read_answer(ended))
             except FormatError as error:
                 failures.append(NotBuilt(one.attr(()), str(error)))
                 continue
@@ -171,10 +171,10 @@ class Evaluator:
                 self._matched.add(attr)
                 self._add(one, (), *answer)
                 return
-            elif inner == () or answer != _NOTHING:
-                found = answer if isinstance(answer, str) else _SET
-                hint = f"; --attr '{attr}.*' means what is in it" if found == _SET else ""
-                failures.append(NotBuilt(one.attr(()), f"{_describe(found)}{hint}"))
+            elif inner == () or answer != NOTHING:
+                found = answer if isinstance(answer, str) else SET
+                hint = f"; --attr '{attr}.*' means what is in it" if found == SET else ""
+                failures.append(NotBuilt(one.attr(()), f"{describe_kind(found)}{hint}"))
         self._failures += failures[:1]
 
     async def _walk(self, one: OutputSet, paths: Sequence[expression.Path]) -> None:
@@ -207,7 +207,7 @@ class Evaluator:
             ended = await self._ask(one.asked, text)
             if ended.status == 0:
                 with suppress(FormatError):  # it is said of the one that gives it, below
-                    answers = cast("list[tuple[bool, object]]", _read_answer(ended))
+                    answers = cast("list[tuple[bool, object]]", read_answer(ended))
         deeper: list[expression.Path] = []
         for path, (is_told, value) in zip(paths, answers, strict=True):
             names = self._take(one, path, value) if is_told else await self._describe_alone(one, path)
@@ -215,14 +215,14 @@ class Evaluator:
         return deeper
 
     async def _describe_alone(self, one: OutputSet, path: expression.Path) -> list[str]:
-        listener = _Listener(self._nix.on_line)
+        listener = Listener(self._nix.on_line)
         text = expression.describe_one(one.steps(path), is_deep=one.is_deep)
         ended = await self._ask(one.asked, text, listener)
         if ended.status:
             await self._fail(one, path, ended.reason, listener)
             return []
         try:
-            return self._take(one, path, _read_answer(ended))
+            return self._take(one, path, read_answer(ended))
         except FormatError as error:
             await self._fail(one, path, str(error), listener)
             return []
@@ -230,7 +230,7 @@ class Evaluator:
     def _take(self, one: OutputSet, path: expression.Path, value: object) -> list[str]:
         """Take what an attribute is; gives the names in it, where it is a set of further ones."""
         try:
-            answer = _parse_answer(value)
+            answer = parse_answer(value)
         except FormatError as error:
             if one.is_meant(path):
                 self._failures.append(NotBuilt(one.attr(path), str(error)))
@@ -242,13 +242,13 @@ class Evaluator:
                 self._add(one, path, *answer)
         elif one.path and one.pattern is None and len(path) <= 1:
             # A file, and a set of many things, hold functions and strings, too: nix-build passes over them.
-            self._failures.append(NotBuilt(one.attr(path), _describe(answer)))
+            self._failures.append(NotBuilt(one.attr(path), describe_kind(answer)))
         return []
 
     def _add(self, one: OutputSet, path: expression.Path, drv_path: StorePath, system: str | None) -> None:
         attr = one.attr(path) or _WHOLE_FILE
         if not self._can_build(one, system):
-            self._left_out.append(NotBuilt(attr, f"it is for {str(system)[:_MOST_SHOWN]}, {_NOT_HERE}"))
+            self._left_out.append(NotBuilt(attr, f"it is for {str(system)[:MOST_SHOWN]}, {_NOT_HERE}"))
             return
         self._outputs.append(Output(attr, drv_path, system, one.installable(path)))
 
@@ -257,7 +257,7 @@ class Evaluator:
         one: OutputSet,
         path: expression.Path,
         reason: str,
-        listener: "_Listener",
+        listener: Listener,
         *,
         is_set: bool = False,
     ) -> None:
@@ -274,7 +274,7 @@ class Evaluator:
         else:
             self._failures.append(NotBuilt(attr, reason, is_set))
 
-    async def _find_foreign(self, one: OutputSet, path: expression.Path, listener: "_Listener") -> str | None:
+    async def _find_foreign(self, one: OutputSet, path: expression.Path, listener: Listener) -> str | None:
         """Tell which system a configuration is for that is not evaluated; None where it may be built here."""
         kind = one.kind
         if not kind.is_configuration:
@@ -287,13 +287,13 @@ class Evaluator:
         places = [(*one.inner, *path, *place) for place in SYSTEM_PLACES]
         # What cannot be caught at one of them may hide the next.
         for some in (places, *([place] for place in places)):
-            ended = await self._ask(one.asked, expression.find_system(some), _ignore)
+            ended = await self._ask(one.asked, expression.find_system(some), ignore_line)
             if ended.status:
                 continue
             with suppress(FormatError):
-                system = _read_answer(ended)
+                system = read_answer(ended)
                 if isinstance(system, str) and not self._can_build(one, system):
-                    return system[:_MOST_SHOWN]
+                    return system[:MOST_SHOWN]
             if some is places:
                 return None
         return None
@@ -324,33 +324,9 @@ class Evaluator:
                 reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
         if reason is not None:
             attr = one.attr(path)
-            shown = attr if len(attr) <= _MOST_SHOWN else f"{attr[:_MOST_SHOWN]}..."
+            shown = attr if len(attr) <= MOST_SHOWN else f"{attr[:MOST_SHOWN]}..."
             self._failures.append(NotBuilt(shown, reason))
         return reason is None
-
-
-class _Listener:
-    """Passes lines on, and notes what they tell of why something cannot be evaluated.
-
-    The complaint that a flake lacks an attribute is not passed on: it need not have it.
-    """
-
-    def __init__(self, on_line: OnLine) -> None:
-        self._on_line = on_line
-        self.is_missing = False
-        self.required: deque[str] = deque(maxlen=_MOST_NAMES_SHOWN)
-
-    def __call__(self, line: str) -> None:
-        self.is_missing = self.is_missing or _MISSING in line
-        if not self.is_missing:
-            self._on_line(line)
-        found = _REQUIRED.search(without_colours(line))
-        if found is not None:
-            self.required.append((found[1] or found[2])[:_MOST_SHOWN])
-
-
-def _ignore(_line: str) -> None:
-    """Drop why a question has no answer: that is no failure."""
 
 
 def _batches(paths: Sequence[expression.Path], most: int) -> Iterator[list[expression.Path]]:
@@ -366,45 +342,3 @@ def _batches(paths: Sequence[expression.Path], most: int) -> Iterator[list[expre
         batch.append(path)
     if batch:
         yield batch
-
-
-def _read_answer(ended: Ended) -> object:
-    """Read what ``nix eval`` printed; bytes that are no UTF-8, which Nix takes in any string, stay halves.
-
-    Raises:
-        FormatError: a flake put too much of itself into it.
-    """
-    try:
-        return json.loads(ended.stdout.decode(errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"what Nix tells cannot be read: {error}") from None
-
-
-_Answer = tuple[StorePath, str | None] | list[str] | str
-"""A derivation, with its system; the names in a set of further attributes; the type of anything else."""
-
-
-def _parse_answer(value: object) -> _Answer:
-    """Read what ``describe_one`` gives; a flake may say anything there.
-
-    Raises:
-        FormatError: the path of the derivation is none.
-    """
-    match value:
-        case ["derivation", drv_path, str() | None as system]:
-            try:
-                path = StorePath.parse(str(drv_path))
-            except FormatError as error:
-                raise FormatError(f"its drvPath: {error}") from None
-            if not path.name.endswith(".drv"):
-                raise FormatError(f"its drvPath: {path} is no derivation")
-            return path, system
-        case [str(kind), [*names]] if kind == _SET:
-            return [name for name in names if isinstance(name, str)]
-        case [str(kind)]:
-            return kind
-    raise FormatError("its system is no text")
-
-
-def _describe(kind: str) -> str:
-    return f"is not a derivation, but a {kind}" if kind != _NOTHING else "is not a derivation"

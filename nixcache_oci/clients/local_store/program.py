@@ -111,6 +111,10 @@ def _find_program(name: str, environment: Mapping[str, str]) -> Path:
     return Path(path).absolute()  # PATH may name folders from ours, and the program may run in another
 
 
+def ignore_line(_line: str) -> None:
+    """Drop why a question has no answer, where that is no failure."""
+
+
 def without_colours(line: str) -> str:
     """Take the colours out of a line of Nix."""
     return _COLOURS.sub("", line)
