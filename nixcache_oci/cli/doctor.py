@@ -29,7 +29,7 @@ from nixcache_oci.clients.local_store.nix_settings import (
     system_environment,
     uses_daemon,
 )
-from nixcache_oci.clients.local_store.program import find_reason
+from nixcache_oci.clients.local_store.program import find_reason, ignore_line
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
 from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote, upstreams
@@ -253,7 +253,7 @@ class _Doctor:
         known = [str(key) for key in self.configured] or names
         quiet = [self.environment, system_environment(self.environment)]
         try:
-            own, system = [await read_settings(Nix(one, on_line=_ignore)) for one in quiet]
+            own, system = [await read_settings(Nix(one, on_line=ignore_line)) for one in quiet]
         except (StoreError, FormatError) as error:
             first, *rest = nix_use.CHECKS
             return [wrong(first, str(error), "mend nix.conf"), *skipped(rest, "nix.conf cannot be read")]
@@ -315,7 +315,3 @@ def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
 
 def _name(location: RepositoryConfig) -> str:
     return f"oci:{location.path}" if isinstance(location, LayoutLocation) else str(location.reference)
-
-
-def _ignore(_line: str) -> None:
-    """Drop what Nix says beside its answer; what matters is in the error."""

@@ -115,6 +115,10 @@ class GithubActions:
             return None
         return f"{self.server_url}/{self.repository}/commit/{self.sha}"
 
+    def notice(self, line: str) -> None:
+        """Annotate the run with what is no trouble."""
+        self.log.command("notice", line)
+
     def warning(self, line: str) -> None:
         """Annotate the run with a warning."""
         self.log.command("warning", line)

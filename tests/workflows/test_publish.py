@@ -94,7 +94,7 @@ HANDED_ON: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
     "publish": (
         {"flake": NASTY, "attr": f"packages.*\n\n  {NASTY}\n--strict", "checks": "true", "strict": "true"}
         | {"scope": NASTY, "upstream_key_names": "a-1\nb-1", "accept_flake_config": "true"}
-        | {"signing_key": "key"},
+        | {"signing_key": "key", "system": "x86_64-linux\ni686-linux"},
         [
             *(
                 "--dry-run",
@@ -104,7 +104,8 @@ HANDED_ON: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
                 "--attr=packages.*",
                 f"--attr={NASTY}",
             ),
-            *("--attr=--strict", "--upstream-key-name=a-1", "--upstream-key-name=b-1"),
+            *("--attr=--strict", "--system=x86_64-linux", "--system=i686-linux"),
+            *("--upstream-key-name=a-1", "--upstream-key-name=b-1"),
             "--accept-flake-config",
         ],
         {"NIXCACHE_CONFIG_DIR": NASTY, "NIX_SIGNING_KEY": "key"},

@@ -73,6 +73,7 @@ add_switch --checks "$INPUT_CHECKS"
 add_switch --strict "$INPUT_STRICT"
 add_value --scope "$INPUT_SCOPE"
 add_lines --attr "$INPUT_ATTR"
+add_lines --system "${INPUT_SYSTEM-}"
 if [ "$INPUT_UPSTREAM_KEY_NAMES" = none ]; then
   arguments+=(--upstream-key-name=)
 else
