@@ -104,6 +104,7 @@ async def tag_segment(
     )
     segment = Segment.from_manifest(manifest)
     await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    _log.info("segment pushed", extra={"fields": {"tag": segment.tag, "paths": segment.paths}})
     return segment
 
 
@@ -197,7 +198,9 @@ async def write_index(
                     raise
                 index, digest = mended, await _push_index(repository, mended)
             if await _read_back(repository) != digest:
+                _log.info("another writer came between")
                 continue
+            _log.info("index written", extra={"fields": {"digest": digest, "segments": len(index.segments)}})
         return Listing(digest, index.segments, is_complete=union.is_complete)
     return None
 

@@ -7,7 +7,7 @@ Source: design section 2, "Version 1".
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from nixcache_oci.cache.cutting import SegmentContent, cut
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
@@ -69,6 +70,7 @@ async def convert_version1(
     source: str | None,
     max_layers: int,
     max_blob_bytes: int | None = None,
+    progress: Progress = SILENT,
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
@@ -82,6 +84,7 @@ async def convert_version1(
         source: address of the GitHub repository: GHCR links the package to it.
         max_layers: of a manifest, its table among them.
         max_blob_bytes: of a table; None for any size.
+        progress: is told how far it is.
 
     Raises:
         FormatError: it is no such document.
@@ -93,7 +96,7 @@ async def convert_version1(
     version1 = await asyncio.to_thread(parse_version1, content)
     former = await asyncio.to_thread(version1.to_table)
     narinfos = [one for one in former.narinfos if not listed(one.store_path.hash_part)]
-    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
+    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos}, progress)
     missing = find_lost(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
     kept = order_by_references(
         (narinfo for narinfo in narinfos if narinfo.store_path not in missing), version1.gc_roots
@@ -124,7 +127,9 @@ def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: Is
     }
 
 
-async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
+async def _probe_blobs(
+    repository: Repository, blobs: Collection[Digest], progress: Progress
+) -> dict[Digest, int]:
     """Find the size of each blob; one that cannot be read has none."""
     sizes: dict[Digest, int] = {}
     waiting = iter(blobs)
@@ -133,8 +138,10 @@ async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[
         for blob in waiting:
             with suppress(NotFoundError, DigestError):
                 sizes[blob] = await probe_blob(repository, blob)
+            stage.advance(1)
 
-    await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
+    with progress.stage("converting: looking for", "blobs", len(blobs)) as stage:
+        await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes
 
 

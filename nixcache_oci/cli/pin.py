@@ -9,6 +9,7 @@ from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say_json
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
@@ -68,13 +69,18 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         relisted = find_condemned(view.inventory, pin.path.hash_part)
         if relisted.narinfos:
             warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
-        run_async(_write(values, pin, relisted))
+        _write(values, pin, relisted)
     else:
-        run_async(_write(values, _unpin(arguments.name, view), Relisted()))
+        _write(values, _unpin(arguments.name, view), Relisted())
     return DONE
 
 
-async def _write(values: Values, record: PinningRecord, relisted: Relisted) -> None:
+def _write(values: Values, record: PinningRecord, relisted: Relisted) -> None:
+    with if_interrupted("all of the change was made, or none of it: `nixcache-oci pin list` tells"):
+        run_async(_push(values, record, relisted))
+
+
+async def _push(values: Values, record: PinningRecord, relisted: Relisted) -> None:
     location = repository_config(values)
     environment = values.merged_environment(table.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)

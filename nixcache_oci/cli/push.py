@@ -11,7 +11,6 @@ from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
 from nixcache_oci.cli.console import say
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
@@ -99,7 +98,7 @@ class _Request:
 async def _push(settings: PublishSettings, request: _Request) -> int:
     began = time.monotonic()
     nix = settings.nix()
-    with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+    with settings.progress as progress:
         async with (
             opened(settings) as repository,
             publishing(settings, repository, nix, progress) as publisher,

@@ -14,6 +14,7 @@ from nixcache_oci.cache.commit import push_segment
 from nixcache_oci.cache.cutting import MAX_NARINFO_BYTES, SegmentContent, cut
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
 from nixcache_oci.cache.pack import PackBuilder
+from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.cache.record import Record, record_fields
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table, TableHeader
@@ -40,6 +41,7 @@ async def push_replacement(
     max_layers: int,
     max_blob_bytes: int | None = None,
     source: str | None,
+    stage: Stage = SILENT,
 ) -> list[Segment]:
     """Push the segments that take the place of others; the index does not list them yet.
 
@@ -50,6 +52,7 @@ async def push_replacement(
         max_layers: of a manifest, its table among them.
         max_blob_bytes: of a pack or table; None for any size.
         source: address of the GitHub repository: GHCR links the package to it.
+        stage: is told of the packs' bytes.
 
     Raises:
         FormatError: a pack does not hold what a narinfo says.
@@ -65,7 +68,7 @@ async def push_replacement(
     for narinfo in order_by_references(narinfos):
         url = NarUrl.parse(narinfo.url)
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
-    moved, packs = await _move(repository, moving, max_blob_bytes)
+    moved, packs = await _move(repository, moving, max_blob_bytes, stage)
     blobs.update((pack.digest, pack) for pack in packs)
     contents = cut(
         order_by_references([*staying, *moved]),
@@ -123,7 +126,7 @@ class _Packs:
 
 
 async def _move(
-    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None
+    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None, stage: Stage
 ) -> tuple[list[NarInfo], list[Descriptor]]:
     """Copy slices into new packs, and push these; gives the narinfos with their new URLs."""
     moved: list[NarInfo] = []
@@ -133,6 +136,7 @@ async def _move(
         pack = builder.finish()
         if pack.narinfos:
             await repository.push_blob(pack.digest, pack.content)
+            stage.sent(len(pack.content))
             packs.append(Descriptor(media_type.PACK, pack.digest, len(pack.content)))
             moved.extend(pack.narinfos)
 

@@ -16,6 +16,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
@@ -28,7 +29,6 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, find_dependents
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
@@ -170,7 +170,6 @@ class Committer:
 
     async def _commit(self, plan: Plan, records: Sequence[PublishRecord]) -> _Round:
         """Send and list, once."""
-        self._progress.begin(len(plan.push), plan.push_bytes)
         plan, uploaded, conversion = await self._upload(plan, records)
         blobs = await self._shipment.describe_blobs(narinfo for _, narinfo in plan.relist)
         for _ in range(_ROUNDS - 1):
@@ -224,7 +223,6 @@ class Committer:
         if conversion is not None:
             more = plan.pushing({base_name for base_name, _ in conversion.missing})
             if more != plan:
-                self._progress.begin(len(more.push) - len(plan.push), more.push_bytes - plan.push_bytes)
                 plan = more
                 uploaded = await self._shipment.upload_missing(plan.push, uploaded)
         return plan, uploaded, conversion

@@ -1,12 +1,14 @@
 """The contents of a cache, as a publish may count on them."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, find_gone, read_union
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
@@ -16,7 +18,8 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class ContentsReader:
         Raises:
             RegistryError: the repository could not answer.
         """
-        tables = await read_tables(self._repository, self._folder, listing, held)
+        tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
+        fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
+        _log.info("cache read", extra={"fields": fields})
         for tag, reason in tables.damaged.items():
             self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
         if tables.left_out is not None:

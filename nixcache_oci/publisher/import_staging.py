@@ -12,6 +12,7 @@ from typing import IO, Final
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
@@ -22,7 +23,6 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.import_reading import most_file_bytes
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.staging import (
     Sink,
     StagedNar,

@@ -6,11 +6,11 @@ from typing import Final
 from nixcache_oci.cache.conversion import Conversion, convert_version1
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
 
 _MOST_SHOWN: Final = 10
 
@@ -24,7 +24,7 @@ async def take_over(
         repository: with leave to push.
         folder: where tables are kept.
         options: how.
-        progress: is told of entries that cannot be taken over.
+        progress: is told how far it is, and of entries that cannot be taken over.
 
     Raises:
         FormatError: the index cannot be read.
@@ -34,7 +34,7 @@ async def take_over(
     document = listing.version1
     if document is None:
         return None
-    tables = await read_tables(repository, folder, replace(listing, version1=None))
+    tables = await read_tables(repository, folder, replace(listing, version1=None), progress=progress)
     catalog = tables.catalog((), with_condemned=False)
     conversion = await convert_version1(
         repository,
@@ -44,6 +44,7 @@ async def take_over(
         source=options.repository_source,
         max_layers=options.max_layers,
         max_blob_bytes=options.packing.max_blob_bytes,
+        progress=progress,
     )
     for what, entries, count in (
         ("left out", conversion.missing, len(conversion.missing)),
