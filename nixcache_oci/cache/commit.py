@@ -119,7 +119,9 @@ async def write_index(
                     raise
                 index, digest = mended, await _push_index(repository, mended)
             if await _read_back(repository) != digest:
+                _log.info("another writer came between")
                 continue
+            _log.info("index written", extra={"fields": {"digest": digest, "segments": len(index.segments)}})
         return Listing(digest, index.segments, is_complete=union.is_complete)
     return None
 

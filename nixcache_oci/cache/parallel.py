@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from nixcache_oci.cache.progress import SILENT, Stage
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[T]:
+async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int, stage: Stage = SILENT) -> list[T]:
     """Run every job, at most ``at_once`` of them at a time, and give the results in the jobs' order.
 
+    The stage is told of each that is done.
     The first error ends the others and is raised as it is, not as a group.
     """
     started = list(jobs)
@@ -19,7 +22,9 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[
 
     async def run(job: Coroutine[Any, Any, T]) -> T:
         async with room:
-            return await job
+            result = await job
+        stage.advance(1)
+        return result
 
     try:
         async with failing_first() as group:

@@ -5,6 +5,7 @@ import logging
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.cache.table import MAX_TABLE_BYTES
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
@@ -18,9 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 async def fetch_table(
-    repository: Repository, folder: IndexFolder, table: Digest, budget: TableBudget | None = None
+    repository: Repository,
+    folder: IndexFolder,
+    table: Digest,
+    budget: TableBudget | None = None,
+    stage: Stage = SILENT,
 ) -> TableFile:
-    """Fetch the table of a segment; memory use is one chunk.
+    """Fetch the table of a segment; memory use is one chunk; the stage is told of each.
 
     Raises:
         LimitError: it is over the budget of all tables.
@@ -38,6 +43,7 @@ async def fetch_table(
                 raise FormatError(f"table {table}: {blob.size} bytes, over the limit of {MAX_TABLE_BYTES}")
             async for chunk in blob.chunks:
                 await run_in_thread(writer.write, chunk)
+                stage.advance(size=len(chunk))
         return await run_in_thread(writer.finish, table)
     finally:
         await run_in_thread(writer.close)
@@ -65,9 +71,13 @@ def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
 
 
 async def fetch_version1(
-    repository: Repository, folder: IndexFolder, document: Digest, budget: TableBudget | None = None
+    repository: Repository,
+    folder: IndexFolder,
+    document: Digest,
+    budget: TableBudget | None = None,
+    stage: Stage = SILENT,
 ) -> TableFile:
-    """Fetch the document of a version 1 cache, and keep it as a table.
+    """Fetch the document of a version 1 cache, and keep it as a table; the stage is told when it is here.
 
     Raises:
         LimitError: it is over the budget of all tables.
@@ -80,6 +90,7 @@ async def fetch_version1(
     budget.check()
     content = await read_blob(repository, document, MAX_DOCUMENT_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     budget.receive(len(content))
+    stage.advance(size=len(content))
     version1 = await asyncio.to_thread(parse_version1, content)
     if version1.skipped:
         hash_part, reason = version1.skipped[0]

@@ -15,6 +15,7 @@ from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, Listing, newest_first
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
@@ -125,6 +126,7 @@ async def read_tables(
     listing: Listing,
     held: Mapping[Digest, TableFile] | None = None,
     budget: TableBudget | None = None,
+    progress: Progress = SILENT,
 ) -> TableSet:
     """Read every table of a listing that is not here yet, the newest first, as far as the budget goes.
 
@@ -134,15 +136,18 @@ async def read_tables(
         listing: what they belong to.
         held: tables that are open already.
         budget: what all of them may take.
+        progress: is told how many are here.
 
     Raises:
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
     """
     held = held or {}
     await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
-    reading = _Reading(repository, folder, held, budget or TableBudget())
-    waiting = iter(listing.tables_newest_first().items())
-    await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
+    tables = listing.tables_newest_first()
+    with progress.stage("reading the cache", "tables", len(tables)) as stage:
+        reading = _Reading(repository, folder, held, budget or TableBudget(), stage)
+        waiting = iter(tables.items())
+        await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
     return TableSet.of(listing, reading.tables, reading.damaged, reading.left_out(listing))
 
 
@@ -155,6 +160,7 @@ class _Reading:
         folder: IndexFolder,
         held: Mapping[Digest, TableFile],
         budget: TableBudget,
+        stage: Stage,
     ) -> None:
         self.tables: dict[Digest, TableFile] = {}
         self.damaged: dict[str, str] = {}
@@ -162,6 +168,7 @@ class _Reading:
         self._folder = folder
         self._held = held
         self._budget = budget
+        self._stage = stage
         self._over: dict[Digest, str] = {}
 
     async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]]) -> None:
@@ -182,6 +189,7 @@ class _Reading:
                     await raise_unless_damage(self._repository, error)
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
                     self.damaged[tag] = str(error)
+            self._stage.advance(1)
 
     def left_out(self, listing: Listing) -> str | None:
         """Say what was not read; see ``TableSet``."""
@@ -194,7 +202,7 @@ class _Reading:
         file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
         if file is None:
             fetch = fetch_table if segments else fetch_version1
-            return await fetch(self._repository, self._folder, table, self._budget)
+            return await fetch(self._repository, self._folder, table, self._budget, self._stage)
         self._budget.inflate(file.size)
         self._budget.open(file.count)
         return file

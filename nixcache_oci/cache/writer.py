@@ -5,6 +5,7 @@ finds the records finds all that they count. Source: design section 2, "Segment"
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,8 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
+
+_log = logging.getLogger(__name__)
 
 _TABLE_LEVEL: Final = 12
 _RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more of them get a segment of their own
@@ -192,6 +195,7 @@ async def tag_segment(
     )
     segment = Segment.from_manifest(manifest)
     await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    _log.info("segment pushed", extra={"fields": {"tag": segment.tag, "paths": segment.paths}})
     return segment
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from nixcache_oci.cache.progress import Stage
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.cache_view import recorded_keys
 from nixcache_oci.cli.command import complete_commands
@@ -19,6 +20,7 @@ from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.doctor_text import print_findings
 from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.use import find_proxy_url
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
@@ -89,7 +91,11 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
     roles = _find_roles(arguments, values)
     configured = _try_get(values, table.PUBLIC_KEYS, ())
-    found = run_async(_Doctor(values, dict(environment), roles, configured).examine())
+    with (
+        showing(None, is_quiet=arguments.quiet) as progress,
+        progress.stage("checking", "checks done") as stage,
+    ):
+        found = run_async(_Doctor(values, dict(environment), roles, configured).examine(stage))
     findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
     if arguments.json:
         document = {
@@ -146,8 +152,8 @@ class _Doctor:
     configured: tuple[PublicKey, ...]
     recorded: tuple[PublicKey, ...] | None = None
 
-    async def examine(self) -> list[Finding]:
-        """Make all checks that apply."""
+    async def examine(self, stage: Stage) -> list[Finding]:
+        """Make all checks that apply; the stage is told of each few."""
         findings = _check_settings(self.values)
         try:
             location = repository_config(self.values)
@@ -155,13 +161,19 @@ class _Doctor:
             if not has_error(findings):
                 findings = [wrong(_SETTINGS, str(error))]
             location = None
-        findings += await self._check_repository(location)
-        findings += self._check_keys()
+        stage.advance(len(findings))
+
+        def add(found: Sequence[Finding]) -> None:
+            findings.extend(found)
+            stage.advance(len(found))
+
+        add(await self._check_repository(location))
+        add(self._check_keys())
         program, version = await self._check_program()
-        findings.append(program)
+        add([program])
         if self.roles.is_client:
-            findings += await self._check_client(location, version)
-            findings += await self._check_upstreams()
+            add(await self._check_client(location, version))
+            add(await self._check_upstreams())
         return findings
 
     async def _check_repository(self, location: RepositoryConfig | None) -> list[Finding]:

@@ -10,6 +10,8 @@ from nixcache_oci.cli.compose import open_remover, open_repository, run_async, s
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
@@ -20,8 +22,15 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
 
-_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.MAX_BLOB_BYTES, table.PUBLIC_KEYS)
+_VARIABLES = (
+    *table.REPOSITORY_VARIABLES,
+    table.MAX_LAYERS,
+    table.MAX_BLOB_BYTES,
+    table.PUBLIC_KEYS,
+    table.LOG_LEVEL,
+)
 _MOST_DAYS = 36_500
+_IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
 
 # What each row of the plan means, for who sees it for the first time.
 _MEANINGS = {
@@ -82,7 +91,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     source = repository_source(location, values)
     merged = values.merged_environment(table.REPOSITORY_VARIABLES)
-    return run_async(_collect(arguments, options, location, source, merged))
+    with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
+        return run_async(_collect(arguments, options, location, source, merged))
 
 
 async def _collect(
@@ -97,13 +107,16 @@ async def _collect(
         stack.push_async_callback(repository.close)
         remover = open_remover(location, environment)
         stack.push_async_callback(remover.close)
-        prepared = await prepare_gc(repository, remover, options)
-        if not arguments.json:
+        actions = GithubActions.from_environment(environment)
+        progress = stack.enter_context(showing(actions, is_quiet=arguments.quiet))
+        prepared = await prepare_gc(repository, remover, options, progress=progress)
+        # Of a dry run, the plan is the result.
+        if not arguments.json and (arguments.dry_run or not arguments.quiet):
             _print_plan(prepared.plan)
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
-                repository, remover, prepared, force=arguments.force, source=source
+                repository, remover, prepared, force=arguments.force, source=source, progress=progress
             )
     if arguments.json:
         say_json(_to_json(prepared.plan, collected))

@@ -12,10 +12,10 @@ from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_sending_flags,
@@ -40,7 +40,6 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.import_reading import Offer, read_offer
 from nixcache_oci.publisher.importing import Importer
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values
 
@@ -117,9 +116,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 async def _import(settings: PublishSettings, request: Request) -> int:
     began = time.monotonic()
     async with AsyncExitStack() as stack:
-        progress = stack.enter_context(
-            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions)
-        )
+        progress = stack.enter_context(settings.progress)
         repository = await stack.enter_async_context(opened(settings))
         source = _open_source(request.source)
         stack.push_async_callback(source.close)
@@ -136,6 +133,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
             request.store_dir,
             request.public_keys,
             settings.options.upstream_key_names,
+            progress,
         )
         upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
     _create(secret, key.render(), _SECRET_MODE)
     try:
         _create(public, f"{key.public_key}\n", _PUBLIC_MODE)
-    except Error:
+    except BaseException:
         secret.unlink()
         raise
     say(str(key.public_key))
@@ -61,6 +61,8 @@ def _create(path: Path, content: str, mode: int) -> None:
         with os.fdopen(descriptor, "w") as file:
             os.fchmod(descriptor, mode)  # whatever the umask made of it
             file.write(content)
-    except OSError as error:
+    except BaseException as error:
         path.unlink()  # half a key is none, and would be in the way of the next
-        raise Error(f"{path}: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise Error(f"{path}: {error.strerror}") from None
+        raise

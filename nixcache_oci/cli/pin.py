@@ -11,6 +11,7 @@ from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.table import print_table
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         relisted = find_condemned(view.inventory, [pin.path.hash_part for pin in change.pinned])
         if relisted.narinfos:
             warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
-        run_async(_write(values, change.records, relisted))
+        with if_interrupted("all of the change was made, or none of it: `nixcache-oci pin list` tells"):
+            run_async(_write(values, change.records, relisted))
     if arguments.json:
         say_json(change.to_json(view.name))
     elif asked is not None and asked.nothing is not None:

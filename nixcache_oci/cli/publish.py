@@ -1,7 +1,6 @@
 """The verb ``publish``: builds what a flake, or a Nix file, has to offer, and publishes what was built."""
 
 import argparse
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from nixcache_oci.cache.record import PublishRecord, is_root_name
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
 from nixcache_oci.cli.console import complain
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -204,7 +202,7 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
             built = await _build(settings, [*refused, *options], request, systems)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
         record = built.record(request.scope or _usual_scope(settings, systems), settings.run)
-        with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+        with settings.progress as progress:
             async with publishing(settings, repository, nix, progress) as publisher:
                 try:
                     plan = await publisher.plan([path for _, path in record.roots])

@@ -5,23 +5,27 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
-from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.console import complain, say, say_json, show_foreign, without_colours
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.publish_json import PublishDocument
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.rooted_path import RootedPath
@@ -32,7 +36,6 @@ from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.settings import table
@@ -56,6 +59,9 @@ PUBLIC_KEY_OUTPUT: Final = "public-key"
 """Of a step in a workflow: the keys, separated by spaces."""
 
 _MAX_JOBS: Final = 64
+_IF_INTERRUPTED: Final = (
+    "what was sent is kept, and listed only if all of it was; run the same command again, it sends the rest"
+)
 
 
 def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) -> None:
@@ -125,6 +131,7 @@ class PublishSettings:
         public_key_file: where the public keys are written, or None.
         actions: where this runs as a GitHub workflow.
         run: names this run in records.
+        is_quiet: whether only results, warnings and errors are shown.
     """
 
     location: RepositoryConfig
@@ -138,11 +145,27 @@ class PublishSettings:
     public_key_file: Path | None
     actions: GithubActions | None
     run: str
+    is_quiet: bool
+
+    @property
+    def progress(self) -> AbstractContextManager[Progress]:
+        """What shows how far it is."""
+        return showing(self.actions, is_quiet=self.is_quiet)
 
     def nix(self, options: Sequence[tuple[str, str]] = ()) -> Nix:
         """Give Nix, whose words are shown as what they are: somebody else's."""
-        on_line = show_foreign if self.actions is None else self.actions.log.show
-        return Nix(self.nix_environment, on_line, options)
+        return Nix(self.nix_environment, choose_on_line(self.actions, is_quiet=self.is_quiet), options)
+
+
+def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:
+    """Choose what shows the lines of a program that is started; when quiet, only its warnings and errors."""
+    show = show_foreign if actions is None else actions.log.show
+
+    def show_trouble(line: str) -> None:
+        if without_colours(line).startswith(("error:", "warning:")):
+            show(line)
+
+    return show_trouble if is_quiet else show
 
 
 def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PublishSettings:
@@ -179,6 +202,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         public_key_file=arguments.public_key_file,
         actions=actions,
         run=(actions.run_id if actions is not None else None) or _own_run(),
+        is_quiet=arguments.quiet,
     )
 
 
@@ -210,18 +234,13 @@ async def publishing(
 def run_publisher(main: Coroutine[object, object, int], actions: GithubActions | None) -> int:
     """Run it to its end; whoever interrupts it learns how things stand, and a workflow is annotated."""
     try:
-        return run_async(main)
+        with if_interrupted(_IF_INTERRUPTED):
+            return run_async(main)
     except Error as error:
         if actions is None:
             raise
         actions.error(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-    except KeyboardInterrupt:
-        complain(
-            "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
-            "the next run goes on from there"
-        )
-        raise
     finally:
         if actions is not None:
             actions.log.resume()

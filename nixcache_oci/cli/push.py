@@ -1,7 +1,6 @@
 """The verb ``push``: given store paths, with all that they refer to."""
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping
@@ -11,7 +10,6 @@ from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
 from nixcache_oci.cli.paths import Asked, add_paths
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
@@ -93,7 +91,7 @@ class _Request:
 async def _push(settings: PublishSettings, request: _Request) -> int:
     began = time.monotonic()
     nix = settings.nix()
-    with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+    with settings.progress as progress:
         async with (
             opened(settings) as repository,
             publishing(settings, repository, nix, progress) as publisher,

@@ -7,6 +7,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
@@ -30,7 +31,6 @@ from nixcache_oci.maintenance.verify import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.publish import Publisher
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.

@@ -12,6 +12,7 @@ from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import ask, complain, say
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
@@ -95,7 +96,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     if named is not None:
         _ask_for_trust(named, path)
     wanted = Wanted(url, configured if named is None else named.keys)
-    backup = apply_to_file(path, wanted)
+    with if_interrupted(f"{path} is as it was, or has all lines; run the same command again"):
+        backup = apply_to_file(path, wanted)
     if backup is None:
         say(f"{path}: nothing to do, everything is there")
     else:

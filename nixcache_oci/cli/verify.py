@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.progress import show_progress
-from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
+from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line
 from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
@@ -36,6 +36,9 @@ from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, add_flags
 
+_IF_REPAIR_INTERRUPTED = (
+    "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
+)
 _REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
 
 
@@ -89,7 +92,8 @@ class _Settings:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Check, and mend."""
     set_up_quiet_logging(Values(environment, arguments))
-    outcome = run_async(_verify(_parse(arguments, environment)))
+    with if_interrupted(_IF_REPAIR_INTERRUPTED if arguments.repair and not arguments.dry_run else ""):
+        outcome = run_async(_verify(_parse(arguments, environment)))
     if arguments.json:
         say_json(_to_json(outcome, is_repair=arguments.repair))
     else:
@@ -133,14 +137,20 @@ async def _verify(settings: _Settings) -> Outcome:
         upstreams = Upstreams(open_upstreams(upstream_urls(settings.values), settings.values.environment))
         stack.push_async_callback(upstreams.close)
 
+        is_quiet: bool = settings.values.flags.quiet
+        actions = GithubActions.from_environment(settings.values.environment)
+        progress = stack.enter_context(showing(actions, is_quiet=is_quiet))
+
         async def read() -> Inventory:
-            return (await read_cache_from(repository, settings.values)).inventory
+            return (await read_cache_from(repository, settings.values, progress)).inventory
 
         tell = complain if settings.is_json else say
 
         inventory = await read()
         keys = settings.values.get(table.PUBLIC_KEYS) or recorded_keys(inventory)
-        verifier = Verifier(repository, upstreams, keys, with_content=settings.with_content, tell=complain)
+        verifier = Verifier(
+            repository, upstreams, keys, with_content=settings.with_content, progress=progress
+        )
         problems = await verifier.run(inventory)
         if not settings.is_json:
             tell(*_lines(problems))
@@ -148,16 +158,10 @@ async def _verify(settings: _Settings) -> Outcome:
             return Outcome(problems, left=problems)
         remover = open_remover(settings.location, environment)
         stack.push_async_callback(remover.close)
-        progress = stack.enter_context(
-            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=None)
-        )
         folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
-        actions = GithubActions.from_environment(settings.values.environment)
-        on_line = show_foreign
         if actions is not None:
-            on_line = actions.log.show
             stack.callback(actions.log.resume)
-        store = await _open_store(settings.nix_environment, on_line)
+        store = await _open_store(settings.nix_environment, choose_on_line(actions, is_quiet=is_quiet))
         sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
         repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
         return await repairer.run(inventory, problems)

@@ -15,6 +15,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
@@ -35,7 +36,6 @@ from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
 from nixcache_oci.publisher.migration import Conversion, take_over
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.staging import Nars
@@ -149,7 +149,6 @@ class Committer:
 
     async def _commit(self, plan: Plan) -> _Round:
         """Send and list, once."""
-        self._progress.begin(len(plan.push), plan.push_bytes)
         sent = await self._send(plan)
         blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
         for _ in range(_ROUNDS - 1):
@@ -211,7 +210,6 @@ class Committer:
         more = plan.pushing({base_name for base_name, _ in conversion.missing}) if conversion else plan
         if more == plan:
             return _Sent(plan, uploaded, conversion, ahead)
-        self._progress.begin(len(more.push) - len(plan.push), more.push_bytes - plan.push_bytes)
         return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
 
     async def _send_table(self, plan: Plan, staged: Uploaded) -> Draft | None:

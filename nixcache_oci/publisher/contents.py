@@ -1,6 +1,7 @@
 """The contents of a cache, as a publish may count on them."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -11,6 +12,7 @@ from nixcache_oci.cache.listing import Listing, find_gone, read_union
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
@@ -23,7 +25,8 @@ from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
 
@@ -87,7 +90,9 @@ class ContentsReader:
         Raises:
             RegistryError: the repository could not answer.
         """
-        tables = await read_tables(self._repository, self._folder, listing, held)
+        tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
+        fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
+        _log.info("cache read", extra={"fields": fields})
         for tag, reason in tables.damaged.items():
             self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
         if tables.left_out is not None:

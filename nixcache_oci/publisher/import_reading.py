@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.clients.binary_cache.source import BinaryCache, find_narinfo
 from nixcache_oci.errors import FormatError, UpstreamNotFoundError
 from nixcache_oci.nix.content_address import is_content_addressed
@@ -61,6 +62,7 @@ async def read_offer(
     store_dir: str,
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
+    progress: Progress = SILENT,
 ) -> Offer:
     """Read the narinfos of these closures, or all that there are.
 
@@ -70,6 +72,7 @@ async def read_offer(
         store_dir: where all paths have to lie.
         keys: where any are given, only what one of them signed is taken, or what names its own content.
         upstream_key_names: who signs what clients get elsewhere.
+        progress: is told how many are read.
 
     Raises:
         UpstreamError: the source could not be read.
@@ -82,7 +85,8 @@ async def read_offer(
                 level[HashPart(name)] = name
             except FormatError as error:
                 reader.offer.bad[f"{name}.narinfo"] = str(error)
-    await reader.read(level)
+    with progress.stage(f"reading {source.name}", "narinfos") as stage:
+        await reader.read(level, stage)
     return reader.offer
 
 
@@ -103,12 +107,12 @@ class _Reader:
         self._asked: set[HashPart] = set()
         self.offer = Offer()
 
-    async def read(self, level: Mapping[HashPart, str]) -> None:
+    async def read(self, level: Mapping[HashPart, str], stage: Stage) -> None:
         wanted = dict(level)
         while level:
             self._asked |= level.keys()
             reading = (self._read_one(part, wanted.get(part)) for part in sorted(level))
-            found = await run_all(reading, _REQUESTS_AT_ONCE)
+            found = await run_all(reading, _REQUESTS_AT_ONCE, stage)
             level = {
                 part: reference
                 for narinfo in found

@@ -24,8 +24,8 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.import_reading import most_file_bytes
 from nixcache_oci.publisher.staging import (
     Sink,
-    Stage,
     StagedNar,
+    StageNar,
     StagingStoppedError,
     check_size,
     folder_error,
@@ -63,7 +63,7 @@ class CopiedNars:
         self._failures_in_a_row = 0
 
     @asynccontextmanager
-    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+    async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
         """Stage for as long as the block runs; then what is still being fetched is given up."""
         copies = set[asyncio.Task[StagedNar]]()
         self._failures_in_a_row = 0

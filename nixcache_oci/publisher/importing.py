@@ -11,6 +11,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -28,7 +29,6 @@ from nixcache_oci.publisher.import_reading import Offer
 from nixcache_oci.publisher.import_staging import CopiedNars
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 
 _REQUESTS_AT_ONCE: Final = 16
@@ -128,7 +128,9 @@ class Importer:
             except UpstreamError as error:
                 raise Error(f"no upstream could say whether it has {base_name}: {error}") from None
 
-        answers = await run_all((find(base_name) for base_name in sorted(offer.absent)), _REQUESTS_AT_ONCE)
+        absent = sorted(offer.absent)
+        with self._progress.stage("looking upstream", "paths", len(absent)) as stage:
+            answers = await run_all(map(find, absent), _REQUESTS_AT_ONCE, stage)
         return {base_name for base_name in answers if base_name is not None}
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import begun, run_all
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
@@ -20,7 +21,6 @@ from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
-from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.staging import StoreNars
 
@@ -112,7 +112,8 @@ class Publisher:
             except UpstreamError as error:
                 raise Error(f"no upstream could say whether it has {info.store_path}: {error}") from None
 
-        answers = await run_all((is_missing(info) for info in asked), _PARALLEL_REQUESTS)
+        with self._progress.stage("looking upstream", "paths", len(asked)) as stage:
+            answers = await run_all(map(is_missing, asked), _PARALLEL_REQUESTS, stage)
         return frozenset(
             info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone
         )

@@ -57,14 +57,14 @@ class StagedNar:
             self.content.unlink(missing_ok=True)
 
 
-Stage = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
+StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
 """Begins to stage one; the future fails with a StoreError where that one cannot be had."""
 
 
 class Nars(Protocol):
     """Stages compressed NARs: of the local store, or out of another cache."""
 
-    def opened(self, folder: Path) -> AbstractAsyncContextManager[Stage]:
+    def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
         """Stage for as long as the block runs; then what is still being staged is given up.
 
         Args:
@@ -95,7 +95,7 @@ class StoreNars:
         self._jobs = jobs
 
     @asynccontextmanager
-    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+    async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
         """Stage for as long as the block runs; then the threads are told to stop, and waited for."""
         is_stopped = threading.Event()
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="stage")

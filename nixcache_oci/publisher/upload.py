@@ -16,6 +16,7 @@ from typing import Final
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
 from nixcache_oci.cache.parallel import failing_first
+from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
@@ -26,8 +27,7 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.staging import Nars, Stage, StagedNar, StagingFolderError, is_large
+from nixcache_oci.publisher.staging import Nars, StagedNar, StageNar, StagingFolderError, is_large
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""
@@ -128,7 +128,8 @@ class Upload:
         max_blob_bytes: what the registry takes at most as one blob; None for any size.
     """
 
-    _stage: Stage
+    _stage: StageNar
+    _pushing: Stage
 
     def __init__(
         self,
@@ -168,22 +169,25 @@ class Upload:
         """
         order = {info.store_path: number for number, info in enumerate(infos)}
         large = [info for info in infos if is_large(info)]
+        size = sum(info.nar_size for info in infos)
+        pushing = self._progress.stage("pushing", "paths", len(infos), size)
         try:
-            async with self._nars.opened(self._folder) as self._stage, failing_first() as group:
-                # They take longest, and are what the others can hide behind.
-                sending = [group.create_task(self._send_large(info)) for info in large]
-                group.create_task(self._stage_small(info for info in infos if not is_large(info)))
-                builder = await self._send_small(group)
-                for task in sending:
-                    shrunk = await task
-                    if shrunk is not None:
-                        builder = await self._add(shrunk, builder, group)
-                        await self._disk.give_back(shrunk.size)
-                last = builder.finish()
-                self._note_pack(last)
-                if when_staged is not None:
-                    group.create_task(when_staged(self._give(order)))
-                await self._begin_pack(last, group)
+            with pushing as self._pushing:
+                async with self._nars.opened(self._folder) as self._stage, failing_first() as group:
+                    # They take longest, and are what the others can hide behind.
+                    sending = [group.create_task(self._send_large(info)) for info in large]
+                    group.create_task(self._stage_small(info for info in infos if not is_large(info)))
+                    builder = await self._send_small(group)
+                    for task in sending:
+                        shrunk = await task
+                        if shrunk is not None:
+                            builder = await self._add(shrunk, builder, group)
+                            await self._disk.give_back(shrunk.size)
+                    last = builder.finish()
+                    self._note_pack(last)
+                    if when_staged is not None:
+                        group.create_task(when_staged(self._give(order)))
+                    await self._begin_pack(last, group)
         finally:
             for file in self._folder.glob("*.nar"):
                 file.unlink()
@@ -208,7 +212,7 @@ class Upload:
         try:
             async with self._large:
                 staged = await self._stage(info)
-            self._progress.staged(info.store_path.base_name, info.nar_size)
+            self._pushing.advance(1, info.nar_size)
             if fits_pack(staged.size):
                 taken -= staged.size
                 return staged
@@ -236,7 +240,7 @@ class Upload:
                 self._note_failure(staging.info, error)
                 await self._memory.give_back(staging.taken)
                 continue
-            self._progress.staged(staging.info.store_path.base_name, staging.info.nar_size)
+            self._pushing.advance(1, staging.info.nar_size)
             if fits_pack(staged.size):
                 builder = await self._add(staged, builder, group)
                 await self._memory.give_back(staging.taken)
@@ -299,9 +303,7 @@ class Upload:
         async with self._sending[blob.digest]:
             if blob.digest in self._sent:
                 return
-            if await has_blob(self._repository, blob):
-                self._progress.skipped(blob.size)
-            else:
+            if not await has_blob(self._repository, blob):
                 await self._repository.push_blob(blob.digest, content)
-                self._progress.sent(blob.size)
+                self._pushing.sent(blob.size)
             self._sent.add(blob.digest)

@@ -87,6 +87,19 @@ def test_nix_accepts_all_of_it(
         nix.run(*verify, store=store, environment=trusting).check()
 
 
+def test_how_much_is_said(machine: Machine, nix: NixSandbox) -> None:
+    """With `-q` the result alone; `-v` logs what is decided, `-vv` each request, whatever `-q` would say."""
+    paths = nix.build_paths(3)
+    quiet = machine.run("push", "-q", paths[0]).check()
+    assert (quiet.stderr, " paths pushed (" in quiet.stdout) == ("", True)
+    assert "0 to push" in machine.run("push", paths[0]).check().stderr
+    said = machine.run("-v", "push", paths[1]).check().stderr
+    for event in ("cache read", "segment pushed", "index written"):
+        assert f'level=info event="{event}"' in said
+    assert "level=debug" not in said
+    assert "event=request method=PUT url=http" in machine.run("push", "-vv", paths[2]).check().stderr
+
+
 def test_a_push_that_changes_nothing_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
     """Ten pushes of a path make one segment; another name for it makes a record, without a NAR."""
     paths = nix.build_paths(PATHS)

@@ -10,11 +10,11 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.contents import Contents, ContentsReader
-from tests.publisher.upload_story import Told
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import CREATED, publish
+from tests.support.told import Told
 
 NAMES = ["oldest", "middle", "newest"]
 

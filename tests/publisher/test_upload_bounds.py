@@ -98,7 +98,7 @@ async def test_what_shrinks_keeps_its_room_until_it_is_packed(
     watched = WatchedStage(monkeypatch, lambda info: info in small and held.wait(30))
     async with story.tidy():
         running = story.start([*sparse, *small], jobs=4)
-        await until(lambda: story.told.staged_names)
+        await until(lambda: story.told.staged)
         await asyncio.sleep(0.1)
         assert len(watched.started) == 2
         held.set()
@@ -132,8 +132,8 @@ async def test_packs_wait_for_their_turn(story: Story) -> None:
         running = story.start(infos, jobs=4)
         await until(lambda: len(story.blobs.steps) == upload._UPLOADS_AT_ONCE)
         staged = -1
-        while staged != len(story.told.staged_names):
-            staged = len(story.told.staged_names)
+        while staged != story.told.staged:
+            staged = story.told.staged
             await asyncio.sleep(0.3)
         assert len(infos) * 250_000 > 7 * 16 * MIB
         assert staged * 250_000 < 6 * 16 * MIB
@@ -150,7 +150,7 @@ async def test_few_large_ones_are_compressed_at_once(story: Story, monkeypatch: 
     watched = WatchedStage(monkeypatch, lambda info: info in large and held.wait(30))
     async with story.tidy():
         running = story.start([*large, *small], jobs=4)
-        await until(lambda: len(story.told.staged_names) == len(small))
+        await until(lambda: story.told.staged == len(small))
         assert watched.running == upload._LARGE_AT_ONCE
         held.set()
         uploaded = await running

@@ -23,6 +23,7 @@ from nixcache_oci.publisher.staging import StagedNar, StoreNars, stage
 from nixcache_oci.publisher.upload import Upload, Uploaded, WhenStaged
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
+from tests.support.told import Told
 
 _MOST_SECONDS = 60  # what takes longer hangs
 
@@ -58,35 +59,6 @@ class Blobs(ModelRepository):
     @property
     def pushed(self) -> list[str]:
         return [step for step in self.steps if step.startswith("push")]
-
-
-class Told:
-    """What the progress was told."""
-
-    def __init__(self) -> None:
-        self.staged_names: list[str] = []
-        self.sent_bytes = 0
-        self.skipped_bytes = 0
-        self.warnings: list[str] = []
-
-    def note(self, line: str) -> None:
-        raise AssertionError(line)
-
-    def begin(self, paths: int, size: int) -> None:
-        raise AssertionError(paths, size)
-
-    def staged(self, base_name: str, size: int) -> None:
-        assert size > 0
-        self.staged_names.append(base_name)
-
-    def sent(self, size: int) -> None:
-        self.sent_bytes += size
-
-    def skipped(self, size: int) -> None:
-        self.skipped_bytes += size
-
-    def warn(self, line: str) -> None:
-        self.warnings.append(line)
 
 
 class Story:

@@ -30,35 +30,11 @@ from tests.reliability.observed import (
     Outcome,
     Surroundings,
 )
+from tests.support.told import Told
 
 _LARGE_BYTES = 300_000  # a blob of its own
 _SMALL_BYTES = 1_000
 _READS = frozenset({"GET", "HEAD"})
-
-
-class _Told:
-    """Keeps what a publish says."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-
-    def note(self, line: str) -> None:
-        self._texts.append(line)
-
-    def begin(self, paths: int, size: int) -> None:
-        """Numbers tell nothing here."""
-
-    def staged(self, base_name: str, size: int) -> None:
-        """As above."""
-
-    def sent(self, size: int) -> None:
-        """As above."""
-
-    def skipped(self, size: int) -> None:
-        """As above."""
-
-    def warn(self, line: str) -> None:
-        self._texts.append(line)
 
 
 class Machine:
@@ -80,7 +56,7 @@ class Machine:
         """Publish as a run of its own, over another ``host:port`` where one is given."""
         client = self._around.client(push=True, host=host)
         upstreams = Upstreams([])
-        told = _Told(self._around.outside.texts)
+        told = Told(self._around.outside.texts, self._around.outside.texts)
         publisher = Publisher(client, self._store, self._folder, upstreams, PublishOptions(), told)
         try:
             published = await publisher.publish(Plan(push=tuple(infos)), [])

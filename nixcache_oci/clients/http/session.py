@@ -1,5 +1,6 @@
 """Sessions of aiohttp with what every client of ours wants: bounded heads, and the address that answered."""
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,6 +12,8 @@ from nixcache_oci.clients.http.head import HeadGuard
 
 _READ_BUFFER_BYTES: Final = 256 * 1024
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
+
+_log = logging.getLogger(__name__)
 
 
 class GuardedResponse(aiohttp.ClientResponse):
@@ -28,10 +31,17 @@ class GuardedResponse(aiohttp.ClientResponse):
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Wait for the final head."""
         try:
-            return await super().start(connection)
+            started = await super().start(connection)
         finally:
             if self.guard is not None:
                 self.guard.remove()
+        if _log.isEnabledFor(logging.DEBUG):
+            # A URL with a query may be signed, and whoever has it needs no password.
+            url = self.url.origin() if self.url.raw_query_string else self.url.with_user(None)
+            _log.debug(
+                "request", extra={"fields": {"method": self.method, "url": url, "status": self.status}}
+            )
+        return started
 
 
 class GuardedRequest(aiohttp.ClientRequest):

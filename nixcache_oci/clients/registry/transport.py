@@ -1,6 +1,7 @@
 """The one way to the registry: a call is authorised, sent, tried again where that may help, or explained."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ _TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
 _jitter = SystemRandom().random
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -102,6 +105,8 @@ class Tries:
         )
         if isinstance(decision, GiveUp):
             return decision
+        fields = {"reason": trouble.reason, "seconds": decision.delay}
+        _log.info("the registry is asked again", extra={"fields": fields})
         await asyncio.sleep(decision.delay)
         return None
 

@@ -18,6 +18,7 @@ from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
 from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table
@@ -36,7 +37,10 @@ _LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; of these, one at a time i
 
 
 async def read_state(
-    repository: Repository, now: datetime, untagged: Iterable[UntaggedVersion] = ()
+    repository: Repository,
+    now: datetime,
+    untagged: Iterable[UntaggedVersion] = (),
+    progress: Progress = SILENT,
 ) -> GcState:
     """Read all that a repository holds.
 
@@ -44,6 +48,7 @@ async def read_state(
         repository: where the cache lies.
         now: the time, asked for before this.
         untagged: manifests without a tag; those that are former versions of the index become part of it.
+        progress: is told how far it is.
 
     Raises:
         RegistryError: the repository could not answer, or misses what it says it has.
@@ -75,18 +80,20 @@ async def read_state(
     # The rest has its turn in later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.
-    with _temporary_folder() as folder:
-        reader = _Reader(repository, IndexFolder(folder, repository.name))
+    count = len(union.index.segments) + len(unlisted)
+    with _temporary_folder() as folder, progress.stage("reading the cache", "segments", count) as stage:
+        reader = _Reader(repository, IndexFolder(folder, repository.name), stage)
         jobs: list[Coroutine[Any, Any, StoredSegment | None]] = [
             reader.read_listed(segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
             for segment in union.index.segments
         ]
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
-        read = await run_all(jobs, _PARALLEL_REQUESTS)
+        read = await run_all(jobs, _PARALLEL_REQUESTS, stage)
     candidates = [version for version in untagged if version.digest != union.digest]
-    former_indexes = await run_all(
-        (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS
-    )
+    with progress.stage("reading former indexes", "versions", len(candidates)) as stage:
+        former_indexes = await run_all(
+            (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS, stage
+        )
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
@@ -118,9 +125,11 @@ class _Reader:
     Args:
         repository: where the cache lies.
         folder: for the tables.
+        stage: is told of their bytes.
     """
 
-    def __init__(self, repository: Repository, folder: IndexFolder) -> None:
+    def __init__(self, repository: Repository, folder: IndexFolder, stage: Stage) -> None:
+        self._stage = stage
         self._repository = repository
         self._folder = folder
         self._budget = TableBudget()
@@ -174,7 +183,7 @@ class _Reader:
         sizes = {layer.digest: layer.size for layer in layers}
         # The pages of a file that was just written count as memory, too.
         async with self._large if sizes.get(digest, 0) > _LARGE_TABLE_BYTES else nullcontext():
-            file = await fetch_table(self._repository, self._folder, digest, self._budget)
+            file = await fetch_table(self._repository, self._folder, digest, self._budget, self._stage)
             async with self._parsing:
                 return await run_in_thread(_read, file, sizes, self._numbers)
 
