@@ -64,7 +64,7 @@ class Layout:
             stop = size if end is None else end
             if not 0 <= start <= stop <= size:
                 raise RegistryError(
-                    f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
+                    f"{self.name}: blob {digest} has {size} bytes, but no range {start}-{stop}"
                 )
             # Its end is waited for before the file is closed: no thread may read what gets its number then.
             async with aclosing(_read(file, start, stop)) as chunks:

@@ -115,7 +115,7 @@ async def test_a_package_linked_elsewhere_is_opened_in_its_settings(ghcr: GhcrDo
     ghcr.is_linked_elsewhere = True
     error = await _refused(ghcr, call)
     assert (error.status, error.code, error.is_temporary) == (403, "DENIED", False)
-    assert "linked to another repository or was first pushed by hand" in str(error)
+    assert "linked to another repository or was first pushed manually" in str(error)
     assert f"Manage Actions access, add the repository with role Write, at {_SETTINGS}" in str(error)
     assert _WORKFLOW in str(error)
 
@@ -245,7 +245,7 @@ async def test_rate_limits_say_when_to_come_back(ghcr: GhcrDouble, operation: st
     assert (secondary.status, secondary.retry_after) == (403, 60)
     for error, wait in ((limited, "300 s"), (secondary, "60 s")):
         assert error.is_temporary
-        assert f"it asks to wait {wait}; run it again later, what was sent is not sent again" in str(error)
+        assert f"it asks to wait {wait}; run it again later; what was sent is not sent again" in str(error)
         assert "asked with" not in str(error)
 
 
@@ -256,7 +256,7 @@ async def test_rate_limits_say_when_to_come_back(ghcr: GhcrDouble, operation: st
     ("status", "body", "headers", "remedy"),
     [
         (405, b'{"errors":[{"code":"UNSUPPORTED"}]}', {}, "read-only mirror"),
-        (404, b'{"errors":[{"code":"NAME_UNKNOWN"}]}', {}, "to be made there before the first push"),
+        (404, b'{"errors":[{"code":"NAME_UNKNOWN"}]}', {}, "to be created before the first push"),
         (404, b"<html>", {}, "not how a registry answers"),
         (302, b"", {"Location": "https://login.example/secret?x=y"}, "302 Found, to https://login.example; "),
         (412, b'{"errors":[{"code":"PRECONDITION","message":"Quota exceeded"}]}', {}, "raise the quota"),
@@ -283,7 +283,7 @@ async def test_other_refusals_have_remedies_too(
         (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
         (_ASKER, Refusal(402), "public packages need no quota"),
         (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
-        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx as it comes)"),
+        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)"),
         (_ASKER, Refusal(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
         (_ASKER, Refusal(403, is_elsewhere=True), ""),
         (_ASKER, Refusal(502, message="bad gateway"), ""),

@@ -192,7 +192,7 @@ async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
         async with opened(
             f"127.0.0.1:{servers.ports[0]}", None, push=True, patience=0.01, stall=0.3
         ) as registry:
-            with pytest.raises(RegistryError, match="stood still") as raised:
+            with pytest.raises(RegistryError, match="stalled") as raised:
                 await registry.push_blob(Digest.of(b"x"), path)
     finally:
         servers.stop()

@@ -46,8 +46,8 @@ class Evaluator:
         """
         unknown = [pattern for pattern in self._patterns if pattern not in self._matched]
         if unknown and not self._failures:
-            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none at all"
-            raise UsageError(f"--attr {unknown[0]}: there is no such output; there are: {known}")
+            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none"
+            raise UsageError(f"--attr {unknown[0]}: no output matches; this flake has: {known}")
         return Evaluation(tuple(self._outputs), tuple(self._failures))
 
     async def add_set(self, one: OutputSet) -> None:
@@ -71,7 +71,7 @@ class Evaluator:
             try:
                 size = len(name.encode())
             except UnicodeEncodeError:
-                self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is no UTF-8"))
+                self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is not UTF-8"))
                 continue
             if size > MOST_NAME_BYTES:
                 reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
@@ -188,7 +188,7 @@ def _read_answer(ended: Ended) -> object:
     try:
         return json.loads(ended.stdout.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"what Nix tells cannot be read: {error}") from None
+        raise FormatError(f"Nix's answer cannot be read: {error}") from None
 
 
 def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
@@ -201,6 +201,6 @@ def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
         case [str(drv_path), str() | None as system]:
             path = StorePath.parse(drv_path)
             if not path.name.endswith(".drv"):
-                raise FormatError(f"{path} is no derivation")
+                raise FormatError(f"{path} is not a derivation")
             return path, system
     return None
