@@ -240,7 +240,11 @@ def test_what_is_no_upstream(url: str) -> None:
         ("REPO", "a/b c", f"'a/b c': {_REPO_EXPECTED}"),
         ("REPO", "https://github.com/a/b/tree/main", f"'https://github.com/a/b/tree/main': {_REPO_EXPECTED}"),
         ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
-        ("HOSTS", "a b:80", "'a b:80': expected host names without port, separated by spaces; 'b:80' is not one"),
+        (
+            "HOSTS",
+            "a b:80",
+            "'a b:80': expected host names without port, separated by spaces; 'b:80' is not one",
+        ),
         (
             "PUBLIC_KEYS",
             f"{_KEY} {_KEY}",

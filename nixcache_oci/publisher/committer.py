@@ -132,11 +132,13 @@ class Committer:
         while missing := await self._find_missing(plan.listed, published, done):
             if rounds == _ROUNDS:
                 raise Error(
-                    f"{self._repository.name}: {missing[0].store_path} is gone as soon as it is listed; "
+                    f"{self._repository.name}: {missing[0].store_path} disappears as soon as it is listed; "
                     "find out what else deletes from this repository, then run this again"
                 )
             # gc took what was counted on: it is sent as if it had never been there.
-            self._progress.warn(f"{len(missing)} paths have left the cache meanwhile; they are sent again")
+            self._progress.warn(
+                f"{len(missing)} paths have left the cache in the meantime; sending them again"
+            )
             done = await self._commit(Plan(push=tuple(missing)), records)
             published = published.followed_by(done.published)
             rounds += 1
@@ -180,7 +182,7 @@ class Committer:
                 if error.code not in _BLOB_UNKNOWN:
                     raise
                 # Some collectors take blobs that no manifest names yet, however fresh they are.
-                self._progress.warn(f"{error}; what is missing is sent again")
+                self._progress.warn(f"{error}; sending again what is missing")
                 plan = plan.pushing(await self._find_gone(plan, blobs.values()))
                 uploaded = await self._shipment.upload_missing(plan.push, uploaded)
             else:
@@ -293,7 +295,7 @@ class Committer:
         for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
             failed[base_name] = f"it refers to {cause}, which is not published"
         if failed and self._options.is_strict:
-            raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
+            raise Error(f"--strict: nothing is listed: {next(iter(failed.values()))}")
         good = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
         relisted = [narinfo for _, narinfo in plan.relist]
         narinfos = await asyncio.to_thread(self._sign, good, relisted)

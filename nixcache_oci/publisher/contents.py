@@ -80,7 +80,7 @@ class ContentsReader:
         """
         tables = await read_tables(self._repository, self._folder, listing, held)
         for tag, reason in tables.damaged.items():
-            self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+            self._progress.warn(f"{tag} cannot be read and is ignored: {reason}")
         if tables.left_out is not None:
             self._progress.warn(tables.left_out)
         if not tables.damaged:

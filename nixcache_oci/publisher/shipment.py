@@ -72,7 +72,7 @@ class Shipment:
             staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
         except OSError as error:
             raise StagingFolderError(
-                f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
+                f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
             ) from None
         with staging as folder:
             return await self._make_sender(Path(folder)).run(infos, when_staged)
