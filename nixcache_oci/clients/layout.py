@@ -69,7 +69,7 @@ class Layout:
             stop = size if end is None else end
             if not 0 <= start <= stop <= size:
                 raise RegistryError(
-                    f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
+                    f"{self.name}: blob {digest} has {size} bytes, but no range {start}-{stop}"
                 )
             if file.has_second_name():
                 await self._checks.check(digest, file)

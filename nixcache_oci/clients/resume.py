@@ -142,7 +142,7 @@ async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = a
             except RegistryError as error:
                 if attempt == _PROBES:
                     raise DigestError(
-                        f"blob {digest} is said to be there, and gives no byte: {error}"
+                        f"blob {digest} is said to exist, but gives no byte: {error}"
                     ) from error
             else:
                 return blob.size

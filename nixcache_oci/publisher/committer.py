@@ -131,11 +131,13 @@ class Committer:
         while missing := await self._find_missing(plan.listed, published, done):
             if rounds == _ROUNDS:
                 raise Error(
-                    f"{self._repository.name}: {missing[0].store_path} is gone as soon as it is listed; "
+                    f"{self._repository.name}: {missing[0].store_path} disappears as soon as it is listed; "
                     "find out what else deletes from this repository, then run this again"
                 )
             # gc took what was counted on: it is sent as if it had never been there.
-            self._progress.warn(f"{len(missing)} paths have left the cache meanwhile; they are sent again")
+            self._progress.warn(
+                f"{len(missing)} paths have left the cache in the meantime; sending them again"
+            )
             done = await self._commit(Plan(push=tuple(missing)))
             published = published.followed_by(done.published)
             rounds += 1
@@ -159,7 +161,7 @@ class Committer:
                 if error.code not in _BLOB_UNKNOWN:
                     raise
                 # Some collectors take blobs that no manifest names yet, however fresh they are.
-                self._progress.warn(f"{error}; what is missing is sent again")
+                self._progress.warn(f"{error}; sending again what is missing")
                 sent = await self._send_gone(sent, blobs.values())
             else:
                 break

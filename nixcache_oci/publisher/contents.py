@@ -94,7 +94,7 @@ class ContentsReader:
         fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
         _log.info("cache read", extra={"fields": fields})
         for tag, reason in tables.damaged.items():
-            self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+            self._progress.warn(f"{tag} cannot be read and is ignored: {reason}")
         if tables.left_out is not None:
             self._progress.warn(tables.left_out)
         if not tables.damaged:

@@ -65,7 +65,7 @@ def make_draft(
     for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
         failed[base_name] = f"it refers to {cause}, which is not published"
     if failed and options.is_strict:
-        raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
+        raise Error(f"--strict: nothing is listed: {next(iter(failed.values()))}")
     sent = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
     narinfos = _sign(plan, sent, options)
     header = TableHeader(

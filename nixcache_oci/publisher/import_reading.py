@@ -146,7 +146,7 @@ class _Reader:
         if wanted not in (None, path.hash_part, str(path)):
             raise FormatError(f"it is not {wanted}")
         if path.store_dir != self._store_dir:
-            raise FormatError(f"its path lies in {path.store_dir[:80]}, and not in {self._store_dir}")
+            raise FormatError(f"its path is in {path.store_dir[:80]}, not in {self._store_dir}")
         if is_upstreams(narinfo, self._upstream_key_names):
             return  # is not taken from here
         if self._keys and not (is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)):

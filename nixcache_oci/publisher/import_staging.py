@@ -93,8 +93,8 @@ class CopiedNars:
             except UpstreamError as error:
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row == _MOST_IN_A_ROW:
-                    raise Error(f"{error}; run this again when it answers: it goes on from there") from None
-                raise StoreError(f"{narinfo.store_path}: its NAR cannot be had: {error}") from None
+                    raise Error(f"{error}; run this again when it answers: it continues from there") from None
+                raise StoreError(f"{narinfo.store_path}: its NAR cannot be fetched: {error}") from None
             except FormatError as error:
                 raise StoreError(f"{narinfo.store_path}: {error}") from None
             self._failures_in_a_row = 0
@@ -130,12 +130,12 @@ class CopiedNars:
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
                 if sink.size + len(chunk) > limit:
-                    raise FormatError(f"its file has more than {limit} bytes, which it should have at most")
+                    raise FormatError(f"its file is larger than {limit} bytes, the most that it should have")
                 await run_in_thread(sink.write, chunk)
                 check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
         file_hash = NixHash(sink.hasher.digest())
         if (file_hash, sink.size) != (narinfo.file_hash or file_hash, narinfo.file_size or sink.size):
-            raise FormatError(f"its file is not what FileHash says ({sink.size} bytes, {file_hash})")
+            raise FormatError(f"its file does not match FileHash ({sink.size} bytes, {file_hash})")
         if sink.size == 0:
             raise FormatError("its file is empty")
         if can_unpack(narinfo.compression):

@@ -194,8 +194,8 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
     if (NixHash(hasher.digest()), size) != (info.nar_hash, info.nar_size):
         raise StoreError(
-            f"{info.store_path}: its files are not what the store says of them ({info.nar_hash}): changed or "
-            f"damaged; nix-store --verify-path tells, and nix-store --repair-path mends it"
+            f"{info.store_path}: its files do not match what the store recorded ({info.nar_hash}): changed "
+            "or damaged; check it with nix-store --verify-path, and repair it with nix-store --repair-path"
         )
 
 

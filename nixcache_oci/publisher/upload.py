@@ -107,7 +107,7 @@ async def upload(
         staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
     except OSError as error:
         raise StagingFolderError(
-            f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can be written"
+            f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
         ) from None
     limit = options.packing.max_blob_bytes
     with staging as folder:

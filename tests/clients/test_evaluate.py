@@ -211,7 +211,7 @@ async def test_answers_that_cannot_be_read(story: NixStory) -> None:
     failures = {name.removeprefix(f"packages.{SYSTEM}."): told for name, told in _failures(found).items()}
     assert "cannot be read" in failures.pop("deep")
     assert failures.pop("text").startswith("its drvPath: ")
-    assert list(failures.values()) == ["its name is no UTF-8"]
+    assert list(failures.values()) == ["its name is not UTF-8"]
 
 
 async def test_a_trace_hides_no_set(story: NixStory) -> None:
@@ -287,7 +287,7 @@ async def test_attributes_of_a_file(story: NixStory) -> None:
     assert _failures(found) == {"text": "is not a derivation, but a string"}
     missing = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["absent"])
     assert "absent" in _failures(missing)["absent"]
-    with pytest.raises(UsageError, match=r"--attr z\*: there is no such output; there are: a, b, "):
+    with pytest.raises(UsageError, match=r"--attr z\*: no output matches; this flake has: a, b, "):
         await evaluate_file(story.nix(), file, SYSTEMS, attrs=["z*"])
 
 

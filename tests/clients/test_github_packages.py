@@ -146,7 +146,7 @@ async def test_404_may_hide_a_refusal(ghcr: GhcrDouble) -> None:
     kept = put(ghcr, "kept", "1")
     refuse(ghcr, _DELETES, 404, "Not Found")
     async with remover_at(ghcr, owner(ghcr)) as remover:
-        with pytest.raises(RegistryError, match=r"404, and it is still there; .*delete:packages"):
+        with pytest.raises(RegistryError, match=r"404, but it is still there; .*delete:packages"):
             await remover.remove(kept)
         ghcr.delete_manifest(NAME, "kept")
         await remover.remove(kept)
@@ -191,7 +191,7 @@ async def test_a_lost_answer_is_no_failure(
         ({"Link": '<http://localhost:1/versions>; rel="next"'}, "[]", "another server, http://localhost:1"),
         ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 pages"),
         ({"Link": "</x; rel=next"}, "[]", "cannot be read"),
-        ({}, "{}", "no list"),
+        ({}, "{}", "not a list"),
     ],
 )
 async def test_a_strange_list_is_refused(

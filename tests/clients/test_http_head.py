@@ -96,7 +96,7 @@ async def test_interim_answers_without_end_are_cut_at_once(piece: bytes) -> None
     sent: list[int] = []
     async with talk(flooding(piece, sent)) as url, asking(url, answer_seconds=60) as upstreams:
         async with stalls_measured() as longest:
-            with pytest.raises(UpstreamError, match=r"interim answers|head has over|no HTTP"):
+            with pytest.raises(UpstreamError, match=r"interim answers|head has over|not HTTP"):
                 await upstreams.find(HASH_PART)
         assert longest[0] < 1
         [health] = upstreams.health()
@@ -159,7 +159,7 @@ async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
         talk(converse) as url,
         opened(url.removeprefix("http://"), None, push=True, patience=0, stall=0.2) as registry,
     ):
-        with pytest.raises(RegistryError, match="stood still"):
+        with pytest.raises(RegistryError, match="stalled"):
             await registry.push_blob(Digest.of(b"content"), b"content")
 
 

@@ -120,7 +120,7 @@ async def test_a_package_linked_elsewhere_is_opened_in_its_settings(ghcr: GhcrDo
     ghcr.is_linked_elsewhere = True
     error = await _refused(ghcr, call)
     assert (error.status, error.code, error.is_temporary) == (403, "DENIED", False)
-    assert "linked to another repository or was first pushed by hand" in str(error)
+    assert "linked to another repository or was first pushed manually" in str(error)
     assert f"Manage Actions access, add the repository with role Write, at {_SETTINGS}" in str(error)
     assert _WORKFLOW in str(error)
 
@@ -320,7 +320,7 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
         (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
         (_ASKER, Refusal(402), "public packages need no quota"),
         (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
-        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx as it comes)"),
+        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)"),
         (_ASKER, Refusal(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
         (_ASKER, Refusal(403, is_elsewhere=True), ""),
         (_ASKER, Refusal(502, message="bad gateway"), ""),

@@ -87,7 +87,7 @@ class TestDockerRegistry:
         credentials = self._credentials(docker)
         async with opened(docker.host, credentials, push=True) as registry:
             kept = await push_image(registry, "kept")
-            with pytest.raises(RegistryError, match=r"401 UNAUTHORIZED.*deleting is a right of its own"):
+            with pytest.raises(RegistryError, match=r"401 UNAUTHORIZED.*the right to delete is separate"):
                 await registry.delete_manifest(kept)
             assert await registry.resolve("kept") == kept
 

@@ -95,7 +95,7 @@ async def test_where_a_redirect_led_is_not_told() -> None:
         serve(redirecting(f"{storage}/x?signature=secret")) as url,
         asking(url) as upstreams,
     ):
-        with pytest.raises(UpstreamError, match="no HTTP") as raised:
+        with pytest.raises(UpstreamError, match="not HTTP") as raised:
             await upstreams.find(HASH_PART)
         assert "secret" not in f"{raised.value}{upstreams.health()}"
 

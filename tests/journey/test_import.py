@@ -238,7 +238,7 @@ def test_gc_keeps_what_was_imported(machine: Machine, nix: NixSandbox, tmp_path:
         ("nowhere", 1, "nowhere: there is no such folder"),
         ("file:///nowhere", 1, "/nowhere: there is no such folder"),
         ("file://host/path", 2, "expected file:///path"),
-        ("empty", 1, "is no binary cache: there is no nix-cache-info in it"),
+        ("empty", 1, "is not a binary cache: it has no nix-cache-info"),
         ("other", 1, "is for the store /elsewhere, and this cache for /nix/store; see NIXCACHE_STORE_DIR"),
         ("http://", 2, "upstream"),
     ],

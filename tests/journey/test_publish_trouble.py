@@ -118,7 +118,7 @@ def test_a_corrupt_path(ghcr: Ghcr, machine: Machine, nix: NixSandbox, paths: li
     victim.write_text("another content")
     ran = machine.run("push", *paths)
     assert ran.status == 1
-    assert f"{paths[1]}: its files are not what the store says of them" in ran.stderr
+    assert f"{paths[1]}: its files do not match what the store recorded" in ran.stderr
     # The first one, and the large one; all others refer to it.
     assert listed(ghcr) == 2
 
@@ -130,7 +130,7 @@ def test_a_corrupt_path_strictly(ghcr: Ghcr, machine: Machine, nix: NixSandbox, 
     victim.write_text("another content")
     ran = machine.run("push", *paths, "--strict", GITHUB_ACTIONS="true")
     assert ran.status == 1
-    assert f"::error::--strict: nothing is listed, for {paths[1]}: its files are not" in ran.stderr
+    assert f"::error::--strict: nothing is listed: {paths[1]}: its files do not" in ran.stderr
     assert listed(ghcr) == 0
 
 
@@ -180,7 +180,7 @@ def test_what_a_collector_took_is_sent_again(ghcr: Ghcr, machine: Machine, paths
     assert ghcr.server.sweep()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert "what is missing is sent again" in stderr
+    assert "sending again what is missing" in stderr
     ghcr.server.latency = 0
     assert listed(ghcr) == len(paths)
 

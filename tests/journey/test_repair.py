@@ -227,7 +227,7 @@ def test_a_dangling_reference_and_a_bad_signature(
     assert f"{paths[-1]}: no known key signed it" in found
     done = machine.run("verify", "--repair", **told)
     assert done.status == 0, done.stdout + done.stderr
-    assert "signed anew" in done.stdout
+    assert "signed again" in done.stdout
     assert_served(machine, nix, place, key, paths)
 
 

@@ -73,7 +73,7 @@ async def test_a_publish_goes_on_without_a_segment(
     if collected:
         registry.server.garbage_collect()
     pushed = machine.run("push", *needed, other).check()
-    assert "is gone, though no gc took it" in pushed.stderr
+    assert "is gone, although no gc deleted it" in pushed.stderr
     assert pushed.stderr.count("verify --repair") == 1
     listed = machine.run("list").check().stdout
     assert all(Path(path).name in listed for path in (*needed, other))

@@ -164,9 +164,9 @@ async def test_bytes_and_signatures_stay_as_they_are(story: ImportStory, compres
         (directory(b"."), "nothing in a directory can be named b'.'"),
         (directory(b"a/b"), "nothing in a directory can be named b'a/b'"),
         (directory(b"a\0b"), "nothing in a directory can be named b'a\\x00b'"),
-        (directory(b""), "b'' does not sort behind b''"),
-        (directory(b"a", b"a"), "b'a' does not sort behind b'a'"),
-        (directory(b"b", b"a"), "b'a' does not sort behind b'b'"),
+        (directory(b""), "b'' does not sort after b''"),
+        (directory(b"a", b"a"), "b'a' does not sort after b'a'"),
+        (directory(b"b", b"a"), "b'a' does not sort after b'b'"),
         (directory(b"a") + b"more", "something follows the end"),
         (words("nix-archive-1", "(", "type", "symlink", "target", "", ")"), "no link can point at b''"),
         (b"no NAR at all, but as long as one", "not in the form that Nix writes"),
@@ -204,7 +204,7 @@ async def test_what_does_not_hold_what_it_says(story: ImportStory, compression: 
     _, published = await story.run([KEY])
     assert published.listed == ()
     assert published.failed.keys() == {narinfo.store_path.base_name for narinfo in told.values()}
-    for seed, reason in (("flipped", "FileHash"), ("other", "NarHash"), ("long", "more than 10 bytes")):
+    for seed, reason in (("flipped", "FileHash"), ("other", "NarHash"), ("long", "larger than 10 bytes")):
         assert reason in published.failed[told[seed].store_path.base_name]
 
 
@@ -244,7 +244,7 @@ async def test_links_out_of_the_folder_are_not_followed(story: ImportStory, tmp_
     above = story.put("above", url="nar/../../secret")
     _, published = await story.run()
     assert "is a symbolic link, not a file" in published.failed[outside.store_path.base_name]
-    assert "names no file of it" in published.failed[above.store_path.base_name]
+    assert "names no file in it" in published.failed[above.store_path.base_name]
     assert published.listed == ()
 
 
@@ -322,7 +322,7 @@ async def test_a_download_that_breaks_off_begins_again(
     async with serve(handle) as url:
         _, published = await story.run(wanted=told, source=WebCache(parse_upstream(url)))
     assert [narinfo.store_path for narinfo in published.listed] == [told[0].store_path]
-    assert "its NAR cannot be had" in published.failed[told[1].store_path.base_name]
+    assert "its NAR cannot be fetched" in published.failed[told[1].store_path.base_name]
     assert asked.count("/nar/ever.nar.none") == 3
     assert list(story.folder.glob("**/*.nar")) == []
 

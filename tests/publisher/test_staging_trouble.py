@@ -38,14 +38,14 @@ def test_another_content_is_refused(store: MadeStore, stager: Stager, size: int)
     """What the store does not vouch for is not published under its name."""
     info = store.add("a", File(bytes(size)))
     store.real_path(info).write_bytes(bytes(size - 1) + b"1")
-    stager.fails(info, "its files are not what the store says", "--verify-path", "--repair-path")
+    stager.fails(info, "its files do not match what the store recorded", "--verify-path", "--repair-path")
 
 
 def test_a_bit_of_a_mode_counts(store: MadeStore, stager: Stager) -> None:
     """What cannot be run any more is another object."""
     info = store.add("a", File(b"#!/bin/sh", executable=True))
     store.real_path(info).chmod(0o444)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
 
 
 @pytest.mark.parametrize("size", [8, LARGE])
@@ -53,7 +53,7 @@ def test_what_has_shrunk_is_refused(store: MadeStore, stager: Stager, size: int)
     """A file that was cut short, such as by a disk that was full."""
     info = store.add("a", File(bytes(size)))
     os.truncate(store.real_path(info), 1)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
 
 
 def test_what_has_grown_is_not_read_to_its_end(
@@ -63,7 +63,7 @@ def test_what_has_grown_is_not_read_to_its_end(
     info = store.add("a", File(b"small"))
     os.truncate(store.real_path(info), 2**40)
     reads = count_reads(monkeypatch)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
     assert len(reads) <= 2
 
 

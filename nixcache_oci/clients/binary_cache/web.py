@@ -62,7 +62,7 @@ class WebCache:
         """
         content = await self._read(CACHE_INFO)
         if content is None:
-            raise UpstreamError(f"{self.name}: is no binary cache: it has no {CACHE_INFO}")
+            raise UpstreamError(f"{self.name}: is not a binary cache: it has no {CACHE_INFO}")
         return content
 
     async def list_names(self) -> None:
@@ -79,7 +79,7 @@ class WebCache:
         if self._total_bytes > _MOST_TOTAL_BYTES:
             raise UpstreamError(
                 f"{self.name}: its narinfos have over {_MOST_TOTAL_BYTES} bytes in total;"
-                " take fewer paths at once"
+                " import fewer paths at a time"
             )
         return content
 
@@ -125,7 +125,7 @@ class WebCache:
         try:
             relative = below_base(url, self._upstream)
             if relative is None:
-                raise UpstreamNotFoundError(f"{self.name}: {url[:200]} lies in another cache")
+                raise UpstreamNotFoundError(f"{self.name}: {url[:200]} is in another cache")
             path, _, query = relative.partition("?")
             return nar_url(self._upstream, path, query)
         except FormatError as error:

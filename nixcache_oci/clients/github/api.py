@@ -72,11 +72,11 @@ class GithubApi:
         credentials = await self._credentials.find() if self._credentials is not None else None
         if credentials is None:
             raise RegistryError(
-                f"{operation}: GitHub's API wants a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
+                f"{operation}: GitHub's API needs a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
                 status=HTTPStatus.UNAUTHORIZED,
             )
         if url.origin() != self._base.origin():  # where a page says that the next one is
-            raise RegistryError(f"{operation}: GitHub's API sends us to another server, {url.origin()}")
+            raise RegistryError(f"{operation}: GitHub's API redirects to another server, {url.origin()}")
         request = Request(method, url, _HEADERS, follows=False)
         tries = Tries(self._policy)
         while True:

@@ -118,7 +118,7 @@ class GithubPackages:
         looked = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
         if looked.status == HTTPStatus.OK:
             raise RegistryError(
-                f"{operation}: GitHub's API: 404, and it is still there; {needed_rights(self._token_source)}",
+                f"{operation}: GitHub's API: 404, but it is still there; {needed_rights(self._token_source)}",
                 status=answer.status,
             )
 

@@ -41,7 +41,7 @@ def parse_versions(body: bytes) -> list[PackageVersion]:
     except (ValueError, RecursionError):
         raise FormatError("the list of versions is not JSON") from None  # what came is not worth showing
     if not isinstance(page, list):
-        raise FormatError(f"the list of versions is no list, but {clip(page)}")
+        raise FormatError(f"the list of versions is not a list, but {clip(page)}")
     with within("a version of the package"):
         return [version for value in page for version in _parse_version(parse_object(value))]
 

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def tls_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext | bool:
     """Give what aiohttp takes as ``ssl``: a context, or True for its own, which obeys ``SSL_CERT_FILE``.
 
-    A file that cannot be used costs one warning, and the usual certificates are trusted: in a pure nix-shell
+    A file that cannot be used costs one warning, and using the usual certificates: in a pure nix-shell
     the variable names a file that is not there.
     """
     path = environment.get(CERT_FILE_VARIABLE, "").strip()
@@ -34,7 +34,7 @@ def _read(path: str) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=path)
     except OSError as error:  # ssl.SSLError is one: the file holds no certificate
         reason = "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
-        _log.warning("%s: %s: %s; the usual certificates are trusted", CERT_FILE_VARIABLE, path, reason)
+        _log.warning("%s: %s: %s; using the usual certificates", CERT_FILE_VARIABLE, path, reason)
         return None
     context.set_alpn_protocols(("http/1.1",))
     return context

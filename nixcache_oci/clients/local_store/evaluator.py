@@ -81,8 +81,8 @@ class Evaluator:
         """
         unknown = self.unmatched()
         if unknown and not self._failures:
-            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none at all"
-            raise UsageError(f"--attr {unknown[0]}: there is no such output; there are: {known}")
+            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none"
+            raise UsageError(f"--attr {unknown[0]}: no output matches; this flake has: {known}")
         failures = self._failures
         if self._patterns and not unknown and not any(map(is_pattern, self._patterns)):
             # All that was asked for by name is known, so that nothing else was wanted of these sets.

@@ -57,7 +57,7 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
     """
     length = read_length(headers)
     if length is None:
-        raise FormatError("the answer does not tell its length")
+        raise FormatError("the answer does not state its length")
     if status == HTTPStatus.PARTIAL_CONTENT:
         size, first, last = _parse_content_range(headers.get("Content-Range", ""))
         if end is None or (first, last + 1) != (start, end) or length != end - start:
@@ -69,7 +69,7 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
     if end is None:
         end = size
     if end > size:
-        raise FormatError(f"asked for bytes {start} to {end}, and there are {size}")
+        raise FormatError(f"asked for bytes {start} to {end}, but there are {size}")
     if start > _MOST_SKIPPED_BYTES:
         raise FormatError(
             f"asked for bytes from {start} on, and all {size} came: the server serves no ranges"
@@ -97,14 +97,14 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
             return length
     elif match := _UNSATISFIED.fullmatch(headers.get("Content-Range", "")):
         return int(match[1])  # an empty blob has no first byte
-    raise FormatError("the answer does not tell the blob's size")
+    raise FormatError("the answer does not state the blob's size")
 
 
 def _parse_content_range(text: str) -> tuple[int, int, int]:
     match = _CONTENT_RANGE.fullmatch(text)
     if match is None:
         raise FormatError(
-            f"the answer's Content-Range {text[:80]!r} does not tell which bytes of how many came"
+            f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
         )
     first, last, size = (int(number) for number in match.groups())
     if not first <= last < size:

@@ -46,7 +46,7 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     ),
     (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
     (SlowBodyError, lambda error: f"the answer comes too slowly: {error}"),
-    (TimeoutError, lambda _: "the connection stood still for too long"),
+    (TimeoutError, lambda _: "the connection stalled for too long"),
     (aiohttp.ServerDisconnectedError, lambda _: CLOSED_EARLY),
     (aiohttp.ClientPayloadError, lambda _: "the connection broke before the end of the answer"),
     (aiohttp.ClientHttpProxyError, lambda error: f"the HTTP proxy answered {error.status}"),
@@ -77,7 +77,7 @@ def translated() -> Iterator[None]:
         # A certificate that is refused stays so, and so does what no codec or parser takes.
         is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
         reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
-        text = reason or f"what answered makes no sense: {type(error).__name__}"
+        text = reason or f"the answer makes no sense: {type(error).__name__}"
         raise TroubleError(Failure(None), text, is_final=is_final) from None
 
 
@@ -106,7 +106,7 @@ def _tell_tls(error: aiohttp.ClientConnectorSSLError) -> str:
     """Say it without the number, which is OpenSSL's own and no errno."""
     if _is_not_tls(error):
         return (
-            "what answers there does not speak TLS; a registry that speaks plain HTTP is written "
+            "the server there does not speak TLS; a registry that speaks plain HTTP is written "
             f"http://{error.host}:{error.port}"
         )
     reason = getattr(error.os_error, "reason", None)

@@ -146,7 +146,7 @@ class Registry:
         if stated not in {None, digest}:
             raise self._transport.error(
                 call,
-                f"it was stored as {stated}, and its bytes have the digest {digest}",
+                f"it was stored as {stated}, but its bytes have the digest {digest}",
                 status=answer.status,
             )
         self._pushed.put(tag_or_digest, None)
@@ -279,5 +279,5 @@ def _next_page(answer: Answer, url: URL) -> URL | None:
         return None
     following = join(url, target)
     if following.origin() != url.origin():
-        raise FormatError(f"the list of tags goes on at another server, {following.origin()}")
+        raise FormatError(f"the list of tags continues at another server, {following.origin()}")
     return following

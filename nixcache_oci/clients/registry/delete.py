@@ -44,7 +44,7 @@ async def delete_manifest(transport: Transport, base: str, digest: Digest) -> No
     except RegistryError as error:
         if error.status not in _DENIED:
             raise
-        text = f"{error}; deleting is a right of its own, beside pushing"
+        text = f"{error}; the right to delete is separate from the right to push"
         raise RegistryError(text, status=error.status, code=error.code) from None
     if answer.status in _DISABLED:
         code, message = parse_error(answer.body)

@@ -112,7 +112,7 @@ async def find_refusal(
     finally:
         await tokens.close()
         await wire.close()
-    return None if tokens.source is not None else "they are refused, though anybody may read"
+    return None if tokens.source is not None else "they are refused, although anybody may read"
 
 
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:

@@ -88,8 +88,8 @@ def _says(refusal: Refusal, *words: str) -> bool:
 
 def _await_limit(asker: Asker) -> str:
     if asker.source is None:
-        return f"asked anonymously, and credentials may raise the limit: {_set_credentials(asker)}"
-    return "run it again later, what was sent is not sent again" if asker.push else ""
+        return f"asked anonymously, but credentials may raise the limit: {_set_credentials(asker)}"
+    return "run it again later; what was sent is not sent again" if asker.push else ""
 
 
 def _make_room(asker: Asker, refusal: Refusal) -> str:
@@ -105,12 +105,14 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
 
 def _send_less(refusal: Refusal) -> str:
     if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return f"{refusal.size} bytes were to be sent: more than it takes, or the file changed meanwhile"
+        return (
+            f"{refusal.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
+        )
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
         if refusal.is_manifest
-        else "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx as it comes): packs and tables keep to it, "
-        "and a path that is larger by itself is named and left out"
+        else "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults): packs and tables stay "
+        "below it, and a path that is larger by itself is named and left out"
     )
     return (
         f"it has {refusal.size} bytes, more than the registry or a server in front of it takes: raise that "
@@ -142,7 +144,7 @@ def _find_github_permission(asker: Asker, refusal: Refusal, permission: str) -> 
     """Read GHCR's words; an empty string where they say nothing."""
     if _says(refusal, "write_package", "read_package"):
         return (
-            "and the package is linked to another repository or was first pushed by hand: "
+            "and the package is linked to another repository or was first pushed manually: "
             f"{_open(asker)}; besides, it needs {_github_right(permission)}"
         )
     if _says(refusal, "installation not allowed"):
@@ -153,7 +155,9 @@ def _find_github_permission(asker: Asker, refusal: Refusal, permission: str) -> 
     if _says(refusal, "expected scopes"):
         return f"and the token lacks a scope: make a classic personal one with {permission}:packages"
     if _says(refusal, "saml"):
-        return f"and the organization wants the token authorized for SSO: {_web(asker.host)}/settings/tokens"
+        return (
+            f"and the organization requires it to be authorized for SSO: {_web(asker.host)}/settings/tokens"
+        )
     if _says(refusal, "cannot be authenticated"):
         return f"which is wrong or has expired: renew it, with {_github_right(permission)}"
     return ""
@@ -195,9 +199,9 @@ def _find_registry(asker: Asker, refusal: Refusal) -> str:
     """Explain what a push meets where no registry is, or one that cannot be pushed to."""
     status = refusal.status
     if status in _NO_PUSHING:
-        return f"{asker.host} takes no pushes here: is it a read-only mirror?"
+        return f"{asker.host} accepts no pushes here: is it a read-only mirror?"
     if status == HTTPStatus.NOT_FOUND and refusal.code == "NAME_UNKNOWN":
-        return "this registry wants the repository to be made there before the first push"
+        return "this registry needs the repository to be created before the first push"
     is_redirect = status is not None and status // 100 == HTTPStatus.MULTIPLE_CHOICES // 100
     if is_redirect or (status == HTTPStatus.NOT_FOUND and not refusal.code):
         return f"this is not how a registry answers: is {asker.host} one, and is nothing in between?"

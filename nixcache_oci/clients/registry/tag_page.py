@@ -29,7 +29,7 @@ def parse_tags(body: bytes) -> list[str]:
     if tags is None:  # Go's way to write an empty list
         return []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise FormatError("the list of tags holds something else")
+        raise FormatError("the list of tags contains something else")
     return tags
 
 
@@ -45,5 +45,5 @@ def find_next(link_headers: Iterable[str]) -> str | None:
             if relation and "next" in (relation[1] or relation[2] or "").lower().split():
                 return match[1]
         if "next" in re.sub(r"<[^<>]*>", "", header).lower():
-            raise FormatError("the list goes on at a Link that cannot be read")
+            raise FormatError("the list continues at a Link that cannot be read")
     return None

@@ -125,7 +125,7 @@ class Wire:
                     return await self._follow(request, authorization, approach)
         except TroubleError:
             if limit.expired():
-                reason = f"no answer within {seconds:.0f} s: the connection stood still or was too slow"
+                reason = f"no answer within {seconds:.0f} s: the connection stalled or was too slow"
                 raise TroubleError(Failure(None), reason) from None
             raise
 

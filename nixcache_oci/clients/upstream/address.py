@@ -122,7 +122,7 @@ def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
         if decoded == before:
             break
     else:
-        raise FormatError(f"NAR URL: {path[:200]!r} is encoded again and again")
+        raise FormatError(f"NAR URL: {path[:200]!r} is encoded too many times")
     if decoded.count(b"/") != path.count("/") or re.search(rb"[\x00-\x1f\x7f\\]", decoded):
         raise FormatError(f"NAR URL: {path[:200]!r} hides a slash, backslash or control character")
     # Servers of the Java family cut a segment at its semicolon before they read it.

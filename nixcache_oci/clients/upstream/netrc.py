@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, str]:
         # Not the parser's own text, which quotes what it stumbled over.
         line = f"line {error.lineno} is malformed" if isinstance(error, netrc.NetrcParseError) else ""
         reason = line or getattr(error, "strerror", None) or "it is not a netrc file"
-        _log.warning("%s: %s; upstreams are asked without what it holds", path, reason)
+        _log.warning("%s: %s; continuing without it", path, reason)
         return {}
     return {
         host.lower(): basic_authorization(login, password or "")

@@ -28,7 +28,7 @@ def next_url(current: URL, location: str) -> URL:
         ) from error
     if not location or not host or target.scheme not in {"http", "https"}:
         raise UpstreamError(
-            f"upstream {current.origin()}: redirect to {show_url(location)}, which is no web address"
+            f"upstream {current.origin()}: redirect to {show_url(location)}, which is not a web address"
         )
     if current.scheme == "https" and target.scheme == "http":
         raise UpstreamError(f"upstream {current.origin()}: redirect from https to http://{host} refused")

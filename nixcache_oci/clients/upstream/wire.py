@@ -58,9 +58,9 @@ def translated(upstream: Upstream) -> Iterator[None]:
     except TimeoutError as error:
         raise UpstreamConnectionError(f"upstream {upstream}: no answer in time") from error
     except aiohttp.ClientResponseError as error:  # its text holds the URL, which may be signed
-        raise UpstreamError(f"upstream {upstream}: no HTTP: {show(error.message)}") from None
+        raise UpstreamError(f"upstream {upstream}: not HTTP: {show(error.message)}") from None
     except aiohttp.InvalidURL:
-        raise UpstreamError(f"upstream {upstream}: leads to an address that is none") from None
+        raise UpstreamError(f"upstream {upstream}: redirects to something that is not an address") from None
     except (FormatError, *FOREIGN_ERRORS) as error:
         reason = show(str(error)) or type(error).__name__
         kind = UpstreamConnectionError if isinstance(error, _CONNECTION_ERRORS) else UpstreamError
