@@ -128,7 +128,7 @@ async def test_what_a_path_cannot_mean(story: NixStory) -> None:
         'hydraJobs."x',
         "*.none",
     ):
-        with pytest.raises(UsageError, match="there is no such output"):
+        with pytest.raises(UsageError, match="no output matches"):
             await _find(story, [attr])
 
 

@@ -73,7 +73,7 @@ _ANSWERS: Final = {
     **_FRAMING,
 }
 # Which of them it is, a busy machine may decide.
-_GIVEN_UP: Final = "no answer within|no answer in time|stood still|comes too slowly"
+_GIVEN_UP: Final = "no answer within|no answer in time|stalled|comes too slowly"
 
 
 def dripping(beginning: bytes, piece: bytes) -> Talk:

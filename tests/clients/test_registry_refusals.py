@@ -176,7 +176,7 @@ async def test_denials_are_told_apart_by_their_words(
     ("status", "body", "remedy"),
     [
         (405, _document("UNSUPPORTED"), "read-only mirror"),
-        (404, _document("NAME_UNKNOWN"), "to be made there before the first push"),
+        (404, _document("NAME_UNKNOWN"), "to be created before the first push"),
         (404, "<html>", "not how a registry answers"),
         (302, "", "302 Found, to https://login.example; "),
         (412, _document("PRECONDITION", "Quota exceeded"), "raise the quota"),
@@ -185,12 +185,12 @@ async def test_denials_are_told_apart_by_their_words(
         (
             429,
             "retry-after: 5m",
-            "it asks to wait 300 s; run it again later, what was sent is not sent again",
+            "it asks to wait 300 s; run it again later; what was sent is not sent again",
         ),
         (
             403,
             "Secondary rate limit",
-            "it asks to wait 60 s; run it again later, what was sent is not sent again",
+            "it asks to wait 60 s; run it again later; what was sent is not sent again",
         ),
     ],
 )

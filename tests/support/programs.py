@@ -13,9 +13,9 @@ import pytest
 
 
 def find_program(name: str) -> str | None:
-    """Find a program in PATH, beside this Python, or where Debian puts servers; None where it is missing."""
-    elsewhere = [str(Path(sys.executable).parent), "/usr/local/sbin", "/usr/sbin", "/sbin"]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(elsewhere))
+    """Find a program beside this Python, in PATH, or where Debian puts servers; None where it is missing."""
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=os.pathsep.join([beside, path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
 
 
 def require_program(name: str) -> str:

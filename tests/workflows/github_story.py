@@ -28,9 +28,8 @@ INSTALLER: Final = "cachix/install-nix-action"
 MAIN: Final = "refs/heads/main"
 ONE: Final = 'one = mk "one" "echo ${dep.text} > $out";'
 
-# As actions/checkout does it, which keeps no credentials here: one commit, on its branch where it is of one.
+# As actions/checkout does it: one commit, on its branch where it is of one.
 _CHECKOUT: Final = """
-test "$KEEP" = false
 git init --quiet --initial-branch=unborn
 git remote add origin "file://{remote}"
 git fetch --quiet --depth=1 origin "$COMMIT"
@@ -39,10 +38,6 @@ case $COMMIT-$GITHUB_REF in
   *) git checkout --quiet --detach FETCH_HEAD ;;
 esac
 """
-_CHECKOUT_STUB: Final = {
-    "inputs": {"ref": {"default": "${{ github.sha }}"}, "persist-credentials": {"default": "true"}},
-    "env": {"COMMIT": "${{ inputs.ref }}", "KEEP": "${{ inputs.persist-credentials }}"},
-}
 
 
 @dataclass(eq=False)
@@ -75,9 +70,9 @@ class GithubStory:
         self.program.write_text(program)
         self.program.chmod(0o755)
         on_path = f'echo "{self.program.parent}" >>"$GITHUB_PATH"'
-        write_stub(self.own_actions / "workflows/setup", on_path, inputs={"nix": {"default": "true"}})
+        write_stub(self.own_actions / "workflows/setup", on_path)
         self.stub(INSTALLER, "echo Nix is installed")
-        self.stub(CHECKOUT, _CHECKOUT.format(remote=self.remote), **_CHECKOUT_STUB)
+        self.stub(CHECKOUT, _CHECKOUT.format(remote=self.remote))
         self.git("init", "--quiet", "--bare", "--initial-branch=main", str(self.remote))
         self.git("config", "uploadpack.allowAnySHA1InWant", "true", folder=self.remote)
         self.git("init", "--quiet", "--initial-branch=main", str(self.clone))
@@ -93,7 +88,7 @@ class GithubStory:
 
     # What the owner does
 
-    def commit(self, files: Mapping[str, str], *, ref: str = MAIN) -> str:
+    def commit(self, files: Mapping[str, str]) -> str:
         """Write files, commit and push them; gives the commit."""
         for name, text in files.items():
             path = self.clone / name
@@ -101,7 +96,7 @@ class GithubStory:
             path.write_text(text)
         self.git("add", "--all", folder=self.clone)
         self.git("commit", "--quiet", "--message", "by the owner", folder=self.clone)
-        self.git("push", "--quiet", f"file://{self.remote}", f"HEAD:{ref}", folder=self.clone)
+        self.git("push", "--quiet", f"file://{self.remote}", f"HEAD:{MAIN}", folder=self.clone)
         return self.head("HEAD", folder=self.clone)
 
     def commit_flake(self, packages: str = ONE, text: str = "text", settings: str = "") -> str:
@@ -192,13 +187,13 @@ class GithubStory:
         assert self.key.render() not in result.log
         return result
 
-    def stub(self, name: str, script: str, **more: object) -> None:
+    def stub(self, name: str, script: str) -> None:
         """Have a script stand for somebody else's action, at the commit that the files name."""
         (pinned,) = {
             found for path in EVERY_FILE for found in re.findall(rf"{name}@[0-9a-f]{{40}}", path.read_text())
         }
         self.actions[pinned] = self.folder / "stubs" / name
-        write_stub(self.actions[pinned], script, **more)
+        write_stub(self.actions[pinned], script)
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
         """Run git as the owner; gives what it printed."""
@@ -214,11 +209,10 @@ class GithubStory:
         ).stdout
 
 
-def write_stub(folder: Path, script: str, **more: object) -> None:
-    """Write an action of one step: its script, with its ``env`` and the action's ``inputs``."""
-    step = {"shell": "bash", "run": script, "env": more.get("env", {})}
+def write_stub(folder: Path, script: str) -> None:
+    """Write an action of one script, which finds the input ``ref`` as COMMIT."""
+    step = {"shell": "bash", "run": script, "env": {"COMMIT": "${{ inputs.ref }}"}}
+    inputs = {"ref": {"default": "${{ github.sha }}"}}
     folder.mkdir(parents=True, exist_ok=True)
-    runs = {"using": "composite", "steps": [step]}
-    (folder / "action.yml").write_text(
-        json.dumps({"name": "stub", "inputs": more.get("inputs", {}), "runs": runs})
-    )
+    action = {"name": "stub", "inputs": inputs, "runs": {"using": "composite", "steps": [step]}}
+    (folder / "action.yml").write_text(json.dumps(action))

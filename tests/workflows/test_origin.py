@@ -133,6 +133,7 @@ def test_a_secret_reaches_the_program_only_of_own_code(tmp_path: Path, name: str
     case = CASES[name]
     machine = Machine(tmp_path / "machine", {"PATH": os.environ["PATH"]}, case.event, {}, {})
     machine.record()
+    machine.put("nix", "#!/bin/sh\n")
     (step,) = steps_of(read(TOP / "workflows/publish/action.yml"))
     given = {
         **machine.environment,

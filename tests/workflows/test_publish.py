@@ -35,7 +35,7 @@ def test_no_key_is_committed_where_none_is_known(story: GithubStory) -> None:
     assert story.head() == head
     head = story.commit_flake()
     story.git("tag", "v1", "main", folder=story.remote)
-    story.run(PUBLISH, Event("push", "refs/tags/v1")).check()
+    assert "is not committed" not in story.run(PUBLISH, Event("push", "refs/tags/v1")).check().log
     assert [record.scope for record in story.records()] == [f"v1-{SYSTEM}"]
     assert story.head() == story.head("refs/tags/v1") == head
 
@@ -140,7 +140,6 @@ GC_DEFAULTS = ["--retention-days=30", "--scope-ttl=90", "--grace-days=30"]
 @pytest.mark.parametrize(
     ("name", "set_before", "given", "arguments"),
     [
-        # As on a machine of one's own, where the key may lie in a file: then it is no publish without a key.
         ("publish", {"NIXCACHE_SIGNING_KEY_FILE": "/etc/key"}, {}, []),
         ("publish", {"NIXCACHE_CONFIG_DIR": "elsewhere"}, {"allow_unsigned": "true"}, []),
         # An empty input is one that is not given.
@@ -152,7 +151,7 @@ GC_DEFAULTS = ["--retention-days=30", "--scope-ttl=90", "--grace-days=30"]
 def test_what_is_not_given_is_left_to_the_program(
     story: GithubStory, name: str, set_before: dict[str, str], given: dict[str, str], arguments: list[str]
 ) -> None:
-    """Its own defaults count, and those that the job's environment sets."""
+    """Its own defaults count, and what the job's environment sets, such as a key that lies in a file."""
     machine = story.machine()
     machine.record()
     machine.environment |= set_before

@@ -318,7 +318,7 @@ class Evaluator:
         try:
             size = len(path[-1].encode())
         except UnicodeEncodeError:
-            reason = "its name is no UTF-8"
+            reason = "its name is not UTF-8"
         else:
             if size > MOST_NAME_BYTES:
                 reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
