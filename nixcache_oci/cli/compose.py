@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from yarl import URL
 
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.github.api_url import find_api_url
+from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring

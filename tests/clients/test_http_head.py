@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from nixcache_oci.clients.http.head import MOST_HEAD_BYTES, MOST_INTERIM_ANSWERS, HeadError, HeadMeter
+from nixcache_oci.clients.http.session import MOST_HEAD_BYTES, MOST_INTERIM_ANSWERS, HeadError, HeadMeter
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest

@@ -16,12 +16,12 @@ from aiohttp import web
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.errors import TroubleError
 from nixcache_oci.clients.http.proxy import basic_authorization
+from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
-from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.token import Token
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest

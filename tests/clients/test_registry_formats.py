@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from nixcache_oci.clients.http.errors import Failure, TroubleError
+from nixcache_oci.clients.http.ranges import Extent, read_extent, read_size, render_range
+from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import parse_error
-from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
+from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.redirect import is_redirect, join
-from nixcache_oci.clients.registry.refusal import Explainer
-from nixcache_oci.clients.registry.retry import Failure, GiveUp
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.errors import FormatError, NotFoundError
 
 _ANY_HEADERS = st.dictionaries(

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.registry.retry import (
-    Failure,
-    GiveUp,
-    Retry,
-    RetryPolicy,
-    decide,
-    find_asked_wait,
-    is_rate_limit,
-)
+from nixcache_oci.clients.http.errors import Failure
+from nixcache_oci.clients.http.retry import GiveUp, Retry, RetryPolicy, decide, find_asked_wait, is_rate_limit
 
 _NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 _POLICY = RetryPolicy(attempts=5, patience_seconds=30, first_backoff_seconds=0.5)

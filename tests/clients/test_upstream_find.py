@@ -9,10 +9,9 @@ import pytest
 import zstandard
 from aiohttp import web
 
-from nixcache_oci.clients.upstream.address import parse_upstream
-from nixcache_oci.clients.upstream.breaker import BreakerState
+from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.peer import BreakerState
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from tests.clients.test_content_coding import CODINGS

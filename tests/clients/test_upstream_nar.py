@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.nar import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from tests.clients.test_content_coding import CODINGS

@@ -35,15 +35,14 @@ from nixcache_oci.cache.table import (
 from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
 from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.clients.auth_file import Helper, search_auth_file
-from nixcache_oci.clients.github.version import parse_versions
+from nixcache_oci.clients.github.packages import parse_versions
+from nixcache_oci.clients.http.errors import Failure, TroubleError
+from nixcache_oci.clients.http.ranges import read_extent
+from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.registry.answer import Answer, parse_error
-from nixcache_oci.clients.registry.blob_range import read_extent
 from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import Failure, find_asked_wait
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.upstream.address import NarMode, nar_url, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.address import NarMode, UrlSigner, nar_url, parse_upstream, rewrite
 from nixcache_oci.clients.upstream.nar import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32

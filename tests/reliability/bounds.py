@@ -21,7 +21,7 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cli import log
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
-from nixcache_oci.clients.http import foreign, head, minimum_rate
+from nixcache_oci.clients.http import errors, reply, session
 from nixcache_oci.clients.local_store import evaluator
 from nixcache_oci.clients.registry import client as registry
 from nixcache_oci.clients.registry import transport, wire
@@ -181,13 +181,13 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
     "What a server answers": (
         Bound(
             "interim answers (1xx) before an answer",
-            f"{head.MOST_INTERIM_ANSWERS}",
+            f"{session.MOST_INTERIM_ANSWERS}",
             "the connection is cut",
             "tests/hostile/test_floods.py::test_a_flood_before_an_answer_stops_nobody",
         ),
         Bound(
             "all heads of an answer",
-            show_bytes(head.MOST_HEAD_BYTES),
+            show_bytes(session.MOST_HEAD_BYTES),
             "the connection is cut",
             "tests/clients/test_http_head.py::test_what_comes_before_a_head_is_bounded",
         ),
@@ -199,14 +199,14 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "rate of manifests, lists and tokens, at least",
-            f"{show_bytes(minimum_rate.DOCUMENT_BYTES_PER_SECOND)} a second of each 30 s",
+            f"{show_bytes(reply.DOCUMENT_BYTES_PER_SECOND)} a second of each 30 s",
             "it counts as no answer",
             "tests/clients/test_http_minimum_rate.py::test_a_registrys_document_may_not_drip",
         ),
         Bound(
             "rate of tables, packs and NARs, at least",
-            f"{show_bytes(minimum_rate.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
-            f"resumed; given up after {minimum_rate.RESUMED_WINDOWS} such times",
+            f"{show_bytes(reply.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
+            f"resumed; given up after {reply.RESUMED_WINDOWS} such times",
             "tests/clients/test_http_minimum_rate.py::test_a_registrys_blob_may_not_drip",
         ),
         Bound(
@@ -255,7 +255,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "what an error repeats of an answer",
-            f"{foreign._MOST_CHARACTERS} characters, escaped",
+            f"{errors._MOST_CHARACTERS} characters, escaped",
             "cut",
             f"{_ANSWERS}::test_an_answer_that_makes_no_sense_is_the_clients_own_error",
         ),

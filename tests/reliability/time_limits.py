@@ -49,7 +49,7 @@ TIME_LIMITS: Final = (
               "ASK_ON_SECONDS", "below a narinfo's own; an upstream that hangs costs it once in 30 s"),
     TimeLimit("hit without a signature that counts", "2", "proxy/signature_union.py", "WAIT_SECONDS",
               "a hit is at hand; once in 30 s"),
-    TimeLimit("breaker open", "30, doubling to 300", "clients/upstream/breaker.py", "FIRST_PAUSE_SECONDS",
+    TimeLimit("breaker open", "30, doubling to 300", "clients/upstream/peer.py", "FIRST_PAUSE_SECONDS",
               "only for connections; Nix remembers each 404 for an hour"),
     TimeLimit("first index", "5, once", "proxy/live_index.py", "FIRST_INDEX_SECONDS",
               "before it every answer would be a 404"),

@@ -1,6 +1,10 @@
-"""GitHub's REST API: one question, tried again where that may help.
+"""GitHub's REST API: which one belongs to a registry, and one question, tried again where that may help.
 
-Sources: GitHub's documentation, "Rate limits for the REST API" and "Best practices for using the REST API".
+The API is told by the registry's own name, so that its token never goes to some other server that the
+environment names.
+
+Sources: GitHub's documentation, "Rate limits for the REST API", "Best practices for using the REST API",
+"Working with the Container registry" and "Network details for GHE.com".
 """
 
 from collections.abc import Mapping
@@ -11,14 +15,52 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource
+from nixcache_oci.clients.credentials import (
+    TOKEN_FILE_VARIABLE,
+    Credentials,
+    CredentialSource,
+    is_github,
+    is_loopback,
+)
+from nixcache_oci.clients.http.errors import Failure, TroubleError, translated
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy
+from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.retry import Failure, GiveUp, RetryPolicy
 from nixcache_oci.clients.registry.transport import Tries
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request, Wire
-from nixcache_oci.errors import RegistryError
+from nixcache_oci.errors import RegistryError, UsageError
+
+API_VARIABLE: Final = "GITHUB_API_URL"
+_ENTERPRISE: Final = ".ghe.com"
+
+
+def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
+    """Give the address of the REST API, without a slash at its end; None where the registry is not GitHub's.
+
+    Args:
+        host: ``host[:port]`` of the registry.
+        environment: ``GITHUB_API_URL`` counts only where it and the registry are both on this machine, as
+            when another program plays GitHub. Every workflow has it, also one that publishes elsewhere.
+
+    Raises:
+        UsageError: ``GITHUB_API_URL`` would count, and is no address.
+    """
+    if is_github(host):
+        name = host.lower().removesuffix(":443")
+        if not name.endswith(_ENTERPRISE):
+            return "https://api.github.com"
+        return f"https://api.{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
+    text = environment.get(API_VARIABLE, "").rstrip("/")
+    if not text or not is_loopback(host):
+        return None
+    try:
+        url = parse_url(text)
+        name = url.origin().host or ""
+    except ValueError as error:
+        raise UsageError(f"{API_VARIABLE}: {text[:80]!r} is not the address of an API: {error}") from error
+    is_here = is_loopback(f"[{name}]" if ":" in name else name)
+    return text if is_here and url.scheme in {"http", "https"} else None
+
 
 _HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of an answer; a hundred versions with a few tags take 100 KB

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from yarl import URL
 
 from nixcache_oci.clients.http.public_address import is_loopback
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import UsageError
 
 # Where a proxy names no port: CURLOPT_PROXY(3).

@@ -9,9 +9,8 @@ from http import HTTPStatus
 
 from multidict import CIMultiDictProxy
 
-from nixcache_oci.clients.registry.retry import Failure
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.http.errors import Failure, TroubleError
+from nixcache_oci.clients.http.url import parse_url
 
 ERROR_LIMIT = 64 * 1024  # bytes of an error document that are read
 _LONGEST_MESSAGE = 200  # characters

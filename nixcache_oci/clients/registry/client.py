@@ -12,19 +12,17 @@ from time import monotonic
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
+from nixcache_oci.clients.http.errors import Failure, TroubleError, translated
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
+from nixcache_oci.clients.http.retry import RetryPolicy
+from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
+from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.delete import delete_manifest
-from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
 from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import Failure, RetryPolicy
 from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.upload import SessionsAhead, push_blob
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import DigestError, FormatError
 from nixcache_oci.oci.digest import Digest

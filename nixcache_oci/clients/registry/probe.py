@@ -13,14 +13,13 @@ from typing import Final
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.errors import TroubleError, translated
+from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.breakage import translated
+from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.refusal import find_tls_hint
-from nixcache_oci.clients.registry.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import Challenge, parse_challenges

@@ -5,9 +5,8 @@ Sources: RFC 9110, sections 10.2.2 and 15.4; RFC 3986 section 5.
 
 from yarl import URL
 
-from nixcache_oci.clients.registry.retry import Failure
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.http.errors import Failure, TroubleError
+from nixcache_oci.clients.http.url import parse_url
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPING_METHOD = frozenset({307, 308})

@@ -25,15 +25,13 @@ from nixcache_oci.clients.credentials import (
     CredentialSource,
     may_receive,
 )
-from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.errors import Failure, TroubleError, show, translated
 from nixcache_oci.clients.http.proxy import basic_authorization
+from nixcache_oci.clients.http.retry import is_temporary
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.retry import Failure, is_temporary
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request
-from nixcache_oci.clients.url import parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.reference import RegistryReference
 

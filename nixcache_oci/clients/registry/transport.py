@@ -13,17 +13,15 @@ from typing import TypeVar
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.errors import TroubleError, show, translated
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
+from nixcache_oci.clients.http.reply import Reply
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, decide
+from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.approach import Approach
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.refusal import Explainer
-from nixcache_oci.clients.registry.reply import Reply
-from nixcache_oci.clients.registry.retry import GiveUp, RetryPolicy, decide
+from nixcache_oci.clients.registry.errors import Explainer
+from nixcache_oci.clients.registry.preconnect import Approach
 from nixcache_oci.clients.registry.token import Authorizer
-from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import parse_challenges

@@ -16,6 +16,7 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
+from nixcache_oci.clients.http.errors import Failure, TroubleError, translated
 from nixcache_oci.clients.http.fresh import SILENT_SECONDS, Freshness, send_fresh
 from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
@@ -25,16 +26,11 @@ from nixcache_oci.clients.http.public_address import (
     is_public,
     spells_private,
 )
-from nixcache_oci.clients.http.session import GuardedRequest, open_session, peer_of
-from nixcache_oci.clients.http.tls import tls_context
-from nixcache_oci.clients.registry.approach import Approach, Storage
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.pace import Pace
+from nixcache_oci.clients.http.reply import Reply
+from nixcache_oci.clients.http.session import GuardedRequest, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.upload import Body, Pace
+from nixcache_oci.clients.registry.preconnect import Approach, Storage
 from nixcache_oci.clients.registry.redirect import is_redirect, join
-from nixcache_oci.clients.registry.reply import Reply
-from nixcache_oci.clients.registry.retry import Failure
-from nixcache_oci.clients.registry.trouble import TroubleError
 
 _BLOB_STALLS = 10  # a blob's head may take as long as Nix waits: 300 s
 _DOCUMENT_TRIES = 3  # in the time that the head of anything else may take

@@ -17,10 +17,19 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.errors import show
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.address import (
+    VIA,
+    Chain,
+    NarMode,
+    Upstream,
+    UrlSigner,
+    is_loop,
+    make_name,
+    render_via,
+    rewrite,
+)
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
     NarHead,
@@ -28,7 +37,6 @@ from nixcache_oci.clients.upstream.nar import (
 )
 from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.via import VIA, Chain, is_loop, make_name, render_via
 from nixcache_oci.clients.upstream.wire import Wire, translated
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
+from nixcache_oci.clients.http.reply import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.wire import translated
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError

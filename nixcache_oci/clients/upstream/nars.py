@@ -12,8 +12,7 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from nixcache_oci.clients.upstream.address import Upstream, nar_url
-from nixcache_oci.clients.upstream.named_path import UrlSigner, is_named_by_hash
+from nixcache_oci.clients.upstream.address import Upstream, UrlSigner, is_named_by_hash, nar_url
 from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, range_headers, read_head
 from nixcache_oci.clients.upstream.peer import Attempt, Peer
 from nixcache_oci.clients.upstream.wire import Wire

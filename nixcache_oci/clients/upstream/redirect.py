@@ -4,7 +4,7 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.url import parse_url, show_url
+from nixcache_oci.clients.http.url import parse_url, show_url
 from nixcache_oci.errors import UpstreamError
 
 MOST_REDIRECTS: Final = 5

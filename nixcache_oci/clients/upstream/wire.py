@@ -10,9 +10,8 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.errors import FOREIGN_ERRORS, SlowBodyError, show
 from nixcache_oci.clients.http.fresh import Freshness, send_fresh
-from nixcache_oci.clients.http.minimum_rate import SlowBodyError
 from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
@@ -20,8 +19,7 @@ from nixcache_oci.clients.http.public_address import (
     is_known_private,
     spells_private,
 )
-from nixcache_oci.clients.http.session import open_session, peer_of
-from nixcache_oci.clients.http.tls import tls_context
+from nixcache_oci.clients.http.session import open_session, peer_of, tls_context
 from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.clients.upstream.redirect import MOST_REDIRECTS, REDIRECT_STATUSES, next_url
 from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError, UsageError

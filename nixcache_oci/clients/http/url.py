@@ -1,4 +1,7 @@
-"""Reading a stranger's URL, and showing it."""
+"""Reading a stranger's URL, and showing it; where an answer's Location and Link lead.
+
+Sources: RFC 9110, sections 10.2.2 and 15.4; RFC 3986 section 5; RFC 8288 section 3 (Link).
+"""
 
 import re
 from typing import Final

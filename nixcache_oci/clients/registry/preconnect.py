@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from aiohttp.connector import Connection
 from yarl import URL
 
-from nixcache_oci.clients.registry.breakage import translated
+from nixcache_oci.clients.http.errors import translated
 
 # Of an origin, and whether it has to be at a public address.
 Target: TypeAlias = tuple[URL, bool]

@@ -9,11 +9,12 @@ a secondary rate limit); answers of GHCR, which state the wait as a Go duration 
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+
+from nixcache_oci.clients.http.errors import Failure
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 _GOOD = range(200, 300)  # as a failure: it says success, and is not what was asked for
@@ -54,30 +55,6 @@ class RetryPolicy:
     attempts: int = 5
     patience_seconds: float = 30.0
     first_backoff_seconds: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What came instead of success.
-
-    Attributes:
-        status: of HTTP, or None where no answer came.
-        headers: of the answer; names in lower case.
-        body: of the answer, at least its beginning.
-        is_elsewhere: whether a server answered that the registry redirected to. What it refuses is mostly an
-            expired signature, and the registry hands out a new one.
-        is_expected: whether the thing is known to exist, so that 404 only means "not yet".
-        is_verified: whether what was sent has the digest that it was sent with.
-        is_heavy: whether the request carried too much to be sent again until a rate limit has passed.
-    """
-
-    status: int | None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    is_elsewhere: bool = False
-    is_expected: bool = False
-    is_verified: bool = False
-    is_heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

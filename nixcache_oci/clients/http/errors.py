@@ -1,21 +1,108 @@
-"""The one door at which what libraries raise over a stranger's answer becomes ours."""
+"""What goes wrong with one request: libraries raise whatever they like, and answers may hold anything.
+
+Here is the one door at which what libraries raise over a stranger's answer becomes ours; their own texts
+may hold signed URLs, and are left behind.
+
+Source of error documents: OCI distribution specification, "Error Codes".
+"""
 
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
 
-from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS
-from nixcache_oci.clients.http.head import HeadError
-from nixcache_oci.clients.http.minimum_rate import SlowBodyError
 from nixcache_oci.clients.http.public_address import PrivateAddressError
-from nixcache_oci.clients.registry.retry import Failure
-from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.http.session import HeadError
 from nixcache_oci.errors import UsageError
+
+# What an HTTP library, the URL parser, the resolver, TLS and codecs raise over an answer that makes no sense.
+FOREIGN_ERRORS: Final = (
+    aiohttp.ClientError,
+    aiohttp.http_exceptions.HttpProcessingError,
+    OSError,  # with TLS and time-outs
+    EOFError,
+    ValueError,  # with UnicodeError: host names, realms and headers that no codec takes
+    LookupError,
+    ArithmeticError,
+    AssertionError,  # aiohttp's, about URLs that it did not foresee
+    RecursionError,
+    TypeError,
+)
+
+_MOST_CHARACTERS: Final = 600
+
+
+def show(text: str) -> str:
+    """Make a text fit for one line of a log or terminal: control characters shown, and not too long."""
+    if len(text) <= _MOST_CHARACTERS and text.isprintable():
+        return text
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[:_MOST_CHARACTERS]
+    )
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came instead of success.
+
+    Attributes:
+        status: of HTTP, or None where no answer came.
+        headers: of the answer; names in lower case.
+        body: of the answer, at least its beginning.
+        is_elsewhere: whether a server answered that the registry redirected to. What it refuses is mostly an
+            expired signature, and the registry hands out a new one.
+        is_expected: whether the thing is known to exist, so that 404 only means "not yet".
+        is_verified: whether what was sent has the digest that it was sent with.
+        is_heavy: whether the request carried too much to be sent again until a rate limit has passed.
+    """
+
+    status: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    is_elsewhere: bool = False
+    is_expected: bool = False
+    is_verified: bool = False
+    is_heavy: bool = False
+
+
+class SlowBodyError(TimeoutError):
+    """Too few bytes came for too long."""
+
+
+class TroubleError(Exception):
+    """One try failed; becomes a RegistryError when there is no other.
+
+    Args:
+        failure: what the decision about another try is made from.
+        reason: what happened, without secrets and signed URLs; is made fit for one line.
+        code: the OCI error code, or an empty string.
+        is_final: whether another try cannot help, whatever ``failure`` says.
+        is_about_token: whether the token service refused, not the registry itself.
+    """
+
+    def __init__(
+        self,
+        failure: Failure,
+        reason: str,
+        *,
+        code: str = "",
+        is_final: bool = False,
+        is_about_token: bool = False,
+    ) -> None:
+        self.reason = show(reason)
+        super().__init__(self.reason)
+        self.failure = failure
+        self.code = code
+        self.is_final = is_final
+        self.is_about_token = is_about_token
+
 
 CLOSED_EARLY: Final = "the connection was closed before an answer came"
 NOT_HTTP: Final = "what answered does not speak HTTP"

@@ -1,6 +1,6 @@
-"""Parts of a blob: how they are asked for, and whether an answer holds what was asked.
+"""Parts of a body: how they are asked for, and which one an answer says that it holds.
 
-Ranges are always closed, since open-ended ones are not served everywhere.
+Ranges are closed where a size is known, since open-ended ones are not served everywhere.
 
 Source: RFC 9110, sections 14.2 to 14.4.
 """
