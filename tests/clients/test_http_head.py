@@ -95,7 +95,7 @@ async def test_interim_answers_without_end_are_cut_at_once(piece: bytes) -> None
     sent: list[int] = []
     async with talk(flooding(piece, sent)) as url, asking(url, answer_seconds=60) as upstreams:
         async with stalls_measured() as longest:
-            with pytest.raises(UpstreamError, match=r"interim answers|head has over|no HTTP"):
+            with pytest.raises(UpstreamError, match=r"interim answers|head has over|not speak HTTP"):
                 await upstreams.find(HASH_PART)
         assert longest[0] < 1
         [health] = upstreams.health()
@@ -164,10 +164,10 @@ async def test_an_upstreams_head_may_not_drip() -> None:
     ):
         with pytest.raises(UpstreamError, match="no answer in time"):
             await upstreams.find(HASH_PART)
-        with pytest.raises(UpstreamError, match="no answer in time"):
+        with pytest.raises(UpstreamError, match="no answer within"):
             async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"):
                 pass
-        with pytest.raises(UpstreamError, match="no answer in time"):
+        with pytest.raises(UpstreamError, match="no answer within"):
             await upstreams.head_nar(parse_upstream(url).key, "nar/x.nar")
 
 
@@ -209,6 +209,6 @@ async def test_redirects_share_one_limit() -> None:
             with pytest.raises(RegistryError, match="no answer within"):
                 await registry.get_manifest("a")
         async with asking(url, nar_seconds=0.5) as upstreams:
-            with pytest.raises(UpstreamError, match="no answer in time"):
+            with pytest.raises(UpstreamError, match="no answer within"):
                 async with upstreams.open_nar(parse_upstream(url).key, "nar/x.nar"):
                     pass

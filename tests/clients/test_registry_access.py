@@ -16,13 +16,14 @@ from aiohttp import web
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.http.errors import TroubleError
-from nixcache_oci.clients.http.proxy import basic_authorization
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import HttpError
+from nixcache_oci.clients.http.one_origin import OneOrigin, limit_document
 from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.url import basic_authorization
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
 from nixcache_oci.clients.registry.token import Token
-from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
@@ -488,12 +489,14 @@ async def test_a_token_that_left_the_registry_does_not_come_back() -> None:
     servers = ServerThread(answer, answer)
     servers.start()
     hosts += [f"127.0.0.1:{servers.ports[1]}", f"127.0.0.1:{servers.ports[0]}"]
-    wire = Wire(stall_seconds=2, allows_http=True)
+    client = HttpClient(limit_document(2))
     try:
-        reply = await wire.send(Request("GET", URL(f"http://{hosts[1]}/start")), "Bearer t")
+        reply = await client.send(
+            Request("GET", URL(f"http://{hosts[1]}/start")), OneOrigin("Bearer t", allows_http=True)
+        )
         assert (await reply.read(100), reply.is_elsewhere) == (b"done", True)
     finally:
-        await wire.close()
+        await client.close()
         servers.stop()
     assert seen == [("/start", "Bearer t"), ("/next?x=%2B%2f", "Bearer t"), ("/away", None), ("/back", None)]
 
@@ -515,11 +518,11 @@ async def test_redirects_that_lead_nowhere_end(location: str, reason: str) -> No
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=302, headers={"Location": location})
 
-    wire = Wire(stall_seconds=2, allows_http=True)
+    client = HttpClient(limit_document(2))
     async with _serving(answer) as host:
-        with pytest.raises(TroubleError, match=reason) as raised:
-            await wire.send(Request("GET", URL(f"http://{host}/")), None)
-        await wire.close()
+        with pytest.raises(HttpError, match=reason) as raised:
+            await client.send(Request("GET", URL(f"http://{host}/")), OneOrigin(None, allows_http=True))
+        await client.close()
     assert raised.value.is_final
     assert "secret" not in raised.value.reason
 
@@ -538,22 +541,26 @@ async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
             return response
         return web.Response(text="done")
 
-    wire = Wire(stall_seconds=2, allows_http=True)
+    client = HttpClient(limit_document(2))
     async with _serving(answer) as host:
         for _ in range(3):
-            reply = await wire.send(Request("GET", URL(f"http://{host}/")), None)
+            reply = await client.send(
+                Request("GET", URL(f"http://{host}/")), OneOrigin(None, allows_http=True)
+            )
             assert await reply.read(100) == b"done"
             reply.close()
-        await wire.close()
+        await client.close()
     assert len(ports) == 1
 
 
 async def test_a_registry_of_https_is_never_spoken_to_in_the_clear() -> None:
     """Not by a redirect, nor by an upload's address, nor by a realm."""
-    wire = Wire(stall_seconds=2, allows_http=False)
-    with pytest.raises(TroubleError, match="only https"):
-        await wire.send(Request("GET", URL("http://127.0.0.1:1/")), "Bearer t")
-    await wire.close()
+    client = HttpClient(limit_document(2))
+    with pytest.raises(HttpError, match="only https"):
+        await client.send(
+            Request("GET", URL("http://127.0.0.1:1/")), OneOrigin("Bearer t", allows_http=False)
+        )
+    await client.close()
 
 
 async def test_loopback_needs_no_proxy(ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch) -> None:

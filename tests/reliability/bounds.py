@@ -21,10 +21,10 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cli import log
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
-from nixcache_oci.clients.http import errors, reply, session
+from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import evaluator
 from nixcache_oci.clients.registry import client as registry
-from nixcache_oci.clients.registry import transport, wire
+from nixcache_oci.clients.registry import transport
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
@@ -223,7 +223,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "redirects",
-            f"{wire._MOST_REDIRECTS}",
+            f"{client.MOST_REDIRECTS}",
             "refused",
             "tests/clients/test_upstream_redirect.py::test_redirects_end",
         ),

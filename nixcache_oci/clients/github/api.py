@@ -22,12 +22,12 @@ from nixcache_oci.clients.credentials import (
     is_github,
     is_loopback,
 )
-from nixcache_oci.clients.http.errors import Failure, TroubleError, translated
-from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import Failure, HttpError
+from nixcache_oci.clients.http.one_origin import OneOrigin, limit_document
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.url import parse_url
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.transport import Tries
-from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError, UsageError
 
 API_VARIABLE: Final = "GITHUB_API_URL"
@@ -89,11 +89,11 @@ class GithubApi:
         self._base = URL(base_url, encoded=True)
         self._credentials = credentials
         self._policy = policy
-        self._wire = Wire(stall_seconds=stall_seconds, allows_http=self._base.scheme == "http")
+        self._http = HttpClient(limit_document(stall_seconds))
 
     async def close(self) -> None:
         """End all connections."""
-        await self._wire.close()
+        await self._http.close()
 
     def url(self, path: str) -> URL:
         """Give the address of a path, which is already encoded and begins with a slash."""
@@ -106,7 +106,7 @@ class GithubApi:
             operation: for people; begins every error's text.
             method: of HTTP.
             url: of this API.
-            accepts: statuses that are answers; all others are trouble.
+            accepts: statuses that are answers; all others are failures.
 
         Raises:
             RegistryError: none of the tries worked, there is no token, or the address is not this API's.
@@ -124,26 +124,22 @@ class GithubApi:
         while True:
             try:
                 return await self._ask_once(request, credentials, accepts)
-            except TroubleError as trouble:
-                end = await tries.wait(trouble)
+            except HttpError as cause:
+                end = await tries.wait(cause)
                 if end is not None:
                     # The reason is in its text.
-                    raise _explain(operation, trouble, end, credentials.source) from None
+                    raise _explain(operation, cause, end, credentials.source) from None
 
     async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
-        with translated():
-            reply = await self._wire.send(request, f"Bearer {credentials.password}")
-            try:
-                body = await reply.read(_MOST_BYTES + 1)
-            finally:
-                reply.close()
-        answer = Answer(reply.status, reply.headers, body)
+        rules = OneOrigin(f"Bearer {credentials.password}", allows_http=self._base.scheme == "http")
+        reply = await self._http.send(request, rules)
+        answer = await reply.take(_MOST_BYTES + 1)
         if answer.status not in accepts:
-            trouble = answer.trouble()
-            trouble.failure = _read_limit(trouble.failure, answer.headers, datetime.now(UTC))
-            raise trouble
-        if len(body) > _MOST_BYTES:
-            raise TroubleError(Failure(None), f"it answered with over {_MOST_BYTES} bytes", is_final=True)
+            cause = answer.error()
+            cause.failure = _read_limit(cause.failure, answer.headers, datetime.now(UTC))
+            raise cause
+        if len(answer.body) > _MOST_BYTES:
+            raise HttpError.final(f"it answered with over {_MOST_BYTES} bytes")
         return answer
 
 
@@ -158,9 +154,9 @@ def _read_limit(failure: Failure, headers: Mapping[str, str], now: datetime) -> 
     return replace(failure, status=HTTPStatus.TOO_MANY_REQUESTS, headers={"retry-after": wait})
 
 
-def _explain(operation: str, trouble: TroubleError, end: GiveUp, source: str) -> RegistryError:
-    status = trouble.failure.status
-    hints = [f"{operation}: GitHub's API: {trouble.reason}"]
+def _explain(operation: str, cause: HttpError, end: GiveUp, source: str) -> RegistryError:
+    status = cause.failure.status
+    hints = [f"{operation}: GitHub's API: {cause.reason}"]
     if end.retry_after is not None:
         hints.append(f"it asks to wait {end.retry_after:.0f} s")
     elif status == HTTPStatus.UNAUTHORIZED:

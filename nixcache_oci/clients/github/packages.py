@@ -19,11 +19,11 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.github.api import GithubApi, needed_rights
-from nixcache_oci.clients.http.errors import TroubleError
+from nixcache_oci.clients.http.errors import HttpError
+from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.reply import Answer
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.tag_page import find_next
+from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -190,7 +190,7 @@ class GithubPackages:
             operation = f"list versions: {self._name}"
             try:
                 versions = await self._fetch_pages(operation)
-            except (FormatError, TroubleError) as error:
+            except (FormatError, HttpError) as error:
                 raise RegistryError(f"{operation}: GitHub's API: {error}") from error
             self._versions = {version.digest: version for version in versions}
         return self._versions

@@ -6,16 +6,18 @@ may hold signed URLs, and are left behind.
 Source of error documents: OCI distribution specification, "Error Codes".
 """
 
+import json
 import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 
+from nixcache_oci.clients.http.content_coding import CodingError
 from nixcache_oci.clients.http.public_address import PrivateAddressError
 from nixcache_oci.clients.http.session import HeadError
 from nixcache_oci.errors import UsageError
@@ -35,6 +37,7 @@ FOREIGN_ERRORS: Final = (
 )
 
 _MOST_CHARACTERS: Final = 600
+_LONGEST_MESSAGE: Final = 200  # characters
 
 
 def show(text: str) -> str:
@@ -76,15 +79,16 @@ class SlowBodyError(TimeoutError):
     """Too few bytes came for too long."""
 
 
-class TroubleError(Exception):
-    """One try failed; becomes a RegistryError when there is no other.
+class HttpError(Exception):
+    """One request had no answer of use. Each client makes an error of its own of it.
 
     Args:
         failure: what the decision about another try is made from.
         reason: what happened, without secrets and signed URLs; is made fit for one line.
         code: the OCI error code, or an empty string.
         is_final: whether another try cannot help, whatever ``failure`` says.
-        is_about_token: whether the token service refused, not the registry itself.
+        is_about_token: whether a token service refused, not the server itself.
+        is_connection: whether no connection could be made, or it broke, or nothing came over it in time.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class TroubleError(Exception):
         code: str = "",
         is_final: bool = False,
         is_about_token: bool = False,
+        is_connection: bool = False,
     ) -> None:
         self.reason = show(reason)
         super().__init__(self.reason)
@@ -102,6 +107,12 @@ class TroubleError(Exception):
         self.code = code
         self.is_final = is_final
         self.is_about_token = is_about_token
+        self.is_connection = is_connection
+
+    @classmethod
+    def final(cls, reason: str) -> Self:
+        """Make one for what no other try can mend."""
+        return cls(Failure(None), reason, is_final=True)
 
 
 CLOSED_EARLY: Final = "the connection was closed before an answer came"
@@ -133,15 +144,19 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     ),
     (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
     (SlowBodyError, lambda error: f"the answer comes too slowly: {error}"),
-    (TimeoutError, lambda _: "the connection stood still for too long"),
+    (TimeoutError, lambda _: "no answer in time: the connection stood still"),
     (aiohttp.ServerDisconnectedError, lambda _: CLOSED_EARLY),
     (aiohttp.ClientPayloadError, lambda _: "the connection broke before the end of the answer"),
     (aiohttp.ClientHttpProxyError, lambda error: f"the HTTP proxy answered {error.status}"),
     (HeadError, str),
+    (CodingError, str),
     (aiohttp.ClientResponseError, lambda _: NOT_HTTP),
     (OSError, lambda error: f"the connection broke: {_tell_number(error)}"),
 )
 
+
+# A connection that could not be made, or that broke before or within the answer.
+_CONNECTION: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
 _FINAL: tuple[type[Exception], ...] = (
     aiohttp.ClientConnectorCertificateError,
@@ -151,21 +166,58 @@ _FINAL: tuple[type[Exception], ...] = (
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what a library raises into TroubleError, and leave its text behind.
+    """Turn what a library raises into HttpError, and leave its text behind.
 
     Raises:
-        TroubleError: instead.
+        HttpError: instead.
     """
     try:
         yield
     except UsageError as error:  # the HTTP proxy that the environment names
-        raise TroubleError(Failure(None), str(error), is_final=True) from None
+        raise HttpError.final(str(error)) from None
     except FOREIGN_ERRORS as error:
-        # A certificate that is refused stays so, and so does what no codec or parser takes.
-        is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
-        reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
-        text = reason or f"what answered makes no sense: {type(error).__name__}"
-        raise TroubleError(Failure(None), text, is_final=is_final) from None
+        raise translate(error) from None
+
+
+def translate(error: Exception) -> HttpError:
+    """Make an HttpError of what a library raised."""
+    # A certificate that is refused stays so, and so does what no codec or parser takes.
+    is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
+    reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
+    text = reason or f"what answered makes no sense: {type(error).__name__}"
+    is_connection = isinstance(error, _CONNECTION) and not isinstance(error, SlowBodyError)
+    return HttpError(Failure(None), text, is_final=is_final, is_connection=is_connection)
+
+
+def parse_error(body: bytes) -> tuple[str, str]:
+    """Read code and message of an error document; both are empty where it is none.
+
+    GitHub tells of its secondary rate limit in a document that has a ``message`` only.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", ""
+    if not isinstance(document, dict):
+        return "", ""
+    errors = document.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors else {}
+    # A code counts in a registry's own document only: some of them mean that the cache is empty.
+    code, message = (
+        (first.get("code"), first.get("message"))
+        if isinstance(first, dict) and first
+        else (None, document.get("message"))
+    )
+    return (
+        code.upper() if isinstance(code, str) and code.isascii() and code.isidentifier() else "",
+        _clean(message) if isinstance(message, str) else "",
+    )
+
+
+def _clean(text: str) -> str:
+    """Make a stranger's text fit for one line."""
+    line = " ".join(text.split())
+    return "".join(character for character in line if character.isprintable())[:_LONGEST_MESSAGE]
 
 
 def _is_private(error: Exception) -> bool:
@@ -193,7 +245,7 @@ def _tell_tls(error: aiohttp.ClientConnectorSSLError) -> str:
     """Say it without the number, which is OpenSSL's own and no errno."""
     if _is_not_tls(error):
         return (
-            "what answers there does not speak TLS; a registry that speaks plain HTTP is written "
+            "what answers there does not speak TLS; what speaks plain HTTP is written "
             f"http://{error.host}:{error.port}"
         )
     reason = getattr(error.os_error, "reason", None)

@@ -8,7 +8,6 @@ left off: it also sends what a netrc holds, wherever a redirect leads.
 Sources: curl's manual, "ENVIRONMENT" and "--noproxy"; curl, ``lib/noproxy.c``, ``lib/url.c`` (parse_proxy).
 """
 
-import base64
 import ipaddress
 import os
 import re
@@ -20,7 +19,7 @@ from urllib.parse import unquote
 from yarl import URL
 
 from nixcache_oci.clients.http.public_address import is_loopback
-from nixcache_oci.clients.http.url import parse_url
+from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.errors import UsageError
 
 # Where a proxy names no port: CURLOPT_PROXY(3).
@@ -97,11 +96,6 @@ def is_excepted(host: str, port: int | None, no_proxy: str) -> bool:
         if domain and (name == domain or name.endswith(f".{domain}")):
             return True
     return False
-
-
-def basic_authorization(username: str, password: str) -> str:
-    """Render the value of an Authorization header (RFC 7617)."""
-    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def _first(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:

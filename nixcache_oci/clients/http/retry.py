@@ -1,4 +1,4 @@
-"""When a failed request is worth another try, and how long to wait before it: decisions only, no waiting.
+"""When a failed request is worth another try, and how long to wait before it.
 
 The waits double from try to try, each shortened at random ("full jitter"), so that many clients which failed
 together do not come back together. What a registry asks for is obeyed, or the request is given up at once
@@ -8,13 +8,18 @@ Sources: RFC 9110 section 10.2.3 (Retry-After); GitHub's documentation, "Rate li
 a secondary rate limit); answers of GHCR, which state the wait as a Go duration in the body.
 """
 
+import asyncio
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from random import SystemRandom
+from time import monotonic
 
-from nixcache_oci.clients.http.errors import Failure
+from nixcache_oci.clients.http.errors import Failure, HttpError
+
+_jitter = SystemRandom().random
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 _GOOD = range(200, 300)  # as a failure: it says success, and is not what was asked for
@@ -167,3 +172,37 @@ def _parse_body(body: bytes) -> float | None:
     if match is None:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(match[1].lower()))
+
+
+class Tries:
+    """Counts the tries of one operation, and waits between them."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._attempt = 0
+        self._transmission = 0.0
+        self._started = monotonic()
+
+    async def wait(self, error: HttpError, *, transmission: float = 0) -> GiveUp | None:
+        """Wait before the next try; an answer means that there is none.
+
+        Args:
+            error: how the last try ended.
+            transmission: seconds of it that went into sending a body, which are not a matter of patience.
+        """
+        self._attempt += 1
+        self._transmission += transmission
+        if error.is_final:
+            return GiveUp(is_temporary=False)
+        decision = decide(
+            self._policy,
+            self._attempt,
+            error.failure,
+            elapsed=monotonic() - self._started - self._transmission,
+            jitter=_jitter(),
+            now=datetime.now(UTC),
+        )
+        if isinstance(decision, GiveUp):
+            return decision
+        await asyncio.sleep(decision.delay)
+        return None

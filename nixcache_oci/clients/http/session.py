@@ -18,7 +18,8 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Final
 
 import aiohttp
@@ -151,6 +152,10 @@ _READ_BUFFER_BYTES: Final = 256 * 1024
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
 
+on_connection: ContextVar[Callable[[asyncio.Transport], None] | None] = ContextVar("connection", default=None)
+"""Is told which connection a request goes out over."""
+
+
 class GuardedResponse(aiohttp.ClientResponse):
     """An answer.
 
@@ -183,6 +188,8 @@ class GuardedRequest(aiohttp.ClientRequest):
         exchange = exchange_now.get()
         if exchange is not None and not exchange.freshness.take(protocol, exchange):
             raise StaleConnectionError("an idle connection that may be dead")  # it is closed for that
+        if (tell := on_connection.get()) is not None:
+            tell(transport)
         guard = HeadGuard(transport, protocol)
         response = await super().send(conn)
         if isinstance(response, GuardedResponse):
@@ -192,31 +199,21 @@ class GuardedRequest(aiohttp.ClientRequest):
         return response
 
 
-def open_session(
-    connector: aiohttp.BaseConnector,
-    *,
-    timeout: aiohttp.ClientTimeout | None = None,
-    request_class: type[GuardedRequest] = GuardedRequest,
-    traces: Sequence[aiohttp.TraceConfig] = (),
-) -> aiohttp.ClientSession:
+def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent.
 
     Args:
         connector: opens its connections; closed with it.
-        timeout: where a request names none.
-        request_class: may do more.
-        traces: of aiohttp.
     """
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=timeout if timeout is not None else aiohttp.ClientTimeout(total=None),
+        timeout=aiohttp.ClientTimeout(total=None),
         headers=_HEADERS,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER_BYTES,
-        request_class=request_class,
+        request_class=GuardedRequest,
         response_class=GuardedResponse,
-        trace_configs=list(traces),
         trust_env=False,  # proxies are chosen here, and a netrc would send credentials along redirects
     )
 

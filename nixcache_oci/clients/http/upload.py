@@ -64,7 +64,7 @@ _TICKS: Final = 10  # looks during the time that a connection may stand still
 _COMMIT_BYTES_PER_SECOND: Final = 25_000_000
 
 
-class Pace:
+class UploadProgress:
     """Watches one upload.
 
     Args:
@@ -99,7 +99,7 @@ class Pace:
             TimeoutError: nothing moved for too long.
         """
         async with asyncio.timeout(None) as limit:
-            watching = asyncio.create_task(self._watch(limit), name="upload pace")
+            watching = asyncio.create_task(self._watch(limit), name="upload progress")
             try:
                 yield
             finally:

@@ -1,14 +1,23 @@
-"""Reading a stranger's URL, and showing it; where an answer's Location and Link lead.
+"""Reading a stranger's URL, and showing it; where a Link leads; user and password as a header.
 
-Sources: RFC 9110, sections 10.2.2 and 15.4; RFC 3986 section 5; RFC 8288 section 3 (Link).
+Sources: RFC 9110, section 15.4 (redirects); RFC 8288 section 3 (Link); RFC 7617 (Basic).
 """
 
+import base64
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from yarl import URL
 
+from nixcache_oci.errors import FormatError
+
+REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+KEEPING_METHOD_STATUSES: Final = frozenset({307, 308})
+
 _MOST_SHOWN_CHARACTERS: Final = 200
+_LINK = re.compile(r'<([^<>]*)>((?:[ \t]*;[ \t]*[^\s;,="<>]+(?:[ \t]*=[ \t]*(?:"[^"]*"|[^\s;,"<>]+))?)*)')
+_REL = re.compile(r';[ \t]*rel[ \t]*=[ \t]*(?:"([^"]*)"|([^\s;,"]+))', re.IGNORECASE)
 
 
 def parse_url(text: str, *, encoded: bool = False) -> URL:
@@ -34,3 +43,24 @@ def show_url(text: str) -> str:
     if separator:
         place = f"{scheme}//{rest.rpartition('@')[2]}"
     return repr(place[:_MOST_SHOWN_CHARACTERS])
+
+
+def basic_authorization(username: str, password: str) -> str:
+    """Render the value of an Authorization header (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def find_next(link_headers: Iterable[str]) -> str | None:
+    """Find the target of the link to the next page; None on the last one.
+
+    Raises:
+        FormatError: there is a link to a next page, but it cannot be read.
+    """
+    for header in link_headers:
+        for match in _LINK.finditer(header):
+            relation = _REL.search(match[2])
+            if relation and "next" in (relation[1] or relation[2] or "").lower().split():
+                return match[1]
+        if "next" in re.sub(r"<[^<>]*>", "", header).lower():
+            raise FormatError("the list goes on at a Link that cannot be read")
+    return None

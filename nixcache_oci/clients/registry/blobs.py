@@ -16,14 +16,13 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.http.errors import Failure, TroubleError, translated
+from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
-from nixcache_oci.clients.http.reply import Reply
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.redirect import join
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
@@ -62,14 +61,14 @@ class Downloads:
         if answer.status == HTTPStatus.OK and length is not None:
             return self._remember(digest, length)
         if answer.status == HTTPStatus.NOT_FOUND and not call.is_expected and _is_from_registry(answer):
-            trouble = TroubleError(Failure(answer.status), "404 BLOB_UNKNOWN", code="BLOB_UNKNOWN")
-            raise self._transport.explain(call, trouble, GiveUp(is_temporary=False))
+            cause = HttpError(Failure(answer.status), "404 BLOB_UNKNOWN", code="BLOB_UNKNOWN")
+            raise self._transport.explain(call, cause, GiveUp(is_temporary=False))
         call = self._call("look for", digest, "GET", _PART_OR_NONE, "bytes=0-0")
         reply = await self._transport.open(call)
         try:
             size = read_size(reply.status, reply.headers)
             if reply.status != HTTPStatus.OK:  # else it is the whole blob
-                with suppress(TroubleError):  # read only to keep the connection
+                with suppress(HttpError):  # read only to keep the connection
                     await reply.read(ERROR_LIMIT)
         except FormatError as error:
             raise self._transport.error(call, str(error), status=reply.status) from error
@@ -118,8 +117,8 @@ class Downloads:
                         yield piece
                     if not left:
                         return
-            except TroubleError as trouble:
-                raise self._transport.explain(call, trouble, GiveUp(is_temporary=True)) from None
+            except HttpError as cause:
+                raise self._transport.explain(call, cause, GiveUp(is_temporary=True)) from None
         if left:
             raise self._transport.error(call, f"the answer ended {left} bytes early", is_temporary=True)
 
@@ -203,7 +202,7 @@ class SessionsAhead:
     async def _open(self) -> Answer | None:
         try:
             return await self._transport.fetch_once(_opening("open an upload", self._base))
-        except TroubleError:
+        except HttpError:
             return None  # whoever has a blob to send asks again, with all patience, and is told
 
 
@@ -238,13 +237,13 @@ async def push_blob(
             with translated():
                 committing = _commit(opening, opened, digest, body)
             await transport.fetch_once(committing)
-        except TroubleError as trouble:
+        except HttpError as cause:
             opened = None
-            end = await tries.wait(trouble, transmission=monotonic() - started)
+            end = await tries.wait(cause, transmission=monotonic() - started)
             if (end is None or end.is_temporary) and await _is_there(transport, looking):
                 return
             if end is not None:
-                raise transport.explain(committing, trouble, end) from None  # the reason is in its text
+                raise transport.explain(committing, cause, end) from None  # the reason is in its text
         else:
             return
 
@@ -272,6 +271,6 @@ def _commit(opening: Call, opened: Answer, digest: Digest, body: Body) -> Call:
 async def _is_there(transport: Transport, looking: Call) -> bool:
     try:
         await transport.fetch_once(looking)
-    except TroubleError:
+    except HttpError:
         return False  # the next session, or the error of the last, will tell
     return True

@@ -14,9 +14,8 @@ from typing import Final
 from urllib.parse import quote
 
 from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_loopback
-from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, TroubleError
+from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, HttpError, parse_error
 from nixcache_oci.clients.http.retry import GiveUp, is_rate_limit
-from nixcache_oci.clients.registry.answer import parse_error
 from nixcache_oci.errors import NotFoundError, RegistryError
 
 _DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
@@ -216,7 +215,7 @@ _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UN
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Turns trouble into the errors that callers see.
+    """Turns what went wrong into the errors that callers see.
 
     Attributes:
         host: of the registry, ``host[:port]``.
@@ -235,7 +234,7 @@ class Explainer:
     def explain(
         self,
         operation: str,
-        trouble: TroubleError,
+        cause: HttpError,
         end: GiveUp,
         *,
         may_be_absent: bool,
@@ -246,51 +245,51 @@ class Explainer:
 
         Args:
             operation: such as ``get manifest cache-index``.
-            trouble: the last one.
+            cause: the last one.
             end: why there is no other try.
             may_be_absent: whether the registry may say that it has no such thing. It must say so itself, by
                 an error document: the 404 of something on the way does not mean that the cache is empty.
             size: bytes that the request carried, or None.
             is_manifest: whether these are a manifest.
         """
-        failure = trouble.failure
+        failure = cause.failure
         status = failure.status
         is_absent = (
             may_be_absent
             and status == HTTPStatus.NOT_FOUND
-            and trouble.code in _ABSENT
+            and cause.code in _ABSENT
             and not failure.is_elsewhere
-            and not trouble.is_about_token
+            and not cause.is_about_token
         )
-        hints = [f"{operation}: {self.name}: {trouble.reason}"]
+        hints = [f"{operation}: {self.name}: {cause.reason}"]
         if end.retry_after is not None:
             hints.append(f"it asks to wait {end.retry_after:.0f} s")
         if status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
             hints.append("this is not how a registry says that something is absent: is something in between?")
-        elif not is_absent and (remedy := self._find_remedy(trouble, size, is_manifest=is_manifest)):
+        elif not is_absent and (remedy := self._find_remedy(cause, size, is_manifest=is_manifest)):
             hints.append(remedy)
         error = NotFoundError if is_absent else RegistryError
         return error(
             "; ".join(hints),
             status=status,
-            code=trouble.code,
+            code=cause.code,
             is_temporary=end.is_temporary,
             retry_after=end.retry_after,
         )
 
-    def _find_remedy(self, trouble: TroubleError, size: int | None, *, is_manifest: bool) -> str:
-        failure = trouble.failure
-        if self.plain_http and not failure.is_elsewhere and not trouble.is_about_token:
-            hint = find_tls_hint(self.host, failure.status, failure.body, trouble.reason)
+    def _find_remedy(self, cause: HttpError, size: int | None, *, is_manifest: bool) -> str:
+        failure = cause.failure
+        if self.plain_http and not failure.is_elsewhere and not cause.is_about_token:
+            hint = find_tls_hint(self.host, failure.status, failure.body, cause.reason)
             if hint:
                 return hint
         asker = Asker(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
         refusal = Refusal(
             failure.status,
-            trouble.code,
+            cause.code,
             parse_error(failure.body)[1],
             size,
-            is_about_token=trouble.is_about_token,
+            is_about_token=cause.is_about_token,
             is_elsewhere=failure.is_elsewhere,
             is_limit=is_rate_limit(failure),
             is_manifest=is_manifest,

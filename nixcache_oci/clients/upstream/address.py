@@ -15,7 +15,6 @@ The header Via ends loops: each process has a name of its own, and adds it to wh
 Who finds its own name in a request has been asked for what it asks for itself (RFC 9110, section 7.6.3).
 """
 
-import base64
 import hashlib
 import hmac
 import re
@@ -28,7 +27,7 @@ from urllib.parse import unquote_to_bytes
 
 from yarl import URL
 
-from nixcache_oci.clients.http.url import parse_url, show_url
+from nixcache_oci.clients.http.url import basic_authorization, parse_url, show_url
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.base32 import LETTER
 from nixcache_oci.nix.narinfo import NarInfo
@@ -192,19 +191,14 @@ def parse_upstream(text: str) -> Upstream:
             base = URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True)
             base.origin()  # finds what is wrong with the host only now
             if _HOST.fullmatch(base.raw_host or ""):
-                return Upstream(base, basic_authorization(url))
+                has_user = url.user is not None or url.password is not None
+                return Upstream(
+                    base, basic_authorization(url.user or "", url.password or "") if has_user else ""
+                )
     except ValueError:
         # without its cause, which may quote the credentials
         raise UsageError(f"upstream {shown}: not a URL; write it like https://cache.example.org") from None
     raise UsageError(f"upstream {shown}: not http:// or https:// and a host name")
-
-
-def basic_authorization(url: URL) -> str:
-    """Make an Authorization header's value from a URL's user and password; empty where it has none."""
-    if url.user is None and url.password is None:
-        return ""
-    secret = f"{url.user or ''}:{url.password or ''}"
-    return f"Basic {base64.b64encode(secret.encode()).decode()}"
 
 
 def origin(url: URL) -> tuple[str, str | None, int | None]:

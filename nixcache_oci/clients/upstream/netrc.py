@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.http.proxy import basic_authorization, check_proxies
+from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.http.url import basic_authorization
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nix_conf import parse_conf

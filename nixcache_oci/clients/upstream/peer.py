@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from nixcache_oci.clients.upstream.address import Upstream
-from nixcache_oci.clients.upstream.wire import translated
+from nixcache_oci.clients.upstream.rules import upstream_errors
 from nixcache_oci.errors import UpstreamConnectionError, UpstreamError, UpstreamNotFoundError
 
 FIRST_PAUSE_SECONDS = 30.0
@@ -215,7 +215,7 @@ class Peer:
         limit = asyncio.timeout(None)
         attempt = Attempt(limit, seconds)
         try:
-            with translated(self.upstream):
+            with upstream_errors(self.upstream):
                 async with limit:
                     result = await self._accounted(attempt, operation)
         except UpstreamNotFoundError:
