@@ -1,7 +1,6 @@
 """NARs as upstreams send them: what an answer's head says, and a body that outlives its connection."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from yarl import URL
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.errors import HttpError
+from nixcache_oci.clients.http.ranges import parse_content_range, read_length, render_range
 from nixcache_oci.clients.http.reply import (
     RESUMED_WINDOWS,
     STREAM_BYTES_PER_SECOND,
@@ -22,8 +22,6 @@ from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_er
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-_LENGTH = re.compile(r"\d{1,19}")
 ABSENT_STATUSES = frozenset({403, 404, 410})  # what Nix takes for "not there"
 _RANGE_NOT_SATISFIABLE = 416
 _OK = 200
@@ -71,7 +69,7 @@ def range_headers(start: int, end: int | None, validator: str = "") -> dict[str,
     """Ask for the bytes from ``start`` to before ``end`` (None: all), if the validator still holds."""
     if start == 0 and end is None:
         return {}
-    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    headers = {"Range": render_range(start, end)}
     return {**headers, "If-Range": validator} if validator else headers
 
 
@@ -99,17 +97,17 @@ def read_head(
     behind: int | None
     if status == _PARTIAL:
         text = headers.get("Content-Range", "")
-        size, first, behind = _read_content_range(text)
-        last_allowed = min(bound for bound in (end, size, behind) if bound is not None)
-        if not range_headers(start, end) or first != start or not first < behind <= last_allowed:
+        with upstream_errors(upstream):
+            first, behind, size = parse_content_range(text)
+        if not range_headers(start, end) or first != start or (end is not None and behind > end):
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
     else:
-        length = headers.get("Content-Length")
+        first, size = 0, read_length(headers)
         # With 2^64-1, its own sign for no length, the HTTP library gives a body that is empty, and whole.
-        if length is not None and not _LENGTH.fullmatch(length):
-            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {length[:80]!r}")
-        size = None if length is None else int(length)
-        first, behind = 0, size
+        if size is None and "Content-Length" in headers:
+            text = headers["Content-Length"]
+            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {text[:80]!r}")
+        behind = size
     return NarHead(
         status=status,
         size=size,
@@ -118,14 +116,6 @@ def read_head(
         accepts_ranges=status == _PARTIAL or headers.get("Accept-Ranges", "").strip().lower() == "bytes",
         validator=_read_validator(headers),
     )
-
-
-def _read_content_range(text: str) -> tuple[int | None, int, int]:
-    """Read size, first offset and the offset behind the last; an empty part where it cannot be read."""
-    match = _CONTENT_RANGE.fullmatch(text)
-    if match is None:
-        return None, 0, 0
-    return None if match[3] == "*" else int(match[3]), int(match[1]), int(match[2]) + 1
 
 
 def _read_validator(headers: Mapping[str, str]) -> str:
