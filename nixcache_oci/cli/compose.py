@@ -10,14 +10,13 @@ from yarl import URL
 
 from nixcache_oci.cli.interrupt import Interrupted, handling_signals
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.github.api_url import find_api_url
+from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.errors import FOREIGN_ERRORS, show
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 

@@ -12,20 +12,22 @@ from urllib.parse import urlsplit
 
 _PROXIES: Final = ("http_proxy", "all_proxy", "ALL_PROXY")
 _EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
+_SEPARATORS: Final = re.compile(r"[\s,]+")
+_NAME_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]{1,5}))?")
 
 
 def find_http_proxy(url: str, environment: Mapping[str, str]) -> str | None:
     """Find the variable whose HTTP proxy an ``http`` URL is asked through; None where it is asked itself."""
     variable = _first(_PROXIES, environment)
     host = urlsplit(url).hostname or ""
-    is_exception = any(_covers(word, host) for word in no_proxy_words(environment))
+    is_exception = is_excepted(host, None, " ".join(no_proxy_words(environment)))
     return None if variable is None or is_exception else variable
 
 
 def no_proxy_words(environment: Mapping[str, str]) -> list[str]:
     """Tell what is asked without an HTTP proxy."""
     variable = _first(_EXCEPTIONS, environment)
-    return [] if variable is None else [word for word in re.split(r"[,\s]+", environment[variable]) if word]
+    return [] if variable is None else [word for word in _SEPARATORS.split(environment[variable]) if word]
 
 
 def _first(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
@@ -33,15 +35,45 @@ def _first(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None
     return next((name for name in names if environment.get(name)), None)
 
 
-def _covers(word: str, host: str) -> bool:
-    if word == "*":
+def is_excepted(host: str, port: int | None, no_proxy: str) -> bool:
+    """Tell whether ``no_proxy`` names a host: by its name, that of a domain above, its address or network.
+
+    Args:
+        host: a name, or an IP address without brackets.
+        port: that is connected to; None where entries with a port count for nothing, as for libcurl.
+        no_proxy: entries separated by commas or spaces, or ``*`` for every host.
+    """
+    name = host.lower().removesuffix(".")
+    address = _address(name)
+    if no_proxy.strip() == "*":
         return True
+    for entry in _SEPARATORS.split(no_proxy):
+        if address is not None and (_address(entry) == address or _is_network_of(entry, address)):
+            return True
+        match = _NAME_AND_PORT.fullmatch(entry.lower())
+        if match is None or not match["name"] or (match["port"] and int(match["port"]) != port):
+            continue
+        if address is not None:
+            if _address(match["name"].strip("[]")) == address:
+                return True
+            continue
+        domain = match["name"].removeprefix(".").removesuffix(".")
+        if domain and (name == domain or name.endswith(f".{domain}")):
+            return True
+    return False
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(text)
     except ValueError:
-        name = word.strip(".").lower()
-        return host.lower() == name or host.lower().endswith(f".{name}")
+        return None
+
+
+def _is_network_of(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if "/" not in entry:
+        return False
     try:
-        return address in ipaddress.ip_network(word.strip("[]"), strict=False)
+        return address in ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return False

@@ -80,7 +80,7 @@ class RegistryReference:
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
                 " the path is made of the repository (owner/name) and the image"
             )
-        plain_http = scheme == "http" or (scheme == "" and _is_loopback(_parse_host_name(host)))
+        plain_http = scheme == "http" or (scheme == "" and is_loopback_name(_parse_host_name(host)))
         return cls(host, plain_http, "/".join(part for part in (repo.lower(), image.lower()) if part))
 
     def __str__(self) -> str:
@@ -159,7 +159,8 @@ def _parse_host_name(host: str) -> str:
     return name
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback_name(name: str) -> bool:
+    """Tell whether a host's name in lower case, or its address, is clearly this machine itself."""
     if name == "localhost":
         return True
     try:

@@ -14,9 +14,8 @@ from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.address import NarMode
+from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app

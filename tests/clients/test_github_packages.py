@@ -12,9 +12,8 @@ import pytest
 from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.github.api_url import find_api_url
-from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.github.version import PackageVersion, parse_versions
+from nixcache_oci.clients.github.api import find_api_url
+from nixcache_oci.clients.github.packages import GithubPackages, PackageVersion, parse_versions
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import FormatError, RegistryError, UsageError
 from nixcache_oci.oci.digest import Digest

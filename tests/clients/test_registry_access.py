@@ -15,10 +15,10 @@ from aioresponses import aioresponses
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.http.proxy import basic_authorization
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.url import basic_authorization
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token
-from nixcache_oci.clients.registry.body import Body
 from nixcache_oci.clients.registry.token import Token
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest

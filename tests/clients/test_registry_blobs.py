@@ -232,8 +232,7 @@ async def test_connections_are_used_again(ghcr: GhcrDouble, blob: Digest) -> Non
     async with opened(ghcr.host, owner(ghcr)) as registry:
         for start in range(10):
             await read(registry, blob, start, 1000)
-        session = registry._transport._wire._session
-        assert session is not None
+        [session] = registry._transport._http._sessions.values()
         assert session.connector is not None
         assert sum(map(len, session.connector._conns.values())) == 2  # the registry's, the storage's
 

@@ -12,7 +12,7 @@ from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remedy import Asker, Refusal, find_remedy
+from nixcache_oci.clients.registry.errors import Asker, Refusal, find_remedy
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.clients.upstream import client
-from nixcache_oci.clients.upstream.via import MOST_HOPS, is_loop, make_name, parse_via, render_via
+from nixcache_oci.clients.upstream.address import MOST_HOPS, is_loop, make_name, parse_via, render_via
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, serve, silent, talk

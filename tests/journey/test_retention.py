@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference

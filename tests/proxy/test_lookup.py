@@ -8,7 +8,7 @@ import pytest
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.upstream.via import Chain
+from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart

@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from nixcache_oci.clients.upstream.via import VIA, parse_via
+from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE

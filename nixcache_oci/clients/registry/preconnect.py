@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 from aiohttp.connector import Connection
 from yarl import URL
 
-from nixcache_oci.clients.registry.breakage import translated
+from nixcache_oci.clients.http.errors import translated
 
 # Of an origin, and whether it has to be at a public address.
 Target: TypeAlias = tuple[URL, bool]
 Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None]]
 
 
-class Approach:
+class Preconnect:
     """At most one connection to each origin that is on the way of one request.
 
     Args:
@@ -36,11 +36,11 @@ class Approach:
         self.last: Target | None = None
         self._connecting = {target: asyncio.create_task(connect(*target)) for target in targets}
 
-    async def arrive(self, origin: URL, *, is_guarded: bool) -> None:
+    async def arrive(self, origin: URL, is_guarded: bool) -> None:
         """Have the connection at hand for the request that is sent there next.
 
         Raises:
-            TroubleError: it could not be opened.
+            HttpError: it could not be opened.
         """
         self.last = origin, is_guarded
         connecting = self._connecting.get(self.last)
@@ -67,7 +67,7 @@ class Storage:
         self._target: Target | None = None
 
     @contextmanager
-    def approach(self, registry: URL, *, is_waiting: bool) -> Iterator[Approach]:
+    def preconnect(self, registry: URL, *, is_waiting: bool) -> Iterator[Preconnect]:
         """Open connections while a request for a blob is made.
 
         Args:
@@ -77,12 +77,12 @@ class Storage:
         targets = {(registry, False)} if is_waiting else set()
         if self._target is not None:
             targets.add(self._target)
-        approach = Approach(targets, self._connect)
+        preconnect = Preconnect(targets, self._connect)
         try:
-            yield approach
+            yield preconnect
         finally:
-            approach.end()
-        self._target = approach.last if approach.last and approach.last[0] != registry else None
+            preconnect.end()
+        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry else None
 
 
 def _give_back(connection: Connection | None) -> None:

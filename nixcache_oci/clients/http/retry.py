@@ -1,4 +1,4 @@
-"""When a failed request is worth another try, and how long to wait before it: decisions only, no waiting.
+"""When a failed request is worth another try, and how long to wait before it.
 
 The waits double from try to try, each shortened at random ("full jitter"), so that many clients which failed
 together do not come back together. What a registry asks for is obeyed, or the request is given up at once
@@ -8,12 +8,21 @@ Sources: RFC 9110 section 10.2.3 (Retry-After); GitHub's documentation, "Rate li
 a secondary rate limit); answers of GHCR, which state the wait as a Go duration in the body.
 """
 
+import asyncio
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from random import SystemRandom
+from time import monotonic
+
+from nixcache_oci.clients.http.errors import Failure, HttpError
+
+_log = logging.getLogger(__name__)
+
+_jitter = SystemRandom().random
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
 _GOOD = range(200, 300)  # as a failure: it says success, and is not what was asked for
@@ -54,30 +63,6 @@ class RetryPolicy:
     attempts: int = 5
     patience_seconds: float = 30.0
     first_backoff_seconds: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What came instead of success.
-
-    Attributes:
-        status: of HTTP, or None where no answer came.
-        headers: of the answer; names in lower case.
-        body: of the answer, at least its beginning.
-        is_elsewhere: whether a server answered that the registry redirected to. What it refuses is mostly an
-            expired signature, and the registry hands out a new one.
-        is_expected: whether the thing is known to exist, so that 404 only means "not yet".
-        is_verified: whether what was sent has the digest that it was sent with.
-        is_heavy: whether the request carried too much to be sent again until a rate limit has passed.
-    """
-
-    status: int | None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    is_elsewhere: bool = False
-    is_expected: bool = False
-    is_verified: bool = False
-    is_heavy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,3 +175,39 @@ def _parse_body(body: bytes) -> float | None:
     if match is None:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(match[1].lower()))
+
+
+class Tries:
+    """Counts the tries of one operation, and waits between them."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._attempt = 0
+        self._transmission = 0.0
+        self._started = monotonic()
+
+    async def wait(self, error: HttpError, *, transmission: float = 0) -> GiveUp | None:
+        """Wait before the next try; an answer means that there is none.
+
+        Args:
+            error: how the last try ended.
+            transmission: seconds of it that went into sending a body, which are not a matter of patience.
+        """
+        self._attempt += 1
+        self._transmission += transmission
+        if error.is_final:
+            return GiveUp(is_temporary=False)
+        decision = decide(
+            self._policy,
+            self._attempt,
+            error.failure,
+            elapsed=monotonic() - self._started - self._transmission,
+            jitter=_jitter(),
+            now=datetime.now(UTC),
+        )
+        if isinstance(decision, GiveUp):
+            return decision
+        fields = {"reason": error.reason, "seconds": decision.delay}
+        _log.info("the registry is asked again", extra={"fields": fields})
+        await asyncio.sleep(decision.delay)
+        return None

@@ -1,6 +1,6 @@
-"""Parts of a blob: how they are asked for, and whether an answer holds what was asked.
+"""Parts of a body: how they are asked for, and which one an answer says that it holds.
 
-Ranges are always closed, since open-ended ones are not served everywhere.
+Ranges are closed where a size is known, since open-ended ones are not served everywhere.
 
 Source: RFC 9110, sections 14.2 to 14.4.
 """
@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from nixcache_oci.errors import FormatError
 
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
 _SIZE = re.compile(r"[0-9]{1,18}")
 _MOST_SKIPPED_BYTES = 64 * 1024 * 1024
@@ -35,9 +35,9 @@ class Extent:
     end: int
 
 
-def render_range(start: int, end: int) -> str:
-    """Render the Range header for the bytes from ``start`` to before ``end``; there is at least one."""
-    return f"bytes={start}-{end - 1}"
+def render_range(start: int, end: int | None) -> str:
+    """Render the Range header for the bytes from ``start`` to before ``end`` (None: all); at least one."""
+    return f"bytes={start}-{'' if end is None else end - 1}"
 
 
 def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
@@ -59,10 +59,10 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
     if length is None:
         raise FormatError("the answer does not state its length")
     if status == HTTPStatus.PARTIAL_CONTENT:
-        size, first, last = _parse_content_range(headers.get("Content-Range", ""))
-        if end is None or (first, last + 1) != (start, end) or length != end - start:
+        first, behind, size = _parse_sized(headers)
+        if end is None or (first, behind) != (start, end) or length != end - start:
             raise FormatError(
-                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size} in {length} bytes"
+                f"asked for bytes {start} to {end}, got {first} to {behind} of {size} in {length} bytes"
             )
         return Extent(size, 0, start, end)
     size = length
@@ -90,7 +90,7 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
         FormatError: the answer does not tell.
     """
     if status == HTTPStatus.PARTIAL_CONTENT:
-        return _parse_content_range(headers.get("Content-Range", ""))[0]
+        return _parse_sized(headers)[2]
     if status == HTTPStatus.OK:
         length = read_length(headers)
         if length is not None:
@@ -100,13 +100,29 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
     raise FormatError("the answer does not state the blob's size")
 
 
-def _parse_content_range(text: str) -> tuple[int, int, int]:
+def parse_content_range(text: str) -> tuple[int, int, int | None]:
+    """Read which bytes came: the first one's offset, the one behind the last, and the size of all, if told.
+
+    Raises:
+        FormatError: the header is none, or contradicts itself.
+    """
     match = _CONTENT_RANGE.fullmatch(text)
     if match is None:
         raise FormatError(
             f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
         )
-    first, last, size = (int(number) for number in match.groups())
-    if not first <= last < size:
+    first, behind = int(match[1]), int(match[2]) + 1
+    size = None if match[3] == "*" else int(match[3])
+    if not first < behind <= (behind if size is None else size):
         raise FormatError(f"the answer's Content-Range {text[:80]!r} contradicts itself")
-    return size, first, last
+    return first, behind, size
+
+
+def _parse_sized(headers: Mapping[str, str]) -> tuple[int, int, int]:
+    text = headers.get("Content-Range", "")
+    first, behind, size = parse_content_range(text)
+    if size is None:
+        raise FormatError(
+            f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
+        )
+    return first, behind, size
