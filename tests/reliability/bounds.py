@@ -18,12 +18,12 @@ from nixcache_oci.cache import (
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
-from nixcache_oci.cli import log
+from nixcache_oci.cli import log, publish
 from nixcache_oci.clients import layout_check
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
-from nixcache_oci.clients.local_store import evaluator
+from nixcache_oci.clients.local_store import build, evaluator
 from nixcache_oci.clients.registry import client as registry
 from nixcache_oci.clients.registry import transport
 from nixcache_oci.nix import narinfo, signature
@@ -344,6 +344,24 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             f"{evaluator.MOST_NAME_BYTES:,} bytes",
             "that output fails",
             "tests/clients/test_evaluate.py::test_long_names",
+        ),
+        Bound(
+            "sets within a set that is looked through",
+            f"{evaluator.MOST_LEVELS} levels, {evaluator.MOST_NESTED:,} attributes",
+            "one failure that names the limit",
+            "tests/clients/test_evaluate_paths.py::test_sets_without_end",
+        ),
+        Bound(
+            "calls of Nix for one build, where it stops at a failure",
+            f"{build.MOST_CALLS:,}",
+            "the rest is named as not tried",
+            "tests/clients/test_build.py::test_a_nix_that_always_fails_is_given_up",
+        ),
+        Bound(
+            "lines about outputs that are left out, or fail",
+            f"{publish.MOST_REASONS} each",
+            "counted in one line",
+            "tests/journey/test_publish.py::test_what_is_left_out_is_said",
         ),
     ),
 }
