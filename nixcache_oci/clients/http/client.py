@@ -111,9 +111,8 @@ class HttpClient:
         )
         self._is_public = is_public
         self._freshness = Freshness()
-        self._sessions: dict[
-            bool, aiohttp.ClientSession
-        ] = {}  # by whether they lead to public addresses only
+        # By whether they lead to public addresses only.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
         """End all connections."""

@@ -8,7 +8,7 @@ from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.errors import HttpError
+from nixcache_oci.clients.http.errors import HttpError, SlowBodyError, translate
 from nixcache_oci.clients.http.ranges import parse_content_range, read_length, render_range
 from nixcache_oci.clients.http.reply import (
     RESUMED_WINDOWS,
@@ -204,10 +204,12 @@ class NarBody:
                     with upstream_errors(self._upstream):
                         self._decoder.end()
                 return
-            with upstream_errors(self._upstream):
-                waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
-                self._total_rate.add(len(chunk or b""), waited)
+            waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
             is_first = False
+            try:
+                self._total_rate.add(len(chunk or b""), waited)
+            except SlowBodyError as error:
+                raise upstream_error(self._upstream, translate(error)) from error
             if chunk is None:
                 continue
             self._position += len(chunk)
@@ -225,21 +227,15 @@ class NarBody:
     async def _read_or_resume(self) -> bytes | None:
         """Give the next bytes, none at the end; or None where there is a new connection to read them from."""
         try:
-            return await self._read()
-        except UpstreamError as error:
-            await self._resume(error)
-            return None
-
-    async def _read(self) -> bytes:
-        try:
             chunk = await self._reply.next()
         except HttpError as error:
-            raise upstream_error(self._upstream, error) from error
-        if not chunk and self._end is not None and self._position < self._end:
-            raise UpstreamError(
-                f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
-            )
-        return chunk
+            await self._resume(upstream_error(self._upstream, error))
+            return None
+        if chunk or self._end is None or self._position >= self._end:
+            return chunk
+        cut = f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
+        await self._resume(UpstreamError(cut))
+        return None
 
     async def _resume(self, error: UpstreamError) -> None:
         self._reply.close()
@@ -249,8 +245,7 @@ class NarBody:
             await asyncio.sleep(self._pause_seconds * 2**self._resumes)
             self._resumes += 1
             try:
-                with upstream_errors(self._upstream):
-                    reply, head = await self._reopen(self._position, self._end, self._head.validator)
+                reply, head = await self._reopen(self._position, self._end, self._head.validator)
             except UpstreamNotFoundError:
                 raise
             except UpstreamError as again:
