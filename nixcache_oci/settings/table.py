@@ -1,7 +1,6 @@
 """Every setting there is: name, default, parser, meaning.
 
 This table drives the environment, the flags and their help; a test keeps README's table equal to it.
-Source: design section 7.
 """
 
 from typing import Final
