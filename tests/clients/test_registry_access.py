@@ -553,6 +553,25 @@ async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
     assert len(ports) == 1
 
 
+async def test_a_redirect_whose_page_breaks_off_is_followed() -> None:
+    """What it says stands in its head; the page is read for the sake of the connection only."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != "/":
+            return web.Response(text="done")
+        response = web.StreamResponse(status=302, headers={"Location": "/there", "Content-Length": "99"})
+        await response.prepare(request)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    client = HttpClient(limit_document(2))
+    async with _serving(answer) as host:
+        reply = await client.send(Request("GET", URL(f"http://{host}/")), OneOrigin(None, allows_http=True))
+        assert await reply.read(100) == b"done"
+        await client.close()
+
+
 async def test_a_registry_of_https_is_never_spoken_to_in_the_clear() -> None:
     """Not by a redirect, nor by an upload's address, nor by a realm."""
     client = HttpClient(limit_document(2))
