@@ -460,6 +460,23 @@ async def test_a_redirect_with_a_page_keeps_its_connection() -> None:
     assert len(ports) == 1
 
 
+async def test_a_redirect_whose_page_breaks_off_is_followed() -> None:
+    """What it says stands in its head; the page is read for the sake of the connection only."""
+
+    async def answer(request: server.Request) -> server.StreamResponse:
+        if request.path == "/there":
+            return server.json_response({"tags": []})
+        headers = {"Location": "/there", "Content-Length": "99"}
+        response = server.StreamResponse(status=302, headers=headers)
+        await response.prepare(request)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with serve(answer) as url, opened(url.removeprefix("http://"), None) as registry:
+        assert await registry.list_tags() == []
+
+
 @pytest.mark.parametrize(
     ("status", "header", "value"),
     [

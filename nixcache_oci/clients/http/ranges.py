@@ -108,9 +108,7 @@ def parse_content_range(text: str) -> tuple[int, int, int | None]:
     """
     match = _CONTENT_RANGE.fullmatch(text)
     if match is None:
-        raise FormatError(
-            f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
-        )
+        raise _untold(text)
     first, behind = int(match[1]), int(match[2]) + 1
     size = None if match[3] == "*" else int(match[3])
     if not first < behind <= (behind if size is None else size):
@@ -122,7 +120,11 @@ def _parse_sized(headers: Mapping[str, str]) -> tuple[int, int, int]:
     text = headers.get("Content-Range", "")
     first, behind, size = parse_content_range(text)
     if size is None:
-        raise FormatError(
-            f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
-        )
+        raise _untold(text)
     return first, behind, size
+
+
+def _untold(text: str) -> FormatError:
+    return FormatError(
+        f"the answer's Content-Range {text[:80]!r} does not state which bytes of how many were sent"
+    )
