@@ -11,6 +11,7 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, SUF
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 FIRST_PACK_BYTES: Final = 1024 * 1024
 """Of the first pack of a publish; see ``PackBuilder.following``."""
@@ -72,7 +73,7 @@ class PackBuilder:
         """
         if not fits_pack(len(compressed)):
             raise FormatError(
-                f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong into a pack"
+                f"pack: {narinfo.store_path}: {counted(len(compressed), 'byte')}, too many for a pack"
             )
         if len(self._content) + len(compressed) > self._limit:
             return False

@@ -24,6 +24,7 @@ from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # Tables are inflated on threads, and each holds one piece of its blob.
 _PARALLEL_TABLES: Final = 4
@@ -188,7 +189,7 @@ class _Reading:
         count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
         reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
         total = len(listing.segments) + listing.left_out
-        return f"{count} of {total} segments are left out, the oldest: {reasons[0]}" if count else None
+        return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
     async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
         file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)

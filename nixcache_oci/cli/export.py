@@ -12,6 +12,7 @@ from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -43,7 +44,8 @@ async def _export(values: Values, folder: Path) -> int:
         done = await Export(repository, folder, priority, _warn).run(view.inventory)
     finally:
         await repository.close()
-    say(f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had")
+    written = counted(done.written, "path")
+    say(f"{folder}: {written} written, {done.present} already there, {done.failed} failed")
     return DONE if view.is_whole and not done.failed else FAILED
 
 

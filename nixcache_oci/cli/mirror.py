@@ -13,6 +13,7 @@ from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
 
@@ -39,10 +40,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     values = Values(environment, arguments)
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
     done = run_async(_mirror(source, destination, values))
-    say(
-        f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
-        f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")
-    )
+    sent = f"{counted(done.sent, 'blob')} sent ({format_size(done.sent_bytes)})"
+    left_out = f"; {counted(done.failed, 'path')} left out" if done.failed else ""
+    say(f"{counted(done.segments, 'segment')}; {sent}, {done.present} already there{left_out}")
     return FAILED if done.failed else DONE
 
 

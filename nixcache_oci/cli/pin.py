@@ -20,6 +20,7 @@ from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         pin = _pin(arguments, view)
         relisted = find_condemned(view.inventory, pin.path.hash_part)
         if relisted.narinfos:
-            warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
+            warn(f"listing again what gc has marked as dead: {counted(len(relisted.narinfos), 'path')}")
         run_async(_write(values, pin, relisted))
     else:
         run_async(_write(values, _unpin(arguments.name, view), Relisted()))
@@ -133,7 +134,7 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
         ]
         say_json({"pins": fields})
     else:
-        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
+        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep_text) for pin in pins])
 
 
 def _parse_count(text: str) -> int:

@@ -75,7 +75,8 @@ class _Round:
 
     @property
     def amount(self) -> str:
-        return f"{len(self._done):,} of {self.paths:,} paths, {format_share(self.size_done, self._size)}"
+        noun = "path" if self.paths == 1 else "paths"
+        return f"{len(self._done):,} of {self.paths:,} {noun}, {format_share(self.size_done, self._size)}"
 
 
 class _LineProgress:

@@ -41,6 +41,7 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
+from nixcache_oci.wording import counted
 
 VARIABLES: Final = (
     *table.REPOSITORY_VARIABLES,
@@ -236,7 +237,7 @@ def show_plan(plan: Plan) -> str:
     """Write the line that stands before everything."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
-        f"{plan.paths} paths: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
+        f"{counted(plan.paths, 'path')}: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
         f"{len(plan.push)} to push ({format_size(plan.push_bytes)})"
     )
 
@@ -270,7 +271,8 @@ def report(
     if published.is_needless:
         say(f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded")
     else:
-        say(f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}")
+        count = counted(len(pushed), "path")
+        say(f"{repository.name}: {count} pushed ({size}, {packed} compressed) in {took}")
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]

@@ -21,6 +21,7 @@ from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
@@ -240,7 +241,7 @@ async def _find_named_keys(
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
     if len(found) > _MOST_KEYS:
-        raise Error(f"{source} names {len(found)} public keys, too many to compare: {remedy}")
+        raise Error(f"{source} names {counted(len(found), 'public key')}, too many to compare: {remedy}")
     try:
         keys = parse_public_keys(found)
     except FormatError as error:

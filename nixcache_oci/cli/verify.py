@@ -35,6 +35,7 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
 
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         say_json(_to_json(outcome, is_repair=arguments.repair))
     else:
         left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
-        complain(f"{_count(outcome.problems)} problems{left}")
+        complain(f"{counted(_count(outcome.problems), 'problem')}{left}")
     return FAILED if outcome.left else DONE
 
 

@@ -13,6 +13,7 @@ from nixcache_oci.clients.one_ahead import one_ahead
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # So much with one change of threads.
 _BATCH_BYTES = 512 * 1024
@@ -64,7 +65,7 @@ class Layout:
             stop = size if end is None else end
             if not 0 <= start <= stop <= size:
                 raise RegistryError(
-                    f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
+                    f"{self.name}: blob {digest} has {counted(size, 'byte')}, and no range {start}-{stop}"
                 )
             # Its end is waited for before the file is closed: no thread may read what gets its number then.
             async with aclosing(_read(file, start, stop)) as chunks:

@@ -30,6 +30,7 @@ from nixcache_oci.maintenance.table_rows import GcTable, PathNumbers, TableRows
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 8
 _LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; of these, one at a time is read
@@ -60,7 +61,7 @@ async def read_state(
         )
     if union.unread:
         raise LimitError(
-            f"{repository.name}: {union.unread} tags of segments that no index lists are more than are read;"
+            f"{repository.name}: {counted(union.unread, 'tag')} too many of segments that no index lists;"
             " delete those that nobody published"
         )
     if not union.is_complete:
@@ -70,8 +71,8 @@ async def read_state(
             is_temporary=True,
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
-    counted = {segment.manifest for segment in union.index.segments}
-    former = (tag for tag in tags if tag.manifest not in counted and tag.created < union.index.watermark)
+    listed = {segment.manifest for segment in union.index.segments}
+    former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
     # The rest has its turn in later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.

@@ -27,6 +27,7 @@ from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, 
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _MEMORY_BYTES: Final = 16 * 1024 * 1024  # what is no larger does not go through the disk
 _BLOBS_AT_ONCE: Final = 4
@@ -131,7 +132,8 @@ class Mirror:
         return await push_table(self._destination, rest.table, blobs, None)
 
     def _leave_out(self, segment: Segment, reason: object) -> None:
-        self._tell(f"{segment.tag}: left out, with {segment.paths} paths that are not known: {reason}")
+        paths = counted(segment.paths, "path")
+        self._tell(f"{segment.tag}: left out, and nobody knows what it listed ({paths}): {reason}")
         self._done.failed += segment.paths
 
     async def _copy_blobs(self, manifest: Manifest) -> dict[Digest, str]:

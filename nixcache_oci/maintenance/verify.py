@@ -26,6 +26,7 @@ from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 16
 _PARALLEL_BLOBS: Final = 4
@@ -77,7 +78,7 @@ class Verifier:
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
         # As `list` counts: each once, however many segments list it.
-        self._tell(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
+        self._tell(f"checking {counted(len({entry.narinfo.store_path for entry in entries}), 'path')}")
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
@@ -144,7 +145,7 @@ class Verifier:
                 if HashPart(reference.partition("-")[0]) not in listed:
                     referrers[reference].append(entry)
         if referrers:
-            self._tell(f"{len(referrers)} paths that are referred to are looked for upstream")
+            self._tell(f"looking upstream for {counted(len(referrers), 'path')} that others refer to")
 
         async def find(reference: str) -> tuple[Kind, str] | None:
             try:
@@ -166,7 +167,7 @@ class Verifier:
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
-        self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
+        self._tell(f"checking {counted(len(asked), 'blob')}")
         check = check_content if self._with_content else check_start
         at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
         found = await run_all(

@@ -16,6 +16,7 @@ from nacl.signing import SigningKey, VerifyKey
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
@@ -258,7 +259,7 @@ def _check(noun: str, name: str, raw: bytes, size: int) -> None:
     if not _KEY_NAME.fullmatch(name):
         raise FormatError(f"{noun}: a key's name has no colon or white space, got {name[:80]!r}")
     if len(raw) != size:
-        raise FormatError(f"{noun} of {name[:80]}: expected {size} bytes, got {len(raw)}")
+        raise FormatError(f"{noun} of {name[:80]}: expected {counted(size, 'byte')}, got {len(raw)}")
 
 
 def _join(name: str, raw: bytes) -> str:

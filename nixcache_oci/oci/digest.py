@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.wording import counted
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -51,4 +52,6 @@ class Digest:
         """
         actual = self.of(content)
         if actual != self:
-            raise DigestError(f"{self}: the {len(content)} bytes received have digest {actual}")
+            raise DigestError(
+                f"{self}: what was received, {counted(len(content), 'byte')}, has digest {actual}"
+            )

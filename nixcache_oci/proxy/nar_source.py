@@ -18,6 +18,7 @@ from nixcache_oci.proxy.file_check import FileChecks
 from nixcache_oci.proxy.pack_cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import Piece, verified
+from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
 """Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
@@ -140,7 +141,7 @@ class NarSource:
             if blob in self._quarantine:
                 self._sizes.forget(blob)
         if told not in (None, size):
-            raise RegistryError(f"blob {blob}: {size} bytes now, {told} before")
+            raise RegistryError(f"blob {blob}: {counted(size, 'byte')} now, {told} before")
 
     async def close(self) -> None:
         """End what is under way."""

@@ -35,6 +35,7 @@ from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
 from nixcache_oci.publisher.signing import sign_all
 from nixcache_oci.publisher.taking_over import take_over
 from nixcache_oci.publisher.upload import Uploaded
+from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).
@@ -136,7 +137,9 @@ class Committer:
                     "find out what else deletes from this repository, then run this again"
                 )
             # gc took what was counted on: it is sent as if it had never been there.
-            self._progress.warn(f"{len(missing)} paths have left the cache meanwhile; they are sent again")
+            self._progress.warn(
+                f"sending again what has left the cache meanwhile: {counted(len(missing), 'path')}"
+            )
             done = await self._commit(Plan(push=tuple(missing)), records)
             published = published.followed_by(done.published)
             rounds += 1

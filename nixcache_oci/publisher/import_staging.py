@@ -32,6 +32,7 @@ from nixcache_oci.publisher.staging import (
     is_large,
 )
 from nixcache_oci.publisher.upload import Sender
+from nixcache_oci.wording import counted
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 """Before each further try of one NAR."""
@@ -131,12 +132,16 @@ class Copier(Sender):
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
                 if sink.size + len(chunk) > limit:
-                    raise FormatError(f"its file has more than {limit} bytes, which it should have at most")
+                    raise FormatError(
+                        f"its file is larger than the {counted(limit, 'byte')} that it may have"
+                    )
                 await run_in_thread(sink.write, chunk)
                 check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
         file_hash = NixHash(sink.hasher.digest())
         if (file_hash, sink.size) != (narinfo.file_hash or file_hash, narinfo.file_size or sink.size):
-            raise FormatError(f"its file is not what FileHash says ({sink.size} bytes, {file_hash})")
+            raise FormatError(
+                f"its file is not what FileHash says ({counted(sink.size, 'byte')}, {file_hash})"
+            )
         if sink.size == 0:
             raise FormatError("its file is empty")
         if can_unpack(narinfo.compression):

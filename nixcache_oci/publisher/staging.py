@@ -22,6 +22,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.compression import Packing, make_compressor
+from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From here on, a NAR is staged in a file, and compressed by several cores."""
@@ -152,7 +153,7 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
     """
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
-            f"{store_path}: over {max_blob_bytes} bytes even compressed, which is more than the "
+            f"{store_path}: over {counted(max_blob_bytes, 'byte')} even compressed, which is more than the "
             "registry takes as one blob; split it, compress it more, or keep it out of the cache"
         )
 

@@ -11,6 +11,7 @@ from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.wording import counted
 
 _MOST_SHOWN: Final = 10
 
@@ -52,5 +53,7 @@ async def take_over(
         for name, reason in entries[:_MOST_SHOWN]:
             progress.warn(f"version 1 entry {name}: {what}: {reason}")
         if count > _MOST_SHOWN:
-            progress.warn(f"{count - _MOST_SHOWN} more version 1 entries are {what}")
+            progress.warn(
+                f"{what}: {counted(count - _MOST_SHOWN, 'more version 1 entry', 'more version 1 entries')}"
+            )
     return conversion

@@ -77,8 +77,8 @@ def test_a_later_round_counts_anew() -> None:
         clock.now += 4
         progress.staged("b", MIB)
     assert stream.getvalue().splitlines() == [
-        "pushing: 1 of 1 paths, 100.0 of 100.0 MiB, 100.0 MiB/s, 0 B sent",
-        "pushing: 1 of 1 paths, 1.0 of 1.0 MiB, 256.0 KiB/s, 0 B sent",
+        "pushing: 1 of 1 path, 100.0 of 100.0 MiB, 100.0 MiB/s, 0 B sent",
+        "pushing: 1 of 1 path, 1.0 of 1.0 MiB, 256.0 KiB/s, 0 B sent",
     ]
 
 

@@ -162,7 +162,7 @@ def test_a_dry_run_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox)
     (path,) = nix.build_paths(1)
     Path(machine.environment["NIXCACHE_TOKEN_FILE"]).write_text(f"octocat:{ghcr.server.read_token}")
     ran = machine.run("push", path, "--dry-run").check()
-    assert "1 paths: 0 upstream, 0 cached, 1 to push" in ran.stderr
+    assert "1 path: 0 upstream, 0 cached, 1 to push" in ran.stderr
     assert ran.stdout.startswith(f"push {path} ")
     assert {record.method for record in ghcr.server.requests} <= {"GET", "HEAD"}
 

@@ -122,7 +122,7 @@ def test_the_program_is_installed_and_publishes(story: GithubStory, tmp_path: Pa
     assert len(story.records()) == 1
     dry = job.run_action(TOP / "workflows/gc", {"dry-run": "true"}).check()
     assert not proof.exists(), proof.read_text()
-    assert "1 paths are roots or pins" in dry.log
+    assert "1 path pinned or a root" in dry.log
 
 
 @pytest.mark.parametrize(("given", "installed"), [("true", 1), ("false", 0)])

@@ -11,6 +11,7 @@ from nixcache_oci.clients.local_store.output import Evaluation, EvaluationFailur
 from nixcache_oci.clients.local_store.program import Ended, OnLine
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
 _MISSING: Final = "does not provide attribute"
 _NO_DERIVATION: Final = "is not a derivation"
@@ -74,7 +75,7 @@ class Evaluator:
                 self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is no UTF-8"))
                 continue
             if size > MOST_NAME_BYTES:
-                reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
+                reason = f"its name has {counted(size, 'byte')}, over the limit of {MOST_NAME_BYTES}"
                 self._failures.append(EvaluationFailure(f"{one.attr(name)[:80]}...", reason))
             else:
                 chosen.append(name)

@@ -24,7 +24,6 @@ from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
 from nixcache_oci.maintenance.checks.finding import (
     Finding,
     Level,
-    counted,
     good,
     has_error,
     skipped,
@@ -32,6 +31,7 @@ from nixcache_oci.maintenance.checks.finding import (
     wrong,
 )
 from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.wording import counted
 
 NAME: Final = "name resolution"
 REGISTRY: Final = "registry"
