@@ -93,6 +93,17 @@ class TableSet:
         listing = replace(self.listing, segments=(*segments, *kept), version1=version1)
         return replace(self, listing=listing, tables=tables)
 
+    @property
+    def recorded_keys(self) -> tuple[PublicKey, ...]:
+        """The keys that the cache says it is signed with, as far as they can be read; the oldest first."""
+        keys = []
+        for text in self.catalog(()).recorded_keys:
+            try:
+                keys.append(PublicKey.parse(text))
+            except FormatError:
+                continue  # shown by nobody, trusted by nobody
+        return tuple(keys)
+
     def catalog(
         self,
         public_keys: Sequence[PublicKey],

@@ -100,7 +100,7 @@ async def _collect(
         stack.push_async_callback(remover.close)
         prepared = await prepare_gc(repository, remover, options)
         if not arguments.json:
-            _print_plan(prepared.plan)
+            _print_plan(prepared.plan, repository.name)
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
@@ -114,8 +114,8 @@ async def _collect(
     return FAILED if collected is not None and collected.refused else DONE
 
 
-def _print_plan(plan: GcPlan) -> None:
-    say(f"{counted(plan.roots, 'path')} pinned or a root")
+def _print_plan(plan: GcPlan, name: str) -> None:
+    say(f"{name}: {counted(plan.roots, 'path')} pinned or a root")
     rows = [row for row in plan.rows() if row.segments]
     print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:

@@ -14,7 +14,6 @@ from nixcache_oci.cli.cache_view import (
     add_view_flags,
     read_cache,
     read_keepers,
-    recorded_keys,
     warn,
 )
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
@@ -55,9 +54,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     configured = values.get(table.PUBLIC_KEYS)
     view = run_async(read_cache(arguments, environment))
     keepers = read_keepers(view)
-    look = Look(
-        view.inventory.tables.catalog(configured), configured or recorded_keys(view.inventory), keepers
-    )
+    tables = view.inventory.tables
+    look = Look(tables.catalog(configured), configured or tables.recorded_keys, keepers)
     infos = [look.at(variants) for variants in _find(view, keepers.roots, arguments.what)]
     if arguments.json:
         say_json({"paths": [info.to_json() for info in infos]})

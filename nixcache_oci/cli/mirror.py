@@ -52,6 +52,7 @@ async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, value
         stack.push_async_callback(reader.close)
         writer = open_repository(destination, _environment_for(destination, values), push=True)
         stack.push_async_callback(writer.close)
+        complain(f"copying {reader.name} to {writer.name}")
         return await Mirror(reader, writer, complain).run()
 
 

@@ -100,6 +100,16 @@ def add_sending_flags(
         "--strict", action="store_true", help="publish nothing unless everything can be published"
     )
     parser.add_argument(
+        "--allow-unsigned",
+        action="store_true",
+        help="publish what nobody signed; Nix refuses it unless told otherwise",
+    )
+    parser.add_argument(
+        "--new-key",
+        action="store_true",
+        help="sign with a key that the cache does not record yet; clients have to trust it, too",
+    )
+    parser.add_argument(
         "--public-key-file",
         type=Path,
         metavar="FILE",
@@ -161,6 +171,8 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,
+        allow_unsigned=arguments.allow_unsigned,
+        allow_new_key=arguments.new_key,
         source=actions.source if actions is not None else None,
         repository_source=repository_source(location, values),
     )
@@ -233,12 +245,12 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 
-def show_plan(plan: Plan) -> str:
-    """Write the line that stands before everything."""
+def show_plan(plan: Plan, repository: Repository) -> str:
+    """Write the line that stands before everything: what goes where."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
         f"{counted(plan.paths, 'path')}: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
-        f"{len(plan.push)} to push ({format_size(plan.push_bytes)})"
+        f"{len(plan.push)} to push ({format_size(plan.push_bytes)}) to {repository.name}"
     )
 
 
@@ -283,7 +295,7 @@ def report(
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:
-        summary = PublishSummary(repository.name, show_plan(plan), outputs, pushed, seconds, keys)
+        summary = PublishSummary(repository.name, show_plan(plan, repository), outputs, pushed, seconds, keys)
         settings.actions.append_summary(render_summary(summary))
 
 

@@ -111,8 +111,9 @@ async def _push(settings: PublishSettings, request: _Request) -> int:
                 progress.warn(line)
             check_strict(settings, left_out)
             records = make_records(roots, request.root, request.scope, settings.run)
-            progress.note(show_plan(plan))
+            progress.note(show_plan(plan, repository))
             if settings.is_dry_run:
+                publisher.check_trust(plan, is_dry_run=True)
                 print_dry_run(plan)
                 return FAILED if left_out else DONE
             published = await publisher.publish(plan, records)

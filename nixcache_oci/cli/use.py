@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.verb import DONE, SubParsers
@@ -235,7 +235,7 @@ async def _find_named_keys(
         found = ()
     if not found:
         view = await read_cache(arguments, environment)
-        found = tuple(dict.fromkeys(str(key) for key in recorded_keys(view.inventory)))
+        found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
     remedy = f"set {table.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
+from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union, require_cache
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_budget import TableBudget
@@ -54,6 +54,7 @@ async def read_state(
     """
     tags = await _list_tags(repository)
     union = await read_union(repository)
+    require_cache(repository, union.listing())
     if union.version1 is not None:
         raise FormatError(
             f"{repository.name}: its index is of version 1, which gc does not count: publish to it first,"

@@ -15,7 +15,7 @@ from typing import Final
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.commit import list_segments, push_table
-from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.listing import Union, read_union, require_cache
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.salvage import without_lost
@@ -78,8 +78,7 @@ class Mirror:
             Error: the source is empty, or one of the two could not do it; the next run goes on.
         """
         union = await read_union(self._source)
-        if union.digest is None and not union.index.segments:
-            raise Error(f"{self._source.name}: there is no cache; nothing was copied")
+        require_cache(self._source, union.listing(), "check the name; nothing was copied")
         if union.version1 is not None:
             raise Error(
                 f"{self._source.name}: a version 1 cache, whose NARs no manifest names; publish to it once, "

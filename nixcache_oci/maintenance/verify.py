@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Protocol
+from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
@@ -20,9 +20,9 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
-from nixcache_oci.nix.content_address import Claim, is_content_addressed
+from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
+from nixcache_oci.nix.signature import PublicKey, Vouched, is_signed_by, is_unsigned
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
@@ -35,10 +35,6 @@ Tell = Callable[[str], None]
 """Is given one line for people, now and then."""
 
 
-class Vouched(Signed, Claim, Protocol):
-    """What says who vouches for it: a narinfo, or a path of the local store."""
-
-
 class Verifier:
     """Checks a cache, once or again after something was mended; what was found good is not asked for again.
 
@@ -48,6 +44,10 @@ class Verifier:
         keys: each path is signed by one of them, or names its own content; empty for any.
         with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
         tell: hears how far it is.
+
+    Attributes:
+        unsigned: how many listed paths nobody vouches for.
+        foreign: how many are signed, and by none of the keys.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Verifier:
         self._keys = tuple(keys)
         self._with_content = with_content
         self._tell = tell
+        self.unsigned = self.foreign = 0
         self._good: set[tuple[object, ...]] = set()
         self._there: set[Digest] = set()
 
@@ -130,11 +131,17 @@ class Verifier:
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
     def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
-        return [
-            problem_of(entry, Kind.SIGNATURE, "no known key signed it")
+        doubtful = [
+            entry
             for entry in entries
-            if not self.vouches(entry.narinfo)
+            if not (is_signed_by(entry.narinfo, self._keys) or is_content_addressed(entry.narinfo))
         ]
+        unsigned = {entry.narinfo.store_path for entry in doubtful if is_unsigned(entry.narinfo)}
+        foreign = {entry.narinfo.store_path for entry in doubtful if entry.narinfo.sigs}
+        self.unsigned, self.foreign = len(unsigned), len(foreign)
+        if not self._keys:
+            return []  # there is none that could have signed them
+        return [problem_of(entry, Kind.SIGNATURE, "no known key signed it") for entry in doubtful]
 
     async def _check_references(self, entries: Iterable[Entry]) -> list[Problem]:
         entries = list(entries)

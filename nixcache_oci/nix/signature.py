@@ -14,6 +14,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.content_address import Claim, proves_its_path
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.wording import counted
@@ -63,6 +64,10 @@ class Signed(Signable, Protocol):
     @property
     def sigs(self) -> tuple["Signature", ...]:
         """Who vouches for it."""
+
+
+class Vouched(Signed, Claim, Protocol):
+    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +252,11 @@ def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
     """Tell whether at least one of these keys made one of the narinfo's signatures."""
     covered = fingerprint(narinfo)
     return any(has_signature(key, covered, narinfo.sigs) for key in keys)
+
+
+def is_unsigned(narinfo: Vouched) -> bool:
+    """Tell whether nothing vouches for it: no signature, whosoever's, and no content address."""
+    return not narinfo.sigs and not proves_its_path(narinfo)
 
 
 def has_signature(key: PublicKey, signed_fingerprint: str, signatures: Iterable[Signature]) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from nixcache_oci.errors import DigestError, FormatError
-from nixcache_oci.wording import counted
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -52,6 +51,4 @@ class Digest:
         """
         actual = self.of(content)
         if actual != self:
-            raise DigestError(
-                f"{self}: what was received, {counted(len(content), 'byte')}, has digest {actual}"
-            )
+            raise DigestError(f"{self}: the bytes received ({len(content)}) have digest {actual}")

@@ -21,8 +21,9 @@ from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.errors import Error, RegistryError, UsageError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
@@ -32,7 +33,7 @@ from nixcache_oci.publisher.progress import Progress
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.shipment import SegmentDraft, Shipment
-from nixcache_oci.publisher.signing import sign_all
+from nixcache_oci.publisher.signing import doubt_new_keys, doubt_unsigned, sign_all
 from nixcache_oci.publisher.taking_over import take_over
 from nixcache_oci.publisher.upload import Uploaded
 from nixcache_oci.wording import counted
@@ -124,9 +125,11 @@ class Committer:
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
+            UsageError: see ``check_trust``.
         """
         if self._is_needless(plan, records):
             return Published(is_needless=True)
+        self.check_trust(plan)
         done = await self._commit(plan, records)
         published = done.published
         rounds = 1
@@ -144,6 +147,33 @@ class Committer:
             published = published.followed_by(done.published)
             rounds += 1
         return published
+
+    def check_trust(self, plan: Plan, *, is_dry_run: bool = False) -> None:
+        """Say what clients would refuse, where it was asked for or nothing is sent anyway.
+
+        Raises:
+            UsageError: it was not asked for.
+        """
+        options = self._options
+        unsigned = sum(is_unsigned(info) and not self._can_sign(info) for info in plan.push)
+        recorded = self._planned.recorded_keys if self._planned is not None else ()
+        for doubt, is_allowed in (
+            (doubt_unsigned(unsigned), options.allow_unsigned),
+            (doubt_new_keys(options.public_keys, recorded), options.allow_new_key),
+        ):
+            if doubt is None:
+                continue
+            if is_allowed:
+                self._progress.warn(doubt.what)
+            elif is_dry_run:
+                self._progress.warn(f"{doubt.what}: {doubt.remedy}")
+            else:
+                name = self._repository.name
+                raise UsageError(f"{name}: nothing was published: {doubt.what}: {doubt.remedy}")
+
+    def _can_sign(self, _info: PathInfo) -> bool:
+        """Tell whether a path gets our signature on its way."""
+        return bool(self._options.keys)
 
     def _is_needless(self, plan: Plan, records: Sequence[PublishRecord]) -> bool:
         if plan.push or plan.relist or self._planned is None or self._planned.records is None:

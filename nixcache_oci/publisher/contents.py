@@ -14,6 +14,7 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.progress import Progress
@@ -27,10 +28,12 @@ class Contents:
         catalog: of all narinfos.
         records: what publishes left; None where they cannot all be read, or the index does not list all that
             there is: then something has to be written.
+        recorded_keys: what the cache says it is signed with, also by what gc found dead.
     """
 
     catalog: Catalog
     records: tuple[PublishRecord, ...] | None = None
+    recorded_keys: tuple[PublicKey, ...] = ()
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look a narinfo up."""
@@ -88,8 +91,9 @@ class ContentsReader:
             await asyncio.to_thread(self._folder.save, tables.listing)
         catalog = tables.catalog((), with_condemned=False)
         if tables.damaged or tables.left_out is not None or listing.version1 is not None:
-            return Contents(catalog)
-        return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
+            return Contents(catalog, None, tables.recorded_keys)
+        records = await asyncio.to_thread(_read_records, catalog)
+        return Contents(catalog, records, tables.recorded_keys)
 
 
 def _read_records(catalog: Catalog) -> tuple[PublishRecord, ...] | None:

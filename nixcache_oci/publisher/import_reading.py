@@ -45,11 +45,6 @@ class Offer:
         """What is referred to, and bad; base names."""
         return {one for one in self._foreign() if HashPart.of(one) in self.bad_parts}
 
-    @property
-    def unsigned(self) -> int:
-        """How many carry no signature at all."""
-        return sum(not narinfo.sigs for narinfo in self.narinfos.values())
-
     def _foreign(self) -> set[str]:
         named = {reference for narinfo in self.narinfos.values() for reference in narinfo.references}
         return named - self.narinfos.keys()

@@ -132,9 +132,7 @@ class Copier(Sender):
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
                 if sink.size + len(chunk) > limit:
-                    raise FormatError(
-                        f"its file is larger than the {counted(limit, 'byte')} that it may have"
-                    )
+                    raise FormatError(f"its file has more than {counted(limit, 'byte')}, which is the limit")
                 await run_in_thread(sink.write, chunk)
                 check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
         file_hash = NixHash(sink.hasher.digest())

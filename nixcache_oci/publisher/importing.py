@@ -116,6 +116,9 @@ class Importer(Committer):
         by_path = {narinfo.store_path: narinfo for narinfo in signed}
         return [*(by_path.get(narinfo.store_path, narinfo) for narinfo in sent), *relisted]
 
+    def _can_sign(self, info: PathInfo) -> bool:
+        return super()._can_sign(info) and can_unpack(self._narinfos[info.store_path].compression)
+
     def _settle(self, record: PublishRecord, failed: Mapping[str, str]) -> PublishRecord:
         self._failed |= failed.keys()
         taken = [info for info in self._taken if info.store_path.base_name not in self._failed]

@@ -292,7 +292,7 @@ def test_a_lost_table_that_nobody_has(
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "another"))
     repair(capsys, status=FAILED)
     out = repair(capsys, "--force")
-    assert "its 2 paths are not known: publish again what you need" in out
+    assert "nobody knows what it listed (2 paths): publish again what you need" in out
     assert problems(capsys) == {}
     assert_gc_goes_on(capsys)
 

@@ -218,7 +218,7 @@ async def test_a_lost_answer_is_no_failure(
     ("link", "reason"),
     [
         ('<http://localhost:1/versions>; rel="next"', "another server, http://localhost:1"),
-        ('<?per_page=100>; rel="next"', "does not end after 1 pages"),
+        ('<?per_page=100>; rel="next"', "does not end after 1 page"),
         ("</x; rel=next", "cannot be read"),
         ("", "no list"),
     ],

@@ -173,9 +173,11 @@ def test_what_is_not_given_is_left_to_the_program(story: GithubStory) -> None:
     job = story.job(permissions=MAY_PUSH)
     recorder = Recorder(job)
     job.environment["NIXCACHE_CONFIG_DIR"] = "elsewhere"
-    job.run_action(ACTION, {"allow-unsigned": "true", "upstream-key-names": "none"}).check()
+    job.run_action(
+        ACTION, {"allow-unsigned": "true", "new-key": "true", "upstream-key-names": "none"}
+    ).check()
     (call,) = recorder.calls()
-    assert call.arguments == ["publish", "--upstream-key-name="]
+    assert call.arguments == ["publish", "--allow-unsigned", "--new-key", "--upstream-key-name="]
     assert call.environment["NIXCACHE_CONFIG_DIR"] == "elsewhere"
     assert call.environment["NIXCACHE_REGISTRY"] == story.ghcr.server.host
     assert call.environment["NIXCACHE_REPO"] == "octocat/hello"
