@@ -62,8 +62,8 @@ async def read_state(
         )
     if union.unread:
         raise LimitError(
-            f"{repository.name}: {counted(union.unread, 'tag')} too many of segments that no index lists;"
-            " delete those that nobody published"
+            f"{repository.name}: {counted(union.unread, 'tag')} more than are read, of segments that no index"
+            " lists; delete those that nobody published"
         )
     if not union.is_complete:
         raise RegistryError(

@@ -16,6 +16,7 @@ from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc import prepare_gc
 from nixcache_oci.maintenance.gc_plan import GcOptions
 from nixcache_oci.nix.nar import File
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
@@ -61,6 +62,9 @@ class _Told:
         self._texts.append(line)
 
 
+_OPTIONS = PublishOptions(keys=(SecretKey.generate("machine-1"),))
+
+
 class Machine:
     """Publishes out of a folder of store objects."""
 
@@ -81,7 +85,7 @@ class Machine:
         client = self._around.client(push=True, host=host)
         upstreams = Upstreams([])
         told = _Told(self._around.outside.texts)
-        publisher = Publisher(client, self._store, self._folder, upstreams, PublishOptions(), told)
+        publisher = Publisher(client, self._store, self._folder, upstreams, _OPTIONS, told)
         try:
             published = await publisher.publish(Plan(push=tuple(infos)), [])
         except Error as error:
