@@ -7,6 +7,8 @@ there is no limit on the whole, which may be large.
 
 from typing import Final
 
+from nixcache_oci.wording import counted
+
 # Tables, packs and NARs: eight at once on a line of 64 kbit/s. Nix itself takes as little as a byte a second,
 # but what is given up here is resumed where it stopped.
 STREAM_BYTES_PER_SECOND: Final = 1024
@@ -52,6 +54,6 @@ class MinimumRate:
         if self._waited < self._window_seconds:
             return
         if self._count < self._least:
-            raise SlowBodyError(f"only {self._count} bytes in {self._waited:.0f} s")
+            raise SlowBodyError(f"only {counted(self._count, 'byte')} in {self._waited:.0f} s")
         self._waited = 0.0
         self._count = 0

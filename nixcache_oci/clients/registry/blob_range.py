@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.wording import counted
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
@@ -62,7 +63,8 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
         size, first, last = _parse_content_range(headers.get("Content-Range", ""))
         if end is None or (first, last + 1) != (start, end) or length != end - start:
             raise FormatError(
-                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size} in {length} bytes"
+                f"asked for bytes {start} to {end}, got {first} to {last + 1} of {size}, "
+                f"{counted(length, 'byte')} long"
             )
         return Extent(size, 0, start, end)
     size = length

@@ -16,6 +16,7 @@ from nixcache_oci.clients.registry.trouble import TroubleError
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # What a HEAD is answered for a blob that is there; the storage may refuse a HEAD, so nobody goes on to it.
 PRESENT = frozenset({HTTPStatus.OK, HTTPStatus.FOUND, HTTPStatus.TEMPORARY_REDIRECT})
@@ -109,7 +110,9 @@ class Downloads:
             except TroubleError as trouble:
                 raise self._transport.explain(call, trouble, GiveUp(is_temporary=True)) from None
         if left:
-            raise self._transport.error(call, f"the answer ended {left} bytes early", is_temporary=True)
+            raise self._transport.error(
+                call, f"the answer ended {counted(left, 'byte')} early", is_temporary=True
+            )
 
     async def _size(self, digest: Digest) -> int:
         size = self._sizes.get(digest)

@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from nixcache_oci.wording import counted
+
 _TICKS: Final = 10  # looks during the time that a connection may stand still
 # How fast a registry hashes and stores an upload, at the least. The answer to one may also take as long
 # again as a connection may stand still, for not every kernel tells what it still holds.
@@ -47,7 +49,7 @@ class Pace:
             yield piece
             self._given += len(piece)
         if self._given != self._size:
-            raise OSError(f"the source gave {self._given} bytes, not {self._size}")
+            raise OSError(f"the source gave {counted(self._given, 'byte')}, not {self._size}")
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import quote
 
 from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_loopback
+from nixcache_oci.wording import counted
 
 _DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_ROOM: Final = frozenset({HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.INSUFFICIENT_STORAGE})
@@ -104,10 +105,9 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
 
 
 def _send_less(refusal: Refusal) -> str:
+    size = counted(refusal.size or 0, "byte")
     if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return (
-            f"{refusal.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
-        )
+        return f"sending {size}: more than it accepts, or the file changed in the meantime"
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
         if refusal.is_manifest
@@ -115,7 +115,7 @@ def _send_less(refusal: Refusal) -> str:
         "below it, and a path that is larger by itself is named and left out"
     )
     return (
-        f"it has {refusal.size} bytes, more than the registry or a server in front of it takes: raise that "
+        f"it has {size}, more than the registry or a server in front of it takes: raise that "
         f"limit (client_max_body_size of nginx), or {setting}"
     )
 
