@@ -53,7 +53,7 @@ def doubt_new_keys(keys: Iterable[PublicKey], recorded: Sequence[PublicKey]) -> 
     return Doubt(
         f"the signing key {', '.join(new)} is not the one that the cache records "
         f"({', '.join(names[:_MOST_NAMES])}{more}), and clients refuse it until they trust it, too",
-        f"sign with the recorded key, or give --new-key{taken}",
+        f"sign with the recorded key, or publish with --new-key{taken}",
     )
 
 

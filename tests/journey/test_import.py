@@ -17,6 +17,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG
+from nixcache_oci.wording import counted
 from tests.support.journey import settings_of
 from tests.support.nginx import nginx
 from tests.support.nix import NixSandbox
@@ -110,7 +111,7 @@ async def test_a_web_server_gives_what_is_asked_for(
         more = (
             await asyncio.to_thread(lambda: machine.run("import", url, "--stdin", input_text=parts))
         ).check()
-        assert f"{PATHS + 1 - len(closure)} paths pushed" in more.stdout
+        assert f"{counted(PATHS + 1 - len(closure), 'path')} pushed" in more.stdout
         absent = await asyncio.to_thread(
             machine.run, "import", url, large.replace("large", "small"), "0" * 32
         )
