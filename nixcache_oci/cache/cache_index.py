@@ -16,6 +16,7 @@ from nixcache_oci.cache.timestamp import EPOCH, format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.wording import counted
 
 INDEX_TAG: Final = "cache-index"
 MAX_INDEX_BYTES: Final = 1024 * 1024
@@ -85,7 +86,8 @@ class CacheIndex:
         ).render()
         if len(content) > MAX_INDEX_BYTES:
             raise FormatError(
-                f"{INDEX_TAG}: {len(content)} bytes, over the limit of {MAX_INDEX_BYTES}; gc merges segments"
+                f"{INDEX_TAG}: {counted(len(content), 'byte')}, over the limit of {MAX_INDEX_BYTES}; "
+                "gc merges segments"
             )
         return content
 

@@ -17,7 +17,7 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
 from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
-from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -59,6 +59,11 @@ class Listing:
     def tables(self) -> tuple[Digest, ...]:
         """The blob of each table; a version 1 document is one, too."""
         return (*(segment.table for segment in self.segments), *((self.version1,) if self.version1 else ()))
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is no cache at all, as the repository itself says: no index, and no segment's tag."""
+        return self.index is None and not self.tables and self.is_complete and not self.left_out
 
     def tables_newest_first(self) -> dict[Digest, list[Segment]]:
         """Give each table once, with its segments; a version 1 document is the last, and has none."""
@@ -201,6 +206,25 @@ async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list
 async def read_listing(repository: Repository, known: Iterable[Segment] = ()) -> Listing:
     """Read which segments the cache has, the newest 4,000; likewise."""
     return (await read_union(repository, known)).listing()
+
+
+def require_cache(
+    repository: Repository,
+    listing: Listing,
+    remedy: str = "check NIXCACHE_REPO, NIXCACHE_REGISTRY and NIXCACHE_IMAGE, or publish to it first",
+) -> None:
+    """Make sure that there is a cache: a name that is mistyped is no cache without problems.
+
+    Raises:
+        Error: there is none; says what was looked for, and the remedy.
+    """
+    if listing.is_absent:
+        raise Error(f"{say_absent(repository.name)}: {remedy}")
+
+
+def say_absent(name: str) -> str:
+    """Say that there is no cache at a repository, and what was looked for."""
+    return f"there is no cache at {name} (neither a tag {INDEX_TAG} nor any segment-* tag)"
 
 
 def newest_first(segments: Iterable[Segment]) -> list[Segment]:

@@ -20,6 +20,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # Refusals of an index for other reasons than what it lists.
 _OTHER_REFUSALS: Final = frozenset(
@@ -90,11 +91,11 @@ class Mending:
 
 def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, lost: int) -> str:
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    left = f"Recovered {counted(kept, 'path')} and lost {counted(lost, 'path')}"
     return (
         f"{repository.name}: {gone[0].tag}{more} is gone, although no gc deleted it: keep retention rules and"
-        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. Of its paths, {kept} are listed again;"
-        f" {lost} are not listed any more: publish again what you need of them. 'nixcache-oci verify"
-        " --repair' finds what else is missing"
+        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. {left}: publish again what you need of"
+        " them. 'nixcache-oci verify --repair' finds what else is missing"
     )
 
 

@@ -11,6 +11,7 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, SUF
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 FIRST_PACK_BYTES: Final = 1024 * 1024
 """Of the first pack of a publish; see ``PackBuilder.following``."""
@@ -71,7 +72,8 @@ class PackBuilder:
             FormatError: empty, or over 256 KiB.
         """
         if not fits_pack(len(compressed)):
-            raise FormatError(f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong in a pack")
+            size = counted(len(compressed), "byte")
+            raise FormatError(f"pack: {narinfo.store_path}: {size} do not belong in a pack")
         if len(self._content) + len(compressed) > self._limit:
             return False
         self._parts.append((narinfo, len(self._content), len(compressed)))

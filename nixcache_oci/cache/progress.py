@@ -30,7 +30,7 @@ class Progress(Protocol):
 
         Args:
             doing: what is done, such as ``exporting``.
-            unit: what is counted, such as ``paths``.
+            unit: what is counted, in the singular, such as ``path``; its plural adds an s.
             count: how many there are; None where that is not known.
             size: bytes of all of them; None where that is not known, or no bytes are told.
         """

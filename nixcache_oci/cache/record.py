@@ -86,6 +86,11 @@ class PinRecord:
                 f"record: a pin is kept until <time>, for <N> revisions, or forever, not {self.keep[:80]!r}"
             )
 
+    @property
+    def keep_text(self) -> str:
+        """``keep`` as people read it: the record has ``for 1 revisions``."""
+        return "for 1 revision" if self.keep == "for 1 revisions" else self.keep
+
 
 @dataclass(frozen=True, slots=True)
 class UnpinRecord:

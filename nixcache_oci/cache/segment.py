@@ -16,6 +16,7 @@ from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
+from nixcache_oci.wording import counted
 
 MAX_LAYERS: Final = 2000
 
@@ -122,7 +123,7 @@ class Segment:
         """
         digest = Digest.of(content)
         if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
-            raise FormatError(f"manifest {digest}: {len(content)} bytes, too many for a segment")
+            raise FormatError(f"manifest {digest}: {counted(len(content), 'byte')}, too many for a segment")
         manifest = Manifest.parse(content)
         if manifest.artifact_type != media_type.SEGMENT:
             raise FormatError(f"manifest {digest}: it is not a segment, but {clip(manifest.artifact_type)}")
@@ -159,7 +160,7 @@ def build_manifest(
     """
     unique = {layer.digest: layer for layer in layers}
     if len(unique) + 1 > MAX_LAYERS:
-        raise FormatError(f"segment: {len(unique) + 1} layers, over the limit of {MAX_LAYERS}")
+        raise FormatError(f"segment: {counted(len(unique) + 1, 'layer')}, over the limit of {MAX_LAYERS}")
     annotations = {
         media_type.ANNOTATION_CREATED: format_time(created),
         media_type.ANNOTATION_PATHS: str(paths),
@@ -174,7 +175,8 @@ def build_manifest(
     ).render()
     if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
         raise FormatError(
-            f"segment: a manifest of {len(content)} bytes, over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
+            f"segment: a manifest of {counted(len(content), 'byte')}, "
+            f"over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
         )
     return content
 

@@ -20,6 +20,7 @@ from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER, to_number
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.wording import counted
 
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
 # A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
@@ -100,7 +101,7 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
     stanzas += [narinfo.render() for narinfo in narinfos]
     content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
     if len(content) > limit:
-        raise FormatError(f"table: {len(content)} bytes, over the limit of {limit}")
+        raise FormatError(f"table: {counted(len(content), 'byte')}, over the limit of {limit}")
     return content
 
 
@@ -348,7 +349,8 @@ def _encode_stanza(stanza: str) -> bytes:
         raise FormatError(f"table: it cannot be written as UTF-8: {error}") from None
     if len(content) > MAX_STANZA_BYTES:
         raise FormatError(
-            f"table: a stanza of {len(content)} bytes, over the limit of {MAX_STANZA_BYTES}: {stanza[:120]!r}"
+            f"table: a stanza of {counted(len(content), 'byte')}, over the limit of {MAX_STANZA_BYTES}: "
+            f"{stanza[:120]!r}"
         )
     return content
 

@@ -14,6 +14,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, open_resuming, read_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ async def fetch_table(
     try:
         async with open_resuming(repository, table, head_seconds=TABLE_HEAD_SECONDS) as blob:
             if blob.size > MAX_TABLE_BYTES:
-                raise FormatError(f"table {table}: {blob.size} bytes, over the limit of {MAX_TABLE_BYTES}")
+                raise FormatError(
+                    f"table {table}: {counted(blob.size, 'byte')}, over the limit of {MAX_TABLE_BYTES}"
+                )
             async for chunk in blob.chunks:
                 await run_in_thread(writer.write, chunk)
                 stage.advance(size=len(chunk))

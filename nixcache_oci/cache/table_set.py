@@ -25,6 +25,7 @@ from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # Tables are inflated on threads, and each holds one piece of its blob.
 _PARALLEL_TABLES: Final = 4
@@ -93,6 +94,17 @@ class TableSet:
         listing = replace(self.listing, segments=(*segments, *kept), version1=version1)
         return replace(self, listing=listing, tables=tables)
 
+    @property
+    def recorded_keys(self) -> tuple[PublicKey, ...]:
+        """The keys that the cache says it is signed with, as far as they can be read; the oldest first."""
+        keys = []
+        for text in self.catalog(()).recorded_keys:
+            try:
+                keys.append(PublicKey.parse(text))
+            except FormatError:
+                continue  # shown by nobody, trusted by nobody
+        return tuple(keys)
+
     def catalog(
         self,
         public_keys: Sequence[PublicKey],
@@ -144,7 +156,7 @@ async def read_tables(
     held = held or {}
     await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
     tables = listing.tables_newest_first()
-    with progress.stage("reading the cache", "tables", len(tables)) as stage:
+    with progress.stage("reading the cache", "table", len(tables)) as stage:
         reading = _Reading(repository, folder, held, budget or TableBudget(), stage)
         waiting = iter(tables.items())
         await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
@@ -196,7 +208,7 @@ class _Reading:
         count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
         reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
         total = len(listing.segments) + listing.left_out
-        return f"{count} of {total} segments are left out, the oldest: {reasons[0]}" if count else None
+        return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
     async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
         file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)

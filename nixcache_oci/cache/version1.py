@@ -23,6 +23,7 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 MAX_DOCUMENT_BYTES: Final = MAX_TABLE_BYTES
 """Some 75,000 entries: the document is held in memory while it is read, and so are its narinfos."""
@@ -162,7 +163,9 @@ def _parse_entry(hash_part: str, entry: object) -> NarInfo:
     narinfo = replace(narinfo, url=str(NarUrl(blob, suffix=SUFFIXES[narinfo.compression])))
     size = len(narinfo.render().encode())
     if size > MAX_STANZA_BYTES:
-        raise FormatError(f"version 1 index: a narinfo of {size} bytes, over the limit of {MAX_STANZA_BYTES}")
+        raise FormatError(
+            f"version 1 index: a narinfo of {counted(size, 'byte')}, over the limit of {MAX_STANZA_BYTES}"
+        )
     return narinfo
 
 

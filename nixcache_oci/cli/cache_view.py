@@ -9,7 +9,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory, Root
-from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.listing import read_listing, require_cache
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
@@ -18,9 +18,7 @@ from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.pins import count_pins
-from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.repository import repository_config
@@ -90,6 +88,7 @@ async def read_cache_from(repository: Repository, values: Values, progress: Prog
     """Read a cache whose repository is open; likewise."""
     folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
     listing = await read_listing(repository)
+    require_cache(repository, listing)
     tables = await read_tables(repository, folder, listing, progress=progress)
     fields = {"repository": repository.name, "segments": len(tables.listing.segments)}
     _log.info("cache read", extra={"fields": fields})
@@ -98,7 +97,7 @@ async def read_cache_from(repository: Repository, values: Values, progress: Prog
     if tables.left_out is not None:
         warn(tables.left_out)
     if not listing.tables:
-        warn(f"{repository.name} is empty")
+        warn(f"{repository.name} is empty: its index lists nothing")
     return CacheView(repository.name, Inventory(tables))
 
 
@@ -110,17 +109,6 @@ def read_keepers(view: CacheView) -> Keepers:
     counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), now())
     pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
     return Keepers(view.inventory.roots(), pins, not malformed)
-
-
-def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
-    """Read the keys that a cache says it is signed with."""
-    keys = []
-    for text in inventory.tables.catalog(()).recorded_keys:
-        try:
-            keys.append(PublicKey.parse(text))
-        except FormatError:
-            continue  # shown by nobody, trusted by nobody
-    return tuple(keys)
 
 
 def warn(line: str) -> None:

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from nixcache_oci.cache.progress import Stage
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.cache_view import recorded_keys
 from nixcache_oci.cli.command import complete_commands
 from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import say_json
@@ -93,7 +92,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     configured = _try_get(values, table.PUBLIC_KEYS, ())
     with (
         showing(None, is_quiet=arguments.quiet) as progress,
-        progress.stage("checking", "checks done") as stage,
+        progress.stage("checking", "check") as stage,
     ):
         found = run_async(_Doctor(values, dict(environment), roles, configured).examine(stage))
     findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
@@ -184,7 +183,7 @@ class _Doctor:
             return skipped(checks, "the settings name no repository")
         environment = self.values.merged_environment(table.REPOSITORY_VARIABLES)
         if isinstance(location, LayoutLocation):
-            findings = [_check_layout(location.path)]
+            findings = [_check_layout(location.path, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
         else:
             access = await remote.check_registry(
@@ -200,9 +199,11 @@ class _Doctor:
                 folder = index_dir(self.values)
             except UsageError:
                 return [*findings, *skipped((remote.INDEX,), "NIXCACHE_INDEX_DIR cannot be used")]
-            finding, inventory = await remote.read_index(repository, folder, now())
+            finding, inventory = await remote.read_index(
+                repository, folder, now(), is_publisher=self.roles.is_publisher
+            )
         if inventory is not None:
-            self.recorded = recorded_keys(inventory)
+            self.recorded = inventory.tables.recorded_keys
         return [*findings, finding]
 
     def _check_keys(self) -> list[Finding]:
@@ -305,15 +306,12 @@ def _check_settings(values: Values) -> list[Finding]:
     return findings
 
 
-def _check_layout(path: Path) -> Finding:
+def _check_layout(path: Path, *, is_publisher: bool) -> Finding:
     if path.is_dir():
         return good(_LAYOUT, f"oci:{path}")
     if path.exists():
         return wrong(_LAYOUT, f"{path} is not a folder", "remove it, or name another in NIXCACHE_REGISTRY")
-    remedy = (
-        "publish to it: nixcache-oci publish; or set NIXCACHE_REPO to the repository of a cache that exists"
-    )
-    return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
+    return remote.no_cache(_LAYOUT, f"oci:{path}", is_publisher=is_publisher)
 
 
 def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:

@@ -16,6 +16,7 @@ from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -63,5 +64,6 @@ async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
             }
         )
         return DONE if view.is_whole and not done.failed else FAILED
-    say(f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had")
+    written = counted(done.written, "path")
+    say(f"{folder}: {written} written, {done.present} already there, {done.failed} failed")
     return DONE if view.is_whole and not done.failed else FAILED

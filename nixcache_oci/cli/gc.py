@@ -21,6 +21,7 @@ from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _VARIABLES = (
     *table.REPOSITORY_VARIABLES,
@@ -112,7 +113,7 @@ async def _collect(
         prepared = await prepare_gc(repository, remover, options, progress=progress)
         # Of a dry run, the plan is the result.
         if not arguments.json and (arguments.dry_run or not arguments.quiet):
-            _print_plan(prepared.plan)
+            _print_plan(prepared.plan, repository.name)
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
@@ -126,8 +127,8 @@ async def _collect(
     return FAILED if collected is not None and collected.refused else DONE
 
 
-def _print_plan(plan: GcPlan) -> None:
-    say(f"{plan.roots} paths are roots or pins")
+def _print_plan(plan: GcPlan, name: str) -> None:
+    say(f"{name}: {counted(plan.roots, 'root or pin', 'roots or pins')}")
     rows = [row for row in plan.rows() if row.segments]
     print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:
@@ -137,7 +138,8 @@ def _print_plan(plan: GcPlan) -> None:
 def _print_result(collected: Collected) -> None:
     if not collected.is_index_confirmed:
         say("others write the index at the same time: nothing was deleted; the next run goes on")
-    say(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
+    written, deleted = len(collected.written), len(collected.deleted)
+    say(f"{counted(written, 'segment')} written, {counted(deleted, 'manifest')} deleted")
     for manifest, reason in collected.refused:
         complain(f"kept {manifest}: {reason}")
 
@@ -161,7 +163,7 @@ def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:
 
 
 def _cells(row: PlanRow) -> tuple[str, str, str, str]:
-    return row.action, f"{row.segments} segments", f"{row.paths} paths", format_size(row.size)
+    return row.action, counted(row.segments, "segment"), counted(row.paths, "path"), format_size(row.size)
 
 
 def _append_summary(environment: Mapping[str, str], plan: GcPlan, *, is_dry_run: bool) -> None:

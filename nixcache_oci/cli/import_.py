@@ -42,6 +42,7 @@ from nixcache_oci.publisher.import_reading import Offer, read_offer
 from nixcache_oci.publisher.importing import Importer
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values
+from nixcache_oci.wording import counted
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
 
@@ -142,11 +143,12 @@ async def _import(settings: PublishSettings, request: Request) -> int:
         chosen = await importer.plan(offer)
         for name, reason in chosen.left_out.items():
             progress.warn(f"{name}: left out: {reason}")
-        progress.note(show_plan(chosen.plan))
+        progress.note(show_plan(chosen.plan, repository))
         _note_unchecked(offer, progress)
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
         if settings.is_dry_run:
+            importer.warn_of_doubts(chosen.plan)
             print_dry_run(settings, chosen.plan)
             report_json(settings, repository, chosen.plan, left_out=chosen.left_out)
             return FAILED if chosen.left_out else DONE
@@ -159,14 +161,12 @@ async def _import(settings: PublishSettings, request: Request) -> int:
 
 
 def _note_unchecked(offer: Offer, progress: Progress) -> None:
-    """Say what nobody vouches for, and what cannot be looked into."""
-    if offer.unsigned:
-        progress.note(f"{offer.unsigned} of {len(offer.narinfos)} carry no signature")
+    """Say what cannot be looked into."""
     others = [one.compression for one in offer.narinfos.values() if not can_unpack(one.compression)]
     if others:
         progress.note(
-            f"{len(others)} are compressed with {', '.join(sorted(set(others)))}, which is not unpacked "
-            "here: they are held to their FileHash alone, and not signed"
+            f"{counted(len(others), 'NAR')} compressed with {', '.join(sorted(set(others)))}, which is not "
+            "unpacked here: only FileHash is checked, and no signature added"
         )
 
 

@@ -17,6 +17,7 @@ from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
 _OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
@@ -59,10 +60,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
             }
         )
         return FAILED if done.failed else DONE
-    say(
-        f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
-        f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")
-    )
+    sent = f"{counted(done.sent, 'blob')} sent ({format_size(done.sent_bytes)})"
+    left_out = f"; {counted(done.failed, 'path')} left out" if done.failed else ""
+    say(f"{counted(done.segments, 'segment')}; {sent}, {done.present} already there{left_out}")
     return FAILED if done.failed else DONE
 
 
@@ -74,6 +74,7 @@ async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, value
         stack.push_async_callback(writer.close)
         actions = GithubActions.from_environment(values.environment)
         progress = stack.enter_context(showing(actions, is_quiet=values.flags.quiet))
+        progress.note(f"copying {reader.name} to {writer.name}")
         return await Mirror(reader, writer, progress).run()
 
 

@@ -24,6 +24,7 @@ from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     if change.records:
         relisted = find_condemned(view.inventory, [pin.path.hash_part for pin in change.pinned])
         if relisted.narinfos:
-            warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
+            warn(f"listing again what gc has marked as dead: {counted(len(relisted.narinfos), 'path')}")
         with if_interrupted("all of the change was made, or none of it: `nixcache-oci pin list` tells"):
             run_async(_write(values, change.records, relisted))
     if arguments.json:
@@ -205,7 +206,7 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
     if is_json:
         say_json({"pins": list(map(pin_json, pins))})
     else:
-        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
+        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep_text) for pin in pins])
 
 
 def _parse_count(text: str) -> int:

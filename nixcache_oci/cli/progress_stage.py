@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nixcache_oci.cli.format import format_share, format_size
+from nixcache_oci.wording import inflected
 
 
 class RunningStage:
@@ -48,7 +49,8 @@ class RunningStage:
     def amount(self) -> str:
         """How far it is, in words that leave room for a bar."""
         of_all = "" if self._count is None else f" of {self._count:,}"
-        parts = [f"{self._count_done:,}{of_all} {self._unit}"]
+        noun = inflected(self._count_done if self._count is None else self._count, self._unit)
+        parts = [f"{self._count_done:,}{of_all} {noun}"]
         if self._size:
             parts.append(format_share(self._size_done, self._size))
         elif self._size_done:

@@ -212,8 +212,10 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                     progress.warn(f"the cache cannot be read, so what would be pushed is not known: {error}")
                     report_json(settings, repository, None, outputs=built.rows)
                     return FAILED if built.failed else DONE
-                progress.note(show_plan(plan))
+                progress.note(show_plan(plan, repository))
                 if settings.is_dry_run:
+                    if not request.is_build_only:  # which is never given a key
+                        publisher.warn_of_doubts(plan)
                     print_dry_run(settings, plan)
                     report_json(settings, repository, plan, outputs=built.rows)
                     return FAILED if built.failed else DONE
@@ -233,7 +235,12 @@ async def _substituting(
     own = [key.public_key for key in settings.options.keys]
     keys = {key.name: key for key in (*own, *config.public_keys)}
     if not keys:
-        complain("no key is configured, so the cache is not used for building; see nixcache-oci keygen")
+        wants = ", and unsigned paths are not published (--allow-unsigned)"
+        complain(
+            "no key is configured, so the cache is not used for building"
+            f"{'' if settings.options.allow_unsigned or settings.is_dry_run else wants}; "
+            "see nixcache-oci keygen"
+        )
         yield []
         return
     repository = open_repository(settings.location, settings.environment)

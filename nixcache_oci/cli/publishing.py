@@ -45,6 +45,7 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
+from nixcache_oci.wording import counted
 
 VARIABLES: Final = (
     *table.REPOSITORY_VARIABLES,
@@ -105,6 +106,16 @@ def add_sending_flags(
     )
     parser.add_argument(
         "--strict", action="store_true", help="publish nothing unless everything can be published"
+    )
+    parser.add_argument(
+        "--allow-unsigned",
+        action="store_true",
+        help="publish what nobody signed; Nix refuses it unless told otherwise",
+    )
+    parser.add_argument(
+        "--new-key",
+        action="store_true",
+        help="sign with a key that the cache does not record yet; clients have to trust it, too",
     )
     parser.add_argument(
         "--public-key-file",
@@ -187,6 +198,8 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,
+        allow_unsigned=arguments.allow_unsigned,
+        allow_new_key=arguments.new_key,
         source=actions.source if actions is not None else None,
         repository_source=repository_source(location, values),
     )
@@ -256,12 +269,12 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 
-def show_plan(plan: Plan) -> str:
-    """Write the line that stands before everything."""
+def show_plan(plan: Plan, repository: Repository) -> str:
+    """Write the line that stands before everything: what goes where."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
-        f"{plan.paths} paths: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
-        f"{len(plan.push)} to push ({format_size(plan.push_bytes)})"
+        f"{counted(plan.paths, 'path')}: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
+        f"{len(plan.push)} to push ({format_size(plan.push_bytes)}) to {repository.name}"
     )
 
 
@@ -325,7 +338,8 @@ def report(
     if published.is_needless:
         line = f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded"
     else:
-        line = f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}"
+        count = counted(len(pushed), "path")
+        line = f"{repository.name}: {count} pushed ({size}, {packed} compressed) in {took}"
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]
@@ -337,7 +351,7 @@ def report(
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:
-        summary = PublishSummary(repository.name, show_plan(plan), outputs, pushed, seconds, keys)
+        summary = PublishSummary(repository.name, show_plan(plan, repository), outputs, pushed, seconds, keys)
         settings.actions.append_summary(render_summary(summary))
 
 

@@ -32,6 +32,7 @@ from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.wording import counted
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.
 _ROUNDS: Final = 3
@@ -259,7 +260,8 @@ class Repairer:
     def _tell(self, plan: RepairPlan, outcome: Outcome) -> None:
         for segment in plan.lost:
             tag, paths = segment.tag, segment.segment.paths
-            why = f"nothing of it can be read; its {paths} paths are unknown: publish again what you need"
+            what = f"what it listed ({counted(paths, 'path')}) is unknown"
+            why = f"nothing of it can be read, and {what}: publish again what you need"
             self._say(f"{self._would}unlisted {tag}: {why}")
             outcome.unlisted[tag] = why
         if self._options.is_dry_run and plan.refusal:
@@ -275,8 +277,9 @@ class Repairer:
             self._say(f"{self._would}dropped {path} of {tag}: another listing of it is good")
         for rewrite in plan.rewrites:
             if rewrite.header is not None:
-                kept = f"{len(rewrite.narinfos)} paths and {len(rewrite.records)} records"
-                self._say(f"{self._would}rewritten {rewrite.source.tag}: {kept} are kept")
+                listed = counted(len(rewrite.narinfos), "path")
+                records = counted(len(rewrite.records), "record")
+                self._say(f"{self._would}rewritten {rewrite.source.tag}: keeps {listed} and {records}")
 
     async def _carry_out(self, plan: RepairPlan, outcome: Outcome) -> None:
         if plan.refusal and not self._options.force:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.interrupt import if_interrupted
@@ -22,6 +22,7 @@ from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
@@ -239,13 +240,13 @@ async def _find_named_keys(
         found = ()
     if not found:
         view = await read_cache(arguments, environment)
-        found = tuple(dict.fromkeys(str(key) for key in recorded_keys(view.inventory)))
+        found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
     remedy = f"set {table.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
     if len(found) > _MOST_KEYS:
-        raise Error(f"{source} names {len(found)} public keys, too many to compare: {remedy}")
+        raise Error(f"{source} names {counted(len(found), 'public key')}, too many to compare: {remedy}")
     try:
         keys = parse_public_keys(found)
     except FormatError as error:

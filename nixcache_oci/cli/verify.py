@@ -3,13 +3,13 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
@@ -35,6 +35,7 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _IF_REPAIR_INTERRUPTED = (
     "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
@@ -93,12 +94,15 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     """Check, and mend."""
     set_up_quiet_logging(Values(environment, arguments))
     with if_interrupted(_IF_REPAIR_INTERRUPTED if arguments.repair and not arguments.dry_run else ""):
-        outcome = run_async(_verify(_parse(arguments, environment)))
+        checked = run_async(_verify(_parse(arguments, environment)))
+    outcome = checked.outcome
     if arguments.json:
-        say_json(_to_json(outcome, is_repair=arguments.repair))
+        say_json(_to_json(checked, is_repair=arguments.repair))
     else:
+        for line in checked.doubts():
+            warn(line)
         left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
-        complain(f"{_count(outcome.problems)} problems{left}")
+        complain(f"{checked.name}: {counted(_count(outcome.problems), 'problem')}{left}")
     return FAILED if outcome.left else DONE
 
 
@@ -114,6 +118,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         packing=Packing(max_blob_bytes=max_blob_bytes(values, location)),
         jobs=os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
+        allow_unsigned=True,  # what is listed unsigned is sent again as it was
         repository_source=repository_source(location, values),
     )
     return _Settings(
@@ -127,7 +132,31 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
     )
 
 
-async def _verify(settings: _Settings) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What came of it.
+
+    Attributes:
+        name: of the repository.
+        outcome: what was wrong, and what was mended.
+        unsigned: how many listed paths nobody vouches for.
+        foreign: how many are signed, and by no key that is known.
+    """
+
+    name: str
+    outcome: Outcome
+    unsigned: int
+    foreign: int
+
+    def doubts(self) -> Iterator[str]:
+        """Say what Nix refuses, though nothing may be wrong with it."""
+        if self.unsigned:
+            yield f"{counted(self.unsigned, 'path')} unsigned: Nix refuses what nobody signed"
+        if self.foreign:
+            yield f"{counted(self.foreign, 'path')} signed, but by no key that is known here"
+
+
+async def _verify(settings: _Settings) -> _Checked:
     environment = settings.values.merged_environment(table.REPOSITORY_VARIABLES)
     repair = settings.repair
     async with AsyncExitStack() as stack:
@@ -147,15 +176,19 @@ async def _verify(settings: _Settings) -> Outcome:
         tell = complain if settings.is_json else say
 
         inventory = await read()
-        keys = settings.values.get(table.PUBLIC_KEYS) or recorded_keys(inventory)
+        keys = settings.values.get(table.PUBLIC_KEYS) or inventory.tables.recorded_keys
         verifier = Verifier(
             repository, upstreams, keys, with_content=settings.with_content, progress=progress
         )
         problems = await verifier.run(inventory)
+
+        def checked(outcome: Outcome) -> _Checked:
+            return _Checked(repository.name, outcome, verifier.unsigned, verifier.foreign)
+
         if not settings.is_json:
             tell(*_lines(problems))
         if repair is None or not problems:
-            return Outcome(problems, left=problems)
+            return checked(Outcome(problems, left=problems))
         remover = open_remover(settings.location, environment)
         stack.push_async_callback(remover.close)
         folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
@@ -164,7 +197,7 @@ async def _verify(settings: _Settings) -> Outcome:
         store = await _open_store(settings.nix_environment, choose_on_line(actions, is_quiet=is_quiet))
         sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
         repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
-        return await repairer.run(inventory, problems)
+        return checked(await repairer.run(inventory, problems))
 
 
 async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:
@@ -175,8 +208,13 @@ async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalS
         return None
 
 
-def _to_json(outcome: Outcome, *, is_repair: bool) -> dict[str, object]:
-    document: dict[str, object] = {"problems": [_problem_to_json(one) for one in outcome.problems]}
+def _to_json(checked: _Checked, *, is_repair: bool) -> dict[str, object]:
+    outcome = checked.outcome
+    document: dict[str, object] = {
+        "problems": [_problem_to_json(one) for one in outcome.problems],
+        "unsigned": checked.unsigned,
+        "foreignSigned": checked.foreign,
+    }
     if is_repair:
         document["restored"] = outcome.restored
         document["unlisted"] = outcome.unlisted

@@ -19,6 +19,7 @@ from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 ATTEMPTS_WITHOUT_PROGRESS: Final = 5
 TABLE_HEAD_SECONDS: Final = 30.0
@@ -107,7 +108,7 @@ async def read_blob(
     """
     async with open_resuming(repository, digest, head_seconds=head_seconds) as blob:
         if blob.size > limit:
-            raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
+            raise FormatError(f"blob {digest}: {counted(blob.size, 'byte')}, over the limit of {limit}")
         content = bytearray(blob.size)
         if receiver is not None:
             await receiver.begin(content)
@@ -210,7 +211,9 @@ class _Resumed:
             self._repository.open_blob(self._digest, position, end)
         )
         if stream.size != self._first.size:
-            raise RegistryError(f"blob {self._digest}: {stream.size} bytes now, {self._first.size} before")
+            raise RegistryError(
+                f"blob {self._digest}: {counted(stream.size, 'byte')} now, {self._first.size} before"
+            )
         return stream
 
     async def close(self) -> None:

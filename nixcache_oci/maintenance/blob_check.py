@@ -15,6 +15,7 @@ from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.nar_check import NarChecker
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 
 async def check_start(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
@@ -57,7 +58,7 @@ def _size_trouble(entry: Entry, size: int) -> str | None:
         end = url.offset + url.length
         return f"it ends at byte {end} of a pack of {size}" if end > size else None
     if entry.narinfo.file_size not in (None, size):
-        return f"FileSize is {entry.narinfo.file_size}, and its blob has {size} bytes"
+        return f"FileSize is {entry.narinfo.file_size}, and its blob has {counted(size, 'byte')}"
     return None
 
 

@@ -90,7 +90,7 @@ class Export:
                 else:
                     by_blob[NarUrl.parse(narinfo.url).blob].append(narinfo)
             wanted = [narinfo for narinfos in by_blob.values() for narinfo in narinfos]
-            with self._progress.stage("exporting", "paths", len(wanted), _size_of(wanted)) as self._stage:
+            with self._progress.stage("exporting", "path", len(wanted), _size_of(wanted)) as self._stage:
                 await run_all(
                     (self._write_blob(blob, narinfos) for blob, narinfos in by_blob.items()), _BLOBS_AT_ONCE
                 )

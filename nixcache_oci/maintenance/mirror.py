@@ -15,7 +15,7 @@ from typing import Final
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.commit import list_segments
-from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.listing import Union, read_union, require_cache
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.progress import Progress, Stage
@@ -30,6 +30,7 @@ from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _MEMORY_BYTES: Final = 16 * 1024 * 1024  # what is no larger does not go through the disk
 _BLOBS_AT_ONCE: Final = 4
@@ -79,8 +80,7 @@ class Mirror:
             Error: the source is empty, or one of the two could not do it; the next run goes on.
         """
         union = await read_union(self._source)
-        if union.digest is None and not union.index.segments:
-            raise Error(f"{self._source.name}: there is no cache; nothing was copied")
+        require_cache(self._source, union.listing(), "check the name; nothing was copied")
         if union.version1 is not None:
             raise Error(
                 f"{self._source.name}: a version 1 cache, whose NARs no manifest names; publish to it once, "
@@ -140,7 +140,8 @@ class Mirror:
 
     def _leave_out(self, segment: Segment, reason: object) -> None:
         self._done.reasons[str(segment.tag)] = str(reason)
-        self._progress.warn(f"{segment.tag}: left out, with {segment.paths} unknown paths: {reason}")
+        paths = counted(segment.paths, "unknown path")
+        self._progress.warn(f"{segment.tag}: left out, with {paths}: {reason}")
         self._done.failed += segment.paths
 
     async def _copy_blobs(self, manifest: Manifest, doing: str) -> dict[Digest, str]:
@@ -148,7 +149,7 @@ class Mirror:
         blobs = {one.digest: one for one in (manifest.config, *manifest.layers)}
         missing = [one for digest, one in blobs.items() if digest not in self._known]
         size = sum(one.size for one in missing)
-        with self._progress.stage(f"mirroring {doing}", "blobs", len(missing), size) as stage:
+        with self._progress.stage(f"mirroring {doing}", "blob", len(missing), size) as stage:
             found = await run_all((self._find_damage(one, stage) for one in missing), _BLOBS_AT_ONCE)
         lost = {one.digest: why for one, why in zip(missing, found, strict=True) if why}
         self._known |= blobs.keys() - lost.keys()

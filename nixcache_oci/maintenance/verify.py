@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
@@ -22,19 +22,16 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
-from nixcache_oci.nix.content_address import Claim, is_content_addressed
+from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
+from nixcache_oci.nix.signature import PublicKey, Vouched, is_signed_by, is_unsigned
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 16
 _PARALLEL_BLOBS: Final = 4
-
-
-class Vouched(Signed, Claim, Protocol):
-    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 class Verifier:
@@ -46,6 +43,10 @@ class Verifier:
         keys: each path is signed by one of them, or names its own content; empty for any.
         with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
         progress: is told how far it is.
+
+    Attributes:
+        unsigned: how many listed paths nobody vouches for.
+        foreign: how many are signed, but by none of the keys.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Verifier:
         self._keys = tuple(keys)
         self._with_content = with_content
         self._progress = progress
+        self.unsigned = self.foreign = 0
         self._good: set[tuple[object, ...]] = set()
         self._there: set[Digest] = set()
 
@@ -76,7 +78,9 @@ class Verifier:
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
         # As `list` counts: each once, however many segments list it.
-        self._progress.note(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
+        self._progress.note(
+            f"checking {counted(len({entry.narinfo.store_path for entry in entries}), 'path')}"
+        )
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
@@ -85,7 +89,7 @@ class Verifier:
         union = await read_union(self._repository, inventory.tables.listing.segments)
         blobs = _blobs_of(entries)
         living = [segment for segment in union.index.segments if segment.condemned is None]
-        with self._progress.stage("checking", "segments", len(living)) as stage:
+        with self._progress.stage("checking", "segment", len(living)) as stage:
             jobs = (self._check_segment(segment, blobs[str(segment.tag)]) for segment in living)
             found = await run_all(jobs, _PARALLEL_REQUESTS, stage)
         problems += [problem for some in found for problem in some]
@@ -124,11 +128,17 @@ class Verifier:
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
     def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
-        return [
-            problem_of(entry, Kind.SIGNATURE, "no known key signed it")
+        doubtful = [
+            entry
             for entry in entries
-            if not self.vouches(entry.narinfo)
+            if not (is_signed_by(entry.narinfo, self._keys) or is_content_addressed(entry.narinfo))
         ]
+        unsigned = {entry.narinfo.store_path for entry in doubtful if is_unsigned(entry.narinfo)}
+        foreign = {entry.narinfo.store_path for entry in doubtful if entry.narinfo.sigs}
+        self.unsigned, self.foreign = len(unsigned), len(foreign)
+        if not self._keys:
+            return []  # there is none that could have signed them
+        return [problem_of(entry, Kind.SIGNATURE, "no known key signed it") for entry in doubtful]
 
     async def _check_references(self, entries: Iterable[Entry]) -> list[Problem]:
         entries = list(entries)
@@ -146,7 +156,7 @@ class Verifier:
                 return Kind.UNKNOWN, f"and no upstream could say whether it has that: {error}"
             return None if found is not None else (Kind.REFERENCE, "which is neither here nor upstream")
 
-        with self._progress.stage("looking upstream", "paths", len(referrers)) as stage:
+        with self._progress.stage("looking upstream", "path", len(referrers)) as stage:
             answers = await run_all(map(find, referrers), _PARALLEL_REQUESTS, stage)
         return [
             problem_of(entry, answer[0], f"it refers to {reference}, {answer[1]}", reference)
@@ -160,7 +170,7 @@ class Verifier:
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
-        with self._progress.stage("checking", "blobs", len(asked)) as stage:
+        with self._progress.stage("checking", "blob", len(asked)) as stage:
             check = partial(check_content, stage=stage) if self._with_content else check_start
             at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
             jobs = (check(self._repository, blob, group) for blob, group in asked.items())

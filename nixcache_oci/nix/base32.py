@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.wording import counted
 
 ALPHABET: Final = "0123456789abcdfghijklmnpqrsvwxyz"
 LETTER: Final = "[0-9a-df-np-sv-z]"
@@ -53,7 +54,7 @@ def decode(text: str) -> bytes:
         raise FormatError(f"nix32: expected letters of {ALPHABET}, got {text[:80]!r}")
     size = len(text) * 5 // 8
     if encoded_length(size) != len(text):
-        raise FormatError(f"nix32: nothing is {len(text)} letters long: {text[:80]!r}")
+        raise FormatError(f"nix32: nothing has {counted(len(text), 'letter')}: {text[:80]!r}")
     try:
         return to_number(text.encode() or b"0").to_bytes(size, "little")
     except OverflowError:

@@ -110,6 +110,20 @@ class Claim(Protocol):
         """The content address as written."""
 
 
+def proves_its_path(narinfo: Claim) -> bool:
+    """Tell whether Nix takes it without a signature: its CA field leads to its store path."""
+    own = narinfo.store_path
+    if narinfo.ca is None:
+        return False
+    others = [reference for reference in narinfo.references if reference != own.base_name]
+    try:
+        address = ContentAddress.parse(narinfo.ca)
+        is_own = len(others) < len(narinfo.references)
+        return address.store_path(own.name, others, own.store_dir, refers_to_itself=is_own) == own
+    except FormatError:
+        return False
+
+
 def is_content_addressed(narinfo: Claim) -> bool:
     """Tell whether the CA field proves both the store path and the NAR, so that no signature is needed.
 
@@ -118,13 +132,7 @@ def is_content_addressed(narinfo: Claim) -> bool:
     Whoever writes the narinfo can put any NarHash beside them: Nix notices only once it has unpacked the NAR,
     and stops with an error then. Source: facts about Nix clients, "narinfo".
     """
-    own = narinfo.store_path
-    if narinfo.ca is None or own.base_name in narinfo.references:
+    if narinfo.ca is None or narinfo.store_path.base_name in narinfo.references:
         return False
     address = ContentAddress.parse(narinfo.ca)
-    if address != ContentAddress(Method.NAR, narinfo.nar_hash):
-        return False
-    try:
-        return address.store_path(own.name, narinfo.references, own.store_dir) == own
-    except FormatError:
-        return False
+    return address == ContentAddress(Method.NAR, narinfo.nar_hash) and proves_its_path(narinfo)

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix import base32
+from nixcache_oci.wording import counted
 
 DIGEST_SIZES: Final = MappingProxyType({"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64})
 """Bytes in the digest of each algorithm that every Nix knows."""
@@ -38,7 +39,7 @@ class NixHash:
             known = ", ".join(DIGEST_SIZES)
             raise FormatError(f"hash: expected one of {known}, got {self.algorithm[:40]!r}")
         if len(self.digest) != size:
-            raise FormatError(f"hash: {self.algorithm} has {size} bytes, got {len(self.digest)}")
+            raise FormatError(f"hash: {self.algorithm} has {counted(size, 'byte')}, got {len(self.digest)}")
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{base32.encode(self.digest)}"

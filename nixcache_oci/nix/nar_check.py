@@ -16,6 +16,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar_reader import parse
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.wording import counted
 
 _MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024
 _STEP_BYTES: Final = 256 * 1024
@@ -53,7 +54,7 @@ class NarChecker:
             return self._trouble
         nar_hash = NixHash(self._hasher.digest())
         if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
-            return f"its NAR does not match NarHash ({self._size} bytes, {nar_hash})"
+            return f"its NAR does not match NarHash ({counted(self._size, 'byte')}, {nar_hash})"
         return None
 
     def _try(self, step: Callable[[], object]) -> None:
@@ -69,9 +70,8 @@ class NarChecker:
     def _take(self, nar: bytes) -> None:
         self._size += len(nar)
         if self._size > self._narinfo.nar_size:
-            raise FormatError(
-                f"its NAR does not match NarHash (over {self._narinfo.nar_size} bytes, its NarSize)"
-            )
+            size = counted(self._narinfo.nar_size, "byte")
+            raise FormatError(f"its NAR does not match NarHash (over {size}, its NarSize)")
         self._hasher.update(nar)
 
 
@@ -99,7 +99,7 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
             keep_going()
             size += len(piece)
             if size > narinfo.nar_size:
-                raise FormatError(f"its NAR is over {narinfo.nar_size} bytes, its NarSize")
+                raise FormatError(f"its NAR is over {counted(narinfo.nar_size, 'byte')}, its NarSize")
             hasher.update(piece)
             yield piece
 
@@ -110,7 +110,7 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
         raise FormatError(f"it cannot be decompressed: {error}") from None
     nar_hash = NixHash(hasher.digest())
     if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
-        raise FormatError(f"its NAR does not match NarHash ({size} bytes, {nar_hash})")
+        raise FormatError(f"its NAR does not match NarHash ({counted(size, 'byte')}, {nar_hash})")
 
 
 class _Target:

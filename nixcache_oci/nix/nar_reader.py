@@ -27,6 +27,7 @@ from nixcache_oci.nix.nar import (
     padding,
     words,
 )
+from nixcache_oci.wording import counted
 
 MAX_NAME_BYTES: Final = 4096
 """Of a name or a link's target: no path is longer on Linux or macOS."""
@@ -147,7 +148,7 @@ class _Source:
     def read_token(self, limit: int) -> bytes:
         size = self.read_length()
         if size > limit:
-            raise self.error(f"a token of {size} bytes where at most {limit} make sense")
+            raise self.error(f"a token of {counted(size, 'byte')} where at most {limit} make sense")
         token = self._read(size)
         self.expect(padding(size))
         return token

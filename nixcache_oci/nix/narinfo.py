@@ -17,6 +17,7 @@ from nixcache_oci.nix.content_address import ContentAddress
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.signature import Signature, read_signatures
 from nixcache_oci.nix.store_path import StorePath, check_base_name
+from nixcache_oci.wording import counted
 
 COMPRESSIONS: Final = frozenset(
     {"none", "xz", "bzip2", "gzip", "zstd", "br", "lzma", "lz4", "lzip", "compress"}
@@ -179,7 +180,7 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
     if not text.endswith("\n"):
         raise FormatError("narinfo: empty, or the last line does not end")
     if (lines := text.count("\n")) > MAX_LINES:
-        raise FormatError(f"narinfo: {lines} lines, over the limit of {MAX_LINES}")
+        raise FormatError(f"narinfo: {counted(lines, 'line')}, over the limit of {MAX_LINES}")
     for line in text[:-1].split("\n"):
         match = _LINE.fullmatch(line)
         if match is not None:
@@ -227,7 +228,9 @@ def _read_size(text: str) -> int:
 
 def _check_url(url: str) -> None:
     if len(url) > MAX_URL_CHARACTERS:
-        raise FormatError(f"narinfo: URL of {len(url)} characters, over the limit of {MAX_URL_CHARACTERS}")
+        raise FormatError(
+            f"narinfo: URL of {counted(len(url), 'character')}, over the limit of {MAX_URL_CHARACTERS}"
+        )
     first_segment = _FIRST_SEGMENT.match(url)
     is_plain = first_segment is not None and first_segment[0] != "" and ":" not in first_segment[0]
     if not _URL.fullmatch(url) or not (is_plain or _ABSOLUTE_URL.fullmatch(url)):

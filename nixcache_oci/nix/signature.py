@@ -14,8 +14,10 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.content_address import Claim, proves_its_path
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
@@ -62,6 +64,10 @@ class Signed(Signable, Protocol):
     @property
     def sigs(self) -> tuple["Signature", ...]:
         """Who vouches for it."""
+
+
+class Vouched(Signed, Claim, Protocol):
+    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +254,11 @@ def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
     return any(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
+def is_unsigned(narinfo: Vouched) -> bool:
+    """Tell whether nothing vouches for it: no signature, whosoever's, and no content address."""
+    return not narinfo.sigs and not proves_its_path(narinfo)
+
+
 def has_signature(key: PublicKey, signed_fingerprint: str, signatures: Iterable[Signature]) -> bool:
     """Tell whether this key made one of the signatures; the first four that name it are verified."""
     named = islice((one for one in signatures if one.key_name == key.name), TRIES_PER_KEY)
@@ -258,7 +269,7 @@ def _check(noun: str, name: str, raw: bytes, size: int) -> None:
     if not _KEY_NAME.fullmatch(name):
         raise FormatError(f"{noun}: a key's name has no colon or white space, got {name[:80]!r}")
     if len(raw) != size:
-        raise FormatError(f"{noun} of {name[:80]}: expected {size} bytes, got {len(raw)}")
+        raise FormatError(f"{noun} of {name[:80]}: expected {counted(size, 'byte')}, got {len(raw)}")
 
 
 def _join(name: str, raw: bytes) -> str:

@@ -51,4 +51,4 @@ class Digest:
         """
         actual = self.of(content)
         if actual != self:
-            raise DigestError(f"{self}: the {len(content)} bytes received have digest {actual}")
+            raise DigestError(f"{self}: the bytes received ({len(content)}) have digest {actual}")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.wording import counted
 
 MAX_VALUES: Final = 250_000
 """Of one document: an index of 4 MiB has 100,000. Two bytes can be a list of their own: a million of them
@@ -29,7 +30,7 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
             object.
     """
     if len(content) > limit:
-        raise FormatError(f"{what}: {len(content)} bytes, over the limit of {limit}")
+        raise FormatError(f"{what}: {counted(len(content), 'byte')}, over the limit of {limit}")
     # Each value comes behind one of these, all but the first of an object or list behind a comma.
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise FormatError(f"{what}: over the limit of {MAX_VALUES} values")

@@ -17,6 +17,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import verified
+from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
 """Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
@@ -127,7 +128,7 @@ class NarSource:
                 async with self._noting(blob):
                     await stream.check()
                 if told not in (None, stream.size):
-                    raise RegistryError(f"blob {blob}: {stream.size} bytes now, {told} before")
+                    raise RegistryError(f"blob {blob}: {counted(stream.size, 'byte')} now, {told} before")
             yield stream.chunks
 
     async def close(self) -> None:

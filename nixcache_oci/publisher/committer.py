@@ -28,7 +28,8 @@ from nixcache_oci.cache.writer import (
 )
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.errors import Error, RegistryError, UsageError
+from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
@@ -38,8 +39,10 @@ from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
+from nixcache_oci.publisher.signing import doubt_new_keys, doubt_unsigned
 from nixcache_oci.publisher.staging import Nars
 from nixcache_oci.publisher.upload import Uploaded, WhenStaged, upload
+from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).
@@ -122,9 +125,11 @@ class Committer:
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
+            UsageError: see ``check_trust``.
         """
         if self._is_needless(plan, planned):
             return Published(is_needless=True)
+        self.check_trust(plan, planned)
         done = await self._commit(plan)
         published = done.published
         rounds = 1
@@ -136,12 +141,43 @@ class Committer:
                 )
             # gc took what was counted on: it is sent as if it had never been there.
             self._progress.warn(
-                f"{len(missing)} paths have left the cache in the meantime; sending them again"
+                f"sending again what has left the cache in the meantime: {counted(len(missing), 'path')}"
             )
             done = await self._commit(Plan(push=tuple(missing)))
             published = published.followed_by(done.published)
             rounds += 1
         return published
+
+    def check_trust(self, plan: Plan, planned: Contents | None, *, is_dry_run: bool = False) -> None:
+        """Say what clients would refuse, where it was asked for or nothing is sent anyway.
+
+        Args:
+            plan: what is about to be done.
+            planned: what the cache listed when the plan was made, where that is known.
+            is_dry_run: whether nothing is sent.
+
+        Raises:
+            UsageError: it was not asked for.
+        """
+        options = self._options
+        is_signing = bool(options.keys)
+        unsigned = sum(
+            is_unsigned(info) and not (is_signing and self._nars.checks(info)) for info in plan.push
+        )
+        recorded = planned.recorded_keys if planned is not None else ()
+        for doubt, is_allowed in (
+            (doubt_unsigned(unsigned), options.allow_unsigned),
+            (doubt_new_keys(options.public_keys, recorded), options.allow_new_key),
+        ):
+            if doubt is None:
+                continue
+            if is_allowed:
+                self._progress.warn(doubt.what)
+            elif is_dry_run:
+                self._progress.warn(f"{doubt.what}: {doubt.remedy}")
+            else:
+                name = self._repository.name
+                raise UsageError(f"{name}: nothing was published: {doubt.what}: {doubt.remedy}")
 
     def _is_needless(self, plan: Plan, planned: Contents | None) -> bool:
         if plan.push or plan.relist or planned is None or planned.records is None:

@@ -21,6 +21,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -39,10 +40,12 @@ class Contents:
         catalog: of all narinfos.
         records: what publishes left; None where they cannot all be read, or the index does not list all that
             there is: then something has to be written.
+        recorded_keys: what the cache says it is signed with, also by what gc found dead.
     """
 
     catalog: Catalog
     records: tuple[PublishRecord, ...] | None = None
+    recorded_keys: tuple[PublicKey, ...] = ()
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look a narinfo up."""
@@ -102,8 +105,9 @@ class ContentsReader:
             await asyncio.to_thread(self._folder.save, tables.listing)
         catalog = tables.catalog((), with_condemned=False)
         if tables.damaged or tables.left_out is not None or listing.version1 is not None:
-            return Contents(catalog)
-        return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
+            return Contents(catalog, None, tables.recorded_keys)
+        records = await asyncio.to_thread(_read_records, catalog)
+        return Contents(catalog, records, tables.recorded_keys)
 
     async def find_gone(self, blobs: Iterable[Descriptor]) -> set[Digest]:
         """Read a byte of each of these, and give those that cannot be read."""

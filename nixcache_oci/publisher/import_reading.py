@@ -46,11 +46,6 @@ class Offer:
         """What is referred to, and bad; base names."""
         return {one for one in self._foreign() if HashPart.of(one) in self.bad_parts}
 
-    @property
-    def unsigned(self) -> int:
-        """How many carry no signature at all."""
-        return sum(not narinfo.sigs for narinfo in self.narinfos.values())
-
     def _foreign(self) -> set[str]:
         named = {reference for narinfo in self.narinfos.values() for reference in narinfo.references}
         return named - self.narinfos.keys()
@@ -85,7 +80,7 @@ async def read_offer(
                 level[HashPart(name)] = name
             except FormatError as error:
                 reader.offer.bad[f"{name}.narinfo"] = str(error)
-    with progress.stage(f"reading {source.name}", "narinfos") as stage:
+    with progress.stage(f"reading {source.name}", "narinfo") as stage:
         await reader.read(level, stage)
     return reader.offer
 

@@ -31,6 +31,7 @@ from nixcache_oci.publisher.staging import (
     folder_error,
     is_large,
 )
+from nixcache_oci.wording import counted
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 """Before each further try of one NAR."""
@@ -61,6 +62,10 @@ class CopiedNars:
         self._jobs = asyncio.Semaphore(jobs)
         self._max_blob_bytes = max_blob_bytes
         self._failures_in_a_row = 0
+
+    def checks(self, info: PathInfo) -> bool:
+        """Hold those to it that can be unpacked."""
+        return can_unpack(self._narinfos[info.store_path].compression)
 
     @asynccontextmanager
     async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
@@ -130,12 +135,13 @@ class CopiedNars:
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
                 if sink.size + len(chunk) > limit:
-                    raise FormatError(f"its file is larger than {limit} bytes, the most that it should have")
+                    most = counted(limit, "byte")
+                    raise FormatError(f"its file is larger than {most}, the most that it should have")
                 await run_in_thread(sink.write, chunk)
                 check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
         file_hash = NixHash(sink.hasher.digest())
         if (file_hash, sink.size) != (narinfo.file_hash or file_hash, narinfo.file_size or sink.size):
-            raise FormatError(f"its file does not match FileHash ({sink.size} bytes, {file_hash})")
+            raise FormatError(f"its file does not match FileHash ({counted(sink.size, 'byte')}, {file_hash})")
         if sink.size == 0:
             raise FormatError("its file is empty")
         if can_unpack(narinfo.compression):

@@ -25,6 +25,7 @@ from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
+from nixcache_oci.publisher.draft import MakeRecords
 from nixcache_oci.publisher.import_reading import Offer
 from nixcache_oci.publisher.import_staging import CopiedNars
 from nixcache_oci.publisher.options import PublishOptions
@@ -111,10 +112,16 @@ class Importer:
             # Where something is missing, what an earlier import recorded keeps counting.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
+        return await self._committer(with_roots).publish(plan.plan, self._planned)
+
+    def warn_of_doubts(self, plan: Plan) -> None:
+        """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
+        self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
+
+    def _committer(self, make_records: MakeRecords) -> Committer:
         options = self._options
         nars = CopiedNars(self._source, self._narinfos, options.jobs, options.packing.max_blob_bytes)
-        committer = Committer(self._repository, self._folder, nars, with_roots, options, self._progress)
-        return await committer.publish(plan.plan, self._planned)
+        return Committer(self._repository, self._folder, nars, make_records, options, self._progress)
 
     async def _find_missing_references(self, offer: Offer, find_listed: FindListed) -> set[str]:
         """Find what is referred to, and is neither offered, nor listed, nor upstream; base names."""
@@ -129,7 +136,7 @@ class Importer:
                 raise Error(f"no upstream could say whether it has {base_name}: {error}") from None
 
         absent = sorted(offer.absent)
-        with self._progress.stage("looking upstream", "paths", len(absent)) as stage:
+        with self._progress.stage("looking upstream", "path", len(absent)) as stage:
             answers = await run_all(map(find, absent), _REQUESTS_AT_ONCE, stage)
         return {base_name for base_name in answers if base_name is not None}
 

@@ -35,6 +35,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.wording import counted
 
 _MOST_SHOWN: Final = 10
 
@@ -142,7 +143,7 @@ async def _probe_blobs(
                 sizes[blob] = await probe_blob(repository, blob)
             stage.advance(1)
 
-    with progress.stage("converting: looking for", "blobs", len(blobs)) as stage:
+    with progress.stage("converting: looking for", "blob", len(blobs)) as stage:
         await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes
 
@@ -197,5 +198,6 @@ async def take_over(
         for name, reason in entries[:_MOST_SHOWN]:
             progress.warn(f"version 1 entry {name}: {what}: {reason}")
         if count > _MOST_SHOWN:
-            progress.warn(f"{count - _MOST_SHOWN} more version 1 entries are {what}")
+            more = counted(count - _MOST_SHOWN, "more version 1 entry", "more version 1 entries")
+            progress.warn(f"{more} {what}")
     return conversion

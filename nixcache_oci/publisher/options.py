@@ -21,6 +21,8 @@ class PublishOptions:
         max_layers: of a manifest.
         is_strict: whether one path that cannot be sent keeps all others from being listed.
         source: where the paths come from, such as the address of a commit; for the table's header.
+        allow_unsigned: whether paths are listed that nobody vouches for.
+        allow_new_key: whether a key signs that a cache with keys does not record yet.
         repository_source: address of the GitHub repository: GHCR links the package to it.
     """
 
@@ -32,6 +34,8 @@ class PublishOptions:
     max_layers: int = MAX_LAYERS
     is_strict: bool = False
     source: str | None = None
+    allow_unsigned: bool = False
+    allow_new_key: bool = False
     repository_source: str | None = None
 
     @property

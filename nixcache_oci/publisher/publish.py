@@ -19,6 +19,7 @@ from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
+from nixcache_oci.publisher.draft import MakeRecords
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
 from nixcache_oci.publisher.published import Published
@@ -98,10 +99,16 @@ class Publisher:
         def without_failed(failed: AbstractSet[str]) -> list[PublishRecord]:
             return [_without_failed(record, failed) for record in records]
 
+        return await self._committer(without_failed).publish(plan, self._planned)
+
+    def warn_of_doubts(self, plan: Plan) -> None:
+        """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
+        self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
+
+    def _committer(self, make_records: MakeRecords) -> Committer:
         store, options = self.store, self._options
         nars = StoreNars(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
-        committer = Committer(self._repository, self._folder, nars, without_failed, options, self._progress)
-        return await committer.publish(plan, self._planned)
+        return Committer(self._repository, self._folder, nars, make_records, options, self._progress)
 
     async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
         asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]
@@ -112,7 +119,7 @@ class Publisher:
             except UpstreamError as error:
                 raise Error(f"no upstream could say whether it has {info.store_path}: {error}") from None
 
-        with self._progress.stage("looking upstream", "paths", len(asked)) as stage:
+        with self._progress.stage("looking upstream", "path", len(asked)) as stage:
             answers = await run_all(map(is_missing, asked), _PARALLEL_REQUESTS, stage)
         return frozenset(
             info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone

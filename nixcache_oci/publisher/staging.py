@@ -26,6 +26,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.compression import Packing, make_compressor
+from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From here on, a NAR is staged in a file, and compressed by several cores."""
@@ -64,6 +65,9 @@ StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
 class Nars(Protocol):
     """Stages compressed NARs: of the local store, or out of another cache."""
 
+    def checks(self, info: PathInfo) -> bool:
+        """Tell whether its NAR is held to its NarHash here: only then may it be signed."""
+
     def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
         """Stage for as long as the block runs; then what is still being staged is given up.
 
@@ -93,6 +97,10 @@ class StoreNars:
         self._real_path = real_path
         self._packing = packing
         self._jobs = jobs
+
+    def checks(self, info: PathInfo) -> bool:  # noqa: ARG002  part of the protocol
+        """Hold every one to it."""
+        return True
 
     @asynccontextmanager
     async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
@@ -207,7 +215,7 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
     """
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
-            f"{store_path}: over {max_blob_bytes} bytes even compressed, which is more than the "
+            f"{store_path}: over {counted(max_blob_bytes, 'byte')} even compressed, which is more than the "
             "registry takes as one blob; split it, compress it more, or keep it out of the cache"
         )
 

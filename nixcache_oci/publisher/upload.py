@@ -170,7 +170,7 @@ class Upload:
         order = {info.store_path: number for number, info in enumerate(infos)}
         large = [info for info in infos if is_large(info)]
         size = sum(info.nar_size for info in infos)
-        pushing = self._progress.stage("pushing", "paths", len(infos), size)
+        pushing = self._progress.stage("pushing", "path", len(infos), size)
         try:
             with pushing as self._pushing:
                 async with self._nars.opened(self._folder) as self._stage, failing_first() as group:

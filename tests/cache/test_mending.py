@@ -92,7 +92,7 @@ async def test_what_is_left_of_a_segment_is_listed_anew() -> None:
     assert await read_records(repository, listing) == [RECORD]
     [line] = told
     assert str(gone.tag) in line
-    assert "1 are listed again; 2 are not listed any more" in line
+    assert "Recovered 1 path and lost 2 paths" in line
     assert "verify --repair" in line
     await add(repository, told)
     assert len(told) == 1
@@ -106,7 +106,7 @@ async def test_a_segment_without_its_table_is_left_out() -> None:
     del storage.blobs[gone.table]
     await add(StrictRepository(storage), told)
     assert await names(StrictRepository(storage)) == []
-    assert "0 are listed again; 2 are not listed any more" in told[0]
+    assert "Recovered 0 paths and lost 2 paths" in told[0]
 
 
 async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: py
         delete(storage, gone)
     await add(StrictRepository(storage), told)
     assert len(await names(StrictRepository(storage))) == 1
-    assert "1 are listed again; 1 are not listed any more" in told[0]
+    assert "Recovered 1 path and lost 1 path" in told[0]
 
 
 async def test_a_condemned_segment_that_is_gone_is_not_listed_anew() -> None:

@@ -18,4 +18,4 @@ def test_quiet_prints_results(layout: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["gc", "-q", "--force"]) == DONE
     assert capsys.readouterr() == ("0 segments written, 0 manifests deleted\n", "")
     assert main(["-q", "gc", "--dry-run"]) == DONE
-    assert "1 segments" in capsys.readouterr().out
+    assert "1 segment " in capsys.readouterr().out

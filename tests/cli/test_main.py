@@ -15,6 +15,7 @@ import pytest
 from nixcache_oci.cli.main import VERBS, main
 from nixcache_oci.errors import Error, RegistryError, UsageError
 from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from tests.cli.cache_story import write_empty_cache
 
 _NO_REPOSITORY = (
     "NIXCACHE_REGISTRY names a registry, but not which repository in it: "
@@ -335,6 +336,7 @@ def test_verbosity_is_the_log_level(
 
 def test_a_flag_for_the_level_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Who names the level means it; and what an action of a verb is told counts as well."""
+    write_empty_cache(tmp_path)
     here = ["--registry", f"oci:{tmp_path}", "--index-dir", str(tmp_path / "index")]
     assert main(["-v", "pin", "-v", "list", *here]) == 0
     assert 'event="cache read"' in capsys.readouterr().err

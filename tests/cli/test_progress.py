@@ -35,7 +35,7 @@ class Clock:
 
 def work(progress: Progress, clock: Clock, paths: int) -> None:
     progress.note("4 paths: 0 upstream, 0 cached, 4 to push (4.0 MiB)")
-    with progress.stage("pushing", "paths", paths, paths * MIB) as stage:
+    with progress.stage("pushing", "path", paths, paths * MIB) as stage:
         for _ in range(paths):
             clock.now += LINE_SECONDS / 2
             stage.advance(1, MIB)
@@ -73,7 +73,7 @@ def test_a_total_is_told_where_it_is_known(count: int | None, size: int | None, 
     stream, clock = io.StringIO(), Clock()
     with (
         show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress,
-        progress.stage("reading", "narinfos", count, size) as stage,
+        progress.stage("reading", "narinfo", count, size) as stage,
     ):
         clock.now += 2
         stage.advance(3)
@@ -85,7 +85,7 @@ def test_what_is_brief_shows_nothing() -> None:
     """Nor does a stage in which there is nothing to do."""
     stream, clock = io.StringIO(), Clock()
     with show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress:
-        with progress.stage("reading", "tables", 3) as stage:
+        with progress.stage("reading", "table", 3) as stage:
             clock.now += BRIEF_SECONDS / 2
             stage.advance(3)
         work(progress, clock, 0)
@@ -98,7 +98,7 @@ def test_many_brief_stages_are_no_silence() -> None:
     stream, clock = io.StringIO(), Clock()
     with show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress:
         for number in range(20):
-            with progress.stage(f"mirroring segment {number}", "blobs", 1) as stage:
+            with progress.stage(f"mirroring segment {number}", "blob", 1) as stage:
                 clock.now += BRIEF_SECONDS / 2
                 stage.advance(1)
     assert [line.partition(":")[0] for line in stream.getvalue().splitlines()] == [
@@ -112,16 +112,16 @@ def test_stages_beside_each_other_are_told_apart() -> None:
     stream, clock = io.StringIO(), Clock()
     with (
         show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress,
-        progress.stage("pushing", "paths", 1, 100 * MIB) as pushing,
+        progress.stage("pushing", "path", 1, 100 * MIB) as pushing,
     ):
         clock.now += 1
         pushing.advance(1, 100 * MIB)
-        with progress.stage("converting", "blobs", 8) as converting:
+        with progress.stage("converting", "blob", 8) as converting:
             clock.now += 4
             converting.advance(2)
     assert sorted(stream.getvalue().splitlines()) == [
         "converting: 2 of 8 blobs",
-        "pushing: 1 of 1 paths, 100.0 of 100.0 MiB, 20.0 MiB/s",
+        "pushing: 1 of 1 path, 100.0 of 100.0 MiB, 20.0 MiB/s",
     ]
 
 
@@ -140,7 +140,7 @@ def test_what_ended_early_says_how_far_it_came() -> None:
     with (
         contextlib.suppress(KeyboardInterrupt),
         show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress,
-        progress.stage("pushing", "paths", 2, 2 * MIB) as stage,
+        progress.stage("pushing", "path", 2, 2 * MIB) as stage,
     ):
         clock.now += 1
         stage.advance(1, MIB)
@@ -156,7 +156,7 @@ def test_a_long_silence_is_broken() -> None:
     stream, clock = io.StringIO(), Clock()
     with (
         show_progress(stream, is_terminal=False, actions=None, clock=clock) as progress,
-        progress.stage("pushing", "paths", 2, 2 * MIB) as stage,
+        progress.stage("pushing", "path", 2, 2 * MIB) as stage,
     ):
         stage.advance(1, MIB)
         clock.now += LINE_SECONDS
@@ -237,7 +237,7 @@ def test_a_terminal_gets_a_bar_though_nothing_happens() -> None:
     with (
         terminal() as (reader, stream),
         show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress,
-        progress.stage("checking", "blobs", 2),
+        progress.stage("checking", "blob", 2),
     ):
         clock.now += BRIEF_SECONDS
         shown = ""
@@ -251,11 +251,11 @@ def test_stages_of_unknown_size_have_a_bar() -> None:
     with terminal() as (reader, stream):
         with (
             show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress,
-            progress.stage("reading", "narinfos") as stage,
+            progress.stage("reading", "narinfo") as stage,
         ):
             clock.now += BRIEF_SECONDS
             stage.advance(7)
-            with progress.stage("beside it", "things", 2):
+            with progress.stage("beside it", "thing", 2):
                 pass
         shown = read_all(reader)
     assert "7 narinfos" in shown
@@ -270,7 +270,7 @@ def test_results_do_not_go_to_the_terminal(capsys: pytest.CaptureFixture[str]) -
         with show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress:
             sys.stdout.write("before the bar\n")
             clock.now += BRIEF_SECONDS
-            with progress.stage("pushing", "paths", 1, MIB):
+            with progress.stage("pushing", "path", 1, MIB):
                 sys.stdout.write("beside the bar\n")
         shown = read_all(reader)
     assert capsys.readouterr().out == "before the bar\nbeside the bar\n"
@@ -284,10 +284,10 @@ def test_nothing_is_drawn_without_work() -> None:
     with terminal() as (reader, stream):
         with show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress:
             progress.note("the plan :warning: [red]")
-            with progress.stage("reading", "tables", 3) as stage:
+            with progress.stage("reading", "table", 3) as stage:
                 stage.advance(3)
             clock.now += BRIEF_SECONDS
-            with progress.stage("pushing", "paths", 0, 0):
+            with progress.stage("pushing", "path", 0, 0):
                 pass
         assert read_all(reader) == "the plan :warning: [red]\r\n"
 
@@ -301,7 +301,7 @@ def test_log_lines_stay_above_the_bar() -> None:
         try:
             with show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress:
                 clock.now += BRIEF_SECONDS
-                with progress.stage("pushing", "paths", 2, 2 * MIB):
+                with progress.stage("pushing", "path", 2, 2 * MIB):
                     progress.note("the bar is drawn below this")
                     logging.getLogger("nixcache_oci").warning("wait for the registry")
             assert handler.stream is stream
@@ -318,7 +318,7 @@ def test_a_bar_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal() as (reader, stream):
         with show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress:
             clock.now += BRIEF_SECONDS
-            with progress.stage("mirroring segment 7 of 12", "blobs", 1000, 120 * MIB) as stage:
+            with progress.stage("mirroring segment 7 of 12", "blob", 1000, 120 * MIB) as stage:
                 clock.now += 1
                 for _ in range(412):
                     stage.advance(1, MIB // 12)
@@ -373,7 +373,7 @@ def test_an_error_gives_the_terminal_back() -> None:
             show_progress(stream, is_terminal=True, actions=None, clock=clock) as progress,
         ):
             clock.now += BRIEF_SECONDS
-            with progress.stage("pushing", "paths", 2, 2 * MIB):
+            with progress.stage("pushing", "path", 2, 2 * MIB):
                 raise KeyboardInterrupt
         stream.flush()
         shown = read_all(reader)

@@ -292,7 +292,7 @@ def test_a_lost_table_that_nobody_has(
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "another"))
     repair(capsys, status=FAILED)
     out = repair(capsys, "--force")
-    assert "its 2 paths are unknown: publish again what you need" in out
+    assert "what it listed (2 paths) is unknown: publish again what you need" in out
     assert problems(capsys) == {}
     assert_gc_goes_on(capsys)
 
@@ -365,7 +365,7 @@ def test_what_is_over_a_limit_is_told_and_nothing_is_mended(
     put(settings, BASE)
     put(settings, TOP)
     monkeypatch.setattr(listing, "MAX_SEGMENTS", 1)
-    left_out = "1 of 2 segments are left out, the oldest: a cache is read up to"
+    left_out = "1 of 2 segments left out, the oldest: a cache is read up to"
     [(where, what)] = [item for item in problems(capsys).items() if item[0] == "cache-index"]
     assert what.startswith(left_out), where
     assert main(["verify", "--repair"]) == FAILED

@@ -188,7 +188,7 @@ async def test_a_lost_answer_is_no_failure(
     ("headers", "body", "reason"),
     [
         ({"Link": '<http://localhost:1/versions>; rel="next"'}, "[]", "another server, http://localhost:1"),
-        ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 pages"),
+        ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 page"),
         ({"Link": "</x; rel=next"}, "[]", "cannot be read"),
         ({}, "{}", "not a list"),
     ],

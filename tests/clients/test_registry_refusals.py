@@ -319,7 +319,7 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
         (replace(_QUAY, push=False), Refusal(404, message="no"), ""),
         (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
         (_ASKER, Refusal(402), "public packages need no quota"),
-        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
+        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "sending 7 bytes: more than it accepts"),
         (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)"),
         (_ASKER, Refusal(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
         (_ASKER, Refusal(403, is_elsewhere=True), ""),

@@ -13,6 +13,7 @@ import pytest
 
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import push_with, settings_of
 from tests.support.nix import NixSandbox
 from tests.support.publisher import Machine
@@ -31,8 +32,9 @@ def paths(nix: NixSandbox) -> list[str]:
 
 
 @pytest.fixture
-def machine(ghcr: Ghcr, nix: NixSandbox, tmp_path: Path) -> Machine:
-    return Machine(tmp_path / "machine", nix, settings_of(ghcr, tmp_path))
+def machine(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> Machine:
+    settings = {**settings_of(ghcr, tmp_path), "NIX_SIGNING_KEY": key.render()}
+    return Machine(tmp_path / "machine", nix, settings)
 
 
 def listed(ghcr: Ghcr) -> int:

@@ -103,7 +103,7 @@ async def test_other_writers_go_on_too(
                 "mirror", f"{registry.server.host}/{REPO}/nix-cache", f"oci:{tmp_path / 'copy'}"
             )
             assert done.status == 1
-            assert "1 paths left out" in done.stdout
+            assert "1 path left out" in done.stdout
             return
     listed = machine.run("list").check().stdout
     assert Path(gone).name in listed
@@ -125,7 +125,7 @@ async def test_a_publish_of_the_same_paths_mends_it_too(
     if collected:
         registry.server.garbage_collect()
     pushed = machine.run("push", path).check()
-    assert "1 paths: 0 upstream, 0 cached, 1 to push" in pushed.stderr
+    assert "1 path: 0 upstream, 0 cached, 1 to push" in pushed.stderr
     assert Path(path).name in machine.run("list").check().stdout
     assert machine.run("verify", "--content").status == 0
     assert "nothing written" in machine.run("push", path).check().stdout

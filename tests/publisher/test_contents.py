@@ -67,4 +67,4 @@ async def test_what_is_over_a_limit_does_not_count(
     assert len(found(contents)) == 2
     assert contents.records is None
     [line] = told.warnings
-    assert line.startswith("1 of 3 segments are left out, the oldest")
+    assert line.startswith("1 of 3 segments left out, the oldest")

@@ -303,7 +303,7 @@ async def test_what_gc_condemns_meanwhile_is_sent_again(far: Far) -> None:
 
     distance.between = condemn
     _, told, _ = await far.push([*first, *small(far, "two")], distance)
-    assert told.warnings == ["1 paths have left the cache in the meantime; sending them again"]
+    assert told.warnings == ["sending again what has left the cache in the meantime: 1 path"]
     good = [one for one in (await read_listing(near(far))).segments if one.condemned is None]
     assert sum(segment.paths for segment in good) == len(first) + 1
 
@@ -321,7 +321,7 @@ async def test_what_is_gone_from_under_its_manifest_is_sent_again(far: Far) -> N
 
     distance.between = collect
     published, told, _ = await far.push(infos, distance)
-    assert told.warnings == ["1 paths have left the cache in the meantime; sending them again"]
+    assert told.warnings == ["sending again what has left the cache in the meantime: 1 path"]
     assert collected[0] in far.storage.blobs.values()
     assert len(published.segments) == 2
 

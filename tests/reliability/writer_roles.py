@@ -15,6 +15,7 @@ from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import prepare_gc
 from nixcache_oci.maintenance.gc.plan import GcOptions
 from nixcache_oci.nix.nar import File
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
@@ -34,6 +35,9 @@ from tests.support.told import Told
 _LARGE_BYTES = 300_000  # a blob of its own
 _SMALL_BYTES = 1_000
 _READS = frozenset({"GET", "HEAD"})
+
+
+_OPTIONS = PublishOptions(keys=(SecretKey.generate("machine-1"),))
 
 
 class Machine:
@@ -56,7 +60,7 @@ class Machine:
         client = self._around.client(push=True, host=host)
         upstreams = Upstreams([])
         told = Told(self._around.outside.texts, self._around.outside.texts)
-        publisher = Publisher(client, self._store, self._folder, upstreams, PublishOptions(), told)
+        publisher = Publisher(client, self._store, self._folder, upstreams, _OPTIONS, told)
         try:
             published = await publisher.publish(Plan(push=tuple(infos)), [])
         except Error as error:

@@ -141,9 +141,14 @@ GC_DEFAULTS = ["--retention-days=30", "--scope-ttl=90", "--grace-days=30"]
     ("name", "set_before", "given", "arguments"),
     [
         ("publish", {"NIXCACHE_SIGNING_KEY_FILE": "/etc/key"}, {}, []),
-        ("publish", {"NIXCACHE_CONFIG_DIR": "elsewhere"}, {"allow_unsigned": "true"}, []),
+        ("publish", {"NIXCACHE_CONFIG_DIR": "elsewhere"}, {"allow_unsigned": "true"}, ["--allow-unsigned"]),
         # An empty input is one that is not given.
-        ("publish", {}, {"allow_unsigned": "true", "upstream_key_names": "none"}, ["--upstream-key-name="]),
+        (
+            "publish",
+            {},
+            {"allow_unsigned": "true", "new_key": "true", "upstream_key_names": "none"},
+            ["--allow-unsigned", "--new-key", "--upstream-key-name="],
+        ),
         ("gc", {}, {}, GC_DEFAULTS),
         ("gc", {"NIXCACHE_IMAGE": "image", "NIXCACHE_PUBLIC_KEYS": "a"}, {}, GC_DEFAULTS),
     ],

@@ -112,7 +112,7 @@ def test_the_program_is_installed_and_publishes(story: GithubStory, tmp_path: Pa
     written = {str(path.relative_to(tmp_path / "fresh")) for path in tmp_path.glob("fresh/**/*")}
     assert written >= {".gitignore", ".github/workflows/publish-cache.yml", "config/flake.nix"}
     assert len(story.records()) == 1
-    assert "1 paths are roots or pins" in ran.log
+    assert "1 root or pin" in ran.log
 
 
 @pytest.mark.needs("act", "git")

@@ -29,6 +29,7 @@ from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, get_list, get_text, parse_object, within
 from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class GithubPackages:
         while (target := find_next(answer.headers.getall("Link", []))) is not None:
             url = join(url, target)
             if url in seen or len(seen) == _MOST_PAGES:
-                raise FormatError(f"the list does not end after {len(seen)} pages")
+                raise FormatError(f"the list does not end after {counted(len(seen), 'page')}")
             seen.add(url)
             answer = await self._api.ask(operation, "GET", url, _OK)
             count += len(answer.body)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.wording import counted
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
@@ -62,7 +63,8 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
         first, behind, size = _parse_sized(headers)
         if end is None or (first, behind) != (start, end) or length != end - start:
             raise FormatError(
-                f"asked for bytes {start} to {end}, got {first} to {behind} of {size} in {length} bytes"
+                f"asked for bytes {start} to {end}, got {first} to {behind} of {size}, "
+                f"{counted(length, 'byte')} long"
             )
         return Extent(size, 0, start, end)
     size = length

@@ -24,6 +24,7 @@ from nixcache_oci.clients.http.errors import (
 )
 from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.http.url import parse_url
+from nixcache_oci.wording import counted
 
 # Tables, packs and NARs: eight at once on a line of 64 kbit/s. Nix itself takes as little as a byte a second,
 # but what is given up here is resumed where it stopped.
@@ -86,7 +87,7 @@ class MinimumRate:
         if self._waited < self._window_seconds:
             return
         if self._count < self._least:
-            raise SlowBodyError(f"only {self._count} bytes in {self._waited:.0f} s")
+            raise SlowBodyError(f"only {counted(self._count, 'byte')} in {self._waited:.0f} s")
         self._waited = 0.0
         self._count = 0
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.wording import counted
+
 _PIECE_BYTES = 256 * 1024
 
 
@@ -89,7 +91,7 @@ class UploadProgress:
             yield piece
             self._given += len(piece)
         if self._given != self._size:
-            raise OSError(f"the source gave {self._given} bytes, not {self._size}")
+            raise OSError(f"the source gave {counted(self._given, 'byte')}, not {self._size}")
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:

@@ -30,6 +30,7 @@ from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
 from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
 _WHOLE_FILE: Final = "default"
 _MOST_NAMES_SHOWN: Final = 20
@@ -321,7 +322,7 @@ class Evaluator:
             reason = "its name is not UTF-8"
         else:
             if size > MOST_NAME_BYTES:
-                reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
+                reason = f"its name has {counted(size, 'byte')}, over the limit of {MOST_NAME_BYTES}"
         if reason is not None:
             attr = one.attr(path)
             shown = attr if len(attr) <= MOST_SHOWN else f"{attr[:MOST_SHOWN]}..."

@@ -27,6 +27,7 @@ from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # What a HEAD is answered for a blob that is there; the storage may refuse a HEAD, so nobody goes on to it.
 PRESENT = frozenset({HTTPStatus.OK, HTTPStatus.FOUND, HTTPStatus.TEMPORARY_REDIRECT})
@@ -120,7 +121,9 @@ class Downloads:
             except HttpError as cause:
                 raise self._transport.explain(call, cause, GiveUp(is_temporary=True)) from None
         if left:
-            raise self._transport.error(call, f"the answer ended {left} bytes early", is_temporary=True)
+            raise self._transport.error(
+                call, f"the answer ended {counted(left, 'byte')} early", is_temporary=True
+            )
 
     async def _size(self, digest: Digest) -> int:
         size = self._sizes.get(digest)

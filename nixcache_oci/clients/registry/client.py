@@ -29,6 +29,7 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError, Registr
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
+from nixcache_oci.wording import counted
 
 _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
@@ -202,7 +203,7 @@ class Registry:
         while url is not None:
             call = Call("list tags", "GET", url, may_be_absent=not seen)
             if url in seen or len(seen) == _MOST_TAG_PAGES or monotonic() > deadline:
-                raise self._transport.error(call, f"the list does not end after {len(seen)} pages")
+                raise self._transport.error(call, f"the list does not end after {counted(len(seen), 'page')}")
             seen.add(url)
             page, answer = await self._transport.fetch_parsed(
                 call, room + 1, partial(_read_tags, room=room, most=_MOST_TAGS - len(tags))

@@ -17,6 +17,7 @@ from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_
 from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, HttpError, parse_error
 from nixcache_oci.clients.http.retry import GiveUp, is_rate_limit
 from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.wording import counted
 
 _DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_ROOM: Final = frozenset({HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.INSUFFICIENT_STORAGE})
@@ -108,10 +109,9 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
 
 
 def _send_less(refusal: Refusal) -> str:
+    size = counted(refusal.size or 0, "byte")
     if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return (
-            f"{refusal.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
-        )
+        return f"sending {size}: more than it accepts, or the file changed in the meantime"
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
         if refusal.is_manifest
@@ -119,7 +119,7 @@ def _send_less(refusal: Refusal) -> str:
         "below it, and a path that is larger by itself is named and left out"
     )
     return (
-        f"it has {refusal.size} bytes, more than the registry or a server in front of it takes: raise that "
+        f"it has {size}, more than the registry or a server in front of it takes: raise that "
         f"limit (client_max_body_size of nginx), or {setting}"
     )
 

@@ -73,7 +73,7 @@ def _check_one(
         return warning(
             SIGNING_KEY,
             f"{key.name}: the cache records {', '.join(one.name for one in recorded)} only",
-            f"clients must trust {public} too, before it signs",
+            f"let clients trust {public} as well, then publish once with --new-key",
         )
     if recorded is None:
         return good(SIGNING_KEY, f"{key.name}: signs and verifies; the cache's records were not read")

@@ -107,7 +107,7 @@ async def carry_out_gc(
     if plan.refusals and not force:
         raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")
     written: list[tuple[Segment, ...]] = []
-    with progress.stage("writing what stays", "replacements", len(plan.replacements)) as stage:
+    with progress.stage("writing what stays", "replacement", len(plan.replacements)) as stage:
         for replacement in plan.replacements:
             pushed = await push_replacement(
                 repository,
@@ -159,7 +159,7 @@ async def _delete(
         union = await read_union(repository, [one.segment for one in plan.delete])
         seen = {union.digest, *(segment.manifest for segment in union.index.segments)}
         candidates = [manifest for manifest in candidates if manifest not in seen]
-    with progress.stage("deleting", "manifests", len(candidates)) as stage:
+    with progress.stage("deleting", "manifest", len(candidates)) as stage:
         for manifest in candidates:
             try:
                 await remover.remove(manifest)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
+from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union, require_cache
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment, SegmentTag
@@ -31,6 +31,7 @@ from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 8
 _LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; of these, one at a time is read
@@ -58,6 +59,7 @@ async def read_state(
     """
     tags = await _list_tags(repository)
     union = await read_union(repository)
+    require_cache(repository, union.listing())
     if union.version1 is not None:
         raise FormatError(
             f"{repository.name}: its index is of version 1, which gc cannot handle: publish to it first,"
@@ -65,7 +67,7 @@ async def read_state(
         )
     if union.unread:
         raise LimitError(
-            f"{repository.name}: {union.unread} segment tags that no index lists are over the limit;"
+            f"{repository.name}: {counted(union.unread, 'segment tag')} over the limit that no index lists;"
             " delete those that are not yours"
         )
     if not union.is_complete:
@@ -75,13 +77,13 @@ async def read_state(
             is_temporary=True,
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
-    counted = {segment.manifest for segment in union.index.segments}
-    former = (tag for tag in tags if tag.manifest not in counted and tag.created < union.index.watermark)
+    listed = {segment.manifest for segment in union.index.segments}
+    former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
     # The rest has its turn in later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.
     count = len(union.index.segments) + len(unlisted)
-    with _temporary_folder() as folder, progress.stage("reading the cache", "segments", count) as stage:
+    with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
         reader = _Reader(repository, IndexFolder(folder, repository.name), stage)
         jobs: list[Coroutine[Any, Any, StoredSegment | None]] = [
             reader.read_listed(segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
@@ -90,7 +92,7 @@ async def read_state(
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
         read = await run_all(jobs, _PARALLEL_REQUESTS, stage)
     candidates = [version for version in untagged if version.digest != union.digest]
-    with progress.stage("reading former indexes", "versions", len(candidates)) as stage:
+    with progress.stage("reading former indexes", "version", len(candidates)) as stage:
         former_indexes = await run_all(
             (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS, stage
         )

@@ -13,6 +13,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 BLOCK_BYTES: Final = 64 * 1024
 
@@ -46,7 +47,7 @@ class PackSums:
         content = bytearray()
         async with open_resuming(repository, pack, offset, behind) as blob:
             if blob.size != self.size:
-                raise RegistryError(f"blob {pack}: {blob.size} bytes now, {self.size} before")
+                raise RegistryError(f"blob {pack}: {counted(blob.size, 'byte')} now, {self.size} before")
             async for chunk in blob.chunks:
                 content += chunk
         if tuple(_sums_of(content)) != self.sums[first : last + 1]:
