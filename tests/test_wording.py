@@ -14,7 +14,8 @@ PACKAGE = Path(nixcache_oci.__file__).parent
 
 _PLURAL = re.compile(
     r" (\w+ )?(paths|problems|segments|blobs|roots|pins|manifests|bytes|tags|records|layers|lines|letters"
-    r"|characters|pages|entries|tables|values|keys)\b"
+    r"|characters|pages|entries|tables|values|keys|outputs|signatures|upstreams|references|narinfos"
+    r"|warnings|versions|attributes|redirects|backups|days|hours|minutes|seconds)\b"
 )
 # What is over a limit, or up to one, is never one: these are constants, or get one.
 _LIMITS = frozenset({"limit", "self.limit", "most_bytes"})

@@ -135,10 +135,12 @@ class _Change:
         for pin in self.pinned:
             known = ", ".join(f"{root.name} of {root.scope}" for root in roots if pin.path in root.paths)
             where = f" (root {known})" if known else ""
-            lines.append(f"{view.name}: pinned {pin.path} as {self.name}, kept {pin.keep}{where}")
+            lines.append(f"{view.name}: pinned {pin.path} as {self.name}, kept {pin.keep_text}{where}")
         lines += (f"{view.name}: {pin.path} is no longer pinned as {self.name}" for pin in self.released)
         others = [pin for pin in self.after if pin not in self.records]
-        lines += (f"{view.name}: {pin.path} stays pinned as {self.name}, kept {pin.keep}" for pin in others)
+        lines += (
+            f"{view.name}: {pin.path} stays pinned as {self.name}, kept {pin.keep_text}" for pin in others
+        )
         return lines
 
 

@@ -40,6 +40,7 @@ from nixcache_oci.proxy.server import serving
 from nixcache_oci.settings import table
 from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.variable import Values
+from nixcache_oci.wording import counted
 
 MOST_REASONS: Final = 100
 """Lines that say what is not built; as many again say what is left out."""
@@ -301,7 +302,7 @@ def _report(settings: PublishSettings, found: Mapping[str, str], *, is_failure: 
     """Say of each output why it is not built, in one line."""
     lines = [f"{attr}: {reason}" for attr, reason in found.items()]
     if len(lines) > MOST_REASONS:
-        lines[MOST_REASONS:] = [f"and {len(lines) - MOST_REASONS} more outputs"]
+        lines[MOST_REASONS:] = [f"and {counted(len(lines) - MOST_REASONS, 'more output')}"]
     for line in lines:
         if settings.actions is None:
             complain(f"nixcache-oci: error: {line}" if is_failure else f"left out: {line}")
