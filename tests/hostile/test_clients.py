@@ -141,6 +141,7 @@ def test_clients_that_hang_up_leave_nothing(proxy: ProxyProcess, seed: str, clie
         connection.close()
     proxy.wait_until(lambda _: psutil.Process(proxy.process.pid).num_fds() <= before + 1)
     assert proxy.ask(f"/{url}").status == 200
+    assert proxy.status()["counters"]["nars_cut"] == 0
     clients.add("clients that hang up", "no file stays open; the next has its NAR", 3, times=60)
 
 
