@@ -8,7 +8,7 @@ import pytest
 
 from tests.reliability.results import Cell, write_suite
 
-CLIENT_GROUPS: Final = 17
+CLIENT_GROUPS: Final = 14
 DATA_GROUPS: Final = 14
 
 _CLIENTS: Final = (
