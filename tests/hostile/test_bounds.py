@@ -22,8 +22,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 from nixcache_oci.proxy.open_files import share_out
-from tests.hostile.raw_client import converse
-from tests.hostile.raw_upstream import listening
+from tests.hostile.raw_client import converse, listening
 from tests.hostile.story import (
     MOST_ANSWER_SECONDS,
     MOST_BLOCKED_SECONDS,

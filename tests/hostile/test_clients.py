@@ -13,8 +13,7 @@ import pytest
 
 from nixcache_oci.oci.digest import Digest
 from tests.hostile.raw_client import connect, read_answers, read_to_end
-from tests.hostile.story import check_well, url_of
-from tests.hostile.tally import Tally
+from tests.hostile.story import Tally, check_well, url_of
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess

@@ -25,8 +25,7 @@ from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Desc
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from tests.hostile.story import check_well
-from tests.hostile.tally import Tally
+from tests.hostile.story import Tally, check_well
 from tests.support.ghcr import GhcrDouble
 from tests.support.journey import put, settings_of
 from tests.support.objects import hash_part_of, store_object

@@ -6,8 +6,7 @@ from itertools import product
 import pytest
 
 from tests.hostile.raw_client import RawAnswer, connect, converse, read_to_end
-from tests.hostile.story import KNOWN, UPSTREAM_NAR, Upstream, url_of
-from tests.hostile.tally import Tally
+from tests.hostile.story import KNOWN, UPSTREAM_NAR, Tally, Upstream, url_of
 from tests.support.objects import hash_part_of
 from tests.support.proxy import ProxyProcess
 

@@ -4,9 +4,8 @@ import zlib
 from pathlib import Path
 
 from nixcache_oci.clients.upstream.address import parse_upstream
-from tests.hostile.raw_client import converse
-from tests.hostile.raw_upstream import raw_upstream, whole
-from tests.hostile.tally import Tally
+from tests.hostile.raw_client import converse, raw_upstream, whole
+from tests.hostile.story import Tally
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.upstream_server import narinfo_text

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.nix.narinfo import NarInfo
-from tests.support.cutting_line import CuttingLine
 from tests.support.nginx import nginx
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
+from tests.support.slow_line import CuttingLine
 
 pytestmark = pytest.mark.needs("nix", "nix-store", "nix-build", "nginx")
 

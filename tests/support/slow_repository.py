@@ -7,6 +7,10 @@ from contextlib import asynccontextmanager
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.nar_source import NarSource
+from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
 
 
 class SlowRepository:
@@ -100,3 +104,21 @@ class SlowRepository:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+class NarBench:
+    """A source, and what it was made of; close it."""
+
+    def __init__(self) -> None:
+        self.repository = SlowRepository()
+        self.quarantine = Quarantine()
+        self.counters = Counters()
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
+        self.generation = object()
+        self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
+
+    async def close(self) -> None:
+        """Let every download end."""
+        self.repository.gate.set()
+        await self.nars.close()
+        await self.packs.close()
