@@ -20,7 +20,7 @@ from tests.support.server_thread import ServerThread
 from tests.support.upstream_server import narinfo_text
 
 CLIENT_GROUPS: Final = 14
-DATA_GROUPS: Final = 14
+DATA_GROUPS: Final = 13
 
 _CLIENTS: Final = (
     "A proxy process, and clients that say anything to it. After each, the next well-formed request is"
