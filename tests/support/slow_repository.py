@@ -23,6 +23,7 @@ class SlowRepository:
         before_gate: bytes that each download gives before it waits.
         broken: what every download fails of behind the gate.
         running: downloads that are under way.
+        at_gate: downloads that came so far, what was before it having been taken.
         error: what every request for a blob fails of.
     """
 
@@ -37,6 +38,7 @@ class SlowRepository:
         self.before_gate = 0
         self.broken: Exception | None = None
         self.running = 0
+        self.at_gate = 0
         self.error: Exception | None = None
 
     def add(self, content: bytes) -> Digest:
@@ -61,6 +63,7 @@ class SlowRepository:
             at_gate = min(start + self.before_gate, stop)
             if at_gate > start:
                 yield content[start:at_gate]
+            self.at_gate += 1
             await self.gate.wait()
             if self.broken is not None:
                 raise self.broken

@@ -51,9 +51,7 @@ class Bench(NarBench):
 
     async def come(self) -> None:
         """Wait until all is here that comes without the gate."""
-        await until(lambda: self.repository.running > 0)
-        [entry] = self.packs._memory.entries.values()
-        await until(lambda: entry.arrival.view(0, self.repository.before_gate) is not None)
+        await until(lambda: self.repository.at_gate)
 
 
 @pytest.fixture
