@@ -264,23 +264,6 @@ def test_a_nar_in_no_layer(settings: Path, capsys: pytest.CaptureFixture[str]) -
     assert_gc_goes_on(capsys)
 
 
-def test_a_lost_manifest(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without its manifest a segment holds nothing: it is written anew from its table."""
-    put(settings, BASE, LARGE)
-    (manifest,) = (
-        path for path in (settings / "blobs" / "sha256").iterdir() if b'"artifactType"' in path.read_bytes()
-    )
-    manifest.unlink()
-    index = json.loads((settings / "index.json").read_text())
-    index["manifests"] = [one for one in index["manifests"] if manifest.name not in one["digest"]]
-    (settings / "index.json").write_text(json.dumps(index))
-    assert list(problems(capsys).values()) == ["its manifest is gone"]
-    repair(capsys)
-    assert problems(capsys, "--content") == {}
-    assert listed(capsys) == {path_of(BASE), path_of(LARGE)}
-    assert_gc_goes_on(capsys)
-
-
 def test_a_lost_table_that_nobody_has(
     settings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -511,7 +511,9 @@ TARGETS: Final = (
     Target("tag-or-digest", _canonical(parse_tag_or_digest)),
     Target("reference", _check_reference),
     Target("repository", _check_repository),
-    Target("challenge", _check_challenge),
+    Target(
+        "challenge", _check_challenge, ()
+    ),  # the header comes from a stranger: any text gives some, or none
     Target("tags", _check_tags),
     Target("link", _check_link, (FormatError, HttpError)),
     Target("registry-error", _check_registry_error),

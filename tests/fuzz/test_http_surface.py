@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import corpus
+from tests.fuzz.conftest import HTTP_SURFACE
 from tests.fuzz.mutation import mutants
-from tests.fuzz.results import HTTP_SURFACE
 from tests.fuzz.test_parsers import LONG, QUICK
 from tests.hostile.raw_client import converse
 from tests.hostile.story import check_well

@@ -1,81 +1,44 @@
-"""Answers that make no sense, for every client alike: names, addresses, headers and framing."""
+"""Answers that make no sense: names, addresses, headers, framing and bodies.
+
+The one table of them: every client meets all of it, and so does the proxy, in place of an upstream's NAR.
+"""
 
 from typing import Final
-
-EMPTY: Final = b"Content-Length: 0\r\n\r\n"
 
 HOSTS: Final[tuple[bytes, ...]] = (
     b"a" * 300,  # longer than a name may be
     b"a" * 64 + b".example",  # a label of over 63 letters
     b".".join([b"a" * 60] * 60),
-    b"xn--" + b"a" * 70,
-    b"xn--\xff",
-    b"xn--99999999999",
-    b"xn--a.xn--",
-    b"\xc3\xa4.example",
-    b"\xe2\x80\x8b.example",
-    b"\xff\xfe",
-    b"a..b",
-    b".a",
-    b"-",
-    b"%41%00",
-    b"%",
-    b"a\x7fb",
-    b"a_b",
-    b"[::1",
-    b"[::1]]",
-    b"[v1.x]",
-    b"[fe80::1%25x]",
-    b"::1",
-    b"999.999.999.999",
-    b"0x7f.1.1.1.1",
-    b"1" * 40,
-    b"a b",
-    b"a,b",
-    b"a@b@c",
-    b"",
+    *(b"xn--" + b"a" * 70, b"xn--\xff", b"xn--99999999999", b"xn--a.xn--", b"\xc3\xa4.example"),
+    *(b"\xe2\x80\x8b.example", b"\xff\xfe", b"a..b", b".a", b"-", b"%41%00", b"%", b"a\x7fb", b"a_b"),
+    *(b"[::1", b"[::1]]", b"[v1.x]", b"[fe80::1%25x]", b"::1", b"999.999.999.999", b"0x7f.1.1.1.1"),
+    *(b"1" * 40, b"a b", b"a,b", b"a@b@c", b""),
 )
-PORTS: Final[tuple[bytes, ...]] = (
-    b":0",
-    b":99999",
-    b":-1",
-    b":x",
-    b":" + b"9" * 400,
-    b":\xd9\xa3",
-    b": 1",
-    b"::",
-)
+PORTS: Final = (b":0", b":99999", b":-1", b":x", b":" + b"9" * 400, b":\xd9\xa3", b": 1", b"::")
 ADDRESSES: Final[tuple[bytes, ...]] = (
     *(b"http://" + host + b"/t" for host in HOSTS),
     *(b"https://" + host + b"/t" for host in HOSTS),
     *(b"http://127.0.0.1" + port + b"/t" for port in PORTS),
-    b"//h/t",
-    b"//" + b"a" * 300 + b"/t",
-    b"///",
-    b"http:",
-    b"http:/",
-    b"http://",
-    b"http://[",
-    b"http:\\\\h\\t",
-    b"?",
-    b"#",
-    b"",
-    b" ",
-    b"/\xff\xfe",
-    b"/a b",
-    b"/\x7f",
-    b"/%",
-    b"/%zz",
-    b"/%ff",
-    b"/" + b"a" * 8_000,
-    b"/" + b"../" * 2_000,
-    b"HTTP://h\xc3\xa4/",
-    b"file:///etc/passwd",
-    b"gopher://h:1/",
-    b"javascript:x",
-    b"http://user:secret@127.0.0.1:1/",
-    b"http://:@127.0.0.1:1/",
-    b"http://[::1]@/",
+    *(b"//h/t", b"//" + b"a" * 300 + b"/t", b"///", b":", b"http:", b"http:/", b"http://", b"http://["),
+    *(
+        *(b"http:\\\\h\\t", b"?", b"#", b"", b" ", b"/\xff\xfe", b"/a b", b"/a\x00b", b"/\x7f", b"/%"),
+        *(b"/%zz", b"/%ff"),
+    ),
+    *(
+        b"/" + b"a" * 8_000,
+        b"/" + b"../" * 2_000,
+        b"/%0d%0aSet-Cookie: a=b",
+        b"HTTP://h\xc3\xa4/",
+        b"oci:/etc",
+    ),
+    *(b"file:///etc/passwd", b"gopher://h:1/", b"ftp://127.0.0.1:1/", b"javascript:x", b"data:text/plain,x"),
+    *(
+        b"http://user:secret@127.0.0.1:1/",
+        b"http://:@127.0.0.1:1/",
+        b"http://[::1]@/",
+        b"http://127.0.0.1:1/\tx",
+    ),
+    *(b"http://127.0.0.1:1/ x", b"http://127.0.0.1:1/\x0bx", b"http://169.254.169.254/latest/meta-data/"),
 )
 FIELDS: Final[dict[str, bytes]] = {
     "a length of 5000 digits": b"Content-Length: " + b"9" * 5_000,
@@ -105,15 +68,9 @@ FIELDS: Final[dict[str, bytes]] = {
     "a link that is no text": b'Content-Length: 2\r\nLink: <\xff>; rel="next"',
 }
 RETRY_AFTERS: Final[tuple[bytes, ...]] = (
-    b"9" * 400,
-    b"-1",
-    b"1e999",
-    b"\xff",
-    b"Fri, 31 Dec 9999 23:59:59 -2359",
-    b"Mon, 01 Jan 0001 00:00:00 +2359",
-    b"Mon, 01 Jan 0000 00:00:00 GMT",
-    b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
-    b"01 Jan 2024 00:00:00 +9999999999",
+    *(b"9" * 400, b"-1", b"1e999", b"\xff", b"Fri, 31 Dec 9999 23:59:59 -2359"),
+    *(b"Mon, 01 Jan 0001 00:00:00 +2359", b"Mon, 01 Jan 0000 00:00:00 GMT"),
+    *(b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT", b"01 Jan 2024 00:00:00 +9999999999"),
     b"99 Feb 2024 25:61:61 GMT",
 )
 BODIES: Final[dict[str, bytes]] = {
@@ -137,8 +94,38 @@ def _answer(status: bytes, fields: bytes, body: bytes = b"{}") -> bytes:
     return b"HTTP/1.1 " + status + b"\r\n" + fields + b"\r\nConnection: close\r\n\r\n" + body
 
 
+NAR: Final = b"nar of some bytes" * 10
+_LENGTH: Final = b"Content-Length: %d" % len(NAR)
+_CHUNKED: Final = b"Transfer-Encoding: chunked"
+_RESUMABLE: Final = _LENGTH + b"\r\nAccept-Ranges: bytes\r\n"
+# Right bytes in a head that is odd, or that says something else of them.
+OF_A_NAR: Final[dict[str, bytes]] = {
+    name: _answer(b"200 OK", fields, body)
+    for name, fields, body in (
+        ("foreign fields", _LENGTH + b"\r\nX-Injected: 1\r\nAccess-Control-Allow-Origin: *", NAR),
+        ("a type with a line break", _LENGTH + b"\r\nContent-Type: text/html\r\n\tSet-Cookie: a=b", NAR),
+        ("a type with half a line break", _LENGTH + b"\r\nContent-Type: text/html\rSet-Cookie: a=b", NAR),
+        ("a type with another", _LENGTH + b"\r\nContent-Type: text/html\nSet-Cookie: a=b", NAR),
+        ("no UTF-8", _LENGTH + b'\r\nContent-Type: \xff\xfe\r\nETag: "\xff"', NAR),
+        ("a field of a megabyte", _LENGTH + b"\r\nX: " + b"a" * 1_000_000, NAR),
+        ("an encoding", _LENGTH + b"\r\nContent-Encoding: gzip", NAR),
+        ("a length with a sign", b"Content-Length: +5", NAR),
+        ("a length in a list", b"Content-Length: 5, 5", NAR),
+        ("a length that is too long", b"Content-Length: 1000", NAR),
+        ("a length that is too short", b"Content-Length: 5", NAR),
+        ("no length", b"X: y", NAR),
+        ("chunks that are none", _CHUNKED, NAR),
+        ("a chunk of 2^64 bytes", _CHUNKED, b"10000000000000000\r\n"),
+        ("length and chunks", _LENGTH + b"\r\n" + _CHUNKED, b"5\r\nabcde\r\n0\r\n\r\n"),
+        ("another answer behind it", _LENGTH, NAR + _answer(b"200 OK", b"Content-Length: 6", b"<html>")),
+        ("cut, with a tag that is no header", _RESUMABLE + b'ETag: "a\x0bb"', NAR[:-20]),
+        ("cut, with a tag that is no text", _RESUMABLE + b'ETag: "a\xffb"', NAR[:-20]),
+        ("cut, with a date that is none", _RESUMABLE + b"Last-Modified: \x01", NAR[:-20]),
+    )
+}
 ANSWERS: Final[dict[str, bytes]] = (
-    {
+    OF_A_NAR
+    | {
         f"a redirect to {address[:40]!r} {number}": _answer(
             b"307 x", b"Content-Length: 0\r\nLocation: " + address, b""
         )
@@ -177,6 +164,16 @@ ANSWERS: Final[dict[str, bytes]] = (
         "a date that is none": _answer(
             b"401 x", b"Content-Length: 0\r\nDate: 01 Jan 99999999999999999999 00:00:00 GMT", b""
         ),
+        "a part that nobody asked for": _answer(b"206 x", _LENGTH + b"\r\nContent-Range: bytes 0-9/10", NAR),
+        "not modified": _answer(b"304 x", b"X: y", b""),
+        "a login": _answer(b"401 x", _LENGTH + b'\r\nWWW-Authenticate: Basic realm="x"', NAR),
+        "a failure": _answer(b"500 x", _LENGTH, NAR),
+        "status 99999": _answer(b"99999 x", _LENGTH, NAR),
+        "status -1": _answer(b"-1 x", _LENGTH, NAR),
+        "status 0": _answer(b"000 x", _LENGTH, NAR),
+        "HTTP/9.9": _answer(b"200 OK", _LENGTH, NAR).replace(b"1.1", b"9.9", 1),
+        "a thousand times 100": b"HTTP/1.1 100 x\r\n\r\n" * 1000 + _answer(b"200 OK", _LENGTH, NAR),
+        "another protocol": b"220 smtp.example ESMTP\r\n",
         "status 999": _answer(b"999 x", b"Content-Length: 2"),
         "a reason that is no text": _answer(b"500 \xff\x1b[2J", b"Content-Length: 2"),
         "an upgrade": _answer(b"101 x", b"Upgrade: x\r\nConnection: upgrade"),

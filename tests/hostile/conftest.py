@@ -1,6 +1,5 @@
 """Names what the tests of hostile input share."""
 
-from tests.hostile.story import blobs_upstream, proxy
-from tests.hostile.tally import clients, data
+from tests.hostile.story import blobs_upstream, clients, data, proxy
 
 __all__ = ["blobs_upstream", "clients", "data", "proxy"]

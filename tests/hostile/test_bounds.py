@@ -22,9 +22,14 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 from nixcache_oci.proxy.open_files import share_out
-from tests.hostile.raw_client import converse
-from tests.hostile.raw_upstream import listening
-from tests.hostile.story import MOST_ANSWER_SECONDS, MOST_BLOCKED_SECONDS, MOST_MEMORY_BYTES, check_well
+from tests.hostile.raw_client import converse, listening
+from tests.hostile.story import (
+    MOST_ANSWER_SECONDS,
+    MOST_BLOCKED_SECONDS,
+    MOST_MEMORY_BYTES,
+    check_well,
+    url_of,
+)
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.packs import publish_packs
@@ -36,7 +41,10 @@ from tests.support.upstream_server import narinfo_text
 MIB = 1024 * 1024
 HOST = b"Host: localhost\r\n"
 FEW_FILES = 1024
-HALF_HEAD = b"GET /x HTTP/1.1\r\nHost: loc"
+BEGINNINGS = (
+    *(b"", b"\r\n", b"G", b"GET /heal", b"GET /x HTTP/1.1\r\n", b"GET /x HTTP/1.1\r\nHost: loc"),
+    b"POST /_refresh HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nab",
+)
 
 
 @dataclass(slots=True)
@@ -95,7 +103,10 @@ def send_what_goes(client: socket.socket, data: bytes) -> None:
 
 
 def test_readers_of_nothing(ghcr: Ghcr, tmp_path: Path) -> None:
-    """Twice as many as may stream: connections to the registry are bounded, and who reads has its turn."""
+    """Twice as many as may stream: connections to the registry are bounded, and who reads has its turn.
+
+    A refresh, and NARs that are new by then, are served meanwhile.
+    """
     blob = os.urandom(24 * MIB)
     digest = Digest.of(blob)
     push_with(ghcr, lambda client: client.push_blob(digest, blob))
@@ -107,6 +118,9 @@ def test_readers_of_nothing(ghcr: Ghcr, tmp_path: Path) -> None:
             stack.enter_context(reader(proxy)).sendall(request)
             if number % 16 == 0:
                 looking.look()
+        put(ghcr, [store_object("later")])
+        assert proxy.refresh()["refreshed"] is True
+        assert proxy.ask(f"/{url_of(proxy, 'later')}").status == 200
         # Two more in line: the one that streams in the end is served whole.
         with ThreadPoolExecutor(1) as pool:
             whole = pool.submit(proxy.ask, f"/nar/{digest.hex}.nar.zst")
@@ -127,19 +141,25 @@ def outgoing(proxy: ProxyProcess) -> int:
 
 
 def test_half_heads(tmp_path: Path, ghcr: Ghcr) -> None:
-    """More connections than there may be, none of which says anything whole: new ones are served at once."""
+    """More connections than there may be, none of which says anything whole: new ones are served at once.
+
+    When they have gone, no file stays open.
+    """
     put(ghcr, [store_object("small")])
     limit = share_out(FEW_FILES).connections
     with watched(tmp_path, settings_of(ghcr, tmp_path), FEW_FILES) as looking, ExitStack() as stack:
+        before = psutil.Process(looking.proxy.process.pid).num_fds()
         for number in range(2 * limit):
             client = stack.enter_context(reader(looking.proxy))
             with suppress(ConnectionError):
-                client.sendall(HALF_HEAD if number % 2 else b"")
+                client.sendall(BEGINNINGS[number % len(BEGINNINGS)])
             if number % 50 == 0:
                 looking.look()
         assert limit < psutil.Process(looking.proxy.process.pid).num_fds() + limit // 8
         assert psutil.Process(looking.proxy.process.pid).num_fds() < limit + 64
         assert "connections at their limit" in looking.proxy.log
+        stack.close()
+        looking.proxy.wait_until(lambda _: psutil.Process(looking.proxy.process.pid).num_fds() <= before + 1)
 
 
 def test_small_nars_that_nobody_reads(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from nixcache_oci.oci.reference import RegistryReference
 from tests.clients.registry_helper import MANIFEST, NAME
 from tests.hostile.answers import ADDRESSES, ANSWERS
-from tests.hostile.tally import Tally
+from tests.hostile.story import Tally
 from tests.support.upstream_server import HASH_PART, Talk, answering, asking, narinfo_text, serve, talk
 
 _DIGEST: Final = Digest.of(b"content")

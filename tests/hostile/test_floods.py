@@ -7,8 +7,8 @@ from typing import Final
 import psutil
 import pytest
 
-from tests.hostile.raw_upstream import flood
-from tests.hostile.tally import Tally
+from tests.hostile.raw_client import flood
+from tests.hostile.story import Tally
 from tests.support.objects import hash_part_of
 from tests.support.proxy import ProxyProcess
 

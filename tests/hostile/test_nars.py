@@ -8,7 +8,7 @@ import pytest
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import CLOSE, CONTENTS, ENTRY_NAME, MAGIC, NODE, OPEN, TARGET, token, words
 from nixcache_oci.nix.nar_files import restore
-from tests.hostile.tally import Tally
+from tests.hostile.story import Tally
 
 
 def file(contents: bytes = b"x") -> bytes:

@@ -29,9 +29,9 @@ from nixcache_oci.oci.digest import Digest
 from tests.cache.test_catalog import KEY
 from tests.hostile.story import MOST_ANSWER_SECONDS, MOST_BLOCKED_SECONDS, MOST_MEMORY_BYTES, check_well
 from tests.hostile.test_registry_data import MIB, NAME, put_segment, skippable
-from tests.proxy.test_bad_registry import FORMAT, HEADER, LATER
 from tests.support.journey import put, settings_of
 from tests.support.objects import hash_part_of, store_object
+from tests.support.odd_tables import FORMAT, HEADER, LATER
 from tests.support.proxy import WatchedProxy
 from tests.support.publish import CREATED
 from tests.support.registries import Ghcr

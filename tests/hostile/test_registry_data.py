@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag, build_manifest
+from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.content_address import ContentAddress, Method
 from nixcache_oci.nix.hash import NixHash
@@ -21,13 +23,15 @@ from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from tests.hostile.story import check_well
-from tests.hostile.tally import Tally
-from tests.proxy.test_bad_registry import FORMAT, HEADER, LATER, narinfo_of, table_of
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.live_index import LiveIndex
+from tests.hostile.story import Tally, check_well
 from tests.support.ghcr import GhcrDouble
 from tests.support.journey import put, settings_of
 from tests.support.objects import hash_part_of, store_object
+from tests.support.odd_tables import FORMAT, HEADER, LATER, narinfo_of, table_of
 from tests.support.proxy import ProxyProcess
+from tests.support.publish import publish
 from tests.support.registries import REPO, Ghcr
 
 NAME = f"{REPO}/nix-cache"
@@ -82,6 +86,12 @@ BOMBS: dict[str, bytes] = {
     "with a rest": LONE + b"rest",
     "gzip": b"\x1f\x8b\x08" + bytes(100),
     "NULs": zstandard.compress(HEADER.encode() + bytes(1000) + b"\n"),
+    "nothing": b"",
+    "no zstd": b"not zstd",
+    "an empty text": zstandard.compress(b""),
+    "no header": zstandard.compress(b"not a table\n"),
+    "a header of another version": zstandard.compress(HEADER.replace("2\n", "3\n", 1).encode()),
+    "narinfos out of order": table_of(*sorted((narinfo_of("bad"), narinfo_of("other")), reverse=True)),
     "a stanza of 2 MiB": zstandard.compress((HEADER + "Later: " + "x" * 2 * MIB + "\n").encode()),
 }
 
@@ -93,8 +103,8 @@ def test_tables_that_are_bombs(ghcr: Ghcr, well: ProxyProcess, data: Tally) -> N
     before = well.anonymous_bytes()
     assert well.refresh()["refreshed"] is True
     assert well.anonymous_bytes() - before < 100 * MIB
-    damaged = well.status()["index"]["damaged_tables"]
-    assert len(damaged) == len(BOMBS)
+    assert well.status()["index"]["damaged_count"] == len(BOMBS)
+    assert well.ask(f"/{hash_part_of('bad')}.narinfo").status == 404
     index = well._folder / "index"
     assert sum(path.stat().st_size for path in index.rglob("*") if path.is_file()) < MIB
     data.add("tables that are bombs, or no tables", "damage, shown; the rest is served", times=len(BOMBS))
@@ -157,7 +167,6 @@ NOTES = {
     "paths": media_type.ANNOTATION_PATHS,
     "condemned": media_type.ANNOTATION_CONDEMNED,
 }
-OF_THE_INDEX = ("schemaVersion", "mediaType", "manifests")
 NUMBERS = [
     "0",
     "-1",
@@ -170,22 +179,33 @@ NUMBERS = [
     "",
     "\u0661",
     "true",
-    str(2**64),
-    str(10**100),
+    f"{2**64}",
+    f"{10**100}",
 ]
 
 
-@pytest.mark.parametrize("field", ["NarSize", "FileSize"])
-def test_sizes_out_of_range(ghcr: Ghcr, well: ProxyProcess, field: str, data: Tally) -> None:
-    """No such narinfo is served: Nix would stop over it."""
-    seeds = {f"{field}-{number}": value for number, value in enumerate(NUMBERS)}
-    if field == "FileSize":
-        del seeds["FileSize-0"]  # every Nix takes 0 there
-    table = table_of(*sorted(narinfo_of(seed, **{field: value or " "}) for seed, value in seeds.items()))
-    put_segment(ghcr.server, table)
-    assert well.refresh()["entries"] == 1 + len(seeds)
-    assert [well.ask(f"/{hash_part_of(seed)}.narinfo").status for seed in seeds] == [404] * len(seeds)
-    data.add("sizes in narinfos out of range", "404", 2, times=len(NUMBERS))
+BAD_FIELDS: tuple[dict[str, str], ...] = (
+    *({"NarSize": value or " "} for value in NUMBERS),
+    *({"FileSize": value or " "} for value in NUMBERS if value != "0"),  # every Nix takes 0 there
+    *({"NarHash": ""}, {"NarHash": "sha256:short"}, {"Compression": "magic"}, {"Deriver": "\x01"}),
+    *({"URL": url} for url in ("", "../../etc/passwd", "http://evil.example/x.nar", "nar/x.nar")),
+    {"References": "not a base name"},
+)
+
+
+def test_a_malformed_narinfo_is_a_miss(ghcr: Ghcr, well: ProxyProcess, data: Tally) -> None:
+    """Nix would end a build over it, where it goes on at a miss; its neighbours are served."""
+    seeds = {f"bad-{number}": changes for number, changes in enumerate(BAD_FIELDS)}
+    seeds["nameless"] = {"StorePath": f"/nix/store/{hash_part_of('nameless')}-"}
+    stanzas = [narinfo_of(seed, **changes) for seed, changes in {**seeds, "neighbour": {}}.items()]
+    put_segment(ghcr.server, table_of(*sorted(stanzas)))
+    assert well.refresh()["entries"] == 2 + len(seeds)
+    before = well.status()["counters"]["misses"]
+    for seed, changes in seeds.items():
+        assert well.ask(f"/{hash_part_of(seed)}.narinfo").status == 404, changes
+    assert well.status()["counters"]["misses"] == before + len(seeds)
+    assert well.ask(f"/{hash_part_of('neighbour')}.narinfo").status == 200
+    data.add("sizes and other fields of narinfos out of range", "404", times=len(seeds))
 
 
 def index_of(**changes: object) -> bytes:
@@ -203,16 +223,12 @@ def index_of(**changes: object) -> bytes:
         "annotations": {NOTES[name]: value for name, value in notes.items()},
         **{name: value for name, value in changes.items() if name in {"size", "digest", "annotations"}},
     }
-    index = {
+    index: dict[str, object] = {
         "schemaVersion": 2,
         "mediaType": media_type.IMAGE_INDEX,
         "annotations": FORMAT,
         "manifests": [descriptor],
-        **{
-            name: value
-            for name, value in changes.items()
-            if name in {"schemaVersion", "mediaType", "manifests"}
-        },
+        **{name: changes[name] for name in ("schemaVersion", "mediaType", "manifests") if name in changes},
     }
     return json.dumps(index).encode()
 
@@ -250,21 +266,28 @@ BAD_INDEXES: tuple[bytes, ...] = (
         GOOD + b"x",
     ),
     *(GOOD.decode().encode(encoding) for encoding in ("utf-16", "utf-32")),
+    *(GOOD.replace(b'format": "2"', b'format": "%s"' % version) for version in (b"3", b"")),
+    GOOD.replace(FORMAT["dev.nixcache.watermark"].encode(), b"yesterday"),
     GOOD + b" " * (4 * MIB),
     b'{"schemaVersion":2,"manifests":[' + b",".join([b"{}"] * 1_000_000) + b"]}",
 )
 
 
-def test_indexes_of_any_kind(ghcr: Ghcr, well: ProxyProcess, data: Tally) -> None:
+async def test_indexes_of_any_kind(ghcr: Ghcr, tmp_path: Path, data: Tally) -> None:
     """An error that is told, and never an empty cache: what was there is served on."""
+    client = ghcr.client()
+    await publish(client, [store_object("small")])
+    index = LiveIndex(client, IndexFolder(tmp_path, client.name), (), 300, Counters())
+    await index.refresh(thoroughly=True)
     for content in BAD_INDEXES:
         ghcr.server.put_manifest(NAME, "cache-index", content, media_type.IMAGE_INDEX)
-        assert well.refresh() == {"refreshed": False, "entries": 1}, content[:300]
-        error = well.status()["index"]["last_error"]
-        assert error
-        assert "\n" not in error
-        assert len(error) < 2000
-        assert well.ask(f"/{hash_part_of('small')}.narinfo").status == 200
+        with pytest.raises(Error) as told:
+            await index.refresh(thoroughly=True)
+        assert 0 < len(str(told.value)) < 2000, content[:300]
+        assert "\n" not in str(told.value)
+        assert index.catalog is not None
+        assert index.catalog.find(hash_part_of("small")) is not None
+    await client.close()
     data.add(
         "indexes of any kind", "an error of one line; what was there is served on", times=len(BAD_INDEXES)
     )

@@ -6,8 +6,7 @@ from itertools import product
 import pytest
 
 from tests.hostile.raw_client import RawAnswer, connect, converse, read_to_end
-from tests.hostile.story import KNOWN, UPSTREAM_NAR, Upstream, url_of
-from tests.hostile.tally import Tally
+from tests.hostile.story import KNOWN, UPSTREAM_NAR, Tally, Upstream, url_of
 from tests.support.objects import hash_part_of
 from tests.support.proxy import ProxyProcess
 
@@ -103,6 +102,13 @@ CASES: dict[str, dict[str, tuple[bytes, list[int]]]] = {
     "Expect": {
         "on a plain request": (NARINFO + HOST + b"Expect: 100-continue\r\n\r\n", [100, 200, 200]),
         "something else": (NARINFO + HOST + b"Expect: tea\r\n\r\n", [417, 200]),
+        "as nix copy sends it": (
+            PLAIN.replace(b"GET", b"PUT")[:-2]
+            + b"Expect: 100-continue\r\nContent-Length: "
+            + INNER_LENGTH
+            + b"\r\n\r\n",
+            [100, 405],
+        ),
         "with a body that is none": (
             NARINFO + HOST + b"Expect: 100-continue\r\nContent-Length: " + INNER_LENGTH + b"\r\n\r\n",
             [100, 200],
@@ -184,48 +190,11 @@ def test_what_cannot_be_read_is_not_repeated(proxy: ProxyProcess, request_bytes:
 
 
 LEAVING = [
-    *(
-        "..",
-        ".",
-        "%2e%2e",
-        "%2E%2e",
-        ".%2e",
-        "%252e%252e",
-        "%25252e%25252e",
-        "..%2f..",
-        "..%5c..",
-        "%5c",
-        "\\..",
-    ),
-    *(
-        "%00",
-        "..%00",
-        "a%0d%0ab",
-        "a%0ab",
-        "%2f",
-        "%2fetc%2fpasswd",
-        "%c0%ae%c0%ae",
-        "%e0%80%ae",
-        "..;",
-        "%u002e",
-    ),
-    *(
-        "a//b",
-        "a/./b",
-        "a/../b",
-        "a/%2e%2e/%2e%2e/%2e%2e/b",
-        "nar/../../other",
-        "nar/%2e%2e/%2e%2e/other",
-        "~root",
-    ),
-    *(
-        "@evil.example/",
-        ":80/",
-        "http:%2f%2fevil.example/x",
-        "nar/x?y#z",
-        "nar/x%3f",
-        "nar/%ef%bc%8e%ef%bc%8e",
-    ),
+    *("..", ".", "%2e%2e", "%2E%2e", ".%2e", "%252e%252e", "%25252e%25252e", "..%2f..", "..%5c..", "%5c"),
+    *("\\..", "%00", "..%00", "a%0d%0ab", "a%0ab", "%2f", "%2fetc%2fpasswd", "%c0%ae%c0%ae", "%e0%80%ae"),
+    *("..;", "%u002e", "a//b", "a/./b", "a/../b", "a/%2e%2e/%2e%2e/%2e%2e/b", "nar/../../other", "~root"),
+    *("nar/%2e%2e/%2e%2e/other", "@evil.example/", ":80/", "http:%2f%2fevil.example/x", "nar/x?y#z"),
+    *("nar/x%3f", "nar/%ef%bc%8e%ef%bc%8e"),
 ]
 
 
@@ -254,6 +223,60 @@ def test_no_path_leaves_its_place(
             part in target.lower() for part in ("..", "%2e", "%5c", "%2f", "%00", "%0", "//", "\\")
         )
     clients.add("path traversal", "404 or 400; no upstream asked outside of its base", len(LEAVING), times=6)
+
+
+NO_BLOB = f"/nar/{'0' * 64}"
+NOT_THERE = [
+    *("/", "/nar/", "/nar/x", "/nar", "/upstream/", "/upstream/none/", "/upstream//nar/x.nar", "/nowhere"),
+    *("/upstream/none/x?a=%00", "/log/abc.drv", "/realisations/sha256:abc!out.doi", "/_status/"),
+    *(f"/{'0' * 32}.narinfo/", f"/{'0' * 32}.ls", NO_BLOB, f"{NO_BLOB}.nar.zst", f"/nar/{'A' * 64}.nar.zst"),
+    *(f"{NO_BLOB}.nar.zst/", f"{NO_BLOB}.nar.zst%0a", f"{NO_BLOB}.nar.%ff", f"{NO_BLOB}%2f0-1.nar.zst"),
+    *(
+        f"{NO_BLOB}/{place}.nar.zst"
+        for place in ("0-1", "0-999999999", "-1-2", "01-2", "0-0", f"0-{'9' * 500}")
+    ),
+]
+
+
+def test_what_is_not_there_is_404(proxy: ProxyProcess) -> None:
+    """Nix survives it; and the body says no more than the status does."""
+    for path in NOT_THERE:
+        answer = proxy.ask(path)
+        assert (answer.status, answer.body) == (404, b"Not Found\n"), path
+
+
+def test_a_wrong_method_is_405(proxy: ProxyProcess) -> None:
+    """``nix copy --to`` is refused plainly, and told what is allowed."""
+    reads = (
+        f"/{'0' * 32}.narinfo",
+        "/nix-cache-info",
+        f"{NO_BLOB}.nar.zst",
+        "/metrics",
+        "/health",
+        "/_status",
+    )
+    for method, path in [
+        *product(("PUT", "POST", "DELETE", "PATCH"), (*reads, "/public-key", "/upstream/none/nar/x.nar")),
+        *product(("GET", "HEAD", "OPTIONS"), ["/_refresh"]),
+    ]:
+        answer = proxy.ask(path, method=method)
+        assert (answer.status, answer.headers["Allow"]) == (
+            405,
+            "POST" if path == "/_refresh" else "GET,HEAD",
+        )
+        assert answer.body == (b"" if method == "HEAD" else b"Method Not Allowed\n")
+
+
+@pytest.mark.parametrize("seed", ["small", "large"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_nar_ends_where_its_length_says(proxy: ProxyProcess, seed: str, version: str) -> None:
+    """To every version of HTTP, and to HEAD; a client that speaks 1.0, as old monitoring, names no host."""
+    host = "Host: localhost\r\nConnection: close\r\n" if version == "1.1" else ""
+    place = f"/{url_of(proxy, seed)} HTTP/{version}\r\n{host}\r\n"
+    [answer] = converse(proxy.host, [f"GET {place}".encode()], answers=1)
+    [head] = converse(proxy.host, [f"HEAD {place}".encode()], answers=1)
+    assert answer.body == proxy.ask(f"/{url_of(proxy, seed)}").body
+    assert int(answer.headers["content-length"]) == int(head.headers["content-length"]) == len(answer.body)
 
 
 WRONG_HASH_PARTS = [
@@ -297,39 +320,12 @@ RANGES = [
         "bytes=",
         "bytes",
     ),
-    *(
-        "bytes=0-0,2-2",
-        "bytes=0-100,50-150",
-        "bytes=0-,0-,0-,0-",
-        "bytes=" + "0-0," * 500 + "1-1",
-        "bytes=,",
-        "",
-    ),
-    *(
-        "bytes=0-9223372036854775807",
-        "bytes=0-18446744073709551616",
-        "bytes=18446744073709551615-",
-        "bytes=999999-",
-    ),
-    *(
-        f"bytes={10**30}-",
-        f"bytes=0-{10**30}",
-        f"bytes=-{10**30}",
-        f"bytes={'9' * 5000}-",
-        "bytes=-1-2",
-        "bytes=1--2",
-    ),
-    *(
-        "items=0-1",
-        "BYTES=0-1",
-        "bytes = 0 - 1",
-        "bytes=0x0-0x1",
-        "bytes=+0-+1",
-        "bytes=1e1-",
-        "bytes=\u0660-\u0661",
-        "none",
-    ),
-    *("bytes=0-1\tx", "bytes=0-1;q=1", "seconds=1-2, bytes=0-1", "bytes=%30-", "bytes=1.0-2"),
+    *("bytes=0-0,2-2", "bytes=0-100,50-150", "bytes=0-,0-,0-,0-", "bytes=" + "0-0," * 500 + "1-1", "bytes=,"),
+    *("", "bytes=0-9223372036854775807", "bytes=0-18446744073709551616", "bytes=18446744073709551615-"),
+    *("bytes=999999-", f"bytes={10**30}-", f"bytes=0-{10**30}", f"bytes=-{10**30}", f"bytes={'9' * 5000}-"),
+    *("bytes=-1-2", "bytes=1--2", "items=0-1", "BYTES=0-1", "bytes = 0 - 1", "bytes=0x0-0x1", "bytes=+0-+1"),
+    *("bytes=1e1-", "bytes=\u0660-\u0661", "none", "bytes=0-1\tx", "bytes=0-1;q=1", "bytes=%30-"),
+    *("seconds=1-2, bytes=0-1", "bytes=1.0-2"),
 ]
 # The others are checked against what their answers say.
 EXACT = {
@@ -352,7 +348,7 @@ def test_a_range_is_served_ignored_or_refused(
     for place in places:
         head = f"GET /{place} HTTP/1.1\r\nHost: localhost\r\n"
         [whole] = converse(proxy.host, [f"{head}\r\n".encode()], answers=1)
-        assert whole.status == 200
+        assert (whole.status, whole.headers["accept-ranges"]) == (200, "bytes")
         [answer] = converse(proxy.host, [f"{head}Range: {header}\r\n\r\n".encode()], answers=1)
         statuses.add(answer.status)
         size = len(whole.body)
@@ -428,6 +424,35 @@ def test_a_refused_host_is_named_in_the_log(proxy: ProxyProcess) -> None:
     """Who reaches the proxy by another name learns where that name goes."""
     converse(proxy.host, [NARINFO + b"Host: cache.example\r\n\r\n"], answers=1)
     assert re.search(r'event="request refused" host=cache\.example .*NIXCACHE_HOSTS', proxy.log)
+
+
+@pytest.mark.parametrize(
+    ("target", "hosts", "statuses"),
+    [
+        ("/health", ["localhost", "evil.example"], {400, 403}),
+        ("/health", ["evil.example", "localhost"], {400, 403}),
+        ("/health", ["127.0.0.1.evil.example:80"], {403}),
+        ("/_status", ["a b"], {400, 403}),
+        ("/nix-cache-info", [""], {400, 403}),
+        ("http://evil.example/health", ["localhost"], {403}),
+        ("http://localhost/health", ["evil.example"], {403}),
+        ("http://user@localhost/health", ["localhost"], {403}),
+        ("http://evil.example/health", [], {400, 403}),
+        ("http://localhost/health", ["localhost"], {200}),
+        ("http://[::1]:80/health", ["localhost"], {200}),
+        ("HTTP://LOCALHOST:37515/health", ["localhost"], {200}),
+        ("*", ["evil.example"], {400, 403}),
+        ("health", ["evil.example"], {400, 403}),
+        ("//evil.example/health", ["localhost"], {404}),
+    ],
+)
+def test_no_way_around_the_host_rule(
+    proxy: ProxyProcess, target: str, hosts: list[str], statuses: set[int]
+) -> None:
+    """Whatever names a host in a request must be one of ours: two headers, or a target in absolute form."""
+    lines = [f"GET {target} HTTP/1.1", *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
+    [answer] = converse(proxy.host, ["\r\n".join(lines).encode()], answers=1)
+    assert answer.status in statuses
 
 
 ORIGINS = ["null", "http://evil.example", "http://127.0.0.1:1", "", "file://", "chrome-extension://x", "\xff"]

@@ -52,9 +52,6 @@ class Source:
     def narinfo(self, path: str) -> NarInfo:
         return NarInfo.parse(self.narinfo_path(path).read_bytes())
 
-    def nar_path(self, path: str) -> Path:
-        return self.folder / self.narinfo(path).url
-
 
 def make_source(nix: NixSandbox, folder: Path, compression: str = "zstd") -> Source:
     secret, public = nix.generate_key("elsewhere-1")
@@ -134,39 +131,6 @@ def test_the_round_trip_of_an_export(
     ran = machine.run("import", str(tmp_path / "flat"), NIXCACHE_PUBLIC_KEYS=str(key.public_key)).check()
     assert f"{PATHS} paths pushed" in ran.stdout
     check_served(machine, nix, paths, [str(key.public_key)], tmp_path / "proxy")
-
-
-def test_what_is_wrong_is_named_and_left_out_with_its_referrers(
-    machine: Machine, nix: NixSandbox, tmp_path: Path
-) -> None:
-    """A flipped byte, a missing NAR, a NAR of another path: the rest is there, and status 1 says so."""
-    source = make_source(nix, tmp_path / "source", "none")
-    apart = nix.build_paths(4, seed="apart")
-    secret, _ = nix.generate_key("elsewhere-1")
-    nix.copy_to(f"file://{source.folder}?compression=none&secret-key={secret}", apart).check()
-    flipped, missing, renamed = source.paths[3], source.paths[-1], apart[3]
-    nar = bytearray(source.nar_path(flipped).read_bytes())
-    nar[200] ^= 1
-    source.nar_path(flipped).write_bytes(nar)
-    source.nar_path(missing).unlink()
-    source.narinfo_path(renamed).write_bytes(source.narinfo_path(apart[0]).read_bytes())
-    everything = [*source.paths, *apart]
-    infos = nix.path_info(everything)
-    bad = {flipped, missing, renamed}
-    for path in everything:  # references come first
-        if bad & set(infos[path]["references"]):
-            bad.add(path)
-    good = [path for path in everything if path not in bad]
-    assert len(bad) > 3
-    ran = machine.run("import", str(source.folder))
-    assert ran.status == 1
-    assert f" {len(good)} paths pushed" in ran.stdout
-    for path in bad - {renamed}:
-        assert Path(path).name in ran.stderr, path
-    assert f"{StorePath.parse(renamed).hash_part}.narinfo is about {apart[0]}" in ran.stderr
-    listed = machine.run("list").check().stdout
-    assert {path for path in everything if Path(path).name in listed} == set(good)
-    machine.run("verify", "--content").check()
 
 
 def test_only_what_trusted_keys_signed(machine: Machine, nix: NixSandbox, tmp_path: Path) -> None:
@@ -255,25 +219,3 @@ def test_what_cannot_be_imported(machine: Machine, source: str, status: int, wor
     assert (ran.status, ran.stdout) == (status, "")
     assert words in ran.stderr.splitlines()[-1]
     assert "there is no cache at" in machine.run("list").stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(
-    ghcr: Ghcr, machine: Machine, nix: NixSandbox, tmp_path: Path, number: signal.Signals
-) -> None:
-    """Nothing is listed, nothing stays behind, and the next run completes it."""
-    source = make_source(nix, tmp_path / "source")
-    ghcr.server.bandwidth = MIB
-    process = machine.start("import", str(source.folder))
-    while not ghcr.server.count("upload-put"):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 128 + number, stderr
-    assert "interrupted: what was sent is kept" in stderr
-    assert "Traceback" not in stderr
-    assert list(machine.folder.glob("nixcache-oci-*")) == []
-    assert "there is no cache at" in machine.run("list").stderr
-    ghcr.server.bandwidth = None
-    assert f" {PATHS + 1} paths pushed" in machine.run("import", str(source.folder)).check().stdout

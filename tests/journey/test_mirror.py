@@ -14,10 +14,9 @@ from tests.support.docker_registry import DockerRegistry
 from tests.support.journey import settings_of
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
-from tests.support.publisher import Machine
+from tests.support.publisher import Machine, assert_substitutable
 from tests.support.registries import REPO, Ghcr, docker_registry
 from tests.support.skopeo import skopeo_copy
-from tests.support.substitution import assert_substitutable
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
 

@@ -1,12 +1,10 @@
 """The registry is away: what the proxy has, it serves; what it cannot know, Nix builds."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
-from nixcache_oci.proxy.live_index import FIRST_INDEX_SECONDS
 from tests.support.journey import put, settings_of
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
@@ -41,21 +39,6 @@ def test_the_last_good_index_is_served_without_any_network(
         ghcr.server.start()
         assert proxy.refresh() == {"refreshed": True, "entries": 1}
         assert proxy.status()["index"]["last_error"] is None
-
-
-def test_without_any_index_requests_wait_once_and_are_unknown(ghcr: Ghcr, tmp_path: Path) -> None:
-    """A registry that hangs costs every request together at most the deadline, and then no wait at all."""
-    put(ghcr, [store_object("there")])
-    ghcr.server.fault("token", "stall", times=None)
-    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
-        started = time.monotonic()
-        assert proxy.ask(f"/{hash_part_of('there')}.narinfo").status == 404
-        waited = time.monotonic() - started
-        assert waited <= FIRST_INDEX_SECONDS + 5
-        assert proxy.ask(f"/{hash_part_of('there')}.narinfo").status == 404
-        counters = proxy.status()["counters"]
-        assert (counters["unknown"], counters["misses"]) == (2, 0)
-        ghcr.server.clear_faults()
 
 
 @pytest.mark.needs("nix")

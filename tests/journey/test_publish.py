@@ -13,10 +13,9 @@ from nixcache_oci.nix.signature import SecretKey
 from tests.clients.nix_story import SYSTEM, NixStory
 from tests.support.journey import push_with, settings_of
 from tests.support.proxy import ProxyProcess
-from tests.support.publisher import Machine
+from tests.support.publisher import Machine, assert_substitutable
 from tests.support.registries import Ghcr
 from tests.support.segments import read_records
-from tests.support.substitution import assert_substitutable
 
 pytestmark = pytest.mark.needs("nix")
 

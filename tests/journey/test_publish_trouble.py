@@ -1,12 +1,10 @@
 """What goes wrong for a publisher: one line with the remedy, a status that tells, nothing half-listed."""
 
 import contextlib
-import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,25 +132,6 @@ def test_a_corrupt_path_strictly(ghcr: Ghcr, machine: Machine, nix: NixSandbox, 
     assert ran.status == 1
     assert f"::error::--strict: nothing is listed: {paths[1]}: its files do not" in ran.stderr
     assert listed(ghcr) == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for one MiB; only root can make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk: only root may mount one")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk(ghcr: Ghcr, machine: Machine, paths: list[str], small_disk: Path) -> None:
-    """What TMPDIR is for is said."""
-    machine.environment["TMPDIR"] = str(small_disk)
-    assert_refused(ghcr, machine, paths, "no space left", "TMPDIR")
-    assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

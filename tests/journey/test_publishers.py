@@ -17,9 +17,8 @@ from tests.support.ghcr import GhcrDouble
 from tests.support.journey import settings_of
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
-from tests.support.publisher import Machine
+from tests.support.publisher import Machine, assert_substitutable
 from tests.support.registries import AnyRegistry, docker_registry, ghcr_double
-from tests.support.substitution import assert_substitutable
 
 pytestmark = [pytest.mark.needs("nix", "docker-registry"), pytest.mark.usefixtures("unmeasured")]
 

@@ -20,10 +20,9 @@ from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import publish_version1
-from tests.support.publisher import Machine
+from tests.support.publisher import Machine, assert_substitutable
 from tests.support.registries import Ghcr
 from tests.support.segments import read_tables
-from tests.support.substitution import assert_substitutable
 
 pytestmark = pytest.mark.needs("nix")
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
-from tests.support.docker_registry import DockerRegistry
 from tests.support.journey import settings_of
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
 from tests.support.publisher import Machine
-from tests.support.registries import REPO, docker_registry
+from tests.support.registries import docker_registry
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
 
@@ -192,27 +191,6 @@ def test_a_lost_manifest(
     machine.run(*GC).check()
     assert machine.run("verify", "--content").check().stdout == ""
     assert_served(machine, nix, place, key, paths)
-
-
-def test_a_registry_that_deletes_nothing(nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
-    """What was replaced is marked as gc marks what is dead; why it stays is said, and nothing is lost."""
-    paths = [nix.build_file(name, random.Random(name).randbytes(MIB)) for name in ("one", "two", "three")]
-    with DockerRegistry(auth=False, delete=False) as registry:
-        settings = {
-            "NIXCACHE_REGISTRY": registry.host,
-            "NIXCACHE_REPO": REPO,
-            "NIX_SIGNING_KEY": key.render(),
-        }
-        machine = Machine(tmp_path / "machine", nix, settings)
-        machine.run("push", *paths).check()
-        blob_files(registry.data)[0].unlink()
-        with other_machine(machine, tmp_path) as other:
-            done = other.run("verify", "--repair")
-            assert (done.status, done.stdout.count("it could not be deleted")) == (1, 1)
-            other.run(*GC).check()
-        # Whoever still has it mends it, in both segments.
-        machine.run("verify", "--repair").check()
-        assert machine.run("verify", "--content").check().stdout == ""
 
 
 def test_a_dangling_reference_and_a_bad_signature(

@@ -4,7 +4,6 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
@@ -39,31 +38,3 @@ def test_five_hundred_paths_cost_a_handful_of_requests(ghcr: Ghcr, key: SecretKe
             assert all(clients.map(has_right_nar, narinfos))
         assert proxy.status()["counters"]["packs_fetched_ahead"] >= 1
     assert len(ghcr.server.requests) <= ALLOWED_REQUESTS
-
-
-def test_nars_come_while_the_rest_of_their_pack_stands_still(
-    ghcr: Ghcr, key: SecretKey, tmp_path: Path
-) -> None:
-    """Each is served as soon as its own bytes are here, whatever the line does then."""
-    generator = random.Random(20)
-    objects = [store_object(str(number), contents=generator.randbytes(100_000)) for number in range(8)]
-    put(ghcr, objects, [key])
-    with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
-        proxy.wait_ready()
-        ghcr.server.fault("storage-get", "stall", after=500_000)
-        narinfos = [
-            NarInfo.parse(proxy.ask(f"/{one.narinfo.store_path.hash_part}.narinfo").body) for one in objects
-        ]
-        urls = {NarUrl.parse(narinfo.url): narinfo for narinfo in narinfos}
-        assert len({url.blob for url in urls}) == 1
-
-        def has_right_nar(url: NarUrl) -> bool:
-            file_hash = urls[url].file_hash
-            return file_hash is not None and Digest.of(proxy.ask(f"/{url}").body).hex == file_hash.digest_hex
-
-        here = [url for url in urls if (url.offset or 0) + (url.length or 0) <= 500_000]
-        assert len(here) == 4
-        assert all(has_right_nar(url) for url in here)
-        assert proxy.status()["counters"]["packs_fetched"] == 0
-        ghcr.server.release()
-        assert all(has_right_nar(url) for url in urls)

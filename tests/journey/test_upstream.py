@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.nix.narinfo import NarInfo
-from tests.support.cutting_line import CuttingLine
 from tests.support.nginx import nginx
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
-from tests.support.upstream_server import refusing
+from tests.support.slow_line import CuttingLine
 
 pytestmark = pytest.mark.needs("nix", "nix-store", "nix-build", "nginx")
 
@@ -66,22 +64,6 @@ async def test_nix_substitutes_what_the_upstream_has(
         assert (counters["upstream_nar_bytes"] > LARGE_BYTES) == (nars == "stream")
 
 
-async def test_a_dead_upstream_beside_it_costs_no_path(
-    nix: NixSandbox, upstream: UpstreamCache, tmp_path: Path
-) -> None:
-    """What the living one has is a hit; what it has not is unknown, for the dead one might."""
-    with ProxyProcess(tmp_path / "proxy", **settings(tmp_path, refusing(), upstream.url)) as proxy:
-        run = nix.realise(
-            upstream.paths, substituters=[proxy.url], trusted_keys=[upstream.public_key]
-        ).check()
-        for path in upstream.paths:
-            assert nix.dump(path, run.store) == nix.dump(path)
-        assert proxy.ask(f"/{'0' * 32}.narinfo").status == 404
-        status = proxy.status()
-        assert [one["state"] for one in status["upstreams"]] == ["open", "closed"]
-        assert (status["counters"]["unknown"], status["counters"]["misses"]) == (1, 0)
-
-
 async def test_nix_resumes_a_transfer_that_was_cut(
     nix: NixSandbox, upstream: UpstreamCache, tmp_path: Path
 ) -> None:
@@ -103,22 +85,3 @@ async def test_nix_resumes_a_transfer_that_was_cut(
         assert rest.headers["Accept-Ranges"] == "bytes"
         beyond = proxy.ask(f"/{narinfo.url}", headers={"Range": f"bytes={len(whole)}-"})
         assert beyond.status == 416
-
-
-async def test_a_path_that_leaves_the_upstream_is_not_there(upstream: UpstreamCache, tmp_path: Path) -> None:
-    """However it is spelled, and whatever lies there."""
-    with ProxyProcess(tmp_path / "proxy", **settings(tmp_path, f"{upstream.url}/nar")) as proxy:
-        key = parse_upstream(f"{upstream.url}/nar").key
-        for path in [
-            "../nix-cache-info",
-            "%2e%2e/nix-cache-info",
-            "..%2fnix-cache-info",
-            "x/..%5c..",
-            "",
-            "/",
-        ]:
-            answer = proxy.ask(f"/upstream/{key}/{path}")
-            assert (answer.status, answer.body) == (404, b"Not Found\n")
-        # What it may ask for, it passes on.
-        name = next((tmp_path / "cache" / "nar").iterdir()).name
-        assert proxy.ask(f"/upstream/{key}/{name}").status == 200

@@ -7,21 +7,16 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.record import PublishRecord
-from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
-from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.plan import GcOptions
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.reference import RegistryReference
 from tests.maintenance.model_publisher import Thing, push_things
-from tests.support.docker_registry import DockerRegistry
 from tests.support.publish import CREATED
-from tests.support.registries import REPO
 
 DAY = timedelta(days=1)
 LIB = Thing("lib", size=50_000, is_large=True)
@@ -74,29 +69,6 @@ async def test_layout(tmp_path: Path) -> None:
     kept = sum(len(thing.content) for thing in (LIB, NEW, SMALL))
     assert kept < size_of(root) < kept + 30_000
     await layout.close()
-
-
-@pytest.mark.needs("docker-registry")
-async def test_docker_registry() -> None:
-    """Its own collector takes what no manifest names any more, and nothing else."""
-    with DockerRegistry(delete=True) as server:
-        credentials = Credentials(server.user, server.password, "the test")
-        reference = RegistryReference.of(server.host, REPO, "nix-cache")
-        remover = RegistryRemover(Registry(reference, credentials, push=True, delete=True, patience=20))
-        registry = Registry(reference, credentials, push=True, patience=20)
-        try:
-            *_, last = await fill_and_collect(registry, remover)
-            before = server.disk_usage()
-            server.garbage_collect()
-            freed = before - server.disk_usage()
-            await check(registry)
-        finally:
-            await registry.close()
-            await remover.close()
-    assert last.deleted
-    assert not last.refused
-    dropped = len(OLD.content) + len(OLD_SMALL.content) + len(SMALL.content)  # a pack moved, with small in it
-    assert dropped < freed < 1.05 * dropped
 
 
 async def test_what_is_repacked_keeps_to_what_the_registry_takes(tmp_path: Path) -> None:

@@ -126,3 +126,13 @@ async def test_what_a_client_asks_first(bench: Bench) -> None:
     answer = await bench.client.get("/nix-cache-info")
     assert await answer.text() == "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"
     assert answer.headers["Content-Type"].startswith("text/x-nix-cache-info")
+
+
+async def test_metrics_are_what_prometheus_reads(bench: Bench) -> None:
+    """Its own parser takes them."""
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  # only here
+
+    text = await (await bench.client.get("/metrics")).text()
+    values = {one.name: one.value for each in text_string_to_metric_families(text) for one in each.samples}
+    assert values["nixcache_entries"] == 0
+    assert "nixcache_hits_total" in values

@@ -13,7 +13,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT
@@ -127,32 +127,6 @@ async def test_a_segment_that_no_index_lists_is_found_by_its_tag(
     assert has(index, "overwritten")
 
 
-@pytest.mark.parametrize("operation", ["tags", "manifest-get", "blob-get", "storage-get"])
-@pytest.mark.parametrize("kind", ["status", "garbage"])
-async def test_whatever_goes_wrong_the_reader_keeps_what_it_has(
-    ghcr: Ghcr, client: Registry, make_index: MakeIndex, operation: str, kind: str
-) -> None:
-    """Only the registry's own word makes a cache empty; and when the trouble is over, all is there."""
-    await publish(client, [store_object("one")])
-    index = make_index()
-    await index.refresh(thoroughly=True)
-    await publish(client, [store_object("two")], created=CREATED + timedelta(hours=1))
-    status = 403 if operation != "storage-get" else 400
-    ghcr.server.fault(operation, "status" if kind == "status" else "garbage", status=status, times=None)
-    try:
-        await index.refresh(thoroughly=True)
-    except (RegistryError, FormatError):
-        assert index.state.error is not None
-    else:
-        assert index.state.damaged, "it neither failed nor told of damage"
-    assert has(index, "one")
-    ghcr.server.clear_faults()
-    await index.refresh(thoroughly=False)
-    assert has(index, "two")
-    assert index.state.error is None
-    assert not index.state.damaged
-
-
 async def test_a_damaged_table_takes_nothing_else_with_it(
     ghcr: Ghcr, client: Registry, make_index: MakeIndex
 ) -> None:
@@ -218,25 +192,6 @@ async def test_an_index_that_is_none_of_ours_is_an_error(client: Registry, make_
     with pytest.raises(FormatError, match="not the index of a Nix cache"):
         await index.refresh(thoroughly=False)
     assert has(index, "one")
-
-
-async def test_the_first_key_is_pinned_and_a_change_is_flagged(
-    client: Registry, make_index: MakeIndex
-) -> None:
-    """A key that turns up later is shown, and never followed."""
-    first, second = SecretKey.generate("first-1"), SecretKey.generate("second-1")
-    await publish(client, [store_object("one")], keys=[first])
-    index = make_index()
-    await index.refresh(thoroughly=True)
-    assert index.state.public_key == str(first.public_key)
-    assert index.state.other_keys == ()
-    await publish(client, [store_object("two")], keys=[second], created=CREATED + timedelta(hours=1))
-    await index.refresh(thoroughly=False)
-    again = make_index()
-    await again.refresh(thoroughly=True)
-    for each in (index, again):
-        assert each.state.public_key == str(first.public_key)
-        assert each.state.other_keys == (str(second.public_key),)
 
 
 async def test_a_start_from_disk_needs_no_request(

@@ -9,7 +9,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.nar_source import MOST_UNKNOWN
-from tests.support.nar_bench import NarBench
+from tests.support.slow_repository import NarBench
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A registry that shows an older state than it did is noticed; what gc does is not taken for that."""
 
 import json
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,7 +24,7 @@ from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.regression import MAX_MISSING, Seen
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, publish
-from tests.support.registries import REPO, Ghcr
+from tests.support.registries import Ghcr
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -125,40 +124,6 @@ async def client(ghcr: Ghcr) -> AsyncIterator[Registry]:
 
 def proxy(client: Registry, folder: Path, counters: Counters) -> LiveIndex:
     return LiveIndex(client, IndexFolder(folder, client.name), (), 300, counters)
-
-
-async def test_an_index_that_is_rolled_back(
-    ghcr: Ghcr, client: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is said once, counted once, also known after a start, and over when all is there again."""
-    caplog.set_level(logging.INFO)
-    await publish(client, [store_object("one")])
-    former = (await client.get_manifest("cache-index")).content
-    second = await publish(client, [store_object("two")], created=CREATED + HOUR)
-    newest = (await client.get_manifest("cache-index")).content
-    counters = Counters()
-    index = proxy(client, tmp_path, counters)
-    await index.refresh(thoroughly=True)
-    assert index.watch.seen.regressed_since is None
-    name = f"{REPO}/nix-cache"
-    manifest = ghcr.server.manifests(name)[second.manifest]
-    ghcr.server.delete_manifest(name, str(second.manifest))
-    ghcr.server.put_manifest(name, "cache-index", former, media_type.IMAGE_INDEX)
-    for _ in range(3):
-        await index.refresh(thoroughly=True)
-        assert list(index.watch.seen.missing) == [str(second.tag)]
-    assert counters.index_regressions == 1
-    again = proxy(client, tmp_path, counters)
-    await again.refresh(thoroughly=True)
-    assert again.watch.seen.older_since is not None
-    assert list(again.watch.seen.missing) == [str(second.tag)]
-    assert counters.index_regressions == 1
-    assert caplog.text.count("shows an older state") == 1
-    ghcr.server.put_manifest(name, str(second.tag), manifest)
-    ghcr.server.put_manifest(name, "cache-index", newest, media_type.IMAGE_INDEX)
-    await again.refresh(thoroughly=False)
-    assert again.watch.seen.regressed_since is None
-    assert caplog.text.count("shows again") == 1
 
 
 async def test_a_collection_is_no_regression(client: Registry, tmp_path: Path) -> None:

@@ -129,32 +129,6 @@ def test_the_proxy_listens_where_use_says(settings: dict[str, str], tmp_path: Pa
         assert proxy.ask("/health").status == 200
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("NIXCACHE_PORT", "http"),
-        ("NIXCACHE_PORT", "70000"),
-        ("NIXCACHE_INDEX_TTL", "soon"),
-        ("NIXCACHE_PRIORITY", "-1"),
-        ("NIXCACHE_STORE_DIR", "nix/store"),
-        ("NIXCACHE_REPO", "owner/na me"),
-        ("NIXCACHE_UPSTREAM", "cache.nixos.org"),
-        ("NIXCACHE_UPSTREAM_NARS", "sometimes"),
-        ("NIXCACHE_PUBLIC_KEYS", "no-key"),
-        ("NIXCACHE_LOG_LEVEL", "loud"),
-        ("NIXCACHE_REGISTRY", "ghcr.io/owner"),
-        ("NIXCACHE_LISTEN", "not an address"),
-    ],
-)
-def test_a_setting_that_cannot_be_parsed_stops_the_start(tmp_path: Path, name: str, value: str) -> None:
-    """One line that names it; exit status 2; nothing was begun."""
-    run = run_proxy(tmp_path, **{name: value})
-    assert run.returncode == 2
-    assert name in error_line(run)
-    assert len(run.stderr.splitlines()) == 1
-    assert not (tmp_path / "index").exists()
-
-
 def test_it_stops_within_five_seconds_with_a_transfer_running(
     settings: dict[str, str], tmp_path: Path
 ) -> None:

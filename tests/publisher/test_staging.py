@@ -22,7 +22,6 @@ from tests.nix.samples import TREE
 from tests.publisher.made_store import MadeStore, real_infos
 from tests.publisher.staging_story import (
     LARGE_FILE,
-    PACKINGS,
     Stager,
     every_packing,
     nix_hash,
@@ -46,33 +45,6 @@ def test_a_narinfo_says_all(store: MadeStore, stager: Stager) -> None:
         info.nar_size,
     )
     assert (narinfo.references, narinfo.deriver, narinfo.ca) == (info.references, info.deriver, info.ca)
-
-
-@pytest.mark.needs("nix")
-def test_objects_are_dumped_as_nix_dumps_them(nix: NixSandbox, folder: Path, tmp_path: Path) -> None:
-    """Executables, links, empty folders, odd names: what is decompressed is ``nix-store --dump``'s."""
-    odd = tmp_path / "odd"
-    (odd / "empty dir").mkdir(parents=True)
-    for name in (b"new\nline", b"\xe9 latin", b" ", b".hidden", b"~nix~case~hack~1", b"A", b"a"):
-        (odd / os.fsdecode(name)).write_bytes(name)
-    (odd / "run").write_text("#!/bin/sh\n")
-    (odd / "run").chmod(0o755)
-    (odd / "dangling").symlink_to("../nowhere")
-    link = tmp_path / "link"
-    link.symlink_to("/nowhere")
-    paths = [
-        *nix.build_paths(7),
-        nix.build_file("large", LARGE_FILE.contents),
-        nix.add_path(odd),
-        nix.add_path(link),
-    ]
-    infos = {str(info.store_path): info for info in real_infos(nix, paths)}
-    assert len(infos) == len(paths)
-    for path in paths:
-        for packing in PACKINGS:
-            staged = stage(infos[path], nix.physical(path), folder, packing, lambda: False)
-            assert unpack(staged, staged.read()) == nix.dump(path)
-            staged.discard()
 
 
 @pytest.mark.needs("nix")

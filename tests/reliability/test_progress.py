@@ -9,13 +9,13 @@ import pytest
 
 from nixcache_oci.clients.http.reply import DOCUMENT_BYTES_PER_SECOND
 from tests.hostile.test_registry_data import put_segment
-from tests.proxy.test_bad_registry import narinfo_of, table_of
 from tests.reliability.caches import BLOBS, FIRST_STEP, PACKED, make_steps, names_in
 from tests.reliability.observed import LogLines, Outside, Surroundings
 from tests.reliability.proxy_roles import running_proxy
 from tests.reliability.results import Cell, write_suite
 from tests.reliability.writer_roles import Machine
 from tests.support.ghcr import GhcrDouble
+from tests.support.odd_tables import narinfo_of, table_of
 from tests.support.slow_line import slow_line
 
 LIMIT_SECONDS = 1.0  # of patience, and of standing still: a busy machine may well pause for half of it

@@ -12,6 +12,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
+from nixcache_oci.oci.manifest import parse_media_type
 from tests.reliability.caches import NAME
 from tests.reliability.results import Cell, write_suite
 from tests.support.journey import push_with, put, settings_of
@@ -81,7 +82,10 @@ def test_only_what_a_listed_key_signed_is_served(
 def test_an_index_that_goes_back_is_noticed(
     ghcr: Ghcr, tmp_path: Path, *, is_restarted: bool, loses: str, results: list[Cell]
 ) -> None:
-    """It is in /_status, in /metrics and once in the log, also where the proxy did not run meanwhile."""
+    """It is in /_status, in /metrics and once in the log, also where the proxy did not run meanwhile.
+
+    It is over when all is there again.
+    """
     put(ghcr, [store_object("first")])
     former = ghcr.server.manifests(NAME)[ghcr.server.tags(NAME)["cache-index"]]
     segment_tags: list[str] = []
@@ -98,6 +102,7 @@ def test_an_index_that_goes_back_is_noticed(
             ghcr.server.put_manifest(NAME, "cache-index", former, media_type.IMAGE_INDEX)
 
     push_with(ghcr, publish_second)
+    tags, manifests = ghcr.server.tags(NAME), ghcr.server.manifests(NAME)
     told = settings_of(ghcr, tmp_path)
     with ProxyProcess(tmp_path / "proxy", **told) as proxy:
         index = wait_saved(proxy)["index"]
@@ -107,6 +112,10 @@ def test_an_index_that_goes_back_is_noticed(
             proxy.refresh()
             proxy.refresh()
             assert_noticed(proxy, segment_tags[0])
+            for tag, digest in tags.items():
+                ghcr.server.put_manifest(NAME, tag, manifests[digest], parse_media_type(manifests[digest]))
+            proxy.refresh()
+            assert proxy.status()["index"]["regression"] is None
     if is_restarted:
         go_back()
         with ProxyProcess(tmp_path / "proxy", **told) as proxy:

@@ -14,7 +14,7 @@ import pytest
 
 from nixcache_oci.nix.signature import SecretKey
 from tests.reliability.results import Cell, write_suite
-from tests.soak.outage import outages
+from tests.soak.far_side import outages
 from tests.support.journey import put, settings_of
 from tests.support.nix import NixRun, NixSandbox
 from tests.support.nix_objects import read_objects

@@ -23,8 +23,7 @@ from tests.soak.chaos import Chaos, Pace
 from tests.soak.far_side import FarSide
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
-from tests.support.publisher import Machine
-from tests.support.substitution import assert_substitutable
+from tests.support.publisher import Machine, assert_substitutable
 
 pytestmark = [pytest.mark.soak, pytest.mark.needs("nix")]
 

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Final
 
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from nixcache_oci.proxy import keys
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.front import Bench, Client, make_bench
+from tests.support.packs import PackedCache
 
 LAST: Final = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -85,14 +85,14 @@ class Outcome:
         is_closed: whether the proxy ended the connection.
         counters: of the proxy.
         log: method, path and status of each answer.
-        packs: those in memory, in order; those of them that nobody has read; and those that wait for room.
+        packs: for each, whether it is at hand.
     """
 
     received: bytes
     is_closed: bool
     counters: Counters
     log: list[object]
-    packs: tuple[list[Digest], list[Digest], list[Digest]]
+    packs: list[bool]
 
 
 def conversations(
@@ -144,15 +144,11 @@ def conversations(
     )
 
 
-async def _prepare_nothing(_bench: Bench) -> None:
-    """Begin as the proxy does."""
-
-
 async def both_ways(
-    folder: Path,
+    cache: PackedCache,
     index: LiveIndex,
     conversation: Conversation,
-    prepare: Callable[[Bench], Awaitable[None]] = _prepare_nothing,
+    prepare: Callable[[Bench], Awaitable[None]],
 ) -> tuple[Outcome, Outcome]:
     """Have a conversation with the HTTP library alone, and then with the front, each with a new proxy.
 
@@ -162,14 +158,14 @@ async def both_ways(
     and what waited in the front may come to it as one piece.
 
     Args:
-        folder: of the cache.
+        cache: to serve.
         index: of the cache.
         conversation: to have; a request that ends the connection is added.
         prepare: brings the proxy into the state that it is to begin in.
     """
     taken: list[bytes] = []
     with _logged_answers() as log:
-        async with make_bench(folder, index) as bench, bench.connect(with_front=False) as client:
+        async with make_bench(cache.folder, index) as bench, bench.connect(with_front=False) as client:
             await prepare(bench)
             for request in [*conversation.requests, LAST]:
                 if client.is_closed or (taken and b"upgrade:" in taken[-1].lower()):
@@ -177,11 +173,11 @@ async def both_ways(
                 taken.append(request)
                 await client.send(request)
                 await client.settle()
-            alone = _outcome(bench, client, log)
+            alone = _outcome(bench, client, log, cache.packs)
     sent = b"".join(taken)
     places = range(len(sent)) if conversation.is_bytewise and len(sent) < 1500 else conversation.cuts
     with _logged_answers() as log:
-        async with make_bench(folder, index) as bench, bench.connect() as client:
+        async with make_bench(cache.folder, index) as bench, bench.connect() as client:
             await prepare(bench)
             last = len(sent) - len(taken[-1])
             for piece in _cut(sent[:last], places):
@@ -191,21 +187,16 @@ async def both_ways(
             for piece in _cut(sent[last:], [place - last for place in places]):
                 await client.send(piece)
             await client.settle()
-            return alone, _outcome(bench, client, log)
+            return alone, _outcome(bench, client, log, cache.packs)
 
 
-def _outcome(bench: Bench, client: Client, log: list[object]) -> Outcome:
-    packs = bench.app[keys.PACKS]
+def _outcome(bench: Bench, client: Client, log: list[object], packs: Sequence[Digest]) -> Outcome:
     return Outcome(
         _comparable(client.received),
         client.is_closed,
         replace(bench.app[keys.COUNTERS]),
         list(log),
-        (
-            list(packs._memory.entries),
-            [pack for pack, entry in packs._memory.entries.items() if entry.is_unread],
-            list(packs._wanted),
-        ),
+        [bench.app[keys.PACKS].at_hand(pack, 0, 1) is not None for pack in packs],
     )
 
 

@@ -20,10 +20,8 @@ from typing import Self
 
 from nixcache_oci.oci.digest import Digest
 from tests.support.ghcr_faults import Fault, FaultKind, Faults, RequestRecord
-from tests.support.ghcr_manners import Manners
-from tests.support.ghcr_packages import version_document
-from tests.support.ghcr_service import Service
-from tests.support.ghcr_store import GhcrStore, HeldRepository
+from tests.support.ghcr_service import Service, version_document
+from tests.support.ghcr_store import GhcrStore, HeldRepository, Manners
 from tests.support.server_thread import ServerThread
 from tests.support.skopeo import IMAGE_MANIFEST
 

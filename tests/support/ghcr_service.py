@@ -1,21 +1,165 @@
 """What happens to a request at the double of GHCR: record, fault, check, answer."""
 
 import asyncio
+import re
 import traceback
+from collections.abc import Mapping
 from contextlib import aclosing
+from datetime import UTC, datetime
 
 from aiohttp import web
 
-from tests.support.ghcr_access import SignedUrls, TokenService
-from tests.support.ghcr_faults import Fault, Faults, Records, RequestRecord
-from tests.support.ghcr_manners import Manners
-from tests.support.ghcr_packages import Packages
-from tests.support.ghcr_registry import NAME, Asked, Registry
-from tests.support.ghcr_routes import Target, registry_target, storage_target
-from tests.support.ghcr_storage import Storage
-from tests.support.ghcr_store import GhcrStore
-from tests.support.ghcr_uploads import CutRequestError, receive
-from tests.support.ghcr_wire import Answer, disconnect, oci_error, send
+from tests.support.ghcr_faults import (
+    Fault,
+    Faults,
+    Records,
+    RequestRecord,
+    Target,
+    registry_target,
+    storage_target,
+)
+from tests.support.ghcr_registry import NAME, Asked, CutRequestError, Registry, receive
+from tests.support.ghcr_store import (
+    GhcrStore,
+    HeldManifest,
+    HeldRepository,
+    Manners,
+    SignedUrls,
+    TokenService,
+)
+from tests.support.ghcr_wire import Answer, FilePart, disconnect, json_answer, oci_error, send
+
+_MOST_PER_PAGE = 100
+_NOT_FOUND = json_answer(404, {"message": "Not Found", "status": "404"})
+
+
+class Packages:
+    """Versions of a package: one for each manifest, newest first, untagged ones among them."""
+
+    def __init__(self, manners: Manners, store: GhcrStore, tokens: TokenService) -> None:
+        self._manners = manners
+        self._store = store
+        self._tokens = tokens
+
+    def answer(
+        self, target: Target, api_url: str, authorization: str | None, query: Mapping[str, str]
+    ) -> Answer:
+        refusal = self._refusal(target, authorization)
+        if refusal:
+            return refusal
+        held = self._store.find(target.name)
+        if held is None or not self._store.exists(target.name) or target.owner_kind != self._kind:
+            return _NOT_FOUND
+        if target.operation == "package-get":
+            return json_answer(200, self._describe(target, held))
+        if target.operation == "package-versions":
+            return self._list(target, held, api_url, query)
+        version = int(target.reference)
+        if target.operation == "package-version-get":
+            found = [manifest for manifest in held.manifests.values() if manifest.version == version]
+            return json_answer(200, version_document(held, found[0])) if found else _NOT_FOUND
+        change = (
+            self._store.delete_version
+            if target.operation == "package-delete"
+            else self._store.restore_version
+        )
+        return Answer(204) if change(target.name, version) else _NOT_FOUND
+
+    @property
+    def _kind(self) -> str:
+        return f"{self._manners.owner_kind}s"
+
+    def _refusal(self, target: Target, authorization: str | None) -> Answer | None:
+        scheme, _, token = (authorization or "").partition(" ")
+        rights = self._tokens.rights_of(token) if scheme.lower() in {"bearer", "token"} else frozenset()
+        if not rights:
+            return json_answer(401, {"message": "Bad credentials" if token else "Requires authentication"})
+        if target.operation in {"package-delete", "package-restore"} and "delete" not in rights:
+            return json_answer(403, {"message": "Resource not accessible by integration"})
+        return None
+
+    def _describe(self, target: Target, held: HeldRepository) -> dict[str, object]:
+        owner, _, name = target.name.partition("/")
+        return {
+            "name": name,
+            "package_type": "container",
+            "owner": {
+                "login": owner,
+                "type": "User" if self._manners.owner_kind == "user" else "Organization",
+            },
+            "version_count": len(held.manifests),
+            "visibility": "private" if self._manners.private else "public",
+        }
+
+    def _list(self, target: Target, held: HeldRepository, api_url: str, query: Mapping[str, str]) -> Answer:
+        size = min(int(query.get("per_page", "30")), _MOST_PER_PAGE)
+        page = max(1, int(query.get("page", "1")))
+        manifests = sorted(held.manifests.values(), key=lambda manifest: -manifest.version)
+        shown = manifests[(page - 1) * size : page * size]
+        headers = {}
+        if page * size < len(manifests):
+            owner, _, name = target.name.partition("/")
+            address = f"{api_url}/{self._kind}/{owner}/packages/container/{name.replace('/', '%2F')}/versions"
+            last = -(-len(manifests) // size)
+            links = (("next", page + 1), ("last", last))
+            headers["Link"] = ", ".join(
+                f'<{address}?per_page={size}&page={number}>; rel="{relation}"' for relation, number in links
+            )
+        return json_answer(200, [version_document(held, manifest) for manifest in shown], headers)
+
+
+def version_document(held: HeldRepository, manifest: HeldManifest) -> dict[str, object]:
+    """Render one version as the REST API shows it."""
+    pushed = datetime.fromtimestamp(manifest.pushed, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "id": manifest.version,
+        "name": str(manifest.digest),
+        "created_at": pushed,
+        "updated_at": pushed,
+        "metadata": {"package_type": "container", "container": {"tags": held.tags_of(manifest.digest)}},
+    }
+
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+
+
+class Storage:
+    """Answers requests for blobs under signed URLs."""
+
+    def __init__(self, manners: Manners, store: GhcrStore, urls: SignedUrls) -> None:
+        self._manners = manners
+        self._store = store
+        self._urls = urls
+
+    def answer(self, method: str, raw_path: str, range_header: str | None) -> Answer:
+        if method != "GET":
+            return _refusal(403, "AuthenticationFailed", "the signature does not allow this method")
+        digest, reason = self._urls.check(raw_path)
+        if digest is None:
+            return _refusal(403, "AuthenticationFailed", reason)
+        path = self._store.blob_path(digest)
+        if not path.exists():
+            return _refusal(404, "BlobNotFound", "the specified blob does not exist")
+        headers = {"Content-Type": "application/octet-stream"}
+        if self._manners.accept_ranges:
+            headers["Accept-Ranges"] = "bytes"
+        return self._cut(FilePart(path, 0, path.stat().st_size), headers, range_header)
+
+    def _cut(self, whole: FilePart, headers: dict[str, str], range_header: str | None) -> Answer:
+        match = _RANGE.fullmatch(range_header or "")
+        if match is None or (not match[2] and self._manners.open_ranges == "ignore"):
+            return Answer(200, headers, whole)
+        size, start = whole.end, int(match[1])
+        end = min(int(match[2]) + 1, size) if match[2] else size
+        if start >= end or (not match[2] and self._manners.open_ranges == "refuse"):
+            return Answer(416, {"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        return Answer(206, headers, FilePart(whole.path, start, end))
+
+
+def _refusal(status: int, code: str, message: str) -> Answer:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Answer(status, {"Content-Type": "application/xml", "x-ms-error-code": code}, text.encode())
 
 
 class Service:

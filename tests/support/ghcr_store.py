@@ -1,15 +1,89 @@
 """What the double of GHCR holds: blobs in a folder, manifests, tags and package versions in memory."""
 
+import base64
+import hashlib
+import hmac
 import json
+import re
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import RLock
+from typing import Literal
+from urllib.parse import parse_qsl, quote, urlsplit
 
+from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
+from tests.support.ghcr_wire import Answer, json_answer, oci_error
+
+MIB = 1024 * 1024
+
+
+@dataclass(kw_only=True, eq=False)
+class Manners:
+    """May be changed while the double runs; holds for the next request.
+
+    Attributes:
+        token: a GitHub token that may read, write and delete; any user name goes with it.
+        read_token: one that may only read.
+        private: whether anonymous clients are refused; GitHub packages start so.
+        token_seconds: lifetime of a registry token.
+        tells_token_seconds: whether the answer tells that; GHCR's does not.
+        url_seconds: lifetime of a signed storage URL.
+        blob_head_status: 307 sends the HEAD of a blob to the storage too, where it is refused.
+        blob_get_redirects: False answers a blob GET at the registry itself.
+        open_ranges: what the storage does with ``bytes=N-``: all of it (200), as asked (206), or 416.
+        accept_ranges: whether blob answers carry ``Accept-Ranges: bytes``.
+        strict_accept: whether a manifest GET has to list the manifest's own type in Accept, else 404.
+        relative_location: whether the Location of uploads and manifests leaves out the origin.
+        check_manifests: whether a pushed manifest's blobs and children have to exist.
+        manifest_limit: bytes from which on a manifest gets 500.
+        patch_limit: most bytes of a PATCH that has a Content-Range.
+        blob_limit: bytes above which a blob is refused, before it is read, by 413 SIZE_INVALID.
+        quota: bytes of blobs that a repository may hold; what goes beyond gets 403 DENIED with GitHub's words
+            about billing. None: no limit.
+        is_linked_elsewhere: whether another GitHub repository owns the packages: pushes get 403 DENIED, in
+            GHCR's words.
+        tags_page: tags on a page that nobody gave a size.
+        tags_page_max: largest page of tags.
+        deletes: whether OCI DELETE of a manifest works, as at other registries; GHCR answers 405.
+        owner_kind: what kind of account owns all packages; the REST API's other one answers 404.
+        lag_answers: how many reads after a push get 404.
+        lag_seconds: how long after a push reads get 404.
+        latency: seconds before each answer.
+        bandwidth: bytes a second of each connection, for bodies in both directions; None: no limit.
+    """
+
+    token: str = "ghp_double"
+    read_token: str = "ghp_double_read"
+    private: bool = True
+    token_seconds: float = 300
+    tells_token_seconds: bool = False
+    url_seconds: float = 300
+    blob_head_status: Literal[200, 307] = 200
+    blob_get_redirects: bool = True
+    open_ranges: Literal["ignore", "serve", "refuse"] = "ignore"
+    accept_ranges: bool = False
+    strict_accept: bool = True
+    relative_location: bool = True
+    check_manifests: bool = True
+    manifest_limit: int = 4 * MIB
+    patch_limit: int = 4 * MIB
+    blob_limit: int = 10 * 10**9
+    quota: int | None = None
+    is_linked_elsewhere: bool = False
+    tags_page: int = 100
+    tags_page_max: int = 10_000
+    deletes: bool = False
+    owner_kind: Literal["user", "org"] = "user"
+    lag_answers: int = 0
+    lag_seconds: float = 0
+    latency: float = 0
+    bandwidth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +267,127 @@ class GhcrStore:
                     self.delete_blob(name, digest)
                     swept.append(digest)
         return swept
+
+
+SERVICE = "ghcr.io"
+_SCOPE = re.compile(r"repository:(?P<name>[^:\s]+):(?P<actions>[a-z*,]+)")
+_DENIED = oci_error(403, "DENIED", "requested access to the resource is denied")
+_LINKED_ELSEWHERE = oci_error(403, "DENIED", "permission_denied: write_package")
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    rights: Mapping[str, frozenset[str]]
+    expires: float
+    epoch: int
+
+
+def basic_password(header: str) -> str | None:
+    """Read the password out of a Basic Authorization header."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        _, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    return password if colon else None
+
+
+class TokenService:
+    """Issues registry tokens, and checks them."""
+
+    def __init__(self, manners: Manners, store: GhcrStore) -> None:
+        self._manners = manners
+        self._store = store
+        self._grants: dict[str, _Grant] = {}
+        self._epoch = 0
+
+    @property
+    def issued(self) -> frozenset[str]:
+        """Every token so far."""
+        return frozenset(self._grants)
+
+    def expire(self) -> None:
+        self._epoch += 1
+
+    def rights_of(self, token: str) -> frozenset[str]:
+        """What a GitHub token may do; nothing where it is unknown."""
+        if token == self._manners.token:
+            return frozenset({"pull", "push", "delete"})
+        return frozenset({"pull"} if token == self._manners.read_token else ())
+
+    def answer(self, authorization: str | None, scopes: list[str]) -> Answer:
+        """Answer a request for a token: unknown credentials are refused even where none are needed."""
+        wanted = {
+            match["name"]: frozenset(match["actions"].split(","))
+            for scope in " ".join(scopes).split()
+            if (match := _SCOPE.fullmatch(scope))
+        }
+        if authorization is None:
+            if not wanted or self._manners.private or not all(self._store.exists(name) for name in wanted):
+                return _DENIED
+            rights = frozenset({"pull"})
+        else:
+            password = basic_password(authorization)
+            rights = self.rights_of(password) if password else frozenset()
+            if not rights:
+                return _DENIED
+        token = secrets.token_urlsafe(24)
+        granted = {name: actions & rights for name, actions in wanted.items()}
+        self._grants[token] = _Grant(granted, time.monotonic() + self._manners.token_seconds, self._epoch)
+        lifetime = {"expires_in": self._manners.token_seconds} if self._manners.tells_token_seconds else {}
+        return json_answer(200, {"token": token, **lifetime})
+
+    def refusal(self, host: str, authorization: str | None, name: str | None, action: str) -> Answer | None:
+        """Check a request to the registry; None lets it pass. Without a name any good token will do."""
+        scheme, _, token = (authorization or "").partition(" ")
+        grant = self._grants.get(token) if scheme.lower() == "bearer" else None
+        if grant is None or grant.epoch != self._epoch or time.monotonic() > grant.expires:
+            actions = "pull" if action == "pull" else "pull,push"
+            scope = f"repository:{name}:{actions}" if name else "repository:user/image:pull"
+            challenge = f'Bearer realm="http://{host}/token",service="{SERVICE}",scope="{scope}"'
+            return oci_error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": challenge})
+        if name and action not in grant.rights.get(name, frozenset()):
+            return _DENIED
+        if action == "push" and self._manners.is_linked_elsewhere:
+            return _LINKED_ELSEWHERE
+        return None
+
+
+class SignedUrls:
+    """Makes and checks the URLs under which the storage hands out blobs."""
+
+    def __init__(self, manners: Manners) -> None:
+        self._manners = manners
+        self._key = secrets.token_bytes(16)
+        self._epoch = 0
+
+    def expire(self) -> None:
+        self._epoch += 1
+
+    def make(self, storage_host: str, digest: Digest) -> str:
+        """Sign a path and a time; the signature always has characters that must stay percent-encoded."""
+        expires = f"{time.time() + self._manners.url_seconds:.3f}"
+        path = f"/ghcr/blobs/{digest}"
+        signature = quote(self._signature(path, expires), safe="")
+        return f"http://{storage_host}{quote(path)}?se={expires}&sp=r&sig={signature}"
+
+    def check(self, raw_path: str) -> tuple[Digest | None, str]:
+        """Read path and query as they were sent; without a digest, the reason is given."""
+        url = urlsplit(raw_path)
+        query = dict(parse_qsl(url.query))
+        path = url.path.replace("%3A", ":")
+        expires = query.get("se", "0")
+        if not hmac.compare_digest(query.get("sig", "").encode(), self._signature(path, expires).encode()):
+            return None, "the signature does not match, or has been revoked"
+        if float(expires) < time.time():
+            return None, "the signature has expired"
+        try:
+            return Digest.parse(path.removeprefix("/ghcr/blobs/")), ""
+        except FormatError as error:
+            return None, str(error)
+
+    def _signature(self, path: str, expires: str) -> str:
+        mac = hmac.digest(self._key, f"{path}\n{expires}\n{self._epoch}".encode(), hashlib.sha256)
+        return "v+/" + base64.b64encode(mac).decode()

@@ -4,9 +4,11 @@ A test whose program is missing is skipped, and the reason names the program. Wh
 there a missing program is a mistake, not a choice.
 """
 
+import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+_SWITCHED_OFF = ("aiohttp.access", "aiohttp.server")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test must not depend on which verbs others ran before it in the same process."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    disabled = {name: logging.getLogger(name).disabled for name in _SWITCHED_OFF}
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    for name, was_disabled in disabled.items():
+        logging.getLogger(name).disabled = was_disabled

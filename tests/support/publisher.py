@@ -1,13 +1,21 @@
 """The real program as a publisher: processes of their own, on a Nix store that the test filled."""
 
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
+
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import StorePath
 from tests.support.nix import NixSandbox
+from tests.support.proxy import ProxyProcess
 
 _MOST_SECONDS = 300
 
@@ -81,3 +89,23 @@ class Machine:
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "nixcache_oci", *arguments]
+
+
+_AT_ONCE = 8
+
+
+def assert_substitutable(proxy: ProxyProcess, paths: Iterable[str]) -> None:
+    """Fetch narinfo and NAR of every path, and hold it to its NarHash."""
+
+    def check(text: str) -> None:
+        path = StorePath.parse(text)
+        answer = proxy.ask(f"/{path.hash_part}.narinfo")
+        assert answer.status == 200, f"{path} is not listed"
+        narinfo = NarInfo.parse(answer.body)
+        body = proxy.ask(f"/{narinfo.url}").body
+        if narinfo.compression == "zstd":
+            body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+        assert NixHash(hashlib.sha256(body).digest()) == narinfo.nar_hash, f"{path} has other bytes"
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(check, paths))

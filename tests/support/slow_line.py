@@ -1,9 +1,11 @@
-"""A slow line: what goes out over it waits on this machine, as with a home's uplink."""
+"""Lines to a server: a slow one, where what goes out waits on this machine, and one that breaks once."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Self
 
 _BUFFER_BYTES = 4096  # the least that Linux takes, so that nothing waits on the other side
 _PIECE_BYTES = 1024
@@ -51,3 +53,93 @@ async def _pass_on(
                 await asyncio.sleep(len(piece) / bytes_per_second)
             sink.write(piece)
             await sink.drain()
+
+
+_CUT_PIECE_BYTES = 16 * 1024
+
+
+class CuttingLine:
+    """Listens on a free loopback port, and passes everything on to another one.
+
+    Args:
+        target: ``host:port`` of the server behind it.
+        after: how many bytes come back over one connection before it is cut; the first that gets so far is
+            the only one.
+
+    Attributes:
+        is_cut: whether that happened.
+        came_back_bytes: over all connections.
+    """
+
+    def __init__(self, target: str, after: int) -> None:
+        host, _, port = target.partition(":")
+        self._target = (host, int(port))
+        self._after = after
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.is_cut = False
+        self.came_back_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing alone would not wake the thread that accepts.
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._listening.close()
+        for one in self._sockets:
+            _hang_up(one)
+        for thread in self._threads:
+            thread.join()
+        for one in self._sockets:
+            one.close()
+
+    @property
+    def url(self) -> str:
+        return "http://{}:{}".format(*self._listening.getsockname())
+
+    def _start(self, job: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=job, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            self._sockets += [client, server]
+            self._start(self._pass_on, client, server, False)
+            self._start(self._pass_on, server, client, True)
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_coming_back: bool) -> None:
+        passed = 0
+        try:
+            while piece := source.recv(_CUT_PIECE_BYTES):
+                passed += len(piece)
+                if is_coming_back and passed > self._after and self._may_cut():
+                    break
+                if is_coming_back:
+                    with self._lock:
+                        self.came_back_bytes += len(piece)
+                sink.sendall(piece)
+        except OSError:
+            pass  # one of them has gone, or this is the end of the test
+        _hang_up(source)
+        _hang_up(sink)
+
+    def _may_cut(self) -> bool:
+        with self._lock:
+            was_cut, self.is_cut = self.is_cut, True
+            return not was_cut
+
+
+def _hang_up(one: socket.socket) -> None:
+    with suppress(OSError):  # it may be closed already
+        one.shutdown(socket.SHUT_RDWR)

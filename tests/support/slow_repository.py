@@ -7,6 +7,10 @@ from contextlib import asynccontextmanager
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.nar_source import NarSource
+from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.quarantine import Quarantine
 
 
 class SlowRepository:
@@ -19,6 +23,7 @@ class SlowRepository:
         before_gate: bytes that each download gives before it waits.
         broken: what every download fails of behind the gate.
         running: downloads that are under way.
+        at_gate: downloads that came so far, what was before it having been taken.
         error: what every request for a blob fails of.
     """
 
@@ -33,6 +38,7 @@ class SlowRepository:
         self.before_gate = 0
         self.broken: Exception | None = None
         self.running = 0
+        self.at_gate = 0
         self.error: Exception | None = None
 
     def add(self, content: bytes) -> Digest:
@@ -57,6 +63,7 @@ class SlowRepository:
             at_gate = min(start + self.before_gate, stop)
             if at_gate > start:
                 yield content[start:at_gate]
+            self.at_gate += 1
             await self.gate.wait()
             if self.broken is not None:
                 raise self.broken
@@ -100,3 +107,21 @@ class SlowRepository:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+class NarBench:
+    """A source, and what it was made of; close it."""
+
+    def __init__(self) -> None:
+        self.repository = SlowRepository()
+        self.quarantine = Quarantine()
+        self.counters = Counters()
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
+        self.generation = object()
+        self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
+
+    async def close(self) -> None:
+        """Let every download end."""
+        self.repository.gate.set()
+        await self.nars.close()
+        await self.packs.close()

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import hashlib
 import io
 import json
 import re
@@ -101,32 +100,6 @@ async def test_challenge_is_a_placeholder(client: RawClient) -> None:
         f'Bearer realm="http://{client.ghcr.host}/token",service="ghcr.io",scope="repository:user/image:pull"'
     )
     assert headers["WWW-Authenticate"] == expected
-
-
-async def test_a_package_linked_elsewhere_takes_no_pushes(client: RawClient) -> None:
-    """Reading goes on; what would write is denied by words that tell why."""
-    put_image(client.ghcr, "one")
-    client.ghcr.is_linked_elsewhere = True
-    await client.login()
-    assert (await client.ask("GET", f"/v2/{REPOSITORY}/tags/list"))[0] == 200
-    for method, path in (("POST", "blobs/uploads/"), ("PUT", "manifests/two")):
-        status, _, body = await client.ask(method, f"/v2/{REPOSITORY}/{path}")
-        error = {"code": "DENIED", "message": "permission_denied: write_package"}
-        assert (status, json.loads(body)) == (403, {"errors": [error]})
-
-
-async def test_limits_on_blobs(client: RawClient) -> None:
-    """What is too large, or goes beyond the quota, is refused and not kept."""
-    client.ghcr.blob_limit, client.ghcr.quota = 10, 15
-    await client.login()
-    kept = [await client.push_blob(b"a" * 10)]
-    _, headers, _ = await client.ask("POST", f"/v2/{REPOSITORY}/blobs/uploads/")
-    session = headers["Location"]
-    assert await client.code("PUT", f"{session}?digest=x", b"b" * 11) == (413, "SIZE_INVALID")
-    assert await client.code("PUT", f"{session}?digest=x", b"b" * 6) == (403, "DENIED")
-    kept.append(await client.push_blob(b"b" * 5))
-    assert await client.code("POST", f"/v2/{REPOSITORY}/blobs/uploads/") == (403, "DENIED")
-    assert list(client.ghcr.blobs(REPOSITORY)) == kept
 
 
 async def test_tokens(client: RawClient) -> None:
@@ -304,34 +277,6 @@ async def test_lag(client: RawClient) -> None:
     assert statuses == [404, 404, 200]
 
 
-async def test_body_faults(client: RawClient) -> None:
-    """Each fault harms exactly as many answers as asked for, and as described."""
-    content = bytes(range(256)) * 4000
-    digest = client.ghcr.put_blob(REPOSITORY, content)
-    await client.login()
-    url = await client.signed_url(digest)
-    client.ghcr.fault("storage-get", "cut", after=300_000)
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await client.ask("GET", url)
-    assert client.ghcr.requests[-1].bytes_sent == 300_000
-    client.ghcr.fault("storage-get", "wrong_byte", after=700_000)
-    _, _, body = await client.ask("GET", url)
-    assert [index for index in range(len(content)) if body[index] != content[index]] == [700_000]
-    client.ghcr.fault("storage-get", "truncated", after=5)
-    assert (await client.ask("GET", url))[2] == content[:5]
-    client.ghcr.fault(r"^GET /ghcr/blobs/", "garbage")
-    assert (await client.ask("GET", url))[2].startswith(b"<html>")
-    client.ghcr.fault("storage-get", "status", status=503, headers={"Retry-After": "1"})
-    status, headers, _ = await client.ask("GET", url)
-    assert (status, headers["Retry-After"]) == (503, "1")
-    for kind in ("refuse", "reset", "lost"):
-        client.ghcr.fault("storage-get", kind)
-        with pytest.raises(aiohttp.ClientConnectionError):
-            await client.ask("GET", url)
-    client.ghcr.fault("storage-get", "status", skip=1)
-    assert [(await client.ask("GET", url))[0] for _ in range(3)] == [200, 500, 200]
-
-
 async def test_stall(client: RawClient) -> None:
     """A stalled answer sends what it promised, and the rest after its release."""
     digest = client.ghcr.put_blob(REPOSITORY, b"0123456789")
@@ -341,33 +286,6 @@ async def test_stall(client: RawClient) -> None:
         assert await response.content.readexactly(4) == b"0123"
         client.ghcr.release()
         assert await response.content.read() == b"456789"
-
-
-async def test_rate_limits(client: RawClient) -> None:
-    """GHCR tells the wait in the body of a 429, as a Go duration, and in no header."""
-    await client.login()
-    client.ghcr.rate_limit("upload-post", wait="1.5s")
-    client.ghcr.secondary_limit("upload-post")
-    status, headers, body = await client.ask("POST", f"/v2/{REPOSITORY}/blobs/uploads/")
-    assert status == 429
-    assert b"retry-after: 1.5s" in body
-    assert "Retry-After" not in headers
-    assert (await client.ask("POST", f"/v2/{REPOSITORY}/blobs/uploads/"))[0] == 403
-    assert (await client.ask("POST", f"/v2/{REPOSITORY}/blobs/uploads/"))[0] == 202
-
-
-async def test_upload_faults(client: RawClient) -> None:
-    """A push may be cut in the middle, or succeed without an answer."""
-    await client.login()
-    content = bytes(2 * MIB)
-    client.ghcr.fault("upload-put", "cut_request", after=MIB)
-    with pytest.raises(aiohttp.ClientConnectionError):
-        await client.push_blob(content)
-    assert client.ghcr.blobs(REPOSITORY) == {}
-    client.ghcr.fault("upload-put", "lost")
-    with pytest.raises(aiohttp.ClientConnectionError):
-        await client.push_blob(content)
-    assert client.ghcr.blobs(REPOSITORY) == {Digest.of(content): len(content)}
 
 
 async def test_outage(client: RawClient) -> None:
@@ -395,29 +313,6 @@ async def test_outage_cuts_what_is_under_way(client: RawClient) -> None:
             for response in (unread, stalled):
                 with pytest.raises(aiohttp.ClientPayloadError):
                     await response.read()
-
-
-async def test_bandwidth(client: RawClient) -> None:
-    """The bytes of one connection come no faster than asked for."""
-    digest = client.ghcr.put_blob(REPOSITORY, bytes(100_000))
-    await client.login()
-    url = await client.signed_url(digest)
-    client.ghcr.bandwidth = 500_000
-    start = asyncio.get_running_loop().time()
-    await client.ask("GET", url)
-    assert asyncio.get_running_loop().time() - start >= 0.18
-
-
-async def test_large_blob_from_a_file(client: RawClient, tmp_path: Path) -> None:
-    """A file becomes a blob and comes back whole, through the kernel's copying."""
-    file = tmp_path / "nar"
-    file.write_bytes(bytes(range(256)) * (MIB // 8))
-    digest = client.ghcr.put_blob(REPOSITORY, file)
-    await client.login()
-    status, headers, body = await client.ask("GET", await client.signed_url(digest))
-    assert (status, headers["Content-Length"]) == (200, str(32 * MIB))
-    assert hashlib.sha256(body).hexdigest() == digest.hex
-    assert client.ghcr.requests[-1].bytes_sent == 32 * MIB
 
 
 @pytest.mark.needs("skopeo")

@@ -2,12 +2,7 @@
 
 import asyncio
 import re
-import socket
-import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,7 +12,6 @@ from nixcache_oci.proxy.front.connection import AHEAD_BYTES, TURN_BYTES, Front
 from tests.support.front import make_bench
 from tests.support.front_requests import LAST
 from tests.support.packs import PackedCache, publish_packs
-from tests.support.proxy import ProxyProcess
 
 # Random bytes, which zstd makes a little longer: nearly the largest slices that there are.
 NAR_BYTES = MAX_PACKED_NAR_BYTES - 1024
@@ -106,43 +100,3 @@ def test_what_waits_for_a_client_holds_no_pack(
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
-
-
-def test_clients_that_read_nothing_leave_the_proxy_small_and_quick(
-    cache: PackedCache, tmp_path: Path
-) -> None:
-    """Over real connections: thirty-two clients want 50 MB each, and others are answered meanwhile."""
-    requests = _requests(cache, 200)
-    with (
-        ProxyProcess(tmp_path, NIXCACHE_REGISTRY=f"oci:{cache.folder / 'cache'}") as proxy,
-        ExitStack() as stack,
-    ):
-        proxy.wait_ready()
-        before = [proxy.ask(target).body for target in cache.slices]
-        idle_bytes = proxy.anonymous_bytes()
-        clients = [stack.enter_context(_connect(proxy)) for _ in range(32)]
-        for client in clients:
-            _send_what_goes(client, requests)
-        peak_bytes = idle_bytes
-        for _ in range(20):
-            assert [proxy.ask(target).body for target in cache.slices] == before
-            peak_bytes = max(peak_bytes, proxy.anonymous_bytes())
-            time.sleep(0.01)
-    assert before == [cache.content_of(nar) for nar in cache.nars]
-    assert peak_bytes - idle_bytes < len(clients) * (HELD_BYTES + HELD_AHEAD_BYTES) + 2**22
-
-
-def _connect(proxy: ProxyProcess) -> socket.socket:
-    client = socket.socket()
-    # Little is held by the kernel, so that it is the proxy that has to wait.
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-    address = urlsplit(proxy.url)
-    client.connect((address.hostname, address.port))
-    client.setblocking(False)
-    return client
-
-
-def _send_what_goes(client: socket.socket, data: bytes) -> None:
-    with suppress(BlockingIOError):
-        while data:
-            data = data[client.send(data) :]

@@ -16,6 +16,7 @@ from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs import memory
 from tests.support.front import Bench, fetched, make_bench, read_index
 from tests.support.front_requests import Conversation, both_ways, conversations
+from tests.support.objects import hash_part_of
 from tests.support.packs import PackedCache, publish_packs
 
 _STATES = ("absent", "asked for", "fetched ahead", "read")
@@ -41,7 +42,7 @@ async def index(cache: PackedCache) -> LiveIndex:
 
 
 def _odd_targets(cache: PackedCache) -> list[str]:
-    nar, good = cache.nars[0], cache.slices[0]
+    nar, good, hit = cache.nars[0], cache.slices[0], cache.narinfos[0]
     pack, pack_bytes = f"/nar/{nar.blob.hex}", cache.file_of(nar.blob).stat().st_size
     places = [
         f"{pack_bytes}-1",
@@ -74,10 +75,17 @@ def _odd_targets(cache: PackedCache) -> list[str]:
         f"/{good}",
         f"http://localhost{good}",
         f"http://evil.example{good}",
-        cache.narinfos[0],
-        cache.narinfos[-1],
-        "/nar/",
-        "/health",
+        *(
+            f"{hit}?query",
+            hit.upper(),
+            "/e" + hit[2:],
+            "/%61" + hit[2:],
+            f"/{hit}",
+            hit[1:],
+            cache.narinfos[-1],
+        ),
+        *(f"http://evil.example{hit}", f"http://localhost{hit}", "/" + "x" * 9000, "*", "/\u00e9"),
+        *("/nar/", "/health", "/nix-cache-info", "/nowhere"),
     ]
 
 
@@ -102,27 +110,40 @@ async def test_both_ways_answer_alike(
 ) -> None:
     """The same bytes, however they are cut, get the same answers but for Date, and count and log alike.
 
-    So it is whether the packs are in memory, read or not, on their way, absent, or wrong; and it leaves the
-    packs in the same state.
+    So it is for hits and misses, and whether the packs are in memory, read or not, on their way, absent, or
+    wrong; and the same packs are at hand afterwards.
     """
     first, nar = cache.slices[0], cache.nars[0]
     beyond = f"/{replace(nar, offset=(nar.offset or 0) + 1)}"  # by one byte
-    plain_targets = [first, first, beyond, cache.slices[1], cache.slices[-1], cache.narinfos[1]]
+    slices = [first, first, beyond, cache.slices[1], cache.slices[-1]]
+    plain_targets = [*slices, *cache.narinfos[:2], f"/{hash_part_of('absent')}.narinfo"]
     conversation: Conversation = data.draw(conversations(plain_targets, _odd_targets(cache)))
-    alone, with_front = await both_ways(cache.folder, index, conversation, _prepared(cache, states))
+    alone, with_front = await both_ways(cache, index, conversation, _prepared(cache, states))
     assert with_front == alone
 
 
-async def test_a_slice_in_memory_never_comes_to_the_library(
-    cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Host: localhost\r\n",
+        "hOsT:localhost \t\r\n",
+        "Accept: */*\r\nUser-Agent: curl/8 Nix/2.8\r\nAccept-Encoding: deflate, gzip\r\nHost: localhost\r\n",
+        "Host: localhost\r\nConnection: Keep-Alive\r\n",
+        "Host: localhost\r\nCache-Control: no-cache\r\nPragma:\r\n",
+    ],
+)
+async def test_what_nix_sends_never_comes_to_the_library(
+    cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
-    """Or all that is proven here of both ways would be proven of one."""
+    """Of a hit, or a slice in memory; or all that is proven here of both ways would be proven of one."""
     await bench.app[keys.PACKS].cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
         monkeypatch.setattr(AiohttpProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):
-            await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\n{fields}\r\n".encode())
         received = await client.expect(2)
+        await client.send(f"GET {cache.narinfos[0]} HTTP/1.1\r\n{fields}\r\n".encode())
+        assert (await client.expect(3)).count(b"HTTP/1.1 200 OK") == 3
     head = re.escape(received.partition(b"\r\n\r\n")[0])
     assert re.fullmatch(
         head + b"\r\n\r\n" + re.escape(cache.content_of(cache.nars[0])) + head + b"\r\n\r\n", received
@@ -147,7 +168,7 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
             cache.spoil(pack)
         await client.send(request)
         received = await client.expect(3)
-        assert pack in bench.app[keys.PACKS]._memory.entries
+        assert bench.app[keys.PACKS].used_bytes > 0
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
 
 
@@ -169,6 +190,5 @@ async def test_the_first_slice_has_the_next_pack_fetched(
             await client.expect(count)
             await fetched(packs)
             assert counters.packs_fetched_ahead == counters.packs_fetched == 3
-        unread = [pack for pack, entry in packs._memory.entries.items() if entry.is_unread]
-        assert unread == cache.packs[1:3]
-        assert list(packs._memory.entries)[-1] == cache.packs[0]
+        here = [packs.at_hand(pack, 0, 1) is not None for pack in cache.packs[:4]]
+        assert here == [True, True, True, False]

@@ -382,7 +382,7 @@ async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> Non
     packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
     for pack in packs:
         bench.cache.fetch_ahead(pack)
-    assert len(bench.cache._memory.entries) == AHEAD
+    assert bench.cache.used_bytes == AHEAD * PACK_BYTES
     await settle()
     assert bench.repository.opened == packs
     assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))

@@ -12,9 +12,9 @@ from nixcache_oci.cache.pack import Pack, PackBuilder
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
-from tests.support.nar_bench import NarBench
 from tests.support.objects import store_object
 from tests.support.process import until
+from tests.support.slow_repository import NarBench
 
 _NARS = [store_object(f"{number}", contents=bytes([number]) * 1000) for number in range(3)]
 
@@ -51,9 +51,7 @@ class Bench(NarBench):
 
     async def come(self) -> None:
         """Wait until all is here that comes without the gate."""
-        await until(lambda: self.repository.running > 0)
-        [entry] = self.packs._memory.entries.values()
-        await until(lambda: entry.arrival.view(0, self.repository.before_gate) is not None)
+        await until(lambda: self.repository.at_gate)
 
 
 @pytest.fixture
