@@ -110,7 +110,7 @@ class Listed(_InSegment):
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class InventoryPaths:
     """The store paths of a cache.
 
     Attributes:
@@ -160,7 +160,7 @@ class Inventory:
                 except FormatError:
                     continue
 
-    def contents(self) -> Contents:
+    def contents(self) -> InventoryPaths:
         """List every store path by a look at its narinfo; to validate each takes five times as long.
 
         Of several variants it is the one that clients get where none is preferred for its signature.
@@ -177,7 +177,7 @@ class Inventory:
                 other = best.setdefault(listed.store_path.hash_part, listed)
                 if other is not listed:
                     best[listed.store_path.hash_part] = min(other, listed, key=_rank)
-        return Contents(tuple(best.values()), malformed)
+        return InventoryPaths(tuple(best.values()), malformed)
 
     def find(self, hash_part: HashPart) -> list[Entry]:
         """Find all variants of a store object, what clients get first: see ``contents``."""
