@@ -59,11 +59,11 @@ class Symlink:
 
 @dataclass(frozen=True, slots=True)
 class StartDirectory:
-    """A directory begins; ``Entry`` and an object follow for each of its entries, sorted, then the end."""
+    """A directory begins; for each entry, sorted, ``EntryName`` and an object follow, then the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EntryName:
     """The name of the object that follows.
 
     Attributes:
@@ -82,7 +82,7 @@ class EndDirectory:
     """The innermost directory has no more entries."""
 
 
-Event: TypeAlias = StartFile | bytes | Symlink | StartDirectory | Entry | EndDirectory
+Event: TypeAlias = StartFile | bytes | Symlink | StartDirectory | EntryName | EndDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def _encode(events: Iterable[Event]) -> Iterator[bytes]:
                 yield event
                 if not left:
                     yield file_end
-            case Entry():
+            case EntryName():
                 yield _ENTRY + token(event.name) + NODE
             case StartFile():
                 left = event.size
@@ -202,7 +202,7 @@ def _end(depth: int) -> bytes:
 
 def _walk_tree(tree: Node) -> Iterator[Event]:
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    todo: list[Node | Entry | EndDirectory] = [tree]
+    todo: list[Node | EntryName | EndDirectory] = [tree]
     while todo:
         match todo.pop():
             case File() as file:
@@ -213,6 +213,6 @@ def _walk_tree(tree: Node) -> Iterator[Event]:
                 yield StartDirectory()
                 todo.append(EndDirectory())
                 for name in sorted(directory.entries, reverse=True):
-                    todo += (directory.entries[name], Entry(name))
+                    todo += (directory.entries[name], EntryName(name))
             case other:
                 yield other

@@ -13,7 +13,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import (
     CHUNK_BYTES,
     EndDirectory,
-    Entry,
+    EntryName,
     Event,
     StartDirectory,
     StartFile,
@@ -73,7 +73,7 @@ def restore(chunks: Iterable[bytes], target: Path) -> None:
 
 def _walk(root: bytes, *, use_case_hack: bool) -> Iterator[Event]:
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    todo: list[bytes | Entry | EndDirectory] = [root]
+    todo: list[bytes | EntryName | EndDirectory] = [root]
     while todo:
         match todo.pop():
             case bytes() as path:
@@ -86,7 +86,7 @@ def _walk(root: bytes, *, use_case_hack: bool) -> Iterator[Event]:
                     yield StartDirectory()
                     todo.append(EndDirectory())
                     for name, entry_path in _list_backwards(path, use_case_hack=use_case_hack):
-                        todo += (entry_path, Entry(name))
+                        todo += (entry_path, EntryName(name))
                 else:
                     raise _not_storable(path, mode)
             case other:
@@ -142,7 +142,7 @@ def _unpack(events: Iterator[Event], target: Path) -> None:
             case StartDirectory():
                 path.mkdir()
                 parents.append(path)
-            case Entry():
+            case EntryName():
                 path = parents[-1] / os.fsdecode(event.name)
             case EndDirectory():
                 parents.pop()

@@ -19,7 +19,7 @@ from nixcache_oci.nix.nar import (
     OPEN,
     TARGET,
     EndDirectory,
-    Entry,
+    EntryName,
     Event,
     StartDirectory,
     StartFile,
@@ -103,14 +103,14 @@ def _read_file(source: "_Source") -> Iterator[Event]:
     source.expect(padding(size))
 
 
-def _start_entry(source: "_Source", names: list[bytes]) -> Entry:
+def _start_entry(source: "_Source", names: list[bytes]) -> EntryName:
     source.expect(ENTRY_NAME)
     name = source.read_token(MAX_NAME_BYTES)
     if name <= names[-1]:
         raise source.error(f"{name[:80]!r} does not sort after {names[-1][:80]!r}")
     source.expect(NODE)
     names[-1] = name
-    return Entry(name)
+    return EntryName(name)
 
 
 def _end_entry(source: "_Source", names: list[bytes]) -> None:
