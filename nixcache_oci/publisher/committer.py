@@ -38,7 +38,7 @@ from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.staging import Nars
+from nixcache_oci.publisher.staging import NarStager
 from nixcache_oci.publisher.upload import Uploaded, WhenStaged, upload
 
 _ROUNDS: Final = 3
@@ -86,7 +86,7 @@ class Committer:
     Args:
         repository: with leave to push.
         folder: where tables are kept.
-        nars: stages what is sent.
+        stager: stages what is sent.
         make_records: gives what is left for gc to count.
         options: how.
         progress: is told.
@@ -96,14 +96,14 @@ class Committer:
         self,
         repository: Repository,
         folder: IndexFolder,
-        nars: Nars,
+        stager: NarStager,
         make_records: MakeRecords,
         options: PublishOptions,
         progress: Progress,
     ) -> None:
         self._repository = repository
         self._folder = folder
-        self._nars = nars
+        self._stager = stager
         self._make_records = make_records
         self._options = options
         self._progress = progress
@@ -243,7 +243,7 @@ class Committer:
         return _Sent(plan, await self._upload_missing(plan.push, sent.uploaded), sent.conversion, None)
 
     async def _upload(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
-        return await upload(self._repository, self._nars, infos, self._options, self._progress, when_staged)
+        return await upload(self._repository, self._stager, infos, self._options, self._progress, when_staged)
 
     async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Look for each blob that was sent, and send what is not there."""

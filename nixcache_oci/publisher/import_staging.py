@@ -39,8 +39,8 @@ _MOST_IN_A_ROW: Final = 5
 """NARs that could not be had, one after another, before the source counts as dead."""
 
 
-class CopiedNars:
-    """Stages NARs of another cache as they are; implements ``Nars``.
+class CopyNarStager:
+    """Stages NARs of another cache as they are; implements ``NarStager``.
 
     Args:
         source: where from.

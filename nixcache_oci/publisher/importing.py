@@ -26,7 +26,7 @@ from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.import_reading import Offer
-from nixcache_oci.publisher.import_staging import CopiedNars
+from nixcache_oci.publisher.import_staging import CopyNarStager
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
 from nixcache_oci.publisher.published import Published
@@ -112,8 +112,8 @@ class Importer:
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
         options = self._options
-        nars = CopiedNars(self._source, self._narinfos, options.jobs, options.packing.max_blob_bytes)
-        committer = Committer(self._repository, self._folder, nars, with_roots, options, self._progress)
+        stager = CopyNarStager(self._source, self._narinfos, options.jobs, options.packing.max_blob_bytes)
+        committer = Committer(self._repository, self._folder, stager, with_roots, options, self._progress)
         return await committer.publish(plan.plan, self._planned)
 
     async def _find_missing_references(self, offer: Offer, find_listed: FindListed) -> set[str]:

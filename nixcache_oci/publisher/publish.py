@@ -22,7 +22,7 @@ from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
 from nixcache_oci.publisher.published import Published
-from nixcache_oci.publisher.staging import StoreNars
+from nixcache_oci.publisher.staging import StoreNarStager
 
 _PARALLEL_REQUESTS: Final = 16
 
@@ -99,8 +99,8 @@ class Publisher:
             return [_without_failed(record, failed) for record in records]
 
         store, options = self.store, self._options
-        nars = StoreNars(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
-        committer = Committer(self._repository, self._folder, nars, without_failed, options, self._progress)
+        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
+        committer = Committer(self._repository, self._folder, stager, without_failed, options, self._progress)
         return await committer.publish(plan, self._planned)
 
     async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:

@@ -61,7 +61,7 @@ StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
 """Begins to stage one; the future fails with a StoreError where that one cannot be had."""
 
 
-class Nars(Protocol):
+class NarStager(Protocol):
     """Stages compressed NARs: of the local store, or out of another cache."""
 
     def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
@@ -80,8 +80,8 @@ class StagingStoppedError(Error):
     """Nobody wants it any more."""
 
 
-class StoreNars:
-    """Stages the NARs of store objects, on threads of its own; implements ``Nars``.
+class StoreNarStager:
+    """Stages the NARs of store objects, on threads of its own; implements ``NarStager``.
 
     Args:
         real_path: tells where an object's files are.

@@ -19,7 +19,7 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
 from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.staging import StagedNar, StoreNars, stage
+from nixcache_oci.publisher.staging import StagedNar, StoreNarStager, stage
 from nixcache_oci.publisher.upload import Upload, Uploaded, WhenStaged
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
@@ -87,7 +87,7 @@ class Story:
     ) -> "asyncio.Task[Uploaded]":
         self.told = Told()
         packing = packing or Packing()
-        nars = StoreNars(self.store.real_path, packing, jobs)
+        nars = StoreNarStager(self.store.real_path, packing, jobs)
         upload = Upload(self._repository, nars, self.staging, jobs, self.told, packing.max_blob_bytes)
         return asyncio.create_task(upload.run(infos, when_staged))
 
