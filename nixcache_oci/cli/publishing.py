@@ -35,8 +35,8 @@ from nixcache_oci.errors import Error, UsageError
 from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
@@ -256,7 +256,7 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 
-def show_plan(plan: Plan) -> str:
+def show_plan(plan: PublishPlan) -> str:
     """Write the line that stands before everything."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
@@ -268,7 +268,7 @@ def show_plan(plan: Plan) -> str:
 def report_json(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan | None,
+    plan: PublishPlan | None,
     published: Published | None = None,
     left_out: Mapping[str, str] | None = None,
     *,
@@ -287,13 +287,13 @@ def report_json(
 async def report_nothing(settings: PublishSettings, line: str) -> int:
     """Say that there was nothing to do."""
     async with opened(settings) as repository:
-        report_json(settings, repository, Plan())
+        report_json(settings, repository, PublishPlan())
     if not settings.is_json:
         say(line)
     return DONE
 
 
-def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
+def print_dry_run(settings: PublishSettings, plan: PublishPlan) -> None:
     """Print each path that would be pushed or signed."""
     if settings.is_json:
         return
@@ -306,7 +306,7 @@ def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
 def report(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan,
+    plan: PublishPlan,
     published: Published,
     seconds: float,
     outputs: Sequence[OutputRow],

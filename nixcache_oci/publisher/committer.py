@@ -35,7 +35,7 @@ from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
 from nixcache_oci.publisher.migration import Conversion, take_over
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.staging import NarStager
@@ -57,7 +57,7 @@ class _Sent:
         draft: of all this, where it could be made already.
     """
 
-    plan: Plan
+    plan: PublishPlan
     uploaded: Uploaded
     conversion: Conversion | None
     draft: Draft | None
@@ -110,7 +110,7 @@ class Committer:
         self._contents = ContentsReader(repository, folder, progress)
         self._failed: set[str] = set()  # in any round
 
-    async def publish(self, plan: Plan, planned: Contents | None) -> Published:
+    async def publish(self, plan: PublishPlan, planned: Contents | None) -> Published:
         """Send what the plan says, and list it with the records.
 
         Where all is listed already and no record changes what gc counts, nothing is written.
@@ -138,18 +138,18 @@ class Committer:
             self._progress.warn(
                 f"{len(missing)} paths have left the cache in the meantime; sending them again"
             )
-            done = await self._commit(Plan(push=tuple(missing)))
+            done = await self._commit(PublishPlan(push=tuple(missing)))
             published = published.followed_by(done.published)
             rounds += 1
         return published
 
-    def _is_needless(self, plan: Plan, planned: Contents | None) -> bool:
+    def _is_needless(self, plan: PublishPlan, planned: Contents | None) -> bool:
         if plan.push or plan.relist or planned is None or planned.records is None:
             return False
         recorded = planned.records
         return all(changes_nothing(record, recorded) for record in self._make_records(frozenset()))
 
-    async def _commit(self, plan: Plan) -> _Round:
+    async def _commit(self, plan: PublishPlan) -> _Round:
         """Send and list, once."""
         sent = await self._send(plan)
         blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
@@ -191,7 +191,7 @@ class Committer:
         )
         return _Round(published, listing, tables, gone)
 
-    async def _send(self, plan: Plan) -> _Sent:
+    async def _send(self, plan: PublishPlan) -> _Sent:
         """Send what the plan says, and beside it what needs none of it."""
         ahead: Draft | None = None
         self._repository.prepare_push(1)  # whatever comes first takes it: the table at least will come
@@ -214,7 +214,7 @@ class Committer:
             return _Sent(plan, uploaded, conversion, ahead)
         return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
 
-    async def _send_table(self, plan: Plan, staged: Uploaded) -> Draft | None:
+    async def _send_table(self, plan: PublishPlan, staged: Uploaded) -> Draft | None:
         """Sign and send the table while the last blobs are on their way; None where it has to wait."""
         if staged.failed or plan.relist:
             return None
@@ -263,7 +263,9 @@ class Committer:
             {**uploaded.failed, **again.failed},
         )
 
-    async def _draft(self, plan: Plan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]) -> Draft:
+    async def _draft(
+        self, plan: PublishPlan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]
+    ) -> Draft:
         def make_records(failed: AbstractSet[str]) -> Sequence[PublishRecord]:
             return self._make_records(self._failed | failed)
 

@@ -14,7 +14,7 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.plan import is_upstreams
+from nixcache_oci.publisher.publish_plan import is_upstreams
 
 _REQUESTS_AT_ONCE: Final = 16
 # Of what does not compress, a little is added by every method.

@@ -28,7 +28,13 @@ from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.import_reading import Offer
 from nixcache_oci.publisher.import_staging import CopyNarStager
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
+from nixcache_oci.publisher.publish_plan import (
+    FindListed,
+    PublishPlan,
+    find_dependents,
+    is_signed_by_all,
+    is_upstreams,
+)
 from nixcache_oci.publisher.published import Published
 
 _REQUESTS_AT_ONCE: Final = 16
@@ -43,7 +49,7 @@ class ImportPlan:
         left_out: why each of the others is not taken, by base name, or by what else names it.
     """
 
-    plan: Plan
+    plan: PublishPlan
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -186,7 +192,7 @@ def make_import_plan(
             cached.append(info)
         else:
             relist.append((info, replace(there, sigs=tuple(dict.fromkeys((*there.sigs, *info.sigs))))))
-    plan = Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push), is_from_store=False)
+    plan = PublishPlan(tuple(upstream), tuple(cached), tuple(relist), tuple(push), is_from_store=False)
     return ImportPlan(plan, left_out)
 
 

@@ -20,7 +20,7 @@ from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
+from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.staging import StoreNarStager
 
@@ -62,7 +62,7 @@ class Publisher:
         self._reading = reading
         self._planned: Contents | None = None
 
-    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> Plan:
+    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
         """Decide what becomes of these paths; nothing is sent.
 
         Args:
@@ -89,7 +89,7 @@ class Publisher:
             make_plan, closure, contents.find, self._options.public_keys, names, missing
         )
 
-    async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
+    async def publish(self, plan: PublishPlan, records: Sequence[PublishRecord]) -> Published:
         """Send what the plan says, and list it with the records; the errors are those of ``Committer``.
 
         A root that could not be sent whole becomes one that failed.

@@ -17,8 +17,8 @@ from nixcache_oci.maintenance.gc.plan import GcOptions
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from tests.publisher.made_store import MadeStore
 from tests.reliability.caches import NAME, names_in
 from tests.reliability.observed import (
@@ -58,7 +58,7 @@ class Machine:
         told = Told(self._around.outside.texts, self._around.outside.texts)
         publisher = Publisher(client, self._store, self._folder, upstreams, PublishOptions(), told)
         try:
-            published = await publisher.publish(Plan(push=tuple(infos)), [])
+            published = await publisher.publish(PublishPlan(push=tuple(infos)), [])
         except Error as error:
             return error
         finally:
