@@ -55,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Substituter:
     """What a machine needs in order to use the cache.
 
     Attributes:
@@ -102,7 +102,7 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
-def complete_conf(text: str, wanted: Wanted) -> str:
+def complete_conf(text: str, wanted: Substituter) -> str:
     """Add what is missing at the end; the same text where nothing is.
 
     Raises:
