@@ -168,19 +168,19 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     by_manifest = {segment.manifest: segment for segment in known}
     unlisted, unread = await asyncio.to_thread(index.unlisted, tags, MAX_SEGMENTS)
     found = [by_manifest[tag.manifest] for tag in unlisted if tag.manifest in by_manifest]
-    reading = _Reading(repository)
+    unlisted_reader = _UnlistedReader(repository)
     unknown = [tag for tag in reversed(unlisted) if tag.manifest not in by_manifest]
-    read = await run_all(map(reading.read_segment, unknown), _PARALLEL_REQUESTS)
-    reading.warn_of_others()
+    read = await run_all(map(unlisted_reader.read_segment, unknown), _PARALLEL_REQUESTS)
+    unlisted_reader.warn_of_others()
     found += [segment for segment in read if segment is not None]
     return Union(
         index=await asyncio.to_thread(index.with_segments, found),
         digest=stored.digest if stored is not None else None,
         version1=version1,
-        is_complete=not (reading.orphans or reading.unread or unread),
+        is_complete=not (unlisted_reader.orphans or unlisted_reader.unread or unread),
         untagged=await asyncio.to_thread(_find_untagged, index, tags),
-        orphans=tuple(sorted(reading.orphans, key=lambda tag: (tag.created, tag.manifest))),
-        unread=unread + reading.unread,
+        orphans=tuple(sorted(unlisted_reader.orphans, key=lambda tag: (tag.created, tag.manifest))),
+        unread=unread + unlisted_reader.unread,
     )
 
 
@@ -213,7 +213,7 @@ def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...
     return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
 
 
-class _Reading:
+class _UnlistedReader:
     """One look at the segments that only their tags know.
 
     Attributes:

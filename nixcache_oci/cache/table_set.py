@@ -145,13 +145,13 @@ async def read_tables(
     await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
     tables = listing.tables_newest_first()
     with progress.stage("reading the cache", "tables", len(tables)) as stage:
-        reading = _Reading(repository, folder, held, budget or TableBudget(), stage)
+        reader = _TableReader(repository, folder, held, budget or TableBudget(), stage)
         waiting = iter(tables.items())
-        await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
-    return TableSet.of(listing, reading.tables, reading.damaged, reading.left_out(listing))
+        await run_all((reader.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
+    return TableSet.of(listing, reader.tables, reader.damaged, reader.left_out(listing))
 
 
-class _Reading:
+class _TableReader:
     """One look at all tables; ``damaged`` collects what it finds wrong."""
 
     def __init__(

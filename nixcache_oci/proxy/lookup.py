@@ -1,4 +1,4 @@
-"""Look-ups: a hit, a miss, or unknown. The endpoint turns these outcomes into HTTP.
+"""Look-ups: a hit, a miss, or unknown. The endpoint turns these verdicts into HTTP.
 
 Source: design section 3, promises 1 and 2; facts about Nix clients, "Reading".
 """
@@ -25,7 +25,7 @@ MOST_LOOK_UPS: Final = 2048
 """Look-ups at upstreams that are under way or wait for their turn; beyond, a path is unknown at once."""
 
 
-class Outcome(Enum):
+class Verdict(Enum):
     """What is known of a store path."""
 
     HIT = "hit"
@@ -36,9 +36,9 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LookUpResult:
-    """An outcome, with the narinfo where there is one."""
+    """A verdict, with the narinfo where there is one."""
 
-    outcome: Outcome
+    verdict: Verdict
     narinfo: bytes | None = None
 
 
@@ -138,17 +138,17 @@ async def look_up(
         if not is_sure and not via:
             narinfo = await union.unite(wanted, narinfo)
         counters.hits += 1
-        return LookUpResult(Outcome.HIT, narinfo)
+        return LookUpResult(Verdict.HIT, narinfo)
     try:
         found = await upstreams.find(hash_part, via)
     except UpstreamError:
         counters.unknown += 1
-        return LookUpResult(Outcome.UNKNOWN)
+        return LookUpResult(Verdict.UNKNOWN)
     if found is not None:
         counters.upstream_hits += 1
-        return LookUpResult(Outcome.UPSTREAM_HIT, found.render().encode())
+        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode())
     if catalog is None:
         counters.unknown += 1
-        return LookUpResult(Outcome.UNKNOWN)
+        return LookUpResult(Verdict.UNKNOWN)
     counters.misses += 1
-    return LookUpResult(Outcome.MISS)
+    return LookUpResult(Verdict.MISS)

@@ -72,7 +72,7 @@ async def test_a_head_in_pieces_costs_the_connection_nothing(bench: Bench) -> No
             await client.send(PLAIN[number : number + 1])
         await client.expect(1)
         await client.settle()
-        assert [connection._state.value for connection in bench.connections] == ["ours"]
+        assert [connection._phase.value for connection in bench.connections] == ["idle"]
 
 
 async def test_a_client_that_sends_ahead_without_end_is_made_to_wait(bench: Bench) -> None:
