@@ -32,12 +32,12 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
+from nixcache_oci.publisher.compression import COMPRESSIONS, NarEncoding
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
@@ -183,7 +183,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=arguments.verify_upstream,
-        packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
+        encoding=NarEncoding(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,

@@ -28,8 +28,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
-from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings.variable import Values
 
 _SCOPE_PREFIX = "push/"

@@ -34,12 +34,12 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
 from nixcache_oci.publisher.migration import Conversion, take_over
+from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
 from nixcache_oci.publisher.staging import NarStager
-from nixcache_oci.publisher.upload import Uploaded, WhenStaged, upload
 
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).

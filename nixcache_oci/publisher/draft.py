@@ -16,10 +16,10 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.nar_upload import Uploaded
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents
 from nixcache_oci.publisher.signing import sign_all
-from nixcache_oci.publisher.upload import Uploaded
 
 MakeRecords = Callable[[AbstractSet[str]], Sequence[PublishRecord]]
 """Gives the records to leave where some paths could not be published; base names."""

@@ -17,8 +17,8 @@ from nixcache_oci.maintenance.gc.plan import GcOptions
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore
 from tests.reliability.caches import NAME, names_in
 from tests.reliability.observed import (

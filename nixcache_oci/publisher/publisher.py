@@ -99,7 +99,7 @@ class Publisher:
             return [_without_failed(record, failed) for record in records]
 
         store, options = self.store, self._options
-        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
+        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
         committer = Committer(self._repository, self._folder, stager, without_failed, options, self._progress)
         return await committer.publish(plan, self._planned)
 
