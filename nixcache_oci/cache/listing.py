@@ -108,7 +108,7 @@ class Union:
         version1: the document of a version 1 cache, or None.
         is_complete: see ``Listing``.
         untagged: segments that the index lists and no tag names: whoever deletes a manifest takes its tags,
-            too, but a cache may also have been copied without them. ``find_gone`` tells.
+            too, but a cache may also have been copied without them. ``find_missing_manifests`` tells.
         orphans: segments' tags, at or after the watermark, whose manifest is not there.
         unread: how many tags of segments that no index lists were left alone, for there are more than are
             read. An index may be written all the same, with the watermark as it was: it takes nothing away.
@@ -184,7 +184,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     )
 
 
-async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
+async def find_missing_manifests(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
     """Find those of these segments whose manifests are gone.
 
     Raises:

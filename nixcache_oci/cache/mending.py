@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.listing import find_gone
+from nixcache_oci.cache.listing import find_missing_manifests
 from nixcache_oci.cache.salvage import Salvage, salvage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_budget import TableBudget
@@ -56,7 +56,7 @@ class Mending:
         """Take out of an index those of the suspects that are gone, and list what is left of them."""
         listed = {segment.manifest for segment in index.segments}
         asked = [one for one in suspects if one.manifest in listed - self._there - self._replaced.keys()]
-        gone = await find_gone(self._repository, asked)
+        gone = await find_missing_manifests(self._repository, asked)
         kept = lost = 0
         for segment in gone:
             is_counted = segment.condemned is None

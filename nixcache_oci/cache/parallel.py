@@ -27,7 +27,7 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int, stage: S
         return result
 
     try:
-        async with failing_first() as group:
+        async with task_group() as group:
             tasks = [group.create_task(run(job)) for job in started]
     finally:
         for job in started:
@@ -36,7 +36,7 @@ async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int, stage: S
 
 
 @asynccontextmanager
-async def failing_first() -> AsyncIterator[asyncio.TaskGroup]:
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """Run tasks beside what is done within, and wait for them.
 
     An error within ends them; one of theirs ends what is done within. It is raised as it is, not as a group.
@@ -49,7 +49,7 @@ async def failing_first() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 @asynccontextmanager
-async def begun(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+async def in_background(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
     """Begin a job beside what is done within, which waits for it when it wants the result.
 
     What is not waited for is ended, and so are its errors: what failed within counts more.

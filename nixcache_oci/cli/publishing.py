@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import begun
+from nixcache_oci.cache.parallel import in_background
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
@@ -226,7 +226,9 @@ async def publishing(
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
-        reading = await stack.enter_async_context(begun(ContentsReader(repository, folder, progress).read()))
+        reading = await stack.enter_async_context(
+            in_background(ContentsReader(repository, folder, progress).read())
+        )
         store = await LocalStore.open(nix)
         yield Publisher(repository, store, folder, upstreams, settings.options, progress, reading)
 

@@ -14,7 +14,7 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
+from nixcache_oci.cache.parallel import in_background, run_in_thread, task_group
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
@@ -33,7 +33,7 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
-from nixcache_oci.publisher.migration import Conversion, take_over
+from nixcache_oci.publisher.migration import Conversion, migrate_version1
 from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan
@@ -170,9 +170,9 @@ class Committer:
             segments = await self._push_segments(draft)
         self._failed |= draft.failed.keys()
         # A registry may have taken a manifest by what it remembers of blobs that its collector took.
-        looking = self._contents.find_gone({**sent.uploaded.blobs, **blobs}.values())
+        looking = self._contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
         conversion = sent.conversion
-        async with begun(self._keep(draft.table)) as keeping, begun(looking) as looked:
+        async with in_background(self._keep(draft.table)) as keeping, in_background(looking) as looked:
             listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *segments],
@@ -202,13 +202,13 @@ class Committer:
             self._repository.prepare_push(2 if plan.push else 1)
             ahead = await self._send_table(plan, staged)
 
-        async with failing_first() as group:
-            taking_over = group.create_task(
-                take_over(self._repository, self._folder, self._options, self._progress)
+        async with task_group() as group:
+            migrating = group.create_task(
+                migrate_version1(self._repository, self._folder, self._options, self._progress)
             )
             group.create_task(push_empty_config(self._repository))
             uploaded = await self._upload(plan.push, send_table)
-        conversion = taking_over.result()
+        conversion = migrating.result()
         more = plan.pushing({base_name for base_name, _ in conversion.missing}) if conversion else plan
         if more == plan:
             return _Sent(plan, uploaded, conversion, ahead)
@@ -232,7 +232,7 @@ class Committer:
 
     async def _send_gone(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
         """Send again what the registry has lost of what was sent, and of what was to be listed again."""
-        gone = await self._contents.find_gone(listed)
+        gone = await self._contents.find_missing_blobs(listed)
         plan = sent.plan.pushing(
             {
                 narinfo.store_path.base_name
@@ -247,7 +247,7 @@ class Committer:
 
     async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Look for each blob that was sent, and send what is not there."""
-        there = uploaded.blobs.keys() - await self._contents.find_gone(uploaded.blobs.values())
+        there = uploaded.blobs.keys() - await self._contents.find_missing_blobs(uploaded.blobs.values())
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self._upload(
             [

@@ -161,7 +161,7 @@ def _blob_of(narinfo: NarInfo) -> Digest:
     return NarUrl.parse(narinfo.url).blob
 
 
-async def take_over(
+async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
     """Push the entries of a version 1 index as segments; None where there is no such index.

@@ -15,7 +15,7 @@ from typing import Final
 
 from nixcache_oci.cache.nar_blob import describe_nar
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
-from nixcache_oci.cache.parallel import failing_first
+from nixcache_oci.cache.parallel import task_group
 from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
@@ -173,7 +173,7 @@ class Upload:
         pushing = self._progress.stage("pushing", "paths", len(infos), size)
         try:
             with pushing as self._pushing:
-                async with self._stager.opened(self._folder) as self._stage, failing_first() as group:
+                async with self._stager.opened(self._folder) as self._stage, task_group() as group:
                     # They take longest, and are what the others can hide behind.
                     sending = [group.create_task(self._send_large(info)) for info in large]
                     group.create_task(self._stage_small(info for info in infos if not is_large(info)))

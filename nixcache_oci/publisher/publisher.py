@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import begun, run_all
+from nixcache_oci.cache.parallel import in_background, run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -79,7 +79,7 @@ class Publisher:
             if reading is None:
                 # Nix takes as long to tell a closure as a distant registry to tell what is listed.
                 reading = await stack.enter_async_context(
-                    begun(ContentsReader(self._repository, self._folder, self._progress).read())
+                    in_background(ContentsReader(self._repository, self._folder, self._progress).read())
                 )
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
             missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
