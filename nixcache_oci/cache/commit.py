@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child
 from nixcache_oci.cache.listing import Listing, Union, read_union
-from nixcache_oci.cache.mending import Mending, Tell, may_be_about_a_child
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
@@ -101,12 +101,12 @@ async def write_index(
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
     known = tuple(known)
-    mending = Mending(repository, known, tell or _log.warning)
+    index_repair = IndexRepair(repository, known, tell or _log.warning)
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, known)
-        index = await mending.mend(await change(union), union.untagged)
+        index = await index_repair.repair(await change(union), union.untagged)
         digest = Digest.of(index.render())
         if digest != union.digest:  # else another writer came to the same, or the last try was seen late
             try:
@@ -114,10 +114,10 @@ async def write_index(
             except RegistryError as error:
                 if not may_be_about_a_child(error):
                     raise
-                mended = await mending.mend(index, index.segments)
-                if mended == index:
+                repaired = await index_repair.repair(index, index.segments)
+                if repaired == index:
                     raise
-                index, digest = mended, await _push_index(repository, mended)
+                index, digest = repaired, await _push_index(repository, repaired)
             if await _read_back(repository) != digest:
                 _log.info("another writer came between")
                 continue

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.growing_file import Elsewhere
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.spilling_file import Fallback
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
@@ -61,7 +61,7 @@ class IndexFolder:
         self.trouble: str | None = None
         self._is_nowhere = root == NOWHERE
         self._tables = self.rooted / "tables"
-        self._elsewhere = Elsewhere(self.tell)
+        self._fallback = Fallback(self.tell)
         self._unkept: dict[Digest, TableFile] = {}
         self._first_key: str | None = None
         self._unusable_log_level = logging.WARNING
@@ -164,7 +164,7 @@ class IndexFolder:
     def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
         """Start to write a table, which counts against the budget of all."""
         remember = partial(self._unkept.__setitem__, table)
-        return TableFileWriter(self._table_path(table), budget, self._elsewhere, remember)
+        return TableFileWriter(self._table_path(table), budget, self._fallback, remember)
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
         """Give the key that this cache was first seen with, and remember it; no later one replaces it.

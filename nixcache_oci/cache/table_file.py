@@ -18,8 +18,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
 
-from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
 from nixcache_oci.cache.table import (
     KEY_BITS,
     HashPartBytes,
@@ -181,26 +181,26 @@ class TableFileWriter:
     Args:
         path: where it goes.
         budget: of all tables; every method raises LimitError where it is spent.
-        elsewhere: where it goes if that cannot be; None to fail.
-        remember: is given a table that went elsewhere.
+        fallback: where it goes if that cannot be; None to fail.
+        remember: is given a table that went to the fallback.
     """
 
     def __init__(
         self,
         path: RootedPath,
         budget: TableBudget | None = None,
-        elsewhere: Elsewhere | None = None,
+        fallback: Fallback | None = None,
         remember: Callable[[TableFile], None] = lambda _table: None,
     ) -> None:
         self._path = path
         self._budget = budget or TableBudget()
-        self._elsewhere = elsewhere
+        self._fallback = fallback
         self._remember = remember
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
-        self._file: GrowingFile | None = None
-        self._keys: GrowingFile | None = None
+        self._file: SpillingFile | None = None
+        self._keys: SpillingFile | None = None
         self._text: LimitedText | None = None
         self._inflater: TableInflater | None = None
 
@@ -271,11 +271,11 @@ class TableFileWriter:
     def _open(self) -> LimitedText:
         with suppress(OSError):  # the file itself says it better
             self._path.parent.make_folder()
-        self._file = GrowingFile(self._unfinished_text, self._elsewhere)
+        self._file = SpillingFile(self._unfinished_text, self._fallback)
         return LimitedText(self._file, self._budget)
 
     def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
-        self._keys = GrowingFile(self._unfinished_keys, self._elsewhere)
+        self._keys = SpillingFile(self._unfinished_keys, self._fallback)
         self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
         for numbers in (found.keys, found.positions):
             for start in range(0, len(numbers), _PIECE_NUMBERS):
@@ -287,9 +287,9 @@ class TableFileWriter:
             self._unfinished_keys.replace(_keys_path(self._path))
             self._unfinished_text.replace(self._path)
         except OSError as error:
-            if self._elsewhere is None:
+            if self._fallback is None:
                 raise
-            self._elsewhere.tell(error)
+            self._fallback.tell(error)
             return False
         return True
 

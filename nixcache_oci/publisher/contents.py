@@ -76,11 +76,9 @@ class ContentsReader:
             FormatError: there is no index of a Nix cache.
         """
         union = await read_union(self._repository)
-        # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
-        gone = {
-            segment.manifest for segment in await find_missing_manifests(self._repository, union.untagged)
-        }
-        listing = union.listing(gone)
+        # A segment without its manifest has lost its blobs, or will: what it lists is sent again.
+        missing = await find_missing_manifests(self._repository, union.untagged)
+        listing = union.listing({segment.manifest for segment in missing})
         contents = await self.read_tables(listing)
         listed = {descriptor.digest for descriptor in union.index.image_index.manifests}
         is_whole = union.is_complete and listed == {segment.manifest for segment in listing.segments}

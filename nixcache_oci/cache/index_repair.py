@@ -1,4 +1,4 @@
-"""Mending an index: segments whose manifests are gone, though no gc took them, are replaced by what is left.
+"""Index repair: segments whose manifests are missing, though no gc deleted them, are salvaged.
 
 Registries refuse an index that lists a manifest which they do not have, so that one segment that a retention
 rule deleted would end every later write.
@@ -36,7 +36,7 @@ Tell = Callable[[str], None]
 """Is given one line for people."""
 
 
-class Mending:
+class IndexRepair:
     """Replaces segments that are gone, each once, however often the index is written.
 
     Args:
@@ -52,7 +52,7 @@ class Mending:
         self._tell = tell
         self._replaced = dict[Digest, tuple[Segment, ...]]()
 
-    async def mend(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
+    async def repair(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
         """Take out of an index those of the suspects that are gone, and list what is left of them."""
         listed = {segment.manifest for segment in index.segments}
         asked = [one for one in suspects if one.manifest in listed - self._there - self._replaced.keys()]

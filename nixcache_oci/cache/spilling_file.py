@@ -1,4 +1,4 @@
-"""Files that tables are written to: in the index folder, or where that takes no more, elsewhere.
+"""Files that tables are written to: in the index folder, or where that takes no more, fallback.
 
 No reader of a cache is stopped by a disk: what the index folder does not take goes on in an unnamed file in
 the folder for temporary files, and what that does not take in memory, within a bound. What was written until
@@ -28,7 +28,7 @@ MOST_MEMORY_BYTES: Final = 256 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 
 
-class Elsewhere:
+class Fallback:
     """Where the tables of one index folder go that it does not take.
 
     Args:
@@ -58,12 +58,12 @@ class Elsewhere:
             self._left += size
 
 
-class GrowingFile:
-    """A new file that goes on elsewhere where it cannot grow.
+class SpillingFile:
+    """A new file that goes on fallback where it cannot grow.
 
     Args:
         path: in the index folder.
-        elsewhere: where to go on; None to stay, and fail.
+        fallback: where to go on; None to stay, and fail.
 
     Attributes:
         is_kept: whether it is at its path.
@@ -72,11 +72,11 @@ class GrowingFile:
         OSError: it cannot be made.
     """
 
-    def __init__(self, path: RootedPath, elsewhere: Elsewhere | None) -> None:
+    def __init__(self, path: RootedPath, fallback: Fallback | None) -> None:
         self.is_kept = True
         self._size = 0
-        self._elsewhere = elsewhere
-        self._others = [_open_temporary, _InMemory] if elsewhere is not None else []
+        self._fallback = fallback
+        self._others = [_open_temporary, _InMemory] if fallback is not None else []
         self._file: FileIO | None = None
         try:
             self._file = _open_new(path)
@@ -132,12 +132,12 @@ class GrowingFile:
 
     def _move(self, error: OSError) -> None:
         """Go on in the next place that takes all that was written so far."""
-        if self.is_kept and self._elsewhere is not None:
-            self._elsewhere.tell(error)
+        if self.is_kept and self._fallback is not None:
+            self._fallback.tell(error)
             self.is_kept = False
-        while self._others and self._elsewhere is not None:
+        while self._others and self._fallback is not None:
             try:
-                file = self._others.pop(0)(self._elsewhere)
+                file = self._others.pop(0)(self._fallback)
             except OSError as further:
                 error = further
                 continue
@@ -156,16 +156,16 @@ class GrowingFile:
 class _InMemory(FileIO):
     """A file that is in memory alone."""
 
-    def __init__(self, elsewhere: Elsewhere) -> None:
+    def __init__(self, fallback: Fallback) -> None:
         if not hasattr(os, "memfd_create"):
             raise OSError(errno.ENOSYS, "this system has no files in memory")
         super().__init__(os.memfd_create("nixcache-oci table"), "w+b")
-        self._elsewhere = elsewhere
+        self._fallback = fallback
         self._taken = 0
 
     def write(self, data: "ReadableBuffer", /) -> int:
         size = memoryview(data).nbytes
-        self._elsewhere.take(size)
+        self._fallback.take(size)
         self._taken += size
         return super().write(data)
 
@@ -176,14 +176,14 @@ class _InMemory(FileIO):
     def hand_over(self) -> Callable[[], None]:
         """Give what has to be called when the memory is no longer used."""
         taken, self._taken = self._taken, 0
-        return partial(self._elsewhere.give_back, taken)
+        return partial(self._fallback.give_back, taken)
 
 
 def _open_new(path: RootedPath) -> FileIO:
     return FileIO(path.open_new(), "r+b")
 
 
-def _open_temporary(_elsewhere: Elsewhere) -> FileIO:
+def _open_temporary(_fallback: Fallback) -> FileIO:
     return tempfile.TemporaryFile(buffering=0, prefix="nixcache-oci-")
 
 
