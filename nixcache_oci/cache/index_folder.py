@@ -133,7 +133,7 @@ class IndexFolder:
             _log.info("the index is kept on disk again")
         return True
 
-    def make_room(self, tables: Iterable[Digest]) -> None:
+    def drop_unused_tables(self, tables: Iterable[Digest]) -> None:
         """Forget what looks that failed have fetched: all tables but these, and those of the saved index."""
         kept = set(tables)
         self._forget_unkept(kept)

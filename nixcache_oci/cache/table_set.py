@@ -142,7 +142,7 @@ async def read_tables(
         RegistryError: the repository could not answer; what was fetched until then lies on disk.
     """
     held = held or {}
-    await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
+    await asyncio.to_thread(folder.drop_unused_tables, (*held, *listing.tables))
     tables = listing.tables_newest_first()
     with progress.stage("reading the cache", "tables", len(tables)) as stage:
         reader = _TableReader(repository, folder, held, budget or TableBudget(), stage)

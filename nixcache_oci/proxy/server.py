@@ -19,12 +19,12 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
+from nixcache_oci.proxy.app_keys import CONNECTIONS, FAST_PATH, HOST_GUARD
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
 from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
-from nixcache_oci.proxy.keys import CONNECTIONS, FAST_PATH, HOST_GUARD
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams

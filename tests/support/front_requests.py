@@ -12,7 +12,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.front import Bench, Client, make_bench
@@ -195,11 +195,11 @@ async def both_ways(
 
 
 def _outcome(bench: Bench, client: Client, log: list[object]) -> Outcome:
-    packs = bench.app[keys.PACKS]
+    packs = bench.app[app_keys.PACKS]
     return Outcome(
         _comparable(client.received),
         client.is_closed,
-        replace(bench.app[keys.COUNTERS]),
+        replace(bench.app[app_keys.COUNTERS]),
         list(log),
         (
             list(packs._memory.entries),

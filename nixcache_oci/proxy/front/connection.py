@@ -97,12 +97,12 @@ class FrontServer:
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
         hash_part = self.reader.wanted_narinfo(data, start, end)
-        narinfo = self._fast_path.take_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
+        narinfo = self._fast_path.get_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
     def _slice(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
         url = self.reader.wanted_slice(data, start, end)
-        nar = self._fast_path.take_slice(url, is_get=is_get) if url is not None else None
+        nar = self._fast_path.get_slice(url, is_get=is_get) if url is not None else None
         return render_nar(nar, is_get=is_get) if nar is not None else None
 
 

@@ -138,7 +138,7 @@ class Connections:
         connection.active_at = now
         self._all.add(connection)
         if len(self._all) > self._most:
-            self._make_room(connection)
+            self._close_idlest(connection)
 
     def closed(self, connection: Connection) -> None:
         """Forget one."""
@@ -211,7 +211,7 @@ class Connections:
         if stalled:
             _log.warning("clients took nothing for minutes", extra={"fields": {"connections": len(stalled)}})
 
-    def _make_room(self, newest: Connection) -> None:
+    def _close_idlest(self, newest: Connection) -> None:
         _log.warning("connections at their limit", extra={"fields": {"limit": self._most}})
         idle = (one for one in self._all if not one.is_busy and one is not newest)
         count = max(1, self._most // _SHARE_CLOSED)

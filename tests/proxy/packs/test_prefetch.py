@@ -8,7 +8,7 @@ import pytest
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.packs import prefetch
 from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from tests.support.front import make_bench, read_index
@@ -81,10 +81,10 @@ async def test_the_root_has_the_first_pack_fetched_before_its_own(tmp_path: Path
             target = f"/{hash_part_of(seed)}.narinfo"
             await client.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await client.settle()
-        catalog = bench.app[keys.INDEX].catalog
+        catalog = bench.app[app_keys.INDEX].catalog
         assert catalog is not None
         narinfos = [catalog.find(hash_part_of(seed)) or b"" for seed in "arb"]
-        entries = bench.app[keys.PACKS]._memory.entries
+        entries = bench.app[app_keys.PACKS]._memory.entries
     urls = [line for narinfo in narinfos for line in narinfo.splitlines() if line.startswith(b"URL: ")]
     assert [pack.hex in url.decode() for pack, url in zip(entries, urls, strict=True)] == [True] * 3
 
