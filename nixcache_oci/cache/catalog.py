@@ -22,7 +22,7 @@ from nixcache_oci.nix.store_path import HashPart
 
 MAX_VARIANTS: Final = 8
 """Of one store path that are compared: two builders race now and then, thousands never do."""
-_MAX_JUDGED: Final = 16
+_MAX_VALIDATED: Final = 16
 _MAX_VALIDATED_BYTES: Final = 1024 * 1024
 # For one look-up: a narinfo of 1 MiB takes 20 ms. Those left over are validated at the next ones.
 
@@ -36,12 +36,12 @@ _UNKNOWN: Final = 0
 _GOOD: Final = 1
 _BAD: Final = 2
 # Good, but not as Nix writes it: what it is served as is written anew, for a newer Nix may stop at the text.
-_ODD: Final = 3
+_NONCANONICAL: Final = 3
 # Good, and signed by no key that is known to count: an upstream may have it with another signature.
-_UNSURE: Final = 4
-_ODD_UNSURE: Final = 5
+_UNTRUSTED: Final = 4
+_NONCANONICAL_UNTRUSTED: Final = 5
 
-_MAX_ODD_BYTES: Final = 64 * 1024
+_MAX_NONCANONICAL_BYTES: Final = 64 * 1024
 """An odd narinfo that is larger is a miss: to write it anew takes time at each look-up."""
 
 
@@ -67,14 +67,14 @@ class Catalog:
         tables: the newest first, each once.
         public_keys: where any are given, a narinfo must be signed by one of them, or name its own content.
         store_dir: where store paths have to lie; None for anywhere.
-        counting_keys: those that clients are known to trust; None where nobody asks whether a narinfo is
+        client_keys: those that clients are known to trust; None where nobody asks whether a narinfo is
             signed by one of them.
     """
 
     tables: tuple[CatalogTable, ...]
     public_keys: tuple[PublicKey, ...]
     store_dir: str | None = None
-    counting_keys: tuple[PublicKey, ...] | None = None
+    client_keys: tuple[PublicKey, ...] | None = None
     _starts: tuple[tuple[Sequence[int], CatalogTable], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class Catalog:
         tables: Iterable[CatalogTable],
         public_keys: Sequence[PublicKey],
         store_dir: str | None = None,
-        counting_keys: tuple[PublicKey, ...] | None = None,
+        client_keys: tuple[PublicKey, ...] | None = None,
     ) -> "Catalog":
         """Put tables in order, each once: for the newest segment that has it, if possible not condemned."""
         newest_first = sorted(tables, key=lambda table: table.created, reverse=True)
@@ -97,7 +97,7 @@ class Catalog:
             unique.setdefault(id(table.file), table)
         kept = {id(table) for table in unique.values()}
         chosen = tuple(table for table in newest_first if id(table) in kept)
-        return cls(chosen, tuple(public_keys), store_dir, counting_keys)
+        return cls(chosen, tuple(public_keys), store_dir, client_keys)
 
     @property
     def entries(self) -> int:
@@ -146,9 +146,9 @@ class Catalog:
         text, verdict = table.file.text(row), table.file.verdicts[row]
         if verdict == _GOOD:
             return text, True
-        if verdict != _UNSURE:
+        if verdict != _UNTRUSTED:
             text = NarInfo.parse(text).render().encode()
-        return text, verdict == _ODD
+        return text, verdict == _NONCANONICAL
 
     def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
         """Validate narinfos that nobody has asked for yet, the newest tables' first, one at each step.
@@ -176,7 +176,7 @@ class Catalog:
     ) -> list[tuple[CatalogTable, int]]:
         """Give the first that may be served; each look-up validates a bounded number of new ones."""
         good: list[tuple[CatalogTable, int]] = []
-        left = _MAX_JUDGED
+        left = _MAX_VALIDATED
         for table, row in found:
             verdict = table.file.verdicts[row]
             if verdict == _UNKNOWN and left > 0 and most_bytes > 0:
@@ -196,17 +196,17 @@ class Catalog:
 
     def _verdict(self, hash_part: HashPartBytes, text: bytes) -> int:
         narinfo = _parse(text, hash_part)
-        if narinfo is None or not self._is_ours(narinfo):
+        if narinfo is None or not self._is_servable(narinfo):
             return _BAD
-        keys = self.counting_keys
-        is_sure = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        keys = self.client_keys
+        is_trusted = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
         if narinfo.render().encode() == text:
-            return _GOOD if is_sure else _UNSURE
-        if len(text) > _MAX_ODD_BYTES:
+            return _GOOD if is_trusted else _UNTRUSTED
+        if len(text) > _MAX_NONCANONICAL_BYTES:
             return _BAD
-        return _ODD if is_sure else _ODD_UNSURE
+        return _NONCANONICAL if is_trusted else _NONCANONICAL_UNTRUSTED
 
-    def _is_ours(self, narinfo: NarInfo) -> bool:
+    def _is_servable(self, narinfo: NarInfo) -> bool:
         if self.store_dir not in (None, narinfo.store_path.store_dir):
             return False
         keys = self.public_keys

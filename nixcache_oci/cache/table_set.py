@@ -99,7 +99,7 @@ class TableSet:
         *,
         store_dir: str | None = None,
         with_condemned: bool = True,
-        counting_keys: tuple[PublicKey, ...] | None = None,
+        client_keys: tuple[PublicKey, ...] | None = None,
     ) -> Catalog:
         """Put the tables together for look-ups.
 
@@ -107,7 +107,7 @@ class TableSet:
             public_keys: what narinfos have to be signed with; empty for any.
             store_dir: where store paths have to lie; None for anywhere.
             with_condemned: False leaves out segments that gc found dead: a publisher must not count on them.
-            counting_keys: see ``Catalog``.
+            client_keys: see ``Catalog``.
         """
         listed = [
             CatalogTable(self.tables[segment.table], segment.condemned is not None, segment.created)
@@ -117,7 +117,7 @@ class TableSet:
         if self.listing.version1 is not None:
             document = self.tables[self.listing.version1]
             listed.append(CatalogTable(document, is_condemned=False, created=EPOCH))
-        return Catalog.of(listed, public_keys, store_dir, counting_keys)
+        return Catalog.of(listed, public_keys, store_dir, client_keys)
 
 
 async def read_tables(

@@ -20,7 +20,7 @@ MOST_UNITED_SIGNATURES: Final = 64
 """Of one narinfo, its own not counted."""
 
 
-def counts(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
+def is_accepted(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
     """Tell whether a client that trusts these keys takes it: signed by one, or proven by its own address."""
     return is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
 
@@ -33,7 +33,7 @@ def choose_variant(variants: Sequence[NarInfo], keys: Sequence[PublicKey]) -> Na
             agrees with it has: a signature by one of these keys, or else any at all.
         keys: those that clients are known to trust.
     """
-    best = max(variants, key=lambda one: (counts(one, keys), bool(one.sigs)))  # the first of equals
+    best = max(variants, key=lambda one: (is_accepted(one, keys), bool(one.sigs)))  # the first of equals
     chosen = next(one for one in variants if _covered(one) == _covered(best))
     sigs = dict.fromkeys(chosen.sigs)
     room = len(sigs) + MOST_UNITED_SIGNATURES

@@ -64,7 +64,7 @@ def build_app(
     app[app_keys.CONNECTIONS] = connections
     app[app_keys.COUNTERS] = counters
     app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
-    app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.counting_keys)
+    app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.client_keys)
     app[app_keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
     app[app_keys.HOST_GUARD] = host_guard
     app[app_keys.INDEX] = index

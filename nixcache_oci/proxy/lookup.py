@@ -134,8 +134,8 @@ async def look_up(
     wanted = HashPartBytes(hash_part.encode())
     hit = catalog.find_hash_part(wanted) if catalog is not None else None
     if hit is not None:
-        narinfo, is_sure = hit
-        if not is_sure and not via:
+        narinfo, is_trusted = hit
+        if not is_trusted and not via:
             narinfo = await union.unite(wanted, narinfo)
         counters.hits += 1
         return LookUpResult(Verdict.HIT, narinfo)

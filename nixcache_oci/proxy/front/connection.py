@@ -236,7 +236,7 @@ class Front(asyncio.Protocol):
         rest = data + self._ahead
         self._stop()
         self._hold_or_let_go()
-        self._connection.is_odd = True
+        self._connection.is_detached = True
         self._transport.set_protocol(self._library)
         self._library.data_received(rest)
 
