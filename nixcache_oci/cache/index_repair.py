@@ -1,7 +1,7 @@
 """Index repair: segments whose manifests are missing, though no gc deleted them, are salvaged.
 
-Registries refuse an index that lists a manifest which they do not have, so that one segment that a retention
-rule deleted would end every later write.
+Registries refuse an index that lists a missing manifest: one segment deleted by a retention rule would block
+all later writes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ from nixcache_oci.errors import RegistryError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.digest import Digest
 
-# Refusals of an index for other reasons than what it lists.
+# These refusals of an index are not about what it lists.
 _OTHER_REFUSALS: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -33,16 +33,16 @@ _OTHER_REFUSALS: Final = frozenset(
 _CHILD_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
 
 Tell = Callable[[str], None]
-"""Is given one line for people."""
+"""Receives one line for people."""
 
 
 class IndexRepair:
-    """Replaces segments that are gone, each once, however often the index is written.
+    """Replaces missing segments, each once, however often the index is written.
 
     Args:
-        repository: where the cache lies.
-        known: segments that are there.
-        tell: hears of each that is gone.
+        repository: of the cache.
+        known: segments that exist.
+        tell: receives a line about missing ones.
     """
 
     def __init__(self, repository: Repository, known: Iterable[Segment], tell: Tell) -> None:
@@ -53,7 +53,7 @@ class IndexRepair:
         self._replaced = dict[Digest, tuple[Segment, ...]]()
 
     async def repair(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
-        """Take out of an index those of the suspects that are gone, and list what is left of them."""
+        """Remove the missing ones of the suspects from an index, and list what is left of them."""
         listed = {segment.manifest for segment in index.segments}
         asked = [one for one in suspects if one.manifest in listed - self._there - self._replaced.keys()]
         gone = await find_missing_manifests(self._repository, asked)
@@ -99,7 +99,7 @@ def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, l
 
 
 def may_be_about_a_child(error: RegistryError) -> bool:
-    """Tell whether a registry may have refused an index for what it lists; each words that differently."""
+    """Check whether a registry may have refused an index for what it lists; error codes differ."""
     if error.code in _CHILD_UNKNOWN:
         return True
     status = error.status or 0

@@ -9,8 +9,7 @@ from typing import Final
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, find_missing_manifests, read_union
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import describe_nar
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
 from nixcache_oci.cache.parallel import task_group
 from nixcache_oci.cache.progress import Progress, Stage

@@ -157,7 +157,7 @@ async def test_the_first_slice_has_the_next_pack_fetched(
     cache: PackedCache, method: str, monkeypatch: pytest.MonkeyPatch, *, with_front: bool
 ) -> None:
     """Four packs were wanted and one found room: reading that lets two more come, and only once."""
-    monkeypatch.setattr(memory, "_AHEAD_PARTS", 16)
+    monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
         packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
         for pack in cache.packs[:4]:

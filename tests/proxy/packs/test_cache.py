@@ -60,7 +60,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
     monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr(memory, "_AHEAD_PARTS", IN_FLIGHT // AHEAD)
+    monkeypatch.setattr(memory, "_PREFETCH_SHARE", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()
