@@ -1,32 +1,32 @@
-"""What long work tells while it goes on; who shows it, and how, is the command line's matter."""
+"""Progress of long work, as reported to the command line."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol
 
 
 class Stage(Protocol):
-    """Is told how far one stage of the work has come, from any thread."""
+    """Receives the progress of one stage, from any thread."""
 
     def advance(self, count: int = 0, size: int = 0) -> None:
-        """So many more things are done, or so many more bytes of them."""
+        """Add done things, or bytes of them."""
 
     def sent(self, size: int) -> None:
-        """So many bytes went over the line to the repository."""
+        """Add bytes sent to the repository."""
 
 
 class Progress(Protocol):
-    """Is told what happens, from any thread."""
+    """Receives notes, warnings and stages, from any thread."""
 
     def note(self, line: str) -> None:
-        """Say one line that nobody has to act upon, such as the plan."""
+        """Show an informative line, such as the plan."""
 
     def warn(self, line: str) -> None:
-        """Something went wrong that does not end the work."""
+        """Show a problem that does not end the work."""
 
     def stage(
         self, doing: str, unit: str, count: int | None = None, size: int | None = None
     ) -> AbstractContextManager[Stage]:
-        """Show, for as long as the block runs, how far a stage has come; several may run at once.
+        """Show a stage while the block runs; several may run at once.
 
         Args:
             doing: what is done, such as ``exporting``.

@@ -1,7 +1,8 @@
-"""Fetching tables: from the repository onto the disk, checked and inflated on the way."""
+"""Fetching tables from the repository to disk, verified and inflated on the way."""
 
 import asyncio
 import logging
+from contextlib import closing
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import run_in_thread
@@ -26,14 +27,14 @@ async def fetch_table(
     budget: TableBudget | None = None,
     stage: Stage = SILENT,
 ) -> TableFile:
-    """Fetch the table of a segment; memory use is one chunk; the stage is told of each.
+    """Fetch the table of a segment; uses one chunk of memory, and reports each to the stage.
 
     Raises:
-        LimitError: it is over the budget of all tables.
+        LimitError: over the budget.
         RegistryError: it could not be fetched.
-        OSError: neither disk nor memory takes it.
-        DigestError: it is not what its digest says.
-        FormatError: it is no table.
+        OSError: no space on disk or in memory.
+        DigestError: it does not match its digest.
+        FormatError: it is not a table.
     """
     budget = budget or TableBudget()
     budget.check()
@@ -53,24 +54,14 @@ async def fetch_table(
 
 
 def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
-    """Put the table of a segment on disk that was just pushed, as if it had been fetched; blocks.
-
-    Args:
-        folder: where to.
-        table: its digest.
-        content: compressed.
+    """Store a table that was just pushed, compressed, as if it had been fetched; blocks.
 
     Raises:
-        OSError: neither disk nor memory takes it.
-        DigestError: it is not what its digest says.
-        FormatError: it is no table.
+        OSError: no space on disk or in memory.
     """
-    writer = folder.table_writer(table)
-    try:
+    with closing(folder.table_writer(table)) as writer:
         writer.write(content)
         return writer.finish(table)
-    finally:
-        writer.close()
 
 
 async def fetch_version1(
@@ -80,15 +71,7 @@ async def fetch_version1(
     budget: TableBudget | None = None,
     stage: Stage = SILENT,
 ) -> TableFile:
-    """Fetch the document of a version 1 cache, and keep it as a table; the stage is told when it is here.
-
-    Raises:
-        LimitError: it is over the budget of all tables.
-        RegistryError: it could not be fetched.
-        OSError: neither disk nor memory takes it.
-        DigestError: it is not what its digest says.
-        FormatError: it is no such document.
-    """
+    """Fetch the document of a version 1 cache, and store it as a table; errors as in ``fetch_table``."""
     budget = budget or TableBudget()
     budget.check()
     content = await read_blob(repository, document, MAX_DOCUMENT_BYTES, head_seconds=TABLE_HEAD_SECONDS)
@@ -103,9 +86,7 @@ async def fetch_version1(
 
 
 def _keep(writer: TableFileWriter, version1: Version1) -> TableFile:
-    try:
+    with closing(writer):
         for stanza in version1.text():
             writer.write_text(stanza)
         return writer.finish(None)
-    finally:
-        writer.close()

@@ -38,8 +38,8 @@ from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.import_reading import Offer, read_offer
-from nixcache_oci.publisher.importing import Importer
+from nixcache_oci.publisher.import_candidates import Candidates, read_candidates
+from nixcache_oci.publisher.importer import Importer
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values
 from nixcache_oci.wording import counted
@@ -128,7 +128,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
                 f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
                 f"{table.STORE_DIR.name}"
             )
-        offer = await read_offer(
+        candidates = await read_candidates(
             source,
             request.wanted,
             request.store_dir,
@@ -140,11 +140,11 @@ async def _import(settings: PublishSettings, request: Request) -> int:
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)
-        chosen = await importer.plan(offer)
+        chosen = await importer.plan(candidates)
         for name, reason in chosen.left_out.items():
             progress.warn(f"{name}: left out: {reason}")
         progress.note(show_plan(chosen.plan, repository))
-        _note_unchecked(offer, progress)
+        _note_unchecked(candidates, progress)
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
         if settings.is_dry_run:
@@ -160,9 +160,9 @@ async def _import(settings: PublishSettings, request: Request) -> int:
     return FAILED if chosen.left_out or published.failed else DONE
 
 
-def _note_unchecked(offer: Offer, progress: Progress) -> None:
+def _note_unchecked(candidates: Candidates, progress: Progress) -> None:
     """Say what cannot be looked into."""
-    others = [one.compression for one in offer.narinfos.values() if not can_unpack(one.compression)]
+    others = [one.compression for one in candidates.narinfos.values() if not can_unpack(one.compression)]
     if others:
         progress.note(
             f"{counted(len(others), 'NAR')} compressed with {', '.join(sorted(set(others)))}, which is not "

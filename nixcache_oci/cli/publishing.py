@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import begun
+from nixcache_oci.cache.parallel import in_background
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
@@ -32,12 +32,12 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
+from nixcache_oci.publisher.compression import COMPRESSIONS, NarEncoding
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
@@ -194,7 +194,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=arguments.verify_upstream,
-        packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
+        encoding=NarEncoding(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,
@@ -239,7 +239,9 @@ async def publishing(
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
-        reading = await stack.enter_async_context(begun(ContentsReader(repository, folder, progress).read()))
+        reading = await stack.enter_async_context(
+            in_background(ContentsReader(repository, folder, progress).read())
+        )
         store = await LocalStore.open(nix)
         yield Publisher(repository, store, folder, upstreams, settings.options, progress, reading)
 
@@ -269,7 +271,7 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 
-def show_plan(plan: Plan, repository: Repository) -> str:
+def show_plan(plan: PublishPlan, repository: Repository) -> str:
     """Write the line that stands before everything: what goes where."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
@@ -281,7 +283,7 @@ def show_plan(plan: Plan, repository: Repository) -> str:
 def report_json(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan | None,
+    plan: PublishPlan | None,
     published: Published | None = None,
     left_out: Mapping[str, str] | None = None,
     *,
@@ -300,13 +302,13 @@ def report_json(
 async def report_nothing(settings: PublishSettings, line: str) -> int:
     """Say that there was nothing to do."""
     async with opened(settings) as repository:
-        report_json(settings, repository, Plan())
+        report_json(settings, repository, PublishPlan())
     if not settings.is_json:
         say(line)
     return DONE
 
 
-def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
+def print_dry_run(settings: PublishSettings, plan: PublishPlan) -> None:
     """Print each path that would be pushed or signed."""
     if settings.is_json:
         return
@@ -319,7 +321,7 @@ def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
 def report(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan,
+    plan: PublishPlan,
     published: Published,
     seconds: float,
     outputs: Sequence[OutputRow],

@@ -28,8 +28,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings.variable import Values
 
 _SCOPE_PREFIX = "push/"
@@ -134,7 +134,7 @@ async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], di
 
 async def plan_valid(
     publisher: Publisher, paths: Iterable[StorePath], *, with_closure: bool
-) -> tuple[Plan, list[StorePath], dict[str, str]]:
+) -> tuple[PublishPlan, list[StorePath], dict[str, str]]:
     """Plan for those of the paths that the store holds; also gives these, and says why not for the others.
 
     Raises:

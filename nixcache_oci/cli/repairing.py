@@ -31,7 +31,7 @@ from nixcache_oci.maintenance.verify import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.wording import counted
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.
@@ -75,8 +75,8 @@ class Sender:
 
     def publisher(self, store: LocalStore, compression: Compression) -> Publisher:
         """Make a publisher that compresses so."""
-        packing = replace(self.options.packing, compression=compression, level=None)
-        options = replace(self.options, packing=packing)
+        encoding = replace(self.options.encoding, compression=compression, level=None)
+        options = replace(self.options, encoding=encoding)
         return Publisher(self._repository, store, self._folder, self._upstreams, options, self._progress)
 
 
@@ -293,7 +293,7 @@ class Repairer:
             self._remover,
             plan,
             max_layers=options.max_layers,
-            max_blob_bytes=options.packing.max_blob_bytes,
+            max_blob_bytes=options.encoding.max_blob_bytes,
             source=options.repository_source,
         )
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed

@@ -18,7 +18,7 @@ from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
-from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
+from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values, add_flags
@@ -90,13 +90,13 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     else:
         named = run_async(_find_named_keys(url, arguments, environment))
     if not arguments.apply:
-        lines = Wanted(url, configured).lines() if named is None else _unverified_lines(url, named)
+        lines = Substituter(url, configured).lines() if named is None else _unverified_lines(url, named)
         say(*lines)
         complain(f"For {path}; --apply adds what is missing there.")
         return DONE
     if named is not None:
         _ask_for_trust(named, path)
-    wanted = Wanted(url, configured if named is None else named.keys)
+    wanted = Substituter(url, configured if named is None else named.keys)
     with if_interrupted(f"{path} is as it was, or has all lines; run the same command again"):
         backup = apply_to_file(path, wanted)
     if backup is None:
@@ -141,7 +141,7 @@ def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
     return folder / "nix" / "nix.conf"
 
 
-def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
+def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
     """Add what is missing to a file, in one step.
 
     Returns:
@@ -274,7 +274,7 @@ def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
         "published; only then remove the first # of the next line."
     )
     lines: list[str] = []
-    for line in Wanted(url, named.keys).lines():
+    for line in Substituter(url, named.keys).lines():
         lines += [remark, f"#{line}"] if TRUSTED_PUBLIC_KEYS in line else [line]
     return tuple(lines)
 

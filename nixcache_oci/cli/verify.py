@@ -26,7 +26,7 @@ from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
-from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
@@ -115,7 +115,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
         verify_upstream=True,
-        packing=Packing(max_blob_bytes=max_blob_bytes(values, location)),
+        encoding=NarEncoding(max_blob_bytes=max_blob_bytes(values, location)),
         jobs=os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         allow_unsigned=True,  # what is listed unsigned is sent again as it was

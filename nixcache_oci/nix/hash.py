@@ -26,7 +26,7 @@ class NixHash:
     """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``.
 
     Attributes:
-        digest: the raw digest, as long as its algorithm has it.
+        digest: the raw digest.
         algorithm: a key of ``DIGEST_SIZES``.
     """
 
@@ -46,17 +46,17 @@ class NixHash:
 
     @property
     def digest_hex(self) -> str:
-        """The digest in lower-case hex: for a FileHash the hex of the blob's digest."""
+        """The digest in lower-case hex; a FileHash has the hex of its blob's digest."""
         return self.digest.hex()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<algorithm>:`` with base 16, nix32 or base 64 behind it, or SRI's ``<algorithm>-<base 64>``.
+        """Read ``<algorithm>:<digest>`` in base 16, nix32 or base 64, or SRI's ``<algorithm>-<base 64>``.
 
-        Which of them it is shows in the length.
+        The length tells the encoding.
 
         Raises:
-            FormatError: none of these, or an algorithm that not every Nix knows.
+            FormatError: any other form, or an algorithm that not every Nix knows.
         """
         match = _BEGINNING.match(text)
         if match is None or match[1] not in DIGEST_SIZES:
@@ -68,7 +68,7 @@ class NixHash:
         if match[2] == ":" and len(rest) == base32.encoded_length(size):
             return cls(base32.decode(rest), algorithm)
         try:
-            # Nix wants no padding in SRI's form.
+            # Nix does not require padding in SRI.
             padding = "=" * (-len(rest) % 4) if match[2] == "-" else ""
             return cls(base64.b64decode(rest + padding, validate=True), algorithm)
         except (ValueError, binascii.Error, FormatError):

@@ -1,7 +1,7 @@
-"""Which HTTP proxy Nix asks for a URL: libcurl decides that, by variables of the environment.
+"""Which HTTP proxy Nix uses for a URL: libcurl decides that by environment variables.
 
-Programs differ in this: libcurl takes no HTTP_PROXY in capitals, compares addresses with addresses and
-networks only, and does not look names up. Source: libcurl-env(3), CURLOPT_PROXY(3), CURLOPT_NOPROXY(3).
+libcurl ignores HTTP_PROXY in capitals, matches addresses only against addresses and networks, and resolves
+no names. Source: libcurl-env(3), CURLOPT_PROXY(3), CURLOPT_NOPROXY(3).
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ _NAME_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9
 
 
 def find_http_proxy(url: str, environment: Mapping[str, str]) -> str | None:
-    """Find the variable whose HTTP proxy an ``http`` URL is asked through; None where it is asked itself."""
+    """Return the variable that names the proxy for an ``http`` URL; None for a direct connection."""
     variable = _first(_PROXIES, environment)
     host = urlsplit(url).hostname or ""
     is_exception = is_excepted(host, None, " ".join(no_proxy_words(environment)))
@@ -25,22 +25,22 @@ def find_http_proxy(url: str, environment: Mapping[str, str]) -> str | None:
 
 
 def no_proxy_words(environment: Mapping[str, str]) -> list[str]:
-    """Tell what is asked without an HTTP proxy."""
+    """Return the entries of the no_proxy variable."""
     variable = _first(_EXCEPTIONS, environment)
     return [] if variable is None else [word for word in _SEPARATORS.split(environment[variable]) if word]
 
 
 def _first(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
-    """An empty variable is none."""
+    """Return the first variable that is set and not empty."""
     return next((name for name in names if environment.get(name)), None)
 
 
 def is_excepted(host: str, port: int | None, no_proxy: str) -> bool:
-    """Tell whether ``no_proxy`` names a host: by its name, that of a domain above, its address or network.
+    """Check whether ``no_proxy`` matches a host: by name, parent domain, address or network.
 
     Args:
         host: a name, or an IP address without brackets.
-        port: that is connected to; None where entries with a port count for nothing, as for libcurl.
+        port: of the connection; None ignores entries with a port, as libcurl does.
         no_proxy: entries separated by commas or spaces, or ``*`` for every host.
     """
     name = host.lower().removesuffix(".")

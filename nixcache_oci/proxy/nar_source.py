@@ -68,12 +68,12 @@ class NarSource:
         async with self._noting(url.blob):
             return await self._packs.cut_out(url.blob, *_extent(url))
 
-    def slice_at_hand(self, url: NarUrl) -> memoryview | None:
+    def cached_slice(self, url: NarUrl) -> memoryview | None:
         """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
 
         Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
         """
-        return None if url.blob in self._quarantine else self._packs.at_hand(url.blob, *_extent(url))
+        return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.

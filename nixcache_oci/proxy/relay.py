@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error, FormatError
+from nixcache_oci.proxy.app_keys import COUNTERS
 from nixcache_oci.proxy.byte_range import ByteRange
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
 from nixcache_oci.proxy.front.responses import NAR_TYPE
-from nixcache_oci.proxy.keys import COUNTERS
 from nixcache_oci.wording import counted
 
 _log = logging.getLogger(__name__)

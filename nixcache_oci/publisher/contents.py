@@ -8,9 +8,8 @@ from typing import Final
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, find_gone, read_union
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.listing import Listing, find_missing_manifests, read_union
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
@@ -79,9 +78,9 @@ class ContentsReader:
             FormatError: there is no index of a Nix cache.
         """
         union = await read_union(self._repository)
-        # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
-        gone = {segment.manifest for segment in await find_gone(self._repository, union.untagged)}
-        listing = union.listing(gone)
+        # A segment without its manifest has lost its blobs, or will: what it lists is sent again.
+        missing = await find_missing_manifests(self._repository, union.untagged)
+        listing = union.listing({segment.manifest for segment in missing})
         contents = await self.read_tables(listing)
         listed = {descriptor.digest for descriptor in union.index.image_index.manifests}
         is_whole = union.is_complete and listed == {segment.manifest for segment in listing.segments}
@@ -109,7 +108,7 @@ class ContentsReader:
         records = await asyncio.to_thread(_read_records, catalog)
         return Contents(catalog, records, tables.recorded_keys)
 
-    async def find_gone(self, blobs: Iterable[Descriptor]) -> set[Digest]:
+    async def find_missing_blobs(self, blobs: Iterable[Descriptor]) -> set[Digest]:
         """Read a byte of each of these, and give those that cannot be read."""
 
         async def find(blob: Descriptor) -> Digest | None:

@@ -21,7 +21,7 @@ from nixcache_oci.nix.nar_check import can_unpack, check_nar
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.import_reading import most_file_bytes
+from nixcache_oci.publisher.import_candidates import most_file_bytes
 from nixcache_oci.publisher.staging import (
     Sink,
     StagedNar,
@@ -40,8 +40,8 @@ _MOST_IN_A_ROW: Final = 5
 """NARs that could not be had, one after another, before the source counts as dead."""
 
 
-class CopiedNars:
-    """Stages NARs of another cache as they are; implements ``Nars``.
+class CopyNarStager:
+    """Stages NARs of another cache as they are; implements ``NarStager``.
 
     Args:
         source: where from.

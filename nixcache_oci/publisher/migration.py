@@ -15,8 +15,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.record import PublishRecord
@@ -162,7 +161,7 @@ def _blob_of(narinfo: NarInfo) -> Digest:
     return NarUrl.parse(narinfo.url).blob
 
 
-async def take_over(
+async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
     """Push the entries of a version 1 index as segments; None where there is no such index.

@@ -25,7 +25,7 @@ from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.compression import Packing, make_compressor
+from nixcache_oci.publisher.compression import NarEncoding, make_compressor
 from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
@@ -62,7 +62,7 @@ StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
 """Begins to stage one; the future fails with a StoreError where that one cannot be had."""
 
 
-class Nars(Protocol):
+class NarStager(Protocol):
     """Stages compressed NARs: of the local store, or out of another cache."""
 
     def checks(self, info: PathInfo) -> bool:
@@ -84,18 +84,18 @@ class StagingStoppedError(Error):
     """Nobody wants it any more."""
 
 
-class StoreNars:
-    """Stages the NARs of store objects, on threads of its own; implements ``Nars``.
+class StoreNarStager:
+    """Stages the NARs of store objects, on threads of its own; implements ``NarStager``.
 
     Args:
         real_path: tells where an object's files are.
-        packing: how to compress.
+        encoding: how to compress.
         jobs: how many objects at once.
     """
 
-    def __init__(self, real_path: Callable[[PathInfo], Path], packing: Packing, jobs: int) -> None:
+    def __init__(self, real_path: Callable[[PathInfo], Path], encoding: NarEncoding, jobs: int) -> None:
         self._real_path = real_path
-        self._packing = packing
+        self._encoding = encoding
         self._jobs = jobs
 
     def checks(self, info: PathInfo) -> bool:  # noqa: ARG002  part of the protocol
@@ -111,7 +111,7 @@ class StoreNars:
 
         def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
             staging = loop.run_in_executor(
-                pool, stage, info, self._real_path(info), folder, self._packing, is_stopped.is_set
+                pool, stage, info, self._real_path(info), folder, self._encoding, is_stopped.is_set
             )
             # Who waited for it may be gone when it fails, and then nobody is to be told.
             staging.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -130,7 +130,11 @@ def is_large(info: PathInfo | NarInfo) -> bool:
 
 
 def stage(
-    info: PathInfo, real_path: Path, folder: Path, packing: Packing, is_stopped: Callable[[], bool]
+    info: PathInfo,
+    real_path: Path,
+    folder: Path,
+    encoding: NarEncoding,
+    is_stopped: Callable[[], bool],
 ) -> StagedNar:
     """Dump and compress a store object; blocks.
 
@@ -138,7 +142,7 @@ def stage(
         info: what the store says of it.
         real_path: where its files are.
         folder: for the file of a large one.
-        packing: how to compress.
+        encoding: how to compress.
         is_stopped: asked now and then.
 
     Raises:
@@ -148,7 +152,7 @@ def stage(
         StagingStoppedError: ``is_stopped``.
     """
     if not is_large(info):
-        return _stage(info, real_path, Sink(io.BytesIO()), packing, is_stopped)
+        return _stage(info, real_path, Sink(io.BytesIO()), encoding, is_stopped)
     path = folder / f"{info.store_path.hash_part}.nar"
     try:
         file = path.open("xb")
@@ -156,7 +160,7 @@ def stage(
         raise folder_error(folder, error) from None
     try:
         with file:
-            return _stage(info, real_path, Sink(file), packing, is_stopped)
+            return _stage(info, real_path, Sink(file), encoding, is_stopped)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):  # closing a file writes what is left
@@ -165,14 +169,18 @@ def stage(
 
 
 def _stage(
-    info: PathInfo, real_path: Path, sink: "Sink", packing: Packing, is_stopped: Callable[[], bool]
+    info: PathInfo,
+    real_path: Path,
+    sink: "Sink",
+    encoding: NarEncoding,
+    is_stopped: Callable[[], bool],
 ) -> StagedNar:
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
-        check_size(info.store_path, packing.max_blob_bytes, sink.size)
+        check_size(info.store_path, encoding.max_blob_bytes, sink.size)
 
-    compressor = make_compressor(packing, is_large=is_large(info))
+    compressor = make_compressor(encoding, is_large=is_large(info))
     try:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
             for piece in compressor.compress(chunk):
@@ -182,7 +190,7 @@ def _stage(
             sink.write(piece)
             keep_going()
         digest = Digest(sink.hasher.hexdigest())
-        narinfo = _narinfo(info, packing, digest, sink.size)
+        narinfo = _narinfo(info, encoding, digest, sink.size)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)} " if error.filename else ""
         raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
@@ -255,11 +263,11 @@ class Sink:
             raise folder_error(Path(self._file.name).parent, error) from None
 
 
-def _narinfo(info: PathInfo, packing: Packing, digest: Digest, size: int) -> NarInfo:
+def _narinfo(info: PathInfo, encoding: NarEncoding, digest: Digest, size: int) -> NarInfo:
     return NarInfo(
         store_path=info.store_path,
-        url=str(NarUrl(digest, suffix=SUFFIXES[packing.compression])),
-        compression=packing.compression,
+        url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
+        compression=encoding.compression,
         nar_hash=info.nar_hash,
         nar_size=info.nar_size,
         file_hash=NixHash(bytes.fromhex(digest.hex)),

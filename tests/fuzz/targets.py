@@ -49,10 +49,10 @@ from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.content_address import ContentAddress, is_content_addressed
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.nar import Entry, Event, Symlink, encode
+from nixcache_oci.nix.nar import EntryName, Event, Symlink, encode
 from nixcache_oci.nix.nar_reader import parse as parse_nar
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.nix_conf import Wanted, complete_conf, parse_conf
+from nixcache_oci.nix.nix_conf import Substituter, complete_conf, parse_conf
 from nixcache_oci.nix.signature import PublicKey, SecretKey, Signature, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci import media_type
@@ -187,7 +187,7 @@ def _check_nar(data: bytes) -> bool:
     for event in parse_nar(data[start : start + 7] for start in range(0, len(data), 7)):
         events.append(event)
         match event:
-            case Entry(name):
+            case EntryName(name):
                 assert name not in {b"", b".", b".."}
                 assert not {ord("/"), 0} & set(name)
             case Symlink(target):
@@ -338,7 +338,7 @@ def _check_repository(data: bytes) -> bool:
 
 def _check_nix_conf(data: bytes) -> bool:
     text = _text(data)
-    wanted = Wanted("http://127.0.0.1:37515", (f"test-1:{'A' * 43}=",))
+    wanted = Substituter("http://127.0.0.1:37515", (f"test-1:{'A' * 43}=",))
     parse_conf(text)
     completed = complete_conf(text, wanted)
     assert completed.startswith(text)

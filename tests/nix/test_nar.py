@@ -11,7 +11,7 @@ from nixcache_oci.nix.nar import (
     CHUNK_BYTES,
     Directory,
     EndDirectory,
-    Entry,
+    EntryName,
     File,
     Node,
     StartDirectory,
@@ -98,13 +98,13 @@ def test_events_tell_what_the_nar_holds() -> None:
     tree = Directory({b"b": Directory({}), b"a": File(b"abc", executable=True), b"c": Symlink(b"a")})
     assert list(parse(dump_tree(tree))) == [
         StartDirectory(),
-        Entry(b"a"),
+        EntryName(b"a"),
         StartFile(3, executable=True),
         b"abc",
-        Entry(b"b"),
+        EntryName(b"b"),
         StartDirectory(),
         EndDirectory(),
-        Entry(b"c"),
+        EntryName(b"c"),
         Symlink(b"a"),
         EndDirectory(),
     ]

@@ -448,8 +448,8 @@ async def test_closing_ends_what_is_judged_ahead(
     client: Registry, make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much there is."""
-    monkeypatch.setattr(live_index, "_JUDGING_SECONDS", 0)
-    monkeypatch.setattr(live_index, "_JUDGING_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(live_index, "_PREVALIDATE_SECONDS", 0)
+    monkeypatch.setattr(live_index, "_PREVALIDATE_PAUSE_SECONDS", 1000)
     await publish(client, [store_object("one"), store_object("two")])
     index = make_index()
     await index.refresh(thoroughly=True)

@@ -29,8 +29,8 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher import import_staging
-from nixcache_oci.publisher.import_reading import read_offer
-from nixcache_oci.publisher.importing import Importer, ImportPlan
+from nixcache_oci.publisher.import_candidates import read_candidates
+from nixcache_oci.publisher.importer import Importer, ImportPlan
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.published import Published
 from tests.support.objects import store_object
@@ -121,8 +121,8 @@ class ImportStory:
         importer = Importer(self.repository, source, index, upstreams, options, self.told)
         paths = [narinfo.store_path for narinfo in wanted]
         try:
-            offer = await read_offer(source, paths, "/nix/store", public_keys, UPSTREAM)
-            plan = await importer.plan(offer)
+            candidates = await read_candidates(source, paths, "/nix/store", public_keys, UPSTREAM)
+            plan = await importer.plan(candidates)
             return plan, await importer.take(plan, PublishRecord("import/test", "run", CREATED))
         finally:
             await upstreams.close()

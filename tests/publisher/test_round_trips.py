@@ -29,8 +29,8 @@ from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore
 from tests.publisher.migration_story import ALL, base_names, names_listed
 from tests.publisher.upload_story import noise

@@ -14,7 +14,7 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci import media_type
-from nixcache_oci.publisher.upload import Uploaded
+from nixcache_oci.publisher.nar_upload import Uploaded
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
 from tests.support.registries import Ghcr

@@ -29,11 +29,11 @@ from nixcache_oci.clients.registry import transport
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
-    joined_refreshes,
     lookup,
     nar_source,
     nar_streams,
     open_files,
+    refresh_coalescer,
     regression,
 )
 from nixcache_oci.proxy.front import connections
@@ -312,7 +312,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "refreshes that are asked for",
-            f"{joined_refreshes.MOST_IN_A_ROW} in {_seconds(joined_refreshes.WINDOW_SECONDS)}",
+            f"{refresh_coalescer.MOST_IN_A_ROW} in {_seconds(refresh_coalescer.WINDOW_SECONDS)}",
             "who asks shares the next one",
             f"{_CROWDS}::test_refreshes_are_joined",
         ),

@@ -18,8 +18,8 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore
 from tests.reliability.caches import NAME, names_in
 from tests.reliability.observed import (
@@ -62,7 +62,7 @@ class Machine:
         told = Told(self._around.outside.texts, self._around.outside.texts)
         publisher = Publisher(client, self._store, self._folder, upstreams, _OPTIONS, told)
         try:
-            published = await publisher.publish(Plan(push=tuple(infos)), [])
+            published = await publisher.publish(PublishPlan(push=tuple(infos)), [])
         except Error as error:
             return error
         finally:

@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
     store_dir: str | None
-    counting_keys: tuple[PublicKey, ...]
+    client_keys: tuple[PublicKey, ...]
     name: str
 
 

@@ -43,7 +43,7 @@ from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundErro
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.nix.variants import choose_variant, counts
+from nixcache_oci.nix.variants import choose_variant, is_accepted
 
 _LARGEST_NARINFO_BYTES = 1024 * 1024
 ASK_ON_SECONDS = 5.0
@@ -65,7 +65,7 @@ class Upstreams:
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
-        counting_keys: those that clients are known to trust; None where any hit will do.
+        client_keys: those that clients are known to trust; None where any hit will do.
         name: of this process, for loops.
         connect_seconds: limit for one connection, once its name is looked up.
         answer_seconds: limit for a whole narinfo, from when the upstream was reached.
@@ -85,7 +85,7 @@ class Upstreams:
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
-        counting_keys: Sequence[PublicKey] | None = None,
+        client_keys: Sequence[PublicKey] | None = None,
         name: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 10.0,
@@ -99,7 +99,7 @@ class Upstreams:
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
         self._store_dir = store_dir
-        self._counting_keys = counting_keys
+        self._counting_keys = client_keys
         self._name = name or make_name()
         self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
@@ -186,7 +186,7 @@ class Upstreams:
         """Wait for as many look-ups as it takes; those that are not waited for stay in ``pending``."""
         until: float | None = None
         keys = self._counting_keys
-        while pending and not (found and (keys is None or any(counts(one, keys) for one in found))):
+        while pending and not (found and (keys is None or any(is_accepted(one, keys) for one in found))):
             now = asyncio.get_running_loop().time()
             if found:
                 until = until or now + ASK_ON_SECONDS

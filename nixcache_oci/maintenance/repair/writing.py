@@ -14,8 +14,7 @@ from typing import Final
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now

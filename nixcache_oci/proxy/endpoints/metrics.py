@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from nixcache_oci.proxy.app_keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 
 
 class _ProxyCollector(Collector):

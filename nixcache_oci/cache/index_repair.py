@@ -1,7 +1,7 @@
-"""Mending an index: segments whose manifests are gone, though no gc took them, are replaced by what is left.
+"""Index repair: segments whose manifests are missing, though no gc deleted them, are salvaged.
 
-Registries refuse an index that lists a manifest which they do not have, so that one segment that a retention
-rule deleted would end every later write.
+Registries refuse an index that lists a missing manifest: one segment deleted by a retention rule would block
+all later writes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.listing import find_gone
+from nixcache_oci.cache.listing import find_missing_manifests
 from nixcache_oci.cache.salvage import Salvage, salvage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_budget import TableBudget
@@ -22,7 +22,7 @@ from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
-# Refusals of an index for other reasons than what it lists.
+# These refusals of an index are not about what it lists.
 _OTHER_REFUSALS: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -34,16 +34,16 @@ _OTHER_REFUSALS: Final = frozenset(
 _CHILD_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN")
 
 Tell = Callable[[str], None]
-"""Is given one line for people."""
+"""Receives one line for people."""
 
 
-class Mending:
-    """Replaces segments that are gone, each once, however often the index is written.
+class IndexRepair:
+    """Replaces missing segments, each once, however often the index is written.
 
     Args:
-        repository: where the cache lies.
-        known: segments that are there.
-        tell: hears of each that is gone.
+        repository: of the cache.
+        known: segments that exist.
+        tell: receives a line about missing ones.
     """
 
     def __init__(self, repository: Repository, known: Iterable[Segment], tell: Tell) -> None:
@@ -53,11 +53,11 @@ class Mending:
         self._tell = tell
         self._replaced = dict[Digest, tuple[Segment, ...]]()
 
-    async def mend(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
-        """Take out of an index those of the suspects that are gone, and list what is left of them."""
+    async def repair(self, index: CacheIndex, suspects: Iterable[Segment]) -> CacheIndex:
+        """Remove the missing ones of the suspects from an index, and list what is left of them."""
         listed = {segment.manifest for segment in index.segments}
         asked = [one for one in suspects if one.manifest in listed - self._there - self._replaced.keys()]
-        gone = await find_gone(self._repository, asked)
+        gone = await find_missing_manifests(self._repository, asked)
         kept = lost = 0
         for segment in gone:
             is_counted = segment.condemned is None
@@ -100,7 +100,7 @@ def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, l
 
 
 def may_be_about_a_child(error: RegistryError) -> bool:
-    """Tell whether a registry may have refused an index for what it lists; each words that differently."""
+    """Check whether a registry may have refused an index for what it lists; error codes differ."""
     if error.code in _CHILD_UNKNOWN:
         return True
     status = error.status or 0

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from nixcache_oci.errors import RegistryError
-from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS, JoinedRefreshes
+from nixcache_oci.proxy.refresh_coalescer import MOST_IN_A_ROW, WINDOW_SECONDS, RefreshCoalescer
 
 
 class Looks:
@@ -24,9 +24,9 @@ class Looks:
             raise self.error
 
 
-def make() -> tuple[Looks, JoinedRefreshes]:
+def make() -> tuple[Looks, RefreshCoalescer]:
     looks = Looks()
-    return looks, JoinedRefreshes(looks)
+    return looks, RefreshCoalescer(looks)
 
 
 async def settle() -> None:
@@ -67,7 +67,7 @@ async def test_all_who_wait_have_the_same_outcome() -> None:
 
 async def test_looks_in_a_row_are_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that asks again and again does not have the registry asked as often."""
-    monkeypatch.setattr("nixcache_oci.proxy.joined_refreshes.WINDOW_SECONDS", WINDOW_SECONDS / 50)
+    monkeypatch.setattr("nixcache_oci.proxy.refresh_coalescer.WINDOW_SECONDS", WINDOW_SECONDS / 50)
     looks, refreshes = make()
     looks.gate.set()
     for _ in range(2 * MOST_IN_A_ROW + 1):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import begun, run_all
+from nixcache_oci.cache.parallel import in_background, run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -21,9 +21,9 @@ from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import MakeRecords
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan, is_upstreams, make_plan
+from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
 from nixcache_oci.publisher.published import Published
-from nixcache_oci.publisher.staging import StoreNars
+from nixcache_oci.publisher.staging import StoreNarStager
 
 _PARALLEL_REQUESTS: Final = 16
 
@@ -63,7 +63,7 @@ class Publisher:
         self._reading = reading
         self._planned: Contents | None = None
 
-    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> Plan:
+    async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
         """Decide what becomes of these paths; nothing is sent.
 
         Args:
@@ -80,7 +80,7 @@ class Publisher:
             if reading is None:
                 # Nix takes as long to tell a closure as a distant registry to tell what is listed.
                 reading = await stack.enter_async_context(
-                    begun(ContentsReader(self._repository, self._folder, self._progress).read())
+                    in_background(ContentsReader(self._repository, self._folder, self._progress).read())
                 )
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
             missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
@@ -90,7 +90,7 @@ class Publisher:
             make_plan, closure, contents.find, self._options.public_keys, names, missing
         )
 
-    async def publish(self, plan: Plan, records: Sequence[PublishRecord]) -> Published:
+    async def publish(self, plan: PublishPlan, records: Sequence[PublishRecord]) -> Published:
         """Send what the plan says, and list it with the records; the errors are those of ``Committer``.
 
         A root that could not be sent whole becomes one that failed.
@@ -101,14 +101,14 @@ class Publisher:
 
         return await self._committer(without_failed).publish(plan, self._planned)
 
-    def warn_of_doubts(self, plan: Plan) -> None:
+    def warn_of_doubts(self, plan: PublishPlan) -> None:
         """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
         self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
 
     def _committer(self, make_records: MakeRecords) -> Committer:
         store, options = self.store, self._options
-        nars = StoreNars(lambda info: store.real_path(info.store_path), options.packing, options.jobs)
-        return Committer(self._repository, self._folder, nars, make_records, options, self._progress)
+        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
+        return Committer(self._repository, self._folder, stager, make_records, options, self._progress)
 
     async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
         asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]

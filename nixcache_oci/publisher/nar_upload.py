@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import describe_nar
 from nixcache_oci.cache.pack import FIRST_PACK_BYTES, Pack, PackBuilder, fits_pack
-from nixcache_oci.cache.parallel import failing_first
+from nixcache_oci.cache.parallel import task_group
 from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
@@ -27,7 +27,7 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.staging import Nars, StagedNar, StageNar, StagingFolderError, is_large
+from nixcache_oci.publisher.staging import NarStager, StagedNar, StageNar, StagingFolderError, is_large
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
 """In files, all at once; one NAR that is larger is let through alone."""
@@ -96,7 +96,7 @@ class Budget:
 
 async def upload(
     repository: Repository,
-    nars: Nars,
+    stager: NarStager,
     infos: Sequence[PathInfo],
     options: PublishOptions,
     progress: Progress,
@@ -109,9 +109,9 @@ async def upload(
         raise StagingFolderError(
             f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
         ) from None
-    limit = options.packing.max_blob_bytes
+    limit = options.encoding.max_blob_bytes
     with staging as folder:
-        return await Upload(repository, nars, Path(folder), options.jobs, progress, limit).run(
+        return await Upload(repository, stager, Path(folder), options.jobs, progress, limit).run(
             infos, when_staged
         )
 
@@ -121,7 +121,7 @@ class Upload:
 
     Args:
         repository: where to.
-        nars: stages them.
+        stager: stages them.
         folder: an empty one for staged files; at the end of ``run`` it is empty again.
         jobs: how many objects are staged at once.
         progress: is told.
@@ -134,7 +134,7 @@ class Upload:
     def __init__(
         self,
         repository: Repository,
-        nars: Nars,
+        stager: NarStager,
         folder: Path,
         jobs: int,
         progress: Progress,
@@ -142,7 +142,7 @@ class Upload:
     ) -> None:
         self._max_blob_bytes = max_blob_bytes
         self._repository = repository
-        self._nars = nars
+        self._stager = stager
         self._folder = folder
         self._progress = progress
         self._memory = Budget(_MEMORY_BYTES)
@@ -173,7 +173,7 @@ class Upload:
         pushing = self._progress.stage("pushing", "path", len(infos), size)
         try:
             with pushing as self._pushing:
-                async with self._nars.opened(self._folder) as self._stage, failing_first() as group:
+                async with self._stager.opened(self._folder) as self._stage, task_group() as group:
                     # They take longest, and are what the others can hide behind.
                     sending = [group.create_task(self._send_large(info)) for info in large]
                     group.create_task(self._stage_small(info for info in infos if not is_large(info)))

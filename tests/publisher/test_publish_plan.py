@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
-from nixcache_oci.publisher.plan import Plan, find_dependents, is_upstreams, make_plan
+from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents, is_upstreams, make_plan
 from tests.publisher.made_store import made_info, made_path
 
 UPSTREAM = SecretKey("cache.nixos.org-1", bytes(32))
@@ -38,13 +38,13 @@ def listing_of(info: PathInfo, *keys: SecretKey) -> NarInfo:
 
 def plan_of(
     closure: Sequence[PathInfo], listed: Sequence[NarInfo] = (), missing: Sequence[PathInfo] = ()
-) -> Plan:
+) -> PublishPlan:
     by_hash_part = {narinfo.store_path.hash_part: narinfo for narinfo in listed}
     gone = {info.store_path.hash_part for info in missing}
     return make_plan(closure, by_hash_part.get, PUBLIC_KEYS, UPSTREAM_NAMES, gone)
 
 
-def classes(plan: Plan) -> dict[str, list[PathInfo]]:
+def classes(plan: PublishPlan) -> dict[str, list[PathInfo]]:
     return {
         "upstream": list(plan.upstream),
         "cached": list(plan.cached),
@@ -76,7 +76,7 @@ CASES: Mapping[str, tuple[PathInfo, NarInfo | None, str]] = {
 def test_what_becomes_of_a_path(info: PathInfo, listed: NarInfo | None, expected: str) -> None:
     """Design section 4, promise 5: upstreams are told by key name, what is listed by good signatures."""
     plan = plan_of([info], [listed] if listed is not None else [])
-    assert classes(plan) == {**classes(Plan()), expected: [info]}
+    assert classes(plan) == {**classes(PublishPlan()), expected: [info]}
 
 
 FOREIGN = {
@@ -90,27 +90,27 @@ FOREIGN = {
 @pytest.mark.parametrize("listed", FOREIGN.values(), ids=FOREIGN)
 def test_only_what_the_store_vouches_for_is_signed(listed: NarInfo) -> None:
     """Whoever can write to the registry could otherwise have a NAR of their own signed by the publisher."""
-    assert classes(plan_of([A], [listed])) == classes(Plan(push=(A,)))
+    assert classes(plan_of([A], [listed])) == classes(PublishPlan(push=(A,)))
 
 
 def test_what_an_upstream_does_not_have_is_ours() -> None:
     """An upstream may have signed a path and lost it: then it is treated as any other."""
     a, b, c = (signed(made_info(seed), UPSTREAM) for seed in "abc")
     plan = plan_of([a, b, c], [listing_of(b, OURS, SECOND)], missing=[a, b])
-    assert classes(plan) == classes(Plan(upstream=(c,), cached=(b,), push=(a,)))
+    assert classes(plan) == classes(PublishPlan(upstream=(c,), cached=(b,), push=(a,)))
 
 
 def test_without_keys_everything_listed_is_cached() -> None:
     """A cache without signatures is one, too."""
     plan = make_plan([A], {A.store_path.hash_part: listing_of(OTHER_BUILD)}.get, (), frozenset())
-    assert plan == Plan(cached=(A,))
+    assert plan == PublishPlan(cached=(A,))
 
 
 def test_without_upstream_names_all_is_ours() -> None:
     """Who names no upstream's key publishes the whole closure."""
     info = signed(A, UPSTREAM)
     assert not is_upstreams(info, frozenset())
-    assert make_plan([info], lambda _: None, PUBLIC_KEYS, frozenset()) == Plan(push=(info,))
+    assert make_plan([info], lambda _: None, PUBLIC_KEYS, frozenset()) == PublishPlan(push=(info,))
 
 
 WAYS = ("push", "upstream", "cached", "relist", "foreign", "missing")
@@ -121,7 +121,7 @@ def test_every_path_is_in_one_class_and_in_order(ways: list[str]) -> None:
     """Nothing is lost or done twice, and references stay first."""
     closure: list[PathInfo] = []
     listed: list[NarInfo] = []
-    expected: dict[str, list[PathInfo]] = classes(Plan())
+    expected: dict[str, list[PathInfo]] = classes(PublishPlan())
     missing: list[PathInfo] = []
     for number, way in enumerate(ways):
         references = [str(number - 1)] if number else []
@@ -152,9 +152,9 @@ def test_what_is_gone_is_pushed_in_order() -> None:
         made_info("d", references="c"),
     )
     kept = (d, listing_of(d))
-    plan = Plan(cached=(a,), relist=((b, listing_of(b)), kept), push=(c,))
+    plan = PublishPlan(cached=(a,), relist=((b, listing_of(b)), kept), push=(c,))
     again = plan.pushing({a.store_path.base_name, b.store_path.base_name, made_path("x").base_name})
-    assert again == Plan(relist=(kept,), push=(a, b, c))
+    assert again == PublishPlan(relist=(kept,), push=(a, b, c))
     assert plan.pushing(set()) == plan
 
 

@@ -19,7 +19,7 @@ FindListed = Callable[[HashPart], NarInfo | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PublishPlan:
     """What becomes of each path, references first.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
         """Bytes of the NARs to be sent, uncompressed."""
         return sum(info.nar_size for info in self.push)
 
-    def pushing(self, gone: AbstractSet[str]) -> "Plan":
+    def pushing(self, gone: AbstractSet[str]) -> "PublishPlan":
         """Send what was counted on, and is not there any more; base names."""
         counted_on = [*self.cached, *(info for info, _ in self.relist)]
         again = [info for info in counted_on if info.store_path.base_name in gone]
@@ -70,7 +70,7 @@ def make_plan(
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
     missing_upstream: AbstractSet[HashPart] = frozenset(),
-) -> Plan:
+) -> PublishPlan:
     """Decide.
 
     Args:
@@ -97,7 +97,7 @@ def make_plan(
         else:
             # Where another NAR is listed, only its registry vouches for it: that is never signed, ours is.
             push.append(info)
-    return Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push))
+    return PublishPlan(tuple(upstream), tuple(cached), tuple(relist), tuple(push))
 
 
 def is_upstreams(info: PathInfo | NarInfo, key_names: AbstractSet[str]) -> bool:

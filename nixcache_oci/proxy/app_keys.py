@@ -9,12 +9,12 @@ from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.connections import Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.guard import HostGuard
-from nixcache_oci.proxy.joined_refreshes import JoinedRefreshes
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 CONFIG = web.AppKey("config", ProxyConfig)
@@ -29,6 +29,6 @@ NAR_STREAMS = web.AppKey("nar_streams", NarStreams)
 PACKS = web.AppKey("packs", PackCache)
 REPOSITORY = web.AppKey("repository", Repository)
 UPSTREAMS = web.AppKey("upstreams", Upstreams)
-REFRESHES = web.AppKey("refreshes", JoinedRefreshes)
+REFRESHES = web.AppKey("refreshes", RefreshCoalescer)
 SIGNATURES = web.AppKey("signatures", SignatureUnion)
 STARTED = web.AppKey("started", float)

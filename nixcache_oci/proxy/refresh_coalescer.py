@@ -16,7 +16,7 @@ class Refreshable(Protocol):
         """Look at the repository now."""
 
 
-class JoinedRefreshes:
+class RefreshCoalescer:
     """Refreshes an index, for any number of clients.
 
     Args:

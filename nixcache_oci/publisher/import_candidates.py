@@ -1,4 +1,4 @@
-"""What another binary cache has to offer an import: its narinfos, and what is wrong with some of them."""
+"""What another binary cache offers to an import: its narinfos, and what is wrong with some of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,7 +14,7 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.plan import is_upstreams
+from nixcache_oci.publisher.publish_plan import is_upstreams
 
 _REQUESTS_AT_ONCE: Final = 16
 # Of what does not compress, a little is added by every method.
@@ -23,7 +23,7 @@ _MOST_ADDED_SHARE: Final = 16
 
 
 @dataclass(slots=True)
-class Offer:
+class Candidates:
     """What is there.
 
     Attributes:
@@ -51,14 +51,14 @@ class Offer:
         return named - self.narinfos.keys()
 
 
-async def read_offer(
+async def read_candidates(
     source: BinaryCache,
     wanted: Iterable[StorePath | HashPart],
     store_dir: str,
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
     progress: Progress = SILENT,
-) -> Offer:
+) -> Candidates:
     """Read the narinfos of these closures, or all that there are.
 
     Args:
@@ -72,20 +72,20 @@ async def read_offer(
     Raises:
         UpstreamError: the source could not be read.
     """
-    reader = _Reader(source, store_dir, keys, upstream_key_names)
+    reader = _ClosureReader(source, store_dir, keys, upstream_key_names)
     level = {_part(one): str(one) for one in wanted}
     if not level:
         for name in await source.list_names() or []:
             try:
                 level[HashPart(name)] = name
             except FormatError as error:
-                reader.offer.bad[f"{name}.narinfo"] = str(error)
+                reader.candidates.bad[f"{name}.narinfo"] = str(error)
     with progress.stage(f"reading {source.name}", "narinfo") as stage:
         await reader.read(level, stage)
-    return reader.offer
+    return reader.candidates
 
 
-class _Reader:
+class _ClosureReader:
     """Follows references, level by level."""
 
     def __init__(
@@ -100,7 +100,7 @@ class _Reader:
         self._keys = keys
         self._upstream_key_names = upstream_key_names
         self._asked: set[HashPart] = set()
-        self.offer = Offer()
+        self.candidates = Candidates()
 
     async def read(self, level: Mapping[HashPart, str], stage: Stage) -> None:
         wanted = dict(level)
@@ -129,12 +129,12 @@ class _Reader:
         except (FormatError, UpstreamNotFoundError) as error:
             self._leave_out(part, name, str(error))
             return None
-        self.offer.narinfos[name] = narinfo
+        self.candidates.narinfos[name] = narinfo
         return narinfo
 
     def _leave_out(self, part: HashPart, name: str, reason: str) -> None:
-        self.offer.bad[name] = reason
-        self.offer.bad_parts.add(part)
+        self.candidates.bad[name] = reason
+        self.candidates.bad_parts.add(part)
 
     def _check(self, narinfo: NarInfo, wanted: str | None) -> None:
         path = narinfo.store_path

@@ -1,8 +1,6 @@
-"""Files that tables are written to: in the index folder, or where that takes no more, elsewhere.
+"""Files for tables: in the index folder, or where that fails, in a temporary file, or in bounded memory.
 
-No reader of a cache is stopped by a disk: what the index folder does not take goes on in an unnamed file in
-the folder for temporary files, and what that does not take in memory, within a bound. What was written until
-then moves along, so that nothing is fetched twice.
+No full disk stops a reader of a cache. What was written so far is copied along, so nothing is fetched twice.
 """
 
 import errno
@@ -23,17 +21,17 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 MOST_MEMORY_BYTES: Final = 256 * 1024 * 1024
-"""Of tables in memory, of one index folder: those of a cache of a quarter of a million paths."""
+"""Tables in memory, per index folder: those of a cache of a quarter of a million paths."""
 
 _PIECE_BYTES: Final = 1024 * 1024
 
 
-class Elsewhere:
-    """Where the tables of one index folder go that it does not take.
+class Fallback:
+    """Memory for tables that an index folder cannot take.
 
     Args:
-        tell: hears why the folder takes no more.
-        most_bytes: that memory takes.
+        tell: receives the reason why the folder cannot take more.
+        most_bytes: limit of memory.
     """
 
     def __init__(self, tell: Callable[[OSError], None], most_bytes: int = MOST_MEMORY_BYTES) -> None:
@@ -42,10 +40,10 @@ class Elsewhere:
         self._lock = Lock()
 
     def take(self, size: int) -> None:
-        """Have some bytes of memory.
+        """Reserve bytes of memory.
 
         Raises:
-            OSError: there are not so many left.
+            OSError: over the limit.
         """
         with self._lock:
             if size > self._left:
@@ -53,30 +51,30 @@ class Elsewhere:
             self._left -= size
 
     def give_back(self, size: int) -> None:
-        """Have had some bytes of memory."""
+        """Release bytes of memory."""
         with self._lock:
             self._left += size
 
 
-class GrowingFile:
-    """A new file that goes on elsewhere where it cannot grow.
+class SpillingFile:
+    """A new file that moves to a fallback when it cannot grow.
 
     Args:
         path: in the index folder.
-        elsewhere: where to go on; None to stay, and fail.
+        fallback: None to fail instead.
 
     Attributes:
         is_kept: whether it is at its path.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
 
-    def __init__(self, path: RootedPath, elsewhere: Elsewhere | None) -> None:
+    def __init__(self, path: RootedPath, fallback: Fallback | None) -> None:
         self.is_kept = True
         self._size = 0
-        self._elsewhere = elsewhere
-        self._others = [_open_temporary, _InMemory] if elsewhere is not None else []
+        self._fallback = fallback
+        self._others = [_open_temporary, _InMemory] if fallback is not None else []
         self._file: FileIO | None = None
         try:
             self._file = _open_new(path)
@@ -87,7 +85,7 @@ class GrowingFile:
         """Append bytes.
 
         Raises:
-            OSError: nothing takes it.
+            OSError: no space anywhere.
         """
         view = memoryview(piece)
         while view:
@@ -101,10 +99,10 @@ class GrowingFile:
         return len(piece)
 
     def map(self) -> mmap.mmap:
-        """Put it on the disk, and map it.
+        """Sync it to disk, and map it.
 
         Raises:
-            OSError: nothing takes it.
+            OSError: no space anywhere.
             FormatError: it is empty.
         """
         if self.is_kept:
@@ -121,7 +119,7 @@ class GrowingFile:
         return mapped
 
     def close(self) -> None:
-        """Close it; a map of it stays."""
+        """Close it; a map of it remains valid."""
         if self._file is not None:
             self._file.close()
 
@@ -131,13 +129,13 @@ class GrowingFile:
         return self._file
 
     def _move(self, error: OSError) -> None:
-        """Go on in the next place that takes all that was written so far."""
-        if self.is_kept and self._elsewhere is not None:
-            self._elsewhere.tell(error)
+        """Continue in the next place that can take all that was written so far."""
+        if self.is_kept and self._fallback is not None:
+            self._fallback.tell(error)
             self.is_kept = False
-        while self._others and self._elsewhere is not None:
+        while self._others and self._fallback is not None:
             try:
-                file = self._others.pop(0)(self._elsewhere)
+                file = self._others.pop(0)(self._fallback)
             except OSError as further:
                 error = further
                 continue
@@ -154,18 +152,18 @@ class GrowingFile:
 
 
 class _InMemory(FileIO):
-    """A file that is in memory alone."""
+    """A file in memory."""
 
-    def __init__(self, elsewhere: Elsewhere) -> None:
+    def __init__(self, fallback: Fallback) -> None:
         if not hasattr(os, "memfd_create"):
             raise OSError(errno.ENOSYS, "this system has no files in memory")
         super().__init__(os.memfd_create("nixcache-oci table"), "w+b")
-        self._elsewhere = elsewhere
+        self._fallback = fallback
         self._taken = 0
 
     def write(self, data: "ReadableBuffer", /) -> int:
         size = memoryview(data).nbytes
-        self._elsewhere.take(size)
+        self._fallback.take(size)
         self._taken += size
         return super().write(data)
 
@@ -174,16 +172,16 @@ class _InMemory(FileIO):
         super().close()
 
     def hand_over(self) -> Callable[[], None]:
-        """Give what has to be called when the memory is no longer used."""
+        """Return what releases the memory."""
         taken, self._taken = self._taken, 0
-        return partial(self._elsewhere.give_back, taken)
+        return partial(self._fallback.give_back, taken)
 
 
 def _open_new(path: RootedPath) -> FileIO:
     return FileIO(path.open_new(), "r+b")
 
 
-def _open_temporary(_elsewhere: Elsewhere) -> FileIO:
+def _open_temporary(_fallback: Fallback) -> FileIO:
     return tempfile.TemporaryFile(buffering=0, prefix="nixcache-oci-")
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.cache import growing_file
-from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
+from nixcache_oci.cache import spilling_file
+from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_inflation import LimitedText
 from nixcache_oci.clients.rooted_path import RootedPath
@@ -48,8 +48,8 @@ def _disks(folder: Path, kept: int, temporary: int) -> Iterator[None]:
         return _Full(folder / name, most)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growing_file, "_open_new", lambda _path: open_full("kept", kept))
-        patch.setattr(growing_file, "_open_temporary", lambda _elsewhere: open_full("temporary", temporary))
+        patch.setattr(spilling_file, "_open_new", lambda _path: open_full("kept", kept))
+        patch.setattr(spilling_file, "_open_temporary", lambda _fallback: open_full("temporary", temporary))
         yield
 
 
@@ -61,7 +61,7 @@ def test_nothing_is_lost_wherever_it_goes(
     told: list[OSError] = []
     content = b"".join(pieces)
     with _disks(tmp_path_factory.mktemp("disks"), kept, temporary):
-        file = GrowingFile(RootedPath(Path("x")), Elsewhere(told.append))
+        file = SpillingFile(RootedPath(Path("x")), Fallback(told.append))
         for piece in pieces:
             assert file.write(piece) == len(piece)
         if content:
@@ -73,13 +73,13 @@ def test_nothing_is_lost_wherever_it_goes(
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """What nothing takes is an error; what is used no more can be used again."""
-    elsewhere = Elsewhere(lambda _error: None, most_bytes=100)
+    elsewhere = Fallback(lambda _error: None, most_bytes=100)
     with _disks(tmp_path, -1, -1):
-        first = GrowingFile(RootedPath(Path("a")), elsewhere)
+        first = SpillingFile(RootedPath(Path("a")), elsewhere)
         first.write(b"x" * 60)
         mapped = first.map()
         first.close()
-        second = GrowingFile(RootedPath(Path("b")), elsewhere)
+        second = SpillingFile(RootedPath(Path("b")), elsewhere)
         with pytest.raises(OSError, match="no memory left for tables"):
             second.write(b"y" * 41)
         second.write(b"y" * 40)
@@ -87,7 +87,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         assert mapped[:] == b"x" * 60
         del mapped
         gc.collect()
-        third = GrowingFile(RootedPath(Path("c")), elsewhere)
+        third = SpillingFile(RootedPath(Path("c")), elsewhere)
         third.write(b"z" * 100)
         third.close()
 
@@ -95,7 +95,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_without_another_place_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """Whoever writes a table for its own sake wants it where it belongs."""
     with _disks(tmp_path, 5, 100):
-        file = GrowingFile(RootedPath(Path("x")), None)
+        file = SpillingFile(RootedPath(Path("x")), None)
         with pytest.raises(OSError, match="No space left"):
             file.write(b"123456")
         file.close()
@@ -104,7 +104,7 @@ def test_without_another_place_a_full_disk_is_an_error(tmp_path: Path) -> None:
 def test_limits_hold_everywhere(tmp_path: Path) -> None:
     """A small blob can inflate to anything; no cache may fill other disks or the memory, either."""
     with _disks(tmp_path, 5, 100):
-        file = GrowingFile(RootedPath(Path("x")), Elsewhere(lambda _error: None))
+        file = SpillingFile(RootedPath(Path("x")), Fallback(lambda _error: None))
         text = LimitedText(file, TableBudget(most_bytes=20))
         text.limit = 10
         text.write(b"x" * 10)

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from nixcache_oci.cache import mending
+from nixcache_oci.cache import index_repair
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import read_listing
@@ -112,7 +112,7 @@ async def test_a_segment_without_its_table_is_left_out() -> None:
 async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry may list thousands of tables of 64 MiB: what is over the limit is as lost as the rest."""
     budget = TableBudget(most_bytes=1000)
-    monkeypatch.setattr(mending, "TableBudget", lambda: budget)
+    monkeypatch.setattr(index_repair, "TableBudget", lambda: budget)
     storage, told = ModelStorage(), list[str]()
     for gone in [await make(storage, [one]) for one in (BASE, ALONE)]:
         delete(storage, gone)

@@ -26,10 +26,16 @@ from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import MakeRecords
-from nixcache_oci.publisher.import_reading import Offer
-from nixcache_oci.publisher.import_staging import CopiedNars
+from nixcache_oci.publisher.import_candidates import Candidates
+from nixcache_oci.publisher.import_staging import CopyNarStager
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import FindListed, Plan, find_dependents, is_signed_by_all, is_upstreams
+from nixcache_oci.publisher.publish_plan import (
+    FindListed,
+    PublishPlan,
+    find_dependents,
+    is_signed_by_all,
+    is_upstreams,
+)
 from nixcache_oci.publisher.published import Published
 
 _REQUESTS_AT_ONCE: Final = 16
@@ -44,7 +50,7 @@ class ImportPlan:
         left_out: why each of the others is not taken, by base name, or by what else names it.
     """
 
-    plan: Plan
+    plan: PublishPlan
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -78,19 +84,19 @@ class Importer:
         self._narinfos = dict[StorePath, NarInfo]()
         self._planned: Contents | None = None
 
-    async def plan(self, offer: Offer) -> ImportPlan:
+    async def plan(self, candidates: Candidates) -> ImportPlan:
         """Decide what becomes of what is offered; nothing is sent.
 
         Raises:
             Error: an upstream or the repository could not answer.
         """
-        self._narinfos = {narinfo.store_path: narinfo for narinfo in offer.narinfos.values()}
+        self._narinfos = {narinfo.store_path: narinfo for narinfo in candidates.narinfos.values()}
         reader = ContentsReader(self._repository, self._folder, self._progress)
         contents = self._planned = await reader.read()
-        missing = await self._find_missing_references(offer, contents.find)
+        missing = await self._find_missing_references(candidates, contents.find)
         return await asyncio.to_thread(
             make_import_plan,
-            offer,
+            candidates,
             missing,
             contents.find,
             self._options.public_keys,
@@ -114,16 +120,16 @@ class Importer:
 
         return await self._committer(with_roots).publish(plan.plan, self._planned)
 
-    def warn_of_doubts(self, plan: Plan) -> None:
+    def warn_of_doubts(self, plan: PublishPlan) -> None:
         """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
         self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
 
     def _committer(self, make_records: MakeRecords) -> Committer:
         options = self._options
-        nars = CopiedNars(self._source, self._narinfos, options.jobs, options.packing.max_blob_bytes)
-        return Committer(self._repository, self._folder, nars, make_records, options, self._progress)
+        stager = CopyNarStager(self._source, self._narinfos, options.jobs, options.encoding.max_blob_bytes)
+        return Committer(self._repository, self._folder, stager, make_records, options, self._progress)
 
-    async def _find_missing_references(self, offer: Offer, find_listed: FindListed) -> set[str]:
+    async def _find_missing_references(self, candidates: Candidates, find_listed: FindListed) -> set[str]:
         """Find what is referred to, and is neither offered, nor listed, nor upstream; base names."""
 
         async def find(base_name: str) -> str | None:
@@ -135,14 +141,14 @@ class Importer:
             except UpstreamError as error:
                 raise Error(f"no upstream could say whether it has {base_name}: {error}") from None
 
-        absent = sorted(offer.absent)
+        absent = sorted(candidates.absent)
         with self._progress.stage("looking upstream", "path", len(absent)) as stage:
             answers = await run_all(map(find, absent), _REQUESTS_AT_ONCE, stage)
         return {base_name for base_name in answers if base_name is not None}
 
 
 def make_import_plan(
-    offer: Offer,
+    candidates: Candidates,
     missing: AbstractSet[str],
     find_listed: FindListed,
     keys: Sequence[PublicKey],
@@ -153,23 +159,23 @@ def make_import_plan(
     What is listed is not sent again, unless our signature is to be added: that wants a look at its NAR.
 
     Args:
-        offer: of the source.
+        candidates: of the source.
         missing: what is referred to, and nobody has; base names.
         find_listed: looks a narinfo up.
         keys: what every listed path is to be signed with.
         upstream_key_names: who signs what clients get elsewhere.
     """
-    infos = {name: path_info(narinfo) for name, narinfo in offer.narinfos.items()}
+    infos = {name: path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
     ordered = order_by_references(infos.values())
     listed = {info.store_path: find_listed(info.store_path.hash_part) for info in ordered}
-    left_out = dict(offer.bad)
-    bad = {name for name in offer.bad_references if find_listed(HashPart.of(name)) is None}
-    candidates = [
+    left_out = dict(candidates.bad)
+    bad = {name for name in candidates.bad_references if find_listed(HashPart.of(name)) is None}
+    unlisted = [
         info
         for info in ordered
         if listed[info.store_path] is None and not is_upstreams(info, upstream_key_names)
     ]
-    for base_name, cause in find_dependents(candidates, bad | missing).items():
+    for base_name, cause in find_dependents(unlisted, bad | missing).items():
         why = "which nobody has" if cause in missing else "which is not imported"
         left_out[base_name] = f"it refers to {cause}, {why}"
     upstream: list[PathInfo] = []
@@ -187,13 +193,13 @@ def make_import_plan(
             push.append(info)
         elif fingerprint(there) != fingerprint(info):
             cached.append(info)  # another build of it, by which clients are served as well
-        elif can_unpack(offer.narinfos[base_name].compression) and not is_signed_by_all(there, keys):
+        elif can_unpack(candidates.narinfos[base_name].compression) and not is_signed_by_all(there, keys):
             push.append(info)
         elif set(info.sigs) <= set(there.sigs):
             cached.append(info)
         else:
             relist.append((info, replace(there, sigs=tuple(dict.fromkeys((*there.sigs, *info.sigs))))))
-    plan = Plan(tuple(upstream), tuple(cached), tuple(relist), tuple(push), is_from_store=False)
+    plan = PublishPlan(tuple(upstream), tuple(cached), tuple(relist), tuple(push), is_from_store=False)
     return ImportPlan(plan, left_out)
 
 
