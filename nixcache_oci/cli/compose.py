@@ -21,8 +21,8 @@ from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
-from nixcache_oci.settings.table import ALL_VARIABLES, LOG_LEVEL
-from nixcache_oci.settings.variable import Values, unknown_variables
+from nixcache_oci.settings.values import Values, unknown_variables
+from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL
 
 try:
     import uvloop

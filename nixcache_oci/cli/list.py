@@ -26,7 +26,7 @@ from nixcache_oci.cli.console import complain, say_json_text
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 JsonObject = dict[str, object]
 

@@ -19,11 +19,11 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.values import Values, add_flags
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -56,7 +56,7 @@ def add_parser(subparsers: SubParsers) -> None:
     for one in (create, show, remove):
         add_view_flags(one)
     for one in (create, remove):
-        add_flags(one, (table.MAX_LAYERS, table.MAX_BLOB_BYTES))
+        add_flags(one, (variables.MAX_LAYERS, variables.MAX_BLOB_BYTES))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -143,7 +143,7 @@ class _Change:
 
 async def _write(values: Values, records: Sequence[PinningRecord], relisted: Relisted) -> None:
     location = repository_config(values)
-    environment = values.merged_environment(table.REPOSITORY_VARIABLES)
+    environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)
     try:
         await write_pinning(
@@ -151,7 +151,7 @@ async def _write(values: Values, records: Sequence[PinningRecord], relisted: Rel
             records,
             repository_source(location, values),
             relisted,
-            max_layers=values.get(table.MAX_LAYERS),
+            max_layers=values.get(variables.MAX_LAYERS),
             max_blob_bytes=max_blob_bytes(values, location),
         )
     finally:

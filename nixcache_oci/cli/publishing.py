@@ -38,20 +38,20 @@ from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.plan import Plan
 from nixcache_oci.publisher.publish import Publisher
 from nixcache_oci.publisher.published import Published
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
-from nixcache_oci.settings.variable import Values, Variable, add_flags
+from nixcache_oci.settings.values import Values, Variable, add_flags
 
 VARIABLES: Final = (
-    *table.REPOSITORY_VARIABLES,
-    *table.PUBLISH_VARIABLES,
-    table.UPSTREAM,
-    table.UPSTREAM_FILE,
-    table.LOG_LEVEL,
+    *variables.REPOSITORY_VARIABLES,
+    *variables.PUBLISH_VARIABLES,
+    variables.UPSTREAM,
+    variables.UPSTREAM_FILE,
+    variables.LOG_LEVEL,
 )
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
@@ -185,14 +185,14 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         verify_upstream=arguments.verify_upstream,
         packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
-        max_layers=values.get(table.MAX_LAYERS),
+        max_layers=values.get(variables.MAX_LAYERS),
         is_strict=arguments.strict,
         source=actions.source if actions is not None else None,
         repository_source=repository_source(location, values),
     )
     return PublishSettings(
         location=location,
-        environment=values.merged_environment(table.REPOSITORY_VARIABLES),
+        environment=values.merged_environment(variables.REPOSITORY_VARIABLES),
         nix_environment=nix_environment(values),
         options=options,
         upstreams=upstream_urls(values),

@@ -5,9 +5,9 @@ from pathlib import Path
 import platformdirs
 
 from nixcache_oci.cache.index_folder import NOWHERE
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository import APPLICATION
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 
 def index_dir(values: Values) -> Path:
@@ -18,7 +18,7 @@ def index_dir(values: Values) -> Path:
     """
     # systemd.exec(5), CacheDirectory=: several folders are joined by colons; ours comes first.
     of_service = values.environment.get("CACHE_DIRECTORY", "").partition(":")[0]
-    given = values.get(table.INDEX_DIR)
+    given = values.get(variables.INDEX_DIR)
     if given is not None:
         return given
     if of_service:

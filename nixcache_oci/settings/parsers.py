@@ -16,7 +16,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
-from nixcache_oci.settings.variable import shown
+from nixcache_oci.settings.values import shown
 
 MAX_PORT: Final = 65535
 MIN_INDEX_TTL_SECONDS: Final = 1

@@ -6,9 +6,9 @@ from typing import Final
 
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 # Source: GitHub's documentation, "Working with the Container registry".
 _GHCR: Final = "ghcr.io"
@@ -23,8 +23,8 @@ def signing_keys(values: Values) -> tuple[SecretKey, ...]:
         UsageError: a file that cannot be read or holds no key, or two keys of one name.
     """
     keys: dict[str, SecretKey] = {}
-    of_environment = values.get(table.SIGNING_KEY)
-    found = [_read_key(path) for path in values.get(table.SIGNING_KEY_FILE)]
+    of_environment = values.get(variables.SIGNING_KEY)
+    found = [_read_key(path) for path in values.get(variables.SIGNING_KEY_FILE)]
     for key in [*found, *([of_environment] if of_environment is not None else [])]:
         if keys.setdefault(key.name, key) != key:
             raise UsageError(
@@ -39,13 +39,13 @@ def nix_environment(values: Values) -> dict[str, str]:
     Raises:
         UsageError: one is to be passed on that may not be.
     """
-    values.get(table.PASS_ENV)
-    return values.merged_environment((table.PASS_ENV,))
+    values.get(variables.PASS_ENV)
+    return values.merged_environment((variables.PASS_ENV,))
 
 
 def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
     """Tell what the registry takes as one blob; None for any size."""
-    given = values.get(table.MAX_BLOB_BYTES)
+    given = values.get(variables.MAX_BLOB_BYTES)
     if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
         return _GHCR_MAX_BLOB_BYTES
     return given
@@ -56,7 +56,7 @@ def _read_key(path: Path) -> SecretKey:
         with path.open("rb") as file:
             content = file.read(_MAX_KEY_BYTES)
     except OSError as error:
-        raise UsageError(f"{table.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
+        raise UsageError(f"{variables.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
     # Some shells save what is redirected to a file in UTF-16.
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if is_utf16 else "utf-8", errors="replace")
@@ -64,5 +64,5 @@ def _read_key(path: Path) -> SecretKey:
         return SecretKey.parse(text)
     except FormatError as error:
         raise UsageError(
-            f"{table.SIGNING_KEY_FILE.name}: {path}: {error}; nixcache-oci keygen makes a pair"
+            f"{variables.SIGNING_KEY_FILE.name}: {path}: {error}; nixcache-oci keygen makes a pair"
         ) from None

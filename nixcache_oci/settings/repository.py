@@ -11,8 +11,8 @@ from nixcache_oci.clients.credentials import is_github
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
-from nixcache_oci.settings.table import IMAGE, REGISTRY, REPO
-from nixcache_oci.settings.variable import Values, shown
+from nixcache_oci.settings.values import Values, shown
+from nixcache_oci.settings.variables import IMAGE, REGISTRY, REPO
 
 APPLICATION: Final = "nixcache-oci"
 

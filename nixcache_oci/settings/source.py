@@ -1,13 +1,13 @@
 """Which GitHub repository a cache belongs to, for the annotation by which GHCR links a package to it."""
 
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 
 def repository_source(location: RepositoryConfig, values: Values) -> str | None:
     """Give the address of the repository; None where the cache belongs to none."""
-    repo = values.get(table.REPO)
+    repo = values.get(variables.REPO)
     # Of another depth it is the name in some registry alone.
     if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
         return None

@@ -5,8 +5,8 @@ from typing import Final
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError, UsageError
-from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.values import Values
 
 MAX_FILE_BYTES: Final = 64 * 1024
 
@@ -17,13 +17,13 @@ def upstream_urls(values: Values) -> tuple[str, ...]:
     Raises:
         UsageError: a URL or the file cannot be used; nothing of the file is repeated.
     """
-    urls = {str(parse_upstream(url)): url for url in values.get(table.UPSTREAM)}
-    path = values.get(table.UPSTREAM_FILE)
+    urls = {str(parse_upstream(url)): url for url in values.get(variables.UPSTREAM)}
+    path = values.get(variables.UPSTREAM_FILE)
     if path is not None:
         try:
             urls |= {str(parse_upstream(url)): url for url in parse_upstream_file(_read(path))}
         except FormatError as error:
-            raise UsageError(f"{table.UPSTREAM_FILE.name}: {path}: {error}") from None
+            raise UsageError(f"{variables.UPSTREAM_FILE.name}: {path}: {error}") from None
     return tuple(urls.values())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from nixcache_oci.cli.main import VERBS, main
 from nixcache_oci.errors import Error, RegistryError, UsageError
-from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 
 _NO_REPOSITORY = (
     "NIXCACHE_REGISTRY names a registry, but not which repository in it: "

@@ -67,8 +67,8 @@ from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError, parse_range
 from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
-from nixcache_oci.settings.table import ALL_VARIABLES
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
+from nixcache_oci.settings.variables import ALL_VARIABLES
 
 Check = Callable[[bytes], bool]
 Value = TypeVar("Value")

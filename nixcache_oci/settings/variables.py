@@ -7,7 +7,7 @@ from typing import Final
 
 from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
-from nixcache_oci.settings.variable import Variable
+from nixcache_oci.settings.values import Variable
 
 REPO: Final = Variable(
     name="NIXCACHE_REPO",
