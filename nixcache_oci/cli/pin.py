@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
+from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
-from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
