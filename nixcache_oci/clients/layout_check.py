@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
 
@@ -52,7 +52,7 @@ class FileChecks:
     """Hashes files, and remembers those that were right."""
 
     def __init__(self) -> None:
-        self._right: Memo[Digest, _State] = Memo(_MAX_REMEMBERED)
+        self._right: BoundedCache[Digest, _State] = BoundedCache(_MAX_REMEMBERED)
         self._checks: dict[tuple[Digest, _State], _Check] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 

@@ -16,13 +16,13 @@ from typing import Final
 
 from yarl import URL
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.errors import Failure, HttpError, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.http.upload import Body
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
@@ -47,11 +47,11 @@ class Downloads:
         pushed: digests that are known to be there, though the registry may need a moment to see it.
     """
 
-    def __init__(self, transport: Transport, base: str, pushed: Memo[str, None]) -> None:
+    def __init__(self, transport: Transport, base: str, pushed: BoundedCache[str, None]) -> None:
         self._transport = transport
         self._base = base
         self._pushed = pushed
-        self._sizes: Memo[Digest, int] = Memo(_SIZES_KNOWN)
+        self._sizes: BoundedCache[Digest, int] = BoundedCache(_SIZES_KNOWN)
 
     async def stat(self, digest: Digest) -> int:
         """Tell a blob's size in bytes, by HEAD where the registry's answer to that is enough."""

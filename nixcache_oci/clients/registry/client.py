@@ -12,6 +12,7 @@ from time import monotonic
 
 from yarl import URL
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
 from nixcache_oci.clients.http.one_origin import join
@@ -20,7 +21,6 @@ from nixcache_oci.clients.http.reply import Answer
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.removal import UntaggedVersion
@@ -91,7 +91,7 @@ class Registry:
             is_public=is_public,
         )
         # Just after a push a registry may not know what it took: what is in here is asked for again.
-        self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)
+        self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
         self._sessions_ahead = SessionsAhead(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 

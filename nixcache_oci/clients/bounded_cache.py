@@ -7,7 +7,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Memo(Generic[K, V]):
+class BoundedCache(Generic[K, V]):
     """A map that forgets the oldest entry when it is full.
 
     Args:
