@@ -39,7 +39,7 @@ from nixcache_oci.clients.github.packages import parse_versions
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import read_extent
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.client import parse_tags
@@ -431,7 +431,7 @@ def _check_registry_error(data: bytes) -> bool:
     wait = find_asked_wait(Failure(429, {"retry-after": _text(data)}, data), _NOW)
     assert wait is None or wait >= 0
     headers = CIMultiDictProxy(CIMultiDict({"Location": _text(data), "Retry-After": _text(data)}))
-    assert "\n" not in Answer(307, headers, data).error().reason
+    assert "\n" not in BufferedReply(307, headers, data).error().reason
     return bool(code or message or wait is not None)
 
 

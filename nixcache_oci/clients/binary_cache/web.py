@@ -13,11 +13,11 @@ from yarl import URL
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
 from nixcache_oci.clients.upstream.client import read_narinfo
 from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, open_part, range_headers
-from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, limit_all, upstream_errors
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
 
@@ -27,7 +27,7 @@ _STALL_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 30.0  # for a whole narinfo
 _MOST_TOTAL_BYTES: Final = 128 * 1024 * 1024  # of all narinfos: some 200,000, for references may never end
 _NAR_SECONDS: Final = 300.0  # for a NAR's head, and for its first byte, as Nix itself waits
-_LIMITS: Final = limit_all(_ANSWER_SECONDS)
+_LIMITS: Final = uniform_timeouts(_ANSWER_SECONDS)
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class WebCache:
 
         async def open_from(start: int, end: int | None, validator: str) -> tuple[Reply, NarHead]:
             seconds = _STALL_SECONDS if start else _NAR_SECONDS
-            limits = Limits(seconds, seconds, _STALL_SECONDS, AGAIN_SECONDS)
+            limits = Timeouts(seconds, seconds, _STALL_SECONDS, AGAIN_SECONDS)
             wanted = range_headers(start, end, validator)
             return await open_part(self._http, self._upstream, address, limits, start, end, wanted)
 

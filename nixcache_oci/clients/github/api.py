@@ -22,10 +22,10 @@ from nixcache_oci.clients.credentials import (
     is_github,
     is_loopback,
 )
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError
-from nixcache_oci.clients.http.one_origin import OneOrigin, limit_document
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import RegistryError, UsageError
@@ -89,7 +89,7 @@ class GithubApi:
         self._base = URL(base_url, encoded=True)
         self._credentials = credentials
         self._policy = policy
-        self._http = HttpClient(limit_document(stall_seconds))
+        self._http = HttpClient(document_timeouts(stall_seconds))
 
     async def close(self) -> None:
         """End all connections."""
@@ -99,7 +99,7 @@ class GithubApi:
         """Give the address of a path, which is already encoded and begins with a slash."""
         return URL(f"{self._base}{path}", encoded=True)
 
-    async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> Answer:
+    async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> BufferedReply:
         """Send a request, with as many tries as are allowed.
 
         Args:
@@ -119,7 +119,7 @@ class GithubApi:
             )
         if url.origin() != self._base.origin():  # where a page says that the next one is
             raise RegistryError(f"{operation}: GitHub's API redirects to another server, {url.origin()}")
-        request = Request(method, url, _HEADERS, follows=False)
+        request = HttpRequest(method, url, _HEADERS, follows=False)
         tries = Tries(self._policy)
         while True:
             try:
@@ -130,7 +130,9 @@ class GithubApi:
                     # The reason is in its text.
                     raise _explain(operation, cause, end, credentials.source) from None
 
-    async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
+    async def _ask_once(
+        self, request: HttpRequest, credentials: Credentials, accepts: frozenset[int]
+    ) -> BufferedReply:
         rules = OneOrigin(f"Bearer {credentials.password}", allows_http=self._base.scheme == "http")
         reply = await self._http.send(request, rules)
         answer = await reply.take(_MOST_BYTES + 1)

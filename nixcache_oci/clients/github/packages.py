@@ -21,7 +21,7 @@ from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.github.api import GithubApi, needed_rights
 from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import join
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.removal import UntaggedVersion
@@ -212,7 +212,7 @@ class GithubPackages:
                 raise FormatError(f"the list has over {_MOST_VERSIONS} versions, or {_MOST_BYTES} bytes")
         return versions
 
-    async def _fetch_first_page(self, operation: str) -> tuple[URL, Answer]:
+    async def _fetch_first_page(self, operation: str) -> tuple[URL, BufferedReply]:
         """Find out what kind of owner it is, by the addresses of both."""
         for kind in _KINDS:
             self._kind = kind

@@ -27,7 +27,7 @@ from nixcache_oci.clients.http.public_address import (
     is_public,
     spells_private,
 )
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
 from nixcache_oci.clients.http.upload import Body, UploadProgress
 
@@ -65,7 +65,7 @@ class Rules(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HttpRequest:
     """One request.
 
     Attributes:
@@ -99,7 +99,7 @@ class HttpClient:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: Timeouts,
         *,
         connect_seconds: float = CONNECT_SECONDS,
         connect_seconds_in_all: float = CONNECT_SECONDS_IN_ALL,
@@ -122,10 +122,10 @@ class HttpClient:
 
     async def send(
         self,
-        request: Request,
+        request: HttpRequest,
         rules: Rules,
         *,
-        limits: Limits | None = None,
+        limits: Timeouts | None = None,
         on_connect: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Send a request and follow its redirects; an upload is limited by its progress.
@@ -160,7 +160,7 @@ class HttpClient:
         return await session.connector.connect(request, [], self._timeout)
 
     async def _follow(
-        self, request: Request, rules: Rules, limits: Limits, on_connect: Callable[[], None]
+        self, request: HttpRequest, rules: Rules, limits: Timeouts, on_connect: Callable[[], None]
     ) -> Reply:
         url, is_elsewhere, is_guarded = request.url, request.is_elsewhere, request.is_guarded
         for _ in range(MOST_REDIRECTS + 1):
@@ -200,10 +200,10 @@ class HttpClient:
 
     async def _send_once(
         self,
-        request: Request,
+        request: HttpRequest,
         url: URL,
         headers: dict[str, str],
-        limits: Limits,
+        limits: Timeouts,
         on_connect: Callable[[], None],
         *,
         is_guarded: bool,

@@ -12,7 +12,7 @@ from yarl import URL
 
 from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.fresh import SILENT_SECONDS
-from nixcache_oci.clients.http.reply import Limits
+from nixcache_oci.clients.http.reply import Timeouts
 from nixcache_oci.clients.http.url import KEEPING_METHOD_STATUSES, REDIRECT_STATUSES, parse_url
 
 _BLOB_STALLS: Final = 10  # a blob's head may take as long as Nix waits: 300 s
@@ -74,13 +74,13 @@ def join(url: URL, location: str) -> URL:
     raise HttpError.final("the address that the answer refers to is not a plain http or https URL")
 
 
-def limit_document(stall_seconds: float) -> Limits:
+def document_timeouts(stall_seconds: float) -> Timeouts:
     """Make the limits for what is small: it is tried anew within the time that its head may take."""
     again = max(SILENT_SECONDS, stall_seconds / _DOCUMENT_TRIES)
-    return Limits(stall_seconds, stall_seconds, stall_seconds, again)
+    return Timeouts(stall_seconds, stall_seconds, stall_seconds, again)
 
 
-def limit_blob(stall_seconds: float) -> Limits:
+def blob_timeouts(stall_seconds: float) -> Timeouts:
     """Make the limits for a blob's bytes, which storage may have to fetch first."""
     head = stall_seconds * _BLOB_STALLS
-    return Limits(head, head, stall_seconds, max(SILENT_SECONDS, stall_seconds))
+    return Timeouts(head, head, stall_seconds, max(SILENT_SECONDS, stall_seconds))

@@ -39,7 +39,7 @@ _REDIRECTS: Final = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Timeouts:
     """How long an exchange may take, in seconds.
 
     Attributes:
@@ -92,7 +92,7 @@ class MinimumRate:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BufferedReply:
     """An answer with its body.
 
     Attributes:
@@ -167,7 +167,7 @@ class Reply:
     def __init__(
         self,
         response: aiohttp.ClientResponse,
-        limits: Limits,
+        limits: Timeouts,
         *,
         is_elsewhere: bool,
         is_public: bool,
@@ -188,13 +188,13 @@ class Reply:
         # limit begins anew with each byte of them.
         self._is_framed = "Content-Length" not in self.headers or "Transfer-Encoding" in self.headers
 
-    async def take(self, limit: int) -> Answer:
+    async def take(self, limit: int) -> BufferedReply:
         """Read the answer, as ``read`` does, and close it."""
         try:
             body = await self.read(limit)
         finally:
             self.close()
-        return Answer(self.status, self.headers, body, self.is_elsewhere, self.is_public)
+        return BufferedReply(self.status, self.headers, body, self.is_elsewhere, self.is_public)
 
     async def read(self, limit: int) -> bytes:
         """Read the body, up to ``limit`` bytes; more of it is left out.

@@ -20,7 +20,7 @@ from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.errors import Failure, HttpError, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.transport import Call, Transport
@@ -147,7 +147,7 @@ class Downloads:
         )
 
 
-def _is_from_registry(answer: Answer) -> bool:
+def _is_from_registry(answer: BufferedReply) -> bool:
     """Tell whether an answer without a body bears a registry's marks."""
     content_type = answer.headers.get("Content-Type", "")
     return "json" in content_type.lower() or "Docker-Distribution-Api-Version" in answer.headers
@@ -177,14 +177,15 @@ class SessionsAhead:
     def __init__(self, transport: Transport, base: str) -> None:
         self._transport = transport
         self._base = base
-        self._opened: list[tuple[float, asyncio.Task[Answer | None]]] = []  # and when, the oldest first
+        # Each with the time at which it was asked for, the oldest first.
+        self._opened: list[tuple[float, asyncio.Task[BufferedReply | None]]] = []
 
     def prepare(self, count: int) -> None:
         """Begin to open so many, less those that wait already."""
         while len(self._opened) < count:
             self._opened.append((monotonic(), asyncio.create_task(self._open())))
 
-    async def take(self) -> Answer | None:
+    async def take(self) -> BufferedReply | None:
         """Give the answer that opened one to a blob; None where there is none, or the registry refused it."""
         while self._opened:
             begun, opening = self._opened.pop(0)
@@ -199,7 +200,7 @@ class SessionsAhead:
             opening.cancel()
         await asyncio.gather(*openings, return_exceptions=True)
 
-    async def _open(self) -> Answer | None:
+    async def _open(self) -> BufferedReply | None:
         try:
             return await self._transport.fetch_once(_opening("open an upload", self._base))
         except HttpError:
@@ -252,7 +253,7 @@ def _opening(operation: str, base: str) -> Call:
     return Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
 
 
-def _commit(opening: Call, opened: Answer, digest: Digest, body: Body) -> Call:
+def _commit(opening: Call, opened: BufferedReply, digest: Digest, body: Body) -> Call:
     """Make the PUT for a session; what its Location says is kept byte for byte."""
     url = join(opening.url, opened.headers.get("Location", "")).with_fragment(None)
     separator = "&" if url.raw_query_string else "?"

@@ -17,7 +17,7 @@ from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import find_next
@@ -278,7 +278,7 @@ class RegistryRemover:
         await self._registry.close()
 
 
-def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
+def _read_manifest(answer: BufferedReply, asked: Digest | None) -> StoredManifest:
     if len(answer.body) > _MANIFEST_LIMIT:
         raise _too_much(answer, f"it is larger than {_MANIFEST_LIMIT} bytes")
     digest = asked or _stated_digest(answer)
@@ -294,7 +294,7 @@ def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
     return StoredManifest(answer.body, media_type, digest)
 
 
-def _read_tags(answer: Answer, *, room: int, most: int) -> tuple[list[str], Answer]:
+def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str], BufferedReply]:
     """Give the tags of one page, and the answer that tells where the next one is.
 
     Args:
@@ -333,15 +333,15 @@ def parse_tags(body: bytes) -> list[str]:
     return tags
 
 
-def _too_much(answer: Answer, reason: str) -> HttpError:
+def _too_much(answer: BufferedReply, reason: str) -> HttpError:
     return HttpError(Failure(answer.status), reason, is_final=True)
 
 
-def _useless(answer: Answer, reason: str) -> HttpError:
+def _useless(answer: BufferedReply, reason: str) -> HttpError:
     return HttpError(Failure(answer.status), reason)
 
 
-def _stated_digest(answer: Answer) -> Digest | None:
+def _stated_digest(answer: BufferedReply) -> Digest | None:
     """Read Docker-Content-Digest; None where there is none of ours."""
     try:
         return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
@@ -349,7 +349,7 @@ def _stated_digest(answer: Answer) -> Digest | None:
         return None
 
 
-def _next_page(answer: Answer, url: URL) -> URL | None:
+def _next_page(answer: BufferedReply, url: URL) -> URL | None:
     """Find the next page, at the registry itself: no other server knows its tags."""
     target = find_next(answer.headers.getall("Link", []))
     if target is None:

@@ -13,10 +13,10 @@ from typing import Final
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, translated
-from nixcache_oci.clients.http.one_origin import OneOrigin, join, limit_document
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts, join
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.token import Authorizer
@@ -53,12 +53,12 @@ async def greet(reference: RegistryReference) -> Greeting:
     Raises:
         RegistryError: nothing answers, or something else.
     """
-    http = HttpClient(limit_document(_SECONDS))
+    http = HttpClient(document_timeouts(_SECONDS))
     try:
         async with asyncio.timeout(_SECONDS):
             asked = datetime.now(UTC)
             with translated():
-                request = Request("GET", URL(f"{reference.base_url}/v2/"))
+                request = HttpRequest("GET", URL(f"{reference.base_url}/v2/"))
                 reply = await http.send(request, OneOrigin(None, allows_http=reference.plain_http))
                 answered = datetime.now(UTC)
                 try:
@@ -90,9 +90,9 @@ async def find_refusal(
 
     None as well where the registry has no token service: then only a request itself can tell.
     """
-    http = HttpClient(limit_document(_SECONDS))
+    http = HttpClient(document_timeouts(_SECONDS))
 
-    async def ask(request: Request, authorization: str | None) -> Answer:
+    async def ask(request: HttpRequest, authorization: str | None) -> BufferedReply:
         reply = await http.send(request, OneOrigin(authorization, allows_http=reference.plain_http))
         return await reply.take(ERROR_LIMIT)
 

@@ -25,16 +25,16 @@ from nixcache_oci.clients.credentials import (
     CredentialSource,
     may_receive,
 )
-from nixcache_oci.clients.http.client import Request
+from nixcache_oci.clients.http.client import HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import is_temporary
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.reference import RegistryReference
 
-Ask: TypeAlias = Callable[[Request, str | None], Awaitable[Answer]]
+Ask: TypeAlias = Callable[[HttpRequest, str | None], Awaitable[BufferedReply]]
 
 _CLIENT_ID = "nixcache-oci"
 _DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
@@ -294,7 +294,7 @@ class Authorizer:
         reason = "its challenge names no usable address for tokens"
         raise HttpError.final(reason)
 
-    def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[Request, str | None]:
+    def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[HttpRequest, str | None]:
         parameters = self._parameters()
         fields = {"service": parameters["service"]} if "service" in parameters else {}
         fields["scope"] = self._scope
@@ -306,10 +306,10 @@ class Authorizer:
             }
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             body = Body.of(urlencode(fields).encode())
-            return Request("POST", realm, headers, body, follows=False, is_guarded=self._is_guarded), None
+            return HttpRequest("POST", realm, headers, body, follows=False, is_guarded=self._is_guarded), None
         separator = "&" if realm.raw_query_string else "?"
         url = URL(f"{realm.with_fragment(None)}{separator}{urlencode(fields)}", encoded=True)
-        request = Request("GET", url, is_guarded=self._is_guarded)
+        request = HttpRequest("GET", url, is_guarded=self._is_guarded)
         return request, _basic(credentials) if credentials else None
 
 
@@ -321,7 +321,7 @@ def _is_refusal(cause: HttpError) -> bool:
     return cause.is_about_token and cause.failure.status in _REFUSALS and not is_temporary(cause.failure)
 
 
-def _parse_token(answer: Answer, started: float) -> Token:
+def _parse_token(answer: BufferedReply, started: float) -> Token:
     """Read the token service's answer; nothing of it may get into an error's text."""
     try:
         document = json.loads(answer.body)

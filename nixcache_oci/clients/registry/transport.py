@@ -10,11 +10,11 @@ from typing import TypeVar
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, show, translated
-from nixcache_oci.clients.http.one_origin import OneOrigin, limit_blob, limit_document
+from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, document_timeouts
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.errors import Explainer
@@ -93,8 +93,8 @@ class Transport:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
         self._allows_http = reference.plain_http
-        self._http = HttpClient(limit_document(stall_seconds), is_public=is_public)
-        self._blob_limits = limit_blob(stall_seconds)
+        self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
+        self._blob_limits = blob_timeouts(stall_seconds)
         self._storage = Storage(self._http.connect)
         self._tokens = Authorizer(
             self._ask_token_service,
@@ -112,7 +112,7 @@ class Transport:
         await self._tokens.close()
         await self._http.close()
 
-    async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
+    async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
         """Send a call and read at most ``limit`` bytes of its answer, with as many tries as are allowed.
 
         Raises:
@@ -120,7 +120,7 @@ class Transport:
         """
         return await self.fetch_parsed(call, limit, lambda answer: answer)
 
-    async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[Answer], T]) -> T:
+    async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[BufferedReply], T]) -> T:
         """Send a call and read what its answer means; one that is of no use counts as a try that failed.
 
         Args:
@@ -181,7 +181,7 @@ class Transport:
         text = f"{call.operation}: {self._explainer.name}: {show(reason)}"
         return RegistryError(text, status=status, is_temporary=is_temporary)
 
-    async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
+    async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
         """Send a call once, and read its answer.
 
         Raises:
@@ -219,7 +219,7 @@ class Transport:
             return await self._send_once(call, await self._tokens.get(), preconnect)
 
     async def _send_once(self, call: Call, authorization: str | None, preconnect: Preconnect | None) -> Reply:
-        request = Request(
+        request = HttpRequest(
             call.method,
             call.url,
             call.headers,
@@ -235,6 +235,6 @@ class Transport:
     def _preconnect(self) -> AbstractContextManager[Preconnect]:
         return self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
 
-    async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
+    async def _ask_token_service(self, request: HttpRequest, authorization: str | None) -> BufferedReply:
         reply = await self._http.send(request, OneOrigin(authorization, self._allows_http))
         return await reply.take(_TOKEN_LIMIT)
