@@ -12,7 +12,7 @@ from nixcache_oci.cli.interrupt import Interrupted, handling_signals
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover

@@ -18,8 +18,8 @@ import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.forward_proxy import find_proxy
 from nixcache_oci.clients.http.fresh import Freshness, send_fresh
-from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
@@ -28,8 +28,8 @@ from nixcache_oci.clients.http.public_address import (
     spells_private,
 )
 from nixcache_oci.clients.http.reply import Reply, Timeouts
+from nixcache_oci.clients.http.request_body import Body, UploadProgress
 from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
-from nixcache_oci.clients.http.upload import Body, UploadProgress
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS to one address."""

@@ -21,8 +21,8 @@ from nixcache_oci.clients.http.errors import Failure, HttpError, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError

@@ -18,8 +18,8 @@ from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, tr
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport

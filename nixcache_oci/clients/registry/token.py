@@ -28,8 +28,8 @@ from nixcache_oci.clients.credentials import (
 from nixcache_oci.clients.http.client import HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
 from nixcache_oci.clients.http.reply import BufferedReply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import is_temporary
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.reference import RegistryReference

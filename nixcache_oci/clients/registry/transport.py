@@ -15,8 +15,8 @@ from nixcache_oci.clients.http.errors import HttpError, show, translated
 from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, document_timeouts
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.preconnect import Preconnect, Storage
 from nixcache_oci.clients.registry.token import Authorizer

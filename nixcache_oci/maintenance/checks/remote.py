@@ -15,7 +15,7 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.credentials import Credentials, is_github
-from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.http.forward_proxy import find_proxy
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
