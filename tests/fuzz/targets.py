@@ -44,7 +44,7 @@ from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.client import parse_tags
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner, nar_url, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.nar import read_head
+from nixcache_oci.clients.upstream.nar_stream import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.content_address import ContentAddress, is_content_addressed

@@ -16,7 +16,13 @@ from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
 from nixcache_oci.clients.upstream.client import read_narinfo
-from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, open_part, range_headers
+from nixcache_oci.clients.upstream.nar_stream import (
+    ABSENT_STATUSES,
+    NarBody,
+    NarHead,
+    open_part,
+    range_headers,
+)
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart

@@ -31,12 +31,12 @@ from nixcache_oci.clients.upstream.address import (
     render_via,
     rewrite,
 )
-from nixcache_oci.clients.upstream.nar import (
+from nixcache_oci.clients.upstream.nar_client import NarClient
+from nixcache_oci.clients.upstream.nar_stream import (
     ABSENT_STATUSES,
     NarHead,
     NarStream,
 )
-from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
@@ -115,7 +115,7 @@ class Upstreams:
             for upstream in former
             if upstream.key not in self._peers
         }
-        self._nars = Nars(
+        self._nars = NarClient(
             self._http,
             self._peers,
             self._former,
@@ -229,7 +229,7 @@ class Upstreams:
         end: int | None = None,
         via: Chain = (),
     ) -> AbstractAsyncContextManager[NarStream]:
-        """Open a NAR as ``Nars.open`` does."""
+        """Open a NAR as ``NarClient.open`` does."""
         self._refuse_loop(via)
         return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
 

@@ -15,7 +15,14 @@ from yarl import URL
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.reply import Reply
 from nixcache_oci.clients.upstream.address import Upstream, UrlSigner, is_named_by_hash, nar_url
-from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, open_part, range_headers, read_head
+from nixcache_oci.clients.upstream.nar_stream import (
+    NarBody,
+    NarHead,
+    NarStream,
+    open_part,
+    range_headers,
+    read_head,
+)
 from nixcache_oci.clients.upstream.peer import Attempt, Peer
 from nixcache_oci.clients.upstream.rules import ask, uniform_timeouts
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
@@ -23,7 +30,7 @@ from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundErro
 _T = TypeVar("_T")
 
 
-class Nars:
+class NarClient:
     """Opens NARs.
 
     Args:
