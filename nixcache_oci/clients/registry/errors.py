@@ -26,7 +26,7 @@ _ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class RequestContext:
     """Who asked.
 
     Attributes:
@@ -43,7 +43,7 @@ class Asker:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorResponse:
     """What was said.
 
     Attributes:
@@ -67,39 +67,39 @@ class Refusal:
     is_manifest: bool = False
 
 
-def find_remedy(asker: Asker, refusal: Refusal) -> str:
+def find_hint(context: RequestContext, response: ErrorResponse) -> str:
     """Say what to do; an empty string where nothing is known to help."""
-    status = refusal.status
+    status = response.status
     if status is None:
         return ""
-    if refusal.is_limit:
-        return _await_limit(asker)
-    if status in _NO_ROOM or (status >= HTTPStatus.BAD_REQUEST and _says(refusal, *_NO_ROOM_WORDS)):
-        return _make_room(asker, refusal)
-    if refusal.size is not None and (
-        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or refusal.code == "SIZE_INVALID"
+    if response.is_limit:
+        return _await_limit(context)
+    if status in _NO_ROOM or (status >= HTTPStatus.BAD_REQUEST and _says(response, *_NO_ROOM_WORDS)):
+        return _make_room(context, response)
+    if response.size is not None and (
+        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or response.code == "SIZE_INVALID"
     ):
-        return _send_less(refusal)
-    if status in _DENIALS and not refusal.is_elsewhere:
-        return _get_permission(asker, refusal)
-    return _find_registry(asker, refusal) if asker.push and not refusal.is_elsewhere else ""
+        return _send_less(response)
+    if status in _DENIALS and not response.is_elsewhere:
+        return _get_permission(context, response)
+    return _find_registry(context, response) if context.push and not response.is_elsewhere else ""
 
 
-def _says(refusal: Refusal, *words: str) -> bool:
-    message = refusal.message.lower()
+def _says(response: ErrorResponse, *words: str) -> bool:
+    message = response.message.lower()
     return any(word in message for word in words)
 
 
-def _await_limit(asker: Asker) -> str:
-    if asker.source is None:
-        return f"asked anonymously, but credentials may raise the limit: {_set_credentials(asker)}"
-    return "run it again later; what was sent is not sent again" if asker.push else ""
+def _await_limit(context: RequestContext) -> str:
+    if context.source is None:
+        return f"asked anonymously, but credentials may raise the limit: {_set_credentials(context)}"
+    return "run it again later; what was sent is not sent again" if context.push else ""
 
 
-def _make_room(asker: Asker, refusal: Refusal) -> str:
-    if is_github(asker.host) or _says(refusal, "billing"):
-        owner = asker.repository.partition("/")[0]
-        web = _web(asker.host)
+def _make_room(context: RequestContext, response: ErrorResponse) -> str:
+    if is_github(context.host) or _says(response, "billing"):
+        owner = context.repository.partition("/")[0]
+        web = _web(context.host)
         return (
             f"the storage of {owner} is used up or its billing is blocked: see {web}/settings/billing (of an "
             f"organization: {web}/organizations/{owner}/settings/billing); public packages need no quota"
@@ -107,62 +107,60 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
     return "the registry has no room left: remove what is not needed there, or let its owner raise the quota"
 
 
-def _send_less(refusal: Refusal) -> str:
-    if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return (
-            f"{refusal.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
-        )
+def _send_less(response: ErrorResponse) -> str:
+    if response.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return f"{response.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
-        if refusal.is_manifest
+        if response.is_manifest
         else "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults): packs and tables stay "
         "below it, and a path that is larger by itself is named and left out"
     )
     return (
-        f"it has {refusal.size} bytes, more than the registry or a server in front of it takes: raise that "
+        f"it has {response.size} bytes, more than the registry or a server in front of it takes: raise that "
         f"limit (client_max_body_size of nginx), or {setting}"
     )
 
 
-def _get_permission(asker: Asker, refusal: Refusal) -> str:
-    if asker.source is None:
-        need = "pushing needs credentials" if asker.push else "a private repository needs credentials"
-        return f"asked anonymously, and {need}: {_set_credentials(asker)}"
-    asked = f"asked with {asker.source}"
-    permission = "write" if asker.push else "read"
-    at_github = _find_github_permission(asker, refusal, permission)
+def _get_permission(context: RequestContext, response: ErrorResponse) -> str:
+    if context.source is None:
+        need = "pushing needs credentials" if context.push else "a private repository needs credentials"
+        return f"asked anonymously, and {need}: {_set_credentials(context)}"
+    asked = f"asked with {context.source}"
+    permission = "write" if context.push else "read"
+    at_github = _find_github_permission(context, response, permission)
     if at_github:
         return f"{asked}, {at_github}"
-    if refusal.is_about_token:
+    if response.is_about_token:
         asked += ", which is wrong or has expired, or lacks a right: renew it; it"
     else:
         asked += ", which"
-    if is_github(asker.host):
+    if is_github(context.host):
         return (
-            f"{asked} needs {_github_right(permission)}, and the package must be open to it: {_open(asker)}"
+            f"{asked} needs {_github_right(permission)}, and the package must be open to it: {_open(context)}"
         )
     return f"{asked} needs {permission} access to this repository"
 
 
-def _find_github_permission(asker: Asker, refusal: Refusal, permission: str) -> str:
+def _find_github_permission(context: RequestContext, response: ErrorResponse, permission: str) -> str:
     """Read GHCR's words; an empty string where they say nothing."""
-    if _says(refusal, "write_package", "read_package"):
+    if _says(response, "write_package", "read_package"):
         return (
             "and the package is linked to another repository or was first pushed manually: "
-            f"{_open(asker)}; besides, it needs {_github_right(permission)}"
+            f"{_open(context)}; besides, it needs {_github_right(permission)}"
         )
-    if _says(refusal, "installation not allowed"):
+    if _says(response, "installation not allowed"):
         return (
             f"and the workflow needs permissions: packages: {permission} (a pull request from a fork never "
             "has it, and an organization may forbid new packages)"
         )
-    if _says(refusal, "expected scopes"):
+    if _says(response, "expected scopes"):
         return f"and the token lacks a scope: make a classic personal one with {permission}:packages"
-    if _says(refusal, "saml"):
+    if _says(response, "saml"):
         return (
-            f"and the organization requires it to be authorized for SSO: {_web(asker.host)}/settings/tokens"
+            f"and the organization requires it to be authorized for SSO: {_web(context.host)}/settings/tokens"
         )
-    if _says(refusal, "cannot be authenticated"):
+    if _says(response, "cannot be authenticated"):
         return f"which is wrong or has expired: renew it, with {_github_right(permission)}"
     return ""
 
@@ -174,12 +172,12 @@ def _github_right(permission: str) -> str:
     )
 
 
-def _open(asker: Asker) -> str:
+def _open(context: RequestContext) -> str:
     """Say where a package is opened to a repository; the two kinds of owner have two addresses."""
-    owner, _, package = asker.repository.partition("/")
-    role = "Write" if asker.push else "Read"
+    owner, _, package = context.repository.partition("/")
+    role = "Write" if context.push else "Read"
     return (
-        f"Package settings, Manage Actions access, add the repository with role {role}, at {_web(asker.host)}"
+        f"Package settings, Manage Actions access, add the repository with role {role}, at {_web(context.host)}"
         f"/orgs/{owner}/packages/container/{quote(package, safe='')}/settings (of a user: /users/ for /orgs/)"
     )
 
@@ -192,23 +190,23 @@ def _web(host: str) -> str:
     return "https://github.com"
 
 
-def _set_credentials(asker: Asker) -> str:
+def _set_credentials(context: RequestContext) -> str:
     ways = [TOKEN_FILE_VARIABLE]
-    if is_github(asker.host) or is_loopback(asker.host):
+    if is_github(context.host) or is_loopback(context.host):
         ways.append("GITHUB_TOKEN")
-    return f"set {' or '.join(ways)}, or run docker login {asker.host}"
+    return f"set {' or '.join(ways)}, or run docker login {context.host}"
 
 
-def _find_registry(asker: Asker, refusal: Refusal) -> str:
+def _find_registry(context: RequestContext, response: ErrorResponse) -> str:
     """Explain what a push meets where no registry is, or one that cannot be pushed to."""
-    status = refusal.status
+    status = response.status
     if status in _NO_PUSHING:
-        return f"{asker.host} accepts no pushes here: is it a read-only mirror?"
-    if status == HTTPStatus.NOT_FOUND and refusal.code == "NAME_UNKNOWN":
+        return f"{context.host} accepts no pushes here: is it a read-only mirror?"
+    if status == HTTPStatus.NOT_FOUND and response.code == "NAME_UNKNOWN":
         return "this registry needs the repository to be created before the first push"
     is_redirect = status is not None and status // 100 == HTTPStatus.MULTIPLE_CHOICES // 100
-    if is_redirect or (status == HTTPStatus.NOT_FOUND and not refusal.code):
-        return f"this is not how a registry answers: is {asker.host} one, and is nothing in between?"
+    if is_redirect or (status == HTTPStatus.NOT_FOUND and not response.code):
+        return f"this is not how a registry answers: is {context.host} one, and is nothing in between?"
     return ""
 
 
@@ -270,8 +268,8 @@ class Explainer:
             hints.append(f"it asks to wait {end.retry_after:.0f} s")
         if status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
             hints.append("this is not how a registry says that something is absent: is something in between?")
-        elif not is_absent and (remedy := self._find_remedy(cause, size, is_manifest=is_manifest)):
-            hints.append(remedy)
+        elif not is_absent and (hint := self._find_hint(cause, size, is_manifest=is_manifest)):
+            hints.append(hint)
         error = NotFoundError if is_absent else RegistryError
         return error(
             "; ".join(hints),
@@ -281,14 +279,14 @@ class Explainer:
             retry_after=end.retry_after,
         )
 
-    def _find_remedy(self, cause: HttpError, size: int | None, *, is_manifest: bool) -> str:
+    def _find_hint(self, cause: HttpError, size: int | None, *, is_manifest: bool) -> str:
         failure = cause.failure
         if self.plain_http and not failure.is_elsewhere and not cause.is_about_token:
             hint = find_tls_hint(self.host, failure.status, failure.body, cause.reason)
             if hint:
                 return hint
-        asker = Asker(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
-        refusal = Refusal(
+        context = RequestContext(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
+        response = ErrorResponse(
             failure.status,
             cause.code,
             parse_error(failure.body)[1],
@@ -298,7 +296,7 @@ class Explainer:
             is_limit=is_rate_limit(failure),
             is_manifest=is_manifest,
         )
-        return find_remedy(asker, refusal)
+        return find_hint(context, response)
 
 
 def find_tls_hint(host: str, status: int | None, body: bytes, reason: str = "") -> str:

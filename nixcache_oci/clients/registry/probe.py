@@ -83,7 +83,7 @@ async def greet(reference: RegistryReference) -> Greeting:
     return Greeting(ahead, tuple(challenges), reply.is_public)
 
 
-async def find_refusal(
+async def find_token_error(
     reference: RegistryReference, credentials: Credentials, greeting: Greeting
 ) -> str | None:
     """Ask the token service whether it takes these credentials for reading; gives what it says if not.

@@ -47,7 +47,7 @@ AGAIN_SECONDS: Final = 300.0
 SOON_SECONDS: Final = 10.0
 """The same where anonymous reading is refused."""
 
-_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_DENIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 _log = logging.getLogger(__name__)
 
@@ -207,15 +207,15 @@ class Authorizer:
             credentials = None
         try:
             return await self._request_token_as(realm, credentials)
-        except HttpError as refusal:
-            if credentials is None or not _is_refusal(refusal):
+        except HttpError as denial:
+            if credentials is None or not _is_denial(denial):
                 raise
             newer = await self._find(refused=credentials)
             if newer is not None and newer != credentials and self._is_shown_to(realm, newer):
                 return await self._request_token_as(realm, newer)
             if self._push:
                 raise
-            return await self._request_anonymously(realm, credentials, refusal)
+            return await self._request_anonymously(realm, credentials, denial)
 
     def _withhold(self, credentials: Credentials, realm: URL) -> None:
         """Go on without credentials that a token service is not shown; said once.
@@ -225,8 +225,8 @@ class Authorizer:
         """
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
-            remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
-            raise HttpError.final(remedy)
+            text = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
+            raise HttpError.final(text)
         if credentials != self._withheld:
             self._withheld = credentials
             self._warn_of_reading_anonymously(reason)
@@ -244,7 +244,7 @@ class Authorizer:
         self._refused = None
         return token
 
-    async def _request_anonymously(self, realm: URL, credentials: Credentials, refusal: HttpError) -> Token:
+    async def _request_anonymously(self, realm: URL, credentials: Credentials, denial: HttpError) -> Token:
         """Read without credentials for some minutes, where they are refused and that is allowed.
 
         Raises:
@@ -253,9 +253,9 @@ class Authorizer:
         try:
             token = await self._request_token(realm, None)
         except HttpError as second:
-            raise (refusal if _is_refusal(second) else second) from None
+            raise (denial if _is_denial(second) else second) from None
         if credentials != self._refused:
-            reason = f"refuses the credentials from {credentials.source} ({refusal.reason})"
+            reason = f"refuses the credentials from {credentials.source} ({denial.reason})"
             self._warn_of_reading_anonymously(reason)
         self._credentials, self._refused, self._refused_at = None, credentials, monotonic()
         return self._until_next_try(token)
@@ -317,8 +317,8 @@ def _basic(credentials: Credentials) -> str:
     return basic_authorization(credentials.username, credentials.password)
 
 
-def _is_refusal(cause: HttpError) -> bool:
-    return cause.is_about_token and cause.failure.status in _REFUSALS and not is_temporary(cause.failure)
+def _is_denial(cause: HttpError) -> bool:
+    return cause.is_about_token and cause.failure.status in _DENIALS and not is_temporary(cause.failure)
 
 
 def _parse_token(answer: BufferedReply, started: float) -> Token:
