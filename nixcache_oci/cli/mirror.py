@@ -12,7 +12,7 @@ from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.maintenance.mirror import Mirror, Mirrored
+from nixcache_oci.maintenance.cache_mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location

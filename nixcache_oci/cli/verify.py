@@ -25,7 +25,7 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
-from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import variables

@@ -27,7 +27,7 @@ _READ_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _FileState:
     """Which file it is, and as of when: the kernel alone sets the time of the last change (ctime)."""
 
     device: int
@@ -52,8 +52,8 @@ class FileChecks:
     """Hashes files, and remembers those that were right."""
 
     def __init__(self) -> None:
-        self._right: BoundedCache[Digest, _State] = BoundedCache(_MAX_REMEMBERED)
-        self._checks: dict[tuple[Digest, _State], _Check] = {}
+        self._right: BoundedCache[Digest, _FileState] = BoundedCache(_MAX_REMEMBERED)
+        self._checks: dict[tuple[Digest, _FileState], _Check] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def check(self, digest: Digest, file: LayoutFile) -> None:
@@ -63,7 +63,7 @@ class FileChecks:
             DigestError: it is not what its digest says.
             RegistryError: it could not be read, or too many others are being checked.
         """
-        state = _State.of(file)
+        state = _FileState.of(file)
         if self._right.get(digest) == state:
             return
         key = (digest, state)
@@ -86,7 +86,7 @@ class FileChecks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, digest: Digest, file: LayoutFile, state: _State) -> _Check:
+    def _begin(self, digest: Digest, file: LayoutFile, state: _FileState) -> _Check:
         if len(self._checks) >= MAX_CHECKS:
             raise RegistryError(
                 f"blob {digest}: {MAX_CHECKS} other files are being checked", is_temporary=True
@@ -97,7 +97,7 @@ class FileChecks:
         task.add_done_callback(lambda done: _end(done, own))
         return _Check(task)
 
-    async def _hash(self, digest: Digest, file: LayoutFile, state: _State) -> None:
+    async def _hash(self, digest: Digest, file: LayoutFile, state: _FileState) -> None:
         hasher = hashlib.sha256()
 
         def read(start: int) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from nixcache_oci.cache.record import UnknownRecord
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.oci.digest import Digest
 from tests.maintenance.gc_states import DAY, published, stored

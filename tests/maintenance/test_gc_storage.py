@@ -15,7 +15,7 @@ from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference
 from tests.maintenance.model_publisher import Thing, push_things
