@@ -13,11 +13,15 @@ from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.proxy import proxy_config, trusted_keys
-from nixcache_oci.settings.publish import signing_keys
-from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.upstreams import MAX_FILE_BYTES, upstream_urls
+from nixcache_oci.settings.proxy_config import proxy_config, trusted_keys
+from nixcache_oci.settings.publish_config import signing_keys
+from nixcache_oci.settings.repository_config import (
+    LayoutLocation,
+    RegistryLocation,
+    repository_config,
+    repository_source,
+)
+from nixcache_oci.settings.upstream_config import MAX_FILE_BYTES, upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()

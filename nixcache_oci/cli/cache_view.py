@@ -23,7 +23,7 @@ from nixcache_oci.maintenance.pins import count_pins
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.repository import repository_config
+from nixcache_oci.settings.repository_config import repository_config
 from nixcache_oci.settings.values import Values, add_flags
 
 VARIABLES: Final = (

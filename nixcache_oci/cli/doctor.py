@@ -39,9 +39,9 @@ from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, sk
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import signing_keys
-from nixcache_oci.settings.repository import LayoutLocation, RepositoryConfig, repository_config
-from nixcache_oci.settings.upstreams import upstream_urls
+from nixcache_oci.settings.publish_config import signing_keys
+from nixcache_oci.settings.repository_config import LayoutLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _SETTINGS = "settings"

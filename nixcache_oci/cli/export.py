@@ -14,7 +14,7 @@ from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.folder_export import Export
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository import repository_config
+from nixcache_oci.settings.repository_config import repository_config
 from nixcache_oci.settings.values import Values, add_flags
 
 

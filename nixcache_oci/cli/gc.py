@@ -17,9 +17,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish import max_blob_bytes
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.source import repository_source
+from nixcache_oci.settings.publish_config import max_blob_bytes
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
 from nixcache_oci.settings.values import Values, add_flags
 
 _VARIABLES = (

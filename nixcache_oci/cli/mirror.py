@@ -15,7 +15,7 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.cache_mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
+from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.values import Values, add_flags
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"

@@ -38,7 +38,7 @@ from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.proxy import proxy_config
+from nixcache_oci.settings.proxy_config import proxy_config
 from nixcache_oci.settings.values import Values
 
 MOST_REASONS: Final = 100

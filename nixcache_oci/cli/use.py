@@ -55,7 +55,8 @@ def add_parser(subparsers: SubParsers) -> None:
         dest=variables.PUBLIC_KEYS.name,
         metavar="NAME:BASE64",
         action="append",
-        help=f"a key of the cache, as its owner published it; may be repeated, like {variables.PUBLIC_KEYS.flag}",
+        help="a key of the cache, as its owner published it; may be repeated, like "
+        f"{variables.PUBLIC_KEYS.flag}",
     )
     add_flags(parser, (variables.LISTEN, variables.PORT, *VARIABLES))
 
@@ -115,8 +116,8 @@ def find_proxy_url(values: Values) -> str:
     port, listen = values.get(variables.PORT), values.get(variables.LISTEN)
     if port == 0:
         raise UsageError(
-            f"{variables.PORT.name} is 0, a port that only the running proxy knows: set {variables.PORT.flag} to the "
-            "one that it printed, or better a fixed one for both"
+            f"{variables.PORT.name} is 0, a port that only the running proxy knows: set "
+            f"{variables.PORT.flag} to the one that it printed, or better a fixed one for both"
         )
     host = "127.0.0.1" if listen in _ANY_ADDRESS else listen
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -30,10 +30,9 @@ from nixcache_oci.publisher.compression import Packing
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.upstreams import upstream_urls
+from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values, add_flags
 
 _IF_REPAIR_INTERRUPTED = (

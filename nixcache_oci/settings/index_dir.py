@@ -6,7 +6,7 @@ import platformdirs
 
 from nixcache_oci.cache.index_folder import NOWHERE
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository import APPLICATION
+from nixcache_oci.settings.repository_config import APPLICATION
 from nixcache_oci.settings.values import Values
 
 

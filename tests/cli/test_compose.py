@@ -15,7 +15,7 @@ from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
-from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
 from tests.support.objects import store_object
 from tests.support.publish import publish
 

@@ -109,7 +109,10 @@ def _make_room(context: RequestContext, response: ErrorResponse) -> str:
 
 def _send_less(response: ErrorResponse) -> str:
     if response.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return f"{response.size} bytes were to be sent: more than it accepts, or the file changed in the meantime"
+        return (
+            f"{response.size} bytes were to be sent: more than it accepts,"
+            " or the file changed in the meantime"
+        )
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
         if response.is_manifest
@@ -177,8 +180,8 @@ def _open(context: RequestContext) -> str:
     owner, _, package = context.repository.partition("/")
     role = "Write" if context.push else "Read"
     return (
-        f"Package settings, Manage Actions access, add the repository with role {role}, at {_web(context.host)}"
-        f"/orgs/{owner}/packages/container/{quote(package, safe='')}/settings (of a user: /users/ for /orgs/)"
+        f"Package settings, Manage Actions access, add the repository with role {role}, at "
+        f"{_web(context.host)}/orgs/{owner}/packages/container/{quote(package, safe='')}/settings (of a user: /users/ for /orgs/)"
     )
 
 

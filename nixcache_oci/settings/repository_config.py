@@ -69,6 +69,18 @@ def repository_config(values: Values) -> RepositoryConfig:
     return RegistryLocation(reference)
 
 
+def repository_source(location: RepositoryConfig, values: Values) -> str | None:
+    """Give the URL of the GitHub repository that the cache belongs to; None where it belongs to none.
+
+    GHCR links a package to the repository that its annotations name.
+    """
+    repo = values.get(REPO)
+    # Any other depth names a repository of some registry only.
+    if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
+        return None
+    return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"
+
+
 def _user_data() -> Path:
     """Tell the folder of the embedded cache.
 

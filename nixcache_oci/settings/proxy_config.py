@@ -11,7 +11,7 @@ from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.upstreams import upstream_urls
+from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values
 
 

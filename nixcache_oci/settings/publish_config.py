@@ -7,7 +7,7 @@ from typing import Final
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig
 from nixcache_oci.settings.values import Values
 
 # Source: GitHub's documentation, "Working with the Container registry".
