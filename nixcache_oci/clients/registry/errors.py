@@ -181,7 +181,8 @@ def _open(context: RequestContext) -> str:
     role = "Write" if context.push else "Read"
     return (
         f"Package settings, Manage Actions access, add the repository with role {role}, at "
-        f"{_web(context.host)}/orgs/{owner}/packages/container/{quote(package, safe='')}/settings (of a user: /users/ for /orgs/)"
+        f"{_web(context.host)}/orgs/{owner}/packages/container/{quote(package, safe='')}/settings"
+        " (of a user: /users/ for /orgs/)"
     )
 
 
