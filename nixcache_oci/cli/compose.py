@@ -15,7 +15,7 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository

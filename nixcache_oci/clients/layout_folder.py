@@ -17,23 +17,22 @@ Source: OCI image specification, "Image Layout".
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 
 from nixcache_oci.clients.durable_file import locked, remove_unfinished, write_file
 from nixcache_oci.clients.layout_file import LayoutFile
-from nixcache_oci.clients.layout_references import find_references
 from nixcache_oci.clients.repository import StoredManifest
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
-from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, parse_document
 from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
-from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, MANIFESTS
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_media_type
+from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
 
 LOCK_SECONDS = 60.0
@@ -295,3 +294,32 @@ def _pieces(source: bytes | Path) -> Iterator[bytes]:
     with source.open("rb") as file:
         while piece := file.read(_COPY_BYTES):
             yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What one document names.
+
+    Attributes:
+        blobs: of a manifest: config and layers, except the empty config: it is two bytes, every manifest
+            names it, and a layout keeps it for good.
+        manifests: the manifests and image indexes that an image index lists.
+    """
+
+    blobs: frozenset[Digest]
+    manifests: frozenset[Digest]
+
+
+def find_references(content: bytes, media_type: str) -> References:
+    """Read what a document of one of the types ``MANIFESTS`` or ``IMAGE_INDEXES`` names.
+
+    Raises:
+        FormatError: it is no such document.
+    """
+    if media_type in MANIFESTS:
+        manifest = Manifest.parse(content)
+        named = {each.digest for each in (manifest.config, *manifest.layers)}
+        return References(frozenset(named - {EMPTY_CONFIG.digest}), frozenset())
+    listed = ImageIndex.parse(content).manifests
+    documents = {each.digest for each in listed if each.media_type in (*MANIFESTS, *IMAGE_INDEXES)}
+    return References(frozenset({each.digest for each in listed} - documents), frozenset(documents))

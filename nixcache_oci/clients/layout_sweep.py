@@ -1,20 +1,24 @@
-"""Removing files from an OCI image layout: a manifest, and every blob that no manifest names any more.
+"""Removes files from an OCI image layout: a manifest, and every blob that no manifest names any more.
 
-``index.json`` comes first and the files after it: a crash leaves at most files that nothing names. The next
-removal takes them. What nothing names may also be what a publisher is just about to name: so the young
-stays, and so does what a young manifest names that ``index.json`` does not know yet.
+``index.json`` is written before files are removed: a crash leaves at most files that nothing names, and the
+next removal takes them. A publisher may be about to name such a file, so young files stay, and so does what
+a young manifest names that ``index.json`` does not list yet.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from stat import S_ISREG
 from threading import Event
+from typing import Final
 
-from nixcache_oci.clients.layout_folder import LayoutFolder
-from nixcache_oci.clients.layout_references import References, find_references
+from nixcache_oci.clients.layout import stopping
+from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder, References, find_references
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
@@ -22,16 +26,47 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
 from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
 
+_MIN_AGE_SECONDS: Final = 24 * 3600.0  # longer than a publish takes from pushing a blob to its manifest
 
-class LayoutSweep:
-    """Removes from one layout; every call blocks.
+
+class LayoutRemover:
+    """Implements ``Remover`` over an OCI image layout, in threads; disk space is free at once.
 
     Args:
-        folder: the layout.
-        min_age_seconds: younger files stay unless they are what is to be removed.
+        root: the layout's folder.
+        min_age_seconds: blobs that were written or pushed again within this time stay.
+        lock_seconds: how long to wait for other writers.
+    """
 
-    Every method raises RegistryError, and NotFoundError where no layout is. Damage is an error too: what
-    cannot be read may name anything, so nothing is removed then.
+    def __init__(
+        self, root: Path, *, min_age_seconds: float = _MIN_AGE_SECONDS, lock_seconds: float = LOCK_SECONDS
+    ) -> None:
+        self._sweep = _LayoutSweep(LayoutFolder(root, lock_seconds), min_age_seconds)
+        self._turn = asyncio.Lock()  # so that only one thread waits for the lock between programs
+
+    async def remove(self, manifest: Digest) -> None:
+        """Remove a manifest with its tags; refused while an image index with a tag lists it."""
+        async with self._turn:
+            with suppress(NotFoundError), stopping() as stop:
+                await asyncio.to_thread(self._sweep.remove, manifest, stop)
+
+    async def untagged(self) -> list[UntaggedVersion]:
+        """List what ``index.json`` names without a tag, as other programs write it."""
+        async with self._turn:
+            try:
+                return await asyncio.to_thread(self._sweep.untagged)
+            except NotFoundError:
+                return []
+
+    async def close(self) -> None:
+        """Do nothing: nothing is held open between calls."""
+
+
+class _LayoutSweep:
+    """Removes from one layout; every call blocks.
+
+    Every method raises RegistryError, and NotFoundError where there is no layout. Damage is an error too:
+    what cannot be read may name anything, so nothing is removed then.
     """
 
     def __init__(self, folder: LayoutFolder, min_age_seconds: float) -> None:
@@ -41,12 +76,7 @@ class LayoutSweep:
         self._young: dict[Digest, frozenset[Digest]] = {}  # nor do other files
 
     def remove(self, manifest: Digest, stop: Event) -> None:
-        """Remove a manifest with its tags, and old blobs that no other manifest names.
-
-        Args:
-            manifest: which.
-            stop: set when nobody waits for it any more.
-        """
+        """Remove a manifest with its tags, and old blobs that no other manifest names."""
         with self._folder.translated(f"remove manifest {manifest}"):
             self._folder.read_index()  # where no layout is, there is nothing to lock either
             with self._folder.lock(stop):

@@ -10,7 +10,7 @@ from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError

@@ -9,7 +9,7 @@ import pytest
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
