@@ -1,4 +1,4 @@
-"""Where the last good index lies, for all commands that read a cache."""
+"""Where the last good index is kept, for all commands that read a cache."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from nixcache_oci.settings.values import Values
 
 
 def index_dir(values: Values) -> Path:
-    """Tell the folder for the indexes of all caches; ``NOWHERE`` for a user without a home folder.
+    """Return the folder for the indexes of all caches; ``NOWHERE`` for a user without a home folder.
 
     Raises:
         UsageError: a value that cannot be used.
     """
-    # systemd.exec(5), CacheDirectory=: several folders are joined by colons; ours comes first.
+    # systemd.exec(5), CacheDirectory=: folders are separated by colons; ours comes first.
     of_service = values.environment.get("CACHE_DIRECTORY", "").partition(":")[0]
     given = values.get(variables.INDEX_DIR)
     if given is not None:

@@ -16,7 +16,7 @@ from nixcache_oci.settings.values import Values
 
 
 def proxy_config(values: Values) -> ProxyConfig:
-    """Parse what the proxy is told.
+    """Parse the proxy's settings.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -40,8 +40,8 @@ def proxy_config(values: Values) -> ProxyConfig:
 def trusted_keys(environment: Mapping[str, str]) -> tuple[PublicKey, ...]:
     """Read which keys Nix on this machine trusts: a hit that one of them signed needs no other signature.
 
-    What cannot be read says nothing, and files that nix.conf includes are left out: then more is asked of
-    upstreams than is needed, and nothing is trusted.
+    Unreadable files and those that nix.conf includes are skipped. A key that is missed costs further
+    questions to upstreams, and no trust.
     """
     settings = read_nix_conf(environment, with_users=False)
     has_all = any(one.name == TRUSTED_PUBLIC_KEYS and not one.is_extra for one in settings)

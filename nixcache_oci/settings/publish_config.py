@@ -1,4 +1,4 @@
-"""What a publisher is told beside the repository: keys, and the limits of the registry."""
+"""A publisher's settings besides the repository: signing keys, and the registry's limits."""
 
 import codecs
 from pathlib import Path
@@ -17,7 +17,7 @@ _MAX_KEY_BYTES: Final = 4096
 
 
 def signing_keys(values: Values) -> tuple[SecretKey, ...]:
-    """Read every key to sign with; one that is given twice counts once.
+    """Read every signing key; one that is given twice counts once.
 
     Raises:
         UsageError: a file that cannot be read or holds no key, or two keys of one name.
@@ -34,17 +34,17 @@ def signing_keys(values: Values) -> tuple[SecretKey, ...]:
 
 
 def nix_environment(values: Values) -> dict[str, str]:
-    """Give the variables out of which Nix gets its own; a flag that passes some on counts like its variable.
+    """Return the environment that Nix's own is chosen from; ``--pass-env`` counts like its variable.
 
     Raises:
-        UsageError: one is to be passed on that may not be.
+        UsageError: it names a variable that must not be passed on.
     """
     values.get(variables.PASS_ENV)
     return values.merged_environment((variables.PASS_ENV,))
 
 
 def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
-    """Tell what the registry takes as one blob; None for any size."""
+    """Return the largest blob that the registry accepts, in bytes; None for any size."""
     given = values.get(variables.MAX_BLOB_BYTES)
     if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
         return _GHCR_MAX_BLOB_BYTES
@@ -57,7 +57,7 @@ def _read_key(path: Path) -> SecretKey:
             content = file.read(_MAX_KEY_BYTES)
     except OSError as error:
         raise UsageError(f"{variables.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
-    # Some shells save what is redirected to a file in UTF-16.
+    # Some shells write redirected output as UTF-16.
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if is_utf16 else "utf-8", errors="replace")
     try:

@@ -1,6 +1,6 @@
-"""Every setting there is: name, default, parser, meaning.
+"""Every setting: name, default, parser, meaning.
 
-This table drives the environment, the flags and their help; a test keeps README's table equal to it.
+The environment, the flags and their help follow this list; a test keeps README's table equal to it.
 """
 
 from typing import Final
