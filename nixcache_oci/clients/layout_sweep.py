@@ -72,13 +72,14 @@ class _LayoutSweep:
     def __init__(self, folder: LayoutFolder, min_age_seconds: float) -> None:
         self._folder = folder
         self._min_age_seconds = min_age_seconds
-        self._known: dict[Digest, References] = {}  # documents never change
-        self._young: dict[Digest, frozenset[Digest]] = {}  # nor do other files
+        # Files never change, so each is parsed once.
+        self._known: dict[Digest, References] = {}
+        self._young: dict[Digest, frozenset[Digest]] = {}
 
     def remove(self, manifest: Digest, stop: Event) -> None:
         """Remove a manifest with its tags, and old blobs that no other manifest names."""
         with self._folder.translated(f"remove manifest {manifest}"):
-            self._folder.read_index()  # where no layout is, there is nothing to lock either
+            self._folder.read_index()  # without a layout, there is nothing to lock
             with self._folder.lock(stop):
                 index = self._folder.read_index()
                 kept = tuple(each for each in index.manifests if each.digest != manifest)
@@ -95,11 +96,11 @@ class _LayoutSweep:
                     self._folder.path_of(digest).unlink(missing_ok=True)
 
     def untagged(self) -> list[UntaggedVersion]:
-        """List what ``index.json`` names without a tag, with the time at which its file was written."""
+        """List what ``index.json`` names without a tag, with the time when its file was written."""
         with self._folder.translated("list manifests"):
             named = self._folder.read_index().manifests
             tagged = {each.digest for each in named if ANNOTATION_REF_NAME in each.annotations}
-            # A list has an order, and a manifest may stand there twice.
+            # Without duplicates: a manifest may be listed twice.
             untagged = dict.fromkeys(each.digest for each in named if each.digest not in tagged)
             return [UntaggedVersion(digest, self._written(digest)) for digest in untagged]
 
@@ -137,13 +138,13 @@ class _LayoutSweep:
         if digest not in self._known:
             try:
                 stored = self._folder.read_manifest(str(digest))
-            except NotFoundError:  # removed, while an image index still lists it: readers know that
+            except NotFoundError:  # removed, but an image index still lists it, which readers tolerate
                 return References(frozenset(), frozenset())
             self._known[digest] = find_references(stored.content, stored.media_type)
         return self._known[digest]
 
     def _find_unnamed(self, named: set[Digest]) -> list[Digest]:
-        """Find the old files that neither these are nor a young manifest names."""
+        """Find old files that are not among these, and that no young manifest names."""
         oldest = time.time() - self._min_age_seconds
         old: list[Digest] = []
         named = named | {EMPTY_CONFIG.digest}
@@ -157,7 +158,7 @@ class _LayoutSweep:
         return [digest for digest in old if digest not in named]
 
     def _list_files(self) -> Iterable[tuple[Digest, os.stat_result]]:
-        """List the files that are named like blobs; nothing else there is ours."""
+        """List the files that are named like blobs; others are not ours."""
         for path, status in self._folder.blobs.entries():
             try:
                 digest = Digest(path.name)
@@ -167,7 +168,7 @@ class _LayoutSweep:
                 yield digest, status
 
     def _read_young(self, digest: Digest) -> frozenset[Digest]:
-        """Give the blobs that a young file names; none where it is no manifest. Each is read once."""
+        """Return the blobs that a young file names, none if it is no manifest; each file is read once."""
         if digest not in self._young:
             content = self._folder.path_of(digest).read_bytes(MAX_MANIFEST_BYTES)
             try:

@@ -210,12 +210,12 @@ def parse_error(body: bytes) -> tuple[str, str]:
     )
     return (
         code.upper() if isinstance(code, str) and code.isascii() and code.isidentifier() else "",
-        _clean(message) if isinstance(message, str) else "",
+        clean_line(message) if isinstance(message, str) else "",
     )
 
 
-def _clean(text: str) -> str:
-    """Make a stranger's text fit for one line."""
+def clean_line(text: str) -> str:
+    """Make one short line of a stranger's text: what is not printable is dropped."""
     line = " ".join(text.split())
     return "".join(character for character in line if character.isprintable())[:_LONGEST_MESSAGE]
 
