@@ -1,7 +1,7 @@
-"""How a failure is told: one line with operation, repository, what was answered, and what to do about it.
+"""Error texts: one line with operation, repository, the registry's answer, and a hint what to do.
 
-GHCR answers every lack of a permission with 403 DENIED and tells them apart by its words only. These are
-looked for whatever the host is called, since a mirror passes them on.
+GHCR answers 403 DENIED for every missing permission, and only its message says which. It is read for any
+host, because mirrors pass it on.
 
 Sources: GitHub's documentation, "Working with the Container registry" and "About permissions for GitHub
 Packages"; OCI distribution specification, "Error Codes"; answers of GHCR and Harbor that users report.
@@ -27,13 +27,13 @@ _ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Who asked.
+    """What a request was made for.
 
     Attributes:
         host: of the registry, ``host[:port]``.
         repository: its name within the registry.
         push: whether pushing was wanted.
-        source: where the credentials come from; None while anonymous.
+        source: of the credentials; None for anonymous.
     """
 
     host: str
@@ -44,17 +44,17 @@ class RequestContext:
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """What was said.
+    """A registry's error.
 
     Attributes:
-        status: of HTTP; None where no answer came.
+        status: of HTTP; None without an answer.
         code: of the OCI error document, or an empty string.
         message: its text, or an empty string.
-        size: bytes that the request carried, or None.
-        is_about_token: whether the token service said it.
-        is_elsewhere: whether a server said it that the registry sent us to.
-        is_limit: whether it is a limit on the rate of requests, which passes.
-        is_manifest: whether the request carried a manifest or index, and no blob.
+        size: of the request's body in bytes, or None.
+        is_about_token: whether the token service answered.
+        is_elsewhere: whether a server that the registry redirected to answered.
+        is_limit: whether it is a rate limit.
+        is_manifest: whether the body is a manifest or index, not a blob.
     """
 
     status: int | None
@@ -68,7 +68,7 @@ class ErrorResponse:
 
 
 def find_hint(context: RequestContext, response: ErrorResponse) -> str:
-    """Say what to do; an empty string where nothing is known to help."""
+    """Say what to do; empty if nothing is known to help."""
     status = response.status
     if status is None:
         return ""
@@ -146,7 +146,7 @@ def _get_permission(context: RequestContext, response: ErrorResponse) -> str:
 
 
 def _find_github_permission(context: RequestContext, response: ErrorResponse, permission: str) -> str:
-    """Read GHCR's words; an empty string where they say nothing."""
+    """Give the hint for GHCR's message; empty if it says nothing."""
     if _says(response, "write_package", "read_package"):
         return (
             "and the package is linked to another repository or was first pushed manually: "
@@ -176,7 +176,7 @@ def _github_right(permission: str) -> str:
 
 
 def _open(context: RequestContext) -> str:
-    """Say where a package is opened to a repository; the two kinds of owner have two addresses."""
+    """Say where a package is opened to a repository; organizations and users have different URLs."""
     owner, _, package = context.repository.partition("/")
     role = "Write" if context.push else "Read"
     return (
@@ -187,7 +187,7 @@ def _open(context: RequestContext) -> str:
 
 
 def _web(host: str) -> str:
-    """Give the address of the GitHub that a registry belongs to."""
+    """Return the URL of the GitHub that a registry belongs to."""
     name = host.partition(":")[0]
     if name.endswith(".ghe.com"):
         return f"https://{name.removeprefix(_ENTERPRISE)}"
@@ -202,7 +202,7 @@ def _set_credentials(context: RequestContext) -> str:
 
 
 def _find_registry(context: RequestContext, response: ErrorResponse) -> str:
-    """Explain what a push meets where no registry is, or one that cannot be pushed to."""
+    """Explain a failed push to something that is no registry, or one that accepts no pushes."""
     status = response.status
     if status in _NO_PUSHING:
         return f"{context.host} accepts no pushes here: is it a read-only mirror?"
@@ -214,21 +214,21 @@ def _find_registry(context: RequestContext, response: ErrorResponse) -> str:
     return ""
 
 
-# Of Go's servers, nginx, Apache and others.
+# From the answers of Go's servers, nginx, Apache and others.
 _TLS_WORDS = (b"https", b"ssl-enabled", b"tls")
 _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UNKNOWN", "NOT_FOUND"})
 
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Turns what went wrong into the errors that callers see.
+    """Turns failures into the errors that callers see.
 
     Attributes:
         host: of the registry, ``host[:port]``.
         name: of the repository, for people.
         push: whether pushing was wanted.
-        plain_http: whether it is spoken to without TLS.
-        source: tells where the credentials in use come from; None while anonymous.
+        plain_http: whether the registry is reached without TLS.
+        source: returns the source of the credentials in use; None for anonymous.
     """
 
     host: str
@@ -251,12 +251,12 @@ class Explainer:
 
         Args:
             operation: such as ``get manifest cache-index``.
-            cause: the last one.
+            cause: of the last try.
             end: why there is no other try.
-            may_be_absent: whether the registry may say that it has no such thing. It must say so itself, by
-                an error document: the 404 of something on the way does not mean that the cache is empty.
-            size: bytes that the request carried, or None.
-            is_manifest: whether these are a manifest.
+            may_be_absent: whether the registry may say that it has no such thing. It must do so by an error
+                document: another server's 404 does not mean that the cache is empty.
+            size: of the request's body in bytes, or None.
+            is_manifest: whether the body is a manifest.
         """
         failure = cause.failure
         status = failure.status
@@ -304,15 +304,15 @@ class Explainer:
 
 
 def find_tls_hint(host: str, status: int | None, body: bytes, reason: str = "") -> str:
-    """Say what to do where a registry that is spoken to without TLS wants it; empty where it does not say so.
+    """Give a hint if a registry that was asked without TLS seems to want it; otherwise empty.
 
-    Servers differ: some answer 400 and say it in their own words, some answer in TLS, some hang up.
+    Servers differ: some answer 400 with a message, some answer in TLS, some hang up.
 
     Args:
         host: of the registry, ``host[:port]``.
-        status: of its answer; None where none came.
+        status: of its answer; None without one.
         body: of its answer.
-        reason: why none came.
+        reason: why there was none.
     """
     if status == HTTPStatus.BAD_REQUEST and any(word in body.lower() for word in _TLS_WORDS):
         return f"it speaks TLS: write https://{host}"

@@ -1,6 +1,6 @@
-"""Tokens: what a registry wants to see in Authorization, and where it comes from.
+"""Gets the tokens, or Basic credentials, that a registry wants in Authorization.
 
-Nothing is asked for in advance: the registry's first 401 says by its challenge where tokens are issued. The
+Nothing is requested in advance: the challenge of the registry's first 401 says where tokens are issued. The
 scope is built here, because a challenge may name a placeholder. One token serves all requests of a client.
 
 Sources: distribution, "Token Authentication Specification" and "Oauth2 Token Authentication".
@@ -37,15 +37,15 @@ from nixcache_oci.oci.reference import RegistryReference
 Ask: TypeAlias = Callable[[HttpRequest, str | None], Awaitable[BufferedReply]]
 
 _CLIENT_ID = "nixcache-oci"
-_DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
-_MOST_SECONDS = 365 * 86_400  # what claims to live longer is no lifetime in seconds
+_DEFAULT_SECONDS = 60  # lifetime of a token that does not state it
+_MOST_SECONDS = 365 * 86_400  # a longer lifetime is not in seconds
 _MARGIN_SECONDS = 10
 _USABLE_TOKEN = re.compile(r"[\x21-\x7e]+")
 AGAIN_SECONDS: Final = 300.0
-"""After which refused credentials are tried again, where anonymous reading works meanwhile."""
+"""After which refused credentials are tried again, while anonymous reading works."""
 
 SOON_SECONDS: Final = 10.0
-"""The same where anonymous reading is refused."""
+"""The same, while anonymous reading is refused."""
 
 _DENIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
@@ -58,7 +58,7 @@ class Token:
 
     Attributes:
         value: never shown.
-        expires: when it stops being used, on the monotonic clock, in seconds.
+        expires: when it stops being used, in seconds of the monotonic clock.
     """
 
     value: str = field(repr=False)
@@ -66,12 +66,12 @@ class Token:
 
 
 class Authorizer:
-    """Knows what to put into Authorization for one repository and scope.
+    """Provides the Authorization for one repository and scope.
 
     Args:
-        ask: sends one request with an Authorization, and reads the answer.
-        reference: the repository.
-        credentials: where they come from, or None for anonymous.
+        ask: sends a request with an Authorization, and reads the answer.
+        reference: of the repository.
+        credentials: their source, or None for anonymous.
         push: whether the scope includes pushing.
         delete: whether it includes deleting too.
     """
@@ -103,16 +103,16 @@ class Authorizer:
 
     @property
     def source(self) -> str | None:
-        """Where the credentials come from that are in use; None while anonymous."""
+        """The source of the credentials in use; None for anonymous."""
         return self._credentials.source if self._credentials else None
 
     @property
     def is_asking(self) -> bool:
-        """Whether a token is being asked for."""
+        """Whether a request for a token is under way."""
         return self._fetch is not None
 
     async def get(self) -> str | None:
-        """Give the value of Authorization; None as long as the registry asked for nothing.
+        """Return the value of Authorization; None until the registry asked for one.
 
         Raises:
             HttpError: the token service issued none.
@@ -130,12 +130,12 @@ class Authorizer:
         return f"Bearer {token.value}"
 
     async def renew(self, refused: str | None, challenges: Sequence[Challenge], *, is_guarded: bool) -> bool:
-        """Learn from a 401; tells whether the same request is worth another try.
+        """Learn from a 401, and tell whether the same request is worth a retry.
 
         Args:
-            refused: the value of Authorization that it had.
+            refused: the request's Authorization.
             challenges: of the answer.
-            is_guarded: whether it came from a public address, so that what it names has to be at one, too.
+            is_guarded: whether it came from a public address, so that what it names must be public, too.
 
         Raises:
             HttpError: the token service issued no new token.
@@ -156,7 +156,7 @@ class Authorizer:
         return await self.get() != refused
 
     async def reconsider(self) -> bool:
-        """Look, after a 403, whether there are others by now; tells whether another try is worth it."""
+        """Look for other credentials after a 403, and tell whether a retry is worth it."""
         used = self._credentials
         if self._challenge is None:
             return False
@@ -169,13 +169,13 @@ class Authorizer:
         return is_worth_it
 
     async def close(self) -> None:
-        """Stop asking for tokens."""
+        """Cancel a request for a token."""
         if self._fetch is not None:
             self._fetch.cancel()
             await asyncio.wait([self._fetch])
 
     async def _fetch_once(self) -> Token:
-        """Join the request for a token that is under way, or start one; it outlives those who wait for it."""
+        """Join the request for a token that is under way, or start one; it outlives its waiters."""
         if self._fetch is None:
             self._fetch = asyncio.create_task(self._fetch_token())
             self._fetch.add_done_callback(self._end_fetch)
@@ -187,7 +187,7 @@ class Authorizer:
             self._token = fetch.result()
 
     def _give_another_chance(self) -> bool:
-        """Try refused credentials again soon, since being anonymous is not enough; tells whether."""
+        """Let refused credentials be tried again, since anonymous access does not suffice; tell whether."""
         if self._refused is None or monotonic() - self._refused_at < SOON_SECONDS:
             return False
         self._refused_at = monotonic() - AGAIN_SECONDS
@@ -218,10 +218,10 @@ class Authorizer:
             return await self._request_anonymously(realm, credentials, denial)
 
     def _withhold(self, credentials: Credentials, realm: URL) -> None:
-        """Go on without credentials that a token service is not shown; said once.
+        """Continue without credentials that a token service must not receive; warns once.
 
         Raises:
-            HttpError: without them, nothing can be pushed.
+            HttpError: pushing needs credentials.
         """
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
@@ -233,7 +233,7 @@ class Authorizer:
 
     async def _request_token_as(self, realm: URL, credentials: Credentials | None) -> Token:
         if credentials is not None:
-            self._credentials = credentials  # also where they are refused: then the error names them
+            self._credentials = credentials  # also if they are refused: then the error names them
         token = await self._request_token(realm, credentials)
         self._credentials = credentials
         if self._refused is None:
@@ -245,10 +245,10 @@ class Authorizer:
         return token
 
     async def _request_anonymously(self, realm: URL, credentials: Credentials, denial: HttpError) -> Token:
-        """Read without credentials for some minutes, where they are refused and that is allowed.
+        """Read without credentials for some minutes, after they were refused.
 
         Raises:
-            HttpError: it is not.
+            HttpError: anonymous reading is not allowed.
         """
         try:
             token = await self._request_token(realm, None)
@@ -267,7 +267,7 @@ class Authorizer:
         _log.warning("%s %s: reading anonymously", self._registry, show(reason))
 
     def _is_shown_to(self, url: URL, credentials: Credentials) -> bool:
-        """Tell whether credentials may go to an address."""
+        """Tell whether credentials may be sent to a URL."""
         return not credentials.is_ambient or may_receive(url, self._origin)
 
     async def _request_token(self, realm: URL, credentials: Credentials | None) -> Token:
@@ -283,16 +283,15 @@ class Authorizer:
         return self._challenge.parameters if self._challenge else {}
 
     def _realm(self) -> URL:
-        """Read where tokens are issued."""
+        """Read the URL of the token service; HttpError if the challenge has none."""
         try:
             realm = parse_url(self._parameters().get("realm", ""))
-            realm.origin()  # finds what is wrong with scheme and port only now
+            realm.origin()  # raises for a bad scheme or port
             if realm.scheme in {"http", "https"} and realm.host and realm.raw_user is None:
                 return realm
         except ValueError:
             pass
-        reason = "its challenge names no usable address for tokens"
-        raise HttpError.final(reason)
+        raise HttpError.final("its challenge names no usable address for tokens")
 
     def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[HttpRequest, str | None]:
         parameters = self._parameters()
@@ -322,7 +321,11 @@ def _is_denial(cause: HttpError) -> bool:
 
 
 def _parse_token(answer: BufferedReply, started: float) -> Token:
-    """Read the token service's answer; nothing of it may get into an error's text."""
+    """Read the token service's answer.
+
+    Raises:
+        HttpError: it holds no token; its text repeats nothing of the answer.
+    """
     try:
         document = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -337,7 +340,7 @@ def _parse_token(answer: BufferedReply, started: float) -> Token:
 
 
 def _usable_seconds(expires_in: object) -> float:
-    """Take a margin off a lifetime, so that no token runs out on its way."""
+    """Take a margin off a lifetime, so that no token expires in transit."""
     lifetime: float = _DEFAULT_SECONDS
     if isinstance(expires_in, int | float) and expires_in is not True and 0 < expires_in < _MOST_SECONDS:
         lifetime = expires_in
