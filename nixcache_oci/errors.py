@@ -3,23 +3,23 @@
 Error:
 ├── UsageError           a setting or argument that cannot be used: exit status 2
 ├── FormatError          input breaks a published format
-│   └── LimitError       ... together with all that was read before it: the rest is left out
-├── DigestError          bytes are not what their digest says
-├── RegistryError        the repository could not do it: status, OCI code, is_temporary
+│   └── LimitError       ... or, with what was read before, a limit on the total: the rest is left out
+├── DigestError          bytes do not match their digest
+├── RegistryError        the repository failed: status, OCI code, is_temporary
 │   └── NotFoundError    ... because it has no such blob, manifest or tag
 ├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
     ├── UpstreamConnectionError  ... because no connection could be made, or it died or fell silent
-    └── UpstreamNotFoundError    ... because it has no such NAR, or part of it
+    └── UpstreamNotFoundError    ... because it has no such NAR, or no such part of it
 """
 
 
 class Error(Exception):
-    """Base of all: its text is one line that a user can act on."""
+    """Base of all: its text is one line, which a user can act on."""
 
 
 class UsageError(Error):
-    """A setting or argument that cannot be used; names it and the remedy."""
+    """A setting or argument cannot be used; names it and what to do."""
 
 
 class FormatError(Error):
@@ -27,19 +27,19 @@ class FormatError(Error):
 
 
 class LimitError(FormatError):
-    """All of a kind together are more than is read; names the limit. What was read before stays good."""
+    """The total of a kind exceeds a limit, which is named; what was read before stays valid."""
 
 
 class DigestError(Error):
-    """Bytes are not what their digest says they are."""
+    """Bytes do not match their digest."""
 
 
 class RegistryError(Error):
-    """The repository could not do what was asked.
+    """The repository failed or refused.
 
     Args:
         message: one line: operation, repository, reason.
-        status: HTTP status, or None where no answer came (or there is no HTTP).
+        status: HTTP status; None without an answer, or without HTTP.
         code: the OCI error code, such as ``DENIED``, or an empty string.
         is_temporary: whether the same request may succeed later.
         retry_after: seconds that the registry asked to wait, or None.
@@ -62,20 +62,20 @@ class RegistryError(Error):
 
 
 class NotFoundError(RegistryError):
-    """The repository answered, and has no such blob, manifest or tag."""
+    """The repository answered that it has no such blob, manifest or tag."""
 
 
 class StoreError(Error):
-    """The local Nix store or evaluator refused; what it said was shown when it said it."""
+    """The local Nix store or evaluator failed; its own output was shown as it came."""
 
 
 class UpstreamError(Error):
-    """No upstream could answer: neither a hit nor a miss."""
+    """No upstream could answer: it is neither a hit nor a miss."""
 
 
 class UpstreamConnectionError(UpstreamError):
-    """No connection to an upstream could be made, or it broke, or nothing came over it in time."""
+    """A connection to an upstream could not be made, broke, or fell silent."""
 
 
 class UpstreamNotFoundError(UpstreamError):
-    """There is no such upstream, or it answered, and has no such NAR or no such part of it."""
+    """There is no such upstream, or it answered that it has no such NAR, or no such part of it."""

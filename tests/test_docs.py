@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cli.main import VERBS, load_verb
-from nixcache_oci.settings.table import ALL_VARIABLES
+from nixcache_oci.settings.variables import ALL_VARIABLES
 
 _TOP = Path(__file__).parent.parent
 _PAGES = [

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nixcache_oci.settings.table import ALL_VARIABLES
+from nixcache_oci.settings.variables import ALL_VARIABLES
 
 _README = Path(__file__).parent.parent / "README.md"
 _QUOTED = re.compile(r"`([^`]+)`")

@@ -12,13 +12,17 @@ from nixcache_oci.nix.signature import PublicKey, SecretKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.settings import table
-from nixcache_oci.settings.proxy import proxy_config, trusted_keys
-from nixcache_oci.settings.publish import signing_keys
-from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.upstreams import MAX_FILE_BYTES, upstream_urls
-from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.proxy_config import proxy_config, trusted_keys
+from nixcache_oci.settings.publish_config import signing_keys
+from nixcache_oci.settings.repository_config import (
+    LayoutLocation,
+    RegistryLocation,
+    repository_config,
+    repository_source,
+)
+from nixcache_oci.settings.upstream_config import MAX_FILE_BYTES, upstream_urls
+from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()
 _OTHER_KEY = "cache-2:" + base64.b64encode(bytes(range(1, 33))).decode()
@@ -30,7 +34,7 @@ _IGNORED = "is not a variable of nixcache-oci and is ignored"
 
 def _say(*flags: str, **environment: str) -> Values:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_flags(parser, table.ALL_VARIABLES)
+    add_flags(parser, variables.ALL_VARIABLES)
     return Values(environment, parser.parse_args(flags))
 
 
@@ -58,8 +62,8 @@ def test_defaults(tmp_path: Path) -> None:
         trusted_keys=(NIXOS_KEY,),
     )
     assert repository_config(values) == LayoutLocation(tmp_path / "data" / "nixcache-oci" / "cache")
-    assert values.get(table.LOG_LEVEL) == logging.INFO
-    assert values.get(table.SIGNING_KEY_FILE) == ()
+    assert values.get(variables.LOG_LEVEL) == logging.INFO
+    assert values.get(variables.SIGNING_KEY_FILE) == ()
 
 
 def test_environment() -> None:
@@ -112,27 +116,27 @@ def test_a_list_flag_repeats_or_parts() -> None:
         "--signing-key-file=/k3",
         NIXCACHE_UPSTREAM="https://z",
     )
-    assert values.get(table.UPSTREAM) == ("https://a", "https://b", "https://c")
-    assert values.get(table.SIGNING_KEY_FILE) == (Path("/k1"), Path("/k2"), Path("/k3"))
+    assert values.get(variables.UPSTREAM) == ("https://a", "https://b", "https://c")
+    assert values.get(variables.SIGNING_KEY_FILE) == (Path("/k1"), Path("/k2"), Path("/k3"))
 
 
-@pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
+@pytest.mark.parametrize("variable", variables.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_empty_is_unset(variable: Variable[object]) -> None:
     """An empty variable, as a unit file or workflow leaves it, means the default; no upstream is a value."""
     empty = _say(**{variable.name: " "})
-    expected = () if variable is table.UPSTREAM else _say().get(variable)
+    expected = () if variable is variables.UPSTREAM else _say().get(variable)
     assert empty.get(variable) == expected
 
 
 def test_no_upstream() -> None:
     """An empty list switches upstreams off, by the flag too."""
-    assert _say("--upstream", "", NIXCACHE_UPSTREAM="https://a").get(table.UPSTREAM) == ()
+    assert _say("--upstream", "", NIXCACHE_UPSTREAM="https://a").get(variables.UPSTREAM) == ()
 
 
 def test_an_upstream_counts_once() -> None:
     """The same cache spelt twice is not asked twice; the order, which is a preference, stays."""
     values = _say(NIXCACHE_UPSTREAM="https://B.example/x/ https://a.example https://b.example/x")
-    assert values.get(table.UPSTREAM) == ("https://B.example/x/", "https://a.example")
+    assert values.get(variables.UPSTREAM) == ("https://B.example/x/", "https://a.example")
 
 
 def test_a_password_in_an_upstream_is_not_shown() -> None:
@@ -254,7 +258,7 @@ def test_what_is_no_upstream(url: str) -> None:
 )
 def test_what_cannot_be_parsed_stops_the_start(name: str, text: str, expected: str) -> None:
     """One line: which variable or flag, its text, what is expected."""
-    variable = next(one for one in table.ALL_VARIABLES if one.name == f"NIXCACHE_{name}")
+    variable = next(one for one in variables.ALL_VARIABLES if one.name == f"NIXCACHE_{name}")
     for values, origin in (
         (_say(**{variable.name: text}), variable.name),
         (_say(f"{variable.flag}={text}"), variable.flag),
@@ -268,7 +272,7 @@ def test_what_cannot_be_parsed_stops_the_start(name: str, text: str, expected: s
 def test_a_long_value_is_cut() -> None:
     """A file pasted into a variable does not fill the terminal."""
     with pytest.raises(UsageError) as caught:
-        _say(NIXCACHE_PORT="9" * 100_000).get(table.PORT)
+        _say(NIXCACHE_PORT="9" * 100_000).get(variables.PORT)
     assert len(str(caught.value)) < 300
 
 
@@ -293,16 +297,16 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
     assert str(caught.value).startswith(f"NIXCACHE_{name}")
 
 
-@pytest.mark.parametrize("variable", table.ALL_VARIABLES, ids=lambda variable: str(variable.name))
+@pytest.mark.parametrize("variable", variables.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_secrets_have_no_flag(variable: Variable[object]) -> None:
     """A token on the command line is visible to every user of the machine."""
-    secrets = {table.TOKEN, table.GITHUB_TOKEN, table.GH_TOKEN, table.SIGNING_KEY}
+    secrets = {variables.TOKEN, variables.GITHUB_TOKEN, variables.GH_TOKEN, variables.SIGNING_KEY}
     assert (variable.flag is None) == (variable in secrets)
 
 
 def test_every_proxy_setting_is_in_the_table() -> None:
     """No field can be set in a way that the table, and so the help, does not tell."""
-    in_table = {variable.name for variable in table.PROXY_VARIABLES}
+    in_table = {variable.name for variable in variables.PROXY_VARIABLES}
     spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
     # What Nix trusts, nix.conf says.
     fields = {field.name for field in dataclasses.fields(ProxyConfig)} - {"trusted_keys"}
@@ -429,7 +433,7 @@ def test_names_that_no_registry_takes(name: str, text: str) -> None:
 def test_a_token_file_given_as_a_flag_wins() -> None:
     """What looks credentials up in the environment finds the flag's value there."""
     values = _say("--token-file=/run/token", NIXCACHE_TOKEN_FILE="/other", PATH="/bin", GH_TOKEN=" ")
-    assert values.merged_environment(table.REPOSITORY_VARIABLES) == {
+    assert values.merged_environment(variables.REPOSITORY_VARIABLES) == {
         "NIXCACHE_TOKEN_FILE": "/run/token",
         "PATH": "/bin",
         "GH_TOKEN": " ",
@@ -444,7 +448,7 @@ def test_unknown_variables_are_warned_of() -> None:
         "NIXCACHE_PORT": "1",
         "NIX_SIGNING_KEY": "x",
     }
-    assert unknown_variables(environment, table.ALL_VARIABLES) == (
+    assert unknown_variables(environment, variables.ALL_VARIABLES) == (
         f"NIXCACHE_INDEX_TLL {_IGNORED}: did you mean NIXCACHE_INDEX_TTL?",
         f"NIXCACHE_WORKER {_IGNORED}",
     )
@@ -494,5 +498,5 @@ def test_a_key_file_is_read_however_it_was_saved(tmp_path: Path, content: bytes)
 @pytest.mark.parametrize("text", [f"\ufeff{_KEY}", f'"{_KEY} {_OTHER_KEY}"', f"NIXCACHE_PUBLIC_KEYS={_KEY}"])
 def test_public_keys_are_read_as_they_were_copied(text: str) -> None:
     """A key that is refused by all for a mark that nobody sees is hard to find."""
-    keys = _say(NIXCACHE_PUBLIC_KEYS=text).get(table.PUBLIC_KEYS)
+    keys = _say(NIXCACHE_PUBLIC_KEYS=text).get(variables.PUBLIC_KEYS)
     assert next(str(key) for key in keys) == _KEY

@@ -19,12 +19,17 @@ from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.maintenance.pins import count_pins
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.repository import repository_config
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.repository_config import repository_config
+from nixcache_oci.settings.values import Values, add_flags
 
-VARIABLES: Final = (*table.REPOSITORY_VARIABLES, table.INDEX_DIR, table.PUBLIC_KEYS, table.LOG_LEVEL)
+VARIABLES: Final = (
+    *variables.REPOSITORY_VARIABLES,
+    variables.INDEX_DIR,
+    variables.PUBLIC_KEYS,
+    variables.LOG_LEVEL,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +81,7 @@ async def read_cache(arguments: argparse.Namespace, environment: Mapping[str, st
     """
     values = Values(environment, arguments)
     config = repository_config(values)
-    repository = open_repository(config, values.merged_environment(table.REPOSITORY_VARIABLES))
+    repository = open_repository(config, values.merged_environment(variables.REPOSITORY_VARIABLES))
     try:
         with showing(None, is_quiet=values.flags.quiet) as progress:
             return await read_cache_from(repository, values, progress)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cli.main import PROGRAM, VERBS, load_verb
-from nixcache_oci.settings.table import ALL_VARIABLES
-from nixcache_oci.settings.variable import Values, without_users
+from nixcache_oci.settings.values import Values, without_users
+from nixcache_oci.settings.variables import ALL_VARIABLES
 
 _AS_ROOT: Final = "as root: "
 # With the flags that follow and take no value.

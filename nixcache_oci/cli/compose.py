@@ -12,17 +12,17 @@ from nixcache_oci.cli.interrupt import Interrupted, handling_signals
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files
-from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
-from nixcache_oci.settings.table import ALL_VARIABLES, LOG_LEVEL
-from nixcache_oci.settings.variable import Values, unknown_variables
+from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.values import Values, unknown_variables
+from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL
 
 try:
     import uvloop

@@ -30,7 +30,7 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 _STORE_DIR = "/nix/store"
 _KEY_NAME = "nixcache-oci-demo-1"

@@ -33,15 +33,15 @@ from nixcache_oci.clients.local_store.nix_settings import (
 from nixcache_oci.clients.local_store.program import find_reason, ignore_line
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
-from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote, upstreams
+from nixcache_oci.maintenance.checks import key_match, nix_use, remote, running_proxy, upstream_answers
 from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import signing_keys
-from nixcache_oci.settings.repository import LayoutLocation, RepositoryConfig, repository_config
-from nixcache_oci.settings.upstreams import upstream_urls
-from nixcache_oci.settings.variable import Values, Variable, add_flags, unknown_variables
+from nixcache_oci.settings.publish_config import signing_keys
+from nixcache_oci.settings.repository_config import LayoutLocation, RepositoryConfig, repository_config
+from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _SETTINGS = "settings"
 _PROGRAM = "nix"
@@ -79,17 +79,19 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--publisher", action="store_true", help="check what publishing needs")
     parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, table.ALL_VARIABLES)
+    add_flags(parser, variables.ALL_VARIABLES)
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Check, and tell."""
     values = Values(dict(environment), arguments)
-    level = _try_get(values, table.LOG_LEVEL, logging.ERROR) if values.is_given(table.LOG_LEVEL) else None
+    level = (
+        _try_get(values, variables.LOG_LEVEL, logging.ERROR) if values.is_given(variables.LOG_LEVEL) else None
+    )
     # What a check meets is in its finding: warnings beside it would say it twice.
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
     roles = _find_roles(arguments, values)
-    configured = _try_get(values, table.PUBLIC_KEYS, ())
+    configured = _try_get(values, variables.PUBLIC_KEYS, ())
     with (
         showing(None, is_quiet=arguments.quiet) as progress,
         progress.stage("checking", "check") as stage,
@@ -113,7 +115,7 @@ def _find_roles(arguments: argparse.Namespace, values: Values) -> _Roles:
     if arguments.publisher or arguments.client:
         words = [word for word in ("publisher", "client") if getattr(arguments, word)]
         return _Roles(arguments.publisher, arguments.client, f"Checked as {' and '.join(words)}.")
-    if values.is_given(table.SIGNING_KEY_FILE) or values.is_given(table.SIGNING_KEY):
+    if values.is_given(variables.SIGNING_KEY_FILE) or values.is_given(variables.SIGNING_KEY):
         return _Roles(
             is_publisher=True,
             is_client=False,
@@ -181,7 +183,7 @@ class _Doctor:
         if location is None:
             checks = (remote.NAME, remote.REGISTRY, remote.CLOCK, remote.TOKEN, *reads)
             return skipped(checks, "the settings name no repository")
-        environment = self.values.merged_environment(table.REPOSITORY_VARIABLES)
+        environment = self.values.merged_environment(variables.REPOSITORY_VARIABLES)
         if isinstance(location, LayoutLocation):
             findings = [_check_layout(location.path, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
@@ -211,12 +213,14 @@ class _Doctor:
         if self.roles.is_publisher:
             try:
                 found = signing_keys(self.values)
-                findings += keys.check_signing_keys(found, self.recorded, self.configured)
+                findings += key_match.check_signing_keys(found, self.recorded, self.configured)
             except UsageError as error:
-                findings.append(wrong(keys.SIGNING_KEY, str(error)))
-            findings += _check_secrecy(keys.SIGNING_KEY, _try_get(self.values, table.SIGNING_KEY_FILE, ()))
+                findings.append(wrong(key_match.SIGNING_KEY, str(error)))
+            findings += _check_secrecy(
+                key_match.SIGNING_KEY, _try_get(self.values, variables.SIGNING_KEY_FILE, ())
+            )
         if self.roles.is_client or self.configured:
-            findings.append(keys.check_public_keys(self.configured, self.recorded))
+            findings.append(key_match.check_public_keys(self.configured, self.recorded))
         return findings
 
     async def _check_program(self) -> tuple[Finding, Version | None]:
@@ -237,15 +241,15 @@ class _Doctor:
         try:
             url = find_proxy_url(self.values)
         except UsageError as error:
-            rest = [proxy.PROXY, proxy.SERVED, proxy.CACHE_INFO, *nix_use.CHECKS]
+            rest = [running_proxy.PROXY, running_proxy.SERVED, running_proxy.CACHE_INFO, *nix_use.CHECKS]
             # What cannot be parsed was named with the settings; port 0 is right there, and no address here.
-            is_free_port = _try_get(self.values, table.PORT, None) == 0
+            is_free_port = _try_get(self.values, variables.PORT, None) == 0
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
             return [*named, *skipped(rest, "the proxy's address is not known")]
         name = None if location is None else _name(location)
-        is_chosen = self.values.is_given(table.REPO) or self.values.is_given(table.REGISTRY)
-        store_dir = _try_get(self.values, table.STORE_DIR, table.STORE_DIR.default)
-        found = await proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
+        is_chosen = self.values.is_given(variables.REPO) or self.values.is_given(variables.REGISTRY)
+        store_dir = _try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
+        found = await running_proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
         names = found.public_keys or [str(key) for key in self.recorded or ()]
@@ -255,12 +259,12 @@ class _Doctor:
         try:
             urls = upstream_urls(self.values)
         except UsageError:
-            return skipped((upstreams.UPSTREAM,), "the settings name no usable one")
+            return skipped((upstream_answers.UPSTREAM,), "the settings name no usable one")
         try:
             opened = open_upstreams(urls, self.environment)
         except UsageError as error:
-            return [wrong(upstreams.UPSTREAM, str(error))]
-        return await upstreams.check_upstreams(opened)
+            return [wrong(upstream_answers.UPSTREAM, str(error))]
+        return await upstream_answers.check_upstreams(opened)
 
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names
@@ -271,7 +275,7 @@ class _Doctor:
             first, *rest = nix_use.CHECKS
             return [wrong(first, str(error), "mend nix.conf"), *skipped(rest, "nix.conf cannot be read")]
         user, groups = current_user()
-        client = nix_use.Client(
+        client = nix_use.NixClient(
             own,
             system,
             user,
@@ -285,7 +289,7 @@ class _Doctor:
 def _check_settings(values: Values) -> list[Finding]:
     """Parse every setting, and name each that is wrong."""
     findings = []
-    for variable in table.ALL_VARIABLES:
+    for variable in variables.ALL_VARIABLES:
         try:
             values.get(variable)
         except UsageError as error:
@@ -296,12 +300,12 @@ def _check_settings(values: Values) -> list[Finding]:
         except UsageError as error:
             findings.append(wrong(_SETTINGS, str(error)))
     findings += [
-        warning(_SETTINGS, line) for line in unknown_variables(values.environment, table.ALL_VARIABLES)
+        warning(_SETTINGS, line) for line in unknown_variables(values.environment, variables.ALL_VARIABLES)
     ]
-    files = (_try_get(values, variable, None) for variable in (table.TOKEN_FILE, table.UPSTREAM_FILE))
+    files = (_try_get(values, variable, None) for variable in (variables.TOKEN_FILE, variables.UPSTREAM_FILE))
     findings += _check_secrecy(_SETTINGS, files)
     if not findings:
-        given = sum(values.is_given(variable) for variable in table.ALL_VARIABLES)
+        given = sum(values.is_given(variable) for variable in variables.ALL_VARIABLES)
         findings.append(good(_SETTINGS, f"{given} set, all usable" if given else "using defaults"))
     return findings
 

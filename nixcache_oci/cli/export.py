@@ -12,10 +12,10 @@ from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.maintenance.export import Export
-from nixcache_oci.settings import table
-from nixcache_oci.settings.repository import repository_config
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.maintenance.folder_export import Export
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.repository_config import repository_config
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to; it need not exist")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, (*VARIABLES, table.PRIORITY))
+    add_flags(parser, (*VARIABLES, variables.PRIORITY))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 
 
 async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
-    priority = values.get(table.PRIORITY)
+    priority = values.get(variables.PRIORITY)
     location = repository_config(values)
-    repository = open_repository(location, values.merged_environment(table.REPOSITORY_VARIABLES))
+    repository = open_repository(location, values.merged_environment(variables.REPOSITORY_VARIABLES))
     try:
         actions = GithubActions.from_environment(values.environment)
         with showing(actions, is_quiet=values.flags.quiet) as progress:

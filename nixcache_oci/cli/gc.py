@@ -6,29 +6,28 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
+from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan, PlanRow
-from nixcache_oci.settings import table
-from nixcache_oci.settings.publish import max_blob_bytes
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.publish_config import max_blob_bytes
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _VARIABLES = (
-    *table.REPOSITORY_VARIABLES,
-    table.MAX_LAYERS,
-    table.MAX_BLOB_BYTES,
-    table.PUBLIC_KEYS,
-    table.LOG_LEVEL,
+    *variables.REPOSITORY_VARIABLES,
+    variables.MAX_LAYERS,
+    variables.MAX_BLOB_BYTES,
+    variables.PUBLIC_KEYS,
+    variables.LOG_LEVEL,
 )
 _MOST_DAYS = 36_500
 _IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
@@ -86,12 +85,12 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
         grace=timedelta(days=arguments.grace_days),
         min_age=timedelta(hours=arguments.min_age_hours),
-        max_layers=values.get(table.MAX_LAYERS),
+        max_layers=values.get(variables.MAX_LAYERS),
         max_blob_bytes=max_blob_bytes(values, location),
-        public_keys=values.get(table.PUBLIC_KEYS),
+        public_keys=values.get(variables.PUBLIC_KEYS),
     )
     source = repository_source(location, values)
-    merged = values.merged_environment(table.REPOSITORY_VARIABLES)
+    merged = values.merged_environment(variables.REPOSITORY_VARIABLES)
     with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
         return run_async(_collect(arguments, options, location, source, merged))
 

@@ -40,8 +40,8 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.import_candidates import Candidates, read_candidates
 from nixcache_oci.publisher.importer import Importer
-from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.values import Values
 from nixcache_oci.wording import counted
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
@@ -84,7 +84,7 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="store path or hash part")
     parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
-    add_sending_flags(parser, table.PUBLIC_KEYS, table.STORE_DIR, usual_jobs=str(_JOBS))
+    add_sending_flags(parser, variables.PUBLIC_KEYS, variables.STORE_DIR, usual_jobs=str(_JOBS))
     # What only those need who compress.
     parser.set_defaults(compression="zstd", level=None, verify_upstream=False)
 
@@ -97,8 +97,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     request = Request(
         source=arguments.source,
         wanted=tuple(_parse_path(line.strip()) for line in lines if line.strip()),
-        public_keys=values.get(table.PUBLIC_KEYS),
-        store_dir=values.get(table.STORE_DIR),
+        public_keys=values.get(variables.PUBLIC_KEYS),
+        store_dir=values.get(variables.STORE_DIR),
         scope=arguments.scope,
     )
     settings = publish_settings(arguments, environment)
@@ -126,7 +126,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
         if store_dir != request.store_dir:
             raise Error(
                 f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
-                f"{table.STORE_DIR.name}"
+                f"{variables.STORE_DIR.name}"
             )
         candidates = await read_candidates(
             source,

@@ -14,8 +14,8 @@ from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.path_info import Look
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.values import Values
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     values = Values(environment, arguments)
     set_up_quiet_logging(values)
     asked = Asked.read(arguments, "info", act="show")
-    configured = values.get(table.PUBLIC_KEYS)
+    configured = values.get(variables.PUBLIC_KEYS)
     view = run_async(read_cache(arguments, environment))
     keepers = read_keepers(view)
     tables = view.inventory.tables

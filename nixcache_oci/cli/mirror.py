@@ -12,15 +12,15 @@ from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
-from nixcache_oci.maintenance.mirror import Mirror, Mirrored
+from nixcache_oci.maintenance.cache_mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
-from nixcache_oci.settings import table
-from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, parse_location
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
-_OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
+_OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -37,7 +37,7 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
     parser.add_argument("destination", metavar="DEST", help="likewise")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, (*table.REPOSITORY_VARIABLES, table.LOG_LEVEL))
+    add_flags(parser, (*variables.REPOSITORY_VARIABLES, variables.LOG_LEVEL))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -80,8 +80,8 @@ async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, value
 
 def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str, str]:
     """Leave out credentials that are meant for another registry."""
-    environment = values.merged_environment(table.REPOSITORY_VARIABLES)
-    registry = values.get(table.REGISTRY)
+    environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
+    registry = values.get(variables.REGISTRY)
     if isinstance(location, RegistryLocation) and isinstance(registry, str):
         named = RegistryReference.of(registry, location.reference.repository, "")
         if named.host == location.reference.host:

@@ -9,21 +9,20 @@ from datetime import datetime, timedelta
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
+from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
-from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
-from nixcache_oci.settings import table
-from nixcache_oci.settings.publish import max_blob_bytes
-from nixcache_oci.settings.repository import repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.publish_config import max_blob_bytes
+from nixcache_oci.settings.repository_config import repository_config, repository_source
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 
@@ -57,7 +56,7 @@ def add_parser(subparsers: SubParsers) -> None:
     for one in (create, show, remove):
         add_view_flags(one)
     for one in (create, remove):
-        add_flags(one, (table.MAX_LAYERS, table.MAX_BLOB_BYTES))
+        add_flags(one, (variables.MAX_LAYERS, variables.MAX_BLOB_BYTES))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -146,7 +145,7 @@ class _Change:
 
 async def _write(values: Values, records: Sequence[PinningRecord], relisted: Relisted) -> None:
     location = repository_config(values)
-    environment = values.merged_environment(table.REPOSITORY_VARIABLES)
+    environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)
     try:
         await write_pinning(
@@ -154,7 +153,7 @@ async def _write(values: Values, records: Sequence[PinningRecord], relisted: Rel
             records,
             repository_source(location, values),
             relisted,
-            max_layers=values.get(table.MAX_LAYERS),
+            max_layers=values.get(variables.MAX_LAYERS),
             max_blob_bytes=max_blob_bytes(values, location),
         )
     finally:

@@ -13,10 +13,10 @@ from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
-from nixcache_oci.settings.proxy import proxy_config
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.proxy_config import proxy_config
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
+from nixcache_oci.settings.values import Values, add_flags
+from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 
 _VARIABLES = (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
 

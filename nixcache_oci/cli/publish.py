@@ -37,9 +37,9 @@ from nixcache_oci.errors import Error, FormatError, RegistryError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
-from nixcache_oci.settings import table
-from nixcache_oci.settings.proxy import proxy_config
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.proxy_config import proxy_config
+from nixcache_oci.settings.values import Values
 from nixcache_oci.wording import counted
 
 MOST_REASONS: Final = 100
@@ -153,7 +153,7 @@ def add_parser(subparsers: SubParsers) -> None:
         action="store_true",
         help="as --dry-run, and a cache that cannot be read is no failure: for code that may not push",
     )
-    add_publish_flags(parser, table.PUBLIC_KEYS)
+    add_publish_flags(parser, variables.PUBLIC_KEYS)
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -183,11 +183,11 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 
 def _default_flake(values: Values) -> str:
     """Take the flake that is configured; a default that is not there is no name for Nix's flake registry."""
-    flake = values.get(table.CONFIG_DIR)
-    if not values.is_given(table.CONFIG_DIR) and not Path(flake).is_dir():
+    flake = values.get(variables.CONFIG_DIR)
+    if not values.is_given(variables.CONFIG_DIR) and not Path(flake).is_dir():
         raise UsageError(
             f"publish: there is no folder {flake} here: name the flake, as in `nixcache-oci publish .`, or "
-            f"set {table.CONFIG_DIR.name}"
+            f"set {variables.CONFIG_DIR.name}"
         )
     return flake
 

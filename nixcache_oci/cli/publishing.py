@@ -38,21 +38,20 @@ from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.publisher import Publisher
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.upstreams import upstream_urls
-from nixcache_oci.settings.variable import Values, Variable, add_flags
+from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.values import Values, Variable, add_flags
 from nixcache_oci.wording import counted
 
 VARIABLES: Final = (
-    *table.REPOSITORY_VARIABLES,
-    *table.PUBLISH_VARIABLES,
-    table.UPSTREAM,
-    table.UPSTREAM_FILE,
-    table.LOG_LEVEL,
+    *variables.REPOSITORY_VARIABLES,
+    *variables.PUBLISH_VARIABLES,
+    variables.UPSTREAM,
+    variables.UPSTREAM_FILE,
+    variables.LOG_LEVEL,
 )
 
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
@@ -196,7 +195,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         verify_upstream=arguments.verify_upstream,
         encoding=NarEncoding(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
-        max_layers=values.get(table.MAX_LAYERS),
+        max_layers=values.get(variables.MAX_LAYERS),
         is_strict=arguments.strict,
         allow_unsigned=arguments.allow_unsigned,
         allow_new_key=arguments.new_key,
@@ -205,7 +204,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
     )
     return PublishSettings(
         location=location,
-        environment=values.merged_environment(table.REPOSITORY_VARIABLES),
+        environment=values.merged_environment(variables.REPOSITORY_VARIABLES),
         nix_environment=nix_environment(values),
         options=options,
         upstreams=upstream_urls(values),

@@ -30,7 +30,7 @@ from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.publisher import Publisher
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 
 _SCOPE_PREFIX = "push/"
 

@@ -16,18 +16,18 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.problem import Problem
-from nixcache_oci.maintenance.repair.plan import (
+from nixcache_oci.maintenance.repair.repair_plan import (
+    NeededObject,
     RepairPlan,
-    Wanted,
     choose_compression,
     find_leaving,
-    find_wanted,
+    find_needed,
     plan_repair,
     plan_replacement,
 )
-from nixcache_oci.maintenance.repair.reading import ReadSegment, read_segments
+from nixcache_oci.maintenance.repair.segment_salvage import ReadSegment, read_segments
 from nixcache_oci.maintenance.repair.writing import carry_out_repair
-from nixcache_oci.maintenance.verify import Verifier, read_entries
+from nixcache_oci.maintenance.verifier import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
@@ -170,7 +170,7 @@ class Repairer:
     async def _mend(self, inventory: Inventory, outcome: Outcome) -> bool:
         """Do one round; tells whether anything was written."""
         segments = await self._read_segments(inventory)
-        found = await self._find_locally(find_wanted(outcome.left, segments))
+        found = await self._find_locally(find_needed(outcome.left, segments))
         parts = frozenset(info.store_path.hash_part for _, info in found)
         if self._options.is_dry_run:
             restored = await self._restore(found, outcome)
@@ -192,7 +192,7 @@ class Repairer:
         return await read_segments(self._repository, inventory, entries)
 
     async def _restore(
-        self, found: Sequence[tuple[Wanted, PathInfo]], outcome: Outcome
+        self, found: Sequence[tuple[NeededObject, PathInfo]], outcome: Outcome
     ) -> frozenset[HashPart]:
         """Send again what the local store has."""
         store = self._sender.store
@@ -219,7 +219,7 @@ class Repairer:
         outcome.restored += sorted(path.base_name for path in restored)
         return frozenset(path.hash_part for path in restored)
 
-    async def _find_locally(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, PathInfo]]:
+    async def _find_locally(self, wanted: Sequence[NeededObject]) -> list[tuple[NeededObject, PathInfo]]:
         """Find those whose NAR the local store has, and that somebody vouches for."""
         store = self._sender.store
         if store is None or not wanted:

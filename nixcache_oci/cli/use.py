@@ -20,8 +20,8 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
-from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
@@ -53,12 +53,13 @@ def add_parser(subparsers: SubParsers) -> None:
     )
     parser.add_argument(
         "--public-key",
-        dest=table.PUBLIC_KEYS.name,
+        dest=variables.PUBLIC_KEYS.name,
         metavar="NAME:BASE64",
         action="append",
-        help=f"a key of the cache, as its owner published it; may be repeated, like {table.PUBLIC_KEYS.flag}",
+        help="a key of the cache, as its owner published it; may be repeated, like "
+        f"{variables.PUBLIC_KEYS.flag}",
     )
-    add_flags(parser, (table.LISTEN, table.PORT, *VARIABLES))
+    add_flags(parser, (variables.LISTEN, variables.PORT, *VARIABLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_quiet_logging(values)
     url = find_proxy_url(values)
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
-    configured = tuple(str(key) for key in values.get(table.PUBLIC_KEYS))
+    configured = tuple(str(key) for key in values.get(variables.PUBLIC_KEYS))
     if configured:
         run_async(_warn_of_other_keys(url, configured))
         named = None
@@ -113,11 +114,11 @@ def find_proxy_url(values: Values) -> str:
     Raises:
         UsageError: the settings do not tell.
     """
-    port, listen = values.get(table.PORT), values.get(table.LISTEN)
+    port, listen = values.get(variables.PORT), values.get(variables.LISTEN)
     if port == 0:
         raise UsageError(
-            f"{table.PORT.name} is 0, a port that only the running proxy knows: set {table.PORT.flag} to the "
-            "one that it printed, or better a fixed one for both"
+            f"{variables.PORT.name} is 0, a port that only the running proxy knows: set "
+            f"{variables.PORT.flag} to the one that it printed, or better a fixed one for both"
         )
     host = "127.0.0.1" if listen in _ANY_ADDRESS else listen
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -242,7 +243,7 @@ async def _find_named_keys(
         view = await read_cache(arguments, environment)
         found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
-    remedy = f"set {table.PUBLIC_KEYS.name} to the key that the cache's owner published"
+    remedy = f"set {variables.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
     if len(found) > _MOST_KEYS:
@@ -287,7 +288,7 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
     """
     remedy = (
         "nothing was written. Compare that with the key that the cache's owner published, and give the "
-        f"right one with --public-key NAME:BASE64 or {table.PUBLIC_KEYS.name}"
+        f"right one with --public-key NAME:BASE64 or {variables.PUBLIC_KEYS.name}"
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Error(f"no key is configured, and {named}, which proves nothing: {remedy}")

@@ -51,7 +51,7 @@ def settle_verbosity(
     Raises:
         UsageError: both were given.
     """
-    from nixcache_oci.settings.table import LOG_LEVEL  # noqa: PLC0415 -- a start without a verb needs none
+    from nixcache_oci.settings.variables import LOG_LEVEL  # noqa: PLC0415 -- a start without a verb needs none
 
     given = dict(vars(arguments))
     count = sum(value for name, value in given.items() if name.startswith(_COUNT))

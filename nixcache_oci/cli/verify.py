@@ -25,22 +25,21 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
-from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository import RepositoryConfig, repository_config
-from nixcache_oci.settings.source import repository_source
-from nixcache_oci.settings.upstreams import upstream_urls
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _IF_REPAIR_INTERRUPTED = (
     "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
 )
-_REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
+_REPAIR_VARIABLES = (variables.SIGNING_KEY_FILE, variables.MAX_LAYERS, variables.MAX_BLOB_BYTES)
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -64,7 +63,7 @@ def add_parser(subparsers: SubParsers) -> None:
         "--force", action="store_true", help="with --repair: also where over half of the paths would leave"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, (*VARIABLES, table.UPSTREAM, table.UPSTREAM_FILE, *_REPAIR_VARIABLES))
+    add_flags(parser, (*VARIABLES, variables.UPSTREAM, variables.UPSTREAM_FILE, *_REPAIR_VARIABLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         verify_upstream=True,
         encoding=NarEncoding(max_blob_bytes=max_blob_bytes(values, location)),
         jobs=os.cpu_count() or 1,
-        max_layers=values.get(table.MAX_LAYERS),
+        max_layers=values.get(variables.MAX_LAYERS),
         allow_unsigned=True,  # what is listed unsigned is sent again as it was
         repository_source=repository_source(location, values),
     )
@@ -157,7 +156,7 @@ class _Checked:
 
 
 async def _verify(settings: _Settings) -> _Checked:
-    environment = settings.values.merged_environment(table.REPOSITORY_VARIABLES)
+    environment = settings.values.merged_environment(variables.REPOSITORY_VARIABLES)
     repair = settings.repair
     async with AsyncExitStack() as stack:
         is_writing = repair is not None and not repair.is_dry_run
@@ -176,7 +175,7 @@ async def _verify(settings: _Settings) -> _Checked:
         tell = complain if settings.is_json else say
 
         inventory = await read()
-        keys = settings.values.get(table.PUBLIC_KEYS) or inventory.tables.recorded_keys
+        keys = settings.values.get(variables.PUBLIC_KEYS) or inventory.tables.recorded_keys
         verifier = Verifier(
             repository, upstreams, keys, with_content=settings.with_content, progress=progress
         )

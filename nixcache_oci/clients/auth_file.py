@@ -1,8 +1,7 @@
-"""Logins that docker and podman keep: where their files are, and what they say of one repository.
+"""Logins that docker and podman keep: where their files are, and what they hold for one repository.
 
-The entry that names most of the repository counts: ``quay.io/org/app`` before ``quay.io/org`` before
-``quay.io``. Of one place, a credential helper counts before what is in the file, which docker leaves there
-empty; ``credsStore`` comes last.
+The most specific entry wins: ``quay.io/org/app`` before ``quay.io/org`` before ``quay.io``. For one name, a
+credential helper wins over the file's own entry, which docker then leaves empty; ``credsStore`` comes last.
 
 Sources: docker's manual, "docker login"; containers-auth.json(5).
 """
@@ -19,18 +18,18 @@ from typing import Final
 from nixcache_oci.clients.credentials import Credentials
 
 _DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-_DOCKER_HUB_SERVER: Final = "https://index.docker.io/v1/"  # what docker calls it towards helpers
+_DOCKER_HUB_SERVER: Final = "https://index.docker.io/v1/"  # its name towards helpers
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A program that keeps credentials: ``docker-credential-NAME``.
+    """A credential helper, the program ``docker-credential-NAME``.
 
     Attributes:
         name: as the file has it; not checked.
-        server: what to ask it for.
+        server: to ask it about.
     """
 
     name: str
@@ -38,9 +37,9 @@ class Helper:
 
 
 def find_auth_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
-    """Tell which files may hold logins; the first that knows the registry counts.
+    """List the files that may hold logins; the first that knows the registry wins.
 
-    Those that a variable names come first, then podman's, of this session and of the user, then docker's.
+    Files that a variable names come first, then podman's for this session and for the user, then docker's.
     """
     found = []
     home = environment.get("HOME")
@@ -60,11 +59,11 @@ def find_auth_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def search_auth_file(text: str, name: str, host: str, repository: str) -> list[Credentials | Helper]:
-    """Find what a file has for a repository, what counts most first.
+    """Find what a file has for a repository, in order of precedence.
 
     Args:
-        text: the file's content; a malformed one costs a warning.
-        name: what to call it.
+        text: the file's content; a malformed one is warned about.
+        name: of the file, for people.
         host: ``host[:port]`` of the registry.
         repository: its name within the registry.
     """
@@ -92,7 +91,7 @@ def search_auth_file(text: str, name: str, host: str, repository: str) -> list[C
 
 
 def _places(host: str, repository: str) -> Iterator[str]:
-    """Name the repository, and all that is above it up to the registry."""
+    """Yield the repository's name, then each shorter prefix, down to the registry's host."""
     place = f"{'docker.io' if host in _DOCKER_HUB else host}/{repository}"
     while "/" in place:
         yield place
@@ -101,7 +100,7 @@ def _places(host: str, repository: str) -> Iterator[str]:
 
 
 def _by_place(section: object) -> dict[str, list[tuple[str, object]]]:
-    """Sort entries by the place that their key names."""
+    """Group entries by the place that their key names."""
     places: dict[str, list[tuple[str, object]]] = {}
     for key, entry in section.items() if isinstance(section, dict) else ():
         places.setdefault(_place(key), []).append((key, entry))
@@ -115,7 +114,7 @@ def _place(key: str) -> str:
     if host in _DOCKER_HUB:
         host = "docker.io"
         path = "" if path in {"v1", "v2"} else path
-    # Docker's own keys are addresses, of which only the host counts.
+    # Docker's own keys are URLs, of which only the host counts.
     return host if scheme or not path else f"{host}/{path}"
 
 

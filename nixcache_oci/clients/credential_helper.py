@@ -1,7 +1,7 @@
-"""Docker's credential helpers: programs that keep logins, in a system's key ring or from a cloud's own login.
+"""Docker's credential helpers: programs that get logins from a system's key ring or a cloud's own login.
 
-``docker-credential-NAME get`` reads a server on standard input, and answers with a JSON object. They are
-found in PATH only, by a name that can be nothing but a name, and see no secret of ours.
+``docker-credential-NAME get`` reads a server on standard input, and answers with a JSON object. Helpers are
+found in PATH only, by a plain name, and see no secret of ours.
 
 Source: docker-credential-helpers, README, "Development"; docker's manual, "Credential helpers".
 """
@@ -16,16 +16,17 @@ from typing import Final
 
 from nixcache_oci.clients.auth_file import Helper
 from nixcache_oci.clients.credentials import Credentials
+from nixcache_oci.clients.http.errors import clean_line
 from nixcache_oci.clients.local_store.program import run_program
 from nixcache_oci.errors import Error
 
-_SECONDS: Final = 30  # some ask a cloud's service, none asks a person
+_SECONDS: Final = 30  # some ask a cloud service, none asks a person
 _MOST_BYTES: Final = 64 * 1024  # of its answer
-_MOST_LINES: Final = 20  # of what it complains about
+_MOST_LINES: Final = 20  # of its standard error
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_NOT_FOUND: Final = "credentials not found"  # what a helper says that has none; not an error
+_NOT_FOUND: Final = "credentials not found"  # a helper without credentials says so; not an error
 _IDENTITY_TOKEN: Final = "<token>"  # noqa: S105  the user name that marks one
-# What helpers need: to find their own files and programs, to reach a key ring, and to reach a cloud.
+# What helpers need to find their files and programs, and to reach a key ring or a cloud.
 _PASSED: Final = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM"),
@@ -42,11 +43,11 @@ _log = logging.getLogger(__name__)
 
 
 async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credentials | None:
-    """Ask a helper; None where it has nothing, or could not be asked: then there is a warning.
+    """Ask a helper; None if it has nothing, or, with a warning, if it failed.
 
     Args:
-        helper: whom, and for what.
-        environment: the process's; the helper gets a part of it.
+        helper: to ask.
+        environment: the process's; the helper gets part of it.
     """
     if not _NAME.fullmatch(helper.name):
         _log.warning("%r cannot be the name of a credential helper: it is not run", helper.name[:80])
@@ -62,7 +63,7 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
     def show(line: str) -> None:
         if line.strip() and len(said) < _MOST_LINES:
             said.append(line)
-            _log.warning("%s: %s", program, _clean(line))
+            _log.warning("%s: %s", program, clean_line(line))
 
     try:
         async with asyncio.timeout(_SECONDS):
@@ -82,8 +83,8 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
         _log.warning("%s: %s: continuing without it", program, error)
         return None
     if ended.status:
-        # By this protocol, errors are told on standard output.
-        reason = _clean(ended.stdout.decode(errors="replace")) or f"it ended with status {ended.status}"
+        # By the protocol, errors come on standard output.
+        reason = clean_line(ended.stdout.decode(errors="replace")) or f"it ended with status {ended.status}"
         if _NOT_FOUND not in reason.lower():
             _log.warning("%s: %s: continuing without it", program, reason)
         return None
@@ -102,7 +103,7 @@ def _choose_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_answer(answer: bytes, program: str) -> Credentials | None:
-    """Read a helper's answer; nothing of it may get into a message."""
+    """Read a helper's answer, of which nothing may get into a message; None if it is no login."""
     try:
         document = json.loads(answer)
     except (ValueError, RecursionError):
@@ -112,8 +113,3 @@ def _read_answer(answer: bytes, program: str) -> Credentials | None:
             is_identity_token = username == _IDENTITY_TOKEN
             return Credentials("" if is_identity_token else username, secret, program, is_identity_token)
     return None
-
-
-def _clean(text: str) -> str:
-    line = " ".join(text.split())
-    return "".join(letter for letter in line if letter.isprintable())[:200]

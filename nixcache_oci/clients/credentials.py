@@ -1,11 +1,11 @@
-"""What a client shows a registry, and which of it may be offered to which registry.
+"""Credentials for a registry, and which of them it may receive.
 
-In this order:
+In order of precedence:
 
-1. ``NIXCACHE_TOKEN_FILE``, for any registry: who sets it means the one that is configured.
-2. ``NIXCACHE_TOKEN``, in the same way, as CI hands a secret out.
-3. ``GITHUB_TOKEN``, then ``GH_TOKEN``, for GitHub's registries and this machine's own only: they are set in
-   many a shell and every workflow, and must never be offered to some other registry.
+1. ``NIXCACHE_TOKEN_FILE``, for any registry: it is set for the one that is configured.
+2. ``NIXCACHE_TOKEN``, likewise, for CI secrets.
+3. ``GITHUB_TOKEN``, then ``GH_TOKEN``, only for GitHub's registries and registries on this machine: they are
+   set in many shells and every workflow, and must never reach another registry.
 4. Logins that docker and podman keep: see ``auth_file``.
 5. None: anonymous.
 """
@@ -24,20 +24,20 @@ TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
 _GITHUB_VARIABLES: Final = ("GITHUB_TOKEN", "GH_TOKEN")
 _GITHUB: Final = "ghcr.io"
 _ENTERPRISE: Final = ".ghe.com"
-_ANY_USER: Final = "nixcache-oci"  # a token alone tells who it is; the user's name only has to be there
-_AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark, and all sorts of line ends
+_ANY_USER: Final = "nixcache-oci"  # the token identifies the user, but Basic needs some name
+_AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark and line ends
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password; as a source, one that never changes.
+    """A user name and a password; also a ``CredentialSource`` that never changes.
 
     Attributes:
-        username: as it goes into Basic.
+        username: for Basic.
         password: or token; never shown.
         source: where it was found, for people.
         is_identity_token: whether the password is an OAuth2 refresh token, such as docker keeps.
-        is_ambient: whether it lay in the environment, not meant for this registry; see ``may_receive``.
+        is_ambient: whether it was in the environment for other purposes; see ``may_receive``.
     """
 
     username: str
@@ -48,39 +48,39 @@ class Credentials:
 
     @property
     def current(self) -> "Credentials":
-        """Themselves."""
+        """Return themselves."""
         return self
 
     async def find(self, *, refused: "Credentials | None" = None) -> "Credentials":
-        """Give themselves."""
+        """Return themselves."""
         del refused
         return self
 
 
 class CredentialSource(Protocol):
-    """Where credentials come from, which may be replaced while the program runs."""
+    """A source of credentials, which may change while the program runs."""
 
     @property
     def current(self) -> Credentials | None:
-        """What was found last; None means anonymous."""
+        """The credentials found last; None means anonymous."""
 
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
         """Look for credentials; cheap enough to be called for each request.
 
         Args:
-            refused: what the registry has just refused: look again, however soon after the last time.
+            refused: credentials that the registry has just refused: then look again at once.
         """
 
 
 def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | None:
-    """Choose among the variables that hold a token themselves.
+    """Choose among the variables that hold a token themselves; an empty one counts as unset.
 
     Args:
         host: ``host[:port]`` of the registry.
-        environment: the process's variables; an empty one counts as unset.
+        environment: of the process.
 
     Raises:
-        UsageError: ``NIXCACHE_TOKEN`` holds what cannot be a token.
+        UsageError: ``NIXCACHE_TOKEN`` holds no token.
     """
     token = environment.get(TOKEN_VARIABLE, "").strip(_AROUND)
     if token:
@@ -93,11 +93,11 @@ def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | 
 
 
 def parse_token(text: str, source: str) -> Credentials:
-    """Read a token, or ``user:password``, white space and a byte order mark around it allowed.
+    """Read a token, or ``user:password``; surrounding white space and a byte order mark are dropped.
 
     Args:
-        text: what a user gave; never shown.
-        source: where, for people.
+        text: never shown.
+        source: where it was found, for people.
 
     Raises:
         UsageError: it is empty, or not one line.
@@ -112,13 +112,14 @@ def parse_token(text: str, source: str) -> Credentials:
 
 
 def may_receive(realm: URL, registry: URL) -> bool:
-    """Tell whether a token service may be shown ``GITHUB_TOKEN``, which nobody gave for this registry.
+    """Tell whether a token service may receive ``GITHUB_TOKEN``, which was not set for this registry.
 
-    It may at the registry's own host, over https unless that is this machine; and at GitHub, which issued it.
+    It may if it is on the registry's own host, over https unless that is this machine, or at GitHub, which
+    issued the token.
 
     Args:
-        realm: where a registry says that tokens are issued.
-        registry: its address.
+        realm: URL of the token service, from the registry's challenge.
+        registry: the registry's URL.
     """
     host, own = _bracketed(realm), _bracketed(registry)
     if is_loopback(host):
@@ -132,7 +133,7 @@ def _bracketed(url: URL) -> str:
 
 
 def _is_same_github(host: str, own: str) -> bool:
-    """Tell github.com from the enterprises, and those from each other (``NAME.ghe.com`` and all below it)."""
+    """Tell whether both are of one GitHub: github.com, or one enterprise (``NAME.ghe.com`` and below)."""
     if not own.endswith(_ENTERPRISE):
         return host == _GITHUB
     name = own.removesuffix(_ENTERPRISE).rpartition(".")[2]
@@ -140,7 +141,7 @@ def _is_same_github(host: str, own: str) -> bool:
 
 
 def is_github(host: str) -> bool:
-    """Tell whether a registry is GitHub's: ghcr.io, or one of an enterprise (``containers.NAME.ghe.com``)."""
+    """Tell whether a registry is GitHub's: ghcr.io, or an enterprise's (``containers.NAME.ghe.com``)."""
     name = host.lower().removesuffix(":443")
     return name == _GITHUB or name.endswith(_ENTERPRISE)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a crash or a power cut, and a lock between programs."""
+"""Files that are complete or absent, even after a crash or a power cut, and a lock between programs."""
 
 import fcntl
 import os
@@ -14,21 +14,21 @@ from nixcache_oci.clients.rooted_path import FOR_ALL, RootedPath
 from nixcache_oci.errors import RegistryError
 
 _UNFINISHED = ".nixcache-unfinished-"
-_UNFINISHED_MAX_AGE = 24 * 3600  # seconds since the last write to it; then its writer is dead
+_UNFINISHED_MAX_AGE = 24 * 3600  # seconds since the last write; after that, its writer is dead
 _POLL_SECONDS = (0.005, 0.05)
 
 
 def write_file(
     path: RootedPath, pieces: Iterable[bytes], workshop: RootedPath, *, mode: int = FOR_ALL
 ) -> None:
-    """Replace a file at once: it is as it was, or whole and with its bytes on the disk.
+    """Replace a file atomically: it is as before, or complete with its bytes on the disk.
 
-    A link, pipe or whatever else is there is replaced as well, and not written through; a folder stays.
+    A link, pipe or other non-folder in its place is replaced, not written through.
 
     Args:
-        path: the file; its name is durable when ``sync`` was called for its folder.
-        pieces: the content; when it raises an error, nothing is replaced.
-        workshop: a folder of the same file system, where the file grows.
+        path: the file; its name is durable once ``sync`` was called for its folder.
+        pieces: the content; if the iterator raises, nothing is replaced.
+        workshop: a folder on the same file system, for the unfinished file.
         mode: of the file, less the process's umask.
     """
     unfinished = workshop / unfinished_name()
@@ -44,7 +44,7 @@ def write_file(
 
 
 def unfinished_name() -> str:
-    """Give a new name to a file that grows somewhere, one that ``remove_unfinished`` knows."""
+    """Make a new name for an unfinished file, which ``remove_unfinished`` recognizes."""
     return f"{_UNFINISHED}{secrets.token_hex(8)}"
 
 
@@ -58,15 +58,15 @@ def remove_unfinished(workshop: RootedPath) -> None:
 
 @contextmanager
 def locked(path: RootedPath, seconds: float, stop: Event) -> Iterator[None]:
-    """Keep others out who lock the same file; the lock goes with its process, also when that is killed.
+    """Hold an exclusive lock on a file; the kernel releases it when its process ends.
 
     Args:
-        path: the file, which is made and stays.
+        path: the file; it is created, and kept.
         seconds: how long to wait.
-        stop: set when nobody waits for it any more.
+        stop: set when nobody waits for this any more.
 
     Raises:
-        RegistryError: another one held it all the time, or nobody waits any more.
+        RegistryError: another program held it all that time, or ``stop`` was set.
     """
     file = path.open_or_create()
     try:
@@ -77,7 +77,7 @@ def locked(path: RootedPath, seconds: float, stop: Event) -> Iterator[None]:
                     f"{path}: another program held this lock for {seconds:g} s; try again when it has ended",
                     is_temporary=True,
                 )
-            # Waiters must not march in step.
+            # Jitter, so that waiters do not poll in step.
             if stop.wait(random.uniform(*_POLL_SECONDS)):  # noqa: S311 # no secret
                 raise RegistryError(f"{path}: stopped waiting for it")
         yield

@@ -1,7 +1,6 @@
 """The credentials of one repository while the program runs: files are read again when they change.
 
-Tokens of some registries live for hours, and a proxy for months: whoever writes a new one into the file, or
-logs in again, need not restart anything.
+Some tokens live for hours, and a proxy for months: a new token in the file, or a new login, needs no restart.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from nixcache_oci.clients.credentials import (
 from nixcache_oci.errors import UsageError
 
 LOOK_SECONDS: Final = 2.0
-"""Between two looks at the files."""
+"""Between two checks of the files."""
 
 _HELPER_SECONDS: Final = 10.0  # between two runs of a helper whose answer was refused
 _MOST_BYTES: Final = 1024 * 1024  # of a file
@@ -35,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """Finds credentials for a repository, as ``credentials`` says in which order.
+    """Finds credentials for a repository, in the order that module ``credentials`` states.
 
     Args:
         host: ``host[:port]`` of the registry.
@@ -44,7 +43,7 @@ class Keyring:
         clock: monotonic seconds.
 
     Raises:
-        UsageError: the token file cannot be read, or what should be a token is none.
+        UsageError: the token file cannot be read, or holds no token.
     """
 
     def __init__(
@@ -76,17 +75,18 @@ class Keyring:
 
     @property
     def current(self) -> Credentials | None:
-        """What was found last; before the first time, what needs no helper to be asked."""
+        """The credentials found last; before the first ``find``, those that need no helper."""
         if self._is_chosen:
             return self._current
         first = next(iter(self._candidates), None)
         return first if isinstance(first, Credentials) else None
 
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
-        """Give the credentials as they are now; None means anonymous.
+        """Return the current credentials; None means anonymous.
 
         Args:
-            refused: what the registry has just refused: files are looked at, and a helper is asked, again.
+            refused: credentials that the registry has just refused: then files are checked at once, and a
+                helper may be asked again.
         """
         if self._is_chosen and refused is None and self._clock() - self._looked < LOOK_SECONDS:
             return self._current
@@ -118,14 +118,14 @@ class Keyring:
         return None
 
     def _look(self) -> bool:
-        """Read the files again where one changed; tells whether it did. Blocks."""
+        """Read the files again if one changed, and tell whether it did. Blocks."""
         stamps = self._stamp()
         if stamps == self._stamps:
             return False
         try:
             self._candidates = self._read()
         except UsageError as error:
-            # Somebody may be writing it just now.
+            # It may be half written.
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.warning("%s; continuing with its previous content", error)

@@ -15,7 +15,7 @@ from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
-# So much with one change of threads.
+# Read by one job on a thread.
 _BATCH_BYTES = 512 * 1024
 
 
@@ -23,7 +23,7 @@ class Layout:
     """Implements ``Repository`` over an OCI image layout; files are read and written in threads.
 
     Args:
-        root: the folder; until the first write makes it, this is a repository that does not exist.
+        root: the folder; until the first write creates it, the repository does not exist.
         lock_seconds: how long to wait for other programs that write tags.
     """
 
@@ -31,7 +31,7 @@ class Layout:
         self._folder = LayoutFolder(root, lock_seconds)
         self._is_prepared = False
         self._checks = FileChecks()
-        # The lock between programs is waited for in a thread. One waits for all, or the pool would run dry.
+        # The lock between programs is waited for in a thread: in one, or waiters would use up the pool.
         self._turn = asyncio.Lock()
 
     @property
@@ -40,19 +40,19 @@ class Layout:
         return self._folder.name
 
     async def resolve(self, tag_or_digest: str) -> Digest:
-        """Tell which manifest a tag points at; a tag whose manifest is missing is damage."""
+        """Return the digest of the manifest that a tag points at; a missing manifest is damage."""
         return await asyncio.to_thread(self._folder.resolve, tag_or_digest)
 
     async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
-        """Read a manifest or image index, also one without a tag; its bytes are checked."""
+        """Read a manifest or image index, with or without a tag, and check its bytes."""
         return await asyncio.to_thread(self._folder.read_manifest, tag_or_digest)
 
     async def list_tags(self) -> list[str]:
-        """List every tag; NotFoundError until something was written."""
+        """List every tag; NotFoundError until the first write."""
         return await asyncio.to_thread(self._folder.tags)
 
     async def stat_blob(self, digest: Digest) -> int:
-        """Tell a blob's size in bytes."""
+        """Return a blob's size in bytes."""
         return await asyncio.to_thread(self._folder.size_of, digest)
 
     @asynccontextmanager
@@ -61,8 +61,11 @@ class Layout:
     ) -> AsyncIterator[BlobStream]:
         """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes.
 
-        A file that has a second name (a hard link) may be anything: it is hashed first, and a DigestError if
-        it is not the blob.
+        A file that has a second name (a hard link) may be anything: it is hashed first.
+
+        Raises:
+            DigestError: such a file is not the blob.
+            RegistryError: the blob cannot be read, or has no such range.
         """
         file = await self._open(digest)
         try:
@@ -74,23 +77,23 @@ class Layout:
                 )
             if file.has_second_name():
                 await self._checks.check(digest, file)
-            # Its end is waited for before the file is closed: no thread may read what gets its number then.
+            # Ends before the file is closed: a thread could read from another file that gets its descriptor.
             async with aclosing(_read(file, start, stop)) as chunks:
                 yield BlobStream(size, start, stop, chunks, check=partial(self._checks.check, digest, file))
         finally:
             file.close()
 
     def prepare_push(self, count: int) -> None:
-        """Do nothing: a folder is near."""
+        """Do nothing: a folder has no round trips to save."""
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
-        """Write a blob, and check its digest meanwhile; one that is there in its whole length stays."""
+        """Write a blob, and check its digest meanwhile; one that is there with the same size is kept."""
         await self._prepare()
         with stopping() as stop:
             await asyncio.to_thread(self._folder.store_blob, digest, source, stop)
 
     async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
-        """Write a manifest or image index, and point the tag at it where one is given."""
+        """Write a manifest or image index, and point the tag at it if one is given."""
         await self._prepare()
         async with self._turn:
             with stopping() as stop:
@@ -99,7 +102,7 @@ class Layout:
                 )
 
     async def close(self) -> None:
-        """End what still reads."""
+        """Cancel checks of files that are under way."""
         await self._checks.close()
 
     async def _prepare(self) -> None:
@@ -112,7 +115,7 @@ class Layout:
                 self._is_prepared = True
 
     async def _open(self, digest: Digest) -> LayoutFile:
-        """Open a blob's file; whoever is cancelled meanwhile leaves no open file behind."""
+        """Open a blob's file; cancellation leaves no open file behind."""
         opening = asyncio.ensure_future(asyncio.to_thread(self._folder.open, digest))
         try:
             return await asyncio.shield(opening)
@@ -123,7 +126,7 @@ class Layout:
 
 @contextmanager
 def stopping() -> Iterator[Event]:
-    """Tell a thread that nobody waits for it any more: it cannot be cancelled."""
+    """Yield an event that tells a thread to stop, since it cannot be cancelled; set at the end."""
     stop = Event()
     try:
         yield stop

@@ -1,8 +1,8 @@
-"""Whether a layout's files hold what their digests say, so that a part of one can be sent by itself.
+"""Checks that a layout's files match their digests, before a part of one is sent.
 
-Anyone who may write to the folder can put anything there under any digest, and a part cannot be checked
-alone. So the whole file is hashed before a part of it is sent, and again only when it has changed: a client
-that resumes a large NAR many times costs one hash. Source: design section 3, promise 3.
+Anyone who may write to the folder can put anything there under any digest, and a part cannot be verified by
+itself. So the whole file is hashed first, and again only after it changed: a client that resumes a large NAR
+many times costs one hash. Source: design section 3, promise 3.
 """
 
 import asyncio
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
 
 MAX_CHECKS: Final = 64
-"""So many files are hashed, or wait for it; Nix has 25 connections, unless told otherwise."""
+"""Files that are being hashed or wait for it; Nix has 25 connections by default."""
 
-_AT_ONCE: Final = 2  # they share the threads with all that streams
+_AT_ONCE: Final = 2  # they share the threads with all streams
 _MAX_REMEMBERED: Final = 4096
 _READ_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """Which file it is, and as of when: the kernel alone sets the time of the last change (ctime)."""
+class _FileState:
+    """Identifies a file and its version: only the kernel sets the time of the last change (ctime)."""
 
     device: int
     inode: int
@@ -49,21 +49,21 @@ class _Check:
 
 
 class FileChecks:
-    """Hashes files, and remembers those that were right."""
+    """Hashes files, and remembers those that matched."""
 
     def __init__(self) -> None:
-        self._right: Memo[Digest, _State] = Memo(_MAX_REMEMBERED)
-        self._checks: dict[tuple[Digest, _State], _Check] = {}
+        self._right: BoundedCache[Digest, _FileState] = BoundedCache(_MAX_REMEMBERED)
+        self._checks: dict[tuple[Digest, _FileState], _Check] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def check(self, digest: Digest, file: LayoutFile) -> None:
-        """Wait until a file is known to be right; whoever asks for the same one meanwhile shares the work.
+        """Wait until a file is known to match; concurrent calls for the same file share the work.
 
         Raises:
-            DigestError: it is not what its digest says.
+            DigestError: it does not match its digest.
             RegistryError: it could not be read, or too many others are being checked.
         """
-        state = _State.of(file)
+        state = _FileState.of(file)
         if self._right.get(digest) == state:
             return
         key = (digest, state)
@@ -80,24 +80,24 @@ class FileChecks:
                 check.task.cancel()
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel checks that are under way."""
         tasks = [check.task for check in self._checks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, digest: Digest, file: LayoutFile, state: _State) -> _Check:
+    def _begin(self, digest: Digest, file: LayoutFile, state: _FileState) -> _Check:
         if len(self._checks) >= MAX_CHECKS:
             raise RegistryError(
                 f"blob {digest}: {MAX_CHECKS} other files are being checked", is_temporary=True
             )
-        # Whoever opened the file may close it while others wait.
+        # The caller may close its file while others wait.
         own = file.duplicate()
         task = asyncio.create_task(self._hash(digest, own, state), name=f"check {digest.hex[:12]}")
         task.add_done_callback(lambda done: _end(done, own))
         return _Check(task)
 
-    async def _hash(self, digest: Digest, file: LayoutFile, state: _State) -> None:
+    async def _hash(self, digest: Digest, file: LayoutFile, state: _FileState) -> None:
         hasher = hashlib.sha256()
 
         def read(start: int) -> None:
@@ -115,4 +115,4 @@ class FileChecks:
 def _end(done: asyncio.Task[None], file: LayoutFile) -> None:
     file.close()
     if not done.cancelled():
-        done.exception()  # all who waited for it may be gone
+        done.exception()  # retrieved, for all who waited may be gone

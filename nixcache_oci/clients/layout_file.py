@@ -1,4 +1,4 @@
-"""One blob of an OCI image layout, open to be read; a file's calls block, and may be made on any thread."""
+"""An open blob of an OCI image layout; its calls block, and may be made on any thread."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ class LayoutFile:
     """An open blob.
 
     Args:
-        descriptor: of the file, which is ours to close.
+        descriptor: of the file; closed by ``close``.
         translated: turns foreign errors into ours, with the blob's name.
     """
 
@@ -24,22 +24,22 @@ class LayoutFile:
         self._translated = translated
 
     def fileno(self) -> int:
-        """Give its descriptor."""
+        """Return its descriptor."""
         return self._descriptor
 
     def size(self) -> int:
-        """Tell how many bytes it has now."""
+        """Return its current size in bytes."""
         return os.fstat(self._descriptor).st_size
 
     def has_second_name(self) -> bool:
-        """Tell whether a hard link leads to it as well."""
+        """Tell whether the file has a second name, by a hard link."""
         return os.fstat(self._descriptor).st_nlink > 1
 
     def read(self, start: int, end: int) -> bytes:
         """Read all bytes from ``start`` to before ``end``.
 
         Raises:
-            RegistryError: there are fewer, or they cannot be read.
+            RegistryError: the file is shorter, or cannot be read.
         """
         pieces: list[bytes] = []
         while start < end:
@@ -52,7 +52,7 @@ class LayoutFile:
         return b"".join(pieces)
 
     def duplicate(self) -> "LayoutFile":
-        """Open the same file once more."""
+        """Open the same file again."""
         with self._translated():
             return LayoutFile(os.dup(self._descriptor), self._translated)
 
@@ -62,9 +62,9 @@ class LayoutFile:
 
 
 async def one_ahead(jobs: Iterable[Callable[[], _Result]]) -> AsyncGenerator[_Result]:
-    """Run jobs on threads, one at a time and in order, and yield what they give.
+    """Run jobs on threads, in order and one at a time, one ahead of the consumer; yields their results.
 
-    Where this generator has ended, by an error or by being closed, no job is at work any more.
+    When this generator has ended, by an error or by being closed, no job is running any more.
     """
     loop = asyncio.get_running_loop()
     started = (loop.run_in_executor(None, job) for job in jobs)
@@ -77,4 +77,4 @@ async def one_ahead(jobs: Iterable[Callable[[], _Result]]) -> AsyncGenerator[_Re
     finally:
         if running is not None:
             await asyncio.wait([running])
-            running.exception()  # nobody else will hear of it
+            running.exception()  # retrieved, for nobody else awaits it

@@ -1,15 +1,15 @@
-"""The OCI image layout as files: every call blocks, and every write is whole or not there.
+"""The OCI image layout as files: every call blocks, and every write is atomic.
 
-Content is written first, then ``index.json``, which names it; so a crash leaves the old state. Writers of
-``index.json`` take turns by a lock that ends with its process. Other programs (skopeo among them) do not take
-it: while one of them writes tags, nothing else should.
+Content is written before ``index.json``, which names it, so a crash leaves the old state. Writers of
+``index.json`` take a lock that ends with its process. Other programs, such as skopeo, do not take it: while
+one of them writes tags, nothing else should.
 
-Blobs come before the manifest that names them, and nothing holds them until then. ``layout_sweep`` may remove
-an old one at any time, so a manifest is only taken while its blobs are there, and a blob that is pushed again
-is young again.
+Blobs come before the manifest that names them, and nothing protects them until then: ``layout_sweep`` may
+remove an old one at any time. So a manifest is only accepted while its blobs are there, and pushing a blob
+again makes it young.
 
-Others may have written into the folder, an archive or another machine among them: no link in it is followed,
-and what is no file is refused by name (``RootedPath``).
+Others may have written into the folder: no link in it is followed, and anything but a file is refused with
+its name (``RootedPath``).
 
 Source: OCI image specification, "Image Layout".
 """
@@ -17,27 +17,26 @@ Source: OCI image specification, "Image Layout".
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 
 from nixcache_oci.clients.durable_file import locked, remove_unfinished, write_file
 from nixcache_oci.clients.layout_file import LayoutFile
-from nixcache_oci.clients.layout_references import find_references
 from nixcache_oci.clients.repository import StoredManifest
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
-from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, parse_document
 from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, parse_media_type
-from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, MANIFESTS
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_media_type
+from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
 
 LOCK_SECONDS = 60.0
-"""How long a program waits for others that write, unless told otherwise."""
+"""How long to wait for other writers, by default."""
 
 _VERSION = "1.0.0"
 _VERSION_FILE = "oci-layout"
@@ -47,7 +46,7 @@ _INDEX_FILE = "index.json"
 _LOCK_FILE = ".nixcache-lock"
 _COPY_BYTES = 2**20
 
-# Says under which name an image was exported, as the tag does; all other annotations tell of the content.
+# The name under which an image was exported, as the tag; all other annotations are about the content.
 _ANNOTATION_CONTAINERD_NAME = "io.containerd.image.name"
 
 
@@ -55,10 +54,11 @@ class LayoutFolder:
     """An OCI image layout.
 
     Args:
-        root: the folder; it is made at the first write.
+        root: the folder; the first write creates it.
         lock_seconds: how long to wait for other writers of ``index.json``.
 
-    Every method raises RegistryError, and NotFoundError where there is no such thing, or no layout.
+    Every method raises RegistryError, and NotFoundError if there is no such thing, or no layout. Arguments
+    ``stop`` are set when nobody waits for the call any more.
     """
 
     def __init__(self, root: Path, lock_seconds: float) -> None:
@@ -68,11 +68,7 @@ class LayoutFolder:
         self._lock_seconds = lock_seconds
 
     def prepare(self, stop: Event) -> None:
-        """Make the layout, or check the one that is there.
-
-        Args:
-            stop: set when nobody waits for it any more, as below.
-        """
+        """Create the layout, or check the one that is there."""
         with self.translated("write to it"):
             self.blobs.make_folder()
             with self.lock(stop):
@@ -80,13 +76,13 @@ class LayoutFolder:
                 try:
                     self.read_index()
                 except NotFoundError:
-                    # In this order, so that readers never take a layout in the making for a damaged one.
+                    # In this order, so that readers never mistake a new layout for a damaged one.
                     write_file(self._root / _INDEX_FILE, [ImageIndex(()).render()], self._root)
                     write_file(self._root / _VERSION_FILE, [_VERSION_FILE_CONTENT], self._root)
                     self._root.sync()
 
     def resolve(self, tag_or_digest: str) -> Digest:
-        """Tell which manifest a tag points at; its file is there."""
+        """Return the digest of the manifest that a tag points at, whose file exists."""
         with self.translated(f"find {tag_or_digest}"):
             digest = self._find(tag_or_digest)[0]
             self._size_of_manifest(tag_or_digest, digest)
@@ -111,7 +107,7 @@ class LayoutFolder:
             return sorted({name for name in names if is_tag(name)})
 
     def size_of(self, digest: Digest) -> int:
-        """Tell a blob's size in bytes."""
+        """Return a blob's size in bytes."""
         with self.translated(f"find blob {digest}"):
             status = self.path_of(digest).stat()
             if status is None:
@@ -119,7 +115,7 @@ class LayoutFolder:
             return status.st_size
 
     def open(self, digest: Digest) -> LayoutFile:
-        """Open a blob; it is the caller's to close."""
+        """Open a blob; the caller closes it."""
         with self.translated(f"open blob {digest}"):
             try:
                 descriptor = self.path_of(digest).open()
@@ -128,13 +124,7 @@ class LayoutFolder:
             return LayoutFile(descriptor, partial(self.translated, f"read blob {digest}"))
 
     def store_blob(self, digest: Digest, source: bytes | Path, stop: Event) -> None:
-        """Write a blob unless it is there in its whole length.
-
-        Args:
-            digest: what the bytes must hash to.
-            source: the bytes, or a file that holds them and is left as it is.
-            stop: set when nobody waits for it any more.
-        """
+        """Write a blob from bytes or a file, unless it is there with the same size."""
         with self.translated(f"write blob {digest}"):
             size = source.stat().st_size if isinstance(source, Path) else len(source)
             there = self.path_of(digest).stat()
@@ -142,14 +132,14 @@ class LayoutFolder:
                 write_file(self.path_of(digest), self._checked(digest, source, stop), self._root)
 
     def store_manifest(self, tag_or_digest: str, content: bytes, media_type: str, stop: Event) -> Digest:
-        """Write a manifest or image index, and point the tag at it where one is given."""
+        """Write a manifest or image index, and point the tag at it if one is given."""
         with self.translated(f"write manifest {tag_or_digest}"):
             descriptor = Descriptor(parse_media_type(content, media_type), Digest.of(content), len(content))
             target = parse_tag_or_digest(tag_or_digest)
             if isinstance(target, Digest):
                 target.check(content)
             self.store_blob(descriptor.digest, content, stop)
-            self.blobs.sync()  # for all blobs at once: what the index names must outlive a power cut
+            self.blobs.sync()  # for all blobs at once: what the index names must survive a power cut
             with self.lock(stop):
                 self._check_blobs(content, descriptor.media_type)
                 if isinstance(target, str):
@@ -158,12 +148,12 @@ class LayoutFolder:
 
     @contextmanager
     def lock(self, stop: Event) -> Iterator[None]:
-        """Keep out all others who write ``index.json``, push manifests or remove files."""
+        """Exclude others that write ``index.json``, push manifests or remove files."""
         with locked(self._root / _LOCK_FILE, self._lock_seconds, stop):
             yield
 
     def _check_blobs(self, content: bytes, media_type: str) -> None:
-        """Refuse a manifest whose blobs are not all there, as registries do: its writer sends them again."""
+        """Refuse a manifest with missing blobs, as registries do: its writer sends them again."""
         blobs = find_references(content, media_type).blobs if media_type in MANIFESTS else ()
         for blob in blobs:
             if self.path_of(blob).stat() is None:
@@ -173,7 +163,7 @@ class LayoutFolder:
                 )
 
     def _find(self, tag_or_digest: str) -> tuple[Digest, str]:
-        """Give the digest, and the media type where one is stated."""
+        """Return the digest, and the media type, empty if none is stated."""
         target = parse_tag_or_digest(tag_or_digest)
         if isinstance(target, Digest):
             return target, ""
@@ -186,14 +176,14 @@ class LayoutFolder:
         status = self.path_of(digest).stat()
         if status is None and tag_or_digest == str(digest):
             raise NotFoundError(f"{self.name}: no manifest {digest}")
-        if status is None:  # not NotFoundError: damage must never be taken for an empty repository
+        if status is None:  # not NotFoundError: damage must not look like an empty repository
             raise RegistryError(
                 f"{self.name} is damaged: tag {tag_or_digest} points at {digest}, which is missing"
             )
         return status.st_size
 
     def read_index(self) -> ImageIndex:
-        """Read ``index.json``; NotFoundError where no layout is."""
+        """Read ``index.json``; NotFoundError if there is no layout."""
         has_version = self._check_version()
         try:
             index = ImageIndex.parse((self._root / _INDEX_FILE).read_bytes(MAX_MANIFEST_BYTES))
@@ -207,7 +197,7 @@ class LayoutFolder:
             raise RegistryError(
                 f"{self.name} is damaged: {_INDEX_FILE}: {error}; restore it, or use a new folder"
             ) from error
-        if not has_version and not self._check_version():  # it may have been made between the two looks
+        if not has_version and not self._check_version():  # it may have been created since
             if not index.manifests:
                 raise NotFoundError(f"{self.name}: an OCI layout is still being created there")
             raise RegistryError(
@@ -217,7 +207,7 @@ class LayoutFolder:
         return index
 
     def _check_version(self) -> bool:
-        """Tell whether the file that makes a folder a layout is there."""
+        """Tell whether the file that marks a folder as a layout is there; FormatError if it is another."""
         try:
             content = (self._root / _VERSION_FILE).read_bytes(_MAX_VERSION_FILE_BYTES)
         except FileNotFoundError:
@@ -228,7 +218,7 @@ class LayoutFolder:
         return True
 
     def write_index(self, index: ImageIndex) -> None:
-        """Replace ``index.json``; the caller holds the lock since it was read."""
+        """Replace ``index.json``; the caller has held the lock since it was read."""
         content = index.render()
         if len(content) > MAX_MANIFEST_BYTES:
             raise RegistryError(
@@ -238,11 +228,11 @@ class LayoutFolder:
         self._root.sync()
 
     def path_of(self, digest: Digest) -> RootedPath:
-        """Tell which file holds a blob or manifest."""
+        """Return the file that holds a blob or manifest."""
         return self.blobs / digest.hex
 
     def _checked(self, digest: Digest, source: bytes | Path, stop: Event) -> Iterator[bytes]:
-        """Yield the content, and fail behind its end if it is not what the digest says."""
+        """Yield the content; raises DigestError after its end if it does not match the digest."""
         hasher = hashlib.sha256()
         for piece in _pieces(source):
             if stop.is_set():
@@ -254,7 +244,7 @@ class LayoutFolder:
 
     @contextmanager
     def translated(self, action: str) -> Iterator[None]:
-        """Turn foreign errors into ours: what could not be done, where, and why."""
+        """Turn foreign errors into RegistryError: what could not be done, where, and why."""
         try:
             yield
         except (WrongKindError, FormatError, DigestError) as error:
@@ -265,7 +255,7 @@ class LayoutFolder:
 
 
 def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
-    """Point a tag at a manifest, and leave all else as it is."""
+    """Point a tag at a manifest, and keep everything else."""
     others = [each for each in index.manifests if each.annotations.get(ANNOTATION_REF_NAME) != tag]
     replaced = [each for each in index.manifests if each.annotations.get(ANNOTATION_REF_NAME) == tag]
     annotations = {ANNOTATION_REF_NAME: tag}
@@ -278,13 +268,13 @@ def _with_tag(index: ImageIndex, tag: str, target: Descriptor) -> ImageIndex:
 
 
 def _touch(path: RootedPath) -> bool:
-    """Make a file young; tells whether it is still there."""
+    """Make a file young, and tell whether it is still there."""
     try:
         path.touch()
     except FileNotFoundError:
         return False
     except PermissionError:
-        pass  # another user's: then its age counts
+        pass  # another user's file keeps its age
     return True
 
 
@@ -295,3 +285,32 @@ def _pieces(source: bytes | Path) -> Iterator[bytes]:
     with source.open("rb") as file:
         while piece := file.read(_COPY_BYTES):
             yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What one document names.
+
+    Attributes:
+        blobs: of a manifest: config and layers, except the empty config: it is two bytes, every manifest
+            names it, and a layout keeps it for good.
+        manifests: the manifests and image indexes that an image index lists.
+    """
+
+    blobs: frozenset[Digest]
+    manifests: frozenset[Digest]
+
+
+def find_references(content: bytes, media_type: str) -> References:
+    """Read what a document of one of the types ``MANIFESTS`` or ``IMAGE_INDEXES`` names.
+
+    Raises:
+        FormatError: it is no such document.
+    """
+    if media_type in MANIFESTS:
+        manifest = Manifest.parse(content)
+        named = {each.digest for each in (manifest.config, *manifest.layers)}
+        return References(frozenset(named - {EMPTY_CONFIG.digest}), frozenset())
+    listed = ImageIndex.parse(content).manifests
+    documents = {each.digest for each in listed if each.media_type in (*MANIFESTS, *IMAGE_INDEXES)}
+    return References(frozenset({each.digest for each in listed} - documents), frozenset(documents))

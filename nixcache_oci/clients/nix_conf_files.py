@@ -1,4 +1,4 @@
-"""The nix.conf files of this machine, as Nix finds them; files that they include are left out.
+"""The nix.conf files of this machine, as Nix finds them; ``include`` is not followed.
 
 Source: Nix manual, "nix.conf".
 """
@@ -16,18 +16,18 @@ _MOST_BYTES: Final = 1024 * 1024
 
 
 def nix_conf_folder(environment: Mapping[str, str]) -> Path:
-    """Tell where the machine's own nix.conf is."""
+    """Return the folder of the system's nix.conf."""
     return Path(environment.get("NIX_CONF_DIR") or _NIX_CONF_DIR)
 
 
 def read_nix_conf(environment: Mapping[str, str], *, with_users: bool) -> list[Setting]:
-    """Read the settings of the machine, then the user's, then those of ``NIX_CONFIG``: the last one counts.
+    """Read the system's settings, then the user's, then ``NIX_CONFIG``: the last one wins.
 
-    What cannot be read says nothing; what is malformed, Nix itself refuses.
+    Unreadable and malformed files are skipped; Nix itself refuses malformed ones.
 
     Args:
         environment: of the process; names the files.
-        with_users: whether the user's own files count; Nix takes some settings from trusted users only.
+        with_users: whether to read the user's files; Nix takes some settings from trusted users only.
     """
     files = [nix_conf_folder(environment) / "nix.conf", *(_user_files(environment) if with_users else ())]
     settings: list[Setting] = []
@@ -40,7 +40,7 @@ def read_nix_conf(environment: Mapping[str, str], *, with_users: bool) -> list[S
 def _user_files(environment: Mapping[str, str]) -> Iterator[Path]:
     named = environment.get("NIX_USER_CONF_FILES")
     if named is not None:
-        # The first of them wins over the others, and so has to be read last.
+        # The first file wins, so it is read last.
         yield from (Path(path) for path in reversed(named.split(":")) if path)
         return
     home = environment.get("HOME")

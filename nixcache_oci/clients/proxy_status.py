@@ -1,4 +1,4 @@
-"""What a running proxy says of itself: a few small answers over loopback, each within seconds."""
+"""Asks a running proxy about itself: a few small answers over loopback, each within seconds."""
 
 import os
 import re
@@ -14,22 +14,22 @@ from nixcache_oci.oci.document import get_optional_text, parse_document, parse_o
 
 _SECONDS: Final = 5
 _MOST_BYTES: Final = 1024 * 1024
-_MOST_CHARACTERS: Final = 500  # of what is shown: any user of the machine may be the one who answers
+_MOST_CHARACTERS: Final = 500  # of a text that is shown: any user of the machine may be answering
 _PRIORITY = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """What ``/_status`` and ``/nix-cache-info`` tell.
+    """What ``/_status`` and ``/nix-cache-info`` say.
 
     Attributes:
         registry: name of the repository that is served.
-        entries: how many narinfos.
-        is_ready: whether there is an index at all.
-        error: why the last look at the repository failed, or None.
+        entries: number of narinfos.
+        is_ready: whether it has an index.
+        error: why the last refresh failed, or None.
         is_key_changed: whether the cache records another key than the one first seen.
-        store_dir: what its paths begin with.
-        priority: among substituters, lower first; None where it is not told.
+        store_dir: such as ``/nix/store``.
+        priority: among substituters, lower first; None if not stated.
     """
 
     registry: str
@@ -45,7 +45,7 @@ class ProxyStatus:
         """Read both answers.
 
         Raises:
-            FormatError: they are not those of a proxy of ours.
+            FormatError: they are not a nixcache-oci proxy's.
         """
         info = dict(line.split(": ", 1) for line in cache_info.splitlines() if ": " in line)
         priority = info.get("Priority", "")
@@ -65,10 +65,9 @@ class ProxyStatus:
 
 
 class ProxyClient:
-    """Asks one proxy; open it by ``async with``.
+    """Asks the proxy at a URL without a trailing slash; open it by ``async with``.
 
-    Args:
-        url: of the proxy, without a slash at its end.
+    Every method raises Error if nothing answers.
     """
 
     def __init__(self, url: str) -> None:
@@ -85,11 +84,7 @@ class ProxyClient:
             await self._session.close()
 
     async def is_healthy(self) -> bool:
-        """Tell whether it answers as a proxy does.
-
-        Raises:
-            Error: nothing answers.
-        """
+        """Tell whether it answers as a proxy does."""
         status, body = await self._get("/health")
         return status == HTTPStatus.OK and body.strip() == b"ok"
 
@@ -97,18 +92,14 @@ class ProxyClient:
         """Ask what it serves.
 
         Raises:
-            Error: nothing answers, or something else than a proxy of ours.
+            Error: nothing answers, or something else than a nixcache-oci proxy.
         """
         _, document = await self._get("/_status")
         _, cache_info = await self._get("/nix-cache-info")
         return ProxyStatus.parse(document, cache_info.decode(errors="replace"))
 
     async def public_keys(self) -> tuple[str, ...]:
-        """Ask for the keys that it hands out; none where it knows none.
-
-        Raises:
-            Error: nothing answers.
-        """
+        """Ask for the public keys that it hands out."""
         status, body = await self._get("/public-key")
         return tuple(body.decode(errors="replace").split()) if status == HTTPStatus.OK else ()
 

@@ -1,7 +1,7 @@
-"""Removing manifests from a repository, which each kind of repository does in a way of its own.
+"""Removes manifests, with the tags that point at them; the caller decides which.
 
 Implemented by ``registry.client`` (OCI DELETE), ``github.packages`` (GitHub's REST API, for GHCR refuses the
-former) and ``layout_removal`` (files). What may be removed is the caller's to decide: nothing here looks into
+former) and ``layout_sweep`` (files). What may be removed is the caller's to decide: nothing here looks into
 a manifest before it goes, and all tags that point at it go with it.
 """
 
@@ -29,14 +29,14 @@ class Remover(Protocol):
     """Removes manifests for good."""
 
     async def remove(self, manifest: Digest) -> None:
-        """Remove a manifest and its tags; one that is not there is no error.
+        """Remove a manifest and its tags; a missing one is no error.
 
         Raises:
             RegistryError: it was refused, and the manifest is kept; others may still be removable.
         """
 
     async def untagged(self) -> list[UntaggedVersion]:
-        """List the manifests without a tag; empty where the repository cannot tell."""
+        """List the manifests without a tag; empty if the repository cannot say."""
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""

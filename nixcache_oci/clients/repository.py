@@ -1,7 +1,7 @@
-"""One repository of OCI blobs, manifests and tags: what all else is written against.
+"""The interface of one repository of OCI blobs, manifests and tags.
 
 Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``layout`` (a folder, the OCI
-image layout). Errors are ours alone: ``RegistryError`` and ``NotFoundError``, never a library's.
+image layout).
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ class StoredManifest:
     Attributes:
         content: the exact bytes, checked against ``digest``.
         media_type: as the repository states it.
-        digest: what the bytes hash to.
+        digest: of the content.
     """
 
     content: bytes
@@ -34,12 +34,12 @@ class BlobStream:
     """An open blob, or a part of it.
 
     Attributes:
-        size: bytes in the whole blob.
+        size: of the whole blob, in bytes.
         start: offset of the first byte that ``chunks`` yields.
-        end: offset behind the last one.
-        chunks: the bytes; nothing is verified. A connection that breaks raises a temporary RegistryError.
-        check: hashes the whole blob, before its bytes are used; a DigestError if it is not what its digest
-            says. None where it would have to be downloaded for that.
+        end: offset after the last one.
+        chunks: the bytes, unverified; raises a temporary RegistryError if the connection breaks.
+        check: hashes the whole blob before its bytes are used; raises DigestError if it does not match its
+            digest. None where that would need a download.
     """
 
     size: int
@@ -50,10 +50,10 @@ class BlobStream:
 
 
 class Repository(Protocol):
-    """Blobs and manifests named by digest, tags that point at manifests.
+    """Blobs and manifests named by digest, and tags that point at manifests.
 
-    Every method raises RegistryError; NotFoundError is only raised when the repository itself said that it
-    holds no such thing.
+    Every method raises RegistryError, and NotFoundError only if the repository itself said that it has no
+    such thing. No library's errors pass through.
     """
 
     @property
@@ -61,10 +61,10 @@ class Repository(Protocol):
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache`` or ``oci:/path``."""
 
     async def resolve(self, tag_or_digest: str) -> Digest:
-        """Tell which manifest a tag points at, without fetching it."""
+        """Return the digest of the manifest that a tag points at, without fetching it."""
 
     async def get_manifest(self, tag_or_digest: str) -> StoredManifest:
-        """Fetch a manifest or image index, at most 4 MiB; bytes that a digest does not name are an error."""
+        """Fetch a manifest or image index, at most 4 MiB; bytes that do not match its digest are an error."""
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; an incomplete list is an error.
@@ -73,7 +73,7 @@ class Repository(Protocol):
         """
 
     async def stat_blob(self, digest: Digest) -> int:
-        """Tell a blob's size in bytes."""
+        """Return a blob's size in bytes."""
 
     def open_blob(
         self, digest: Digest, start: int = 0, end: int | None = None
@@ -84,20 +84,20 @@ class Repository(Protocol):
         """
 
     def prepare_push(self, count: int) -> None:
-        """Begin what the next calls of ``push_blob`` would have to wait for: so many will come soon."""
+        """Prepare for ``count`` calls of ``push_blob`` that will come soon, to save them round trips."""
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
-        """Store a blob whose bytes are already known to have this digest; one that is there is no error."""
+        """Store a blob whose bytes are known to have this digest; one that is already there is no error."""
 
     async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
-        """Store a manifest or image index, and point the tag at it where one is given."""
+        """Store a manifest or image index, and point the tag at it if one is given."""
 
     async def close(self) -> None:
-        """Give connections and files back."""
+        """Close all connections and files."""
 
 
 async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> bool:
-    """Tell whether a manifest, image index or tag is there, without fetching it.
+    """Tell whether a manifest, image index or tag exists, without fetching it.
 
     Raises:
         RegistryError: the repository could not say.

@@ -1,8 +1,7 @@
-"""Reading on where a connection broke: a stream that fails is opened again from where it stopped.
+"""Resumes a broken download from where it stopped.
 
-Trouble with the line is then nobody's problem but ours. What bounds it is progress, not time: a stream may
-break any number of times, but only a few times in a row without one byte in between, and its bytes have to
-come at some rate.
+The bound is progress, not time: a stream may break any number of times, but only a few times in a row without
+a byte in between, and its bytes have to arrive at a minimum rate.
 """
 
 import asyncio
@@ -23,10 +22,10 @@ from nixcache_oci.wording import counted
 
 ATTEMPTS_WITHOUT_PROGRESS: Final = 5
 TABLE_HEAD_SECONDS: Final = 30.0
-"""For the head of what is no NAR: an index that hangs on it is not refreshed."""
+"""For the head of anything but a NAR: the refresh of an index waits for it."""
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _PROBES: Final = 3
-# The registry's own answer, or that of the storage which it sends clients to.
+# From the registry, or from the storage that it redirects to.
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _WINDOW_SECONDS: Final = 30.0
 
@@ -34,13 +33,13 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Receiver(Protocol):
-    """Whoever does not wait until a blob is here and checked."""
+    """Receives bytes as they arrive, before verification."""
 
     async def begin(self, content: bytearray) -> None:
-        """Take the place for the bytes, before they come."""
+        """Take the buffer, before any bytes arrive."""
 
     def advance(self, arrived: int) -> None:
-        """Hear that so many bytes are in their place, not checked."""
+        """Note how many bytes of the buffer have arrived; they are not verified."""
 
 
 @asynccontextmanager
@@ -56,17 +55,18 @@ async def open_resuming(
     """Open a blob like ``Repository.open_blob``, with chunks that survive a broken connection.
 
     Args:
-        repository: where it lies.
-        digest: its name.
+        repository: that holds it.
+        digest: of the blob.
         start: offset of the first byte.
-        end: offset behind the last byte; None for its end.
-        head_seconds: until it is open; None for as long as the repository takes, which may be as long as Nix
+        end: offset after the last byte; None for the blob's end.
+        head_seconds: limit for opening it; None for the repository's own limit, which may be as long as Nix
             waits for a NAR.
         sleep: waits before the stream is opened again.
 
     Raises:
         NotFoundError: there is no such blob.
-        RegistryError: it cannot be opened; or, from the chunks, five attempts in a row gave no further byte.
+        RegistryError: it cannot be opened; or, from the chunks, five attempts in a row brought no byte, or
+            bytes arrive too slowly.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -92,18 +92,18 @@ async def read_blob(
     receiver: Receiver | None = None,
     head_seconds: float | None = None,
 ) -> bytearray:
-    """Read a whole blob into memory, once, and check it.
+    """Read a whole blob into memory, and check its digest.
 
     Args:
-        repository: where it lies.
-        digest: its name.
-        limit: bytes that it may have at most.
-        receiver: is told how far it has come, once its size is found to be within the limit.
+        repository: that holds it.
+        digest: of the blob.
+        limit: most bytes that it may have.
+        receiver: follows the download, once the size is known to be within the limit.
         head_seconds: as for ``open_resuming``.
 
     Raises:
-        FormatError: it is larger; nothing was read then.
-        DigestError: it is not what its digest says.
+        FormatError: it is larger than the limit; nothing was read.
+        DigestError: the bytes do not match.
         RegistryError: it could not be read.
     """
     async with open_resuming(repository, digest, head_seconds=head_seconds) as blob:
@@ -118,17 +118,17 @@ async def read_blob(
             position += len(chunk)
             if receiver is not None:
                 receiver.advance(position)
-    # Hashing 16 MiB takes 10 ms: long enough to be in the way of others.
+    # Hashing 16 MiB would block the event loop for 10 ms.
     await asyncio.to_thread(digest.check, content)
     return content
 
 
 async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = asyncio.sleep) -> int:
-    """Tell a blob's size by reading its first byte: registries remember blobs that their collector took.
+    """Return a blob's size after reading its first byte: registries remember blobs that they have deleted.
 
     Raises:
         NotFoundError: there is no such blob.
-        DigestError: the repository says that it has the blob, and gives no byte of it.
+        DigestError: the repository says that it has the blob, but sends no byte of it.
         RegistryError: the repository could not answer.
     """
     for attempt in range(1, _PROBES + 1):
@@ -148,9 +148,9 @@ async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = a
 
 
 async def has_blob(repository: Repository, blob: Descriptor) -> bool:
-    """Tell whether a blob can be read, and has the size that it should have.
+    """Tell whether a blob can be read and has the size that its descriptor states.
 
-    What the storage has lost counts as absent, however that is told: whoever has the bytes sends them again.
+    A blob that the storage has lost counts as absent, so that it is sent again.
 
     Raises:
         RegistryError: the repository could not answer.

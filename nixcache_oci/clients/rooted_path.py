@@ -1,9 +1,9 @@
-"""Paths below a folder in which others may have put anything: no link is followed, and nothing waited for.
+"""Paths below a folder in which others may have put anything: no link is followed, and no call hangs.
 
-The folder itself is the user's to name, and may be reached by links. Below it, each name is opened relative
-to the folder before it (openat), so that nobody can put a link in the way between a look and its use. A file
-is a regular file, which is decided on the open descriptor: a link would lead to any file that this user can
-read, and a pipe would be waited for, for ever. Source: openat(2), open(2) on O_NOFOLLOW and O_NONBLOCK.
+The user names the folder itself, which may be reached by links. Below it, each name is opened relative to its
+parent's descriptor (openat), so that nobody can swap in a link between check and use. Only regular files are
+opened, as checked on the open descriptor: a link could lead to any file that this user can read, and opening
+a pipe could block forever. Source: openat(2), open(2) on O_NOFOLLOW and O_NONBLOCK.
 """
 
 import errno
@@ -24,19 +24,19 @@ _KINDS: Final = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
-# With O_PATH, a folder that may be searched and not be listed is enough. Not every system has it.
+# O_PATH, where the system has it, works for folders that may be searched but not listed.
 _FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 FOR_ALL: Final = 0o666  # less the umask, as usual
 
 
 class WrongKindError(OSError):
-    """Something lies where a file or folder of ours should be; its text names what, where, and the remedy."""
+    """Something else is where a file or folder should be; its text says what, where, and what to do."""
 
     def __init__(self, path: str, mode: int, wanted: str) -> None:
         kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
-        remedy = f"put the {wanted} itself there, or remove it" if stat.S_ISLNK(mode) else "remove it"
-        self.text = f"{path} is {kind}, not a {wanted}; {remedy}"
+        hint = f"put the {wanted} itself there, or remove it" if stat.S_ISLNK(mode) else "remove it"
+        self.text = f"{path} is {kind}, not a {wanted}; {hint}"
         super().__init__(errno.EINVAL, self.text)
 
     def __str__(self) -> str:
@@ -45,13 +45,13 @@ class WrongKindError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class RootedPath:
-    """A path whose root is trusted, and nothing below it; all calls block.
+    """A path with a trusted root, and nothing trusted below it; all calls block.
 
     Args:
         root: the folder that the user named.
-        names: of what lies below it, one for each folder on the way; see ``joinpath``.
+        names: of the path below it, one per level; see ``joinpath``.
 
-    What cannot be done raises an OSError that names the whole path, such as a WrongKindError.
+    Every method raises OSError with the whole path in it; WrongKindError is one.
     """
 
     root: Path
@@ -59,7 +59,7 @@ class RootedPath:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Take a file in a folder that is trusted.
+        """Make a path to a file in a trusted folder.
 
         Raises:
             ValueError: the path names no file.
@@ -73,7 +73,7 @@ class RootedPath:
         return self.joinpath(name)
 
     def joinpath(self, *names: str) -> Self:
-        """Go further down.
+        """Descend by these names.
 
         Raises:
             ValueError: one of them is no name of a file or folder.
@@ -85,47 +85,43 @@ class RootedPath:
 
     @property
     def name(self) -> str:
-        """Give the last name; the root's is its own."""
+        """The last name; for the root, its own."""
         return self.names[-1] if self.names else self.root.name
 
     @property
     def parent(self) -> Self:
-        """Give the folder that it lies in; the root's is the root."""
+        """The parent folder; for the root, itself."""
         return type(self)(self.root, self.names[:-1])
 
     def with_suffix(self, suffix: str) -> Self:
-        """Give the file beside it that is named alike but for the suffix."""
+        """Return the sibling that differs by its suffix."""
         return self.parent / PurePath(self.name).with_suffix(suffix).name
 
     def open(self) -> int:
-        """Open a file to be read; gives a descriptor, which is the caller's to close."""
+        """Open a file for reading; the caller closes the descriptor."""
         return self._open(os.O_RDONLY)
 
     def open_or_create(self) -> int:
-        """Open a file to be read and written, and make it where there is none."""
+        """Open a file for reading and writing, and create it if it is missing."""
         return self._open(os.O_RDWR | os.O_CREAT)
 
     def open_new(self, mode: int = FOR_ALL) -> int:
-        """Make a file to be read and written; FileExistsError where anything has its name.
-
-        Args:
-            mode: of the file, less the umask.
-        """
+        """Create a file, with this mode less the umask; FileExistsError if the name is taken."""
         with _in_parent(self) as folder:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE
             return os.open(self.name, flags, mode, dir_fd=folder)
 
     def create(self, mode: int = FOR_ALL) -> IO[bytes]:
-        """Open a new file to be written, as ``open_new`` does."""
+        """Create a file for writing, as ``open_new`` does."""
         return os.fdopen(self.open_new(mode), "wb")
 
     def read_bytes(self, limit: int) -> bytes:
-        """Read a small file: at most one byte over the limit, so that its parser refuses it."""
+        """Read a small file; of a larger one, one byte more than the limit, so that its parser refuses it."""
         with os.fdopen(self.open(), "rb") as file:
             return file.read(limit + 1)
 
     def stat(self) -> os.stat_result | None:
-        """Tell of a file; None where there is none."""
+        """Return a file's status; None if there is none."""
         try:
             with _in_parent(self) as folder:
                 status = _look(self, folder)
@@ -134,12 +130,12 @@ class RootedPath:
         return _check(status, stat.S_IFREG, self)
 
     def touch(self) -> None:
-        """Make a file young."""
+        """Set a file's times to now."""
         with _in_parent(self) as folder:
             os.utime(self.name, dir_fd=folder, follow_symlinks=False)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        """Remove a file, or whatever is in its place but a folder."""
+        """Remove a file, or any non-folder in its place."""
         try:
             with _in_parent(self) as folder:
                 os.unlink(self.name, dir_fd=folder)
@@ -148,7 +144,7 @@ class RootedPath:
                 raise
 
     def replace(self, target: "RootedPath") -> None:
-        """Give a file another name, and replace what has it but a folder."""
+        """Rename a file, replacing any non-folder at the target; WrongKindError for a folder."""
         with _in_parent(self) as folder, _in_parent(target) as other:
             try:
                 os.rename(self.name, target.name, src_dir_fd=folder, dst_dir_fd=other)
@@ -156,15 +152,15 @@ class RootedPath:
                 raise WrongKindError(str(target), stat.S_IFDIR, "file") from None
 
     def hardlink_to(self, file: "RootedPath") -> None:
-        """Give a file this name as well; FileExistsError where anything has it."""
+        """Give a file this name as well; FileExistsError if it is taken."""
         with _in_parent(self) as folder, _in_parent(file) as other:
             os.link(file.name, self.name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
 
     def make_folder(self, mode: int = 0o777) -> os.stat_result:
-        """Make a folder, with those that it lies in; one that is there stays, and what it is like is told.
+        """Create a folder and its parents, unless it exists; returns its status.
 
         Args:
-            mode: of what is made below the root, less the umask.
+            mode: of each folder that is created below the root, less the umask.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         for depth in range(1, len(self.names) + 1):
@@ -178,7 +174,7 @@ class RootedPath:
             return os.fstat(folder)
 
     def entries(self) -> Iterator[tuple[Self, os.stat_result]]:
-        """List a folder, with what each entry is like, as itself and not as what a link leads to."""
+        """List a folder with each entry's own status: links are not followed."""
         listed = _open_listed(self)
         try:
             with os.scandir(listed) as found:
@@ -192,7 +188,7 @@ class RootedPath:
             os.close(listed)
 
     def sync(self) -> None:
-        """Make sure that the names of files that were made or renamed in a folder outlive a power cut."""
+        """Make the names of files that were created or renamed in a folder survive a power cut."""
         listed = _open_listed(self)
         try:
             os.fsync(listed)
@@ -202,7 +198,7 @@ class RootedPath:
     def _open(self, flags: int) -> int:
         with _in_parent(self) as folder:
             try:
-                # Only lest a device is opened, which may do things; what counts is what was opened.
+                # Only to avoid opening a device, which may have side effects; the check below decides.
                 _check(_look(self, folder), stat.S_IFREG, self)
             except FileNotFoundError:
                 if not flags & os.O_CREAT:
@@ -218,12 +214,12 @@ class RootedPath:
 
 @contextmanager
 def _in_parent(path: RootedPath) -> Iterator[int]:
-    """Open the folder that something lies in, for one action in it; errors name its path."""
+    """Open the parent folder for one action in it; errors name the whole path."""
     with _in_folder(path.parent) as folder:
         try:
             yield folder
         except OSError as error:
-            # Where there is a name, it is what the system was given, relative to the folder.
+            # The name in the error, if any, is relative to the folder.
             if not isinstance(error, WrongKindError) and error.filename in (None, path.name):
                 error.filename, error.filename2 = str(path), None
             raise
@@ -250,7 +246,7 @@ def _in_folder(path: RootedPath) -> Iterator[int]:
 
 
 def _open_listed(path: RootedPath) -> int:
-    """Open a folder so that it can be listed and synced."""
+    """Open a folder for listing and syncing."""
     with _in_folder(path) as folder:
         try:
             return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)

@@ -24,7 +24,7 @@ async def check_start(repository: Repository, blob: Digest, entries: Sequence[En
         size = await probe_blob(repository, blob)
     except (DigestError, RegistryError) as error:
         return await _describe_damage(repository, blob, entries, error)
-    return _with_trouble(entries, {entry.narinfo: _size_trouble(entry, size) for entry in entries})
+    return _name_problems(entries, {entry.narinfo: _size_error(entry, size) for entry in entries})
 
 
 async def check_content(
@@ -52,7 +52,7 @@ async def _describe_damage(
     return [problem_of(entry, Kind.CONTENT, what) for entry in entries]
 
 
-def _size_trouble(entry: Entry, size: int) -> str | None:
+def _size_error(entry: Entry, size: int) -> str | None:
     url = entry.url
     if url.offset is not None and url.length is not None:
         end = url.offset + url.length
@@ -64,17 +64,17 @@ def _size_trouble(entry: Entry, size: int) -> str | None:
 
 def _check_pack(content: bytearray, entries: Iterable[Entry]) -> list[Problem]:
     entries = list(entries)
-    troubles: dict[NarInfo, str | None] = {}
+    errors: dict[NarInfo, str | None] = {}
     for entry in entries:
-        if entry.narinfo not in troubles:
-            troubles[entry.narinfo] = _slice_trouble(content, entry)
-    return _with_trouble(entries, troubles)
+        if entry.narinfo not in errors:
+            errors[entry.narinfo] = _slice_error(content, entry)
+    return _name_problems(entries, errors)
 
 
-def _slice_trouble(content: bytearray, entry: Entry) -> str | None:
-    trouble = _size_trouble(entry, len(content))
-    if trouble is not None:
-        return trouble
+def _slice_error(content: bytearray, entry: Entry) -> str | None:
+    error = _size_error(entry, len(content))
+    if error is not None:
+        return error
     checker = NarChecker(entry.narinfo)
     start = entry.url.offset or 0
     checker.write(bytes(content[start : start + (entry.url.length or 0)]))
@@ -98,12 +98,12 @@ async def _check_stream(
             stage.advance(size=len(chunk))
     if hasher.hexdigest() != blob.hex:
         raise DigestError(f"blob {blob} does not match its digest")
-    return _with_trouble(entries, {narinfo: checker.finish() for narinfo, checker in checkers.items()})
+    return _name_problems(entries, {narinfo: checker.finish() for narinfo, checker in checkers.items()})
 
 
-def _with_trouble(entries: Iterable[Entry], troubles: Mapping[NarInfo, str | None]) -> list[Problem]:
+def _name_problems(entries: Iterable[Entry], errors: Mapping[NarInfo, str | None]) -> list[Problem]:
     return [
-        problem_of(entry, Kind.CONTENT, trouble)
+        problem_of(entry, Kind.CONTENT, error)
         for entry in entries
-        if (trouble := troubles[entry.narinfo]) is not None
+        if (error := errors[entry.narinfo]) is not None
     ]

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.clients.memo import Memo
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
@@ -52,7 +52,7 @@ class NarSource:
         self._missed_once = Quarantine(seconds=_MISSING_SECONDS)
         self._missing = Quarantine(seconds=_MISSING_SECONDS)
         self._missing_since = generation()
-        self._sizes: Memo[Digest, int] = Memo(_MAX_SIZES)
+        self._sizes: BoundedCache[Digest, int] = BoundedCache(_MAX_SIZES)
         self._turns = asyncio.Semaphore(MOST_UNKNOWN)
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 

@@ -9,7 +9,7 @@ import asyncio
 from typing import Final, Protocol
 
 from nixcache_oci.cache.table import HashPartBytes
-from nixcache_oci.clients.memo import Memo
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
@@ -41,7 +41,7 @@ class SignatureUnion:
     def __init__(self, finder: _Finder, keys: tuple[PublicKey, ...]) -> None:
         self._finder = finder
         self._keys = keys
-        self._memo: Memo[HashPartBytes, tuple[bytes, bytes, float]] = Memo(MOST_REMEMBERED)
+        self._memo: BoundedCache[HashPartBytes, tuple[bytes, bytes, float]] = BoundedCache(MOST_REMEMBERED)
         self._clock = asyncio.get_running_loop().time
         self._slow_until = 0.0
 

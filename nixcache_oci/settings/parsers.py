@@ -1,6 +1,7 @@
-"""From the text of one setting to its value; every error says what is expected.
+"""Parsers from the text of one setting to its value.
 
-An empty text is what an unset variable without a default is parsed from.
+Each raises FormatError, or UsageError for an upstream, that says what is expected. They get an empty text for
+an unset variable without a default.
 """
 
 import ipaddress
@@ -16,7 +17,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
-from nixcache_oci.settings.variable import shown
+from nixcache_oci.settings.values import shown
 
 MAX_PORT: Final = 65535
 MIN_INDEX_TTL_SECONDS: Final = 1
@@ -33,23 +34,23 @@ LOG_LEVELS: Final = {
 
 _UPSTREAM_NARS: Final[dict[str, UpstreamNars]] = {"stream": "stream", "direct": "direct"}
 
-# int() and float() take more than a person means: "1_000", other scripts' digits, "nan".
+# int() and float() accept more than a person means: "1_000", other scripts' digits, "nan".
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[kKMGT]?)")
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MIB: Final = 1024 * 1024
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
-# Underscores are no part of a host name (RFC 1123), but of names in private networks.
+# RFC 1123 has no underscores in host names, but private networks use them.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*")
-# GitHub's letters; a registry may want more or fewer parts than its two.
+# GitHub's character set; other registries may want more or fewer parts than its two.
 _REPO_PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _REPO = re.compile(rf"(?P<path>{_REPO_PART}(?:/{_REPO_PART})*)/?")
 _GITHUB_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?github\.com/", re.IGNORECASE)
 _GIT_SUFFIX = re.compile(r"(?<=[^/])\.git\Z")
 _GITHUB_PARTS: Final = 2
-# The store's folder is written into nix-cache-info, so it must not be able to forge a line.
+# The store's folder goes into nix-cache-info, so it must not be able to forge a line.
 _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
@@ -59,7 +60,7 @@ def parse_text(text: str) -> str:
 
 
 def parse_pass_env(text: str) -> tuple[str, ...]:
-    """Read names of environment variables, separated by spaces; none of this program's own secrets."""
+    """Read names of environment variables, separated by spaces; this program's own secrets are refused."""
     names = tuple(dict.fromkeys(text.split()))
     if (refused := find_refused(names)) is not None:
         raise FormatError(f"{refused} is this program's own, and builds could read it; leave it out")
@@ -69,10 +70,7 @@ def parse_pass_env(text: str) -> tuple[str, ...]:
 
 
 def parse_repo(text: str) -> str | None:
-    """Read ``owner/name``, or the address of a repository at github.com; the result is in lower case.
-
-    For registries with other names it may have fewer parts, or more.
-    """
+    """Read ``owner/name``, with any number of parts, or a github.com URL; the result is in lower case."""
     if not text:
         return None
     address = _GITHUB_ADDRESS.match(text)
@@ -83,7 +81,7 @@ def parse_repo(text: str) -> str | None:
 
 
 def parse_registry(text: str) -> str | Path:
-    """Read a registry's ``host[:port]``, also with a scheme; ``oci:/path`` is the path of an OCI layout."""
+    """Read a registry's ``[scheme://]host[:port]``, or the ``oci:/path`` of an OCI layout."""
     if text.startswith(LAYOUT_SCHEME):
         path = parse_path(text.removeprefix(LAYOUT_SCHEME))
         if path is None:
@@ -110,7 +108,7 @@ def parse_port(text: str) -> int:
 
 
 def parse_listen(text: str) -> str:
-    """Read an IP address, also in brackets, or a host name."""
+    """Read a host name or an IP address, with or without brackets."""
     address = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if not _is_address(address) and not _is_host(text):
         raise FormatError("expected an IP address or a host name, without a port")
@@ -118,7 +116,7 @@ def parse_listen(text: str) -> str:
 
 
 def parse_upstreams(text: str) -> tuple[str, ...]:
-    """Read base URLs of binary caches, parted by spaces; each cache counts once, however it is spelt."""
+    """Read base URLs of binary caches, separated by spaces; two spellings of one cache count once."""
     urls: dict[str, str] = {}
     for url in text.split():
         urls.setdefault(str(parse_upstream(url)), url)
@@ -126,14 +124,14 @@ def parse_upstreams(text: str) -> tuple[str, ...]:
 
 
 def parse_index_ttl(text: str) -> float:
-    """Read a number of seconds between two refreshes of the index."""
+    """Read the seconds between two refreshes of the index."""
     if not _SECONDS.fullmatch(text) or float(text) < MIN_INDEX_TTL_SECONDS:
         raise FormatError(f"expected a number of seconds, at least {MIN_INDEX_TTL_SECONDS}")
     return float(text)
 
 
 def parse_priority(text: str) -> int:
-    """Read a substituter's priority; Nix takes anything but a number for a broken cache."""
+    """Read a substituter's priority; Nix treats a cache with anything but a number as broken."""
     if not _WHOLE_NUMBER.fullmatch(text):
         raise FormatError("expected a whole number, 0 or more")
     return int(text)
@@ -147,14 +145,14 @@ def parse_store_dir(text: str) -> str:
 
 
 def parse_upstream_nars(text: str) -> UpstreamNars:
-    """Read whether upstream NARs pass through here."""
+    """Read whether upstream NARs pass through the proxy."""
     if text not in _UPSTREAM_NARS:
         raise FormatError(f"expected {' or '.join(_UPSTREAM_NARS)}")
     return _UPSTREAM_NARS[text]
 
 
 def parse_hosts(text: str) -> frozenset[str]:
-    """Read names that a Host header may carry, parted by spaces or commas; the result is in lower case."""
+    """Read names that a Host header may carry, separated by spaces or commas; the result is in lower case."""
     names = re.split(r"[\s,]+", text)
     for name in filter(None, names):
         if not _is_host(name):
@@ -165,14 +163,14 @@ def parse_hosts(text: str) -> frozenset[str]:
 
 
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
-    """Read ``name:base64`` keys, parted by spaces; two keys of one name would make signatures ambiguous."""
+    """Read ``name:base64`` keys, separated by spaces; two keys of one name would be ambiguous."""
     keys: dict[str, PublicKey] = {}
     for word in strip_key(text).split():
         name = word.partition(":")[0] if ":" in word else ""
         try:
             key = PublicKey.parse(strip_key(word))
         except FormatError as error:
-            # Not the lower error's text: what stands here by mistake may be a secret key.
+            # Without the parser's own text: this may be a secret key, put here by mistake.
             raise FormatError(
                 "expected public keys as name:base64 of 32 bytes, separated by spaces; "
                 f"{shown(name)} is not one"
@@ -184,7 +182,7 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
 
 
 def parse_log_level(text: str) -> int:
-    """Read the name of a level; the result is a number of the logging module."""
+    """Read the name of a level into a number of the logging module."""
     level = LOG_LEVELS.get(text.lower())
     if level is None:
         raise FormatError(f"expected one of {', '.join(LOG_LEVELS)}")
@@ -192,12 +190,12 @@ def parse_log_level(text: str) -> int:
 
 
 def parse_path(text: str) -> Path | None:
-    """Read the path of a file or folder; a relative one counts from the current folder."""
+    """Read the path of a file or folder; a relative path starts at the current folder."""
     return Path(text).absolute() if text else None
 
 
 def parse_paths(text: str) -> tuple[Path, ...]:
-    """Read paths of files, parted by colons as in PATH."""
+    """Read paths of files, separated by colons as in PATH."""
     return tuple(Path(path).absolute() for path in text.split(PATH_SEPARATOR) if path)
 
 
@@ -214,7 +212,7 @@ def parse_max_layers(text: str) -> int:
 
 
 def parse_max_blob_bytes(text: str) -> int | None:
-    """Read a number of bytes, with or without a unit; nothing for what is usual at the registry."""
+    """Read a number of bytes, with or without a unit; an empty text means the registry's usual limit."""
     if not text:
         return None
     match = _SIZE.fullmatch(text)
@@ -224,14 +222,14 @@ def parse_max_blob_bytes(text: str) -> int | None:
 
 
 def parse_pack_memory(text: str) -> int:
-    """Read how many MiB packs may take in memory; the result is in bytes."""
+    """Read how many MiB packs may take in memory, into bytes."""
     if not _WHOLE_NUMBER.fullmatch(text) or int(text) * _MIB < MIN_PACK_MEMORY_BYTES:
         raise FormatError(f"expected a number of MiB, at least {MIN_PACK_MEMORY_BYTES // _MIB}")
     return int(text) * _MIB
 
 
 def _is_host(text: str) -> bool:
-    # Digits and dots alone are an attempt at an IPv4 address.
+    # Digits and dots alone are a failed attempt at an IPv4 address.
     return _HOST.fullmatch(text) is not None and not re.fullmatch(r"[0-9.]+", text)
 
 

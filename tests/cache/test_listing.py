@@ -15,8 +15,8 @@ from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import FormatError, LimitError, NotFoundError, RegistryError
-from nixcache_oci.maintenance.gc import reading as gc_reading
-from nixcache_oci.maintenance.gc.reading import read_state
+from nixcache_oci.maintenance.gc import state_reader
+from nixcache_oci.maintenance.gc.state_reader import read_state
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG
 from nixcache_oci.oci.digest import Digest
@@ -239,7 +239,7 @@ def test_what_is_tagged_and_is_no_segment_is_one_line_of_log(caplog: pytest.LogC
 
 def test_gc_reads_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deciding on the tables that fit would condemn what the others need."""
-    monkeypatch.setattr(gc_reading, "TableBudget", lambda: TableBudget(most_bytes=1000))
+    monkeypatch.setattr(state_reader, "TableBudget", lambda: TableBudget(most_bytes=1000))
 
     async def run() -> None:
         storage = ModelStorage()

@@ -13,8 +13,8 @@ import pytest
 
 from nixcache_oci.cli.command import complete_commands
 from nixcache_oci.nix.signature import SecretKey
-from nixcache_oci.settings.table import ALL_VARIABLES
-from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.settings.values import Values, add_flags
+from nixcache_oci.settings.variables import ALL_VARIABLES
 from tests.support.proxy import ProxyProcess
 
 BIN = Path(sys.executable).parent

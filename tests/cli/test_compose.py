@@ -10,12 +10,12 @@ from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
-from nixcache_oci.settings.repository import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
 from tests.support.objects import store_object
 from tests.support.publish import publish
 

@@ -14,7 +14,7 @@ import pytest
 
 from nixcache_oci.cli.main import VERBS, main
 from nixcache_oci.errors import Error, RegistryError, UsageError
-from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from tests.cli.cache_story import write_empty_cache
 
 _NO_REPOSITORY = (

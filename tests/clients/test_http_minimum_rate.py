@@ -13,7 +13,7 @@ from nixcache_oci.clients.http.reply import MinimumRate
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.clients.upstream.address import parse_upstream
-from nixcache_oci.clients.upstream.nar import NarStream
+from nixcache_oci.clients.upstream.nar_stream import NarStream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.layout_story import CONTENT, DIGEST, manifest, push, read

@@ -15,7 +15,7 @@ from aioresponses import aioresponses
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.url import basic_authorization
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry import token

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
 from nixcache_oci.clients.http.one_origin import is_redirect, join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_size, render_range
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.client import parse_tags
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.errors import FormatError, NotFoundError
@@ -233,7 +233,7 @@ def test_a_body_is_only_sent_on_where_the_method_stays(method: str, statuses: se
 
 def test_a_memo_forgets_the_oldest() -> None:
     """What is remembered stays small, however long the proxy runs."""
-    memo: Memo[str, int] = Memo(2)
+    memo: BoundedCache[str, int] = BoundedCache(2)
     for number, key in enumerate("abac"):
         memo.put(key, number)
     assert ("b" in memo, memo.get("a"), memo.get("c"), len(memo)) == (False, 2, 3, 2)

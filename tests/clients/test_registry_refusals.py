@@ -12,7 +12,7 @@ from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.errors import Asker, Refusal, find_remedy
+from nixcache_oci.clients.registry.errors import ErrorResponse, RequestContext, find_hint
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -26,10 +26,10 @@ _CONTENT = b"content"
 _DIGEST = Digest.of(_CONTENT)
 _SETTINGS = "https://github.com/orgs/octocat/packages/container/hello%2Fnix-cache/settings"
 _WORKFLOW = "permissions: packages: write"
-_ASKER = Asker("ghcr.io", NAME, push=True, source="GITHUB_TOKEN")
+_ASKER = RequestContext("ghcr.io", NAME, push=True, source="GITHUB_TOKEN")
 _READER = replace(_ASKER, push=False, source="GH_TOKEN")
 _NOBODY = replace(_ASKER, push=False, source=None)
-_QUAY = Asker("quay.io", "team/x", push=True, source="config.json")
+_QUAY = RequestContext("quay.io", "team/x", push=True, source="config.json")
 
 
 @pytest.fixture
@@ -296,48 +296,56 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asker", "refusal", "remedy"),
     [
-        (_ASKER, Refusal(403, "DENIED", "denied"), f"which needs {_WORKFLOW} in a workflow"),
-        (_ASKER, Refusal(403, "DENIED", "denied"), _SETTINGS),
-        (_READER, Refusal(403, "DENIED"), "which needs permissions: packages: read in a workflow"),
-        (_READER, Refusal(403, "DENIED", "permission_denied: read_package"), "with role Read"),
+        (_ASKER, ErrorResponse(403, "DENIED", "denied"), f"which needs {_WORKFLOW} in a workflow"),
+        (_ASKER, ErrorResponse(403, "DENIED", "denied"), _SETTINGS),
+        (_READER, ErrorResponse(403, "DENIED"), "which needs permissions: packages: read in a workflow"),
+        (_READER, ErrorResponse(403, "DENIED", "permission_denied: read_package"), "with role Read"),
         (
             _NOBODY,
-            Refusal(403, "DENIED"),
+            ErrorResponse(403, "DENIED"),
             "set NIXCACHE_TOKEN_FILE or GITHUB_TOKEN, or run docker login ghcr.io",
         ),
         (
             _QUAY,
-            Refusal(403, "DENIED"),
+            ErrorResponse(403, "DENIED"),
             "asked with config.json, which needs write access to this repository",
         ),
         (
             _QUAY,
-            Refusal(401, "UNAUTHORIZED", is_about_token=True),
+            ErrorResponse(401, "UNAUTHORIZED", is_about_token=True),
             "config.json, which is wrong or has expired",
         ),
-        (replace(_QUAY, source=None), Refusal(403), "set NIXCACHE_TOKEN_FILE, or run docker login quay.io"),
-        (replace(_QUAY, push=False), Refusal(404, message="no"), ""),
-        (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
-        (_ASKER, Refusal(402), "public packages need no quota"),
-        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "sending 7 bytes: more than it accepts"),
-        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)"),
-        (_ASKER, Refusal(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
-        (_ASKER, Refusal(403, is_elsewhere=True), ""),
-        (_ASKER, Refusal(502, message="bad gateway"), ""),
-        (_ASKER, Refusal(None), ""),
-        (_ASKER, Refusal(429, message="quota exceeded", is_limit=True), "run it again later"),
-        (_NOBODY, Refusal(429, is_limit=True), "credentials may raise the limit"),
-        (_READER, Refusal(429, is_limit=True), ""),
         (
-            Asker("containers.house.ghe.com", "team/x", push=True, source="GH_TOKEN"),
-            Refusal(403, "DENIED", "permission_denied: write_package"),
+            replace(_QUAY, source=None),
+            ErrorResponse(403),
+            "set NIXCACHE_TOKEN_FILE, or run docker login quay.io",
+        ),
+        (replace(_QUAY, push=False), ErrorResponse(404, message="no"), ""),
+        (_ASKER, ErrorResponse(401, is_about_token=True), "which is wrong or has expired"),
+        (_ASKER, ErrorResponse(402), "public packages need no quota"),
+        (_ASKER, ErrorResponse(400, "SIZE_INVALID", size=7), "sending 7 bytes: more than it accepts"),
+        (
+            _ASKER,
+            ErrorResponse(413, size=7),
+            "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)",
+        ),
+        (_ASKER, ErrorResponse(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
+        (_ASKER, ErrorResponse(403, is_elsewhere=True), ""),
+        (_ASKER, ErrorResponse(502, message="bad gateway"), ""),
+        (_ASKER, ErrorResponse(None), ""),
+        (_ASKER, ErrorResponse(429, message="quota exceeded", is_limit=True), "run it again later"),
+        (_NOBODY, ErrorResponse(429, is_limit=True), "credentials may raise the limit"),
+        (_READER, ErrorResponse(429, is_limit=True), ""),
+        (
+            RequestContext("containers.house.ghe.com", "team/x", push=True, source="GH_TOKEN"),
+            ErrorResponse(403, "DENIED", "permission_denied: write_package"),
             "https://house.ghe.com/orgs/team/packages/container/x/settings",
         ),
     ],
 )
-def test_remedies(asker: Asker, refusal: Refusal, remedy: str) -> None:
+def test_remedies(asker: RequestContext, refusal: ErrorResponse, remedy: str) -> None:
     """Every rule as a row; where nothing is known to help, nothing is said."""
-    found = find_remedy(asker, refusal)
+    found = find_hint(asker, refusal)
     assert remedy in found
     assert bool(found) == bool(remedy)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from aiohttp import web
 
-from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.registry import blobs
 from nixcache_oci.clients.registry.blobs import push_blob
 from nixcache_oci.errors import NotFoundError, RegistryError

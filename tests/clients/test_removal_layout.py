@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
@@ -30,7 +30,7 @@ _PROJECT = Path(__file__).parents[2]
 _KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from nixcache_oci.clients.layout_removal import LayoutRemover
+from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.oci.digest import Digest
 calls, sync, unlink = 0, os.fsync, os.unlink
 def kill_or_go_on():

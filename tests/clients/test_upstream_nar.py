@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.nar import NarHead, range_headers, read_head
+from nixcache_oci.clients.upstream.nar_stream import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from tests.clients.test_content_coding import CODINGS
 from tests.support.upstream_server import Handler, answering, asking, refusing, serve, talk

@@ -39,12 +39,12 @@ from nixcache_oci.clients.github.packages import parse_versions
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import read_extent
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.client import parse_tags
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner, nar_url, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.nar import read_head
+from nixcache_oci.clients.upstream.nar_stream import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.content_address import ContentAddress, is_content_addressed
@@ -67,8 +67,8 @@ from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError, parse_range
 from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
-from nixcache_oci.settings.table import ALL_VARIABLES
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
+from nixcache_oci.settings.variables import ALL_VARIABLES
 
 Check = Callable[[bytes], bool]
 Value = TypeVar("Value")
@@ -431,7 +431,7 @@ def _check_registry_error(data: bytes) -> bool:
     wait = find_asked_wait(Failure(429, {"retry-after": _text(data)}, data), _NOW)
     assert wait is None or wait >= 0
     headers = CIMultiDictProxy(CIMultiDict({"Location": _text(data), "Retry-After": _text(data)}))
-    assert "\n" not in Answer(307, headers, data).error().reason
+    assert "\n" not in BufferedReply(307, headers, data).error().reason
     return bool(code or message or wait is not None)
 
 

@@ -18,7 +18,7 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
+from nixcache_oci.clients.registry.probe import Greeting, find_token_error, greet, try_upload
 from nixcache_oci.clients.upstream.address import NarMode, Upstream, UrlSigner, parse_upstream, rewrite
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -205,7 +205,7 @@ async def test_a_token_service_may_say_anything(caplog: pytest.LogCaptureFixture
     for what, answer in ANSWERS.items():
         async with talk(saying(answer)) as url:
             challenge = Challenge("bearer", {"realm": f"{url}/token"})
-            asked = find_refusal(_reference(url), _SECRET, Greeting(None, (challenge,), is_public=False))
+            asked = find_token_error(_reference(url), _SECRET, Greeting(None, (challenge,), is_public=False))
             await check_own(asked, what)
     check_quiet(caplog)
 

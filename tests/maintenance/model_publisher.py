@@ -17,7 +17,7 @@ from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath

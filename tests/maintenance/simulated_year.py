@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from nixcache_oci.cache.record import PinRecord, PublishRecord, Record, UnpinRecord
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, sweep_blobs
 from tests.maintenance.served import Reader, View
 from tests.support.interleaving import nothing

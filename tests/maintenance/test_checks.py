@@ -9,10 +9,10 @@ from nixcache_oci.clients.local_store.nix_settings import NixSettings, is_truste
 from nixcache_oci.clients.proxy_status import ProxyStatus
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.checks.finding import Level
-from nixcache_oci.maintenance.checks.keys import check_public_keys, check_signing_keys
-from nixcache_oci.maintenance.checks.nix_use import Client, check_nix_use
-from nixcache_oci.maintenance.checks.proxy import _check_cache_info, _check_served
+from nixcache_oci.maintenance.checks.key_match import check_public_keys, check_signing_keys
+from nixcache_oci.maintenance.checks.nix_use import NixClient, check_nix_use
 from nixcache_oci.maintenance.checks.remote import check_clock, describe_token
+from nixcache_oci.maintenance.checks.running_proxy import _check_cache_info, _check_served
 from nixcache_oci.nix.signature import PublicKey, SecretKey
 
 URL = "http://127.0.0.1:37515"
@@ -101,8 +101,8 @@ def test_public_keys(
     assert check_public_keys(configured, recorded).level is level
 
 
-def client(own: NixSettings, system: NixSettings, *, is_daemon: bool, is_trusted: bool) -> Client:
-    return Client(own, system, "bob", is_daemon=is_daemon, is_trusted=is_trusted, environment={})
+def client(own: NixSettings, system: NixSettings, *, is_daemon: bool, is_trusted: bool) -> NixClient:
+    return NixClient(own, system, "bob", is_daemon=is_daemon, is_trusted=is_trusted, environment={})
 
 
 GOOD, WARNING, ERROR = Level.GOOD, Level.WARNING, Level.ERROR

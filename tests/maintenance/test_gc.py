@@ -13,7 +13,7 @@ from nixcache_oci.cache.segment import SegmentTag
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.errors import Error, FormatError, RegistryError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, push_things, sweep_blobs

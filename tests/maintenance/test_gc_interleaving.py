@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.errors import Error
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, sweep_blobs
 from tests.maintenance.served import Reader, View
 from tests.support.interleaving import Writer, nothing

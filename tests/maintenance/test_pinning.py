@@ -12,7 +12,7 @@ from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.record import PinRecord, PublishRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.errors import Error
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, push_things, sweep_blobs
 from tests.maintenance.served import Reader

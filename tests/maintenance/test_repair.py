@@ -9,15 +9,15 @@ from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.maintenance.problem import Kind, Problem
-from nixcache_oci.maintenance.repair.plan import (
+from nixcache_oci.maintenance.repair.repair_plan import (
+    NeededObject,
     RepairPlan,
-    Wanted,
     choose_compression,
     find_leaving,
-    find_wanted,
+    find_needed,
     plan_repair,
 )
-from nixcache_oci.maintenance.repair.reading import ReadSegment
+from nixcache_oci.maintenance.repair.segment_salvage import ReadSegment
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -140,14 +140,14 @@ def test_what_is_wanted() -> None:
         problem(Kind.REFERENCE, one, TOOL, APP),
         problem(Kind.SIGNATURE, other, OTHER),
     ]
-    wanted = {found.base_name: found for found in find_wanted(problems, [one, other])}
+    wanted = {found.base_name: found for found in find_needed(problems, [one, other])}
     assert wanted.keys() == {narinfo.store_path.base_name for narinfo in (LIB, APP, OTHER)}
     lib = wanted[LIB.store_path.base_name]
     assert lib.nar_hashes == {LIB.nar_hash}
     assert (lib.has_lost_bytes, lib.has_wrong_bytes) == (True, False)
-    assert wanted[APP.store_path.base_name] == Wanted(APP.store_path.base_name)
+    assert wanted[APP.store_path.base_name] == NeededObject(APP.store_path.base_name)
     assert not wanted[OTHER.store_path.base_name].has_lost_bytes
-    assert find_wanted([problem(Kind.MISSING, one, LIB)], [one, segment("good", LIB)]) == []
+    assert find_needed([problem(Kind.MISSING, one, LIB)], [one, segment("good", LIB)]) == []
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,9 @@ def test_what_is_wanted() -> None:
 )
 def test_no_blob_gets_the_digest_of_a_bad_one(compressions: tuple[str, ...], chosen: str) -> None:
     """Other compression, other bytes, other digest; where blobs are only missing, the usual one."""
-    bad = [Wanted("x", listed=(replace(LIB, compression=one),), has_wrong_bytes=True) for one in compressions]
-    missing = Wanted("y", listed=(replace(LIB, compression="zstd"),), has_lost_bytes=True)
+    bad = [
+        NeededObject("x", listed=(replace(LIB, compression=one),), has_wrong_bytes=True)
+        for one in compressions
+    ]
+    missing = NeededObject("y", listed=(replace(LIB, compression="zstd"),), has_lost_bytes=True)
     assert choose_compression([*bad, missing]) == chosen

@@ -17,8 +17,8 @@ from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
-from nixcache_oci.maintenance.gc.plan import GcOptions
-from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
+from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, push_things

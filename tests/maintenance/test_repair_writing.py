@@ -6,7 +6,7 @@ from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.problem import Problem
-from nixcache_oci.maintenance.verify import Verifier
+from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.oci.digest import Digest
 from tests.maintenance.served import Reader
 from tests.maintenance.test_repair_interleaving import GOOD, LOST, Scene

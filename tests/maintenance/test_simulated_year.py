@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from tests.maintenance.simulated_year import Shape, Year
 
 DAY = timedelta(days=1)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
-from nixcache_oci.settings.proxy import proxy_config
-from nixcache_oci.settings.repository import RegistryLocation, repository_config
-from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.proxy_config import proxy_config
+from nixcache_oci.settings.repository_config import RegistryLocation, repository_config
+from nixcache_oci.settings.values import Values
+from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import KEY, OTHER_KEY, STANDIN, TOP, USABLE, Modules, environment_of
 

@@ -17,7 +17,7 @@ import pytest
 from nixcache_oci.cli.use import find_proxy_url
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.values import Values
 from tests.support.journey import settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess

@@ -13,7 +13,7 @@ from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.nix.nar import File
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest

@@ -24,7 +24,7 @@ from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import carry_out_gc, prepare_gc
-from nixcache_oci.maintenance.gc.plan import GcOptions
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.store_path import StorePath

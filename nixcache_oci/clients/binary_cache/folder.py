@@ -17,11 +17,7 @@ _CHUNK_BYTES: Final = 256 * 1024
 
 
 class FolderCache:
-    """Reads one folder, which somebody else may have written: links below it are not followed.
-
-    Args:
-        folder: which it is.
-    """
+    """Reads one folder, which a stranger may have written: links below it are not followed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = RootedPath(folder)
@@ -32,13 +28,13 @@ class FolderCache:
         return str(self._folder)
 
     async def close(self) -> None:
-        """Do nothing: files are closed when they are read."""
+        """Do nothing: each file is closed after reading."""
 
     async def read_info(self) -> bytes:
         """Read its nix-cache-info.
 
         Raises:
-            UpstreamError: there is no such folder, or none in it.
+            UpstreamError: there is no such folder, or no such file in it.
         """
         content = await asyncio.to_thread(self._read, CACHE_INFO)
         if content is None:
@@ -51,7 +47,7 @@ class FolderCache:
         return content
 
     async def list_names(self) -> list[str]:
-        """Name the narinfos, sorted.
+        """List the hash parts of the narinfos, sorted.
 
         Raises:
             UpstreamError: the folder cannot be read.
@@ -67,7 +63,7 @@ class FolderCache:
             raise UpstreamError(f"{self.name}: {error.strerror}") from None
 
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
-        """Read a narinfo; None where there is none.
+        """Read a narinfo; None if there is none.
 
         Raises:
             FormatError: it is far too large.
@@ -77,10 +73,10 @@ class FolderCache:
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open what lies at a narinfo's URL.
+        """Open the file at a narinfo's URL.
 
         Raises:
-            UpstreamNotFoundError: there is none that can be read, or it lies outside the folder.
+            UpstreamNotFoundError: it is missing, unreadable, or outside the folder.
             UpstreamError: the disk failed.
         """
         file = await asyncio.to_thread(self._open, url)

@@ -1,7 +1,6 @@
 """A binary cache to read from: narinfos and NARs as Nix finds them, in a folder or behind a web server.
 
-What is read was written by strangers: nothing here is checked but what names things.
-Source: Nix manual, "Binary Cache Store".
+Strangers wrote what is read: only names are checked here. Source: Nix manual, "Binary Cache Store".
 """
 
 from collections.abc import AsyncIterator
@@ -20,9 +19,9 @@ _MOST_SHOWN: Final = 200
 
 
 class BinaryCache(Protocol):
-    """One binary cache; whoever opens it closes it.
+    """One binary cache; close it after use.
 
-    What cannot be read raises an UpstreamError, and a NAR that is not there an UpstreamNotFoundError.
+    Methods raise UpstreamError for what cannot be read, and UpstreamNotFoundError for a missing NAR.
     """
 
     @property
@@ -30,23 +29,23 @@ class BinaryCache(Protocol):
         """Its address, without credentials."""
 
     async def read_info(self) -> bytes:
-        """Read its nix-cache-info; UpstreamError where this is no binary cache."""
+        """Read its nix-cache-info; UpstreamError if this is no binary cache."""
 
     async def list_names(self) -> list[str] | None:
-        """Name its narinfos as the files are named, without ``.narinfo``; None where it cannot be listed."""
+        """List its narinfos by file name, without ``.narinfo``; None if it cannot be listed."""
 
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
-        """Read a narinfo; None where there is none."""
+        """Read a narinfo; None if there is none."""
 
     def open_nar(self, url: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open what lies at a narinfo's URL; nothing is verified."""
+        """Open the file at a narinfo's URL; nothing is verified."""
 
     async def close(self) -> None:
         """Close all connections."""
 
 
 async def read_store_dir(cache: BinaryCache) -> str:
-    """Tell which store a binary cache is for.
+    """Read which store folder a binary cache is for.
 
     Raises:
         UpstreamError: it is no binary cache, or could not be read.
@@ -62,10 +61,10 @@ async def read_store_dir(cache: BinaryCache) -> str:
 
 
 async def find_narinfo(cache: BinaryCache, hash_part: HashPart) -> NarInfo | None:
-    """Read a narinfo that is about what it is named after; None where there is none.
+    """Read a narinfo; None if there is none.
 
     Raises:
-        FormatError: some Nix would stop at it, or it is about another path.
+        FormatError: some version of Nix would reject it, or it is about another path.
         UpstreamError: the cache could not be read.
     """
     content = await cache.read_narinfo(hash_part)

@@ -1,6 +1,6 @@
 """A binary cache behind a web server, which cannot be listed.
 
-A narinfo is asked for a bounded number of times; a NAR that breaks off is resumed where that can be done.
+Requests for narinfos are retried a few times; a NAR that breaks off is resumed if the server can do that.
 """
 
 import asyncio
@@ -13,11 +13,17 @@ from yarl import URL
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
 from nixcache_oci.clients.upstream.client import read_narinfo
-from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, open_part, range_headers
-from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, limit_all, upstream_errors
+from nixcache_oci.clients.upstream.nar_stream import (
+    ABSENT_STATUSES,
+    NarBody,
+    NarHead,
+    open_part,
+    range_headers,
+)
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
 
@@ -25,9 +31,9 @@ _OK: Final = 200
 _CONNECT_SECONDS: Final = 15.0
 _STALL_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 30.0  # for a whole narinfo
-_MOST_TOTAL_BYTES: Final = 128 * 1024 * 1024  # of all narinfos: some 200,000, for references may never end
+_MOST_TOTAL_BYTES: Final = 128 * 1024 * 1024  # of all narinfos, some 200,000: references may never end
 _NAR_SECONDS: Final = 300.0  # for a NAR's head, and for its first byte, as Nix itself waits
-_LIMITS: Final = limit_all(_ANSWER_SECONDS)
+_LIMITS: Final = uniform_timeouts(_ANSWER_SECONDS)
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -37,8 +43,8 @@ class WebCache:
     """Reads one binary cache over HTTP; methods need a running event loop.
 
     Args:
-        upstream: where it is.
-        pauses_seconds: before each further try to read a narinfo; the first before a NAR is resumed.
+        upstream: its address.
+        pauses_seconds: before each retry of a narinfo; the first also before a NAR is resumed.
     """
 
     def __init__(self, upstream: Upstream, pauses_seconds: tuple[float, ...] = _PAUSES_SECONDS) -> None:
@@ -70,13 +76,13 @@ class WebCache:
         return content
 
     async def list_names(self) -> None:
-        """Say that nobody can list it."""
+        """Return None: it cannot be listed."""
 
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
-        """Read a narinfo; None where there is none.
+        """Read a narinfo; None if there is none.
 
         Raises:
-            UpstreamError: it could not say, or narinfos do not end.
+            UpstreamError: no usable answer, or all narinfos together are too large.
         """
         content = await self._read(f"{hash_part}.narinfo")
         self._total_bytes += len(content or b"")
@@ -89,17 +95,17 @@ class WebCache:
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open what lies at a narinfo's URL.
+        """Open the file at a narinfo's URL.
 
         Raises:
-            UpstreamNotFoundError: there is none, or it lies elsewhere.
-            UpstreamError: it could not be had, or broke off.
+            UpstreamNotFoundError: it is missing, or in another cache.
+            UpstreamError: no usable answer, or it broke off.
         """
         address = self._locate(url)
 
         async def open_from(start: int, end: int | None, validator: str) -> tuple[Reply, NarHead]:
             seconds = _STALL_SECONDS if start else _NAR_SECONDS
-            limits = Limits(seconds, seconds, _STALL_SECONDS, AGAIN_SECONDS)
+            limits = Timeouts(seconds, seconds, _STALL_SECONDS, AGAIN_SECONDS)
             wanted = range_headers(start, end, validator)
             return await open_part(self._http, self._upstream, address, limits, start, end, wanted)
 
@@ -137,7 +143,7 @@ class WebCache:
         return await self._patiently(read)
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask, and ask again where there was no usable answer."""
+        """Ask, and retry if there was no usable answer."""
         for pause in self._pauses:
             try:
                 return await ask()

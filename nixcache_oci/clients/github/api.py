@@ -1,6 +1,6 @@
-"""GitHub's REST API: which one belongs to a registry, and one question, tried again where that may help.
+"""GitHub's REST API: which one belongs to a registry, and requests to it, with retries.
 
-The API is told by the registry's own name, so that its token never goes to some other server that the
+The registry's own name decides which API it is, so that its token never goes to another server that the
 environment names.
 
 Sources: GitHub's documentation, "Rate limits for the REST API", "Best practices for using the REST API",
@@ -22,10 +22,10 @@ from nixcache_oci.clients.credentials import (
     is_github,
     is_loopback,
 )
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError
-from nixcache_oci.clients.http.one_origin import OneOrigin, limit_document
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import RegistryError, UsageError
@@ -35,15 +35,15 @@ _ENTERPRISE: Final = ".ghe.com"
 
 
 def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
-    """Give the address of the REST API, without a slash at its end; None where the registry is not GitHub's.
+    """Return the REST API's URL, without a trailing slash; None if the registry is not GitHub's.
 
     Args:
         host: ``host[:port]`` of the registry.
-        environment: ``GITHUB_API_URL`` counts only where it and the registry are both on this machine, as
-            when another program plays GitHub. Every workflow has it, also one that publishes elsewhere.
+        environment: ``GITHUB_API_URL`` counts only if it and the registry are both on this machine, as in
+            tests. Every workflow has it, including those that publish elsewhere.
 
     Raises:
-        UsageError: ``GITHUB_API_URL`` would count, and is no address.
+        UsageError: ``GITHUB_API_URL`` would count, and is no URL.
     """
     if is_github(host):
         name = host.lower().removesuffix(":443")
@@ -65,17 +65,16 @@ def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
 _HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of an answer; a hundred versions with a few tags take 100 KB
 _LIMITING: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS})
-_MOST_WAIT_SECONDS: Final = 86_400
 
 
 class GithubApi:
-    """Asks as the owner of a token; connections are opened by the first question.
+    """Sends requests with a token; the first one opens connections.
 
     Args:
-        base_url: ``https://api.github.com``; the token goes there and nowhere else.
-        credentials: a GitHub token and where it comes from, or None.
-        policy: for tries.
-        stall_seconds: how long a connection may stand still.
+        base_url: ``https://api.github.com``; the token goes nowhere else.
+        credentials: source of a GitHub token, or None.
+        policy: for retries.
+        stall_seconds: how long a connection may make no progress.
     """
 
     def __init__(
@@ -89,18 +88,18 @@ class GithubApi:
         self._base = URL(base_url, encoded=True)
         self._credentials = credentials
         self._policy = policy
-        self._http = HttpClient(limit_document(stall_seconds))
+        self._http = HttpClient(document_timeouts(stall_seconds))
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._http.close()
 
     def url(self, path: str) -> URL:
-        """Give the address of a path, which is already encoded and begins with a slash."""
+        """Return the URL of a path, which is already encoded and begins with a slash."""
         return URL(f"{self._base}{path}", encoded=True)
 
-    async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> Answer:
-        """Send a request, with as many tries as are allowed.
+    async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> BufferedReply:
+        """Send a request, with retries.
 
         Args:
             operation: for people; begins every error's text.
@@ -109,7 +108,7 @@ class GithubApi:
             accepts: statuses that are answers; all others are failures.
 
         Raises:
-            RegistryError: none of the tries worked, there is no token, or the address is not this API's.
+            RegistryError: no try succeeded, there is no token, or the URL is not this API's.
         """
         credentials = await self._credentials.find() if self._credentials is not None else None
         if credentials is None:
@@ -117,9 +116,9 @@ class GithubApi:
                 f"{operation}: GitHub's API needs a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
                 status=HTTPStatus.UNAUTHORIZED,
             )
-        if url.origin() != self._base.origin():  # where a page says that the next one is
+        if url.origin() != self._base.origin():  # from a page's link to the next
             raise RegistryError(f"{operation}: GitHub's API redirects to another server, {url.origin()}")
-        request = Request(method, url, _HEADERS, follows=False)
+        request = HttpRequest(method, url, _HEADERS, follows=False)
         tries = Tries(self._policy)
         while True:
             try:
@@ -130,7 +129,9 @@ class GithubApi:
                     # The reason is in its text.
                     raise _explain(operation, cause, end, credentials.source) from None
 
-    async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
+    async def _ask_once(
+        self, request: HttpRequest, credentials: Credentials, accepts: frozenset[int]
+    ) -> BufferedReply:
         rules = OneOrigin(f"Bearer {credentials.password}", allows_http=self._base.scheme == "http")
         reply = await self._http.send(request, rules)
         answer = await reply.take(_MOST_BYTES + 1)
@@ -144,13 +145,13 @@ class GithubApi:
 
 
 def _read_limit(failure: Failure, headers: Mapping[str, str], now: datetime) -> Failure:
-    """Make the wait of the primary rate limit, which has headers of its own, one that every client knows."""
+    """Turn the headers of the primary rate limit, which are GitHub's own, into status 429 and Retry-After."""
     if failure.status not in _LIMITING or headers.get("x-ratelimit-remaining") != "0":
         return failure
     wait = headers.get("Retry-After", "")
     reset = headers.get("x-ratelimit-reset", "")
     if not wait and reset.isascii() and reset.isdigit():
-        wait = str(min(max(1, int(reset[:15]) - int(now.timestamp())), _MOST_WAIT_SECONDS))
+        wait = str(max(1, int(reset[:15]) - int(now.timestamp())))
     return replace(failure, status=HTTPStatus.TOO_MANY_REQUESTS, headers={"retry-after": wait})
 
 
@@ -169,7 +170,7 @@ def _explain(operation: str, cause: HttpError, end: GiveUp, source: str) -> Regi
 
 
 def needed_rights(source: str) -> str:
-    """Say what a token needs for listing and deleting versions, and where it gets that."""
+    """Say which rights a token needs for listing and deleting versions, and where they are granted."""
     return (
         f"asked with {source}, which needs admin rights on the package: in a workflow permissions: packages:"
         " write, and the role Admin at Package settings, Manage Actions access; in a classic personal token"

@@ -1,7 +1,7 @@
-"""Implements ``Remover`` by GitHub's REST API, for GHCR answers every OCI DELETE with 405.
+"""Implements ``Remover`` by GitHub's REST API, because GHCR answers every OCI DELETE with 405.
 
-A version that is deleted can be restored for 30 days. GitHub refuses to delete public ones that were
-downloaded over 5,000 times, and the last tagged one.
+A deleted version can be restored for 30 days. GitHub refuses to delete public versions with over 5,000
+downloads, and the last tagged one.
 Source: GitHub's documentation, "REST API endpoints for packages".
 """
 
@@ -21,7 +21,7 @@ from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.github.api import GithubApi, needed_rights
 from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import join
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.removal import UntaggedVersion
@@ -34,12 +34,12 @@ from nixcache_oci.wording import counted
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """A version.
+    """A version of a package: a manifest.
 
     Attributes:
-        number: GitHub's own, by which it is deleted.
+        number: GitHub's id, by which it is deleted.
         digest: of the manifest.
-        created: when the manifest was pushed first.
+        created: when the manifest was first pushed.
         is_tagged: whether a tag points at it.
     """
 
@@ -50,7 +50,7 @@ class PackageVersion:
 
 
 def parse_versions(body: bytes) -> list[PackageVersion]:
-    """Read one page of versions; one that is not named by a sha256 digest is none of ours, and left out.
+    """Read one page of versions, without those that are not named by a sha256 digest, which are not ours.
 
     Raises:
         FormatError: this is no such page. What is not understood must not be deleted.
@@ -89,9 +89,9 @@ def _parse_created(fields: Mapping[str, object]) -> datetime:
     return created
 
 
-_KINDS: Final = ("orgs", "users")  # of owners, as addresses have them; the wrong one is answered 404
-_PER_PAGE: Final = 100  # the most
-# Of a whole list, however many pages it comes in.
+_KINDS: Final = ("orgs", "users")  # of owners, in URLs; the wrong one is answered 404
+_PER_PAGE: Final = 100  # the maximum
+# Of a whole list, over all pages.
 _MOST_PAGES: Final = 1_000
 _MOST_VERSIONS: Final = 100_000
 _MOST_BYTES: Final = 128 * 1024 * 1024
@@ -103,17 +103,17 @@ _DELETED_OR_NOT_FOUND: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_
 class GithubPackages:
     """Deletes versions of one container package, which is one repository at GHCR.
 
-    Its versions are listed by the first call that needs them, and again for a manifest that is not among
-    them: it may have been pushed since.
+    Its versions are listed by the first call that needs them, and again for an unknown manifest, which may
+    have been pushed since.
 
     Args:
         api_url: ``https://api.github.com``.
         reference: the repository; the first part of its name is the owner.
-        credentials: a GitHub token and where it comes from, or None.
-        patience: seconds that one request may take with all its tries; a rate limit can last an hour.
-        pause_seconds: from one deletion to the next, as GitHub asks of programs that change much.
-        stall_seconds: how long a connection may stand still.
-        first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
+        credentials: source of a GitHub token, or None.
+        patience: seconds that one request may take with all retries; a rate limit can last an hour.
+        pause_seconds: between two deletions, as GitHub asks of programs that make many changes.
+        stall_seconds: how long a connection may make no progress.
+        first_backoff_seconds: the longest wait after the first failure; doubles with each try.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class GithubPackages:
 
     @property
     def _token_source(self) -> str:
-        """Where the token comes from that GitHub was asked with, for people."""
+        """The source of the token in use, for people."""
         token = self._credentials.current if self._credentials is not None else None
         return token.source if token is not None else ""
 
     async def remove(self, manifest: Digest) -> None:
-        """Delete the version of a manifest, with its tags."""
+        """Delete a manifest's version, with its tags."""
         async with self._turn:
             versions = await self._list()
             if manifest not in versions:
@@ -160,7 +160,7 @@ class GithubPackages:
                 del versions[manifest]
 
     async def untagged(self) -> list[UntaggedVersion]:
-        """List the versions without a tag; a tag that moves on leaves one behind."""
+        """List the versions without a tag; a tag that moves leaves one behind."""
         async with self._turn:
             versions = await self._list()
         return [
@@ -168,7 +168,7 @@ class GithubPackages:
         ]
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""
         await self._api.close()
 
     async def _delete(self, version: PackageVersion) -> None:
@@ -177,7 +177,7 @@ class GithubPackages:
         answer = await self._api.ask(operation, "DELETE", url, _DELETED_OR_NOT_FOUND)
         if answer.status == HTTPStatus.NO_CONTENT:
             return
-        # 404 is also GitHub's way to hide what somebody has no right to: a look tells the two apart.
+        # GitHub also answers 404 to hide what the token has no right to: GET tells the two apart.
         looked = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
         if looked.status == HTTPStatus.OK:
             raise RegistryError(
@@ -186,7 +186,11 @@ class GithubPackages:
             )
 
     async def _list(self) -> dict[Digest, PackageVersion]:
-        """List all versions; another program that deletes meanwhile may hide some from this run."""
+        """List all versions; a concurrent deletion may hide some from this run.
+
+        Raises:
+            RegistryError: the list could not be read, or does not end.
+        """
         if self._versions is None:
             operation = f"list versions: {self._name}"
             try:
@@ -213,8 +217,12 @@ class GithubPackages:
                 raise FormatError(f"the list has over {_MOST_VERSIONS} versions, or {_MOST_BYTES} bytes")
         return versions
 
-    async def _fetch_first_page(self, operation: str) -> tuple[URL, Answer]:
-        """Find out what kind of owner it is, by the addresses of both."""
+    async def _fetch_first_page(self, operation: str) -> tuple[URL, BufferedReply]:
+        """Find out what kind of owner it is, by trying the URLs of both.
+
+        Raises:
+            RegistryError: neither has such a package.
+        """
         for kind in _KINDS:
             self._kind = kind
             url = self._url(f"?per_page={_PER_PAGE}")

@@ -1,4 +1,4 @@
-"""The address of a git remote, as people write it: which repository at which GitHub it names."""
+"""Reads the URL of a git remote: which repository at which GitHub it names."""
 
 import re
 from dataclasses import dataclass
@@ -17,13 +17,7 @@ _NO_NAMES: Final = frozenset({".", "..", ".git"})
 
 @dataclass(frozen=True, slots=True)
 class GithubRepository:
-    """A repository.
-
-    Attributes:
-        host: ``github.com``, or that of an enterprise.
-        owner: as written.
-        name: as written.
-    """
+    """A repository; ``host`` is ``github.com`` or an enterprise's."""
 
     host: str
     owner: str
@@ -34,14 +28,14 @@ class GithubRepository:
 
     @property
     def registry(self) -> str | None:
-        """Host of an enterprise's container registry; None where it is the usual ghcr.io."""
+        """Host of an enterprise's container registry; None for the usual ghcr.io."""
         return None if self.host == GITHUB else f"containers.{self.host}"
 
 
 def parse_remote(url: str) -> GithubRepository | None:
-    """Read a remote's URL; None for what names no repository at a host, such as a folder.
+    """Read a remote's URL; None if it names no repository at a host, such as a folder.
 
-    A host without a dot is an alias of somebody's ssh configuration, and counts as github.com.
+    A host without a dot is an alias in an ssh configuration, and counts as github.com.
     """
     if "://" in url:
         try:

@@ -1,10 +1,9 @@
-"""HTTP as all clients here use it: one request goes out, one answer comes back, or HttpError is raised.
+"""The HTTP client of all clients here: a request gets an answer, or raises HttpError.
 
-Redirects are followed here and not by aiohttp. Where a request may go and what it may carry there, each
-client says by rules of its own (``Rules``). Once an answer came from a public address, whatever it leads to
-must be public as well: a server outside may not reach through us what stands inside. There is no limit on
-total time, for a body may be large; there are limits on the wait for a head, on standing still, and on coming
-too slowly.
+Redirects are followed here and not by aiohttp. Each client's ``Rules`` say where a request may go and what it
+may carry there. Once an answer came from a public address, all that it leads to must be public as well, so
+that an outside server cannot reach inside through us. There is no limit on total time, for a body may be
+large; there are limits on the wait for a head, on stalls, and on a minimum rate.
 """
 
 import asyncio
@@ -18,8 +17,8 @@ import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.forward_proxy import find_proxy
 from nixcache_oci.clients.http.fresh import Freshness, send_fresh
-from nixcache_oci.clients.http.proxy import find_proxy
 from nixcache_oci.clients.http.public_address import (
     IsPublic,
     guard_sockets,
@@ -27,15 +26,15 @@ from nixcache_oci.clients.http.public_address import (
     is_public,
     spells_private,
 )
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
+from nixcache_oci.clients.http.request_body import Body, UploadProgress
 from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
-from nixcache_oci.clients.http.upload import Body, UploadProgress
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS to one address."""
 
 CONNECT_SECONDS_IN_ALL: Final = 30.0
-"""To a name's addresses one after another, the look-up included, and through an HTTP proxy."""
+"""For all addresses of a name in turn, its look-up and an HTTP proxy included."""
 
 MOST_REDIRECTS: Final = 5
 _DRAINED_BYTES: Final = 64 * 1024
@@ -45,7 +44,7 @@ class Rules(Protocol):
     """Where a client's requests may go, and what they may carry there."""
 
     async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:
-        """Give the Authorization for the URL that a request goes to next; None for none.
+        """Return the Authorization for the next URL of a request; None for none.
 
         Args:
             url: where it goes.
@@ -57,25 +56,25 @@ class Rules(Protocol):
         """
 
     def follow(self, method: str, status: int, url: URL, location: str) -> URL | None:
-        """Tell where an answer from ``url`` leads; None where it is no redirect.
+        """Return where an answer from ``url`` redirects to; None if it is no redirect.
 
         Raises:
-            HttpError: nowhere that may be gone to.
+            HttpError: the redirect is refused.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HttpRequest:
     """One request.
 
     Attributes:
         method: of HTTP.
-        url: already encoded as it is to be sent.
+        url: encoded as it is to be sent.
         headers: without Authorization.
         body: or None.
         follows: whether redirects are followed.
-        is_elsewhere: whether the URL is already that of a server which the one that was meant sent us to.
-        is_guarded: whether it may go to public addresses only, since an answer from such a one named the URL.
+        is_elsewhere: whether the intended server sent us to this URL, of another one.
+        is_guarded: whether it may go to public addresses only, because a public server named the URL.
     """
 
     method: str
@@ -88,18 +87,18 @@ class Request:
 
 
 class HttpClient:
-    """Connections to some servers and to where they redirect; opened in the loop that first uses them.
+    """Connections to servers and their redirect targets; opened in the loop that first uses them.
 
     Args:
-        limits: where a request has none of its own.
+        limits: for requests without their own.
         connect_seconds: for TCP and TLS to one address.
-        connect_seconds_in_all: to all addresses of a name, its look-up included.
-        is_public: judges IP addresses.
+        connect_seconds_in_all: for all addresses of a name, its look-up included.
+        is_public: tells whether an IP address is public.
     """
 
     def __init__(
         self,
-        limits: Limits,
+        limits: Timeouts,
         *,
         connect_seconds: float = CONNECT_SECONDS,
         connect_seconds_in_all: float = CONNECT_SECONDS_IN_ALL,
@@ -115,25 +114,25 @@ class HttpClient:
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.close()
 
     async def send(
         self,
-        request: Request,
+        request: HttpRequest,
         rules: Rules,
         *,
-        limits: Limits | None = None,
+        limits: Timeouts | None = None,
         on_connect: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Send a request and follow its redirects; an upload is limited by its progress.
 
         Args:
-            request: what to ask.
+            request: to send.
             rules: where it may go.
-            limits: for this one.
+            limits: instead of the client's.
             on_connect: called when a server was reached.
 
         Raises:
@@ -152,7 +151,7 @@ class HttpClient:
             raise
 
     async def connect(self, origin: URL, is_guarded: bool) -> aiohttp.connector.Connection | None:
-        """Open a connection for the next request to an origin; None where an HTTP proxy opens its own."""
+        """Open a connection for the next request to an origin; None behind an HTTP proxy."""
         session = self._session(is_guarded=is_guarded)
         if session.connector is None or find_proxy(origin) is not None:
             return None
@@ -160,7 +159,7 @@ class HttpClient:
         return await session.connector.connect(request, [], self._timeout)
 
     async def _follow(
-        self, request: Request, rules: Rules, limits: Limits, on_connect: Callable[[], None]
+        self, request: HttpRequest, rules: Rules, limits: Timeouts, on_connect: Callable[[], None]
     ) -> Reply:
         url, is_elsewhere, is_guarded = request.url, request.is_elsewhere, request.is_guarded
         for _ in range(MOST_REDIRECTS + 1):
@@ -192,7 +191,7 @@ class HttpClient:
                 reply.close()
                 raise
             reply.close()
-            # Once away, always away: a foreign host may not point credentials at a path of its choice.
+            # Stays set when it leads back: a foreign host may not point credentials at a path of its choice.
             is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
             is_guarded = is_guarded or came_from_public
             url = target
@@ -200,20 +199,20 @@ class HttpClient:
 
     async def _send_once(
         self,
-        request: Request,
+        request: HttpRequest,
         url: URL,
         headers: dict[str, str],
-        limits: Limits,
+        limits: Timeouts,
         on_connect: Callable[[], None],
         *,
         is_guarded: bool,
     ) -> tuple[aiohttp.ClientResponse, Sequence[asyncio.Transport]]:
         proxy = find_proxy(url)
         to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-        if url.scheme == "http":  # no tunnel: the proxy reads the request itself
+        if url.scheme == "http":  # without a tunnel, the proxy reads the request itself
             headers |= to_proxy
         send = partial(
-            # A proxy resolves names itself, in its own network: there is no address to judge.
+            # A proxy resolves names itself, in its own network: there is no address to check.
             self._session(is_guarded=is_guarded and proxy is None).request,
             request.method,
             url,
@@ -243,10 +242,10 @@ class HttpClient:
                 return await send(data=progress.pass_on(pieces), timeout=self._timeout), transports
 
     def _session(self, *, is_guarded: bool) -> aiohttp.ClientSession:
-        """Open a session; guarded ones are apart: others' idle connections may lead to private addresses."""
+        """Open a session; guarded ones are separate, as other idle connections may be private."""
         if is_guarded not in self._sessions:
-            # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
-            # Whoever asks for much at once bounds it.
+            # No limit here: a connection may serve a slow reader, and others must not wait for it. Callers
+            # bound their own concurrency.
             connector = aiohttp.TCPConnector(
                 limit=0,
                 ssl=tls_context(),
@@ -258,7 +257,7 @@ class HttpClient:
 
 @contextmanager
 def _aborting() -> Iterator[list[asyncio.Transport]]:
-    """Abort the connection of an upload that fails; closing it would wait until the peer takes the rest.
+    """Abort the connection of a failed upload, as closing would wait for the peer to read the rest.
 
     Yields the transports that the upload uses.
     """

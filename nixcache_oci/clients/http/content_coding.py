@@ -1,7 +1,7 @@
-"""Content codings: what a server did to a body that it stores compressed, and sends so, asked or not.
+"""Undoes content codings, which some servers send whether asked or not.
 
-Nix can store narinfos and other files compressed (``narinfo-compression``), and takes any of these from any
-cache. What inflates comes in pieces, so that nobody's memory is at a stranger's mercy.
+Nix can store narinfos and other files compressed (``narinfo-compression``), and accepts any of these codings
+from any cache. Output comes in bounded pieces, so that a stranger cannot exhaust memory.
 """
 
 import bz2
@@ -15,10 +15,10 @@ import brotli
 import zstandard
 
 PIECE_BYTES: Final = 64 * 1024
-"""What one step inflates at most, about; a zstd stream may give 8 MiB at once."""
+"""About the most that one step yields; a zstd stream may yield 8 MiB at once."""
 
-_MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024  # as the zstd program takes without being told to
-_LZMA_MEMORY_BYTES: Final = 128 * 1024 * 1024  # 65 MiB is what xz -9 wants
+_MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024  # the zstd program's default
+_LZMA_MEMORY_BYTES: Final = 128 * 1024 * 1024  # xz -9 needs 65 MiB
 _ZSTD_SLICE_BYTES: Final = 256  # a block of four bytes may stand for 128 KiB
 
 
@@ -28,11 +28,11 @@ class CodingError(ValueError):
 
 class _Inflater(Protocol):
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Give what these bytes inflate to, piece by piece."""
+        """Yield what these bytes inflate to, in pieces."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether the end of the stream was there."""
+        """Whether the end of the stream was seen."""
 
 
 class Decoder:
@@ -42,7 +42,7 @@ class Decoder:
         coding: value of Content-Encoding.
 
     Raises:
-        CodingError: one that Nix does not know either.
+        CodingError: an unknown coding; Nix does not know it either.
     """
 
     def __init__(self, coding: str) -> None:
@@ -53,10 +53,10 @@ class Decoder:
         self._has_begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Give what these bytes inflate to, piece by piece; what follows the end is left out.
+        """Yield what these bytes inflate to, in pieces; bytes after the stream's end are dropped.
 
         Raises:
-            CodingError: they are something else.
+            CodingError: they are not in this coding.
         """
         self._has_begun = self._has_begun or bool(data)
         try:
@@ -65,7 +65,7 @@ class Decoder:
             raise CodingError(f"Content-Encoding: {error}") from None
 
     def end(self) -> None:
-        """Check that the whole was there; an empty body is one in any coding.
+        """Check that the body was complete; an empty body is, in any coding.
 
         Raises:
             CodingError: it ends early.
@@ -75,12 +75,12 @@ class Decoder:
 
 
 def is_coded(coding: str) -> bool:
-    """Tell whether a Content-Encoding says that the body is another than the file."""
+    """Tell whether a Content-Encoding names a coding that changes the body."""
     return coding.strip().lower() not in {"", "identity", "none"}
 
 
 class _Zlib:
-    """deflate, or gzip, of which several members may follow one another."""
+    """deflate, or gzip, which may have several members."""
 
     def __init__(self, wbits: int) -> None:
         self._wbits = wbits
@@ -103,7 +103,7 @@ class _Zlib:
 
 
 class _Stream:
-    """What has Python's own interface: xz, lzma, bzip2."""
+    """xz, lzma and bzip2, which share an interface in Python."""
 
     def __init__(self, inflater: lzma.LZMADecompressor | bz2.BZ2Decompressor) -> None:
         self._inflater = inflater
@@ -141,7 +141,7 @@ class _Brotli:
 
 
 class _Zstd:
-    """Frames after one another are one stream, as the zstd program has it."""
+    """Several frames are one stream, as for the zstd program."""
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)

@@ -1,7 +1,7 @@
-"""What goes wrong with one request: libraries raise whatever they like, and answers may hold anything.
+"""Failures of one HTTP request.
 
-Here is the one door at which what libraries raise over a stranger's answer becomes ours; their own texts
-may hold signed URLs, and are left behind.
+This is the one place that turns what libraries raise into HttpError; their texts may hold signed URLs, and
+are dropped.
 
 Source of error documents: OCI distribution specification, "Error Codes".
 """
@@ -22,16 +22,16 @@ from nixcache_oci.clients.http.public_address import PrivateAddressError
 from nixcache_oci.clients.http.session import HeadError
 from nixcache_oci.errors import UsageError
 
-# What an HTTP library, the URL parser, the resolver, TLS and codecs raise over an answer that makes no sense.
+# What the HTTP library, URL parser, resolver, TLS and codecs raise for a nonsensical answer.
 FOREIGN_ERRORS: Final = (
     aiohttp.ClientError,
     aiohttp.http_exceptions.HttpProcessingError,
-    OSError,  # with TLS and time-outs
+    OSError,  # TLS and timeouts included
     EOFError,
-    ValueError,  # with UnicodeError: host names, realms and headers that no codec takes
+    ValueError,  # UnicodeError included: host names, realms and headers that no codec takes
     LookupError,
     ArithmeticError,
-    AssertionError,  # aiohttp's, about URLs that it did not foresee
+    AssertionError,  # aiohttp's, for URLs that it did not expect
     RecursionError,
     TypeError,
 )
@@ -41,7 +41,7 @@ _LONGEST_MESSAGE: Final = 200  # characters
 
 
 def show(text: str) -> str:
-    """Make a text fit for one line of a log or terminal: control characters shown, and not too long."""
+    """Make a text fit for one line of a log or terminal: control characters escaped, length bounded."""
     if len(text) <= _MOST_CHARACTERS and text.isprintable():
         return text
     line = "".join(
@@ -53,17 +53,17 @@ def show(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What came instead of success.
+    """A request's failure.
 
     Attributes:
-        status: of HTTP, or None where no answer came.
+        status: of HTTP; None without an answer.
         headers: of the answer; names in lower case.
         body: of the answer, at least its beginning.
-        is_elsewhere: whether a server answered that the registry redirected to. What it refuses is mostly an
-            expired signature, and the registry hands out a new one.
+        is_elsewhere: whether a server that the registry redirected to answered. It mostly refuses expired
+            signatures, and the registry issues new ones.
         is_expected: whether the thing is known to exist, so that 404 only means "not yet".
-        is_verified: whether what was sent has the digest that it was sent with.
-        is_heavy: whether the request carried too much to be sent again until a rate limit has passed.
+        is_verified: whether the bytes sent match the digest that they were sent with.
+        is_heavy: whether the request is too large to be sent again until a rate limit has passed.
     """
 
     status: int | None
@@ -76,19 +76,19 @@ class Failure:
 
 
 class SlowBodyError(TimeoutError):
-    """Too few bytes came for too long."""
+    """Bytes arrived too slowly for too long."""
 
 
 class HttpError(Exception):
-    """One request had no answer of use. Each client makes an error of its own of it.
+    """A request had no usable answer; each client turns this into its own error.
 
     Args:
-        failure: what the decision about another try is made from.
-        reason: what happened, without secrets and signed URLs; is made fit for one line.
+        failure: decides about a retry.
+        reason: what happened, without secrets and signed URLs; made fit for one line.
         code: the OCI error code, or an empty string.
-        is_final: whether another try cannot help, whatever ``failure`` says.
+        is_final: whether a retry cannot help, whatever ``failure`` says.
         is_about_token: whether a token service refused, not the server itself.
-        is_connection: whether no connection could be made, or it broke, or nothing came over it in time.
+        is_connection: whether a connection could not be made, broke, or fell silent.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class HttpError(Exception):
 
     @classmethod
     def final(cls, reason: str) -> Self:
-        """Make one for what no other try can mend."""
+        """Make an error that no retry can help."""
         return cls(Failure(None), reason, is_final=True)
 
 
 CLOSED_EARLY: Final = "the connection was closed before an answer came"
 NOT_HTTP: Final = "the server does not speak HTTP"
 
-# What OpenSSL calls an answer that is no TLS; its versions differ.
+# OpenSSL's names for an answer that is not TLS; they differ by version.
 _NOT_TLS: Final = frozenset(
     {
         *("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"),
@@ -126,7 +126,7 @@ _NOT_TLS: Final = frozenset(
     }
 )
 
-# The first class that fits tells what happened; their own texts hold URLs, which may be signed.
+# The first matching class gives the reason; the errors' own texts hold URLs, which may be signed.
 _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     (
         aiohttp.ClientConnectorCertificateError,
@@ -155,7 +155,7 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
 )
 
 
-# A connection that could not be made, or that broke before or within the answer.
+# A connection could not be made, or broke before or during the answer.
 _CONNECTION: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)
 
 _FINAL: tuple[type[Exception], ...] = (
@@ -166,7 +166,7 @@ _FINAL: tuple[type[Exception], ...] = (
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what a library raises into HttpError, and leave its text behind.
+    """Turn what a library raises into HttpError, without its text.
 
     Raises:
         HttpError: instead.
@@ -181,7 +181,7 @@ def translated() -> Iterator[None]:
 
 def translate(error: Exception) -> HttpError:
     """Make an HttpError of what a library raised."""
-    # A certificate that is refused stays so, and so does what no codec or parser takes.
+    # A refused certificate stays refused, and so does what no codec or parser takes.
     is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
     reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
     text = reason or f"the answer makes no sense: {type(error).__name__}"
@@ -190,9 +190,9 @@ def translate(error: Exception) -> HttpError:
 
 
 def parse_error(body: bytes) -> tuple[str, str]:
-    """Read code and message of an error document; both are empty where it is none.
+    """Read code and message of an error document; both are empty if it is none.
 
-    GitHub tells of its secondary rate limit in a document that has a ``message`` only.
+    GitHub reports its secondary rate limit in a document with only a ``message``.
     """
     try:
         document = json.loads(body)
@@ -202,7 +202,7 @@ def parse_error(body: bytes) -> tuple[str, str]:
         return "", ""
     errors = document.get("errors")
     first = errors[0] if isinstance(errors, list) and errors else {}
-    # A code counts in a registry's own document only: some of them mean that the cache is empty.
+    # A code counts only in a registry's own document: some codes mean that the cache is empty.
     code, message = (
         (first.get("code"), first.get("message"))
         if isinstance(first, dict) and first
@@ -210,12 +210,12 @@ def parse_error(body: bytes) -> tuple[str, str]:
     )
     return (
         code.upper() if isinstance(code, str) and code.isascii() and code.isidentifier() else "",
-        _clean(message) if isinstance(message, str) else "",
+        clean_line(message) if isinstance(message, str) else "",
     )
 
 
-def _clean(text: str) -> str:
-    """Make a stranger's text fit for one line."""
+def clean_line(text: str) -> str:
+    """Make one short line of a stranger's text: what is not printable is dropped."""
     line = " ".join(text.split())
     return "".join(character for character in line if character.isprintable())[:_LONGEST_MESSAGE]
 
@@ -229,7 +229,7 @@ def _tell_number(error: OSError) -> str:
 
 
 def _tell_connecting(error: OSError) -> str:
-    """Prefer the system's words to asyncio's; what a name does not resolve for has numbers of its own."""
+    """Prefer the system's text to asyncio's; name resolution has its own error numbers."""
     if error.errno and not isinstance(error, (socket.gaierror, PrivateAddressError)):
         return os.strerror(error.errno)
     return error.strerror or str(error)
@@ -242,7 +242,7 @@ def _is_not_tls(error: BaseException) -> bool:
 
 
 def _tell_tls(error: aiohttp.ClientConnectorSSLError) -> str:
-    """Say it without the number, which is OpenSSL's own and no errno."""
+    """Describe the error without its number, which is OpenSSL's and no errno."""
     if _is_not_tls(error):
         return (
             "the server there does not speak TLS; one that speaks plain HTTP is written "

@@ -1,9 +1,9 @@
-"""Connections that died without a word: after suspend, behind a NAT or VPN that forgot them.
+"""Handles connections that died silently: after suspend, or behind a NAT or VPN that dropped them.
 
-Nobody tells us, and what is sent over them is answered by silence. So a request without a body that went out
-over a connection which was used before, and that nothing comes back on for a moment, is sent once more over a
-new one, beside the first; whichever answers first counts. If that is the new one, all connections that were
-open before it are used no more. One that was new and stays silent has a rival too, later.
+A request over such a connection gets no answer and no error. So a request without a body that gets nothing
+back over a reused connection for a moment is sent again over a new one, in parallel; the first answer counts.
+If the new one wins, all connections opened before it are no longer used. A silent new connection gets a rival
+too, later.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 SILENT_SECONDS: Final = 2.0
-"""How long a connection that was used before may give no head before a new one is tried beside it."""
+"""How long a reused connection may give no head before a new one is tried in parallel."""
 
 MOST_TRIES: Final = 3
-"""Requests that are sent for one answer, the first one counted."""
+"""Requests sent for one answer, the first included."""
 
 AGAIN_SECONDS: Final = 30.0
-"""How long a new one may, where slow is likelier than dead: NARs, packs, upstreams."""
+"""The same for a new connection where slow is likelier than dead: NARs, packs, upstreams."""
 
 _JUMP_SECONDS: Final = 5.0
 
 
 class StaleConnectionError(aiohttp.ClientError):
-    """An idle connection was taken that is not trusted any more; it is closed now."""
+    """An idle connection was taken that is no longer trusted; it is closed now."""
 
 
 class Freshness:
-    """What one client knows of the age of its connections."""
+    """Tracks the age of one client's connections."""
 
     def __init__(self) -> None:
         self._opened: WeakKeyDictionary[object, float] = WeakKeyDictionary()
@@ -41,13 +41,13 @@ class Freshness:
         self._drift = time.time() - time.monotonic()
 
     def distrust(self, before: float) -> None:
-        """Use no connection any more that was opened before a time of ``time.monotonic``."""
+        """Stop using connections that were opened before a time of ``time.monotonic``."""
         self._trusted_since = max(self._trusted_since, before)
 
     def notice_sleep(self) -> None:
-        """Distrust all idle connections where the machine slept: the monotonic clock stood still then.
+        """Distrust all idle connections after the machine slept, when the monotonic clock stood still.
 
-        A clock that was set looks alike, and costs a few new connections.
+        Setting the clock looks the same, and costs a few new connections.
         """
         drift = time.time() - time.monotonic()
         if abs(drift - self._drift) > _JUMP_SECONDS:
@@ -55,7 +55,7 @@ class Freshness:
         self._drift = drift
 
     def take(self, connection: object, exchange: "Exchange") -> bool:
-        """Note that a request goes out over a connection; tells whether it may."""
+        """Note that a request is about to use a connection, and tell whether it may."""
         now = time.monotonic()
         opened = self._opened.setdefault(connection, now)
         exchange.is_reused = opened != now
@@ -69,14 +69,14 @@ class Freshness:
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One request on its way.
+    """One try of a request.
 
     Attributes:
         freshness: of the client's connections.
-        opened_after: how new its connection has to be, as a time of ``time.monotonic``.
+        opened_after: its connection must be newer than this time of ``time.monotonic``.
         is_reused: whether that connection was used before.
-        sent_at: when it went out; with redirects, the last of them.
-        sent: done once it went out.
+        sent_at: when it was sent, or its last redirect was.
+        sent: done once it was sent.
     """
 
     freshness: Freshness
@@ -97,8 +97,8 @@ async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) 
 
     Args:
         freshness: of the client's connections.
-        send: sends it; called anew for each try.
-        again_seconds: how long a new connection may give no head before another one is tried beside it.
+        send: sends it; called for each try.
+        again_seconds: how long a new connection may give no head before another is tried in parallel.
     """
     freshness.notice_sleep()
     race = _Race(freshness, send, again_seconds)
@@ -109,7 +109,7 @@ async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) 
 
 
 class _Race:
-    """The tries of one request that are under way; the newest one last."""
+    """The tries of one request that are under way, the newest last."""
 
     def __init__(self, freshness: Freshness, send: Send, again_seconds: float) -> None:
         self._freshness = freshness
@@ -130,12 +130,12 @@ class _Race:
                     return one.result()
                 if not self._tries:
                     return one.result()  # raises
-                self._left = 0  # what is under way has its say, and nothing more is begun
+                self._left = 0  # those under way may still answer, but no more are started
             if self._is_due(newest):
                 self._begin(opened_after=time.monotonic())
 
     async def end(self) -> None:
-        """Cancel what lost, with its connections."""
+        """Cancel the losers, with their connections."""
         for one in self._tries:
             if one.done() and not one.cancelled() and one.exception() is None:
                 one.result().close()
@@ -148,7 +148,7 @@ class _Race:
         self._tries[asyncio.create_task(_send_over_trusted(self._send, exchange))] = exchange
 
     async def _wait(self, newest: Exchange) -> None:
-        """Wait until a try is over, the newest one went out, or another one is due."""
+        """Wait until a try has ended, the newest one was sent, or another is due."""
         waited: set[asyncio.Future[Any]] = set(self._tries)
         limit = None
         if not newest.sent.done():

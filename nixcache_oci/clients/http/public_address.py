@@ -1,7 +1,7 @@
-"""Which addresses a server on the open internet may send us to: decisions without I/O.
+"""Decides which addresses a server on the public internet may send us to. No I/O.
 
-It is a stranger that can name any address, and we stand inside somebody's network: what it names must not
-reach what it could not reach itself. A server that answered from a private address may name private ones.
+Such a server is a stranger, and we may be inside a private network: through us, it must not reach what it
+could not reach itself. A server at a private address may name private ones.
 """
 
 import errno
@@ -12,7 +12,7 @@ from typing import Any
 
 from yarl import URL
 
-# RFC 6052: on networks without IPv4, every IPv4 address is reached through this prefix
+# RFC 6052: on networks without IPv4, this prefix leads to every IPv4 address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 IsPublic = Callable[[str], bool]
@@ -27,9 +27,9 @@ class PrivateAddressError(PermissionError):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address, in its canonical spelling, is one of the open internet.
+    """Tell whether an IP address, in canonical spelling, is on the public internet.
 
-    Any other spelling is not public. IPv6 forms that carry an IPv4 address are judged by that address.
+    Any other spelling is not. IPv6 forms that embed an IPv4 address are judged by that address.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -47,10 +47,10 @@ def is_public(address: str) -> bool:
 
 
 def literal_address(host: str) -> str | None:
-    """Tell the IP address that a host spells out, in its canonical spelling; None for a name.
+    """Return the IP address that a host spells out, in canonical spelling; None for a name.
 
-    The resolver takes ``127.1``, ``0x7f.0.0.1``, ``2130706433`` and ``017700000001`` for 127.0.0.1, and an
-    HTTP proxy may take an address with a dot at its end for one.
+    Resolvers read ``127.1``, ``0x7f.0.0.1``, ``2130706433`` and ``017700000001`` as 127.0.0.1, and an HTTP
+    proxy may accept an address with a trailing dot.
     """
     host = host.rstrip(".")
     try:
@@ -64,7 +64,7 @@ def literal_address(host: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host spells this machine itself."""
+    """Tell whether a host names this machine."""
     literal = literal_address(host)
     if literal is not None:
         address = ipaddress.ip_address(literal)
@@ -75,16 +75,16 @@ def is_loopback(host: str) -> bool:
 
 
 def spells_private(url: URL, is_public: IsPublic) -> bool:
-    """Tell whether a URL's host itself spells a private address; names are judged when they are resolved."""
+    """Tell whether a URL's host spells a private address; names are checked when they are resolved."""
     host = url.raw_host or ""
     literal = literal_address(host)
     return is_loopback(host) if literal is None else not is_public(literal)
 
 
 def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]:
-    """Make the function that opens sockets to public addresses only.
+    """Make a socket factory that raises PrivateAddressError for addresses that are not public.
 
-    It sees the very address that is connected to, so a name cannot change its meaning after the check.
+    It checks the very address that is connected to, so a name cannot resolve differently after the check.
     """
 
     def open_socket(info: AddressInfo) -> socket.socket:
@@ -100,10 +100,9 @@ def is_known_private(peer: str | None, url: URL, is_public: IsPublic) -> bool:
     """Tell whether an answer came from a private address.
 
     Args:
-        peer: the address at the other end of its connection; None behind an HTTP proxy, where only what the
-            URL itself spells is known.
-        url: that was asked.
-        is_public: judges an address.
+        peer: the connection's remote address; None behind an HTTP proxy, where only the URL's host is known.
+        url: of the request.
+        is_public: tells whether an address is public.
     """
     address = literal_address(url.raw_host or "") if peer is None else peer
     return address is not None and not is_public(address)

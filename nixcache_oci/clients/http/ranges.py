@@ -1,6 +1,6 @@
-"""Parts of a body: how they are asked for, and which one an answer says that it holds.
+"""Byte ranges: rendering the request, and checking which part an answer holds.
 
-Ranges are closed where a size is known, since open-ended ones are not served everywhere.
+Ranges are closed if the size is known, because some servers do not support open-ended ones.
 
 Source: RFC 9110, sections 14.2 to 14.4.
 """
@@ -21,13 +21,13 @@ _MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What an answer holds of what was wanted, in bytes.
+    """The wanted part of an answer's body, in bytes.
 
     Attributes:
         size: of the whole blob.
-        skip: to leave out at the start of the answer's body.
+        skip: to drop at the start of the body.
         start: offset in the blob of what follows.
-        end: offset behind what is wanted.
+        end: offset in the blob after the wanted part.
     """
 
     size: int
@@ -42,16 +42,16 @@ def render_range(start: int, end: int | None) -> str:
 
 
 def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
-    """Check a good answer against what was wanted.
+    """Check an answer against the range that was asked for.
 
-    Some servers ignore Range and answer 200 with the whole blob. What comes before the part is then skipped,
-    but only while that costs a few seconds: a part near the end of a huge blob would download all of it.
+    Some servers ignore Range and answer 200 with the whole blob. The bytes before the part are then skipped,
+    but only a few seconds' worth: a part near the end of a huge blob would download all of it.
 
     Args:
         status: 200 or 206.
-        headers: names are compared without case.
-        start: first byte that was wanted.
-        end: behind the last; None for all of the blob, which was then asked for without a range.
+        headers: with case-insensitive names.
+        start: offset of the first wanted byte.
+        end: offset after the last; None for the whole blob, which was then asked for without a range.
 
     Raises:
         FormatError: the answer is not what was asked for.
@@ -80,7 +80,7 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
 
 
 def read_length(headers: Mapping[str, str]) -> int | None:
-    """Read Content-Length, in bytes; None where it is missing or no length of a blob."""
+    """Read Content-Length, in bytes; None if it is missing or invalid."""
     match = _SIZE.fullmatch(headers.get("Content-Length", ""))
     return int(match[0]) if match else None
 
@@ -89,7 +89,7 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
     """Read a blob's size from the answer to a request for its first byte.
 
     Raises:
-        FormatError: the answer does not tell.
+        FormatError: the answer does not state it.
     """
     if status == HTTPStatus.PARTIAL_CONTENT:
         return _parse_sized(headers)[2]
@@ -103,10 +103,10 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
 
 
 def parse_content_range(text: str) -> tuple[int, int, int | None]:
-    """Read which bytes came: the first one's offset, the one behind the last, and the size of all, if told.
+    """Read Content-Range: the first byte's offset, the offset after the last, and the whole size if stated.
 
     Raises:
-        FormatError: the header is none, or contradicts itself.
+        FormatError: the header is malformed, or contradicts itself.
     """
     match = _CONTENT_RANGE.fullmatch(text)
     if match is None:

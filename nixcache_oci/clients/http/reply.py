@@ -1,8 +1,8 @@
-"""An answer, whose body is read as it comes, or whole; and how slowly it may come, at the least.
+"""An answer whose body is streamed or read whole, at a minimum rate.
 
-A time-out that starts anew with each byte ends silence, and no drip. So each window of waiting has to bring a
-certain number of bytes. Time in which nobody waits does not count, for our own clients may read slowly; and
-there is no limit on the whole, which may be large.
+A timeout per read ends silence, but not a trickle. So each window of waiting has to bring a certain number of
+bytes. Only time spent waiting counts, because our own clients may read slowly; there is no limit on total
+time, because bodies may be large.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.wording import counted
 
-# Tables, packs and NARs: eight at once on a line of 64 kbit/s. Nix itself takes as little as a byte a second,
-# but what is given up here is resumed where it stopped.
+# Tables, packs and NARs: eight at once on a line of 64 kbit/s. Nix itself accepts a byte a second, but a
+# download that is given up here is resumed where it stopped.
 STREAM_BYTES_PER_SECOND: Final = 1024
-# What is read whole before it is of use: manifests, lists, answers of a token service. 4 MiB take 17 minutes.
+# Manifests, lists and tokens, which are of use only when complete: 4 MiB take 17 minutes.
 DOCUMENT_BYTES_PER_SECOND: Final = 4 * 1024
-# Each connection begins a window of its own. Where a stream breaks off and is resumed, the rate is taken over
-# so many windows besides, for which a wait counts as one at most: outages are bounded elsewhere.
+# Each connection starts its own window. A stream that is resumed must also hold the rate over so many
+# windows, in which one wait counts as one window at most: outages are bounded elsewhere.
 RESUMED_WINDOWS: Final = 3
 
 ERROR_LIMIT: Final = 64 * 1024  # bytes of an error document that are read
@@ -40,14 +40,14 @@ _REDIRECTS: Final = range(300, 400)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long an exchange may take, in seconds.
+class Timeouts:
+    """Limits of an exchange, in seconds.
 
     Attributes:
-        head: all heads together, redirects included, to the end of the last one; None for no limit.
-        first: each wait for bytes, up to the first ones of the body; None for no limit.
-        stall: each later wait, and the window over which the body's least rate is taken.
-        again: how long a new connection may give no head before another one is tried beside it.
+        head: for all heads together, redirects included; None for no limit.
+        first: for each read until the body's first bytes; None for no limit.
+        stall: for each later read, and the window of the minimum rate.
+        again: how long a new connection may give no head before another is tried in parallel.
     """
 
     head: float | None
@@ -57,12 +57,7 @@ class Limits:
 
 
 class MinimumRate:
-    """Watches one body.
-
-    Args:
-        window_seconds: of waiting, over which the rate is taken.
-        bytes_per_second: the least.
-    """
+    """Enforces a minimum rate on one body, over windows of time spent waiting."""
 
     __slots__ = ("_count", "_least", "_waited", "_window_seconds")
 
@@ -73,14 +68,10 @@ class MinimumRate:
         self._count = 0
 
     def add(self, count: int, waited: float) -> None:
-        """Count bytes that were waited for.
-
-        Args:
-            count: how many.
-            waited: seconds.
+        """Count bytes, and the seconds spent waiting for them.
 
         Raises:
-            SlowBodyError: a window is over that brought too few.
+            SlowBodyError: a window has ended with too few bytes.
         """
         self._count += count
         self._waited += waited
@@ -93,16 +84,8 @@ class MinimumRate:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer with its body.
-
-    Attributes:
-        status: of HTTP.
-        headers: names are compared without case.
-        body: at least its beginning.
-        is_elsewhere: whether another server gave it than the one that was meant.
-        is_public: whether it came from a public address, so that what it names has to be at one, too.
-    """
+class BufferedReply:
+    """A closed ``Reply``, whose attributes it has, with at least the beginning of its body."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -118,14 +101,7 @@ class Answer:
         is_heavy: bool = False,
         is_about_token: bool = False,
     ) -> HttpError:
-        """Take this answer as a failure.
-
-        Args:
-            is_expected: whether what was asked for is known to exist.
-            is_verified: whether what was sent has the digest that it was sent with.
-            is_heavy: whether the request carried much.
-            is_about_token: whether the token service gave it.
-        """
+        """Make the error for this answer; the arguments are those of ``Failure`` and ``HttpError``."""
         failure = Failure(
             self.status,
             {"retry-after": self.headers.get("Retry-After", "")},
@@ -149,26 +125,27 @@ class Answer:
 
 
 class Reply:
-    """An answer whose body is still to be read. Close it; what was not read costs its connection.
+    """An answer whose body is still to be read. Close it; an unread rest costs its connection.
 
     Args:
-        response: of aiohttp, asked for with ``limits.first`` as the limit for each wait.
+        response: of aiohttp, requested with ``limits.first`` as the limit for each read.
         limits: for the body.
         is_elsewhere: as below.
         is_public: as below.
-        transports: those that the request's body went to.
+        transports: that the request's body was sent over.
 
     Attributes:
         status: of HTTP.
-        headers: of the answer; names are compared without case.
-        is_elsewhere: whether another server gave it than the one that was meant.
-        is_public: whether it came from a public address, or from one that is not known, behind an HTTP proxy.
+        headers: with case-insensitive names.
+        is_elsewhere: whether another server than the intended one answered.
+        is_public: whether it came from a public address, or from an unknown one behind an HTTP proxy: then
+            what it names must be public, too.
     """
 
     def __init__(
         self,
         response: aiohttp.ClientResponse,
-        limits: Limits,
+        limits: Timeouts,
         *,
         is_elsewhere: bool,
         is_public: bool,
@@ -185,24 +162,20 @@ class Reply:
         self.headers = response.headers
         self.is_elsewhere = is_elsewhere
         self.is_public = is_public
-        # Framing is no progress: chunk extensions, sizes and trailers may go on for ever, and aiohttp's own
-        # limit begins anew with each byte of them.
+        # Framing is no progress: chunk extensions, sizes and trailers may go on forever, and each of their
+        # bytes restarts aiohttp's own timeout.
         self._is_framed = "Content-Length" not in self.headers or "Transfer-Encoding" in self.headers
 
-    async def take(self, limit: int) -> Answer:
-        """Read the answer, as ``read`` does, and close it."""
+    async def take(self, limit: int) -> BufferedReply:
+        """Read at most ``limit`` bytes, as ``read`` does, and close it."""
         try:
             body = await self.read(limit)
         finally:
             self.close()
-        return Answer(self.status, self.headers, body, self.is_elsewhere, self.is_public)
+        return BufferedReply(self.status, self.headers, body, self.is_elsewhere, self.is_public)
 
     async def read(self, limit: int) -> bytes:
-        """Read the body, up to ``limit`` bytes; more of it is left out.
-
-        Raises:
-            HttpError: the connection broke or stalled, or the body comes too slowly.
-        """
+        """Read at most ``limit`` bytes of the body; errors are those of ``next``."""
         body = bytearray()
         self._rate = MinimumRate(self._limits.stall, DOCUMENT_BYTES_PER_SECOND)
         self._end_first()
@@ -211,26 +184,22 @@ class Reply:
         return bytes(body[:limit])
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
-
-        Raises:
-            HttpError: the connection broke or stalled, or the body comes too slowly.
-        """
+        """Yield the body as it arrives; errors are those of ``next``."""
         while chunk := await self.next():
             yield chunk
 
     async def next(self) -> bytes:
-        """Give the next bytes of the body, as they come; none at its end.
+        """Return the next bytes of the body as they arrive; none at its end.
 
         Raises:
-            HttpError: the connection broke or stalled, or the body comes too slowly.
+            HttpError: the connection broke or stalled, or the body arrives too slowly.
         """
         began = self._clock()
         try:
             if self._is_framed:
                 async with asyncio.timeout(self._limits.first if self._is_first else self._limits.stall):
                     chunk = await self._content.readany()
-            else:  # as it was received: to join what came meanwhile would copy all of it, and hold it twice
+            else:  # as received: joining what arrived meanwhile would copy it, and hold it twice
                 chunk, _ = await self._content.readchunk()
             if self._is_first:
                 self._end_first()
@@ -244,10 +213,10 @@ class Reply:
         return chunk
 
     def close(self) -> None:
-        """Give the connection back, or end it where the body was not read to its end.
+        """Release the connection, or end it if the body was not read to its end.
 
-        A refusal may come while the request's own body is still on its way; that connection is aborted, since
-        closing it would wait for a peer that has stopped reading.
+        If the answer came while the request's body was still being sent, the connection is aborted: closing
+        it would wait for a peer that has stopped reading.
         """
         self._response.close()
         for transport in self._transports:
@@ -260,7 +229,7 @@ class Reply:
 
 
 def _received(content: aiohttp.StreamReader) -> bytes:
-    """Take what came before the connection broke: aiohttp holds it back, and whoever resumes needs it."""
+    """Take what arrived before the connection broke: aiohttp holds it back, but resuming needs it."""
     return content._read_nowait(-1) if content.total_bytes else b""  # noqa: SLF001  there is no public way
 
 
@@ -272,7 +241,7 @@ def _phrase(status: int) -> str:
 
 
 def _origin_of(location: str) -> str:
-    """Show where an address leads, without path and query, which may be signed; empty where it is none."""
+    """Return a URL's origin, without path and query, which may be signed; empty if it is no URL."""
     try:
         return str(parse_url(location, encoded=True).origin())
     except ValueError:

@@ -1,8 +1,8 @@
-"""When a failed request is worth another try, and how long to wait before it.
+"""Decides whether a failed request is retried, and after how long.
 
-The waits double from try to try, each shortened at random ("full jitter"), so that many clients which failed
-together do not come back together. What a registry asks for is obeyed, or the request is given up at once
-where that wait is longer than the caller's patience.
+Waits double with each try, with full jitter, so that clients that failed together do not come back together.
+A wait that the registry asks for is obeyed, unless it exceeds the caller's patience: then the request is
+given up at once.
 
 Sources: RFC 9110 section 10.2.3 (Retry-After); GitHub's documentation, "Rate limits for the REST API" (403 as
 a secondary rate limit); answers of GHCR, which state the wait as a Go duration in the body.
@@ -25,17 +25,17 @@ _log = logging.getLogger(__name__)
 _jitter = SystemRandom().random
 
 _TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
-_GOOD = range(200, 300)  # as a failure: it says success, and is not what was asked for
-_EXPIRED = frozenset({400, 401, 403, 404, 410})  # what storages answer to a signature that is past its time
+_GOOD = range(200, 300)  # 2xx with an unusable body; retried
+_EXPIRED = frozenset({400, 401, 403, 404, 410})  # storage's answers to an expired signature
 _SECONDARY_LIMIT = b"secondary rate limit"
 _SECONDARY_LIMIT_SECONDS = 60.0
 _LEAST_ASKED_SECONDS = 1.0
-_SPREAD = 0.25  # of a wait that was asked for: what may come on top
+_SPREAD = 0.25  # jitter on top of a wait that was asked for
 _MOST_BACKOFF_SECONDS = 20.0
 _MOST_DOUBLINGS = 30
 _MOST_ASKED_SECONDS = 86_400.0
 _DIGEST_INVALID = b"DIGEST_INVALID"
-# A Go duration; its micro sign comes as U+00B5 or U+03BC.
+# Of Go durations; the micro sign is U+00B5 or U+03BC.
 _UNITS = {
     "h": 3600.0,
     "ms": 1e-3,
@@ -52,11 +52,11 @@ _ASKED_IN_BODY = re.compile(rf"retry-after:\s*((?:{_DURATION_PART.pattern})+)", 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How much trouble one operation puts up with.
+    """When one operation is given up.
 
     Attributes:
-        attempts: how often it is tried at most; a rate limit takes as many as patience has room for.
-        patience_seconds: how long it may take from its start to its last try; transmission does not count.
+        attempts: most tries; only patience bounds them during a rate limit.
+        patience_seconds: from the start of the operation to its last try, without transmission.
         first_backoff_seconds: the longest wait after the first failure.
     """
 
@@ -93,10 +93,10 @@ def decide(
     Args:
         policy: the limits.
         attempt: number of the try that failed, from 1.
-        failure: what came.
+        failure: of that try.
         elapsed: seconds since the operation began, less transmission.
         jitter: random, from 0 to below 1.
-        now: the present, with a time zone, for a Retry-After that is a date.
+        now: with a time zone, for a Retry-After that is a date.
     """
     asked = find_asked_wait(failure, now)
     if not is_temporary(failure):
@@ -120,24 +120,23 @@ def is_temporary(failure: Failure) -> bool:
     if status is None or status in _TEMPORARY or _is_secondary_limit(failure):
         return True
     if status in _GOOD:
-        # Bytes were lost or spoilt on the way, or something in between answered in the registry's place.
+        # The body was damaged on the way, or something in between answered for the registry.
         return True
     if failure.is_elsewhere:
         return status in _EXPIRED
     if status == HTTPStatus.BAD_REQUEST:
-        # The registry read one of its own files while another publisher had it written again: distribution
-        # does not replace them in one step.
+        # Distribution does not replace its files atomically: it read one while another publisher wrote it.
         return failure.is_verified and _DIGEST_INVALID in failure.body
     return status == HTTPStatus.NOT_FOUND and failure.is_expected
 
 
 def is_rate_limit(failure: Failure) -> bool:
-    """Tell whether the registry only wants to be asked less often."""
+    """Tell whether this is a limit on the rate of requests."""
     return failure.status == HTTPStatus.TOO_MANY_REQUESTS or _is_secondary_limit(failure)
 
 
 def find_asked_wait(failure: Failure, now: datetime) -> float | None:
-    """Find how many seconds the registry asked to wait, at least one; None where it named no time."""
+    """Find how many seconds the registry asked to wait, at least one; None if it named no time."""
     if failure.status is None:
         return None
     asked = _parse_retry_after(failure.headers.get("retry-after", ""), now)
@@ -154,19 +153,19 @@ def _is_secondary_limit(failure: Failure) -> bool:
 
 def _parse_retry_after(text: str, now: datetime) -> float | None:
     text = text.strip()
-    if re.fullmatch(r"[0-9]{1,9}", text):
+    if re.fullmatch(r"[0-9]{1,15}", text):
         return float(text)
     date = parse_http_date(text)
     return None if date is None else (date - now).total_seconds()
 
 
 def parse_http_date(text: str) -> datetime | None:
-    """Read a date of HTTP; None where it is none."""
+    """Read an HTTP date; None if it is none."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError, LookupError, TypeError):
         return None
-    # It is always in GMT; one without a zone gives no time zone here.
+    # HTTP dates are always in GMT, also without a zone.
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
@@ -187,11 +186,11 @@ class Tries:
         self._started = monotonic()
 
     async def wait(self, error: HttpError, *, transmission: float = 0) -> GiveUp | None:
-        """Wait before the next try; an answer means that there is none.
+        """Wait before the next try; returns GiveUp instead if there is none.
 
         Args:
-            error: how the last try ended.
-            transmission: seconds of it that went into sending a body, which are not a matter of patience.
+            error: of the last try.
+            transmission: seconds of it that went into sending a body, which do not count.
         """
         self._attempt += 1
         self._transmission += transmission

@@ -1,12 +1,11 @@
-"""Sessions of aiohttp with what every client here wants: bounded heads, trust, and the address that answered.
+"""aiohttp sessions for every client here: bounded heads, trusted certificates, and the address that answered.
 
-aiohttp limits single fields of a head, and skips any number of interim answers (1xx). A server that sends
-those without end would keep the event loop busy, so the bytes are looked at before aiohttp's parser sees
-them.
+aiohttp limits single fields of a head, but skips any number of interim answers (1xx). A server that sends
+them without end would keep the event loop busy, so bytes are counted before aiohttp's parser sees them.
 
-Certificates are trusted alike for the registry, GitHub, upstreams, and imported caches:
-``NIX_SSL_CERT_FILE`` counts before ``SSL_CERT_FILE``, as for Nix, since who gave Nix the certificate of a
-company's own proxy means that one here as well. Without either, OpenSSL's usual place.
+Certificates are trusted alike for the registry, GitHub, upstreams, and imported caches: ``NIX_SSL_CERT_FILE``
+wins over ``SSL_CERT_FILE``, as in Nix, because a company proxy's certificate that Nix was given is meant here
+as well. Without either, OpenSSL's default location.
 
 Sources: RFC 9112 section 4 (status line), RFC 9110 section 15.2 (interim answers); Nix manual, "Environment
 variables", NIX_SSL_CERT_FILE.
@@ -33,7 +32,7 @@ MOST_HEAD_BYTES: Final = 64 * 1024  # of all interim answers and the final head 
 # As aiohttp's parser reads them: a line may end without its CR.
 _END: Final = re.compile(rb"\n\r?\n")
 _LONGEST_END: Final = 3
-# Anything else may be an interim answer in disguise, and stays counted.
+# Anything else may be an interim answer in disguise, and is counted.
 _FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9]\.[0-9] (?:101|[2-9][0-9][0-9])(?![0-9])")
 
 
@@ -42,7 +41,7 @@ class HeadError(aiohttp.ClientError):
 
 
 class HeadMeter:
-    """Counts what comes before the end of one final head. No I/O."""
+    """Counts what arrives before the end of one final head. No I/O."""
 
     def __init__(self) -> None:
         self._unread = bytearray()  # of the head that has not ended yet
@@ -51,7 +50,7 @@ class HeadMeter:
         self._interim = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes; tells whether the final head has ended in them.
+        """Take the next bytes, and tell whether the final head has ended in them.
 
         Raises:
             HeadError: too many interim answers, or too many bytes.
@@ -74,12 +73,7 @@ class HeadMeter:
 
 
 class HeadGuard(asyncio.Protocol):
-    """Stands between a connection and aiohttp's protocol until the final head has come.
-
-    Args:
-        transport: the connection.
-        protocol: aiohttp's.
-    """
+    """Sits between a connection and aiohttp's protocol until the final head has arrived."""
 
     def __init__(self, transport: asyncio.Transport, protocol: aiohttp.client_proto.ResponseHandler) -> None:
         self._transport = transport
@@ -88,7 +82,7 @@ class HeadGuard(asyncio.Protocol):
         transport.set_protocol(self)
 
     def remove(self) -> None:
-        """Let bytes go straight to aiohttp again."""
+        """Pass bytes straight to aiohttp again."""
         if self._transport.get_protocol() is self and not self._transport.is_closing():
             self._transport.set_protocol(self._protocol)
 
@@ -127,10 +121,10 @@ _log = logging.getLogger(__name__)
 
 
 def tls_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext | bool:
-    """Give what aiohttp takes as ``ssl``: a context, or True for its own, which obeys ``SSL_CERT_FILE``.
+    """Return aiohttp's argument ``ssl``: a context, or True for its own, which obeys ``SSL_CERT_FILE``.
 
-    A file that cannot be used costs one warning, and using the usual certificates: in a pure nix-shell
-    the variable names a file that is not there.
+    A file that cannot be used costs one warning, and the usual certificates are used: in a pure nix-shell
+    the variable names a missing file.
     """
     path = environment.get(CERT_FILE_VARIABLE, "").strip()
     return (_read(path) if path else None) or True
@@ -153,15 +147,14 @@ _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
 
 on_connection: ContextVar[Callable[[asyncio.Transport], None] | None] = ContextVar("connection", default=None)
-"""Is told which connection a request goes out over."""
+"""Called with the connection that a request is sent over."""
 
 
 class GuardedResponse(aiohttp.ClientResponse):
     """An answer.
 
     Attributes:
-        peer: IP address at the other end of the connection that it came over; None where that is an HTTP
-            proxy's, which says nothing about the server.
+        peer: the connection's remote IP address; None for an HTTP proxy, which says nothing of the server.
         guard: limits its head.
     """
 
@@ -185,16 +178,16 @@ class GuardedResponse(aiohttp.ClientResponse):
 
 
 class GuardedRequest(aiohttp.ClientRequest):
-    """A request whose answer has a bounded head, and knows who gave it."""
+    """A request whose answer has a bounded head, and knows the address that it came from."""
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        """Write the request."""
+        """Write the request; StaleConnectionError if its connection is no longer trusted."""
         transport, protocol = conn.transport, conn.protocol
-        if transport is None or protocol is None:  # closed meanwhile, which aiohttp says itself
+        if transport is None or protocol is None:  # closed meanwhile, which aiohttp reports itself
             return await super().send(conn)
         exchange = exchange_now.get()
         if exchange is not None and not exchange.freshness.take(protocol, exchange):
-            raise StaleConnectionError("an idle connection that may be dead")  # it is closed for that
+            raise StaleConnectionError("an idle connection that may be dead")  # which closes it
         if (tell := on_connection.get()) is not None:
             tell(transport)
         guard = HeadGuard(transport, protocol)
@@ -210,7 +203,7 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent.
 
     Args:
-        connector: opens its connections; closed with it.
+        connector: opens its connections; closed with the session.
     """
     return aiohttp.ClientSession(
         connector=connector,
@@ -221,18 +214,18 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         read_bufsize=_READ_BUFFER_BYTES,
         request_class=GuardedRequest,
         response_class=GuardedResponse,
-        trust_env=False,  # proxies are chosen here, and a netrc would send credentials along redirects
+        trust_env=False,  # forward_proxy chooses proxies; a netrc would send credentials along redirects
     )
 
 
 def peer_of(response: aiohttp.ClientResponse) -> str | None:
-    """Tell the IP address that gave an answer; None where it is not known, as behind an HTTP proxy."""
+    """Return the IP address that an answer came from; None if unknown, as behind an HTTP proxy."""
     return response.peer if isinstance(response, GuardedResponse) else None
 
 
 def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
-    """Let further waits for an answer's bytes take less time than the one for its first, which is over."""
-    connection = response.connection  # None once all of it is here
+    """Set the timeout for further reads of an answer, which may be shorter than that of the first."""
+    connection = response.connection  # None once all of it has arrived
     if connection is not None and connection.protocol is not None:
         connection.protocol.read_timeout = seconds
         connection.protocol.start_timeout()

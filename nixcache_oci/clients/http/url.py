@@ -1,4 +1,4 @@
-"""Reading a stranger's URL, and showing it; where a Link leads; user and password as a header.
+"""Parses and shows strangers' URLs, reads Link headers, and renders Basic authorization.
 
 Sources: RFC 9110, section 15.4 (redirects); RFC 8288 section 3 (Link); RFC 7617 (Basic).
 """
@@ -25,19 +25,19 @@ def parse_url(text: str, *, encoded: bool = False) -> URL:
 
     Args:
         text: whatever somebody sent or set.
-        encoded: whether to keep it as it is, byte for byte.
+        encoded: whether to keep it byte for byte.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no URL.
     """
     try:
         return URL(text, encoded=encoded)
-    except IndexError:  # yarl 1.25 looks for the first letter of an empty host: http://[::1]@/
+    except IndexError:  # yarl 1.25, for an empty host: http://[::1]@/
         raise ValueError("no host behind user and password") from None
 
 
 def show_url(text: str) -> str:
-    """Quote a URL without what may be secret in it: user and password, and a query, which may be signed."""
+    """Quote a URL without user and password, and without its query, which may be signed."""
     place = re.split(r"[?#]", text, maxsplit=1)[0]
     scheme, separator, rest = place.partition("//")
     if separator:
@@ -51,10 +51,10 @@ def basic_authorization(username: str, password: str) -> str:
 
 
 def find_next(link_headers: Iterable[str]) -> str | None:
-    """Find the target of the link to the next page; None on the last one.
+    """Find the target of the link to the next page; None on the last page.
 
     Raises:
-        FormatError: there is a link to a next page, but it cannot be read.
+        FormatError: the link to the next page cannot be read.
     """
     for header in link_headers:
         for match in _LINK.finditer(header):

@@ -52,11 +52,11 @@ def read_answer(ended: Ended) -> object:
         raise FormatError(f"what Nix tells cannot be read: {error}") from None
 
 
-Answer = tuple[StorePath, str | None] | list[str] | str
+AttributeValue = tuple[StorePath, str | None] | list[str] | str
 """A derivation, with its system; the names in a set of further attributes; the type of anything else."""
 
 
-def parse_answer(value: object) -> Answer:
+def parse_answer(value: object) -> AttributeValue:
     """Read what ``describe_one`` gives; a flake may say anything there.
 
     Raises:

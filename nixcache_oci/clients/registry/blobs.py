@@ -1,8 +1,8 @@
-"""Blobs: sizes, streams of bytes that are not checked here, and uploads.
+"""Blobs: sizes, unverified streams, and uploads.
 
-An upload opens a session, and one PUT sends everything and commits it. A session that failed is not mended
-but left: GHCR may then say that the session is unknown, with the blob there or without it. So a look at the
-blob comes first, and then a new session.
+An upload opens a session, and one PUT sends and commits everything. A failed session is abandoned: GHCR may
+then say that it is unknown, whether it stored the blob or not. So the blob is looked for first; then a new
+session is opened.
 
 Source: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
 """
@@ -16,22 +16,22 @@ from typing import Final
 
 from yarl import URL
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.errors import Failure, HttpError, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp
-from nixcache_oci.clients.http.upload import Body
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
-# What a HEAD is answered for a blob that is there; the storage may refuse a HEAD, so nobody goes on to it.
+# Answers to HEAD for a blob that is there; redirects are not followed, because the storage may refuse HEAD.
 PRESENT = frozenset({HTTPStatus.OK, HTTPStatus.FOUND, HTTPStatus.TEMPORARY_REDIRECT})
-# To these two the reason stands in the body, which a HEAD's answer does not have.
+# Their reason is in the body, which an answer to HEAD does not have.
 NEEDS_REASON = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 
 _PART = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT})
@@ -45,17 +45,19 @@ class Downloads:
     Args:
         transport: to the registry.
         base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
-        pushed: digests that are known to be there, though the registry may need a moment to see it.
+        pushed: digests that were just pushed, though the registry may not see them yet.
+
+    Methods raise RegistryError, and NotFoundError if there is no such blob.
     """
 
-    def __init__(self, transport: Transport, base: str, pushed: Memo[str, None]) -> None:
+    def __init__(self, transport: Transport, base: str, pushed: BoundedCache[str, None]) -> None:
         self._transport = transport
         self._base = base
         self._pushed = pushed
-        self._sizes: Memo[Digest, int] = Memo(_SIZES_KNOWN)
+        self._sizes: BoundedCache[Digest, int] = BoundedCache(_SIZES_KNOWN)
 
     async def stat(self, digest: Digest) -> int:
-        """Tell a blob's size in bytes, by HEAD where the registry's answer to that is enough."""
+        """Return a blob's size in bytes, by HEAD if the registry's answer to that suffices."""
         call = self._call("look for", digest, "HEAD", PRESENT | NEEDS_REASON)
         answer = await self._transport.fetch(call)
         length = read_length(answer.headers)
@@ -150,8 +152,8 @@ class Downloads:
         )
 
 
-def _is_from_registry(answer: Answer) -> bool:
-    """Tell whether an answer without a body bears a registry's marks."""
+def _is_from_registry(answer: BufferedReply) -> bool:
+    """Tell whether an answer without a body looks like a registry's."""
     content_type = answer.headers.get("Content-Type", "")
     return "json" in content_type.lower() or "Docker-Distribution-Api-Version" in answer.headers
 
@@ -162,7 +164,7 @@ async def _nothing() -> AsyncIterator[bytes]:
         yield chunk
 
 
-# GHCR gives an upload ten minutes; a blob that takes up a session has to be sent within them.
+# GHCR allows an upload ten minutes, within which a blob that takes a session has to be sent.
 _SESSION_SECONDS: Final = 60
 
 _OPENED = frozenset({HTTPStatus.ACCEPTED})
@@ -170,25 +172,21 @@ _COMMITTED = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
 
 
 class SessionsAhead:
-    """Upload sessions that are opened before their blobs are there to be sent.
-
-    Args:
-        transport: to the registry.
-        base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
-    """
+    """Upload sessions that are opened before their blobs are ready."""
 
     def __init__(self, transport: Transport, base: str) -> None:
         self._transport = transport
         self._base = base
-        self._opened: list[tuple[float, asyncio.Task[Answer | None]]] = []  # and when, the oldest first
+        # Each with the time at which it was asked for, the oldest first.
+        self._opened: list[tuple[float, asyncio.Task[BufferedReply | None]]] = []
 
     def prepare(self, count: int) -> None:
-        """Begin to open so many, less those that wait already."""
+        """Start to open sessions, up to ``count``."""
         while len(self._opened) < count:
             self._opened.append((monotonic(), asyncio.create_task(self._open())))
 
-    async def take(self) -> Answer | None:
-        """Give the answer that opened one to a blob; None where there is none, or the registry refused it."""
+    async def take(self) -> BufferedReply | None:
+        """Return the answer that opened a session; None if there is none, or the registry refused."""
         while self._opened:
             begun, opening = self._opened.pop(0)
             if monotonic() - begun < _SESSION_SECONDS:
@@ -196,17 +194,17 @@ class SessionsAhead:
         return None
 
     async def close(self) -> None:
-        """Leave them: registries forget sessions that nothing is sent to."""
+        """Abandon them: registries drop unused sessions."""
         openings = [opening for _, opening in self._opened]
         for opening in openings:
             opening.cancel()
         await asyncio.gather(*openings, return_exceptions=True)
 
-    async def _open(self) -> Answer | None:
+    async def _open(self) -> BufferedReply | None:
         try:
             return await self._transport.fetch_once(_opening("open an upload", self._base))
         except HttpError:
-            return None  # whoever has a blob to send asks again, with all patience, and is told
+            return None  # the blob's own push opens one, with all retries, and reports the error
 
 
 async def push_blob(
@@ -218,11 +216,11 @@ async def push_blob(
         transport: to the registry.
         base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
         digest: of the bytes.
-        body: the bytes, read anew for every try.
+        body: the bytes, read again for every try.
         ahead: may have a session for the first try.
 
     Raises:
-        RegistryError: the registry did not take it.
+        RegistryError: the registry did not accept it.
     """
     operation = f"push blob {digest}"
     opening = _opening(operation, base)
@@ -255,8 +253,8 @@ def _opening(operation: str, base: str) -> Call:
     return Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
 
 
-def _commit(opening: Call, opened: Answer, digest: Digest, body: Body) -> Call:
-    """Make the PUT for a session; what its Location says is kept byte for byte."""
+def _commit(opening: Call, opened: BufferedReply, digest: Digest, body: Body) -> Call:
+    """Make the PUT for a session; its Location is kept byte for byte."""
     url = join(opening.url, opened.headers.get("Location", "")).with_fragment(None)
     separator = "&" if url.raw_query_string else "?"
     return Call(
@@ -267,7 +265,7 @@ def _commit(opening: Call, opened: Answer, digest: Digest, body: Body) -> Call:
         body=body,
         accepts=_COMMITTED,
         is_guarded=opened.is_public,
-        is_expected=True,  # a session that was opened exists: 404 means that it was lost
+        is_expected=True,  # the session exists: 404 means that it was lost
     )
 
 
@@ -275,5 +273,5 @@ async def _is_there(transport: Transport, looking: Call) -> bool:
     try:
         await transport.fetch_once(looking)
     except HttpError:
-        return False  # the next session, or the error of the last, will tell
+        return False  # then the next session decides, or the last error is raised
     return True

@@ -1,6 +1,6 @@
 """A repository in a registry, over HTTP.
 
-Source: OCI distribution specification 1.1, with the manners of GHCR in mind.
+Source: OCI distribution specification 1.1, with GHCR's deviations.
 """
 
 import json
@@ -12,15 +12,15 @@ from time import monotonic
 
 from yarl import URL
 
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.memo import Memo
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.removal import UntaggedVersion
@@ -35,12 +35,12 @@ _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
 _MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
 _TAGS_ASKED = 10_000  # on a page
-# Of a whole list of tags, however many pages it comes in. A cache has some dozen segments.
+# Of a whole list of tags, over all pages. A cache has some dozen segments.
 _MOST_TAG_BYTES = 16 * 1024 * 1024
 _MOST_TAGS = 100_000
 _MOST_TAG_PAGES = 1_000
 _MOST_TAG_SECONDS = 600
-_MOST_OTHER_COMMAS = 16  # on a page, behind its name and whatever a registry adds
+_MOST_OTHER_COMMAS = 16  # on a page, for its name and whatever a registry adds
 _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
@@ -51,20 +51,20 @@ _DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Registry:
-    """One repository in a registry; implements ``Repository``.
+    """One repository in a registry; implements ``Repository``, with its errors.
 
-    Connections are opened by the first call, in the event loop that runs it, and given back by ``close``.
+    The first call opens connections, in the event loop that runs it; ``close`` closes them.
 
     Args:
-        reference: where it is.
-        credentials: where they come from, or None for anonymous.
-        push: whether to ask for the right to push; a token that lacks it is then refused at once.
+        reference: of the repository.
+        credentials: their source, or None for anonymous.
+        push: whether to ask for the right to push; a token without it is then refused at once.
         delete: whether to ask for the right to delete, likewise.
-        patience: seconds that one operation may take with all its tries, not counting transmission.
-        stall_seconds: how long a connection may stand still.
-        attempts: how often an operation is tried at most, but for rate limits, which only patience ends.
-        first_backoff_seconds: the longest wait after the first failure; doubles from try to try.
-        is_public: judges IP addresses. What a registry at a public one names has to be at one, too.
+        patience: seconds that one operation may take with all retries, without transmission.
+        stall_seconds: how long a connection may make no progress.
+        attempts: most tries of an operation; only patience bounds them during a rate limit.
+        first_backoff_seconds: the longest wait after the first failure; doubles with each try.
+        is_public: tells whether an IP address is public. What a public registry names must be public, too.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Registry:
             stall_seconds=stall_seconds,
             is_public=is_public,
         )
-        # Just after a push a registry may not know what it took: what is in here is asked for again.
-        self._pushed: Memo[str, None] = Memo(_PUSHES_KNOWN)
+        # Just after a push a registry may not know it yet: a 404 for these is retried.
+        self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
         self._sessions_ahead = SessionsAhead(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 
@@ -102,14 +102,14 @@ class Registry:
         return str(self._reference)
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""
         await self._sessions_ahead.close()
         await self._transport.close()
 
     # Manifests and tags
 
     async def resolve(self, tag_or_digest: str) -> Digest:
-        """Tell which manifest a tag points at, by HEAD where the registry's answer to that is enough."""
+        """Return the digest of a tag's manifest, by HEAD if the registry's answer to that suffices."""
         call = self._manifest_call("resolve", tag_or_digest, "HEAD", _FOUND | NEEDS_REASON)
         answer = await self._transport.fetch(call)
         if answer.status == HTTPStatus.OK:
@@ -141,7 +141,7 @@ class Registry:
             headers={"Content-Type": media_type},
             body=Body.of(content),
             accepts=_STORED,
-            is_expected=bool(self._pushed),  # blobs that were pushed a moment ago may not be known yet
+            is_expected=bool(self._pushed),  # blobs that were just pushed may not be known yet
             is_verified=True,
         )
         answer = await self._transport.fetch(call)
@@ -160,7 +160,7 @@ class Registry:
         """Delete a manifest and its tags; its blobs go when the registry collects garbage.
 
         Raises:
-            NotFoundError: it is not there.
+            NotFoundError: there is no such manifest.
             RegistryError: the registry does not delete it.
         """
         call = Call(
@@ -191,9 +191,9 @@ class Registry:
             )
 
     async def list_tags(self) -> list[str]:
-        """List every tag, in no particular order; never a part of them.
+        """List every tag, in no particular order.
 
-        A list of over 100,000 tags, 16 MiB, 1,000 pages or ten minutes is an error.
+        A list of over 100,000 tags, 16 MiB, 1,000 pages or ten minutes is an error, and never cut.
         """
         url: URL | None = self._url(f"/tags/list?n={_TAGS_ASKED}")
         tags: dict[str, None] = {}
@@ -220,7 +220,7 @@ class Registry:
     # Blobs
 
     async def stat_blob(self, digest: Digest) -> int:
-        """Tell a blob's size in bytes."""
+        """Return a blob's size in bytes."""
         return await self._downloads.stat(digest)
 
     def open_blob(
@@ -230,11 +230,11 @@ class Registry:
         return self._downloads.open(digest, start, end)
 
     def prepare_push(self, count: int) -> None:
-        """Begin to open upload sessions for the next blobs that are pushed."""
+        """Start to open upload sessions for the next blobs."""
         self._sessions_ahead.prepare(count)
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
-        """Store a blob whose bytes are already known to have this digest."""
+        """Store a blob whose bytes are known to have this digest."""
         await push_blob(self._transport, self._base, digest, Body.of(source), self._sessions_ahead)
         self._pushed.put(str(digest), None)
 
@@ -258,8 +258,8 @@ class RegistryRemover:
     """Deletes manifests at any registry but GitHub's; implements ``Remover``.
 
     Args:
-        registry: a client of its own, which asks for the right to delete: a token service may refuse that one
-            as a whole, and what only pushes must not suffer from it. Closed with this.
+        registry: a separate client, which asks for the right to delete: a token service may refuse such a
+            request as a whole, which must not affect pushing. Closed with this.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -271,47 +271,45 @@ class RegistryRemover:
             await self._registry.delete_manifest(manifest)
 
     async def untagged(self) -> list[UntaggedVersion]:
-        """Tell of none: the specification has no way to ask."""
+        """Return none: the specification has no way to ask."""
         return []
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close all connections."""
         await self._registry.close()
 
 
-def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
+def _read_manifest(answer: BufferedReply, asked: Digest | None) -> StoredManifest:
     if len(answer.body) > _MANIFEST_LIMIT:
-        raise _too_much(answer, f"it is larger than {_MANIFEST_LIMIT} bytes")
+        raise _unusable(answer, f"it is larger than {_MANIFEST_LIMIT} bytes", is_final=True)
     digest = asked or _stated_digest(answer)
     media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-    if digest is None:  # nothing to check the bytes against: they should at least not be a login page
+    if digest is None:  # without a digest to check, the media type at least rules out a login page
         if media_type not in _MEDIA_TYPES:
-            raise _useless(answer, f"{media_type!r} came, which was not asked for")
+            raise _unusable(answer, f"{media_type!r} came, which was not asked for")
         digest = Digest.of(answer.body)
     try:
         digest.check(answer.body)
     except DigestError as error:
-        raise _useless(answer, str(error)) from error
+        raise _unusable(answer, str(error)) from error
     return StoredManifest(answer.body, media_type, digest)
 
 
-def _read_tags(answer: Answer, *, room: int, most: int) -> tuple[list[str], Answer]:
-    """Give the tags of one page, and the answer that tells where the next one is.
+def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str], BufferedReply]:
+    """Read one page, of at most ``room`` bytes and ``most`` tags; returns its tags and the answer itself.
 
-    Args:
-        answer: the page.
-        room: bytes that it may have.
-        most: tags that it may have.
+    Raises:
+        HttpError: it is too large, or no list of tags.
     """
     if len(answer.body) > room:
-        raise _too_much(answer, f"the list has over {_MOST_TAG_BYTES} bytes")
-    # Before it is parsed, for that cannot be interrupted.
+        raise _unusable(answer, f"the list has over {_MOST_TAG_BYTES} bytes", is_final=True)
+    # Counted before parsing, which cannot be interrupted.
     if answer.body.count(b",") > most + _MOST_OTHER_COMMAS:
-        raise _too_much(answer, f"the list has over {_MOST_TAGS} tags")
+        raise _unusable(answer, f"the list has over {_MOST_TAGS} tags", is_final=True)
     try:
         return parse_tags(answer.body), answer
     except FormatError as error:
-        raise _useless(answer, str(error)) from error
+        raise _unusable(answer, str(error)) from error
 
 
 def parse_tags(body: bytes) -> list[str]:
@@ -334,24 +332,20 @@ def parse_tags(body: bytes) -> list[str]:
     return tags
 
 
-def _too_much(answer: Answer, reason: str) -> HttpError:
-    return HttpError(Failure(answer.status), reason, is_final=True)
+def _unusable(answer: BufferedReply, reason: str, *, is_final: bool = False) -> HttpError:
+    return HttpError(Failure(answer.status), reason, is_final=is_final)
 
 
-def _useless(answer: Answer, reason: str) -> HttpError:
-    return HttpError(Failure(answer.status), reason)
-
-
-def _stated_digest(answer: Answer) -> Digest | None:
-    """Read Docker-Content-Digest; None where there is none of ours."""
+def _stated_digest(answer: BufferedReply) -> Digest | None:
+    """Read Docker-Content-Digest; None if it is missing, or no sha256 digest."""
     try:
         return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
     except FormatError:
         return None
 
 
-def _next_page(answer: Answer, url: URL) -> URL | None:
-    """Find the next page, at the registry itself: no other server knows its tags."""
+def _next_page(answer: BufferedReply, url: URL) -> URL | None:
+    """Find the next page; FormatError at another server, for only the registry itself knows its tags."""
     target = find_next(answer.headers.getall("Link", []))
     if target is None:
         return None

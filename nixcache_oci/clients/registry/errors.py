@@ -1,7 +1,7 @@
-"""How a failure is told: one line with operation, repository, what was answered, and what to do about it.
+"""Error texts: one line with operation, repository, the registry's answer, and a hint what to do.
 
-GHCR answers every lack of a permission with 403 DENIED and tells them apart by its words only. These are
-looked for whatever the host is called, since a mirror passes them on.
+GHCR answers 403 DENIED for every missing permission, and only its message says which. It is read for any
+host, because mirrors pass it on.
 
 Sources: GitHub's documentation, "Working with the Container registry" and "About permissions for GitHub
 Packages"; OCI distribution specification, "Error Codes"; answers of GHCR and Harbor that users report.
@@ -27,14 +27,14 @@ _ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asked.
+class RequestContext:
+    """What a request was made for.
 
     Attributes:
         host: of the registry, ``host[:port]``.
         repository: its name within the registry.
         push: whether pushing was wanted.
-        source: where the credentials come from; None while anonymous.
+        source: of the credentials; None for anonymous.
     """
 
     host: str
@@ -44,18 +44,18 @@ class Asker:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """What was said.
+class ErrorResponse:
+    """A registry's error.
 
     Attributes:
-        status: of HTTP; None where no answer came.
+        status: of HTTP; None without an answer.
         code: of the OCI error document, or an empty string.
         message: its text, or an empty string.
-        size: bytes that the request carried, or None.
-        is_about_token: whether the token service said it.
-        is_elsewhere: whether a server said it that the registry sent us to.
-        is_limit: whether it is a limit on the rate of requests, which passes.
-        is_manifest: whether the request carried a manifest or index, and no blob.
+        size: of the request's body in bytes, or None.
+        is_about_token: whether the token service answered.
+        is_elsewhere: whether a server that the registry redirected to answered.
+        is_limit: whether it is a rate limit.
+        is_manifest: whether the body is a manifest or index, not a blob.
     """
 
     status: int | None
@@ -68,39 +68,39 @@ class Refusal:
     is_manifest: bool = False
 
 
-def find_remedy(asker: Asker, refusal: Refusal) -> str:
-    """Say what to do; an empty string where nothing is known to help."""
-    status = refusal.status
+def find_hint(context: RequestContext, response: ErrorResponse) -> str:
+    """Say what to do; empty if nothing is known to help."""
+    status = response.status
     if status is None:
         return ""
-    if refusal.is_limit:
-        return _await_limit(asker)
-    if status in _NO_ROOM or (status >= HTTPStatus.BAD_REQUEST and _says(refusal, *_NO_ROOM_WORDS)):
-        return _make_room(asker, refusal)
-    if refusal.size is not None and (
-        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or refusal.code == "SIZE_INVALID"
+    if response.is_limit:
+        return _await_limit(context)
+    if status in _NO_ROOM or (status >= HTTPStatus.BAD_REQUEST and _says(response, *_NO_ROOM_WORDS)):
+        return _make_room(context, response)
+    if response.size is not None and (
+        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or response.code == "SIZE_INVALID"
     ):
-        return _send_less(refusal)
-    if status in _DENIALS and not refusal.is_elsewhere:
-        return _get_permission(asker, refusal)
-    return _find_registry(asker, refusal) if asker.push and not refusal.is_elsewhere else ""
+        return _send_less(response)
+    if status in _DENIALS and not response.is_elsewhere:
+        return _get_permission(context, response)
+    return _find_registry(context, response) if context.push and not response.is_elsewhere else ""
 
 
-def _says(refusal: Refusal, *words: str) -> bool:
-    message = refusal.message.lower()
+def _says(response: ErrorResponse, *words: str) -> bool:
+    message = response.message.lower()
     return any(word in message for word in words)
 
 
-def _await_limit(asker: Asker) -> str:
-    if asker.source is None:
-        return f"asked anonymously, but credentials may raise the limit: {_set_credentials(asker)}"
-    return "run it again later; what was sent is not sent again" if asker.push else ""
+def _await_limit(context: RequestContext) -> str:
+    if context.source is None:
+        return f"asked anonymously, but credentials may raise the limit: {_set_credentials(context)}"
+    return "run it again later; what was sent is not sent again" if context.push else ""
 
 
-def _make_room(asker: Asker, refusal: Refusal) -> str:
-    if is_github(asker.host) or _says(refusal, "billing"):
-        owner = asker.repository.partition("/")[0]
-        web = _web(asker.host)
+def _make_room(context: RequestContext, response: ErrorResponse) -> str:
+    if is_github(context.host) or _says(response, "billing"):
+        owner = context.repository.partition("/")[0]
+        web = _web(context.host)
         return (
             f"the storage of {owner} is used up or its billing is blocked: see {web}/settings/billing (of an "
             f"organization: {web}/organizations/{owner}/settings/billing); public packages need no quota"
@@ -108,13 +108,13 @@ def _make_room(asker: Asker, refusal: Refusal) -> str:
     return "the registry has no room left: remove what is not needed there, or let its owner raise the quota"
 
 
-def _send_less(refusal: Refusal) -> str:
-    size = counted(refusal.size or 0, "byte")
-    if refusal.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+def _send_less(response: ErrorResponse) -> str:
+    size = counted(response.size or 0, "byte")
+    if response.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return f"sending {size}: more than it accepts, or the file changed in the meantime"
     setting = (
         "lower NIXCACHE_MAX_LAYERS, and let gc merge segments"
-        if refusal.is_manifest
+        if response.is_manifest
         else "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults): packs and tables stay "
         "below it, and a path that is larger by itself is named and left out"
     )
@@ -124,45 +124,45 @@ def _send_less(refusal: Refusal) -> str:
     )
 
 
-def _get_permission(asker: Asker, refusal: Refusal) -> str:
-    if asker.source is None:
-        need = "pushing needs credentials" if asker.push else "a private repository needs credentials"
-        return f"asked anonymously, and {need}: {_set_credentials(asker)}"
-    asked = f"asked with {asker.source}"
-    permission = "write" if asker.push else "read"
-    at_github = _find_github_permission(asker, refusal, permission)
+def _get_permission(context: RequestContext, response: ErrorResponse) -> str:
+    if context.source is None:
+        need = "pushing needs credentials" if context.push else "a private repository needs credentials"
+        return f"asked anonymously, and {need}: {_set_credentials(context)}"
+    asked = f"asked with {context.source}"
+    permission = "write" if context.push else "read"
+    at_github = _find_github_permission(context, response, permission)
     if at_github:
         return f"{asked}, {at_github}"
-    if refusal.is_about_token:
+    if response.is_about_token:
         asked += ", which is wrong or has expired, or lacks a right: renew it; it"
     else:
         asked += ", which"
-    if is_github(asker.host):
+    if is_github(context.host):
         return (
-            f"{asked} needs {_github_right(permission)}, and the package must be open to it: {_open(asker)}"
+            f"{asked} needs {_github_right(permission)}, and the package must be open to it: {_open(context)}"
         )
     return f"{asked} needs {permission} access to this repository"
 
 
-def _find_github_permission(asker: Asker, refusal: Refusal, permission: str) -> str:
-    """Read GHCR's words; an empty string where they say nothing."""
-    if _says(refusal, "write_package", "read_package"):
+def _find_github_permission(context: RequestContext, response: ErrorResponse, permission: str) -> str:
+    """Give the hint for GHCR's message; empty if it says nothing."""
+    if _says(response, "write_package", "read_package"):
         return (
             "and the package is linked to another repository or was first pushed manually: "
-            f"{_open(asker)}; besides, it needs {_github_right(permission)}"
+            f"{_open(context)}; besides, it needs {_github_right(permission)}"
         )
-    if _says(refusal, "installation not allowed"):
+    if _says(response, "installation not allowed"):
         return (
             f"and the workflow needs permissions: packages: {permission} (a pull request from a fork never "
             "has it, and an organization may forbid new packages)"
         )
-    if _says(refusal, "expected scopes"):
+    if _says(response, "expected scopes"):
         return f"and the token lacks a scope: make a classic personal one with {permission}:packages"
-    if _says(refusal, "saml"):
+    if _says(response, "saml"):
         return (
-            f"and the organization requires it to be authorized for SSO: {_web(asker.host)}/settings/tokens"
+            f"and the organization requires it to be authorized for SSO: {_web(context.host)}/settings/tokens"
         )
-    if _says(refusal, "cannot be authenticated"):
+    if _says(response, "cannot be authenticated"):
         return f"which is wrong or has expired: renew it, with {_github_right(permission)}"
     return ""
 
@@ -174,59 +174,60 @@ def _github_right(permission: str) -> str:
     )
 
 
-def _open(asker: Asker) -> str:
-    """Say where a package is opened to a repository; the two kinds of owner have two addresses."""
-    owner, _, package = asker.repository.partition("/")
-    role = "Write" if asker.push else "Read"
+def _open(context: RequestContext) -> str:
+    """Say where a package is opened to a repository; organizations and users have different URLs."""
+    owner, _, package = context.repository.partition("/")
+    role = "Write" if context.push else "Read"
     return (
-        f"Package settings, Manage Actions access, add the repository with role {role}, at {_web(asker.host)}"
-        f"/orgs/{owner}/packages/container/{quote(package, safe='')}/settings (of a user: /users/ for /orgs/)"
+        f"Package settings, Manage Actions access, add the repository with role {role}, at "
+        f"{_web(context.host)}/orgs/{owner}/packages/container/{quote(package, safe='')}/settings"
+        " (of a user: /users/ for /orgs/)"
     )
 
 
 def _web(host: str) -> str:
-    """Give the address of the GitHub that a registry belongs to."""
+    """Return the URL of the GitHub that a registry belongs to."""
     name = host.partition(":")[0]
     if name.endswith(".ghe.com"):
         return f"https://{name.removeprefix(_ENTERPRISE)}"
     return "https://github.com"
 
 
-def _set_credentials(asker: Asker) -> str:
+def _set_credentials(context: RequestContext) -> str:
     ways = [TOKEN_FILE_VARIABLE]
-    if is_github(asker.host) or is_loopback(asker.host):
+    if is_github(context.host) or is_loopback(context.host):
         ways.append("GITHUB_TOKEN")
-    return f"set {' or '.join(ways)}, or run docker login {asker.host}"
+    return f"set {' or '.join(ways)}, or run docker login {context.host}"
 
 
-def _find_registry(asker: Asker, refusal: Refusal) -> str:
-    """Explain what a push meets where no registry is, or one that cannot be pushed to."""
-    status = refusal.status
+def _find_registry(context: RequestContext, response: ErrorResponse) -> str:
+    """Explain a failed push to something that is no registry, or one that accepts no pushes."""
+    status = response.status
     if status in _NO_PUSHING:
-        return f"{asker.host} accepts no pushes here: is it a read-only mirror?"
-    if status == HTTPStatus.NOT_FOUND and refusal.code == "NAME_UNKNOWN":
+        return f"{context.host} accepts no pushes here: is it a read-only mirror?"
+    if status == HTTPStatus.NOT_FOUND and response.code == "NAME_UNKNOWN":
         return "this registry needs the repository to be created before the first push"
     is_redirect = status is not None and status // 100 == HTTPStatus.MULTIPLE_CHOICES // 100
-    if is_redirect or (status == HTTPStatus.NOT_FOUND and not refusal.code):
-        return f"this is not how a registry answers: is {asker.host} one, and is nothing in between?"
+    if is_redirect or (status == HTTPStatus.NOT_FOUND and not response.code):
+        return f"this is not how a registry answers: is {context.host} one, and is nothing in between?"
     return ""
 
 
-# Of Go's servers, nginx, Apache and others.
+# From the answers of Go's servers, nginx, Apache and others.
 _TLS_WORDS = (b"https", b"ssl-enabled", b"tls")
 _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UNKNOWN", "NOT_FOUND"})
 
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Turns what went wrong into the errors that callers see.
+    """Turns failures into the errors that callers see.
 
     Attributes:
         host: of the registry, ``host[:port]``.
         name: of the repository, for people.
         push: whether pushing was wanted.
-        plain_http: whether it is spoken to without TLS.
-        source: tells where the credentials in use come from; None while anonymous.
+        plain_http: whether the registry is reached without TLS.
+        source: returns the source of the credentials in use; None for anonymous.
     """
 
     host: str
@@ -249,12 +250,12 @@ class Explainer:
 
         Args:
             operation: such as ``get manifest cache-index``.
-            cause: the last one.
+            cause: of the last try.
             end: why there is no other try.
-            may_be_absent: whether the registry may say that it has no such thing. It must say so itself, by
-                an error document: the 404 of something on the way does not mean that the cache is empty.
-            size: bytes that the request carried, or None.
-            is_manifest: whether these are a manifest.
+            may_be_absent: whether the registry may say that it has no such thing. It must do so by an error
+                document: another server's 404 does not mean that the cache is empty.
+            size: of the request's body in bytes, or None.
+            is_manifest: whether the body is a manifest.
         """
         failure = cause.failure
         status = failure.status
@@ -270,8 +271,8 @@ class Explainer:
             hints.append(f"it asks to wait {end.retry_after:.0f} s")
         if status == HTTPStatus.NOT_FOUND and may_be_absent and not is_absent:
             hints.append("this is not how a registry says that something is absent: is something in between?")
-        elif not is_absent and (remedy := self._find_remedy(cause, size, is_manifest=is_manifest)):
-            hints.append(remedy)
+        elif not is_absent and (hint := self._find_hint(cause, size, is_manifest=is_manifest)):
+            hints.append(hint)
         error = NotFoundError if is_absent else RegistryError
         return error(
             "; ".join(hints),
@@ -281,14 +282,14 @@ class Explainer:
             retry_after=end.retry_after,
         )
 
-    def _find_remedy(self, cause: HttpError, size: int | None, *, is_manifest: bool) -> str:
+    def _find_hint(self, cause: HttpError, size: int | None, *, is_manifest: bool) -> str:
         failure = cause.failure
         if self.plain_http and not failure.is_elsewhere and not cause.is_about_token:
             hint = find_tls_hint(self.host, failure.status, failure.body, cause.reason)
             if hint:
                 return hint
-        asker = Asker(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
-        refusal = Refusal(
+        context = RequestContext(self.host, self.name.removeprefix(f"{self.host}/"), self.push, self.source())
+        response = ErrorResponse(
             failure.status,
             cause.code,
             parse_error(failure.body)[1],
@@ -298,19 +299,19 @@ class Explainer:
             is_limit=is_rate_limit(failure),
             is_manifest=is_manifest,
         )
-        return find_remedy(asker, refusal)
+        return find_hint(context, response)
 
 
 def find_tls_hint(host: str, status: int | None, body: bytes, reason: str = "") -> str:
-    """Say what to do where a registry that is spoken to without TLS wants it; empty where it does not say so.
+    """Give a hint if a registry that was asked without TLS seems to want it; otherwise empty.
 
-    Servers differ: some answer 400 and say it in their own words, some answer in TLS, some hang up.
+    Servers differ: some answer 400 with a message, some answer in TLS, some hang up.
 
     Args:
         host: of the registry, ``host[:port]``.
-        status: of its answer; None where none came.
+        status: of its answer; None without one.
         body: of its answer.
-        reason: why none came.
+        reason: why there was none.
     """
     if status == HTTPStatus.BAD_REQUEST and any(word in body.lower() for word in _TLS_WORDS):
         return f"it speaks TLS: write https://{host}"

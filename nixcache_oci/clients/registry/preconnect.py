@@ -1,9 +1,9 @@
-"""Connections that are opened before they are needed: one to the storage, and sometimes one to the registry.
+"""Opens connections before they are needed: to the storage, and sometimes to the registry.
 
-A registry that keeps its blobs elsewhere answers a request for one with a redirect. Where to is known from
-the last one; a new connection there takes two round trips (TCP, TLS), which pass while the registry is asked
-for a token and for the redirect. Who waits for a token that somebody else asked for will need a connection to
-the registry besides: the other one takes that over which the token comes.
+A registry that keeps its blobs elsewhere redirects requests for them. The last redirect tells where to; the
+two round trips of a new connection there (TCP, TLS) overlap with asking the registry for a token and for the
+redirect. A request that waits for a token which another one asked for also needs a second connection to the
+registry: the open one is busy with the token.
 """
 
 import asyncio
@@ -16,20 +16,20 @@ from yarl import URL
 
 from nixcache_oci.clients.http.errors import translated
 
-# Of an origin, and whether it has to be at a public address.
+# An origin, and whether it must be at a public address.
 Target: TypeAlias = tuple[URL, bool]
 Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None]]
 
 
 class Preconnect:
-    """At most one connection to each origin that is on the way of one request.
+    """At most one connection to each origin on the way of one request.
 
     Args:
-        targets: where it will probably go.
-        connect: opens a connection, or gives None where there is nothing to be opened ahead.
+        targets: that the request will probably go to.
+        connect: opens a connection; returns None if there is nothing to open ahead.
 
     Attributes:
-        last: where it went at last.
+        last: the target that it went to last.
     """
 
     def __init__(self, targets: Iterable[Target], connect: Connect) -> None:
@@ -37,7 +37,7 @@ class Preconnect:
         self._connecting = {target: asyncio.create_task(connect(*target)) for target in targets}
 
     async def arrive(self, origin: URL, is_guarded: bool) -> None:
-        """Have the connection at hand for the request that is sent there next.
+        """Wait until the connection to an origin, if any, is ready for the next request.
 
         Raises:
             HttpError: it could not be opened.
@@ -49,18 +49,14 @@ class Preconnect:
                 _give_back(await connecting)
 
     def end(self) -> None:
-        """End connections that are still being opened."""
+        """Cancel connections that are still being opened."""
         for connecting in self._connecting.values():
             connecting.cancel()
             connecting.add_done_callback(_give_back_from)
 
 
 class Storage:
-    """Where a registry keeps its blobs, as far as its last answers told.
-
-    Args:
-        connect: opens a connection to an origin, or gives None where there is nothing to be opened ahead.
-    """
+    """Remembers where a registry keeps its blobs, from its last redirect."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -72,7 +68,7 @@ class Storage:
 
         Args:
             registry: its origin.
-            is_waiting: whether the request has to wait for a token that was asked for already.
+            is_waiting: whether the request has to wait for a token that another one asked for.
         """
         targets = {(registry, False)} if is_waiting else set()
         if self._target is not None:

@@ -1,6 +1,6 @@
-"""Questions to a registry that only want to know whether something would work; nothing stays behind.
+"""Probes that tell whether something would work at a registry, and leave nothing behind.
 
-Each is asked once or twice and answered within seconds, where a publisher would be patient.
+Each takes one or two tries and a few seconds, while a publisher would be patient.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from typing import Final
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, translated
-from nixcache_oci.clients.http.one_origin import OneOrigin, join, limit_document
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts, join
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.token import Authorizer
@@ -34,11 +34,11 @@ _CANCELLED: Final = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """How a registry answered before anybody said who asks.
+    """A registry's answer to a request without credentials.
 
     Attributes:
-        clock_ahead: seconds that its clock is ahead of ours, or None where it tells no time.
-        challenges: what it wants to see.
+        clock_ahead: seconds that its clock is ahead of ours; None if it sends no time.
+        challenges: of WWW-Authenticate.
         is_public: whether it answered from a public address.
     """
 
@@ -48,17 +48,17 @@ class Greeting:
 
 
 async def greet(reference: RegistryReference) -> Greeting:
-    """Ask the registry whether it is one, without credentials (OCI distribution specification, end-1).
+    """Ask whether this is a registry, without credentials (OCI distribution specification, end-1).
 
     Raises:
-        RegistryError: nothing answers, or something else.
+        RegistryError: nothing answers, or something that is no registry.
     """
-    http = HttpClient(limit_document(_SECONDS))
+    http = HttpClient(document_timeouts(_SECONDS))
     try:
         async with asyncio.timeout(_SECONDS):
             asked = datetime.now(UTC)
             with translated():
-                request = Request("GET", URL(f"{reference.base_url}/v2/"))
+                request = HttpRequest("GET", URL(f"{reference.base_url}/v2/"))
                 reply = await http.send(request, OneOrigin(None, allows_http=reference.plain_http))
                 answered = datetime.now(UTC)
                 try:
@@ -78,21 +78,21 @@ async def greet(reference: RegistryReference) -> Greeting:
         raise RegistryError("; ".join(filter(None, (text, hint))), status=reply.status)
     challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
     date = parse_http_date(reply.headers.get("Date", ""))
-    # A Date is cut to the second, and was written somewhere between question and answer.
+    # A Date is cut to the second, and was written some time between request and answer.
     ahead = (date - asked - (answered - asked) / 2).total_seconds() + 0.5 if date is not None else None
     return Greeting(ahead, tuple(challenges), reply.is_public)
 
 
-async def find_refusal(
+async def find_token_error(
     reference: RegistryReference, credentials: Credentials, greeting: Greeting
 ) -> str | None:
-    """Ask the token service whether it takes these credentials for reading; gives what it says if not.
+    """Ask the token service whether it accepts these credentials for reading; returns its error, or None.
 
-    None as well where the registry has no token service: then only a request itself can tell.
+    None also if the registry has no token service: then only a real request can tell.
     """
-    http = HttpClient(limit_document(_SECONDS))
+    http = HttpClient(document_timeouts(_SECONDS))
 
-    async def ask(request: Request, authorization: str | None) -> Answer:
+    async def ask(request: HttpRequest, authorization: str | None) -> BufferedReply:
         reply = await http.send(request, OneOrigin(authorization, allows_http=reference.plain_http))
         return await reply.take(ERROR_LIMIT)
 
@@ -112,16 +112,16 @@ async def find_refusal(
 
 
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:
-    """Open an upload and cancel it; tells whether it was cancelled, for else the registry drops it later.
+    """Open an upload and cancel it; False if that failed, and the registry will drop it later.
 
     Raises:
-        RegistryError: pushing is refused; with the remedy.
+        RegistryError: pushing is refused; says what to do.
     """
     base = f"{reference.base_url}/v2/{reference.repository}"
     opening = Call("open an upload", "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
     async with AsyncExitStack() as stack:
-        # Distribution wants the right to delete for cancelling; a publisher needs it for nothing, so that it
-        # is asked for apart, and only there.
+        # Distribution requires the right to delete for cancelling. A publisher does not need that right, so
+        # only a second transport asks for it.
         transports = [
             Transport(
                 reference, credentials, push=True, delete=delete, policy=_POLICY, stall_seconds=_SECONDS

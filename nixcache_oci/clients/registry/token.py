@@ -1,6 +1,6 @@
-"""Tokens: what a registry wants to see in Authorization, and where it comes from.
+"""Gets the tokens, or Basic credentials, that a registry wants in Authorization.
 
-Nothing is asked for in advance: the registry's first 401 says by its challenge where tokens are issued. The
+Nothing is requested in advance: the challenge of the registry's first 401 says where tokens are issued. The
 scope is built here, because a challenge may name a placeholder. One token serves all requests of a client.
 
 Sources: distribution, "Token Authentication Specification" and "Oauth2 Token Authentication".
@@ -25,29 +25,29 @@ from nixcache_oci.clients.credentials import (
     CredentialSource,
     may_receive,
 )
-from nixcache_oci.clients.http.client import Request
+from nixcache_oci.clients.http.client import HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
-from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.reply import BufferedReply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import is_temporary
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.reference import RegistryReference
 
-Ask: TypeAlias = Callable[[Request, str | None], Awaitable[Answer]]
+Ask: TypeAlias = Callable[[HttpRequest, str | None], Awaitable[BufferedReply]]
 
 _CLIENT_ID = "nixcache-oci"
-_DEFAULT_SECONDS = 60  # lifetime of a token that does not tell its own
-_MOST_SECONDS = 365 * 86_400  # what claims to live longer is no lifetime in seconds
+_DEFAULT_SECONDS = 60  # lifetime of a token that does not state it
+_MOST_SECONDS = 365 * 86_400  # a longer lifetime is not in seconds
 _MARGIN_SECONDS = 10
 _USABLE_TOKEN = re.compile(r"[\x21-\x7e]+")
 AGAIN_SECONDS: Final = 300.0
-"""After which refused credentials are tried again, where anonymous reading works meanwhile."""
+"""After which refused credentials are tried again, while anonymous reading works."""
 
 SOON_SECONDS: Final = 10.0
-"""The same where anonymous reading is refused."""
+"""The same, while anonymous reading is refused."""
 
-_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_DENIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Token:
 
     Attributes:
         value: never shown.
-        expires: when it stops being used, on the monotonic clock, in seconds.
+        expires: when it stops being used, in seconds of the monotonic clock.
     """
 
     value: str = field(repr=False)
@@ -66,12 +66,12 @@ class Token:
 
 
 class Authorizer:
-    """Knows what to put into Authorization for one repository and scope.
+    """Provides the Authorization for one repository and scope.
 
     Args:
-        ask: sends one request with an Authorization, and reads the answer.
-        reference: the repository.
-        credentials: where they come from, or None for anonymous.
+        ask: sends a request with an Authorization, and reads the answer.
+        reference: of the repository.
+        credentials: their source, or None for anonymous.
         push: whether the scope includes pushing.
         delete: whether it includes deleting too.
     """
@@ -103,16 +103,16 @@ class Authorizer:
 
     @property
     def source(self) -> str | None:
-        """Where the credentials come from that are in use; None while anonymous."""
+        """The source of the credentials in use; None for anonymous."""
         return self._credentials.source if self._credentials else None
 
     @property
     def is_asking(self) -> bool:
-        """Whether a token is being asked for."""
+        """Whether a request for a token is under way."""
         return self._fetch is not None
 
     async def get(self) -> str | None:
-        """Give the value of Authorization; None as long as the registry asked for nothing.
+        """Return the value of Authorization; None until the registry asked for one.
 
         Raises:
             HttpError: the token service issued none.
@@ -130,12 +130,12 @@ class Authorizer:
         return f"Bearer {token.value}"
 
     async def renew(self, refused: str | None, challenges: Sequence[Challenge], *, is_guarded: bool) -> bool:
-        """Learn from a 401; tells whether the same request is worth another try.
+        """Learn from a 401, and tell whether the same request is worth a retry.
 
         Args:
-            refused: the value of Authorization that it had.
+            refused: the request's Authorization.
             challenges: of the answer.
-            is_guarded: whether it came from a public address, so that what it names has to be at one, too.
+            is_guarded: whether it came from a public address, so that what it names must be public, too.
 
         Raises:
             HttpError: the token service issued no new token.
@@ -156,7 +156,7 @@ class Authorizer:
         return await self.get() != refused
 
     async def reconsider(self) -> bool:
-        """Look, after a 403, whether there are others by now; tells whether another try is worth it."""
+        """Look for other credentials after a 403, and tell whether a retry is worth it."""
         used = self._credentials
         if self._challenge is None:
             return False
@@ -169,13 +169,13 @@ class Authorizer:
         return is_worth_it
 
     async def close(self) -> None:
-        """Stop asking for tokens."""
+        """Cancel a request for a token."""
         if self._fetch is not None:
             self._fetch.cancel()
             await asyncio.wait([self._fetch])
 
     async def _fetch_once(self) -> Token:
-        """Join the request for a token that is under way, or start one; it outlives those who wait for it."""
+        """Join the request for a token that is under way, or start one; it outlives its waiters."""
         if self._fetch is None:
             self._fetch = asyncio.create_task(self._fetch_token())
             self._fetch.add_done_callback(self._end_fetch)
@@ -187,7 +187,7 @@ class Authorizer:
             self._token = fetch.result()
 
     def _give_another_chance(self) -> bool:
-        """Try refused credentials again soon, since being anonymous is not enough; tells whether."""
+        """Let refused credentials be tried again, since anonymous access does not suffice; tell whether."""
         if self._refused is None or monotonic() - self._refused_at < SOON_SECONDS:
             return False
         self._refused_at = monotonic() - AGAIN_SECONDS
@@ -207,33 +207,33 @@ class Authorizer:
             credentials = None
         try:
             return await self._request_token_as(realm, credentials)
-        except HttpError as refusal:
-            if credentials is None or not _is_refusal(refusal):
+        except HttpError as denial:
+            if credentials is None or not _is_denial(denial):
                 raise
             newer = await self._find(refused=credentials)
             if newer is not None and newer != credentials and self._is_shown_to(realm, newer):
                 return await self._request_token_as(realm, newer)
             if self._push:
                 raise
-            return await self._request_anonymously(realm, credentials, refusal)
+            return await self._request_anonymously(realm, credentials, denial)
 
     def _withhold(self, credentials: Credentials, realm: URL) -> None:
-        """Go on without credentials that a token service is not shown; said once.
+        """Continue without credentials that a token service must not receive; warns once.
 
         Raises:
-            HttpError: without them, nothing can be pushed.
+            HttpError: pushing needs credentials.
         """
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
-            remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
-            raise HttpError.final(remedy)
+            text = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
+            raise HttpError.final(text)
         if credentials != self._withheld:
             self._withheld = credentials
             self._warn_of_reading_anonymously(reason)
 
     async def _request_token_as(self, realm: URL, credentials: Credentials | None) -> Token:
         if credentials is not None:
-            self._credentials = credentials  # also where they are refused: then the error names them
+            self._credentials = credentials  # also if they are refused: then the error names them
         token = await self._request_token(realm, credentials)
         self._credentials = credentials
         if self._refused is None:
@@ -244,18 +244,18 @@ class Authorizer:
         self._refused = None
         return token
 
-    async def _request_anonymously(self, realm: URL, credentials: Credentials, refusal: HttpError) -> Token:
-        """Read without credentials for some minutes, where they are refused and that is allowed.
+    async def _request_anonymously(self, realm: URL, credentials: Credentials, denial: HttpError) -> Token:
+        """Read without credentials for some minutes, after they were refused.
 
         Raises:
-            HttpError: it is not.
+            HttpError: anonymous reading is not allowed.
         """
         try:
             token = await self._request_token(realm, None)
         except HttpError as second:
-            raise (refusal if _is_refusal(second) else second) from None
+            raise (denial if _is_denial(second) else second) from None
         if credentials != self._refused:
-            reason = f"refuses the credentials from {credentials.source} ({refusal.reason})"
+            reason = f"refuses the credentials from {credentials.source} ({denial.reason})"
             self._warn_of_reading_anonymously(reason)
         self._credentials, self._refused, self._refused_at = None, credentials, monotonic()
         return self._until_next_try(token)
@@ -267,7 +267,7 @@ class Authorizer:
         _log.warning("%s %s: reading anonymously", self._registry, show(reason))
 
     def _is_shown_to(self, url: URL, credentials: Credentials) -> bool:
-        """Tell whether credentials may go to an address."""
+        """Tell whether credentials may be sent to a URL."""
         return not credentials.is_ambient or may_receive(url, self._origin)
 
     async def _request_token(self, realm: URL, credentials: Credentials | None) -> Token:
@@ -283,18 +283,17 @@ class Authorizer:
         return self._challenge.parameters if self._challenge else {}
 
     def _realm(self) -> URL:
-        """Read where tokens are issued."""
+        """Read the URL of the token service; HttpError if the challenge has none."""
         try:
             realm = parse_url(self._parameters().get("realm", ""))
-            realm.origin()  # finds what is wrong with scheme and port only now
+            realm.origin()  # raises for a bad scheme or port
             if realm.scheme in {"http", "https"} and realm.host and realm.raw_user is None:
                 return realm
         except ValueError:
             pass
-        reason = "its challenge names no usable address for tokens"
-        raise HttpError.final(reason)
+        raise HttpError.final("its challenge names no usable address for tokens")
 
-    def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[Request, str | None]:
+    def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[HttpRequest, str | None]:
         parameters = self._parameters()
         fields = {"service": parameters["service"]} if "service" in parameters else {}
         fields["scope"] = self._scope
@@ -306,10 +305,10 @@ class Authorizer:
             }
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             body = Body.of(urlencode(fields).encode())
-            return Request("POST", realm, headers, body, follows=False, is_guarded=self._is_guarded), None
+            return HttpRequest("POST", realm, headers, body, follows=False, is_guarded=self._is_guarded), None
         separator = "&" if realm.raw_query_string else "?"
         url = URL(f"{realm.with_fragment(None)}{separator}{urlencode(fields)}", encoded=True)
-        request = Request("GET", url, is_guarded=self._is_guarded)
+        request = HttpRequest("GET", url, is_guarded=self._is_guarded)
         return request, _basic(credentials) if credentials else None
 
 
@@ -317,12 +316,16 @@ def _basic(credentials: Credentials) -> str:
     return basic_authorization(credentials.username, credentials.password)
 
 
-def _is_refusal(cause: HttpError) -> bool:
-    return cause.is_about_token and cause.failure.status in _REFUSALS and not is_temporary(cause.failure)
+def _is_denial(cause: HttpError) -> bool:
+    return cause.is_about_token and cause.failure.status in _DENIALS and not is_temporary(cause.failure)
 
 
-def _parse_token(answer: Answer, started: float) -> Token:
-    """Read the token service's answer; nothing of it may get into an error's text."""
+def _parse_token(answer: BufferedReply, started: float) -> Token:
+    """Read the token service's answer.
+
+    Raises:
+        HttpError: it holds no token; its text repeats nothing of the answer.
+    """
     try:
         document = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -337,7 +340,7 @@ def _parse_token(answer: Answer, started: float) -> Token:
 
 
 def _usable_seconds(expires_in: object) -> float:
-    """Take a margin off a lifetime, so that no token runs out on its way."""
+    """Take a margin off a lifetime, so that no token expires in transit."""
     lifetime: float = _DEFAULT_SECONDS
     if isinstance(expires_in, int | float) and expires_in is not True and 0 < expires_in < _MOST_SECONDS:
         lifetime = expires_in

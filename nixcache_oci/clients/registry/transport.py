@@ -1,4 +1,4 @@
-"""The one way to the registry: a call is authorised, sent, tried again where that may help, or explained."""
+"""Sends calls to the registry: with authorization, retries and explained errors."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +10,13 @@ from typing import TypeVar
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, show, translated
-from nixcache_oci.clients.http.one_origin import OneOrigin, limit_blob, limit_document
+from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, document_timeouts
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
-from nixcache_oci.clients.http.upload import Body
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.preconnect import Preconnect, Storage
 from nixcache_oci.clients.registry.token import Authorizer
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One thing wanted of the registry.
+    """One request to the registry, as ``HttpRequest``, and what its answers mean.
 
     Attributes:
         operation: for people, such as ``get manifest cache-index``.
@@ -43,11 +43,11 @@ class Call:
         body: or None.
         follows: whether redirects are followed.
         accepts: statuses that are success; all others are failures.
-        is_expected: whether the thing is known to exist, so that 404 is tried again.
-        is_verified: whether what is sent has the digest that it is sent with.
+        is_expected: whether the thing is known to exist, so that 404 is retried.
+        is_verified: whether the body matches the digest that it is sent with.
         may_be_absent: whether 404 may become NotFoundError.
         may_lead_away: whether the registry may redirect it to its storage.
-        is_guarded: whether the URL has to lead to a public address, since an answer from such a one named it.
+        is_guarded: whether the URL must lead to a public address, because a public server named it.
         is_blob: whether it is for a blob's bytes, whose head may take longer.
     """
 
@@ -70,13 +70,13 @@ class Transport:
     """Sends calls to one repository of a registry.
 
     Args:
-        reference: where it is.
-        credentials: where they come from, or None for anonymous.
-        push: whether tokens shall allow pushing.
-        delete: whether they shall allow deleting.
-        policy: for tries.
-        stall_seconds: how long a connection may stand still.
-        is_public: judges IP addresses.
+        reference: of the repository.
+        credentials: their source, or None for anonymous.
+        push: whether to ask for the right to push.
+        delete: whether to ask for the right to delete.
+        policy: for retries.
+        stall_seconds: how long a connection may make no progress.
+        is_public: tells whether an IP address is public.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Transport:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
         self._allows_http = reference.plain_http
-        self._http = HttpClient(limit_document(stall_seconds), is_public=is_public)
-        self._blob_limits = limit_blob(stall_seconds)
+        self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
+        self._blob_limits = blob_timeouts(stall_seconds)
         self._storage = Storage(self._http.connect)
         self._tokens = Authorizer(
             self._ask_token_service,
@@ -108,28 +108,28 @@ class Transport:
         )
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._tokens.close()
         await self._http.close()
 
-    async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
-        """Send a call and read at most ``limit`` bytes of its answer, with as many tries as are allowed.
+    async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
+        """Send a call, with retries, and read at most ``limit`` bytes of its answer.
 
         Raises:
-            RegistryError: none of them worked.
+            RegistryError: no try succeeded.
         """
         return await self.fetch_parsed(call, limit, lambda answer: answer)
 
-    async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[Answer], T]) -> T:
-        """Send a call and read what its answer means; one that is of no use counts as a try that failed.
+    async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[BufferedReply], T]) -> T:
+        """Send a call, with retries, and parse its answer; an unusable answer is a failed try.
 
         Args:
-            call: what is wanted.
-            limit: bytes of the answer that are read at most.
-            parse: reads the answer; raises HttpError where it cannot.
+            call: to send.
+            limit: most bytes of the answer to read.
+            parse: of the answer; raises HttpError if it is unusable.
 
         Raises:
-            RegistryError: none of the tries worked.
+            RegistryError: no try succeeded.
         """
         tries = self.tries()
         while True:
@@ -144,10 +144,10 @@ class Transport:
                     raise self.explain(call, cause, end) from None  # the reason is in its text
 
     async def open(self, call: Call) -> Reply:
-        """Send a call, with as many tries as are allowed, and leave its answer's body to the caller to read.
+        """Send a call, with retries; the caller reads and closes the reply.
 
         Raises:
-            RegistryError: none of them worked.
+            RegistryError: no try succeeded.
         """
         tries = self.tries()
         while True:
@@ -160,7 +160,7 @@ class Transport:
                     raise self.explain(call, cause, end) from None  # as above
 
     def tries(self) -> Tries:
-        """Begin to count the tries of an operation that consists of several calls."""
+        """Start to count the tries of an operation that consists of several calls."""
         return Tries(self._policy)
 
     def explain(self, call: Call, cause: HttpError, end: GiveUp) -> RegistryError:
@@ -177,11 +177,11 @@ class Transport:
     def error(
         self, call: Call, reason: str, *, status: int | None = None, is_temporary: bool = False
     ) -> RegistryError:
-        """Make the error for an answer that came and is of no use."""
+        """Make the error for an unusable answer."""
         text = f"{call.operation}: {self._explainer.name}: {show(reason)}"
         return RegistryError(text, status=status, is_temporary=is_temporary)
 
-    async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
+    async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
         """Send a call once, and read its answer.
 
         Raises:
@@ -199,13 +199,17 @@ class Transport:
         raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
     async def _send_authorized(self, call: Call) -> Reply:
-        """Send with the token at hand, and once more with a new one where the registry wants that."""
-        # Before the token is asked for: all of it takes round trips.
+        """Send with the current token, and once more with a new one if the registry asks for it.
+
+        Raises:
+            HttpError: no answer came, or no token was issued.
+        """
+        # Before the token is asked for, to overlap the round trips.
         with self._preconnect() if call.may_lead_away else nullcontext() as preconnect:
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
-                # What ran out is told so by some registries, which never say what they want instead.
+                # Some registries answer 403 to an expired token, without a challenge.
                 if not await self._tokens.reconsider():
                     return reply
                 reply.close()
@@ -219,7 +223,7 @@ class Transport:
             return await self._send_once(call, await self._tokens.get(), preconnect)
 
     async def _send_once(self, call: Call, authorization: str | None, preconnect: Preconnect | None) -> Reply:
-        request = Request(
+        request = HttpRequest(
             call.method,
             call.url,
             call.headers,
@@ -235,6 +239,6 @@ class Transport:
     def _preconnect(self) -> AbstractContextManager[Preconnect]:
         return self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
 
-    async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
+    async def _ask_token_service(self, request: HttpRequest, authorization: str | None) -> BufferedReply:
         reply = await self._http.send(request, OneOrigin(authorization, self._allows_http))
         return await reply.take(_TOKEN_LIMIT)

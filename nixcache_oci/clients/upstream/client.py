@@ -19,7 +19,7 @@ from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.errors import show
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import (
     VIA,
     Chain,
@@ -31,14 +31,14 @@ from nixcache_oci.clients.upstream.address import (
     render_via,
     rewrite,
 )
-from nixcache_oci.clients.upstream.nar import (
+from nixcache_oci.clients.upstream.nar_client import NarClient
+from nixcache_oci.clients.upstream.nar_stream import (
     ABSENT_STATUSES,
     NarHead,
     NarStream,
 )
-from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, limit_all, upstream_errors
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
@@ -103,9 +103,9 @@ class Upstreams:
         self._name = name or make_name()
         self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
-        self._narinfo_limits = Limits(None, None, answer_seconds, AGAIN_SECONDS)
+        self._narinfo_limits = Timeouts(None, None, answer_seconds, AGAIN_SECONDS)
         self._http = HttpClient(
-            limit_all(answer_seconds),
+            uniform_timeouts(answer_seconds),
             connect_seconds=connect_seconds,
             connect_seconds_in_all=NAME_SECONDS + connect_seconds,
             is_public=is_public,
@@ -115,7 +115,7 @@ class Upstreams:
             for upstream in former
             if upstream.key not in self._peers
         }
-        self._nars = Nars(
+        self._nars = NarClient(
             self._http,
             self._peers,
             self._former,
@@ -229,7 +229,7 @@ class Upstreams:
         end: int | None = None,
         via: Chain = (),
     ) -> AbstractAsyncContextManager[NarStream]:
-        """Open a NAR as ``Nars.open`` does."""
+        """Open a NAR as ``NarClient.open`` does."""
         self._refuse_loop(via)
         return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
 
@@ -274,7 +274,7 @@ class Upstreams:
 
     async def _probe(self, upstream: Upstream) -> None:
         address = upstream.at("nix-cache-info")
-        limits = limit_all(self._answer_seconds)
+        limits = uniform_timeouts(self._answer_seconds)
         reply = await ask(self._http, upstream, "GET", address, limits, headers=self._via(()))
         reply.close()
 

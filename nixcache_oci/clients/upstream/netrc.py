@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.http.url import basic_authorization
 from nixcache_oci.clients.nix_conf_files import nix_conf_folder, read_nix_conf
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream

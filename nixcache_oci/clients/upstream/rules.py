@@ -10,10 +10,10 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, show, translated
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
-from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.http.url import REDIRECT_STATUSES, parse_url, show_url
 from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
@@ -42,7 +42,7 @@ async def ask(
     upstream: Upstream,
     method: str,
     url: URL,
-    limits: Limits,
+    limits: Timeouts,
     *,
     headers: Mapping[str, str],
     on_connect: Callable[[], None] = lambda: None,
@@ -62,13 +62,13 @@ async def ask(
         UpstreamError: no answer came, or a redirect was refused.
     """
     with upstream_errors(upstream):
-        request = Request(method, url, headers)
+        request = HttpRequest(method, url, headers)
         return await http.send(request, UpstreamRules(upstream), limits=limits, on_connect=on_connect)
 
 
-def limit_all(seconds: float) -> Limits:
+def uniform_timeouts(seconds: float) -> Timeouts:
     """Make limits for an answer whose head, and whose first bytes, may take so long, and each stall too."""
-    return Limits(seconds, seconds, seconds, AGAIN_SECONDS)
+    return Timeouts(seconds, seconds, seconds, AGAIN_SECONDS)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _USE: Final = "nixcache-oci use --apply"
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class NixClient:
     """Nix, as whoever runs this meets it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Client:
         )
 
 
-def check_nix_use(client: Client, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
+def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
     """Look whether Nix asks the proxy, and takes what it gives.
 
     Args:
@@ -73,7 +73,7 @@ def check_nix_use(client: Client, url: str, keys: Sequence[str], *, is_configure
     ]
 
 
-def _check_substituter(client: Client, effective: NixSettings, url: str) -> Finding:
+def _check_substituter(client: NixClient, effective: NixSettings, url: str) -> Finding:
     if not effective.substitute:
         return wrong(SUBSTITUTER, "substitute = false: Nix downloads nothing", "remove that line")
     if has_substituter(effective.substituters, url):
@@ -91,7 +91,7 @@ def _check_substituter(client: Client, effective: NixSettings, url: str) -> Find
 
 
 def _check_key(
-    client: Client, effective: NixSettings, url: str, keys: Sequence[str], *, is_configured: bool
+    client: NixClient, effective: NixSettings, url: str, keys: Sequence[str], *, is_configured: bool
 ) -> Finding:
     found = find_substituter(effective.substituters, url)
     if found is not None and trusts_blindly(found):
@@ -120,7 +120,7 @@ def _check_key(
     return _explain_missing_key(client, effective, keys)
 
 
-def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[str]) -> Finding:
+def _explain_missing_key(client: NixClient, effective: NixSettings, keys: Sequence[str]) -> Finding:
     if conflict := find_conflict(effective.trusted_public_keys, keys):
         name = conflict.partition(":")[0]
         return wrong(
@@ -133,13 +133,13 @@ def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[
     return wrong(TRUSTED_KEY, f"{keys[0]} is not among them", _use(client))
 
 
-def _check_fallback(client: Client, effective: NixSettings) -> Finding:
+def _check_fallback(client: NixClient, effective: NixSettings) -> Finding:
     if effective.fallback:
         return good(FALLBACK, "true")
     return warning(FALLBACK, "false: a download that fails for good fails the build", _use(client))
 
 
-def _check_http_proxy(client: Client, url: str) -> Finding:
+def _check_http_proxy(client: NixClient, url: str) -> Finding:
     variable = find_http_proxy(url, client.environment)
     if variable is None:
         return good(HTTP_PROXY, f"Nix asks {url} itself")
@@ -155,13 +155,13 @@ def _check_http_proxy(client: Client, url: str) -> Finding:
     return wrong(HTTP_PROXY, text, f"run: {remedy}")
 
 
-def _use(client: Client) -> str:
+def _use(client: NixClient) -> str:
     """Tell how to add what is missing where Nix obeys it: a daemon takes it from whom it trusts."""
     is_ignored = client.is_daemon and not client.is_trusted
     return f"as root: {_USE}" if is_ignored else f"run: {_USE}"
 
 
-def _trust(client: Client) -> str:
+def _trust(client: NixClient) -> str:
     return f"as root: {_USE}; or add {client.user} to trusted-users; then restart nix-daemon"
 
 

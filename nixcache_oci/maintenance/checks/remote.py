@@ -15,10 +15,10 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing, say_absent
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.credentials import Credentials, is_github
-from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.http.forward_proxy import find_proxy
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
+from nixcache_oci.clients.registry.probe import Greeting, find_token_error, greet, try_upload
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
 from nixcache_oci.maintenance.checks.finding import (
@@ -214,13 +214,13 @@ async def _check_token(
             return warning(TOKEN, "none: access is anonymous", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
         return good(TOKEN, "none, which a public package does not need")
     kind = describe_token(credentials)
-    refusal = await find_refusal(reference, credentials, greeting)
-    if refusal is None:
+    reason = await find_token_error(reference, credentials, greeting)
+    if reason is None:
         return good(TOKEN, kind)
     remedy = "it is wrong or has expired: renew it"
     if is_github(reference.host):
         remedy += ", as a classic personal token with read:packages (to publish: write:packages)"
-    return wrong(TOKEN, f"{kind}: {refusal}", remedy)
+    return wrong(TOKEN, f"{kind}: {reason}", remedy)
 
 
 async def _check_pull(reference: RegistryReference, credentials: Credentials | None) -> Finding:

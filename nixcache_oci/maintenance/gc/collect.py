@@ -21,10 +21,10 @@ from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.index_change import PreparedGc, change_index
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan, plan_gc
-from nixcache_oci.maintenance.gc.reading import read_state
 from nixcache_oci.maintenance.gc.repacking import push_replacement
+from nixcache_oci.maintenance.gc.state_reader import read_state
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.listing import Union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan
+from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan
 from nixcache_oci.maintenance.gc.state import GcState
 from nixcache_oci.oci import media_type
 

@@ -3,7 +3,7 @@
 from aiohttp import hdrs, web
 
 from nixcache_oci.clients.upstream.address import VIA, parse_via
-from nixcache_oci.clients.upstream.nar import NarHead
+from nixcache_oci.clients.upstream.nar_stream import NarHead
 from nixcache_oci.errors import UpstreamNotFoundError
 from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, UPSTREAMS
 from nixcache_oci.proxy.byte_range import ByteRange, parse_range

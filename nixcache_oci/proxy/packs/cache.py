@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of
-from nixcache_oci.clients.memo import Memo
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError
@@ -63,7 +63,7 @@ class PackCache:
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.
-        self._sums: Memo[Digest, tuple[PackSums, float]] = Memo(_MAX_SUMS)
+        self._sums: BoundedCache[Digest, tuple[PackSums, float]] = BoundedCache(_MAX_SUMS)
         self._hashes = SliceHashes()
         self._space_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None

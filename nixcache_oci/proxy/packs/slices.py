@@ -8,7 +8,7 @@ import hashlib
 import re
 from typing import Final
 
-from nixcache_oci.clients.memo import Memo
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 
@@ -25,7 +25,7 @@ class SliceHashes:
     """Remembers FileHashes for a while."""
 
     def __init__(self) -> None:
-        self._hashes: Memo[bytes, bytes] = Memo(_MOST)
+        self._hashes: BoundedCache[bytes, bytes] = BoundedCache(_MOST)
 
     def learn(self, narinfo: bytes) -> None:
         """Remember what a narinfo says, if it tells a FileHash.

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nixcache_oci.clients.memo import Memo
+from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
@@ -494,7 +494,7 @@ async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> N
 
 async def test_only_so_many_packs_are_remembered(bench: Bench) -> None:
     """Of one that was forgotten, the whole comes again."""
-    bench.cache._sums = Memo(IN_FLIGHT)
+    bench.cache._sums = BoundedCache(IN_FLIGHT)
     pack = await displaced(bench, "pack")
     await bench.get(bench.add("one more"))
     bench.repository.extents.clear()

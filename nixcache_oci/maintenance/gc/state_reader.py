@@ -84,7 +84,7 @@ async def read_state(
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.
     count = len(union.index.segments) + len(unlisted)
     with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
-        reader = _Reader(repository, IndexFolder(folder, repository.name), stage)
+        reader = _SegmentReader(repository, IndexFolder(folder, repository.name), stage)
         jobs: list[Coroutine[Any, Any, StoredSegment | None]] = [
             reader.read_listed(segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
             for segment in union.index.segments
@@ -121,7 +121,7 @@ def _temporary_folder() -> Iterator[Path]:
         raise Error(f"{place}: tables cannot be kept there: {error.strerror}; set TMPDIR") from None
 
 
-class _Reader:
+class _SegmentReader:
     """Reads segments; their tables go through the disk, large ones one at a time.
 
     Args:

@@ -1,13 +1,13 @@
-"""Every setting there is: name, default, parser, meaning.
+"""Every setting: name, default, parser, meaning.
 
-This table drives the environment, the flags and their help; a test keeps README's table equal to it.
+The environment, the flags and their help follow this list; a test keeps README's table equal to it.
 """
 
 from typing import Final
 
 from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
-from nixcache_oci.settings.variable import Variable
+from nixcache_oci.settings.values import Variable
 
 REPO: Final = Variable(
     name="NIXCACHE_REPO",

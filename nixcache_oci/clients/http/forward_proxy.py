@@ -1,9 +1,9 @@
-"""The HTTP proxy on the way to a URL, as the environment names it, read as Nix reads it: by curl's rules.
+"""Chooses the HTTP proxy for a URL from the environment by curl's rules, which Nix follows too.
 
 The variable of the URL's scheme counts (``https_proxy``), else ``all_proxy``; lower case before upper case;
-an empty one counts as unset. Deviations: nothing on this machine is ever reached by a proxy, ``HTTP_PROXY``
-counts too (curl is wary of CGI), and an entry of ``no_proxy`` may name a port. aiohttp's own ``trust_env`` is
-left off: it also sends what a netrc holds, wherever a redirect leads.
+an empty one counts as unset. Deviations: nothing on this machine is ever reached through a proxy,
+``HTTP_PROXY`` counts too (curl ignores it because of CGI), and an entry of ``no_proxy`` may name a port.
+aiohttp's own ``trust_env`` stays off: it would also send netrc credentials along redirects.
 
 Sources: curl's manual, "ENVIRONMENT" and "--noproxy"; curl, ``lib/noproxy.c``, ``lib/url.c`` (parse_proxy).
 """
@@ -22,14 +22,14 @@ from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.http_proxy import is_excepted
 
-# Where a proxy names no port: CURLOPT_PROXY(3).
+# Default ports: CURLOPT_PROXY(3).
 _PORTS: Final = {"http": 1080, "https": 443}
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 @dataclass(frozen=True, slots=True)
 class HttpProxy:
-    """Where to send requests instead.
+    """A proxy.
 
     Attributes:
         url: without credentials, with its port.
@@ -41,11 +41,11 @@ class HttpProxy:
 
 
 def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpProxy | None:
-    """Find the proxy for a URL; None where it is reached directly.
+    """Find the proxy for a URL; None for a direct connection.
 
     Raises:
-        UsageError: the environment names one that cannot be used, such as one that speaks SOCKS. Its text
-            shows no more than the scheme, for the rest may hold a password.
+        UsageError: the environment names a proxy that cannot be used, such as a SOCKS proxy. Its text shows
+            only the scheme, for the rest may hold a password.
     """
     host, port = url.raw_host or "", url.port
     names = (f"{url.scheme}_proxy", "all_proxy")
@@ -59,17 +59,17 @@ def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpPro
 
 
 def check_proxies(urls: Iterable[URL], environment: Mapping[str, str] = os.environ) -> None:
-    """Make sure that each URL can be reached as the environment asks, before any work is begun.
+    """Check, before any work begins, that no URL needs a proxy that cannot be used.
 
     Raises:
-        UsageError: not without a proxy that cannot be used.
+        UsageError: one does.
     """
     for url in urls:
         find_proxy(url, environment)
 
 
 def _first(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
-    """Find the first variable that is set, and its text."""
+    """Find the first variable that is set: its name and text."""
     spelt = (each for name in names for each in (name, name.upper()))
     return next(((name, text) for name in spelt if (text := environment.get(name, "").strip())), None)
 
@@ -85,7 +85,7 @@ def _parse(variable: str, text: str) -> HttpProxy:
     try:
         proxy = parse_url(text if match else f"http://{text}")
         if not proxy.raw_host:
-            raise ValueError(variable)  # noqa: TRY301  the same trouble as the one that yarl finds
+            raise ValueError(variable)  # noqa: TRY301  handled like yarl's own
         url = proxy.origin().with_port(proxy.explicit_port or _PORTS[scheme])
     except ValueError:
         raise UsageError(f"{variable} is not a proxy's address: write it like http://host:3128") from None

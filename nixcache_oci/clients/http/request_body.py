@@ -1,8 +1,8 @@
-"""What a request carries, and whether it makes progress.
+"""A request's body, and stall detection for its upload.
 
-An upload's limit is on standing still, however long the whole of it takes. What the program has handed over
-is not sent yet: megabytes may wait in the connection's buffer and in the kernel's, minutes on a slow line. So
-the kernel is asked what the other side has not acknowledged, where it can tell.
+An upload may take any time, but may not stall. Bytes that were written are not yet sent: megabytes may be in
+the connection's buffer and in the kernel's, which is minutes on a slow line. So the kernel, where it can, is
+asked how much the peer has not acknowledged.
 
 Source: Linux, tcp(7), SIOCOUTQ.
 """
@@ -28,7 +28,7 @@ class Body:
     """A request's body.
 
     Attributes:
-        source: the bytes, or the file that holds them; not shown, for it may hold a secret.
+        source: the bytes, or a file; not shown, for it may hold a secret.
         size: in bytes.
     """
 
@@ -37,7 +37,7 @@ class Body:
 
     @classmethod
     def of(cls, source: bytes | Path) -> "Body":
-        """Measure a source.
+        """Make the body of a source.
 
         Raises:
             OSError: there is no such file.
@@ -47,8 +47,8 @@ class Body:
     def pieces(self) -> Generator[bytes, None, None]:
         """Read it once from its start; a file is open as long as the iterator is.
 
-        Files are read right in the event loop: a piece takes well below a millisecond from a local disk, less
-        than handing it to a thread and back.
+        Files are read in the event loop: a piece takes well below a millisecond from a local disk, less than
+        the way to a thread and back.
         """
         if isinstance(self.source, bytes):
             view = memoryview(self.source)
@@ -60,19 +60,19 @@ class Body:
                 yield piece
 
 
-_TICKS: Final = 10  # looks during the time that a connection may stand still
-# How fast a registry hashes and stores an upload, at the least. The answer to one may also take as long
-# again as a connection may stand still, for not every kernel tells what it still holds.
+_TICKS: Final = 10  # checks per stall timeout
+# The least rate at which a registry hashes and stores an upload. Its answer may also take a further stall
+# timeout, because not every kernel tells what it still holds.
 _COMMIT_BYTES_PER_SECOND: Final = 25_000_000
 
 
 class UploadProgress:
-    """Watches one upload.
+    """Detects that one upload stalls.
 
     Args:
         size: of the body, in bytes.
-        stall_seconds: how long the connection may stand still.
-        transports: those that the body goes to.
+        stall_seconds: how long the connection may make no progress.
+        transports: that the body is sent over.
     """
 
     def __init__(self, size: int, stall_seconds: float, transports: Sequence[asyncio.Transport]) -> None:
@@ -85,7 +85,7 @@ class UploadProgress:
         """Pass the body on.
 
         Raises:
-            OSError: it has not as many bytes as were announced; the connection is to be ended then.
+            OSError: it is not as long as announced; then the connection has to be ended.
         """
         for piece in pieces:
             yield piece
@@ -95,10 +95,10 @@ class UploadProgress:
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:
-        """Let a block run until the answer's head has come; it begins to count when there is a connection.
+        """Run a block, from the connection to the answer's head, under the stall limit.
 
         Raises:
-            TimeoutError: nothing moved for too long.
+            TimeoutError: it stalled.
         """
         async with asyncio.timeout(None) as limit:
             watching = asyncio.create_task(self._watch(limit), name="upload progress")
@@ -128,12 +128,12 @@ def _set(limit: asyncio.Timeout, when: float) -> None:
 
 
 def _count_waiting(transport: asyncio.Transport) -> int:
-    """Tell how many bytes the other side has not acknowledged, as far as that is known here."""
+    """Return how many bytes the peer has not acknowledged, as far as that is known."""
     waiting = transport.get_write_buffer_size()
     connection = transport.get_extra_info("socket")
     if connection is not None and sys.platform == "linux":
         held = array.array("i", [0])
-        with suppress(OSError, ValueError):  # it has ended meanwhile, which the upload itself notices
+        with suppress(OSError, ValueError):  # closed meanwhile, which the upload itself notices
             fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, held)
             waiting += held[0]
     return waiting

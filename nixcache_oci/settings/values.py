@@ -1,7 +1,7 @@
-"""One setting: an environment variable, and the flag of the same name that wins over it.
+"""One setting: an environment variable, and the flag of the same name, which overrides it.
 
-A variable carries its default as text, and the default goes through the same parser as what a user writes,
-so a default can be neither unparsable nor of another type.
+A default is text and goes through the same parser as what a user writes, so it cannot be unparsable or of
+another type.
 """
 
 import argparse
@@ -25,17 +25,16 @@ class Variable(Generic[T_co]):
 
     Attributes:
         name: of the environment variable.
-        default: as a user would write it; an empty string where there is none.
-        parse: turns a text into the value; raises FormatError or UsageError that says what is expected. It
-            is given an empty string where the variable is unset and there is no default.
+        default: as a user would write it; an empty string for none.
+        parse: turns a text into the value; see ``parsers``.
         help: one line for people.
         metavar: stands for the value in help.
-        default_note: describes a default that is only known at the start, such as a user's folder.
-        separator: what parts the values of a list, or None for a single value.
+        default_note: describes a default that is only known at run time, such as a user's folder.
+        separator: separates the values of a list; None for a single value.
         empty_is_value: whether an empty text is a value, or the same as unset.
         is_environment_only: whether it has no flag, which anybody on the machine could read.
-        hides_value: whether an error leaves the value to the parser: it may be a secret put there by mistake,
-            or the parser names what is wrong more closely.
+        hides_value: whether errors leave the value out: it may be a secret put there by mistake, or the
+            parser itself shows what is wrong with it.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Variable(Generic[T_co]):
 
     @property
     def flag(self) -> str | None:
-        """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which must not be visible in ``ps``."""
+        """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which ``ps`` must not show."""
         if self.is_environment_only or not self.name.startswith(PREFIX):
             return None
         return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
@@ -59,22 +58,22 @@ class Variable(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What the user said: the environment and the flags of one command.
+    """What the user set: the environment and the flags of one command.
 
     Attributes:
-        environment: as the process got it.
-        flags: parsed arguments, where each flag's destination is its variable's name.
+        environment: of the process.
+        flags: parsed arguments; each flag's destination is its variable's name.
     """
 
     environment: Mapping[str, str]
     flags: argparse.Namespace
 
     def is_given(self, variable: Variable[object]) -> bool:
-        """Tell whether the user said something, so that the default does not count."""
+        """Tell whether the user set it, so that the default does not count."""
         return self._given(variable) is not None
 
     def text(self, variable: Variable[object], *, with_environment: bool) -> str | None:
-        """Tell what the user said, as it was written: by flag alone, or by the environment as well."""
+        """Return the text that the user set, by flag alone or by the environment as well."""
         values = self if with_environment else Values({}, self.flags)
         given = values._given(variable)  # noqa: SLF001  # its own class
         return None if given is None else given[1]
@@ -83,7 +82,7 @@ class Values:
         """Read one setting: its flag, else the environment, else the default.
 
         Raises:
-            UsageError: the text cannot be parsed; names the flag or variable, the text, what is expected.
+            UsageError: the text cannot be parsed; names the flag or variable, the text and what is expected.
         """
         origin, text = self._given(variable) or (f"default of {variable.name}", variable.default)
         try:
@@ -93,12 +92,12 @@ class Values:
             raise UsageError(f"{origin}{value}: {error}") from error
 
     def merged_environment(self, variables: Iterable[Variable[object]]) -> dict[str, str]:
-        """Copy the environment as it would be had these variables' flags been given there."""
+        """Copy the environment, with these variables set to what their flags say."""
         given = ((variable.name, self._given(variable)) for variable in variables)
         return {**self.environment, **{name: found[1] for name, found in given if found is not None}}
 
     def _given(self, variable: Variable[object]) -> tuple[str, str] | None:
-        """Find the origin and the text of what the user said."""
+        """Find what the user set: the flag's or variable's name, and the text."""
         flag_text = self._flag_text(variable)
         for origin, text in (
             (variable.flag or "", flag_text),
@@ -116,7 +115,7 @@ class Values:
 
 
 def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[object]]) -> None:
-    """Give a command the flags of these variables; its help also names those that have no flag."""
+    """Add the flags of these variables to a command; its help also names variables without a flag."""
     group = parser.add_argument_group("settings", "a flag wins over its environment variable")
     without_flag = []
     for variable in variables:
@@ -139,7 +138,7 @@ def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[obje
 def unknown_variables(
     environment: Mapping[str, str], variables: Iterable[Variable[object]]
 ) -> tuple[str, ...]:
-    """Warn of set variables that look like ours and are none: one sentence each.
+    """Describe set variables that have our prefix and are unknown, one sentence each.
 
     They are no errors, because other tools of this family share the prefix.
     """
@@ -152,7 +151,7 @@ def unknown_variables(
 
 
 def _unknown_sentence(name: str, known: list[str]) -> str:
-    # Compared without the prefix: it alone would make all of them alike.
+    # Compared without the prefix, which would make all of them similar.
     endings = [other.removeprefix(PREFIX) for other in known if other.startswith(PREFIX)]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.7)
     if near:
@@ -169,7 +168,7 @@ def _help(variable: Variable[object]) -> str:
 
 
 def shown(text: str) -> str:
-    """Quote a value for an error: without passwords in URLs, and not endless."""
+    """Quote a value for an error: without passwords in URLs, and cut to a bounded length."""
     text = without_users(text)
     if len(text) > _MAX_SHOWN_CHARACTERS:
         text = text[:_MAX_SHOWN_CHARACTERS] + "..."
@@ -177,7 +176,7 @@ def shown(text: str) -> str:
 
 
 def without_users(text: str) -> str:
-    """Write a value without the users and passwords of its URLs."""
+    """Replace the users and passwords of URLs in a value."""
     return " ".join(_without_user(word) for word in text.split(" "))
 
 

@@ -1,4 +1,4 @@
-"""What was learnt a moment ago, and may be forgotten."""
+"""A cache that is bounded by its number of entries."""
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
@@ -7,12 +7,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Memo(Generic[K, V]):
-    """A map that forgets the oldest entry when it is full.
-
-    Args:
-        entries: how many it holds.
-    """
+class BoundedCache(Generic[K, V]):
+    """A map that drops its oldest entry when it would hold more than ``entries``."""
 
     def __init__(self, entries: int) -> None:
         self._entries = entries
@@ -25,16 +21,16 @@ class Memo(Generic[K, V]):
         return key in self._values
 
     def get(self, key: K) -> V | None:
-        """Give a value; None where it is not known."""
+        """Return a value; None for an unknown key."""
         return self._values.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, as the newest."""
+        """Keep a value, as the newest entry."""
         self._values[key] = value
         self._values.move_to_end(key)
         if len(self._values) > self._entries:
             self._values.popitem(last=False)
 
     def forget(self, key: K) -> None:
-        """Drop a value that turned out wrong, if it is known."""
+        """Drop a value, if it is there."""
         self._values.pop(key, None)

@@ -13,9 +13,9 @@ from nixcache_oci.clients.http.ranges import parse_content_range, read_length, r
 from nixcache_oci.clients.http.reply import (
     RESUMED_WINDOWS,
     STREAM_BYTES_PER_SECOND,
-    Limits,
     MinimumRate,
     Reply,
+    Timeouts,
 )
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_errors
@@ -128,7 +128,7 @@ async def open_part(
     http: HttpClient,
     upstream: Upstream,
     url: URL,
-    limits: Limits,
+    limits: Timeouts,
     start: int,
     end: int | None,
     headers: Mapping[str, str],

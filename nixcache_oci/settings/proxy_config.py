@@ -9,30 +9,30 @@ from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, find_values
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.settings import table
+from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.upstreams import upstream_urls
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.values import Values
 
 
 def proxy_config(values: Values) -> ProxyConfig:
-    """Parse what the proxy is told.
+    """Parse the proxy's settings.
 
     Raises:
         UsageError: a value that cannot be used.
     """
     return ProxyConfig(
-        listen=values.get(table.LISTEN),
-        port=values.get(table.PORT),
+        listen=values.get(variables.LISTEN),
+        port=values.get(variables.PORT),
         upstreams=upstream_urls(values),
-        index_ttl_seconds=values.get(table.INDEX_TTL),
+        index_ttl_seconds=values.get(variables.INDEX_TTL),
         index_dir=index_dir(values),
-        pack_memory_bytes=values.get(table.PACK_MEMORY),
-        priority=values.get(table.PRIORITY),
-        store_dir=values.get(table.STORE_DIR),
-        upstream_nars=values.get(table.UPSTREAM_NARS),
-        hosts=values.get(table.HOSTS),
-        public_keys=values.get(table.PUBLIC_KEYS),
+        pack_memory_bytes=values.get(variables.PACK_MEMORY),
+        priority=values.get(variables.PRIORITY),
+        store_dir=values.get(variables.STORE_DIR),
+        upstream_nars=values.get(variables.UPSTREAM_NARS),
+        hosts=values.get(variables.HOSTS),
+        public_keys=values.get(variables.PUBLIC_KEYS),
         trusted_keys=trusted_keys(values.environment),
     )
 
@@ -40,8 +40,8 @@ def proxy_config(values: Values) -> ProxyConfig:
 def trusted_keys(environment: Mapping[str, str]) -> tuple[PublicKey, ...]:
     """Read which keys Nix on this machine trusts: a hit that one of them signed needs no other signature.
 
-    What cannot be read says nothing, and files that nix.conf includes are left out: then more is asked of
-    upstreams than is needed, and nothing is trusted.
+    Unreadable files and those that nix.conf includes are skipped. A key that is missed costs further
+    questions to upstreams, and no trust.
     """
     settings = read_nix_conf(environment, with_users=False)
     has_all = any(one.name == TRUSTED_PUBLIC_KEYS and not one.is_extra for one in settings)

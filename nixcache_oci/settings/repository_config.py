@@ -11,8 +11,8 @@ from nixcache_oci.clients.credentials import is_github
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
-from nixcache_oci.settings.table import IMAGE, REGISTRY, REPO
-from nixcache_oci.settings.variable import Values, shown
+from nixcache_oci.settings.values import Values, shown
+from nixcache_oci.settings.variables import IMAGE, REGISTRY, REPO
 
 APPLICATION: Final = "nixcache-oci"
 
@@ -37,7 +37,7 @@ RepositoryConfig = LayoutLocation | RegistryLocation
 
 
 def repository_config(values: Values) -> RepositoryConfig:
-    """Decide which repository is meant; nothing said means the embedded cache in the user's data folder.
+    """Decide which repository is meant; without settings, the embedded cache in the user's data folder.
 
     Raises:
         UsageError: a registry without a repository, or names that a registry cannot have.
@@ -54,7 +54,7 @@ def repository_config(values: Values) -> RepositoryConfig:
         return LayoutLocation(_user_data() / "cache")
     try:
         reference = RegistryReference.of(registry, fit_repository(repo), image)
-    except FormatError as error:  # each part is right, so that together they are too long
+    except FormatError as error:  # each part is valid, so together they are too long
         raise UsageError(f"{REPO.name} and {IMAGE.name}: {error}") from error
     if is_github(reference.host):
         _check_github(repo)
@@ -69,8 +69,20 @@ def repository_config(values: Values) -> RepositoryConfig:
     return RegistryLocation(reference)
 
 
+def repository_source(location: RepositoryConfig, values: Values) -> str | None:
+    """Give the URL of the GitHub repository that the cache belongs to; None where it belongs to none.
+
+    GHCR links a package to the repository that its annotations name.
+    """
+    repo = values.get(REPO)
+    # Any other depth names a repository of some registry only.
+    if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
+        return None
+    return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"
+
+
 def _user_data() -> Path:
-    """Tell the folder of the embedded cache.
+    """Return the user's data folder, for the embedded cache.
 
     Raises:
         UsageError: this user has no home folder.
@@ -88,7 +100,7 @@ def _user_data() -> Path:
 
 
 def _check_github(repo: str) -> None:
-    """Make sure that a package at GitHub's registry can belong to this repository.
+    """Check that a package in GitHub's registry can belong to this repository.
 
     Raises:
         UsageError: it cannot.
@@ -104,7 +116,7 @@ def _check_github(repo: str) -> None:
 
 
 def parse_location(text: str) -> RepositoryConfig:
-    """Read a repository in one word: ``oci:/path``, or ``ghcr.io/owner/name/nix-cache``.
+    """Read a repository that is written as ``oci:/path`` or ``ghcr.io/owner/name/nix-cache``.
 
     Raises:
         UsageError: it is neither.

@@ -1,37 +1,37 @@
-"""Upstream caches: those that are named openly, and those of a file, whose URLs may hold passwords."""
+"""Upstream caches: from a variable or flag, and from a file, whose URLs may hold passwords."""
 
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError, UsageError
-from nixcache_oci.settings import table
-from nixcache_oci.settings.variable import Values
+from nixcache_oci.settings import variables
+from nixcache_oci.settings.values import Values
 
 MAX_FILE_BYTES: Final = 64 * 1024
 
 
 def upstream_urls(values: Values) -> tuple[str, ...]:
-    """Read the base URLs of all upstream caches; each cache counts once, as the file has it.
+    """Read the base URLs of all upstream caches; where both name a cache, the file's spelling counts.
 
     Raises:
-        UsageError: a URL or the file cannot be used; nothing of the file is repeated.
+        UsageError: a URL or the file cannot be used; its text repeats nothing of the file.
     """
-    urls = {str(parse_upstream(url)): url for url in values.get(table.UPSTREAM)}
-    path = values.get(table.UPSTREAM_FILE)
+    urls = {str(parse_upstream(url)): url for url in values.get(variables.UPSTREAM)}
+    path = values.get(variables.UPSTREAM_FILE)
     if path is not None:
         try:
             urls |= {str(parse_upstream(url)): url for url in parse_upstream_file(_read(path))}
         except FormatError as error:
-            raise UsageError(f"{table.UPSTREAM_FILE.name}: {path}: {error}") from None
+            raise UsageError(f"{variables.UPSTREAM_FILE.name}: {path}: {error}") from None
     return tuple(urls.values())
 
 
 def parse_upstream_file(text: str) -> tuple[str, ...]:
-    """Read one URL a line; blank lines, and those that begin with ``#``, are left out.
+    """Read one URL per line; blank lines and those that begin with ``#`` are skipped.
 
     Raises:
-        FormatError: a line that is no URL of a binary cache, by its number only: it may hold a password.
+        FormatError: a line is no URL of a binary cache; only its number is shown, for it may hold a password.
     """
     urls = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -14,7 +14,7 @@ from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import SegmentTag
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.maintenance.problem import Kind, Problem
-from nixcache_oci.maintenance.repair.reading import ReadSegment
+from nixcache_oci.maintenance.repair.segment_salvage import ReadSegment
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -29,7 +29,7 @@ Listing = tuple[str, HashPart]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NeededObject:
     """A store object that would mend something, if somebody still has it.
 
     Attributes:
@@ -87,7 +87,7 @@ class RepairPlan:
     refusal: str = ""
 
 
-def find_wanted(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[Wanted]:
+def find_needed(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[NeededObject]:
     """Find what would mend something; what another segment lists well needs nobody.
 
     Args:
@@ -112,7 +112,7 @@ def find_wanted(problems: Iterable[Problem], segments: Iterable[ReadSegment]) ->
                 good.add(part)
     names = {HashPart.of(problem.lacks): problem.lacks for problem in problems}
     return [
-        Wanted(
+        NeededObject(
             names[part],
             frozenset(narinfo.nar_hash for narinfo in listed[part]),
             tuple(listed[part]),
@@ -123,7 +123,7 @@ def find_wanted(problems: Iterable[Problem], segments: Iterable[ReadSegment]) ->
     ]
 
 
-def choose_compression(wanted: Iterable[Wanted]) -> Literal["zstd", "xz", "none"]:
+def choose_compression(wanted: Iterable[NeededObject]) -> Literal["zstd", "xz", "none"]:
     """Choose how to compress what is sent again, so that no blob gets the digest of one with wrong bytes.
 
     Most repositories keep what they have under a digest, whatever its bytes are by now, and take the right

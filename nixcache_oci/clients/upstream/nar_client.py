@@ -15,15 +15,22 @@ from yarl import URL
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.reply import Reply
 from nixcache_oci.clients.upstream.address import Upstream, UrlSigner, is_named_by_hash, nar_url
-from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, open_part, range_headers, read_head
+from nixcache_oci.clients.upstream.nar_stream import (
+    NarBody,
+    NarHead,
+    NarStream,
+    open_part,
+    range_headers,
+    read_head,
+)
 from nixcache_oci.clients.upstream.peer import Attempt, Peer
-from nixcache_oci.clients.upstream.rules import ask, limit_all
+from nixcache_oci.clients.upstream.rules import ask, uniform_timeouts
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 
 _T = TypeVar("_T")
 
 
-class Nars:
+class NarClient:
     """Opens NARs.
 
     Args:
@@ -52,7 +59,7 @@ class Nars:
         self._former = former
         self._signer = signer
         self._nar_seconds = nar_seconds
-        self._limits = limit_all(stall_seconds)
+        self._limits = uniform_timeouts(stall_seconds)
         self._resume_pause_seconds = resume_pause_seconds
 
     @asynccontextmanager
@@ -115,7 +122,7 @@ class Nars:
                 peer.upstream,
                 "HEAD",
                 url,
-                limit_all(self._nar_seconds),
+                uniform_timeouts(self._nar_seconds),
                 headers=headers,
                 on_connect=attempt.connected,
             )
