@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
@@ -22,19 +22,16 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
-from nixcache_oci.nix.content_address import Claim, is_content_addressed
+from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
+from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 
 _PARALLEL_REQUESTS: Final = 16
 _PARALLEL_BLOBS: Final = 4
-
-
-class Vouched(Signed, Claim, Protocol):
-    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 class Verifier:
@@ -119,7 +116,7 @@ class Verifier:
         """Tell whether what one of these keys signs is good."""
         return any(key in self._keys for key in keys)
 
-    def vouches(self, narinfo: Vouched) -> bool:
+    def vouches(self, narinfo: StoreObject) -> bool:
         """Tell whether somebody who is known vouches for it."""
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 

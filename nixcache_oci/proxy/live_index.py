@@ -15,13 +15,12 @@ from typing import Final
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.listing import Listing, found_or_none, read_listing
 from nixcache_oci.cache.parallel import cancel_all
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, FormatError, NotFoundError
+from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.regression import RegressionWatch
 
@@ -187,7 +186,11 @@ class LiveIndex:
 
     async def _refresh(self, *, thoroughly: bool) -> None:
         await self.watch.open()
-        if thoroughly or self._is_look_due() or await self._index_digest() != self._set.listing.index:
+        if (
+            thoroughly
+            or self._is_look_due()
+            or await found_or_none(self._repository.resolve(INDEX_TAG)) != self._set.listing.index
+        ):
             asked_at = time.monotonic()
             look = await self._look()
             self.watch.compare(self._set.listing.segments, look.listing.segments)
@@ -229,12 +232,6 @@ class LiveIndex:
             or not self._set.listing.is_complete
             or bool(self.state.damaged)
         )
-
-    async def _index_digest(self) -> Digest | None:
-        try:
-            return await self._repository.resolve(INDEX_TAG)
-        except NotFoundError:
-            return None
 
     async def _swap(self, tables: TableSet) -> None:
         catalog = tables.catalog(
