@@ -14,7 +14,7 @@ from nixcache_oci.proxy.regression import Seen
 
 # The registry decides how many problems there are: lists show the first, and the count.
 _MAX_SHOWN: Final = 20
-_MAX_LETTERS: Final = 500
+_MAX_CHARACTERS: Final = 500
 
 
 async def get_status(request: web.Request) -> web.Response:
@@ -76,7 +76,7 @@ def _show_regression(seen: Seen) -> dict[str, object] | None:
 
 
 def _clip(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
+    return text if text is None or len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 
 def _age(now: float, time_of: float | None) -> float | None:

@@ -13,12 +13,12 @@ from typing import Final, TypeGuard
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.base32 import LETTER
+from nixcache_oci.nix.base32 import CHARACTER
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
-_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + LETTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
 # Enough to recognize a slice of a pack; NarUrl validates it.
 _SLICE_LINE: Final = re.compile(
     rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}/[0-9]{1,18}-[0-9]{1,18}\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
