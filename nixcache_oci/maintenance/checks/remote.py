@@ -146,8 +146,8 @@ async def read_index(
         return wrong(INDEX, text, "see what is missing: nixcache-oci verify"), inventory
     if tables.left_out is not None:
         return wrong(INDEX, tables.left_out, "merge segments: nixcache-oci gc"), inventory
-    if kept.trouble is not None:
-        return warning(INDEX, kept.trouble), inventory
+    if kept.problem is not None:
+        return warning(INDEX, kept.problem), inventory
     if not listing.tables:
         return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
     # As `list` counts: each once, however many segments list it.
