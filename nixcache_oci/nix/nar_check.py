@@ -37,7 +37,7 @@ class NarChecker:
         self._inflater = _inflater(narinfo.compression, self._take)
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece."""
+        """Check the next piece."""
         if self._inflater is not None:
             self._try(partial(self._inflater[0], piece))
 

@@ -101,7 +101,7 @@ async def upload(
     progress: Progress,
     when_staged: WhenStaged | None = None,
 ) -> Uploaded:
-    """Send these, references first, through a temporary folder; see ``Upload.run``."""
+    """Send these, references first, through a temporary folder; arguments and errors as of ``Upload.run``."""
     try:
         staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
     except OSError as error:

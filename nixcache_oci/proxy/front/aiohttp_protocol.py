@@ -88,7 +88,11 @@ class AiohttpProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer with the bare status, and close the connection."""
+        """Answer with the bare status, and close the connection.
+
+        Raises:
+            ConnectionError: a response has begun: none may follow.
+        """
         del message
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("unexpected error", exc_info=exc)
