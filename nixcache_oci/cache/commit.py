@@ -13,10 +13,10 @@ from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child
-from nixcache_oci.cache.listing import Listing, Union, read_union
+from nixcache_oci.cache.listing import Listing, Union, found_or_none, read_union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 
@@ -117,7 +117,8 @@ async def write_index(
                 if repaired == index:
                     raise
                 index, digest = repaired, await _push_index(repository, repaired)
-            if await _read_back(repository) != digest:
+            # Registries lag: a first push may not be visible at once.
+            if await found_or_none(repository.resolve(INDEX_TAG)) != digest:
                 _log.info("another writer came between")
                 continue
             _log.info("index written", extra={"fields": {"digest": digest, "segments": len(index.segments)}})
@@ -127,10 +128,3 @@ async def write_index(
 
 async def _push_index(repository: Repository, index: CacheIndex) -> Digest:
     return await repository.push_manifest(INDEX_TAG, index.render(), media_type.IMAGE_INDEX)
-
-
-async def _read_back(repository: Repository) -> Digest | None:
-    try:
-        return await repository.resolve(INDEX_TAG)
-    except NotFoundError:
-        return None  # registries lag: a first push may not be visible at once

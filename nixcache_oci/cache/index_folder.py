@@ -50,14 +50,14 @@ class IndexFolder:
     Attributes:
         path: of this cache's folder.
         rooted: the same, to open files in it.
-        trouble: one sentence: why the index is not kept on disk; None while it is.
+        problem: one sentence: why the index is not kept on disk; None while it is.
     """
 
     def __init__(self, root: Path, repository: str) -> None:
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
         self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
         self.rooted = RootedPath(root) / self.path.name
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self._is_nowhere = root == NOWHERE
         self._tables = self.rooted / "tables"
         self._fallback = Fallback(self.tell)
@@ -74,7 +74,7 @@ class IndexFolder:
 
     def tell(self, error: OSError) -> None:
         """Warn once that the index is not kept on disk."""
-        if self.trouble is not None:
+        if self.problem is not None:
             return
         remedy = "set NIXCACHE_INDEX_DIR to a writable folder"
         if isinstance(error, WrongKindError):
@@ -83,8 +83,8 @@ class IndexFolder:
             reason = f"there is no home folder; {remedy}"
         else:
             reason = f"{self.path}: {error.strerror}; {remedy}"
-        self.trouble = f"the index is not kept on disk: {reason}"
-        _log.warning(self.trouble)
+        self.problem = f"the index is not kept on disk: {reason}"
+        _log.warning(self.problem)
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
         """Open what the last run saved; None if nothing.
@@ -123,8 +123,8 @@ class IndexFolder:
         except OSError as error:
             self.tell(error)
             return False
-        if self.trouble is not None:
-            self.trouble = None
+        if self.problem is not None:
+            self.problem = None
             _log.info("the index is kept on disk again")
         return True
 

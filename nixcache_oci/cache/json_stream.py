@@ -13,7 +13,7 @@ from typing import Final
 
 from nixcache_oci.errors import FormatError
 
-MAX_VALUE_LETTERS: Final = 1024 * 1024
+MAX_VALUE_CHARACTERS: Final = 1024 * 1024
 """Per value: a narinfo has at most 1 MiB. As small lists, it takes 20 MiB."""
 
 _WINDOW_BYTES: Final = 256 * 1024
@@ -67,9 +67,9 @@ class JsonStream:
             try:
                 value, end = self._parser.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
-                if len(self._text) - self._at >= MAX_VALUE_LETTERS:
+                if len(self._text) - self._at >= MAX_VALUE_CHARACTERS:
                     self.skip()
-                    return f"over {MAX_VALUE_LETTERS} letters"
+                    return f"over {MAX_VALUE_CHARACTERS} letters"
                 if isinstance(error, RecursionError) or not self._read_on():
                     raise self._error(str(error)) from None
             else:
@@ -160,7 +160,7 @@ class JsonStream:
         if self._offset >= len(self._content):
             return False
         left = self._text[self._at :]
-        size = max(_WINDOW_BYTES, min(len(left), MAX_VALUE_LETTERS - len(left)))
+        size = max(_WINDOW_BYTES, min(len(left), MAX_VALUE_CHARACTERS - len(left)))
         piece = self._content[self._offset : self._offset + size]
         self._offset += len(piece)
         try:

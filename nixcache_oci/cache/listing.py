@@ -7,16 +7,16 @@ segment's tag. Everything else is an error, and readers keep what they have.
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
-from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
+from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -24,6 +24,8 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Enough to hide round trips, few enough to be polite.
 _PARALLEL_REQUESTS = 8
@@ -148,11 +150,11 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         RegistryError: the repository could not answer.
         FormatError: ``cache-index`` is not the index of a Nix cache.
     """
-    tags = await _list_tags(repository)
-    stored = await _get_index(repository)
+    tags = await found_or_none(repository.list_tags())
+    stored = await found_or_none(repository.get_manifest(INDEX_TAG))
     if tags is None:
         # Either it was created meanwhile, or the registry contradicts itself.
-        tags = await _list_tags(repository) if stored is not None else []
+        tags = await found_or_none(repository.list_tags()) if stored is not None else []
     if tags is None:
         raise RegistryError(
             f"{repository.name}: the registry says that there is no such repository, but has its {INDEX_TAG}",
@@ -251,7 +253,7 @@ class _UnlistedReader:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
             # A tag of another manifest names no segment: an interrupted repair leaves one behind.
-            if not await _is_retagged(self._repository, tag):
+            if await found_or_none(self._repository.resolve(str(tag))) in (None, tag.manifest):
                 self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)
@@ -268,22 +270,9 @@ class _UnlistedReader:
             _log.warning("no segments", extra={"fields": fields})
 
 
-async def _is_retagged(repository: Repository, tag: SegmentTag) -> bool:
+async def found_or_none(answer: Awaitable[T]) -> T | None:
+    """Wait for an answer of the repository; None if it is NotFoundError."""
     try:
-        return await repository.resolve(str(tag)) != tag.manifest
-    except NotFoundError:
-        return False
-
-
-async def _list_tags(repository: Repository) -> list[str] | None:
-    try:
-        return await repository.list_tags()
-    except NotFoundError:
-        return None  # the registry says that there is no such repository
-
-
-async def _get_index(repository: Repository) -> StoredManifest | None:
-    try:
-        return await repository.get_manifest(INDEX_TAG)
+        return await answer
     except NotFoundError:
         return None

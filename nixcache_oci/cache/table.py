@@ -18,7 +18,7 @@ from typing import Final, NewType, TypeAlias
 from nixcache_oci.cache.record import FIELD_VALUE, Field, Record, parse_record, record_fields
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.base32 import LETTER, to_number
+from nixcache_oci.nix.base32 import CHARACTER, to_number
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.wording import counted
 
@@ -34,16 +34,16 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
 _MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path on Linux
-_HASH_LETTERS: Final = 32
-_HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
+_HASH_CHARACTERS: Final = 32
+_HASH_PART = re.compile(f"{CHARACTER}{{{_HASH_CHARACTERS}}}".encode())
 _LISTED = re.compile(
     _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
 )
-_MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_LETTERS + 1
+_MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_CHARACTERS + 1
 # A regular expression blocks all threads; this much takes a few milliseconds.
 _SEARCHED_BYTES: Final = 512 * 1024
-_KEY_LETTERS: Final = 12  # that fit into an unsigned 64-bit key
-KEY_BITS: Final = 5 * _KEY_LETTERS
+_KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
+KEY_BITS: Final = 5 * _KEY_CHARACTERS
 """Bits of a key, as evenly distributed as hash parts."""
 
 Content: TypeAlias = bytes | mmap
@@ -226,7 +226,7 @@ def find_hash_part(
 
 def hash_part_at(content: Content, position: int) -> HashPartBytes:
     """Return the hash part at this offset."""
-    return HashPartBytes(content[position : position + _HASH_LETTERS])
+    return HashPartBytes(content[position : position + _HASH_CHARACTERS])
 
 
 def is_key_at(content: Content, key: int, position: int) -> bool:
@@ -249,7 +249,7 @@ def stanza_around(content: Content, position: int) -> bytes:
 
 def row_key(hash_part: bytes) -> int:
     """Compute the value of ``Scan.keys`` for a hash part."""
-    return to_number(hash_part[:_KEY_LETTERS])
+    return to_number(hash_part[:_KEY_CHARACTERS])
 
 
 def _parse_narinfo(stanza: bytes) -> NarInfo:

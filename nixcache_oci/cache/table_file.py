@@ -54,7 +54,7 @@ BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
 _NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
 # Public keys shown to people: per table, and characters of each.
 _MAX_RECORDED_KEYS: Final = 8
-_MAX_RECORDED_KEY_LETTERS: Final = 512
+_MAX_RECORDED_KEY_CHARACTERS: Final = 512
 # Scanning maps a whole table into memory: one at a time.
 _SCANNING: Final = threading.Lock()
 _PIECE_BYTES: Final = 1024 * 1024
@@ -93,8 +93,9 @@ class TableFile:
         self._positions = view[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
-        keys_named = (key for key in parse_header(text).public_keys if len(key) <= _MAX_RECORDED_KEY_LETTERS)
-        self.recorded_keys = tuple(islice(keys_named, _MAX_RECORDED_KEYS))
+        named = parse_header(text).public_keys
+        short = (key for key in named if len(key) <= _MAX_RECORDED_KEY_CHARACTERS)
+        self.recorded_keys = tuple(islice(short, _MAX_RECORDED_KEYS))
         starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
         self.starts = array("I", starts) if count else _NO_STARTS
         self.size = size

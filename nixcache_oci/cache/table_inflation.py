@@ -3,6 +3,7 @@
 A table's blob may be several concatenated zstd frames.
 """
 
+import io
 from typing import IO, Final, Protocol, cast
 
 import zstandard
@@ -27,7 +28,7 @@ class Target(Protocol):
     """Receives the text of a table, piece by piece."""
 
     def write(self, piece: bytes, /) -> int:
-        """Take the next piece."""
+        """Write the next piece."""
 
 
 class LimitedText:
@@ -92,9 +93,9 @@ def inflate_table(compressed: bytes | bytearray, budget: TableBudget | None = No
         LimitError: over the budget.
     """
     budget = budget or TableBudget()
-    content = _Memory()
+    content = io.BytesIO()
     TableInflater(LimitedText(content, budget), budget).write(compressed)
-    return bytes(content.text)
+    return content.getvalue()
 
 
 async def read_table(repository: Repository, table: Digest, budget: TableBudget | None = None) -> Table:
@@ -111,12 +112,3 @@ async def read_table(repository: Repository, table: Digest, budget: TableBudget 
     budget.check()
     compressed = await read_blob(repository, table, MAX_TABLE_BYTES, head_seconds=TABLE_HEAD_SECONDS)
     return await run_in_thread(lambda: parse_table(inflate_table(compressed, budget)))
-
-
-class _Memory:
-    def __init__(self) -> None:
-        self.text = bytearray()
-
-    def write(self, piece: bytes) -> int:
-        self.text += piece
-        return len(piece)

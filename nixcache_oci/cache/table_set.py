@@ -66,7 +66,7 @@ class TableSet:
         budget = TableBudget()
         tables: dict[Digest, TableFile] = {}
 
-        def has_room(table: Digest, file: TableFile) -> bool:
+        def has_space(table: Digest, file: TableFile) -> bool:
             try:
                 if table not in tables:
                     budget.inflate(file.size)
@@ -77,18 +77,18 @@ class TableSet:
             return True
 
         for table, file in self.tables.items():
-            has_room(table, file)
+            has_space(table, file)
         version1 = self.listing.version1
         if version1 is None and former.listing.version1 is not None:
             kept_document = former.listing.version1
-            version1 = kept_document if has_room(kept_document, former.tables[kept_document]) else None
+            version1 = kept_document if has_space(kept_document, former.tables[kept_document]) else None
         listed = {segment.manifest for segment in self.listing.segments}
         gone = (segment for segment in former.listing.segments if segment.manifest not in listed)
-        room = max(0, MAX_SEGMENTS - len(self.listing.segments))
+        space = max(0, MAX_SEGMENTS - len(self.listing.segments))
         kept = [
             segment
-            for segment in newest_first(gone)[:room]
-            if has_room(segment.table, former.tables[segment.table])
+            for segment in newest_first(gone)[:space]
+            if has_space(segment.table, former.tables[segment.table])
         ]
         segments = tuple(one for one in self.listing.segments if one.table in tables)
         listing = replace(self.listing, segments=(*segments, *kept), version1=version1)

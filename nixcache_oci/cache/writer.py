@@ -1,7 +1,7 @@
 """Writing segments: a table, and a manifest of it and its blobs, under a tag of its own.
 
-Blobs come before the manifest that names them, references before referrers, and records last: whoever reads
-the records finds everything that they name. Source: design section 2, "Segment", and section 4.
+Blobs come before the manifest that names them, references before referrers, and records last: whatever a
+record names exists already. Source: design section 2, "Segment", and section 4.
 """
 
 import asyncio

@@ -24,7 +24,8 @@ from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, Vouched, is_signed_by, is_unsigned
+from nixcache_oci.nix.signature import PublicKey, is_signed_by, is_unsigned
+from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
@@ -123,7 +124,7 @@ class Verifier:
         """Tell whether what one of these keys signs is good."""
         return any(key in self._keys for key in keys)
 
-    def vouches(self, narinfo: Vouched) -> bool:
+    def vouches(self, narinfo: StoreObject) -> bool:
         """Tell whether somebody who is known vouches for it."""
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 

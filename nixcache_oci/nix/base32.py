@@ -15,14 +15,14 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.wording import counted
 
 ALPHABET: Final = "0123456789abcdfghijklmnpqrsvwxyz"
-LETTER: Final = "[0-9a-df-np-sv-z]"
+CHARACTER: Final = "[0-9a-df-np-sv-z]"
 """One character of the alphabet, as a regular expression."""
 
 _STANDARD = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _TO_NIX = bytes.maketrans(_STANDARD, ALPHABET.encode())
 # int() reads base 32 in another alphabet, in the same order.
 _TO_DIGITS = bytes.maketrans(ALPHABET.encode(), b"0123456789abcdefghijklmnopqrstuv")
-_TEXT = re.compile(f"{LETTER}*")
+_TEXT = re.compile(f"{CHARACTER}*")
 _GROUP_BYTES = 5
 
 

@@ -1,24 +1,12 @@
 """The order of a closure: references first."""
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import StorePath
 
-
-class HasReferences(Protocol):
-    """A store object: of a narinfo, or of a store."""
-
-    @property
-    def store_path(self) -> StorePath:
-        """The object."""
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """Base names, possibly its own among them."""
-
-
-T = TypeVar("T", bound=HasReferences)
+T = TypeVar("T", bound=StoreObject)
 
 
 def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -> list[T]:

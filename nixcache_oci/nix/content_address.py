@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, Self
+from typing import Self
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import StorePath, make_store_path
 
 
@@ -90,27 +91,7 @@ class ContentAddress:
         return self._is_source or self.method is Method.TEXT
 
 
-class Claim(Protocol):
-    """The parts of a narinfo that a content address covers."""
-
-    @property
-    def store_path(self) -> StorePath:
-        """The path that the address has to give."""
-
-    @property
-    def nar_hash(self) -> NixHash:
-        """The sha256 of the NAR."""
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """Base names, possibly its own among them."""
-
-    @property
-    def ca(self) -> str | None:
-        """The content address as written."""
-
-
-def proves_its_path(narinfo: Claim) -> bool:
+def proves_its_path(narinfo: StoreObject) -> bool:
     """Tell whether Nix takes it without a signature: its CA field leads to its store path."""
     own = narinfo.store_path
     if narinfo.ca is None:
@@ -124,7 +105,7 @@ def proves_its_path(narinfo: Claim) -> bool:
         return False
 
 
-def is_content_addressed(narinfo: Claim) -> bool:
+def is_content_addressed(narinfo: StoreObject) -> bool:
     """Check whether the CA field proves both the store path and the NAR, so that no signature is needed.
 
     It does if the address is the hash of the whole NAR, equal to NarHash. Other addresses hash a file's

@@ -34,11 +34,11 @@ class NarChecker:
         self._narinfo = narinfo
         self._hasher = hashlib.sha256()
         self._size = 0
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._inflater = _inflater(narinfo.compression, self._take)
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece."""
+        """Check the next piece."""
         if self._inflater is not None:
             self._try(partial(self._inflater[0], piece))
 
@@ -46,22 +46,22 @@ class NarChecker:
         """Return what is wrong; None if nothing is, or if the compression cannot be unpacked here."""
         if self._inflater is not None:
             self._try(self._inflater[1])
-        if self._trouble is not None or self._inflater is None:
-            return self._trouble
+        if self._problem is not None or self._inflater is None:
+            return self._problem
         nar_hash = NixHash(self._hasher.digest())
         if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
             return f"its NAR does not match NarHash ({counted(self._size, 'byte')}, {nar_hash})"
         return None
 
     def _try(self, step: Callable[[], object]) -> None:
-        if self._trouble is not None:
+        if self._problem is not None:
             return
         try:
             step()
         except FormatError as error:
-            self._trouble = str(error)
+            self._problem = str(error)
         except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
-            self._trouble = f"it cannot be decompressed: {error}"
+            self._problem = f"it cannot be decompressed: {error}"
 
     def _take(self, nar: bytes) -> None:
         self._size += len(nar)

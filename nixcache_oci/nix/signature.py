@@ -8,15 +8,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.content_address import Claim, proves_its_path
-from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.nix.content_address import proves_its_path
+from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64
@@ -35,38 +34,6 @@ _MAX_NEW_KEY_NAME = 200  # characters; with a suffix it is a file name
 _AROUND: Final = "\ufeff\u200b \t\r\n\v\f\u00a0"
 _ASSIGNMENT = re.compile(r"(?:export\s+)?[A-Z0-9_]*KEY[A-Z0-9_]*\s*=\s*")
 _QUOTES: Final = "\"'`"
-
-
-class Signable(Protocol):
-    """The parts of a narinfo that a signature covers. The URL is not among them."""
-
-    @property
-    def store_path(self) -> StorePath:
-        """The signed object."""
-
-    @property
-    def nar_hash(self) -> NixHash:
-        """The sha256 of its NAR."""
-
-    @property
-    def nar_size(self) -> int:
-        """Bytes in its NAR."""
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        """Base names, possibly its own among them."""
-
-
-class Signed(Signable, Protocol):
-    """Something signable, with its signatures."""
-
-    @property
-    def sigs(self) -> tuple["Signature", ...]:
-        """Its signatures."""
-
-
-class Vouched(Signed, Claim, Protocol):
-    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +192,7 @@ def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
     return tuple(keys.values())
 
 
-def fingerprint(narinfo: Signable) -> str:
+def fingerprint(narinfo: StoreObject) -> str:
     """Return the text that a signature of this narinfo covers."""
     path = narinfo.store_path
     references = ",".join(f"{path.store_dir}/{reference}" for reference in sorted(set(narinfo.references)))
@@ -243,13 +210,13 @@ def read_signatures(texts: Iterable[str]) -> tuple[Signature, ...]:
     return tuple(signatures)
 
 
-def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
+def is_signed_by(narinfo: StoreObject, keys: Iterable[PublicKey]) -> bool:
     """Check whether at least one of these keys signed the narinfo."""
     covered = fingerprint(narinfo)
     return any(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
-def is_unsigned(narinfo: Vouched) -> bool:
+def is_unsigned(narinfo: StoreObject) -> bool:
     """Tell whether nothing vouches for it: no signature, whosoever's, and no content address."""
     return not narinfo.sigs and not proves_its_path(narinfo)
 

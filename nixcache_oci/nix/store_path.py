@@ -13,13 +13,13 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix import base32
 
 _HASH_BYTES = 20
-_HASH_LETTERS = 32
-_HASH_PART = re.compile(f"{base32.LETTER}{{{_HASH_LETTERS}}}")
+_HASH_CHARACTERS = 32
+_HASH_PART = re.compile(f"{base32.CHARACTER}{{{_HASH_CHARACTERS}}}")
 # Newer Nix refuses a name whose first part, up to a dash, is "." or "..". Other leading dots are valid.
 _NAME_PATTERN = r"(?!\.{1,2}(?:-|$))[0-9A-Za-z+\-._?=]{1,211}"
 _NAME = re.compile(_NAME_PATTERN)
 _BASE_NAME = re.compile(f"{_HASH_PART.pattern}-{_NAME_PATTERN}")
-_MAX_STORE_DIR_LETTERS = 4096  # PATH_MAX of Linux
+_MAX_STORE_DIR_CHARACTERS = 4096  # PATH_MAX of Linux
 _STORE_DIR = re.compile(r"(?:/[^/\x00-\x1f\x7f]+)+")
 
 
@@ -31,7 +31,7 @@ class HashPart(str):
     def __new__(cls, text: str) -> Self:
         """Check the characters; see ``parse``."""
         if not _HASH_PART.fullmatch(text):
-            raise FormatError(f"hash part: expected {_HASH_LETTERS} nix32 letters, got {text[:80]!r}")
+            raise FormatError(f"hash part: expected {_HASH_CHARACTERS} nix32 letters, got {text[:80]!r}")
         return super().__new__(cls, text)
 
     @classmethod
@@ -50,7 +50,7 @@ class HashPart(str):
         Raises:
             FormatError: it does not start with one.
         """
-        return cls(base_name[:_HASH_LETTERS])
+        return cls(base_name[:_HASH_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,9 +103,9 @@ class StorePath:
         Raises:
             FormatError: not ``<hash part>-<name>``, or not a store dir.
         """
-        if base_name[_HASH_LETTERS : _HASH_LETTERS + 1] != "-":
+        if base_name[_HASH_CHARACTERS : _HASH_CHARACTERS + 1] != "-":
             raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
-        return cls(store_dir, HashPart.of(base_name), base_name[_HASH_LETTERS + 1 :])
+        return cls(store_dir, HashPart.of(base_name), base_name[_HASH_CHARACTERS + 1 :])
 
 
 def check_base_name(base_name: str) -> None:
@@ -125,7 +125,7 @@ def check_store_dir(store_dir: str) -> None:
     Raises:
         FormatError: not absolute, too long, a trailing slash, or a part that is empty, ``.`` or ``..``.
     """
-    is_short = len(store_dir) < _MAX_STORE_DIR_LETTERS
+    is_short = len(store_dir) < _MAX_STORE_DIR_CHARACTERS
     if (
         not is_short
         or not _STORE_DIR.fullmatch(store_dir)

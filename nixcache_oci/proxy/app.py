@@ -1,4 +1,4 @@
-"""The HTTP surface: routes, who may ask, and the one place where errors become statuses."""
+"""The application: routes, guards, and the one place where errors become statuses."""
 
 import asyncio
 import logging
@@ -51,7 +51,7 @@ _SITE: Final = "Sec-Fetch-Site"
 def build_app(
     config: ProxyConfig, repository: Repository, index: LiveIndex, upstreams: Upstreams, counters: Counters
 ) -> web.Application:
-    """Put the application together; it owns what it makes here, and nothing that it is given."""
+    """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
     packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
     nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
@@ -111,22 +111,22 @@ async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
         for bound in bounds:
             try:
                 bound.sweep(clock())
-            except Exception:  # noqa: BLE001  # the next look must come
+            except Exception:  # noqa: BLE001  # the next sweep must come
                 _log.exception("unexpected error")
 
 
 async def _get_metrics(request: web.Request) -> web.Response:
-    # Its library takes a twentieth of the time that a start takes, and few ask for metrics.
-    from nixcache_oci.proxy.endpoints.metrics import get_metrics  # noqa: PLC0415 -- as said above
+    # Importing its library takes a twentieth of the start, and few ask for metrics.
+    from nixcache_oci.proxy.endpoints.metrics import get_metrics  # noqa: PLC0415 -- see above
 
     return await get_metrics(request)
 
 
 @web.middleware
 async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Map every error to a status with a bare body, for messages leak paths.
+    """Map every error to a status with a bare body, because messages leak paths.
 
-    Nix survives only 200 and 404: whatever cannot be served is not there.
+    Nix survives only 200 and 404: what cannot be served is 404.
     """
     try:
         return await handler(request)
@@ -140,12 +140,12 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except Error as error:
         request.app[app_keys.COUNTERS].nars_refused += 1
         fields = {"path": request.path, "error": str(error)}
-        # What a client makes up must not hide what the registry says.
+        # Logged by kind: invented requests must not hide the registry's errors.
         _log.info("not served", extra={"fields": fields, "kind": type(error).__name__})
     except ConnectionError:
-        # The client went away, most likely; where it did not, the library would make a 500 of it.
+        # Most likely the client went away; if not, the library would answer 500.
         _log.debug("client went away", extra={"fields": {"path": request.path}})
-    except Exception:  # noqa: BLE001  # the last door: logged whole, and Nix must not see a 500
+    except Exception:  # noqa: BLE001  # logged whole: Nix must not see a 500
         _log.exception("unexpected error", extra={"fields": {"path": request.path}})
     return _bare(HTTPStatus.NOT_FOUND)
 
@@ -173,7 +173,7 @@ def _guard(host_guard: HostGuard) -> Middleware:
             _refuse(request, "its Host is not one of ours; add names to answer to in NIXCACHE_HOSTS")
         headers = request.headers
         sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
-        # Not request.host, which looks the machine's own name up where there is none.
+        # Not request.host, which resolves the machine's own name if there is none.
         host, allow = headers.get(hdrs.HOST, ""), headers.get(ALLOW_HEADER)
         if (sites or origins) and is_from_elsewhere(sites, origins, host, allow):
             _refuse(request, "a browser sent it for a page of another site")

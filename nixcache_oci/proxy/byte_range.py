@@ -1,7 +1,8 @@
-"""Range requests: which bytes a client wants.
+"""Range requests.
 
-Source: RFC 9110, section 14. One range is served; a list of ranges, another unit and a malformed header are
-ignored, as the RFC allows, and the whole is sent.
+Source: RFC 9110, section 14. A single range is served; lists, other units and malformed headers are ignored,
+    as
+the RFC allows, and the whole is sent.
 """
 
 import re
@@ -15,7 +16,7 @@ _ONE_RANGE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes from ``start`` to before ``end`` of something that has ``size`` bytes."""
+    """Bytes from ``start`` to before ``end``, of ``size`` bytes."""
 
     start: int
     end: int
@@ -23,22 +24,22 @@ class ByteRange:
 
     @classmethod
     def whole(cls, size: int) -> Self:
-        """All of it."""
+        """The whole."""
         return cls(0, size, size)
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of it."""
+        """Whether it is the whole."""
         return self.start == 0 and self.end == self.size
 
     @property
     def content_range(self) -> str:
-        """The header of a 206 answer."""
+        """The header of a 206 response."""
         return f"bytes {self.start}-{self.end - 1}/{self.size}"
 
 
 class UnsatisfiableRangeError(Exception):
-    """The range lies behind the end of something that has ``size`` bytes: 416."""
+    """The range starts after the end of ``size`` bytes: 416."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -46,14 +47,7 @@ class UnsatisfiableRangeError(Exception):
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """Decide what to send.
-
-    Args:
-        header: the value of Range, or None.
-        size: of the whole, in bytes.
-
-    Returns:
-        The range, or None to send the whole.
+    """Parse a Range header for content of ``size`` bytes; None to send the whole.
 
     Raises:
         UnsatisfiableRangeError: there is no such byte.

@@ -1,4 +1,4 @@
-"""What the proxy counts: plain numbers, shown by ``/_status`` and ``/metrics`` alike."""
+"""Counters of the proxy, shown by ``/_status`` and ``/metrics``."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ class Counters:
     Attributes:
         hits: narinfos answered from this cache.
         upstream_hits: narinfos answered by an upstream.
-        misses: narinfos that nobody has.
-        unknown: narinfos that somebody may have who could not be asked; Nix is told that nobody has.
+        misses: narinfos that neither this cache nor an upstream has.
+        unknown: narinfos that an unavailable upstream may have; answered 404.
         nar_bytes: bytes of NARs sent, from this cache's blobs and packs.
         upstream_nar_bytes: bytes of NARs sent, streamed from upstreams.
         nars: NAR requests answered with their first byte.
         nars_refused: NAR requests answered 404.
-        nars_cut: transfers cut because the rest could not be had, or was wrong.
+        nars_cut: transfers cut because the rest was unavailable or wrong.
         packs_fetched: packs downloaded.
-        packs_fetched_ahead: packs downloaded before anybody asked.
-        refreshes: times that the index was looked at.
-        refresh_failures: times that this failed.
-        index_regressions: times that the registry showed an older state of the cache than before.
+        packs_fetched_ahead: packs prefetched.
+        refreshes: refreshes of the index.
+        refresh_failures: those that failed.
+        index_regressions: how often the registry showed an older state of the cache than before.
     """
 
     hits: int = 0

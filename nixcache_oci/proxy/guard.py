@@ -1,7 +1,7 @@
-"""Who may ask: a daemon that a browser can reach is an attack surface.
+"""Which requests are allowed: a daemon that a browser can reach is an attack surface.
 
-A page may rebind its own host name to this machine's address, or send a request across origins. Source:
-design section 3, promise 10.
+A page may rebind its host name to this machine's address, or send cross-origin requests. Source: design
+section 3, promise 10.
 """
 
 import ipaddress
@@ -14,31 +14,23 @@ from typing import Final
 ALLOW_HEADER: Final = "X-Nixcache-Oci"
 
 _HOSTS_REMEMBERED: Final = 64
-# W3C, "Fetch Metadata Request Headers": a page of ours, or somebody who typed the address.
+# W3C, "Fetch Metadata Request Headers": a page of ours, or a typed URL.
 _OUR_SITES: Final = frozenset({"same-origin", "none"})
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@?#]+)(?::[0-9]{0,5})?")
 
 
 def own_names(host_name: str) -> frozenset[str]:
-    """Tell the names that this machine goes by in its network.
-
-    Args:
-        host_name: as the machine calls itself, with a domain or without; it may be empty.
-    """
+    """Return this machine's names in its network, given its host name, qualified or not, or empty."""
     full = host_name.lower().rstrip(".")
     short = full.partition(".")[0]
     return frozenset({full, short, f"{short}.local"}) if short else frozenset()
 
 
 def is_allowed_host(header: str, names: AbstractSet[str]) -> bool:
-    """Decide whether a Host header is one that no stranger can choose.
+    """Check that no attacker can choose this Host header: localhost, an address, or one of ``names``.
 
-    A request without one comes from a client of HTTP/1.0, which no browser is.
-
-    Args:
-        header: its value.
-        names: further names to answer to, in lower case.
+    Requests without one come from HTTP/1.0 clients, and no browser is one.
     """
     match = _HOST.fullmatch(header)
     if match is None:
@@ -54,32 +46,28 @@ def is_allowed_host(header: str, names: AbstractSet[str]) -> bool:
 
 
 class HostGuard:
-    """Decides on Host headers as ``is_allowed_host`` does, and remembers.
-
-    Args:
-        names: further names to answer to, in lower case.
-    """
+    """Caches ``is_allowed_host`` for further names, in lower case."""
 
     def __init__(self, names: AbstractSet[str]) -> None:
-        # A client sends the same one with each request, and reading it takes a tenth of the time of a hit.
+        # A client sends the same header every time, and parsing it takes a tenth of a hit.
         self._decide = lru_cache(maxsize=_HOSTS_REMEMBERED)(lambda header: is_allowed_host(header, names))
 
     def allows(self, header: str) -> bool:
-        """Decide whether a Host header is one that no stranger can choose."""
+        """Check a Host header."""
         return self._decide(header)
 
 
 def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, allow: str | None) -> bool:
-    """Decide whether a browser sends a request for a page that is not ours.
+    """Check whether a browser sends a request for a page that is not ours.
 
-    Browsers put Sec-Fetch-Site into every request, and no page can change it; there is no page of ours that
-    leads here, so a link on another one does not, either.
+    Browsers add Sec-Fetch-Site to every request, and no page can change it; links from other pages count,
+    too, because no page of ours has links.
 
     Args:
-        sites: values of Sec-Fetch-Site; none of other clients and of browsers before 2023.
+        sites: values of Sec-Fetch-Site; none from other clients, and from browsers before 2023.
         origins: values of Origin.
         host: value of Host.
-        allow: value of ``X-Nixcache-Oci``, as below; with it, Origin says nothing.
+        allow: value of ``X-Nixcache-Oci``, as below; with it, Origin does not count.
     """
     if any(site.strip().lower() not in _OUR_SITES for site in sites):
         return True
@@ -88,11 +76,11 @@ def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, a
 
 
 def may_change_state(origin: str | None, allow: str | None) -> bool:
-    """Decide whether a request may change something here.
+    """Check whether a request may change state.
 
     Args:
-        origin: value of Origin: browsers send it, across origins and with every POST.
-        allow: value of ``X-Nixcache-Oci``: a page of another origin cannot send it, because browsers ask for
-            leave first, and no such leave is given.
+        origin: value of Origin: browsers send it across origins, and with every POST.
+        allow: value of ``X-Nixcache-Oci``: a page of another origin cannot send it, because the preflight
+            request of the browser is refused.
     """
     return origin is None or allow is not None

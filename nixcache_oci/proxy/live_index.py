@@ -1,6 +1,6 @@
-"""The live index: the catalog that requests look into, refreshed behind them.
+"""The live index: the catalog, refreshed in the background.
 
-Source: design section 2, "Index", for what a reader reads and when; section 3, promises 1, 2 and 5.
+Source: design section 2, "Index"; section 3, promises 1, 2 and 5.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from typing import Final
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, read_listing
+from nixcache_oci.cache.listing import Listing, found_or_none, read_listing
+from nixcache_oci.cache.parallel import cancel_all
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, FormatError, NotFoundError
+from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.regression import RegressionWatch
 
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 FIRST_INDEX_SECONDS: Final = 5.0
 _TAGS_SECONDS: Final = 3600.0
 _FIRST_RETRY_SECONDS: Final = 2.0
-# What was published last is what is asked for next, and to validate a narinfo takes longer than to find it.
-# So many are validated before anybody asks, for so long at a time that no request waits for it.
+# What was published last is requested next, and validating a narinfo takes longer than finding it. So some
+# are validated ahead, in slices of time short enough not to delay requests.
 _PREVALIDATED: Final = 5_000
 _PREVALIDATE_SECONDS: Final = 0.0005
 _PREVALIDATE_PAUSE_SECONDS: Final = 0.005
@@ -38,18 +38,17 @@ _PREVALIDATE_PAUSE_SECONDS: Final = 0.005
 
 @dataclass(slots=True)
 class IndexState:
-    """What an operator wants to know; times are seconds of ``time.time()``.
+    """The state, for operators; times are seconds of ``time.time()``.
 
     Attributes:
-        loaded_from_disk: whether the last good index of an earlier run was there.
+        loaded_from_disk: whether the index of an earlier run was loaded.
         changed_at: when the catalog was last swapped, or None.
-        checked_at: when the repository last confirmed that it is current, or None.
-        error: one line: why the last refresh failed; None where it did not.
-        damaged: tables that the cache lists and that cannot be had, by the tag of their segment, with the
-            reason.
-        left_out: one line: what is not read, for the cache is over a limit; None where all is.
+        checked_at: when the repository last confirmed it, or None.
+        error: one line: why the last refresh failed; None if it succeeded.
+        damaged: why tables are unreadable, by the tag of their segment.
+        left_out: one line: what is over a limit and not read; None if nothing.
         public_key: the first recorded key that was seen.
-        other_keys: recorded keys that are not that one; never followed silently.
+        other_keys: other recorded keys; never followed silently.
     """
 
     loaded_from_disk: bool = False
@@ -63,21 +62,12 @@ class IndexState:
 
 
 class LiveIndex:
-    """Holds the catalog.
-
-    Args:
-        repository: where the cache lies.
-        folder: where its last good index lies.
-        public_keys: what narinfos must be signed with; empty for any.
-        ttl_seconds: between two looks at the repository.
-        counters: of the proxy.
-        store_dir: where store paths have to lie; None for anywhere.
-        client_keys: see ``Catalog``.
+    """Holds the catalog, and refreshes it every ``ttl_seconds``; for keys and store dir, see ``Catalog``.
 
     Attributes:
-        catalog: None while there is no index at all.
+        catalog: None while there is no index.
         state: for ``/_status``.
-        watch: notices a registry that shows an older state than it did.
+        watch: detects a registry that shows an older state than before.
     """
 
     def __init__(
@@ -112,7 +102,7 @@ class LiveIndex:
 
     @property
     def segments(self) -> int:
-        """How many segments are served, a version 1 document among them."""
+        """Number of segments served, a version 1 document included."""
         return len(self._set.listing.tables)
 
     @property
@@ -122,17 +112,17 @@ class LiveIndex:
 
     @property
     def entries(self) -> int:
-        """How many narinfos are listed; 0 while there is no index."""
+        """Number of narinfos; 0 while there is no index."""
         return self.catalog.entries if self.catalog is not None else 0
 
     async def start(self) -> None:
-        """Take the last good index from disk, without any network, and begin to refresh."""
+        """Load the last good index from disk, without network, and start refreshing."""
         self._deadline = asyncio.get_running_loop().time() + FIRST_INDEX_SECONDS
         saved = await asyncio.to_thread(self._folder.load)
         if saved is not None:
             listing, tables = saved
             self._set = TableSet.of(listing, tables)
-            # Where somebody removed tables, a miss means nothing: the repository may have its say first.
+            # If tables are missing, a miss means nothing: ask the repository first.
             if self._set.listing == listing:
                 self._saved = listing
                 await self._swap(self._set)
@@ -140,18 +130,11 @@ class LiveIndex:
         self._task = asyncio.create_task(self._run(), name="index refresh")
 
     async def close(self) -> None:
-        """Stop to refresh."""
-        for task in (self._task, self._prevalidating):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        """Cancel the background refresh."""
+        await cancel_all(task for task in (self._task, self._prevalidating) if task is not None)
 
     async def current(self) -> Catalog | None:
-        """Give the catalog; while there is none at all, wait for the first attempt, up to a deadline.
-
-        The deadline counts from the start, once: no request waits longer than the first one.
-        """
+        """Return the catalog; if none, wait for the first attempt, until 5 s after the start."""
         if self.catalog is None and not self._attempted.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._deadline):
@@ -159,13 +142,13 @@ class LiveIndex:
         return self.catalog
 
     async def refresh(self, *, thoroughly: bool) -> None:
-        """Look at the repository now.
+        """Read the repository now.
 
         Args:
-            thoroughly: list tags even where ``cache-index`` did not change.
+            thoroughly: list tags even if ``cache-index`` did not change.
 
         Raises:
-            Error: it could not be read; the catalog stays as it was.
+            Error: it could not be read; the catalog is unchanged.
         """
         async with self._refreshing:
             self._counters.refreshes += 1
@@ -190,7 +173,7 @@ class LiveIndex:
             try:
                 await self.refresh(thoroughly=self.catalog is None)
                 failures = 0
-            except Exception as error:  # noqa: BLE001  # whatever it is, the next refresh must come
+            except Exception as error:  # noqa: BLE001  # the next refresh must come
                 failures += 1
                 pause = min(pause, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10))
                 fields = {"error": str(error), "retry_seconds": round(pause), "kept": self.entries}
@@ -198,22 +181,26 @@ class LiveIndex:
                 _log.warning(
                     "index not refreshed", extra={"fields": fields}, exc_info=None if is_expected else error
                 )
-            # Jitter, so that a fleet that was started together does not ask together.
+            # Jitter, so that proxies that started together do not refresh together.
             await asyncio.sleep(pause * random.uniform(0.9, 1))  # noqa: S311  # jitter
 
     async def _refresh(self, *, thoroughly: bool) -> None:
         await self.watch.open()
-        if thoroughly or self._is_look_due() or await self._index_digest() != self._set.listing.index:
+        if (
+            thoroughly
+            or self._is_look_due()
+            or await found_or_none(self._repository.resolve(INDEX_TAG)) != self._set.listing.index
+        ):
             asked_at = time.monotonic()
             look = await self._look()
             self.watch.compare(self._set.listing.segments, look.listing.segments)
-            self._tell_trouble(look)
+            self._report_problems(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
             self._tags_listed_at = asked_at
         else:
             self.watch.confirm()
-        # Also after a look that found nothing new: the disk may have been full before.
+        # Also without changes: the disk may have been full before.
         listing = self._set.listing
         if listing != self._saved and await asyncio.to_thread(self._folder.save, listing):
             self._saved = listing
@@ -222,8 +209,8 @@ class LiveIndex:
         except OSError as error:
             self._folder.tell(error)
 
-    def _tell_trouble(self, look: TableSet) -> None:
-        """Say once what cannot be had or is over a limit, however much it is, and while it stays so."""
+    def _report_problems(self, look: TableSet) -> None:
+        """Warn once of damaged tables, and of what is over a limit, while that lasts."""
         damaged, before = dict(look.damaged), self.state.damaged
         if damaged and not damaged.keys() <= before.keys():
             tag, reason = next(iter(damaged.items()))
@@ -236,7 +223,7 @@ class LiveIndex:
     async def _look(self) -> TableSet:
         listing = await read_listing(self._repository, self._set.listing.segments)
         look = await read_tables(self._repository, self._folder, listing, self._set.tables)
-        # What cannot be had may have replaced what is here, as a merge does: nothing is given up for it.
+        # A damaged table may have replaced one that is loaded, as in a merge: keep that.
         return look.beside(self._set) if look.damaged else look
 
     def _is_look_due(self) -> bool:
@@ -245,12 +232,6 @@ class LiveIndex:
             or not self._set.listing.is_complete
             or bool(self.state.damaged)
         )
-
-    async def _index_digest(self) -> Digest | None:
-        try:
-            return await self._repository.resolve(INDEX_TAG)
-        except NotFoundError:
-            return None
 
     async def _swap(self, tables: TableSet) -> None:
         catalog = tables.catalog(
@@ -285,7 +266,7 @@ class LiveIndex:
         try:
             return await asyncio.to_thread(self._folder.pin_key, recorded)
         except (OSError, UnicodeDecodeError, FormatError) as error:
-            # A key that could not be compared is not followed.
+            # Without the pinned key, recorded ones are not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key
 

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
@@ -22,7 +23,7 @@ from nixcache_oci.proxy.signature_union import SignatureUnion
 _log = logging.getLogger(__name__)
 
 MOST_LOOK_UPS: Final = 2048
-"""Look-ups at upstreams that are under way or wait for their turn; beyond, a path is unknown at once."""
+"""Upstream look-ups running or waiting; beyond, a path is unknown at once."""
 
 
 class Verdict(Enum):
@@ -36,35 +37,31 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LookUpResult:
-    """A verdict, with the narinfo where there is one."""
+    """A verdict, with the narinfo if there is one."""
 
     verdict: Verdict
     narinfo: bytes | None = None
 
 
 class Finder(Protocol):
-    """Knows more narinfos."""
+    """Finds narinfos elsewhere."""
 
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
-        """Give one; None where there is none, UpstreamError where nobody can tell."""
+        """Return one, or None; raises UpstreamError if that is unknown."""
 
 
 class LoopFinder(Finder, Protocol):
-    """Notices besides where a request came through here before."""
+    """A finder that detects loops."""
 
     def is_loop(self, via: Chain) -> bool:
-        """Tell whether a request that came through these proxies may not go on from here."""
+        """Check whether a request through these proxies has been here before."""
 
 
 class UpstreamFinder:
-    """Asks upstreams: for each hash part once at a time, and for so many at once.
+    """Asks upstreams: once at a time per hash part, and at most ``most`` at once.
 
-    A request that came through other proxies does not share a look-up with one that did not: those proxies
-    may wait for the one, and the other would wait for them.
-
-    Args:
-        upstreams: to ask.
-        most: how many look-ups go on at once; others wait.
+    A request through other proxies does not share a look-up with a direct one: the direct one may wait for
+    those proxies, which would wait for it.
     """
 
     def __init__(self, upstreams: LoopFinder, most: int) -> None:
@@ -73,10 +70,10 @@ class UpstreamFinder:
         self._asking: dict[tuple[HashPart, Chain], asyncio.Task[NarInfo | None]] = {}
 
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
-        """Ask; who asks for the same one meanwhile shares the look-up. A loop ends at once.
+        """Look up; concurrent requests share the look-up. A loop ends at once.
 
         Raises:
-            UpstreamError: nobody has it, but somebody could not say, or too many look-ups are under way.
+            UpstreamError: an upstream could not answer and no other has it, or too many look-ups are running.
         """
         if self._upstreams.is_loop(via):
             return None
@@ -90,28 +87,21 @@ class UpstreamFinder:
                 raise UpstreamError(f"{MOST_LOOK_UPS} look-ups are under way")
             asking = asyncio.create_task(self._ask(hash_part, via), name=f"narinfo {hash_part}")
             self._asking[key] = asking
-            asking.add_done_callback(lambda task: self._forget(key, task))
+            asking.add_done_callback(retrieve)
+            asking.add_done_callback(lambda _: self._asking.pop(key))
         return await asyncio.shield(asking)
 
     async def close(self) -> None:
-        """End what is under way."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel running look-ups."""
+        await cancel_all(self._asking.values())
 
     async def _ask(self, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async with self._turns:
             return await self._upstreams.find(hash_part, via)
 
-    def _forget(self, key: tuple[HashPart, Chain], task: asyncio.Task[NarInfo | None]) -> None:
-        del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # whoever waited for it may be gone
-
 
 def find_hit(hash_part: HashPartBytes, catalog: Catalog | None, union: SignatureUnion) -> bytes | None:
-    """Look into this cache, and what is remembered of upstreams; all else is not decided here."""
+    """Look up in this cache and in the signatures known of upstreams; None if that does not suffice."""
     found = catalog.find_hash_part(hash_part) if catalog is not None else None
     if found is None or found[1]:
         return found and found[0]
@@ -126,9 +116,9 @@ async def look_up(
     union: SignatureUnion,
     via: Chain = (),
 ) -> LookUpResult:
-    """Look into this cache, then ask the upstreams; each outcome is counted apart.
+    """Look up in this cache, then at the upstreams, and count the verdict.
 
-    A request of another proxy gets what this cache itself has: that proxy asks whom it likes.
+    A hit for another proxy is not united with upstream signatures: that proxy asks its own upstreams.
     """
     catalog = index.catalog or await index.current()
     wanted = HashPartBytes(hash_part.encode())

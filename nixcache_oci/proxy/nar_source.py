@@ -1,6 +1,6 @@
-"""Where the bytes of a NAR come from: a blob that streams and is verified, or a slice of a pack.
+"""The source of NARs: blobs, streamed and verified, and slices of packs.
 
-Memory use is one chunk per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
+Uses one chunk of memory per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.clients.resume import open_resuming
@@ -20,11 +21,11 @@ from nixcache_oci.proxy.verified import verified
 from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
-"""Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
+"""Concurrent requests for blobs that may not exist."""
 
 _MAX_SIZES: Final = 4096
-# What the repository said twice that it has not is not asked for again so soon, unless the index has changed.
-# Once may be a registry's mistake.
+# A blob that was 404 twice is not requested again for a while, unless the index has changed. Once may be a
+# registry's mistake.
 _MISSING_SECONDS: Final = 30.0
 
 
@@ -32,10 +33,10 @@ class NarSource:
     """Opens NARs.
 
     Args:
-        repository: where the blobs lie.
-        packs: gives packs.
-        quarantine: takes the blobs that turn out wrong; what is in it is not found.
-        generation: gives another object once what is not found may be there.
+        repository: has the blobs.
+        packs: for slices.
+        quarantine: of corrupt blobs, which are not found.
+        generation: returns another object once missing blobs may exist.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class NarSource:
         self._asking: dict[Digest, asyncio.Task[int]] = {}
 
     async def slice_of_pack(self, url: NarUrl) -> bytes:
-        """Give a NAR that lies in a pack; it was checked: by itself, or in the whole pack, or in its blocks.
+        """Return a verified NAR from a pack.
 
         Raises:
             NotFoundError: the pack is in quarantine.
-            FormatError: the slice does not lie inside the pack.
+            FormatError: the slice is outside the pack.
             Error: the pack could not be fetched.
         """
         self._check(url.blob)
@@ -69,14 +70,11 @@ class NarSource:
             return await self._packs.cut_out(url.blob, *_extent(url))
 
     def cached_slice(self, url: NarUrl) -> memoryview | None:
-        """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
-
-        Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
-        """
+        """Return the slice if it is in memory; see ``PackCache.cached``."""
         return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
 
     async def size(self, blob: Digest) -> int:
-        """Tell a blob's size; whoever asks for the same one meanwhile shares the request.
+        """Return a blob's size; concurrent calls share the request.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
@@ -90,17 +88,18 @@ class NarSource:
         if asking is None:
             asking = asyncio.create_task(self._ask_size(blob), name=f"size {blob.hex[:12]}")
             self._asking[blob] = asking
-            asking.add_done_callback(lambda task: self._keep_size(blob, task))
+            asking.add_done_callback(retrieve)
+            asking.add_done_callback(lambda _: self._asking.pop(blob))
         return await asyncio.shield(asking)
 
     @asynccontextmanager
     async def whole(self, blob: Digest) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """Open a whole blob: its size, and its bytes, the last of which only come if all are right.
+        """Open a whole blob: its size, and its bytes; see ``verified``.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
-            RegistryError: it could not be opened; or, from the bytes, it could not be read on.
-            DigestError: from the bytes: they are wrong; from now on the blob is in quarantine.
+            RegistryError: it could not be opened; or, from the bytes, read on.
+            DigestError: from the bytes: they are wrong, and the blob is in quarantine.
         """
         async with self._open(blob) as stream:
             try:
@@ -108,35 +107,34 @@ class NarSource:
                     yield stream.size, chunks
             finally:
                 if blob in self._quarantine:
-                    # What came was something else, and as long as that is.
+                    # The size may be of other content.
                     self._sizes.forget(blob)
 
     @asynccontextmanager
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a part of a blob: of a file, once the whole of it was found right.
+        """Open a part of a blob; of a local file, after verifying the whole.
 
-        Of what comes from afar it cannot be verified: Nix's NarHash is the last line.
+        A part from a registry cannot be verified: Nix checks NarHash.
 
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
-            DigestError: it is a file that is not what its digest says; from now on it is in quarantine.
-            RegistryError: it could not be opened; or, from the bytes, it could not be read on.
+            DigestError: a file does not match its digest, and is in quarantine.
+            RegistryError: it could not be opened; or, from the bytes, read on.
         """
-        told = self._sizes.get(blob)
+        known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
             if stream.check is not None:
                 async with self._noting(blob):
                     await stream.check()
-                if told not in (None, stream.size):
-                    raise RegistryError(f"blob {blob}: {counted(stream.size, 'byte')} now, {told} before")
+                if known_size not in (None, stream.size):
+                    raise RegistryError(
+                        f"blob {blob}: {counted(stream.size, 'byte')} now, {known_size} before"
+                    )
             yield stream.chunks
 
     async def close(self) -> None:
-        """End what is under way."""
-        asking = list(self._asking.values())
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        """Cancel running requests."""
+        await cancel_all(self._asking.values())
 
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
@@ -155,15 +153,17 @@ class NarSource:
 
     async def _ask_size(self, blob: Digest) -> int:
         async with self._turns, self._noting(blob):
-            return await self._repository.stat_blob(blob)
+            size = await self._repository.stat_blob(blob)
+        self._sizes.put(blob, size)
+        return size
 
     def _turn(self, blob: Digest) -> AbstractAsyncContextManager[None]:
-        """Wait where many blobs are looked for of which nobody knows whether they are there."""
+        """Bound concurrent requests for blobs that may not exist."""
         return nullcontext() if blob in self._sizes else self._turns
 
     @asynccontextmanager
     async def _noting(self, blob: Digest) -> AsyncIterator[None]:
-        """Note what is not found, and what turns out wrong before a byte of it is used."""
+        """Note missing blobs, and corrupt ones before a byte of them is used."""
         try:
             yield
         except DigestError:
@@ -177,11 +177,6 @@ class NarSource:
                 self._missing = Quarantine(seconds=_MISSING_SECONDS)
             (self._missing if blob in self._missed_once else self._missed_once).add(blob)
             raise
-
-    def _keep_size(self, blob: Digest, task: asyncio.Task[int]) -> None:
-        self._asking.pop(blob, None)
-        if not task.cancelled() and task.exception() is None:
-            self._sizes.put(blob, task.result())
 
 
 def _extent(url: NarUrl) -> tuple[int, int]:

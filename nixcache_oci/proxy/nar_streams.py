@@ -1,7 +1,7 @@
-"""How many NARs stream at once. Each takes a connection to the registry, and up to about 1.5 MiB.
+"""The limit of concurrent NAR streams: each takes a connection to the registry, and up to about 1.5 MiB.
 
-A NAR beyond the limit waits for its turn: Nix would build what it is told is not there. While one waits, the
-streams of clients that take next to nothing are cut, and Nix resumes such a transfer when it likes.
+A NAR beyond the limit waits: at a 404, Nix would build it. While one waits, streams of clients that hardly
+read are cut, and Nix resumes them.
 """
 
 import asyncio
@@ -16,35 +16,30 @@ from nixcache_oci.proxy.front.connections import Connection, Connections
 _log = logging.getLogger(__name__)
 
 MOST_STREAMS: Final = 128
-"""Where there are enough descriptors; see ``open_files``."""
+"""If there are enough file descriptors; see ``open_files``."""
 
 MOST_WAITING: Final = 2048
-"""NARs that wait for their turn; beyond, a request is answered 404."""
+"""NARs waiting; beyond, a request is answered 404."""
 
 WAIT_SECONDS: Final = 240.0
-"""How long one waits: Nix gives up after 300 s without a byte."""
+"""Limit of waiting: Nix gives up after 300 s without a byte."""
 
 _SLOW_SECONDS: Final = 10.0
 _SLOW_BYTES: Final = 10 * 1024  # in that time
 
 
 class BusyError(Error):
-    """Too much is under way; the same request may succeed later."""
+    """Too much is in progress; the same request may succeed later."""
 
 
 class NarStreams:
-    """Gives NARs their turn.
-
-    Args:
-        most: how many stream at once.
-        connections: of the clients.
-    """
+    """Admits at most ``most`` streams at once."""
 
     def __init__(self, most: int, connections: Connections) -> None:
         self._most = most
         self._connections = connections
         self._free = most
-        # When each was last looked at, and how much its client had taken by then.
+        # When each was last checked, and how much its client had read by then.
         self._streams: dict[Connection, tuple[float, int]] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
 
@@ -72,7 +67,7 @@ class NarStreams:
             self._give_back()
 
     def sweep(self, now: float) -> None:
-        """Cut streams that take next to nothing, as many as wait; to be called every few seconds."""
+        """Cut the slowest streams, as many as others wait; to be called every few seconds."""
         slow: list[tuple[int, Connection]] = []
         for connection, (since, before) in list(self._streams.items()):
             if now - since >= _SLOW_SECONDS:

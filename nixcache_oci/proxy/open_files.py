@@ -1,7 +1,7 @@
-"""How many files may be open, and what for: a client is one, and what the registry sends for it is another.
+"""The limit of open files, shared out to clients and to connections to the registry.
 
-Systems begin programs with a low limit, often 1,024, for the sake of select(), which nothing here uses, and
-let them raise it. Source: getrlimit(2); systemd.exec(5), LimitNOFILE.
+Systems start programs with a low limit, often 1,024, because of select(), which is not used here, and let
+them raise it. Source: getrlimit(2); systemd.exec(5), LimitNOFILE.
 """
 
 import resource
@@ -14,12 +14,12 @@ from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 MOST_FILES: Final = 65_536
 
 MOST_CONNECTIONS: Final = 4096
-"""Of clients, where there are enough files: each takes about 12 KiB."""
+"""Clients, if there are enough files: each takes about 12 KiB."""
 
-# The index folder, packs on their way, logs, and what libraries open.
+# The index folder, packs in transit, logs, and libraries.
 _OTHERS: Final = 64
-# What a NAR that streams takes besides its client's: a connection to the registry and one to the storage; and
-# as much again for narinfos that are asked of upstreams.
+# Per stream, besides its client's: a connection to the registry and one to its storage; and as much again for
+# upstream look-ups.
 _FILES_OF_A_STREAM: Final = 4
 _SHARE_OF_STREAMS: Final = 8
 _FEWEST: Final = 16
@@ -27,11 +27,11 @@ _FEWEST: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a limit on open files is shared out to.
+    """Limits by kind of connection.
 
     Attributes:
         connections: of clients.
-        streams: NARs that stream at once, and narinfos that are asked of upstreams at once.
+        streams: concurrent NARs, and concurrent upstream look-ups.
     """
 
     connections: int
@@ -39,23 +39,23 @@ class ConnectionLimits:
 
 
 def share_out(files: int) -> ConnectionLimits:
-    """Decide how many connections and streams a limit on open files leaves room for."""
+    """Divide a limit of open files into connections and streams."""
     streams = max(_FEWEST, min(MOST_STREAMS, files // _SHARE_OF_STREAMS))
     left = files - _OTHERS - _FILES_OF_A_STREAM * streams
     return ConnectionLimits(connections=max(_FEWEST, min(MOST_CONNECTIONS, left)), streams=streams)
 
 
 def current_limits() -> ConnectionLimits:
-    """Share the present limit on open files out."""
+    """Divide the current limit of open files."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return share_out(MOST_FILES if soft == resource.RLIM_INFINITY else soft)
 
 
 def allow_many_files() -> None:
-    """Raise the limit as far as the system lets a program, and no further than is of use."""
+    """Raise the limit as far as the system allows, and as is useful."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    with suppress(OSError, ValueError):  # some systems have another bound, and do not tell
+    with suppress(OSError, ValueError):  # some systems have another, hidden bound
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,6 +1,6 @@
-"""Blobs that turned out wrong: they answer 404 for a while, so that a client's resume ends gracefully.
+"""Quarantine of corrupt blobs: they are 404 for a while, so that a client's resume fails gracefully.
 
-Nix resumes a transfer that was cut; a 404 there makes it turn to another cache, or build. Source: design
+Nix resumes a cut transfer; at a 404 it tries another cache, or builds. Source: design
 section 3, promise 3; facts about Nix clients, "Reading".
 """
 
@@ -15,12 +15,7 @@ _MAX_ENTRIES: Final = 1024
 
 
 class Quarantine:
-    """Remembers digests for a while.
-
-    Args:
-        clock: seconds, monotonic.
-        seconds: how long, counted from the last time that a digest was put in.
-    """
+    """Remembers digests for some seconds after they were last added; ``clock`` is monotonic."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, seconds: float = QUARANTINE_SECONDS
@@ -30,7 +25,7 @@ class Quarantine:
         self._until: dict[Digest, float] = {}
 
     def add(self, digest: Digest) -> None:
-        """Put a blob in."""
+        """Add a blob."""
         self._until.pop(digest, None)
         self._until[digest] = self._clock() + self._seconds
         while len(self._until) > _MAX_ENTRIES:

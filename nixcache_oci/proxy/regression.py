@@ -1,9 +1,9 @@
-"""Whether a registry shows an older state of the cache than it did, over all runs of the proxy.
+"""Rollback detection: a registry that shows an older state of the cache than before, across runs.
 
-Signed narinfos cannot be forged by a registry, but it can withhold them, or show an old index. Two things
-give that away. A segment that gc takes out was marked for the whole grace before; one that is gone within a
-day of being seen without a mark was not taken out by gc. And the newest segment is the last that gc has a
-reason to take, so that the time of the newest never goes back while anybody publishes.
+A registry cannot forge signed narinfos, but it can withhold them, or show an old index. Two things reveal
+that. gc marks a segment for the whole grace period before deleting it; one that disappears within a day of
+being seen unmarked was not deleted by gc. And gc deletes the newest segment last, so its time never goes back
+while anybody publishes.
 
 Source: design section 2, "Index", and section 5, promises 1 and 3.
 """
@@ -28,28 +28,28 @@ from nixcache_oci.proxy.counters import Counters
 
 _log = logging.getLogger(__name__)
 
-# Whoever did not look for longer may have missed the mark, where gc runs with a short grace.
+# After a longer gap, the mark may have been missed, if gc runs with a short grace.
 _WATCHING: Final = timedelta(days=1)
 MAX_MISSING: Final = 256
-"""Segments that are remembered as missing, those first that were noticed first: more say nothing new."""
-# The default grace: what is missing may have been marked meanwhile, as far as anybody here can tell.
+"""Missing segments remembered, the first noticed: more say nothing new."""
+# The default grace: after it, a missing segment may have been marked and deleted by gc.
 _REMEMBERED: Final = timedelta(days=30)
 
 _FILE: Final = "seen.json"
 _MAX_BYTES: Final = 1024 * 1024  # forty times what is written
-_SAVED: Final = timedelta(hours=1)  # between two writes for nothing but the time
+_SAVED: Final = timedelta(hours=1)  # between writes of the time alone
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a cache, over all runs of the proxy.
+    """What was seen of a cache, across runs of the proxy.
 
     Attributes:
-        looked: when the repository last confirmed what it holds, or None.
-        newest: time of the newest segment that was ever listed, or None.
-        newest_now: of those that are listed now, or None.
-        older_since: since when the newest is older than one seen before; None while it is not.
-        missing: tags of segments that left without a mark, and when that was noticed; at most 256.
+        looked: when the repository last confirmed its state, or None.
+        newest: time of the newest segment ever listed, or None.
+        newest_now: time of the newest segment now, or None.
+        older_since: since when that is older than one seen before, or None.
+        missing: tags of segments that disappeared unmarked, and when; at most ``MAX_MISSING``.
     """
 
     looked: datetime | None = None
@@ -60,22 +60,16 @@ class Seen:
 
     @property
     def regressed_since(self) -> datetime | None:
-        """Since when an older state is shown; None while it is not."""
+        """Since when an older state is shown, or None."""
         return min((*([self.older_since] if self.older_since else []), *self.missing.values()), default=None)
 
     def is_worse_than(self, former: Self) -> bool:
-        """Tell whether something went back that had not before."""
+        """Check for a new regression."""
         is_older = self.older_since is not None and former.older_since is None
         return is_older or not self.missing.keys() <= former.missing.keys()
 
     def after_look(self, before: Iterable[Segment], listed: Iterable[Segment], at: datetime) -> "Seen":
-        """Compare what is listed now with what was.
-
-        Args:
-            before: segments at the look before this one.
-            listed: segments now.
-            at: the present.
-        """
+        """Compare the segments listed now with those before."""
         before, listed = tuple(before), tuple(listed)
         present = {segment.manifest for segment in listed}
         gap = at - self.looked if self.looked is not None else None
@@ -94,7 +88,7 @@ class Seen:
         newest = self.newest
         is_marked = any(one.created == newest and one.condemned is not None for one in before)
         if is_marked or (gap is not None and gap >= _REMEMBERED):
-            newest = newest_now  # gc may well have taken it
+            newest = newest_now  # gc may have deleted it
         is_older = newest is not None and (newest_now is None or newest_now < newest)
         if not is_older:
             newest = newest_now
@@ -112,7 +106,7 @@ class Seen:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """Read what ``to_json`` wrote; what is listed now, the next look tells.
+        """Read what ``to_json`` wrote, without ``newest_now``.
 
         Raises:
             FormatError: it is damaged.
@@ -139,7 +133,7 @@ def _is_among(tag: str, manifests: AbstractSet[Digest]) -> bool:
 
 def _parse_missing(missing: Mapping[str, str]) -> dict[str, datetime]:
     times = {tag: parse_time(since) for tag, since in islice(missing.items(), MAX_MISSING)}
-    # What is no tag of a segment will never be listed again.
+    # Anything but a segment's tag would never be listed again.
     return {tag: since for tag, since in times.items() if SegmentTag.parse(tag) is not None}
 
 
@@ -148,12 +142,7 @@ def _parse(text: str | None) -> datetime | None:
 
 
 class RegressionWatch:
-    """Remembers what was seen of one cache.
-
-    Args:
-        folder: where the cache's index lies; what was seen lies beside it.
-        counters: of the proxy.
-        clock: tells the time.
+    """Remembers what was seen of one cache, in its index folder.
 
     Attributes:
         seen: until now.
@@ -167,21 +156,16 @@ class RegressionWatch:
         self._saved: Seen | None = None
 
     async def open(self) -> None:
-        """Read what an earlier run saw, once."""
+        """Load what earlier runs saw, once."""
         if self._saved is None:
             self.seen = self._saved = await asyncio.to_thread(self._load)
 
     def confirm(self) -> None:
-        """Note that the repository holds what it held."""
+        """Note that the repository is unchanged."""
         self.seen = replace(self.seen, looked=self._clock())
 
     def compare(self, before: Iterable[Segment], listed: Iterable[Segment]) -> None:
-        """Note what the repository lists now, and say once where that is less than it may be.
-
-        Args:
-            before: segments at the look before this one.
-            listed: segments now.
-        """
+        """Note what the repository lists now, and warn once of a regression."""
         former, self.seen = self.seen, self.seen.after_look(before, listed, self._clock())
         if self.seen.is_worse_than(former):
             self._counters.index_regressions += 1
@@ -197,7 +181,7 @@ class RegressionWatch:
             _log.info("the registry shows again what it had shown before")
 
     async def save(self) -> None:
-        """Write what is new for the next run.
+        """Save changes for the next run.
 
         Raises:
             OSError: it cannot be written.

@@ -1,8 +1,9 @@
-"""Relaying the bytes of a NAR to a client, and ending the transfer so that Nix understands.
+"""Relaying a NAR to a client, and ending a failed transfer so that Nix recovers.
 
-Source: facts about Nix clients, "Reading": 404 before the first byte makes Nix turn to another cache or
-build; a connection that is cut later is resumed where the answer had ``Accept-Ranges``; and a NAR never has
-a Content-Encoding.
+Source: facts about Nix clients, "Reading": at a 404 before the first byte, Nix tries another cache or builds;
+    a
+connection that is cut later is resumed if the response had ``Accept-Ranges``; a NAR never has a
+Content-Encoding.
 """
 
 import logging
@@ -21,18 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 def wanted_range(request: web.Request) -> str | None:
-    """Give the Range header where it counts: on GET, and without a validator that we never gave out."""
+    """Return a Range header that applies: on GET, without If-Range, because no validator is ever sent."""
     if request.method != hdrs.METH_GET or hdrs.IF_RANGE in request.headers:
         return None
     return request.headers.get(hdrs.RANGE)
 
 
 def nar_headers(extent: ByteRange | None, *, accepts_ranges: bool = True) -> dict[str, str]:
-    """Write the head of an answer.
+    """Make the headers of a response.
 
     Args:
-        extent: which bytes follow; None where nobody knows how many there are.
-        accepts_ranges: whether a client may ask for a part.
+        extent: which bytes follow; None if the size is unknown.
+        accepts_ranges: whether ranges can be requested.
     """
     headers: dict[str, str] = {hdrs.CONTENT_TYPE: NAR_TYPE}
     if accepts_ranges:
@@ -45,7 +46,7 @@ def nar_headers(extent: ByteRange | None, *, accepts_ranges: bool = True) -> dic
 
 
 async def send_head(request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
-    """Answer HEAD: what GET would say, and no bytes."""
+    """Answer HEAD: the headers of GET without a body."""
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     await response.write_eof()
@@ -58,18 +59,18 @@ async def relay(
     headers: dict[str, str],
     count: Callable[[int], None],
 ) -> web.StreamResponse:
-    """Send a stream on, piece by piece, as fast as the client takes it.
+    """Relay a stream, piece by piece, as fast as the client reads.
 
     Args:
         request: of the client.
-        chunks: the bytes; an Error from the first of them is raised, and becomes a status.
+        chunks: the bytes; an Error from the first is raised, and becomes a status.
         headers: from ``nar_headers``; with a Content-Range the status is 206.
-        count: is told how many bytes were sent.
+        count: receives the number of bytes sent.
 
     Returns:
-        what was sent; where it was cut, the connection is closed, and nothing can follow.
+        The response; if it was cut, the connection is closed.
     """
-    # Have the first bytes before the head is sent: until then, a failure is a plain 404.
+    # Wait for the first bytes before sending the head: until then, a failure is a 404.
     first = await anext(chunks, b"")
     status = 206 if hdrs.CONTENT_RANGE in headers else 200
     response = web.StreamResponse(status=status, headers=headers)
@@ -86,7 +87,7 @@ async def relay(
         counters.nars_cut += 1
         _log.warning("transfer cut", extra={"fields": {**fields, "error": str(error)}})
         _cut(request)
-    except Exception:  # noqa: BLE001  # whatever it is, it must not get as far as where errors become answers
+    except Exception:  # noqa: BLE001  # no error page may follow the head
         counters.nars_cut += 1
         _log.exception("transfer cut by an unexpected error", extra={"fields": fields})
         _cut(request)
@@ -105,7 +106,7 @@ async def _write_all(
     chunk: bytes | None = first
     while chunk is not None:
         if left is not None:
-            # The library would send fewer bytes than it announced, and the next head would become the rest.
+            # The library would send fewer bytes than announced, and the next head would fill the gap.
             if len(chunk) > left:
                 raise FormatError(f"{counted(len(chunk) - left, 'byte')} more than were announced")
             left -= len(chunk)
@@ -120,7 +121,7 @@ async def _write_all(
 
 
 def _cut(request: web.Request) -> None:
-    # No error page may follow: it would land inside the NAR. The missing bytes tell the client, and the
-    # library writes nothing more to a transport that is closing.
+    # No error page may follow: it would end up in the NAR. The client notices the missing bytes, and the
+    # library writes nothing more to a closing transport.
     if request.transport is not None:
         request.transport.close()

@@ -31,8 +31,8 @@ from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstream
 
 _log = logging.getLogger(__name__)
 
-# Running transfers may end by themselves for so long; Nix resumes what is cut then. The library waits twice:
-# before it cancels a handler, and after.
+# Transfers have so long to end; Nix resumes those that are cut then. The library waits twice: before it
+# cancels a handler, and after.
 _GRACE_SECONDS: Final = 1.5
 _BACKLOG: Final = 128
 _EVERY_ADDRESS: Final = "::"
@@ -40,7 +40,7 @@ _EVERY_ADDRESS: Final = "::"
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 16 * 1024 * 1024
-# Above any piece that streams; packs are larger, stay for minutes, and are returned when they are dropped.
+# Above any streamed piece; packs are larger, stay for minutes, and are returned when dropped.
 _RETURNED_ABOVE_BYTES: Final = 2 * 1024 * 1024
 
 
@@ -56,13 +56,13 @@ async def run_proxy(
 
     Args:
         config: of the proxy.
-        repository: where the cache lies; the caller closes it.
-        activated_sockets: what systemd listens on for us; with any, ``config``'s address is not used.
-        notify: is told when requests are answered.
-        announce: is given the addresses then: with port 0, this is how one learns them.
+        repository: of the cache; the caller closes it.
+        activated_sockets: of systemd; with any, the address in ``config`` is not used.
+        notify: reports readiness to systemd.
+        announce: receives the addresses once requests are answered.
 
     Raises:
-        UsageError: a setting that turns out unusable.
+        UsageError: an unusable setting.
         Error: the port cannot be listened on.
     """
     _keep_freed_memory()
@@ -80,16 +80,16 @@ async def run_proxy(
 
 
 def _keep_freed_memory() -> None:
-    """Let freed pieces stay with the process, up to 16 MiB; nothing happens without glibc.
+    """Keep up to 16 MiB of freed memory in the process; without glibc, do nothing.
 
-    A proxy allocates and frees pieces of 256 KiB all the time. glibc returns each to the kernel, which clears
-    every page before it gives one out again: a quarter of the time that a large NAR takes.
+    A proxy constantly allocates and frees pieces of 256 KiB. glibc returns each to the kernel, which zeroes
+    the pages again: a quarter of the time of a large NAR.
 
     Source: mallopt(3).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or none by that name
+    except (AttributeError, OSError, TypeError):  # another C library
         return
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _RETURNED_ABOVE_BYTES)
@@ -99,7 +99,7 @@ def _keep_freed_memory() -> None:
 async def serving(
     config: ProxyConfig, repository: Repository, *, activated_sockets: Sequence[socket.socket] = ()
 ) -> AsyncIterator[list[str]]:
-    """Serve for as long as the block runs; arguments and errors are those of ``run_proxy``.
+    """Serve while the block runs; arguments and errors as of ``run_proxy``.
 
     Yields:
         The addresses, such as ``http://127.0.0.1:37515``.
@@ -122,8 +122,8 @@ async def serving(
         config.index_ttl_seconds,
         counters,
         store_dir=config.store_dir,
-        # With keys configured, all that is served is signed by one of them; and without upstreams, nobody
-        # has more signatures.
+        # With keys configured, all that is served is signed by one of them; without upstreams, there are no
+        # other signatures.
         client_keys=config.client_keys if config.upstreams and not config.public_keys else None,
     )
     app = build_app(config, repository, index, upstreams, counters)
@@ -133,7 +133,7 @@ async def serving(
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(index.close)
         await runner.setup()
-        # The index first: a request that comes in at once must find what is on disk.
+        # The index first: the first request must find what is on disk.
         await index.start()
         if runner.server is None:
             raise AssertionError("setup() makes it")

@@ -1,8 +1,8 @@
-"""This cache's narinfos with the signatures that upstreams have of the same objects.
+"""This cache's narinfos with upstream signatures of the same objects.
 
-A hit costs no network where a key signed it that clients are known to trust. Where none did, an upstream may
-have the path under a key that they do trust, and Nix, which would have found it there, must not fail for
-asking here. So upstreams are asked once, not for long, and what they said is remembered.
+A hit that a client key signed costs no network. For other hits, an upstream may have a signature that clients
+trust, and Nix, which would have found it there, must not fail here. So upstreams are asked once, with a short
+timeout, and the answer is cached.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from nixcache_oci.nix.variants import choose_variant
 
 MOST_REMEMBERED: Final = 16_384
 WAIT_SECONDS: Final = 2.0
-"""How long a hit waits for upstreams; after one that took longer, none waits for half a minute."""
+"""Timeout of upstreams; after it, no hit waits for them for half a minute."""
 
 _SLOW_SECONDS: Final = 30.0
 _ANSWERED_SECONDS: Final = 3600.0  # as long as Nix itself remembers that a path is missing
@@ -27,16 +27,11 @@ _UNKNOWN_SECONDS: Final = 60.0
 
 class _Finder(Protocol):
     async def find(self, hash_part: HashPart) -> NarInfo | None:
-        """Give a narinfo of an upstream."""
+        """Return a narinfo of an upstream."""
 
 
 class SignatureUnion:
-    """Unites signatures, and remembers the outcome.
-
-    Args:
-        finder: asks upstreams.
-        keys: those that clients are known to trust.
-    """
+    """Adds upstream signatures to narinfos, and caches the result; ``keys`` are those that clients trust."""
 
     def __init__(self, finder: _Finder, keys: tuple[PublicKey, ...]) -> None:
         self._finder = finder
@@ -46,14 +41,14 @@ class SignatureUnion:
         self._slow_until = 0.0
 
     def known(self, hash_part: HashPartBytes, narinfo: bytes) -> bytes | None:
-        """Give what is served for a narinfo of this cache; None where upstreams have to be asked first."""
+        """Return what is served for a narinfo of this cache; None if upstreams have to be asked first."""
         entry = self._memo.get(hash_part)
         if entry is None or entry[0] != narinfo or entry[2] < self._clock():
             return None
         return entry[1]
 
     async def unite(self, hash_part: HashPartBytes, narinfo: bytes) -> bytes:
-        """Give what is served for a narinfo of this cache, after asking upstreams if that is due."""
+        """Return what is served for a narinfo of this cache, after asking upstreams if necessary."""
         served = self.known(hash_part, narinfo)
         if served is not None:
             return served

@@ -1,7 +1,7 @@
-"""The edges to systemd: sockets that it opened for us, and what we tell it.
+"""systemd: socket activation, and notifications.
 
-Sources: sd_listen_fds(3), sd_notify(3), systemd.socket(5). Both are plain protocols over the environment,
-so that a unit works without a library, and the program without systemd.
+Sources: sd_listen_fds(3), sd_notify(3), systemd.socket(5). Both are simple protocols over the environment: no
+library is needed, and the program works without systemd.
 """
 
 import logging
@@ -14,7 +14,7 @@ from nixcache_oci.errors import UsageError
 
 FIRST_ACTIVATED_FD: Final = 3
 
-# The manager reads within milliseconds; should it hang, serving goes on and only the notification is lost.
+# The manager reads within milliseconds; if it hangs, only the notification is lost.
 _SEND_TIMEOUT_SECONDS: Final = 1.0
 _MAX_COUNT_DIGITS: Final = 4
 _ACTIVATION_VARIABLES: Final = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Tells the service manager how the service is; trouble in telling never stops the service.
+    """Notifies the service manager; a failure never stops the service.
 
     Attributes:
         address: the manager's datagram socket: a path, or ``@`` and an abstract name; empty for none.
@@ -34,20 +34,20 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """Find the manager, which says in NOTIFY_SOCKET where it listens."""
+        """Read the manager's address from NOTIFY_SOCKET."""
         return cls(environment.get("NOTIFY_SOCKET", ""))
 
     def ready(self) -> None:
-        """Say that requests are answered: units that wait for this one may start."""
+        """Report readiness: units that wait for this one may start."""
         self._send("READY=1")
 
     def stopping(self) -> None:
-        """Say that the service shuts down, so that the manager does not take it for hung."""
+        """Report shutdown, so that the manager does not consider the service hung."""
         self._send("STOPPING=1")
 
     def status(self, text: str) -> None:
         """Show one line in ``systemctl status``."""
-        # A line of its own would be another assignment: READY=1, or MAINPID of somebody else.
+        # A line break would start another assignment, such as MAINPID.
         self._send("STATUS=" + "".join(letter if letter.isprintable() else " " for letter in text))
 
     def _send(self, message: str) -> None:
@@ -67,19 +67,16 @@ class Notifier:
 
 
 def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[socket.socket]:
-    """Take over the listening sockets that systemd opened, non-blocking and closed in child processes.
+    """Take over listening sockets of systemd, non-blocking and not inheritable; none without activation.
 
-    The variables are removed from the environment, so that no child takes the sockets for its own.
+    The variables are removed from the environment, so that no child uses the sockets.
 
     Args:
         environment: of this process; LISTEN_PID says whether the sockets are meant for it.
         pid: of this process.
 
-    Returns:
-        the sockets, none where the program was started otherwise.
-
     Raises:
-        UsageError: what was handed over are no listening stream sockets.
+        UsageError: they are not listening stream sockets.
     """
     given = {name: environment.pop(name, "") for name in _ACTIVATION_VARIABLES}
     if given["LISTEN_PID"] != str(pid):

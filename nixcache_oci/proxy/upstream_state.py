@@ -1,8 +1,7 @@
-"""What a proxy remembers of its upstreams, because Nix remembers the URLs of their NARs for 30 days.
+"""Persistent state of upstreams, because Nix caches the URLs of their NARs for 30 days.
 
-Two files in the index folder: the secret that these URLs are made with, and the base URLs, without
-credentials, of upstreams that were configured before. They decide where requests go, so files that others
-could have written are not read.
+Two files in the index folder: the secret of these URLs, and the base URLs, without credentials, of former
+upstreams. They decide where requests go, so files that others may have written are not read.
 """
 
 import json
@@ -27,7 +26,7 @@ KEY_FILE: Final = "upstream-urls.secret"
 FORMER_FILE: Final = "upstreams.json"
 REMEMBERED_SECONDS: Final = 30 * 24 * 3600.0
 MOST_FORMER: Final = 64
-"""Beyond, those that left the configuration first are forgotten."""
+"""Beyond, the oldest are forgotten."""
 
 _SECRET_BYTES: Final = 32
 _MAX_BYTES: Final = 256 * 1024
@@ -37,12 +36,9 @@ _BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def load_url_secret(folder: Path) -> bytes:
-    """Read the secret, and make it where there is none; blocks, and belongs on a thread.
+    """Read or create the secret in the index folder, which need not exist; blocks.
 
-    Where that cannot be, it is one of this process alone, and the log says so.
-
-    Args:
-        folder: the index folder; it need not exist yet.
+    If that fails, a temporary secret is used, and a warning logged.
     """
     path = RootedPath(folder) / KEY_FILE
     try:
@@ -90,12 +86,12 @@ def _make_secret(path: RootedPath) -> None:
 
 
 def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float) -> tuple[Upstream, ...]:
-    """Note which upstreams are configured, and give those that were until a while ago; blocks.
+    """Save which upstreams are configured, and return former ones; blocks.
 
-    Where the file cannot be read or written, URLs of former upstreams do not outlive this; the log says so.
+    If the file cannot be read or written, URLs of former upstreams are not served, and a warning is logged.
 
     Args:
-        folder: the index folder; it need not exist yet.
+        folder: the index folder; need not exist.
         configured: upstreams.
         now: seconds of ``time.time``.
     """
@@ -122,7 +118,12 @@ def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float)
 
 
 def _read_former(path: RootedPath, now: float) -> dict[str, float]:
-    """Read when each upstream left the configuration; those that were in it until now leave it now."""
+    """Read when each upstream left the configuration; those configured last leave it now.
+
+    Raises:
+        FormatError: malformed, or others may have written it.
+        OSError: it cannot be read.
+    """
     with os.fdopen(path.open(), "rb") as file:
         status = os.fstat(file.fileno())
         if status.st_uid != os.geteuid() or status.st_mode & _BY_OTHERS:

@@ -1,6 +1,6 @@
-"""A verified stream: no wrong byte reaches a client as a whole answer.
+"""Verified streams: no client receives a corrupt blob as a complete response.
 
-The bytes are hashed while they pass, and the last piece is held back until the hash agrees. Source: design
+The bytes are hashed while they stream, and the last piece is held back until the hash matches. Source: design
 section 3, promise 3.
 """
 
@@ -17,23 +17,21 @@ from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.quarantine import Quarantine
 
-# A thread begins when so much is there: to begin with less, and then to wait for the interpreter, costs more
-# than it gains.
+# A thread starts for so much: with less, waiting for the interpreter costs more than it gains.
 _BATCH_BYTES: Final = 512 * 1024
 # Hashing may lag by so much: waiting at each batch would stall the stream.
 _MOST_BEHIND_BYTES: Final = 1024 * 1024
-# Below this, it is hashed right here.
+# Below this, hashing needs no thread.
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
 
 async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
-    """Pass the pieces of a whole blob on, the last one only once all of them hash to the digest.
+    """Forward the pieces of a whole blob, the last one only once all of them match the digest.
 
-    No piece but the last waits to be hashed; what was passed on and is not hashed yet is held: at most 1 MiB
-    and a piece.
+    Only the last piece waits for hashing; unhashed pieces are held: at most 1 MiB and a piece.
 
     Raises:
-        DigestError: they do not; at least one byte was not passed on, and the blob is in quarantine.
+        DigestError: they do not match; at least one byte was not forwarded, and the blob is in quarantine.
     """
     hashing = _Hashing()
     held = b""
@@ -51,22 +49,22 @@ async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -
 
 
 class _Hashing:
-    """Hashes pieces in order, on a thread, while more of them come."""
+    """Hashes pieces in order, on a thread, while more arrive."""
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
         self._loop = asyncio.get_running_loop()
-        # What follows is shared with the thread.
+        # The following is shared with the thread.
         self._lock = Lock()
         self._pieces: deque[bytes] = deque()
         self._behind_bytes = 0
         self._is_running = False
         self._job: asyncio.Future[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
-        self._wanted_bytes = 0  # no further behind than this, for the one who waits
+        self._wanted_bytes = 0  # the waiter wants to be no further behind than this
 
     async def follow(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Pass pieces on that are to be hashed; waits where that lags behind."""
+        """Forward pieces and have them hashed; waits if hashing lags."""
         async for piece in chunks:
             if not piece:
                 continue
@@ -81,7 +79,7 @@ class _Hashing:
             yield piece
 
     async def finish(self) -> Digest:
-        """Tell the digest of all pieces."""
+        """Return the digest of all pieces."""
         if self._is_running or self._behind_bytes >= _WORTH_A_THREAD_BYTES:
             await self._catch_up(0)
         for piece in self._pieces:
@@ -108,7 +106,7 @@ class _Hashing:
             self._count(len(piece))
 
     def _next(self) -> bytes | None:
-        # Under the lock: what comes at the end of a job finds that it has ended, and begins another.
+        # Under the lock: a piece that arrives as a job ends starts another.
         with self._lock:
             if self._pieces:
                 return self._pieces.popleft()
@@ -124,5 +122,5 @@ class _Hashing:
 
 
 def _wake(waiting: "asyncio.Future[None]") -> None:
-    if not waiting.done():  # who waited may have been cancelled
+    if not waiting.done():  # the waiter may have been cancelled
         waiting.set_result(None)

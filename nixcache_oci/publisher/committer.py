@@ -1,7 +1,7 @@
-"""The commit of a publish: what a plan says is sent, signed and listed.
+"""The commit of a publish: sends, signs and lists what a plan says.
 
-Blobs, then segments, then the index; then everything is looked up again in what the cache lists, for gc may
-have taken a path that was counted on. Source: design section 4.
+Blobs, then segments, then the index; then everything is looked up again, because gc may have deleted a path
+that was counted on. Source: design section 4.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from nixcache_oci.publisher.staging import NarStager
 from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
-# What registries answer to a manifest that names a blob which they do not have (any more).
+# Error codes for a manifest that names a missing blob.
 _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
 
 
@@ -54,10 +54,10 @@ class _Sent:
     """What is in the repository, not yet listed.
 
     Attributes:
-        plan: as it is by now.
-        uploaded: what the plan had to be sent.
-        conversion: what became of a version 1 cache, where there was one.
-        draft: of all this, where it could be made already.
+        plan: as amended so far.
+        uploaded: what was sent for it.
+        conversion: of a version 1 cache, if any.
+        draft: of all this, if already made.
     """
 
     plan: PublishPlan
@@ -67,33 +67,24 @@ class _Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
-    """One commit.
+class _Commit:
+    """The result of one commit.
 
     Attributes:
-        published: what came of it.
-        listing: what the index was seen to list after it; None where other writers came between.
-        tables: those that were sent and are kept, by digest.
-        gone: blobs of its segments that could not be read after it.
+        published: for the caller.
+        listing: of the index, as read back; None if other writers interfered.
+        tables: those that were sent and kept, by digest.
+        missing: blobs of its segments that could not be read afterwards.
     """
 
     published: Published
     listing: Listing | None
     tables: Mapping[Digest, TableFile]
-    gone: AbstractSet[Digest]
+    missing: AbstractSet[Digest]
 
 
 class Committer:
-    """Sends what a plan says, and lists it.
-
-    Args:
-        repository: with leave to push.
-        folder: where tables are kept.
-        stager: stages what is sent.
-        make_records: gives what is left for gc to count.
-        options: how.
-        progress: is told.
-    """
+    """Sends what a plan says, and lists it; needs a repository with permission to push."""
 
     def __init__(
         self,
@@ -116,11 +107,11 @@ class Committer:
     async def publish(self, plan: PublishPlan, planned: Contents | None) -> Published:
         """Send what the plan says, and list it with the records.
 
-        Where all is listed already and no record changes what gc counts, nothing is written.
+        If all is listed already, and no record changes what gc counts, nothing is written.
 
         Args:
-            plan: what to do.
-            planned: what the cache listed when the plan was made, where that is known.
+            plan: to carry out.
+            planned: what the cache listed when the plan was made, if known.
 
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
@@ -139,7 +130,7 @@ class Committer:
                     f"{self._repository.name}: {missing[0].store_path} disappears as soon as it is listed; "
                     "find out what else deletes from this repository, then run this again"
                 )
-            # gc took what was counted on: it is sent as if it had never been there.
+            # gc deleted what was counted on: send it.
             self._progress.warn(
                 f"sending again what has left the cache in the meantime: {counted(len(missing), 'path')}"
             )
@@ -185,7 +176,7 @@ class Committer:
         recorded = planned.records
         return all(changes_nothing(record, recorded) for record in self._make_records(frozenset()))
 
-    async def _commit(self, plan: PublishPlan) -> _Round:
+    async def _commit(self, plan: PublishPlan) -> _Commit:
         """Send and list, once."""
         sent = await self._send(plan)
         blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
@@ -196,16 +187,16 @@ class Committer:
             except RegistryError as error:
                 if error.code not in _BLOB_UNKNOWN:
                     raise
-                # Some collectors take blobs that no manifest names yet, however fresh they are.
+                # Some collectors delete blobs that no manifest names yet, however new.
                 self._progress.warn(f"{error}; sending again what is missing")
-                sent = await self._send_gone(sent, blobs.values())
+                sent = await self._resend_missing(sent, blobs.values())
             else:
                 break
         else:
             draft = await self._draft(sent.plan, sent.uploaded, blobs)
             segments = await self._push_segments(draft)
         self._failed |= draft.failed.keys()
-        # A registry may have taken a manifest by what it remembers of blobs that its collector took.
+        # A registry may accept a manifest by its record of blobs that its collector deleted.
         looking = self._contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
         conversion = sent.conversion
         async with in_background(self._keep(draft.table)) as keeping, in_background(looking) as looked:
@@ -217,7 +208,7 @@ class Committer:
                 tell=self._progress.warn,
             )
             tables = await keeping
-            gone = await looked
+            missing = await looked
         published = Published(
             draft.narinfos,
             draft.failed,
@@ -225,16 +216,16 @@ class Committer:
             is_index_confirmed=listing is not None,
             conversion=conversion,
         )
-        return _Round(published, listing, tables, gone)
+        return _Commit(published, listing, tables, missing)
 
     async def _send(self, plan: PublishPlan) -> _Sent:
-        """Send what the plan says, and beside it what needs none of it."""
+        """Send what the plan says, concurrently with what does not depend on it."""
         ahead: Draft | None = None
-        self._repository.prepare_push(1)  # whatever comes first takes it: the table at least will come
+        self._repository.prepare_push(1)  # at least the table will be pushed
 
         async def send_table(staged: Uploaded) -> None:
             nonlocal ahead
-            # For the table, while it is written, and for the last pack, which is looked for meanwhile.
+            # For the table, and for the last pack, which is checked for meanwhile.
             self._repository.prepare_push(2 if plan.push else 1)
             ahead = await self._send_table(plan, staged)
 
@@ -251,29 +242,29 @@ class Committer:
         return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
 
     async def _send_table(self, plan: PublishPlan, staged: Uploaded) -> Draft | None:
-        """Sign and send the table while the last blobs are on their way; None where it has to wait."""
+        """Sign and send the table while the last blobs are in transit; None if it has to wait."""
         if staged.failed or plan.relist:
             return None
         draft = await self._draft(plan, staged, {})
         if len(draft.segments) > 1:
-            return None  # each table is held in memory: one after another
+            return None  # each table is held in memory: one at a time
         table = await asyncio.to_thread(TableBlob.of, draft.segments[0].table)
         try:
             await self._repository.push_blob(table.digest, table.content)
         except RegistryError as error:
             if error.code not in _BLOB_UNKNOWN:
                 raise
-            return None  # as with manifests: it is sent again in its turn
+            return None  # as with manifests: it is sent again later
         return replace(draft, table=table)
 
-    async def _send_gone(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
-        """Send again what the registry has lost of what was sent, and of what was to be listed again."""
-        gone = await self._contents.find_missing_blobs(listed)
+    async def _resend_missing(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
+        """Send again what the registry lost, of what was sent and of what was to be listed again."""
+        missing = await self._contents.find_missing_blobs(listed)
         plan = sent.plan.pushing(
             {
                 narinfo.store_path.base_name
                 for _, narinfo in sent.plan.relist
-                if NarUrl.parse(narinfo.url).blob in gone
+                if NarUrl.parse(narinfo.url).blob in missing
             }
         )
         return _Sent(plan, await self._upload_missing(plan.push, sent.uploaded), sent.conversion, None)
@@ -282,7 +273,7 @@ class Committer:
         return await upload(self._repository, self._stager, infos, self._options, self._progress, when_staged)
 
     async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
-        """Look for each blob that was sent, and send what is not there."""
+        """Check each blob that was sent, and send what is missing."""
         there = uploaded.blobs.keys() - await self._contents.find_missing_blobs(uploaded.blobs.values())
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self._upload(
@@ -315,24 +306,24 @@ class Committer:
         return [await tag_segment(self._repository, draft.table, layers, source=options.source)]
 
     async def _keep(self, table: TableBlob | None) -> dict[Digest, TableFile]:
-        """Keep a table that was sent: nobody has to fetch it from far away."""
+        """Keep a table that was sent, so that it need not be fetched."""
         if table is None:
             return {}
         return {table.digest: await run_in_thread(keep_table, self._folder, table.digest, table.content)}
 
     async def _find_missing(
-        self, listed: Sequence[PathInfo], published: Published, done: _Round
+        self, listed: Sequence[PathInfo], published: Published, done: _Commit
     ) -> list[PathInfo]:
-        """Look what the cache does not list, or not any more, and what it lists without its bytes."""
+        """Find what the cache does not list, and what it lists without its blob."""
         wanted = [info for info in listed if info.store_path.base_name not in published.failed]
         lost = {
             narinfo.store_path
             for narinfo in done.published.listed
-            if NarUrl.parse(narinfo.url).blob in done.gone
+            if NarUrl.parse(narinfo.url).blob in done.missing
         }
         missing = [info for info in wanted if info.store_path not in lost]
         if missing and done.listing is not None:
-            # What the index was seen to list is the least that the cache lists: tags only add to it.
+            # The cache lists at least what the index lists: tags only add to it.
             contents = await self._contents.read_tables(done.listing, done.tables)
             missing = contents.find_missing(missing)
         if missing:

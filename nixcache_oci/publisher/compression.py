@@ -1,4 +1,4 @@
-"""How NARs are compressed: the kinds, their levels, and what does it, piece by piece."""
+"""Compression of NARs: kinds, levels, and streaming compressors."""
 
 import lzma
 import os
@@ -17,9 +17,9 @@ COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
     "xz": (range(10), 6),
     "none": (range(1), 0),
 }
-"""The levels that each takes, and the usual one."""
+"""Valid levels, and the default."""
 
-_MOST_THREADS: Final = 4  # each costs about 10 MiB at the usual level, and 100 MiB at the highest
+_MOST_THREADS: Final = 4  # each takes about 10 MiB at the default level, and 100 MiB at the highest
 _PIECE_BYTES: Final = 256 * 1024
 
 
@@ -28,12 +28,12 @@ class NarEncoding:
     """How NARs are compressed.
 
     Attributes:
-        compression: as narinfos call it.
-        level: of the compression; None for the usual one.
-        max_blob_bytes: what the registry takes at most as one blob; None for any size.
+        compression: as in narinfos.
+        level: None for the default.
+        max_blob_bytes: limit of the registry; None for none.
 
     Raises:
-        UsageError: there is no such level.
+        UsageError: an invalid level.
     """
 
     compression: Compression = "zstd"
@@ -51,18 +51,18 @@ class NarEncoding:
 
     @property
     def used_level(self) -> int:
-        """The level that is used."""
+        """The level, or the default."""
         return COMPRESSIONS[self.compression][1] if self.level is None else self.level
 
 
 class Compressor(Protocol):
-    """Takes bytes, and gives those of the compressed stream as they come."""
+    """A streaming compressor."""
 
     def compress(self, data: bytes, /) -> Iterable[bytes]:
-        """Take some bytes."""
+        """Add bytes; returns compressed ones as they are ready."""
 
     def finish(self) -> Iterable[bytes]:
-        """Take the end."""
+        """End the stream; returns the rest."""
 
 
 class _Xz:
@@ -85,20 +85,14 @@ class _Uncompressed:
 
 
 def make_compressor(encoding: NarEncoding, *, is_large: bool) -> Compressor:
-    """Begin one stream.
-
-    Args:
-        encoding: how to compress.
-        is_large: several cores may work on it.
-    """
+    """Start one stream; a large one may use several cores."""
     match encoding.compression:
         case "zstd":
-            # Many small ones are compressed side by side already. What several threads write differs from
-            # what one writes, but it does not depend on how many they are: the next run, on whatever
-            # machine, finds the same blobs.
+            # Small NARs are compressed concurrently already. Multi-threaded output differs from that of one
+            # thread, but not by the number of threads: all machines produce the same blobs.
             threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
             compressor = zstandard.ZstdCompressor(level=encoding.used_level, threads=threads)
-            # In pieces, for the end of a large one can take seconds, and be given up meanwhile.
+            # In pieces: the end of a large stream can take seconds, and may be cancelled meanwhile.
             return compressor.chunker(chunk_size=_PIECE_BYTES)
         case "xz":
             return _Xz(encoding.used_level)

@@ -1,4 +1,4 @@
-"""The contents of a cache, as a publish may count on them."""
+"""The contents of a cache that a publish may rely on."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ _PARALLEL_REQUESTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a cache lists at one moment, less what gc found dead.
+    """What a cache lists, except what gc marked as dead.
 
     Attributes:
         catalog: of all narinfos.
@@ -47,23 +47,17 @@ class Contents:
     recorded_keys: tuple[PublicKey, ...] = ()
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
-        """Look a narinfo up."""
+        """Look up a narinfo."""
         text = self.catalog.find(hash_part)
         return NarInfo.parse(text) if text is not None else None
 
     def find_missing(self, wanted: Iterable[PathInfo]) -> list[PathInfo]:
-        """Find what is not listed."""
+        """Return what is not listed."""
         return [info for info in wanted if self.catalog.find(info.store_path.hash_part) is None]
 
 
 class ContentsReader:
-    """Reads what a cache lists.
-
-    Args:
-        repository: where it lies.
-        folder: where its tables are kept.
-        progress: is told of tables that cannot be read.
-    """
+    """Reads what a cache lists; warns of unreadable tables."""
 
     def __init__(self, repository: Repository, folder: IndexFolder, progress: Progress) -> None:
         self._repository = repository
@@ -75,7 +69,7 @@ class ContentsReader:
 
         Raises:
             RegistryError: the repository could not answer.
-            FormatError: there is no index of a Nix cache.
+            FormatError: the index is not one of a Nix cache.
         """
         union = await read_union(self._repository)
         # A segment without its manifest has lost its blobs, or will: what it lists is sent again.
@@ -87,7 +81,7 @@ class ContentsReader:
         return contents if is_whole else replace(contents, records=None)
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
-        """Read what a listing names; tables that are held or on disk are not fetched.
+        """Read the tables of a listing; those held or on disk are not fetched.
 
         Raises:
             RegistryError: the repository could not answer.
@@ -100,7 +94,7 @@ class ContentsReader:
         if tables.left_out is not None:
             self._progress.warn(tables.left_out)
         if not tables.damaged:
-            # Tables that are not listed any more would stay on disk for ever.
+            # Deletes tables that are no longer listed.
             await asyncio.to_thread(self._folder.save, tables.listing)
         catalog = tables.catalog((), with_condemned=False)
         if tables.damaged or tables.left_out is not None or listing.version1 is not None:
@@ -109,7 +103,7 @@ class ContentsReader:
         return Contents(catalog, records, tables.recorded_keys)
 
     async def find_missing_blobs(self, blobs: Iterable[Descriptor]) -> set[Digest]:
-        """Read a byte of each of these, and give those that cannot be read."""
+        """Return the blobs of which not even a byte can be read."""
 
         async def find(blob: Descriptor) -> Digest | None:
             return None if await has_blob(self._repository, blob) else blob.digest
@@ -118,7 +112,7 @@ class ContentsReader:
         return {digest for digest in answers if digest is not None}
 
     async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
-        """Describe the blobs that listed narinfos point into; a descriptor needs the exact size."""
+        """Describe the blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
         urls = {}
         found: dict[Digest, Descriptor] = {}
         for narinfo in narinfos:

@@ -1,6 +1,6 @@
-"""The draft of a commit: the narinfos and segments that are about to be listed, decided once all is staged.
+"""The draft of a commit: the narinfos and segments to list, decided once all is staged.
 
-Pure but for the time that the tables tell. Source: design section 4, promises 3 and 4.
+Pure, except for the time in the tables. Source: design section 4, promises 3 and 4.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents
 from nixcache_oci.publisher.signing import sign_all
 
 MakeRecords = Callable[[AbstractSet[str]], Sequence[PublishRecord]]
-"""Gives the records to leave where some paths could not be published; base names."""
+"""Makes the records, given the base names of paths that could not be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Draft:
 
     Attributes:
         narinfos: signed, references first.
-        failed: why each of the others is not listed, by base name.
+        failed: why the others are not listed, by base name.
         segments: to be pushed, in this order.
-        table: of the only segment, where it was sent ahead, while the last blobs were on their way.
+        table: of the only segment, if it was sent ahead of the last blobs.
     """
 
     narinfos: tuple[NarInfo, ...]
@@ -49,17 +49,17 @@ def make_draft(
     make_records: MakeRecords,
     options: PublishOptions,
 ) -> Draft:
-    """Decide what is listed; a closure is, or nothing of it that refers to what failed.
+    """Decide what is listed: nothing that refers to a failed path.
 
     Args:
-        plan: what was to be sent, or listed again.
+        plan: of the publish.
         uploaded: what was sent.
-        blobs: descriptors of what is listed again.
-        make_records: gives what is left for gc to count.
+        blobs: descriptors for what is listed again.
+        make_records: for gc.
         options: of the publish.
 
     Raises:
-        Error: something failed, and ``options`` want all or nothing.
+        Error: something failed, and ``options.is_strict``.
     """
     failed = dict(uploaded.failed)
     for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
@@ -78,7 +78,7 @@ def make_draft(
 
 
 def _sign(plan: PublishPlan, sent: Sequence[NarInfo], options: PublishOptions) -> list[NarInfo]:
-    """Sign what was held to its NarHash here, and nothing else."""
+    """Sign only what was checked against its NarHash here."""
     relisted = [narinfo for _, narinfo in plan.relist]
     checked = [one for one in sent if can_unpack(one.compression)]
     signed = sign_all([*checked, *(relisted if plan.is_from_store else ())], options.keys)

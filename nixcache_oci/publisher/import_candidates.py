@@ -24,12 +24,12 @@ _MOST_ADDED_SHARE: Final = 16
 
 @dataclass(slots=True)
 class Candidates:
-    """What is there.
+    """What the source has.
 
     Attributes:
-        narinfos: as the source has them, by base name.
-        bad: why each of the others cannot be taken, by what names it to people.
-        bad_parts: hash parts of those that are bad.
+        narinfos: of the source, by base name.
+        bad: why others cannot be imported, by a name for people.
+        bad_parts: hash parts of the bad ones.
     """
 
     narinfos: dict[str, NarInfo] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Candidates:
 
     @property
     def absent(self) -> set[str]:
-        """What is referred to, and not there; base names."""
+        """Base names of references that the source lacks."""
         return {one for one in self._foreign() if HashPart.of(one) not in self.bad_parts}
 
     @property
     def bad_references(self) -> set[str]:
-        """What is referred to, and bad; base names."""
+        """Base names of references that are bad."""
         return {one for one in self._foreign() if HashPart.of(one) in self.bad_parts}
 
     def _foreign(self) -> set[str]:
@@ -59,15 +59,15 @@ async def read_candidates(
     upstream_key_names: AbstractSet[str],
     progress: Progress = SILENT,
 ) -> Candidates:
-    """Read the narinfos of these closures, or all that there are.
+    """Read the narinfos of these closures, or all of the source.
 
     Args:
-        source: where from.
-        wanted: what to take with all that it refers to; none for all.
-        store_dir: where all paths have to lie.
-        keys: where any are given, only what one of them signed is taken, or what names its own content.
-        upstream_key_names: who signs what clients get elsewhere.
-        progress: is told how many are read.
+        source: to import from.
+        wanted: roots of the closures; none for all.
+        store_dir: of all paths.
+        keys: if any, paths must be signed by one of them, or content-addressed.
+        upstream_key_names: of keys that sign what clients get elsewhere.
+        progress: reports how many are read.
 
     Raises:
         UpstreamError: the source could not be read.
@@ -143,7 +143,7 @@ class _ClosureReader:
         if path.store_dir != self._store_dir:
             raise FormatError(f"its path is in {path.store_dir[:80]}, not in {self._store_dir}")
         if is_upstreams(narinfo, self._upstream_key_names):
-            return  # is not taken from here
+            return  # it is not imported
         if self._keys and not (is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)):
             raise FormatError("none of the keys in NIXCACHE_PUBLIC_KEYS signed it")
         if narinfo.file_hash is None and not can_unpack(narinfo.compression):
@@ -155,7 +155,7 @@ class _ClosureReader:
 
 
 def most_file_bytes(narinfo: NarInfo) -> int:
-    """Tell how large a compressed NAR may be: room is made for what NarSize says, and not for more."""
+    """Return the limit of a compressed NAR: space is reserved by NarSize."""
     return narinfo.nar_size + narinfo.nar_size // _MOST_ADDED_SHARE + _MOST_ADDED_BYTES
 
 

@@ -1,6 +1,6 @@
-"""Staging for an import: a NAR comes compressed from another cache, and is checked before it is sent.
+"""Staging for an import: a compressed NAR of another cache is checked before it is sent.
 
-FileHash and FileSize while it streams, then NarHash, NarSize and the NAR's form by unpacking it as a stream.
+FileHash and FileSize while it streams, then NarHash, NarSize and form by unpacking it as a stream.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
-from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.cache.parallel import cancel_all, retrieve, run_in_thread
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import Error, FormatError, StoreError, UpstreamError, UpstreamNotFoundError
@@ -34,20 +34,20 @@ from nixcache_oci.publisher.staging import (
 from nixcache_oci.wording import counted
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
-"""Before each further try of one NAR."""
+"""Before each retry of one NAR."""
 
 _MOST_IN_A_ROW: Final = 5
-"""NARs that could not be had, one after another, before the source counts as dead."""
+"""Consecutive NARs that failed before the source counts as down."""
 
 
 class CopyNarStager:
-    """Stages NARs of another cache as they are; implements ``NarStager``.
+    """Stages NARs of another cache unchanged; implements ``NarStager``.
 
     Args:
-        source: where from.
-        narinfos: as the source has them.
-        jobs: how many NARs are fetched at once.
-        max_blob_bytes: what the registry takes at most as one blob; None for any size.
+        source: to import from.
+        narinfos: of the source.
+        jobs: NARs fetched at once.
+        max_blob_bytes: limit of the registry; None for none.
     """
 
     def __init__(
@@ -69,25 +69,21 @@ class CopyNarStager:
 
     @asynccontextmanager
     async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
-        """Stage for as long as the block runs; then what is still being fetched is given up."""
+        """Stage while the block runs; then cancel what is still being fetched."""
         copies = set[asyncio.Task[StagedNar]]()
         self._failures_in_a_row = 0
 
         def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
             copy = asyncio.create_task(self._copy(self._narinfos[info.store_path], folder))
             copies.add(copy)
-            # Who waited for it may be gone when it fails, and then nobody is to be told.
-            copy.add_done_callback(lambda done: done.cancelled() or done.exception())
+            copy.add_done_callback(retrieve)
             copy.add_done_callback(copies.discard)
             return copy
 
         try:
             yield begin
         finally:
-            running = tuple(copies)
-            for copy in running:
-                copy.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await cancel_all(copies)
 
     async def _copy(self, narinfo: NarInfo, folder: Path) -> StagedNar:
         async with self._jobs:
@@ -106,7 +102,7 @@ class CopyNarStager:
             return staged
 
     async def _fetch_patiently(self, narinfo: NarInfo, folder: Path) -> StagedNar:
-        """Fetch, from the beginning again where it broke off for good."""
+        """Fetch, with retries from the beginning."""
         for pause in _PAUSES_SECONDS:
             try:
                 return await self._fetch(narinfo, folder)
@@ -158,7 +154,7 @@ class CopyNarStager:
 
 
 def _going_on() -> Callable[[], None]:
-    """Make what ends a thread's work when the task that waits for it is cancelled."""
+    """Return what raises on a thread once the task that waits for it is cancelled."""
     task = asyncio.current_task()
 
     def keep_going() -> None:

@@ -1,6 +1,6 @@
-"""The import: another binary cache is taken over without building, compressing or signing anything anew.
+"""The import: copies another binary cache without building, compressing or signing anything anew.
 
-An import is a publish whose store is that cache: the same plan line, the same packs, the same commit.
+An import is a publish whose store is that cache: with the same plan, packs and commit.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ _REQUESTS_AT_ONCE: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """What becomes of each path.
+    """What happens to each path.
 
     Attributes:
-        plan: of those that are taken, or were.
-        left_out: why each of the others is not taken, by base name, or by what else names it.
+        plan: of those that are imported.
+        left_out: why others are not, by base name or another name.
     """
 
     plan: PublishPlan
@@ -55,16 +55,7 @@ class ImportPlan:
 
 
 class Importer:
-    """Imports from one binary cache into one repository.
-
-    Args:
-        repository: with leave to push.
-        source: where from.
-        folder: where tables are kept.
-        upstreams: asked for what the source refers to and has not.
-        options: how.
-        progress: is told.
-    """
+    """Imports from one binary cache into one repository; upstreams may have what the source lacks."""
 
     def __init__(
         self,
@@ -85,7 +76,7 @@ class Importer:
         self._planned: Contents | None = None
 
     async def plan(self, candidates: Candidates) -> ImportPlan:
-        """Decide what becomes of what is offered; nothing is sent.
+        """Decide what happens to the candidates; nothing is sent.
 
         Raises:
             Error: an upstream or the repository could not answer.
@@ -104,18 +95,18 @@ class Importer:
         )
 
     async def take(self, plan: ImportPlan, record: PublishRecord) -> Published:
-        """Send what the plan says, and list it; what nothing else refers to becomes a root of the record.
+        """Send what the plan says, and list it; paths without referrers become roots of the record.
 
         Raises:
-            Error: the repository refused, the source does not answer any more, or nothing more can be staged;
-                what was sent until then is not listed, and the next run finds it.
+            Error: the repository refused, the source is down, or nothing more can be staged; what was sent is
+                not listed, and the next run reuses it.
         """
         listed = plan.plan.listed
 
         def with_roots(failed: AbstractSet[str]) -> list[PublishRecord]:
             taken = [info for info in listed if info.store_path.base_name not in failed]
             roots = tuple((info.store_path.base_name, info.store_path) for info in find_roots(taken))
-            # Where something is missing, what an earlier import recorded keeps counting.
+            # If something failed, the records of earlier imports stay valid.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
         return await self._committer(with_roots).publish(plan.plan, self._planned)
@@ -130,7 +121,7 @@ class Importer:
         return Committer(self._repository, self._folder, stager, make_records, options, self._progress)
 
     async def _find_missing_references(self, candidates: Candidates, find_listed: FindListed) -> set[str]:
-        """Find what is referred to, and is neither offered, nor listed, nor upstream; base names."""
+        """Find references that neither the source, nor this cache, nor an upstream has; base names."""
 
         async def find(base_name: str) -> str | None:
             hash_part = HashPart.of(base_name)
@@ -154,16 +145,16 @@ def make_import_plan(
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
 ) -> ImportPlan:
-    """Decide.
+    """Plan the import.
 
-    What is listed is not sent again, unless our signature is to be added: that wants a look at its NAR.
+    Listed paths are not sent again, unless they need our signature: for that, the NAR has to be checked.
 
     Args:
         candidates: of the source.
-        missing: what is referred to, and nobody has; base names.
-        find_listed: looks a narinfo up.
-        keys: what every listed path is to be signed with.
-        upstream_key_names: who signs what clients get elsewhere.
+        missing: base names of references that nobody has.
+        find_listed: looks up a narinfo in the cache.
+        keys: that sign every listed path.
+        upstream_key_names: of keys that sign what clients get elsewhere.
     """
     infos = {name: path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
     ordered = order_by_references(infos.values())
@@ -192,7 +183,7 @@ def make_import_plan(
         elif there is None:
             push.append(info)
         elif fingerprint(there) != fingerprint(info):
-            cached.append(info)  # another build of it, by which clients are served as well
+            cached.append(info)  # another build of it, which serves clients as well
         elif can_unpack(candidates.narinfos[base_name].compression) and not is_signed_by_all(there, keys):
             push.append(info)
         elif set(info.sigs) <= set(there.sigs):
@@ -204,7 +195,7 @@ def make_import_plan(
 
 
 def path_info(narinfo: NarInfo) -> PathInfo:
-    """Say what a narinfo says of its path, as a store would."""
+    """Convert a narinfo to what a store says of its path."""
     return PathInfo(
         narinfo.store_path,
         narinfo.nar_hash,
@@ -217,7 +208,7 @@ def path_info(narinfo: NarInfo) -> PathInfo:
 
 
 def find_roots(infos: Iterable[PathInfo]) -> list[PathInfo]:
-    """Find those that none of the others refers to."""
+    """Return those without referrers."""
     infos = list(infos)
     referred = {
         reference for info in infos for reference in info.references if reference != info.store_path.base_name

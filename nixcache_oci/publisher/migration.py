@@ -1,9 +1,8 @@
-"""The migration: the entries of a version 1 cache become segments, at the first publish to it.
+"""The migration: the first publish to a version 1 cache turns its entries into segments.
 
-From then on every NAR is a layer of a manifest, and no registry's garbage collector may take it. Until then
-it may: an entry without its blob is named and left out, and so is whatever refers to it, for a closure is
-complete or not listed. Nothing is deleted, and nothing is sent but tables and manifests.
-Source: design section 2, "Version 1".
+From then on every NAR is a layer of a manifest, safe from the registry's garbage collector. Entries whose
+blobs it deleted before are named and left out, with their referrers: a closure is listed whole or not at all.
+Nothing is deleted, and only tables and manifests are sent. Source: design section 2, "Version 1".
 """
 
 import asyncio
@@ -45,19 +44,19 @@ _PARALLEL_REQUESTS: Final = 16
 _ROOTS_OF_A_RECORD: Final = 1000  # a stanza is at most 1 MiB
 
 IsListed = Callable[[HashPart], bool]
-"""Tells whether a segment lists this object already."""
+"""Checks whether a segment lists this object already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What came of it.
+    """The result of a migration.
 
     Attributes:
-        document: what was converted; ``list_segments`` wants to know.
-        segments: what was pushed; the index does not list them yet.
-        missing: base name and reason of each entry that was left out, as it cannot be had whole any more.
-        skipped: what in the document could not be read, and why: the first of it.
-        skipped_count: how much in all.
+        document: that was converted, for ``list_segments``.
+        segments: that were pushed; the index does not list them yet.
+        missing: base name and reason of each entry without a complete closure.
+        skipped: the first malformed parts of the document, and why.
+        skipped_count: how many in all.
     """
 
     document: Digest
@@ -78,23 +77,23 @@ async def convert_version1(
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
-    Killed anywhere, the cache serves what it did, and the next run goes on where this one stopped.
+    If it is interrupted, the cache stays as it was, and the next run continues.
 
     Args:
-        repository: where the cache lies.
-        document: of version 1, as the listing names it.
-        listed: an earlier run may have been interrupted, and its segments are found by their tags.
-        now: becomes the segments' time.
+        repository: of the cache.
+        document: of version 1, from the listing.
+        listed: what segments of an interrupted run list.
+        now: time of the segments.
         options: of the segments.
-        progress: is told how far it is.
+        progress: reports blobs.
 
     Raises:
-        FormatError: it is no such document.
-        DigestError: it is not what its digest says.
+        FormatError: it is not such a document.
+        DigestError: it does not match its digest.
         RegistryError: the repository could not answer, or refused.
     """
     content = await read_blob(repository, document, MAX_DOCUMENT_BYTES, head_seconds=TABLE_HEAD_SECONDS)
-    # A large document takes seconds to parse: long enough for other connections to be dropped.
+    # On a thread: a large document takes seconds, and other connections would time out.
     version1 = await asyncio.to_thread(parse_version1, content)
     former = await asyncio.to_thread(version1.to_table)
     narinfos = [one for one in former.narinfos if not listed(one.store_path.hash_part)]
@@ -119,7 +118,7 @@ async def convert_version1(
 
 
 def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: IsListed) -> set[str]:
-    """Find the references to entries that the document has, and that could not be read."""
+    """Find references to malformed entries of the document."""
     references = {reference for narinfo in narinfos for reference in narinfo.references}
     found = ((reference, reference.partition("-")[0]) for reference in references)
     return {
@@ -132,7 +131,7 @@ def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: Is
 async def _probe_blobs(
     repository: Repository, blobs: Collection[Digest], progress: Progress
 ) -> dict[Digest, int]:
-    """Find the size of each blob; one that cannot be read has none."""
+    """Find the sizes of the readable blobs."""
     sizes: dict[Digest, int] = {}
     waiting = iter(blobs)
 
@@ -148,7 +147,7 @@ async def _probe_blobs(
 
 
 def _make_records(roots: Sequence[StorePath], now: datetime) -> tuple[PublishRecord, ...]:
-    """Let gc count what the older tool kept, as one run."""
+    """Record the roots of the older tool for gc, as one run."""
     named = sorted((path.name, path) for path in roots)
     starts = range(0, max(len(named), 1), _ROOTS_OF_A_RECORD)
     return tuple(
@@ -164,16 +163,11 @@ def _blob_of(narinfo: NarInfo) -> Digest:
 async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
-    """Push the entries of a version 1 index as segments; None where there is no such index.
-
-    Args:
-        repository: with leave to push.
-        folder: where tables are kept.
-        options: how.
-        progress: is told how far it is, and of entries that cannot be taken over.
+    """Convert a version 1 index, and warn of lost entries; None if there is none.
 
     Raises:
-        FormatError: the index cannot be read.
+        FormatError: the index is malformed.
+        DigestError: the document does not match its digest.
         RegistryError: the repository could not answer, or refused.
     """
     listing = await read_listing(repository)

@@ -1,8 +1,8 @@
-"""The upload: store objects are staged, several at once, and sent as packs and blobs.
+"""The upload: store objects are staged concurrently, and sent as packs and blobs.
 
-Bounded in memory and in staged bytes, whatever the closure's size: an object is staged when there is room for
-it, and gives its room back when it is sent. Small ones go into packs in closure order, so that the same
-closure gives the same packs, and a run that was killed finds what it sent already.
+Bounded in memory and staged bytes, whatever the closure's size: an object reserves space from staging until
+it is sent. Small ones go into packs in closure order, so that the same closure gives the same packs, and a
+run that was killed finds what it sent.
 """
 
 import asyncio
@@ -30,21 +30,21 @@ from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.staging import NarStager, StagedNar, StageNar, StagingFolderError, is_large
 
 STAGED_BYTES: Final = 1024 * 1024 * 1024
-"""In files, all at once; one NAR that is larger is let through alone."""
+"""Staged files at once; a larger NAR goes alone."""
 
 _MEMORY_BYTES: Final = 32 * 1024 * 1024
-_LARGE_AT_ONCE: Final = 2  # each is compressed by several threads already, which take memory
+_LARGE_AT_ONCE: Final = 2  # each is compressed by several threads, which take memory
 _UPLOADS_AT_ONCE: Final = 4
 
 
 @dataclass(slots=True)
 class Uploaded:
-    """What lies in the repository now, not yet listed.
+    """What is in the repository, not yet listed.
 
     Attributes:
-        narinfos: pointing at blobs and packs, references first.
+        narinfos: with URLs of blobs and packs, references first.
         blobs: descriptor of each blob and pack, by digest.
-        failed: why each of the others could not be staged, by base name.
+        failed: why others could not be staged, by base name.
     """
 
     narinfos: list[NarInfo] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Uploaded:
 
 
 WhenStaged = Callable[[Uploaded], Coroutine[object, object, None]]
-"""Is told what will lie in the repository."""
+"""Receives what will be in the repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Staging:
-    """A small object on its way to a compressed NAR, and the room that it holds."""
+    """A small object being staged, and the bytes reserved for it."""
 
     info: PathInfo
     taken: int
@@ -68,9 +68,8 @@ class _Staging:
 class Budget:
     """Bytes that an upload may hold at once, in memory or in files.
 
-    A wish for more than all of them waits until none is in use.
-
-    First come, first served: many small wishes never keep a large one waiting for ever.
+    A request for more than the total waits until none is in use. First come, first served: small requests
+    cannot starve a large one.
     """
 
     def __init__(self, size: int) -> None:
@@ -80,7 +79,7 @@ class Budget:
         self._freed = asyncio.Condition()
 
     async def take(self, wanted: int) -> int:
-        """Wait until so many bytes are free; gives what to give back."""
+        """Wait until so many bytes are free; returns what to give back."""
         wanted = min(wanted, self._size)
         async with self._turn, self._freed:
             await self._freed.wait_for(lambda: self._used + wanted <= self._size)
@@ -102,7 +101,7 @@ async def upload(
     progress: Progress,
     when_staged: WhenStaged | None = None,
 ) -> Uploaded:
-    """Send these, references first, by way of a temporary folder; see ``Upload.run``."""
+    """Send these, references first, through a temporary folder; arguments and errors as of ``Upload.run``."""
     try:
         staging = tempfile.TemporaryDirectory(prefix="nixcache-oci-")
     except OSError as error:
@@ -117,16 +116,7 @@ async def upload(
 
 
 class Upload:
-    """Sends store objects, once.
-
-    Args:
-        repository: where to.
-        stager: stages them.
-        folder: an empty one for staged files; at the end of ``run`` it is empty again.
-        jobs: how many objects are staged at once.
-        progress: is told.
-        max_blob_bytes: what the registry takes at most as one blob; None for any size.
-    """
+    """Sends store objects, once; ``folder``, for staged files, is empty before and after."""
 
     _stage: StageNar
     _pushing: Stage
@@ -151,7 +141,7 @@ class Upload:
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._sending: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._sent: set[Digest] = set()
-        # As many as can be staged while the oldest one is waited for.
+        # As many as can be staged while waiting for the oldest.
         self._stagings: asyncio.Queue[_Staging | None] = asyncio.Queue(4 * jobs)
         self._uploaded = Uploaded()
 
@@ -160,8 +150,8 @@ class Upload:
 
         Args:
             infos: of store objects.
-            when_staged: is told what this will give as soon as all is staged, while the last of it is sent;
-                what it raises ends this.
+            when_staged: receives the result once all is staged, while the last of it is sent; what it raises
+                ends this.
 
         Raises:
             RegistryError: the repository refused; what was sent stays there, unlisted.
@@ -174,7 +164,7 @@ class Upload:
         try:
             with pushing as self._pushing:
                 async with self._stager.opened(self._folder) as self._stage, task_group() as group:
-                    # They take longest, and are what the others can hide behind.
+                    # They take longest: start them first.
                     sending = [group.create_task(self._send_large(info)) for info in large]
                     group.create_task(self._stage_small(info for info in infos if not is_large(info)))
                     builder = await self._send_small(group)
@@ -186,15 +176,15 @@ class Upload:
                     last = builder.finish()
                     self._note_pack(last)
                     if when_staged is not None:
-                        group.create_task(when_staged(self._give(order)))
+                        group.create_task(when_staged(self._result(order)))
                     await self._begin_pack(last, group)
         finally:
             for file in self._folder.glob("*.nar"):
                 file.unlink()
-        return self._give(order)
+        return self._result(order)
 
-    def _give(self, order: Mapping[StorePath, int]) -> Uploaded:
-        """Give what was sent, or will be, in the order that was asked for."""
+    def _result(self, order: Mapping[StorePath, int]) -> Uploaded:
+        """Return what was sent, or will be, in the requested order."""
         so_far = self._uploaded
         narinfos = sorted(so_far.narinfos, key=lambda narinfo: order[narinfo.store_path])
         return Uploaded(narinfos, dict(so_far.blobs), dict(so_far.failed))
@@ -204,9 +194,9 @@ class Upload:
         self._progress.warn(str(error))
 
     async def _send_large(self, info: PathInfo) -> StagedNar | None:
-        """Send one that is staged in a file; gives back what belongs into a pack, such as a sparse image.
+        """Send one that is staged in a file; returns it if it belongs into a pack, such as a sparse image.
 
-        Of the room on the disk, that one keeps as much as its file takes.
+        That one keeps as much of the disk budget as its file takes.
         """
         taken = await self._disk.take(info.nar_size)
         try:
@@ -231,7 +221,7 @@ class Upload:
         await self._stagings.put(None)
 
     async def _send_small(self, group: asyncio.TaskGroup) -> PackBuilder:
-        """Send what is staged in memory; gives the last pack, which is not yet full."""
+        """Send what is staged in memory; returns the last pack, which is not full yet."""
         builder = PackBuilder(FIRST_PACK_BYTES, self._max_blob_bytes)
         while (staging := await self._stagings.get()) is not None:
             try:
@@ -250,7 +240,7 @@ class Upload:
         return builder
 
     async def _add(self, staged: StagedNar, builder: PackBuilder, group: asyncio.TaskGroup) -> PackBuilder:
-        """Add a small NAR to a pack; gives the pack that is filled now."""
+        """Add a small NAR to a pack; returns the current pack."""
         content = staged.read()
         staged.discard()
         if builder.add(staged.narinfo, content):
@@ -275,7 +265,7 @@ class Upload:
 
     async def _begin_pack(self, pack: Pack, group: asyncio.TaskGroup) -> None:
         if pack.narinfos:
-            # Packs wait for their turn here, and not in any number beside each other.
+            # Wait here, so that the number of packs in memory is bounded.
             await self._uploads.acquire()
             group.create_task(self._send_pack(pack))
 
@@ -299,7 +289,7 @@ class Upload:
             staged.discard()
 
     async def _send(self, blob: Descriptor, content: bytes | Path) -> None:
-        # Objects with the same content wait for the first of them, and are sent with it.
+        # Objects with the same content are sent once.
         async with self._sending[blob.digest]:
             if blob.digest in self._sent:
                 return

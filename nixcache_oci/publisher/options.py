@@ -1,4 +1,4 @@
-"""How to publish, parsed and frozen."""
+"""Options of a publish, parsed and frozen."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ from nixcache_oci.publisher.compression import NarEncoding
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
-    """How to publish.
+    """Options of a publish.
 
     Attributes:
-        keys: what every listed path is signed with.
-        upstream_key_names: who signs what clients get elsewhere.
-        verify_upstream: whether the upstreams are asked if they really have it.
+        keys: that sign every listed path.
+        upstream_key_names: of keys that sign what clients get elsewhere.
+        verify_upstream: whether to check that the upstreams have it.
         encoding: how NARs are compressed.
-        jobs: how many store objects are staged at once.
+        jobs: store objects staged at once.
         max_layers: of a manifest.
         is_strict: whether one path that cannot be sent keeps all others from being listed.
         source: where the paths come from, such as the address of a commit; for the table's header.
@@ -40,10 +40,10 @@ class PublishOptions:
 
     @property
     def segments(self) -> SegmentOptions:
-        """Of the segments that are written."""
+        """Options of its segments."""
         return SegmentOptions(self.max_layers, self.encoding.max_blob_bytes, self.repository_source)
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:
-        """Of the keys that sign."""
+        """The public keys of ``keys``."""
         return tuple(key.public_key for key in self.keys)

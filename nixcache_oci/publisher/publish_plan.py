@@ -1,6 +1,6 @@
-"""The plan: what becomes of each path of a closure, decided before anything is sent.
+"""The plan: what happens to each path of a closure, decided before anything is sent.
 
-Pure: a function of what the store says, what the cache lists and which keys there are. Source: design
+Pure: depends on what the store has, what the cache lists, and the keys. Source: design
 section 4, promise 5.
 """
 
@@ -15,20 +15,20 @@ from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
 
 FindListed = Callable[[HashPart], NarInfo | None]
-"""Gives the narinfo that the cache lists in a segment that is not condemned."""
+"""Returns the narinfo that the cache lists in a segment that is not condemned."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishPlan:
-    """What becomes of each path, references first.
+    """What happens to each path, references first.
 
     Attributes:
         upstream: signed by an upstream's key: clients get them there.
         cached: listed already, and signed by every key.
-        relist: listed already, as the store has it, but not signed by every key: the narinfo is listed again,
-            without its bytes.
+        relist: listed already, as in the store, but not signed by every key: only the narinfo is listed
+            again.
         push: to be sent.
-        is_from_store: whether what is listed again may be signed, for the local store has the same.
+        is_from_store: whether ``relist`` may be signed, because the local store has the same.
     """
 
     upstream: tuple[PathInfo, ...] = ()
@@ -39,16 +39,16 @@ class PublishPlan:
 
     @property
     def paths(self) -> int:
-        """How many there are in all."""
+        """Number of paths."""
         return len(self.upstream) + len(self.cached) + len(self.relist) + len(self.push)
 
     @property
     def push_bytes(self) -> int:
-        """Bytes of the NARs to be sent, uncompressed."""
+        """Bytes of the NARs to send, uncompressed."""
         return sum(info.nar_size for info in self.push)
 
     def pushing(self, gone: AbstractSet[str]) -> "PublishPlan":
-        """Send what was counted on, and is not there any more; base names."""
+        """Move paths that disappeared, by base name, to ``push``."""
         counted_on = [*self.cached, *(info for info, _ in self.relist)]
         again = [info for info in counted_on if info.store_path.base_name in gone]
         return replace(
@@ -60,7 +60,7 @@ class PublishPlan:
 
     @property
     def listed(self) -> list[PathInfo]:
-        """What the cache has to list when all is done."""
+        """What the cache has to list in the end."""
         return [*self.cached, *(info for info, _ in self.relist), *self.push]
 
 
@@ -71,14 +71,14 @@ def make_plan(
     upstream_key_names: AbstractSet[str],
     missing_upstream: AbstractSet[HashPart] = frozenset(),
 ) -> PublishPlan:
-    """Decide.
+    """Plan a publish.
 
     Args:
-        closure: what is to be available, references first.
-        find_listed: looks a narinfo up.
-        keys: what every listed path is to be signed with.
-        upstream_key_names: who signs what clients get elsewhere.
-        missing_upstream: paths that an upstream signed and that it was found not to have.
+        closure: to be available, references first.
+        find_listed: looks up a narinfo in the cache.
+        keys: that sign every listed path.
+        upstream_key_names: of keys that sign what clients get elsewhere.
+        missing_upstream: paths signed by an upstream that lacks them.
     """
     upstream: list[PathInfo] = []
     cached: list[PathInfo] = []
@@ -95,31 +95,31 @@ def make_plan(
         elif narinfo is not None and fingerprint(narinfo) == fingerprint(info):
             relist.append((info, narinfo))
         else:
-            # Where another NAR is listed, only its registry vouches for it: that is never signed, ours is.
+            # If another NAR is listed, only its registry vouches for it: it is never signed, but ours is.
             push.append(info)
     return PublishPlan(tuple(upstream), tuple(cached), tuple(relist), tuple(push))
 
 
 def is_upstreams(info: PathInfo | NarInfo, key_names: AbstractSet[str]) -> bool:
-    """Tell whether an upstream's key signed it, by the key's name."""
+    """Check for a signature with the name of an upstream's key."""
     return any(sig.key_name in key_names for sig in info.sigs)
 
 
 def is_signed_by_all(narinfo: NarInfo, keys: Iterable[PublicKey]) -> bool:
-    """Tell whether each of these keys made one of the narinfo's signatures."""
+    """Check whether each of these keys signed the narinfo."""
     covered = fingerprint(narinfo)
     return all(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
 def find_dependents(infos: Iterable[PathInfo], failed: AbstractSet[str]) -> dict[str, str]:
-    """Find what must not be listed because of what it refers to: a closure is complete, or not listed.
+    """Find what must not be listed because it refers to a failed path.
 
     Args:
         infos: references first.
         failed: base names that could not be sent.
 
     Returns:
-        The failed base name that each of them reaches, by its own.
+        The failed base name that each reaches, by base name.
     """
     found: dict[str, str] = {}
     for info in infos:

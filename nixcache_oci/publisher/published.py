@@ -1,4 +1,4 @@
-"""What came of a publish."""
+"""The result of a publish."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,16 +11,16 @@ from nixcache_oci.publisher.migration import Conversion
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What came of it.
+    """The result of a publish.
 
     Attributes:
-        listed: narinfos that are listed now and were not before, or not signed by every key.
-        failed: why each of the others is not listed, by base name.
-        segments: what was added to the cache.
-        is_index_confirmed: whether the last look at the index showed it; if not, the segments' own tags hold
-            them until another writer lists them.
-        conversion: what became of a version 1 cache, where there was one.
-        is_needless: whether nothing was written, for all of it is listed and recorded.
+        listed: narinfos that were not listed before, or not signed by every key.
+        failed: why others are not listed, by base name.
+        segments: that were added.
+        is_index_confirmed: whether the index, as read back, lists them; if not, their own tags keep them
+            until another writer lists them.
+        conversion: of a version 1 cache, if any.
+        is_needless: nothing was written, because all is listed and recorded.
     """
 
     listed: tuple[NarInfo, ...] = ()
@@ -31,7 +31,7 @@ class Published:
     is_needless: bool = False
 
     def followed_by(self, more: Self) -> Self:
-        """Put together what two rounds did."""
+        """Combine the results of two rounds."""
         return replace(
             more,
             listed=(*self.listed, *more.listed),

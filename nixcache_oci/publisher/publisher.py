@@ -1,4 +1,4 @@
-"""The publish: from paths in the local store to a cache that lists them, whole. Source: design section 4."""
+"""The publish: from paths in the local store to a cache that lists them. Source: design section 4."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
@@ -31,17 +31,7 @@ _PARALLEL_REQUESTS: Final = 16
 class Publisher:
     """Publishes paths of the local store into one repository.
 
-    Args:
-        repository: with leave to push.
-        store: where the paths are.
-        folder: where tables are kept.
-        upstreams: asked where ``options`` say so.
-        options: how.
-        progress: is told.
-        reading: what the cache lists, where that is being read already; the first plan takes it.
-
-    Attributes:
-        store: as given.
+    ``reading`` are the cache's contents, if they are being read already; the first plan uses them.
     """
 
     def __init__(
@@ -64,11 +54,7 @@ class Publisher:
         self._planned: Contents | None = None
 
     async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
-        """Decide what becomes of these paths; nothing is sent.
-
-        Args:
-            paths: as the local store takes them.
-            with_closure: whether all that they reach counts.
+        """Decide what happens to these paths, or to their closure; nothing is sent.
 
         Raises:
             Error: the store, an upstream or the repository could not answer.
@@ -78,22 +64,22 @@ class Publisher:
         async with AsyncExitStack() as stack:
             reading, self._reading = self._reading, None
             if reading is None:
-                # Nix takes as long to tell a closure as a distant registry to tell what is listed.
+                # Nix takes as long for a closure as a distant registry for the contents.
                 reading = await stack.enter_async_context(
                     in_background(ContentsReader(self._repository, self._folder, self._progress).read())
                 )
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
             missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
             contents = self._planned = await reading
-        # Every signature is checked: on a thread, for a large closure takes seconds.
+        # On a thread: every signature is verified, which takes seconds for a large closure.
         return await asyncio.to_thread(
             make_plan, closure, contents.find, self._options.public_keys, names, missing
         )
 
     async def publish(self, plan: PublishPlan, records: Sequence[PublishRecord]) -> Published:
-        """Send what the plan says, and list it with the records; the errors are those of ``Committer``.
+        """Send what the plan says, and list it with the records; errors as of ``Committer.publish``.
 
-        A root that could not be sent whole becomes one that failed.
+        A root without its whole closure is recorded as failed.
         """
 
         def without_failed(failed: AbstractSet[str]) -> list[PublishRecord]:
@@ -127,7 +113,7 @@ class Publisher:
 
 
 def _without_failed(record: PublishRecord, failed: AbstractSet[str]) -> PublishRecord:
-    """Count a root that could not be sent whole among those that failed: its last good one keeps counting."""
+    """Move roots without their whole closure to ``failed``: gc then keeps the last good build."""
     lost = {name for name, path in record.roots if path.base_name in failed}
     good = tuple((name, path) for name, path in record.roots if name not in lost)
     return replace(record, roots=good, failed=(*record.failed, *sorted(lost)))

@@ -1,7 +1,7 @@
-"""Whether a publish that sends nothing has to leave a record: only where that changes what gc counts.
+"""Whether a publish that sends nothing needs a record: only if that changes what gc counts.
 
-Pure. What is skipped must not change any decision of ``maintenance.gc.roots``, now or later; where in doubt,
-a record is written. Source: design section 2, "Table", and section 5, promise 1.
+Pure. Skipping must not change any decision of ``maintenance.gc.roots``, now or later; if in doubt, a record
+is written. Source: design section 2, "Table", and section 5, promise 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,13 @@ from nixcache_oci.cache.record import PUSH_SCOPE_START, UNRECORDED, PublishRecor
 
 
 def changes_nothing(record: PublishRecord, recorded: Iterable[PublishRecord]) -> bool:
-    """Tell whether gc counts the same without this record.
+    """Check whether gc counts the same without this record.
 
-    The jobs of one run are told apart from one job by the runs before: where the newest run of a scope left
-    several records, none is skipped.
+    If the newest run of a scope left several records, none is skipped: a run may have several jobs.
 
     Args:
-        record: what would be written.
-        recorded: what publishes left, of all scopes.
+        record: to be written.
+        recorded: of all scopes.
     """
     scope = [one for one in recorded if one.scope == record.scope]
     if not scope:
@@ -40,14 +39,14 @@ def changes_nothing(record: PublishRecord, recorded: Iterable[PublishRecord]) ->
 
 
 def _is_current(record: PublishRecord, name: str, scope: Sequence[PublishRecord]) -> bool:
-    """Tell whether what was recorded last of a name is what this record says of it."""
+    """Check whether the last record of a name says the same."""
     paths = {path for root, path in record.roots if root == name}
-    told = [one for one in scope if name in one.failed or any(root == name for root, _ in one.roots)]
-    newest = max((one.time for one in told), default=None)
-    last = _only([one for one in told if one.time == newest])
+    named = [one for one in scope if name in one.failed or any(root == name for root, _ in one.roots)]
+    newest = max((one.time for one in named), default=None)
+    last = _only([one for one in named if one.time == newest])
     return (
         last is not None
-        and sum(one.run == last.run for one in told) == 1
+        and sum(one.run == last.run for one in named) == 1
         and name not in last.failed
         and {path for root, path in last.roots if root == name} == paths
         and not any(_is_whole(one) and one.time >= last.time and one is not last for one in scope)
@@ -55,7 +54,7 @@ def _is_current(record: PublishRecord, name: str, scope: Sequence[PublishRecord]
 
 
 def _is_whole(record: PublishRecord) -> bool:
-    """Tell whether it displaces the names that it does not name."""
+    """Check whether it supersedes names that it lacks."""
     return not record.is_partial and not record.scope.startswith(PUSH_SCOPE_START)
 
 

@@ -1,4 +1,4 @@
-"""Signing narinfos on their way into the cache: the local store never learns of it.
+"""Signing narinfos for the cache; the local store is not changed.
 
 Source: design section 4, promise 4.
 """
@@ -13,7 +13,7 @@ from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint, has_si
 from nixcache_oci.wording import counted
 
 MAX_SIGNATURES: Final = 64
-"""Of a published narinfo, the own ones first where there are more: readers refuse one of over 256 lines."""
+"""Limit per published narinfo, our own first: readers refuse one of over 256 lines."""
 
 _MOST_NAMES: Final = 3  # of recorded keys, in one line
 
@@ -58,7 +58,7 @@ def doubt_new_keys(keys: Iterable[PublicKey], recorded: Sequence[PublicKey]) -> 
 
 
 def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
-    """Add the signatures that are missing, and keep those that verify or that are others'.
+    """Add missing signatures; keep those that verify, and those by other keys.
 
     Raises:
         Error: a signature made just now does not verify.
@@ -75,7 +75,7 @@ def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[Nar
             sig = key.sign(covered)
             if not public_key.verify(covered, sig):
                 raise Error(f"{narinfo.store_path}: the signature made with key {key.name} does not verify")
-            # One of this key's name that does not verify is of another key, or of another build.
+            # One of this name that does not verify is by another key, or of another build.
             sigs = [*(one for one in sigs if one.key_name != key.name), sig]
         if len(sigs) > MAX_SIGNATURES:
             sigs = sorted(sigs, key=lambda sig: sig.key_name not in own)[:MAX_SIGNATURES]

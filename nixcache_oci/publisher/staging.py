@@ -1,6 +1,6 @@
-"""Staging: a store object becomes a compressed NAR, checked against what the store says of it.
+"""Staging: a store object becomes a compressed NAR, checked against the store's record.
 
-Small NARs stay in memory, large ones go to a file. What blocks does so on threads.
+Small NARs stay in memory, large ones go to a file. Blocking work runs on threads.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
+from nixcache_oci.cache.parallel import retrieve
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import Error, FormatError, StoreError
 from nixcache_oci.nix.hash import NixHash
@@ -29,18 +30,18 @@ from nixcache_oci.publisher.compression import NarEncoding, make_compressor
 from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
-"""From here on, a NAR is staged in a file, and compressed by several cores."""
+"""From this size on, a NAR is staged in a file, and compressed by several cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagedNar:
-    """A compressed NAR that waits to be sent.
+    """A compressed NAR, to be sent.
 
     Attributes:
-        narinfo: all of it, with the URL of a blob of its own.
+        narinfo: complete, with the URL of a blob of its own.
         digest: of the compressed bytes.
         size: of the compressed bytes.
-        content: the bytes, or the file that holds them; whoever sends it removes it.
+        content: the bytes, or a file, which the sender removes.
     """
 
     narinfo: NarInfo
@@ -49,7 +50,7 @@ class StagedNar:
     content: bytes | Path
 
     def read(self) -> bytes:
-        """Give the bytes; only for those that fit into a pack."""
+        """Return the bytes; only for those that fit into a pack."""
         return self.content.read_bytes() if isinstance(self.content, Path) else self.content
 
     def discard(self) -> None:
@@ -59,20 +60,20 @@ class StagedNar:
 
 
 StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
-"""Begins to stage one; the future fails with a StoreError where that one cannot be had."""
+"""Starts staging one; the future fails with a StoreError if that one cannot be staged."""
 
 
 class NarStager(Protocol):
-    """Stages compressed NARs: of the local store, or out of another cache."""
+    """Stages compressed NARs, from the local store or from another cache."""
 
     def checks(self, info: PathInfo) -> bool:
         """Tell whether its NAR is held to its NarHash here: only then may it be signed."""
 
     def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
-        """Stage for as long as the block runs; then what is still being staged is given up.
+        """Stage while the block runs; then cancel what is still being staged.
 
         Args:
-            folder: for the files of large ones, which are not removed here.
+            folder: for the files of large NARs, which are not removed here.
         """
 
 
@@ -81,17 +82,11 @@ class StagingFolderError(Error):
 
 
 class StagingStoppedError(Error):
-    """Nobody wants it any more."""
+    """Staging was cancelled."""
 
 
 class StoreNarStager:
-    """Stages the NARs of store objects, on threads of its own; implements ``NarStager``.
-
-    Args:
-        real_path: tells where an object's files are.
-        encoding: how to compress.
-        jobs: how many objects at once.
-    """
+    """Stages NARs of store objects on ``jobs`` threads; implements ``NarStager``."""
 
     def __init__(self, real_path: Callable[[PathInfo], Path], encoding: NarEncoding, jobs: int) -> None:
         self._real_path = real_path
@@ -104,7 +99,7 @@ class StoreNarStager:
 
     @asynccontextmanager
     async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
-        """Stage for as long as the block runs; then the threads are told to stop, and waited for."""
+        """Stage while the block runs; then stop the threads, and wait for them."""
         is_stopped = threading.Event()
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="stage")
         loop = asyncio.get_running_loop()
@@ -113,8 +108,7 @@ class StoreNarStager:
             staging = loop.run_in_executor(
                 pool, stage, info, self._real_path(info), folder, self._encoding, is_stopped.is_set
             )
-            # Who waited for it may be gone when it fails, and then nobody is to be told.
-            staging.add_done_callback(lambda done: done.cancelled() or done.exception())
+            staging.add_done_callback(retrieve)
             return staging
 
         try:
@@ -125,7 +119,7 @@ class StoreNarStager:
 
 
 def is_large(info: PathInfo | NarInfo) -> bool:
-    """Tell whether it is staged in a file."""
+    """Check whether it is staged in a file."""
     return info.nar_size >= LARGE_NAR_BYTES
 
 
@@ -139,15 +133,15 @@ def stage(
     """Dump and compress a store object; blocks.
 
     Args:
-        info: what the store says of it.
-        real_path: where its files are.
-        folder: for the file of a large one.
+        info: of the store.
+        real_path: of its files.
+        folder: for the file of a large NAR.
         encoding: how to compress.
-        is_stopped: asked now and then.
+        is_stopped: checked for each piece.
 
     Raises:
-        StoreError: its files are not what the store says, or cannot be read: it changed under us, or is
-            corrupt; or it is over the limit of the registry.
+        StoreError: its files do not match the store's record, or cannot be read; or it is over the limit of
+            the registry.
         StagingFolderError: the folder is full.
         StagingStoppedError: ``is_stopped``.
     """
@@ -200,13 +194,13 @@ def _stage(
 
 
 def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass a NAR on, and fail at its end, or where it should have ended, if it is another one."""
+    """Forward a NAR; fail at its end, or where it should end, if it is not the recorded one."""
     hasher, size = hashlib.sha256(), 0
     for chunk in chunks:
         hasher.update(chunk)
         size += len(chunk)
         if size > info.nar_size:
-            break  # the rest may be of any size, and nobody made room for it
+            break  # the rest may be of any size
         yield chunk
     if (NixHash(hasher.digest()), size) != (info.nar_hash, info.nar_size):
         raise StoreError(
@@ -216,10 +210,10 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> None:
-    """Make sure that the registry takes so many bytes as one blob.
+    """Check the registry's limit of a blob.
 
     Raises:
-        StoreError: it does not.
+        StoreError: over it.
     """
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
@@ -229,10 +223,7 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
 
 
 class Sink:
-    """Hashes and counts what it writes, to memory or to a file.
-
-    Args:
-        file: an empty one.
+    """Hashes and counts what it writes to an empty file, in memory or on disk.
 
     Attributes:
         hasher: of all that was written.
@@ -280,12 +271,12 @@ def _narinfo(info: PathInfo, encoding: NarEncoding, digest: Digest, size: int) -
 
 
 def folder_error(folder: Path, error: OSError) -> StagingFolderError:
-    """Say why nothing can be staged in a folder."""
+    """Explain why nothing can be staged in a folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFolderError(f"{folder}: no space left to stage NARs in; set TMPDIR to a larger disk")
     return StagingFolderError(f"{folder}: NARs cannot be staged there: {error.strerror}; set TMPDIR")
 
 
 def _plain(text: str) -> str:
-    """Make one line of text that has the names of files in it: those are any bytes."""
+    """Escape text with names of files, which may be any bytes, to one line."""
     return text.encode(errors="backslashreplace").decode().replace("\n", "\\n")

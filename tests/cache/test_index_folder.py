@@ -331,9 +331,9 @@ def test_what_is_no_folder_is_not_used(
     assert folder.open_table(table) is not None
     assert not folder.save(Listing(version1=table))
     assert folder.pin_key(["first:AA"]) == folder.pin_key(["second:AA"]) == "first:AA"
-    assert [record.getMessage() for record in caplog.records] == [folder.trouble]
-    assert named in str(folder.trouble)
-    assert "NIXCACHE_INDEX_DIR" in str(folder.trouble)
+    assert [record.getMessage() for record in caplog.records] == [folder.problem]
+    assert named in str(folder.problem)
+    assert "NIXCACHE_INDEX_DIR" in str(folder.problem)
     assert state_below(elsewhere) == before
 
 

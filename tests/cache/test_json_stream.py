@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.cache import json_stream
-from nixcache_oci.cache.json_stream import MAX_VALUE_LETTERS, JsonStream
+from nixcache_oci.cache.json_stream import MAX_VALUE_CHARACTERS, JsonStream
 from nixcache_oci.errors import FormatError
 
 # Escapes, and letters of one to four bytes, so that windows end in the middle of each.
@@ -90,10 +90,10 @@ def test_what_is_malformed_is_an_error(content: bytes, *, is_skipped: bool) -> N
 
 def test_a_large_value_is_passed_over() -> None:
     """The next one is read all the same."""
-    for large in ('"' + "\\u00fc" * MAX_VALUE_LETTERS + '"', "[" + "1," * MAX_VALUE_LETTERS + "1]"):
+    for large in ('"' + "\\u00fc" * MAX_VALUE_CHARACTERS + '"', "[" + "1," * MAX_VALUE_CHARACTERS + "1]"):
         stream = JsonStream(f'{{"a":{large},"b":2}}'.encode(), "test")
         found = {name: stream.value() for name in stream.members()}
-        assert found == {"a": f"over {MAX_VALUE_LETTERS} letters", "b": 2}
+        assert found == {"a": f"over {MAX_VALUE_CHARACTERS} letters", "b": 2}
 
 
 def test_what_is_passed_over_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

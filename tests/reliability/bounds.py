@@ -154,7 +154,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound(
             "a version 1 document",
             f"{show_bytes(version1.MAX_DOCUMENT_BYTES)}, {version1.MAX_ENTRIES:,} entries, "
-            f"{json_stream.MAX_VALUE_LETTERS:,} characters an entry",
+            f"{json_stream.MAX_VALUE_CHARACTERS:,} characters an entry",
             "it is damaged",
             f"{_HOSTILE}::test_documents_of_version_1",
         ),

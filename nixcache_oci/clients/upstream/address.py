@@ -29,7 +29,7 @@ from yarl import URL
 
 from nixcache_oci.clients.http.url import basic_authorization, parse_url, show_url
 from nixcache_oci.errors import FormatError, UsageError
-from nixcache_oci.nix.base32 import LETTER
+from nixcache_oci.nix.base32 import CHARACTER
 from nixcache_oci.nix.narinfo import NarInfo
 
 _DIGITS: Final = 32
@@ -38,10 +38,10 @@ _SEGMENT: Final = re.compile(rf"mac-([0-9a-f]{{{_DIGITS}}})")
 _SUFFIX: Final = r"\.nar(?:\.[A-Za-z0-9]{1,8})?"
 # NarHash, FileHash or hash part, and the last two after one another: what binary caches name NARs by.
 _NAMED_BY_HASH: Final = re.compile(
-    rf"nar/(?:[0-9a-f]{{64}}|(?:{LETTER}{{32}}-)?{LETTER}{{52}}|{LETTER}{{32}}){_SUFFIX}"
+    rf"nar/(?:[0-9a-f]{{64}}|(?:{CHARACTER}{{32}}-)?{CHARACTER}{{52}}|{CHARACTER}{{32}}){_SUFFIX}"
 )
 _CALLED_NAR: Final = re.compile(rf".*[^/]{_SUFFIX}")
-_HARMLESS_QUERY: Final = re.compile(rf"(?:hash={LETTER}{{32}})?")
+_HARMLESS_QUERY: Final = re.compile(rf"(?:hash={CHARACTER}{{32}})?")
 
 
 def is_named_by_hash(path: str, query: str) -> bool:

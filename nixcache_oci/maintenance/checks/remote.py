@@ -149,8 +149,8 @@ async def read_index(
         return wrong(INDEX, tables.left_out, "merge segments: nixcache-oci gc"), inventory
     if listing.is_absent:
         return no_cache(INDEX, repository.name, is_publisher=is_publisher), inventory
-    if kept.trouble is not None:
-        return warning(INDEX, kept.trouble), inventory
+    if kept.problem is not None:
+        return warning(INDEX, kept.problem), inventory
     # As `list` counts: each once, however many segments list it.
     paths = len((await asyncio.to_thread(inventory.contents)).paths)
     age = ""

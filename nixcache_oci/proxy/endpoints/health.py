@@ -4,5 +4,5 @@ from aiohttp import web
 
 
 async def get_health(_request: web.Request) -> web.Response:
-    """Say that it does."""
+    """Answer ``ok``."""
     return web.Response(text="ok\n")

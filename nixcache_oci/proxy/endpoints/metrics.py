@@ -1,4 +1,4 @@
-"""``/metrics``: the same numbers for Prometheus."""
+"""``/metrics``: the counters for Prometheus."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from nixcache_oci.proxy.counters import Counters
 
 
 class _ProxyCollector(Collector):
-    """Reads the counters when it is asked: there is no second set of them."""
+    """Reads the counters on request: there is no second set."""
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
@@ -47,7 +47,7 @@ class _ProxyCollector(Collector):
 
 
 async def get_metrics(request: web.Request) -> web.Response:
-    """Show the counters in Prometheus' text format."""
+    """Return the counters in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_ProxyCollector(request.app))
     return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})

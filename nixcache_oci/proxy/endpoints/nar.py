@@ -1,4 +1,4 @@
-"""``/nar/…``: the bytes of a store object, out of a blob or a pack."""
+"""``/nar/…``: a NAR from a blob or a pack."""
 
 from aiohttp import hdrs, web
 
@@ -11,7 +11,7 @@ from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
 
 
 async def get_nar(request: web.Request) -> web.StreamResponse:
-    """Send one NAR; memory use is one chunk, whatever its size."""
+    """Send one NAR; uses one chunk of memory, whatever its size."""
     url = NarUrl.parse(f"nar/{request.match_info['place']}")
     if url.offset is not None:
         return await _send_slice(request, url)
@@ -28,7 +28,7 @@ async def _send_slice(request: web.Request, url: NarUrl) -> web.StreamResponse:
     if request.method == hdrs.METH_GET:
         counters.nars += 1
         _count(counters, part.end - part.start)
-    # The library writes the length, which it takes from the body.
+    # The library sets the length from the body.
     headers = nar_headers(part)
     del headers[hdrs.CONTENT_LENGTH]
     return web.Response(

@@ -1,4 +1,4 @@
-"""``/<hash part>.narinfo``: whether a store path is to be had, and where."""
+"""``/<hash part>.narinfo``: the narinfo of a store path."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _HEADERS: Final = {hdrs.CONTENT_TYPE: NARINFO_TYPE}
 
 
 async def get_narinfo(request: web.Request) -> web.Response:
-    """Answer from memory; what is unknown becomes 404 too, for Nix survives only 200 and 404."""
+    """Look up a narinfo; unknown is 404 too, because Nix survives only 200 and 404."""
     try:
         hash_part = HashPart.parse(request.match_info["hash_part"])
     except FormatError:

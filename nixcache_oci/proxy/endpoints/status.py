@@ -1,4 +1,4 @@
-"""``/_status``: what an operator wants to know, as JSON."""
+"""``/_status``: the state of the proxy for operators, as JSON."""
 
 import time
 from dataclasses import asdict
@@ -12,18 +12,18 @@ from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.proxy.app_keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
 from nixcache_oci.proxy.regression import Seen
 
-# How much is wrong is up to the registry: of a list, the first are shown, and how many there are.
+# The registry decides how many problems there are: lists show the first, and the count.
 _MAX_SHOWN: Final = 20
-_MAX_LETTERS: Final = 500
+_MAX_CHARACTERS: Final = 500
 
 
 async def get_status(request: web.Request) -> web.Response:
-    """Show the state of the proxy."""
+    """Return the state of the proxy."""
     return web.json_response(_take_snapshot(request.app))
 
 
 def _take_snapshot(app: web.Application) -> dict[str, object]:
-    """Collect the state of the proxy; nothing in it is secret. Ages are in seconds, sizes in bytes."""
+    """Collect the state, without secrets. Ages are in seconds, sizes in bytes."""
     config, index = app[CONFIG], app[INDEX]
     state = index.state
     now = time.time()
@@ -76,7 +76,7 @@ def _show_regression(seen: Seen) -> dict[str, object] | None:
 
 
 def _clip(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
+    return text if text is None or len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 
 def _age(now: float, time_of: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""``/upstream/<key>/mac-…/…``: NARs that upstream narinfos named, streamed through."""
+"""``/upstream/<key>/mac-…/…``: relays NARs of upstreams."""
 
 from aiohttp import hdrs, web
 
@@ -13,7 +13,7 @@ from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
 
 
 async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
-    """Send one NAR of an upstream, or the part of it that is asked for."""
+    """Send one NAR of an upstream, or a range of it."""
     key = request.match_info["key"]
     path, query = _path_as_sent(request, key)
     upstreams, counters = request.app[UPSTREAMS], request.app[COUNTERS]
@@ -34,7 +34,7 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
 
 
 def _path_as_sent(request: web.Request, key: str) -> tuple[str, str]:
-    # Decoding it here would make another path of it at the upstream.
+    # Not decoded: that could change the path at the upstream.
     path, _, query = request.raw_path.partition("?")
     prefix = f"/upstream/{key}/"
     if not path.startswith(prefix):

@@ -1,7 +1,7 @@
-"""aiohttp's protocol, but for what it does with bytes that it cannot read; and its connections are counted.
+"""aiohttp's protocol, with counted connections and bare errors for malformed requests.
 
-It would tell its name and version, and repeat the bytes; and where its parser fails on them, the event loop
-would write a traceback for each such request.
+aiohttp would send its name and version, and echo the bytes; and if its parser fails, the event loop logs a
+traceback for each such request.
 """
 
 import asyncio
@@ -21,13 +21,7 @@ _READ_BYTES: Final = 4 * 1024  # no request has a body that anybody reads
 
 
 class AiohttpProtocol(web.RequestHandler):
-    """One connection.
-
-    Args:
-        server: of the library.
-        connections: where it is counted.
-        idle_seconds: how long it may be idle.
-    """
+    """One connection, which may be idle for ``idle_seconds``."""
 
     __slots__ = ("_connections", "connection")
 
@@ -35,7 +29,7 @@ class AiohttpProtocol(web.RequestHandler):
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # what it means by "none": see log_access below
+            access_log=None,  # type: ignore[arg-type]  # replaced by log_access below
             keepalive_timeout=idle_seconds,
             read_bufsize=_READ_BYTES,
             auto_decompress=False,
@@ -44,45 +38,45 @@ class AiohttpProtocol(web.RequestHandler):
         self.connection = Connection()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        # Not isinstance: transports of other event loops have all its methods, and are none.
+        """Count the connection."""
+        # Not isinstance: other event loops have transports of their own.
         self.connection.transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
         self._connections.opened(self.connection, self._loop.time())
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End."""
+        """Forget the connection."""
         self._connections.closed(self.connection)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Hear that the client does not read, or not as fast as bytes come."""
+        """Note that the client reads too slowly."""
         self._connections.filled(self.connection, self._loop.time())
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """Hear that the client has read what was there."""
+        """Note that the client has caught up."""
         self._connections.drained(self.connection)
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; what the parser fails on ends the connection."""
+        """Parse; if the parser fails, close the connection."""
         if self.connection.is_detached:
             self._connections.hold(self.connection, self.connection.held_bytes + len(data))
         if self.transport is None or self.transport.is_closing():
-            return  # the library would begin to answer a connection that it has lost
+            return  # the library would answer a lost connection
         try:
             super().data_received(data)
-        except Exception as error:  # noqa: BLE001  # a stranger's bytes, and the library's trouble with them
+        except Exception as error:  # noqa: BLE001  # the parser fails on hostile bytes
             _log.debug("request not read", extra={"fields": {"error": repr(error)}})
             self.force_close()
 
     def begin(self) -> bool:
-        """Note that a request is being answered; False where too many are."""
+        """Note that a request is being answered; False if too many are."""
         return self._connections.begin(self.connection)
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """Note that an answer was written, and whether the connection stays."""
+        """Note that a response was written, and whether the connection stays open."""
         del time
         log_answer(request.method, request.path, response.status)
         self._connections.end(self.connection, self._loop.time(), stays=bool(response.keep_alive))
@@ -94,7 +88,11 @@ class AiohttpProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Refuse with the status alone, and end the connection."""
+        """Answer with the bare status, and close the connection.
+
+        Raises:
+            ConnectionError: a response has begun: none may follow.
+        """
         del message
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.error("unexpected error", exc_info=exc)
@@ -107,13 +105,13 @@ class AiohttpProtocol(web.RequestHandler):
 
 
 def log_answer(method: str, path: str, status: int) -> None:
-    """Log one answer, where somebody wants each of them."""
+    """Log one response, at debug level."""
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("answered", extra={"fields": {"method": method, "path": path, "status": status}})
 
 
 def connection_of(request: web.BaseRequest) -> Connection:
-    """Give the connection that a request came on."""
+    """Return the connection of a request."""
     protocol = request.protocol
     return protocol.connection if isinstance(protocol, AiohttpProtocol) else Connection()
 
@@ -121,11 +119,5 @@ def connection_of(request: web.BaseRequest) -> Connection:
 def protocol_factory(
     server: web.Server, connections: Connections, *, idle_seconds: float = IDLE_SECONDS
 ) -> Callable[[], AiohttpProtocol]:
-    """Make what makes the protocol of each connection.
-
-    Args:
-        server: of the library.
-        connections: where they are counted.
-        idle_seconds: how long a connection may be idle.
-    """
+    """Return a factory of the protocol of each connection."""
     return lambda: AiohttpProtocol(server, connections, idle_seconds=idle_seconds)

@@ -1,15 +1,15 @@
-"""The front of a connection: answers what is asked most from memory, and hands all else to the HTTP library.
+"""The front of a connection: answers frequent requests from memory, and forwards all others.
 
-Nix asks for thousands of narinfos one after another, and then for as many NARs, the small ones of which lie
-in packs. The library takes several times as long to read such a request and to write its answer as it takes
-to find it. So each head is looked at here first. A plain request for a narinfo, or for a slice of a pack,
-that is in memory is answered at once, in the library's words. Every other byte goes to the library as it
-came, one request at a time, so that answers keep the order of their requests. Where a request ends is only
-decided for heads that leave no doubt: from the first one that does, the connection is the library's for good.
+Nix asks for thousands of narinfos one after another, and then for as many NARs, most of them small and in
+packs. The HTTP library takes several times as long to parse such a request and write its response as a
+look-up takes. So each head is parsed here first. A plain request for a narinfo or a slice of a pack in memory
+is answered at once, with the same bytes as by the library. All other bytes are forwarded unchanged, one
+request at a time, so that responses keep their order. The end of a request is only decided for unambiguous
+heads: from the first ambiguous one, the connection is the library's for good.
 
-A client that reads nothing has its requests left unread: what waits for it is at most what a transport takes
-before it says that it is full (64 KiB), and the answers of one more turn (64 KiB and the slice that exceeds
-them, 256 KiB at most). What it sends ahead is held up to 64 KiB, and the one piece that exceeds them.
+Requests of a client that does not read are left unread: at most a full transport buffer (64 KiB) and the
+responses of one more turn (64 KiB and a slice of up to 256 KiB) wait for it. Pipelined requests are held up
+to 64 KiB, and the piece that exceeds it.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from nixcache_oci.proxy.front.responses import render_nar, render_narinfo
 _log = logging.getLogger(__name__)
 
 TURN_BYTES: Final = 64 * 1024
-"""After so many bytes of answers, other connections have their turn."""
+"""After so many bytes of responses, other connections have their turn."""
 
 AHEAD_BYTES: Final = 64 * 1024
-"""What a client may send ahead before it is made to wait."""
+"""What a client may pipeline before reading is paused."""
 
-_GET: Final = ord("G")  # and no other method that is answered here
+_GET: Final = ord("G")  # no other method that is answered here starts with it
 _END_LENGTH: Final = len(END_OF_HEAD)
 _CHECK_SECONDS: Final = IDLE_SECONDS / 6
 _MOST_HEAD_BYTES: Final = 16 * 1024
@@ -55,14 +55,7 @@ class _Phase(Enum):
 
 
 class FrontServer:
-    """Makes the front of each connection, as event loops want it made.
-
-    Args:
-        library: makes the library's protocol of a connection.
-        reader: of heads.
-        fast_path: looks up narinfos and slices of packs.
-        connections: where connections are counted.
-    """
+    """A protocol factory; ``library`` makes the library's protocol of a connection."""
 
     def __init__(
         self,
@@ -82,13 +75,13 @@ class FrontServer:
         return Front(self, self._library())
 
     def answer(self, data: bytes, start: int, end: int) -> bytes | None:
-        """Answer the request whose head lies there; None where the library has to."""
+        """Answer the request with this head; None if the library has to."""
         is_get = data[start] == _GET
         try:
             answer = self._narinfo(data, start, end, is_get=is_get)
             if answer is None:
                 answer = self._slice(data, start, end, is_get=is_get)
-        except Exception:  # noqa: BLE001  # the library's way meets it again, logs it whole, and answers
+        except Exception:  # noqa: BLE001  # the library meets it again, logs it, and answers
             return None
         if answer is not None and self._is_logging:
             method, path, _rest = data[start:end].decode().split(" ", 2)
@@ -107,12 +100,7 @@ class FrontServer:
 
 
 class Front(asyncio.Protocol):
-    """One connection.
-
-    Args:
-        server: what it belongs to.
-        library: the library's protocol, which learns of everything but the requests that are answered here.
-    """
+    """One connection; the library's protocol sees everything but the requests that are answered here."""
 
     _transport: asyncio.Transport
 
@@ -122,41 +110,41 @@ class Front(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._phase = _Phase.IDLE
         self._begun = b""  # what the library has of a head
-        self._ahead = b""  # what came and was not looked at yet
-        self._is_full = False  # the client does not read its answers
-        self._is_held = False  # it is made to wait
+        self._ahead = b""  # received, not parsed yet
+        self._is_full = False  # the client does not read
+        self._is_held = False  # reading is paused
         self._connection = library.connection
         self._connection.when_answered = self._go_on_after
         self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        # Not isinstance: transports of other event loops have all its methods, and are none.
+        """Start."""
+        # Not isinstance: other event loops have transports of their own.
         self._transport = cast("asyncio.Transport", transport)
         self._library.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, and let a handler that is at work know."""
+        """Stop, and let a running handler know."""
         self._stop()
         self._library.connection_lost(exc)
 
     def eof_received(self) -> None:
-        """Leave it to the library what the end of the client's side means."""
+        """Let the library handle a half-closed connection."""
         self._library.eof_received()
 
     def pause_writing(self) -> None:
-        """Stop to answer."""
+        """Pause answering: the client is not reading."""
         self._is_full = True
         self._library.pause_writing()
 
     def resume_writing(self) -> None:
-        """Go on to answer."""
+        """Resume answering."""
         self._is_full = False
         self._library.resume_writing()
         self._loop.call_soon(self._go_on)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Answer, forward, or hold what was received."""
         self._connection.active_at = self._loop.time()
         if self._phase is _Phase.PARTIAL:
             self._complete(data)
@@ -166,7 +154,7 @@ class Front(asyncio.Protocol):
             self._answer(data)
 
     def _go_on_after(self, stays: bool) -> None:
-        """Hear that the library has written a whole answer, and whether the connection stays."""
+        """Note that the library has written a whole response, and whether the connection stays open."""
         if not stays:
             self._stop()
         elif self._phase is _Phase.FORWARDED:
@@ -177,14 +165,14 @@ class Front(asyncio.Protocol):
         if self._phase is not _Phase.IDLE or self._is_full or not self._ahead:
             return
         if self._transport.is_closing():
-            return  # a NAR was cut: no answer may land behind what is still to be sent of it
+            return  # a NAR was cut: nothing may follow
         data, self._ahead = self._ahead, b""
         self._server.connections.hold(self._connection, 0)
         self._answer(data)
         self._hold_or_let_go()
 
     def _answer(self, data: bytes) -> None:
-        """Answer in turn, until a request is for the library, or it is the turn of other connections."""
+        """Answer requests until one is for the library, or other connections have their turn."""
         answer = self._server.answer
         answers: list[bytes] = []
         size, start, length = 0, 0, len(data)
@@ -209,7 +197,7 @@ class Front(asyncio.Protocol):
             self._loop.call_soon(self._go_on)
 
     def _complete(self, data: bytes) -> None:
-        """Give the library a head, or more of the one that it has the beginning of."""
+        """Forward a head, or more of a partial one."""
         known, whole = len(self._begun), self._begun + data
         end = whole.find(END_OF_HEAD, max(0, known - _END_LENGTH + 1)) + _END_LENGTH
         is_complete = end >= _END_LENGTH
@@ -221,7 +209,7 @@ class Front(asyncio.Protocol):
             if not known:
                 self._connection.head_since = self._connection.active_at
             self._begun = whole
-            # It is held twice: here, and by the library.
+            # Held twice: here, and by the library.
             self._server.connections.hold(self._connection, 2 * len(whole))
             self._library.data_received(data)
 
@@ -232,7 +220,7 @@ class Front(asyncio.Protocol):
         self._library.data_received(data)
 
     def _leave(self, data: bytes) -> None:
-        """Let the library have the connection."""
+        """Hand the connection to the library for good."""
         rest = data + self._ahead
         self._stop()
         self._hold_or_let_go()
@@ -259,7 +247,7 @@ class Front(asyncio.Protocol):
     def _close_if_idle(self) -> None:
         now = self._loop.time()
         if self._phase in {_Phase.IDLE, _Phase.PARTIAL}:
-            # The library's own timer knows nothing of what was answered here.
+            # The library's timer does not see what was answered here.
             self._library.keep_alive(True)
             if now - self._connection.active_at >= IDLE_SECONDS:
                 self._transport.close()

@@ -1,7 +1,7 @@
-"""The connections of clients, in total: how many there are, how long they may stand still, what they hold.
+"""Limits of all client connections together: their number, idle times, and memory.
 
-Each bound is one of the whole process. Where it is exceeded, the connection goes that has been of no use for
-the longest time; clients of HTTP open another one when they need it.
+If a limit is exceeded, the connection that was idle for longest is closed; HTTP clients reconnect when
+necessary.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 3630.0
-"""How long a connection may be idle at the least: as long as the HTTP library allows."""
+"""A connection may be idle for at least this long: the keep-alive of the HTTP library."""
 
 HEAD_SECONDS: Final = 30.0
-"""How long the head of a request may be on its way; for a client of odd requests, how long it may be idle."""
+"""Timeout of a request's head; for detached connections, of idleness."""
 
 STALL_SECONDS: Final = 300.0
-"""How long a client may take no byte of what it asked for; slow ones that take some may go on for ever."""
+"""Timeout of clients that read no byte; slow ones that read some are not limited."""
 
 MOST_HELD_BYTES: Final = 32 * 1024 * 1024
-"""What all clients together may send ahead, or begin and not end, before one that does it is cut off."""
+"""Pipelined and partial requests of all clients; beyond, the client that adds to them is cut off."""
 
 MOST_UNREAD_BYTES: Final = 96 * 1024 * 1024
-"""What may wait for clients that do not read, NARs that stream left aside; then the longest wait is cut."""
+"""Unread responses of all clients, except streamed NARs; beyond, the oldest is cut."""
 
 MOST_HELD_OF_ONE_BYTES: Final = 512 * 1024
-"""What one client may send ahead, as a body among it, which nobody here reads."""
+"""What one client may pipeline, including bodies, which are not read."""
 
-# A head and a request or two: who sends no more than that is never cut off for it.
+# A head and a request or two: no client is cut off for less.
 _FREE_BYTES: Final = 4 * 1024
-# As many are closed at once, for looking at all of them takes its time.
+# So many are closed at once, because finding them takes time.
 _SHARE_CLOSED: Final = 16
 
 # linux/tcp.h, struct tcp_info; other systems have another struct of that name.
@@ -54,16 +54,16 @@ class Connection:
     """One connection of a client; times are those of the event loop.
 
     Attributes:
-        transport: None before it is made.
-        active_at: when it was last of use.
-        head_since: since when the beginning of a head is here, or None.
+        transport: None before it is connected.
+        active_at: time of the last activity.
+        head_since: when a partial head arrived, or None.
         is_detached: whether it is the HTTP library's for good.
         is_busy: whether a request is being answered.
-        is_full: whether the client does not read what it asked for, or not as fast as it comes.
+        is_full: whether the client reads too slowly.
         is_stream: whether a NAR streams to it, or will.
-        sent_bytes: what was written of NARs that stream.
-        when_answered: is told that an answer is written, and whether the connection stays.
-        when_lost: is told that it is no more.
+        sent_bytes: written of streamed NARs.
+        when_answered: called after a response, with whether the connection stays open.
+        when_lost: called when it is closed.
     """
 
     transport: asyncio.Transport | None = None
@@ -82,7 +82,7 @@ class Connection:
     taken_at: float = 0.0
 
     def progress(self) -> tuple[int, bool]:
-        """Tell how many bytes the client has taken, counted from anywhere, and whether more wait for it."""
+        """Return how many bytes the client has read, from an arbitrary origin, and whether more wait."""
         if self.transport is None:
             return 0, False
         waiting = self.transport.get_write_buffer_size()
@@ -97,14 +97,14 @@ class Connection:
         return self.sent_bytes - waiting, waiting > 0
 
     def cut(self) -> None:
-        """End it now, and have the kernel drop what waits."""
+        """Close it now, and have the kernel drop unsent bytes."""
         transport = self.transport
         if transport is None:
             return
         connection = transport.get_extra_info("socket")
-        with suppress(OSError, ValueError, AttributeError):  # it is closed, or is none
+        with suppress(OSError, ValueError, AttributeError):  # closed, or not a socket
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-            # A number of our own may be waited for; and no transport of uvloop can shut down reading as well.
+            # Not a duplicate, which may be polled; and uvloop's transports cannot shut down reading.
             with socket.socket(fileno=connection.fileno()) as same:
                 try:
                     same.shutdown(socket.SHUT_RDWR)
@@ -114,15 +114,11 @@ class Connection:
 
 
 class Connections:
-    """All connections.
-
-    Args:
-        most: how many there may be.
-    """
+    """All connections, at most ``most``."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        # Some remain for requests that take no time, whatever the others wait for.
+        # Some remain for fast requests, whatever the others wait for.
         self._most_busy = most - most // 4
         self._busy = 0
         self._held_bytes = 0
@@ -134,7 +130,7 @@ class Connections:
         return len(self._all)
 
     def opened(self, connection: Connection, now: float) -> None:
-        """Count a new one; where there are too many, others are closed, or this one if all are at work."""
+        """Count a new one; if there are too many, close idle ones, or this one if all are busy."""
         connection.active_at = now
         self._all.add(connection)
         if len(self._all) > self._most:
@@ -152,12 +148,12 @@ class Connections:
         connection.transport = None
 
     def begin(self, connection: Connection) -> bool:
-        """Note that a request is being answered; False where too many are."""
+        """Note that a request is being answered; False if too many are."""
         self._set_busy(connection, is_busy=True)
         return self._busy <= self._most_busy
 
     def end(self, connection: Connection, now: float, *, stays: bool) -> None:
-        """Note that an answer was written."""
+        """Note that a response was written."""
         connection.active_at = now
         self._set_busy(connection, is_busy=False)
         if connection.is_detached:
@@ -166,7 +162,7 @@ class Connections:
             connection.when_answered(stays)
 
     def hold(self, connection: Connection, size: int) -> None:
-        """Note how many bytes are held of what a client sent; one that has too many is cut."""
+        """Note how many bytes of a client are held; one with too many is cut off."""
         self._held_bytes += size - connection.held_bytes
         connection.held_bytes = size
         if size > MOST_HELD_OF_ONE_BYTES or (self._held_bytes > MOST_HELD_BYTES and size > _FREE_BYTES):
@@ -175,7 +171,7 @@ class Connections:
             connection.cut()
 
     def filled(self, connection: Connection, now: float) -> None:
-        """Note that a client does not read, or not as fast as bytes come."""
+        """Note that a client reads too slowly."""
         connection.is_full = True
         connection.taken_at = now
         self._full[connection] = None
@@ -183,14 +179,14 @@ class Connections:
             self._count_unread(connection)
 
     def drained(self, connection: Connection) -> None:
-        """Note that a client has read what was there."""
+        """Note that a client has caught up."""
         connection.is_full = False
         self._full.pop(connection, None)
         self._unread_bytes -= connection.unread_bytes
         connection.unread_bytes = 0
 
     def set_stream(self, connection: Connection, *, is_stream: bool) -> None:
-        """Note that a NAR streams, which something else bounds, or that it is over."""
+        """Note the start or end of a NAR stream, which ``NarStreams`` bounds."""
         connection.is_stream = is_stream
         if connection.is_full:
             self._unread_bytes -= connection.unread_bytes
@@ -199,7 +195,7 @@ class Connections:
                 self._count_unread(connection)
 
     def sweep(self, now: float) -> None:
-        """End what has stood still for too long; to be called every few seconds."""
+        """Cut stalled connections; to be called every few seconds."""
         late = [one for one in self._all if not one.is_busy and _is_late(one, now)]
         for connection in late:
             connection.cut()
@@ -216,7 +212,7 @@ class Connections:
         idle = (one for one in self._all if not one.is_busy and one is not newest)
         count = max(1, self._most // _SHARE_CLOSED)
         for connection in heapq.nsmallest(count, idle, key=lambda one: one.active_at) or [newest]:
-            self._all.discard(connection)  # its transport ends it in the event loop's next turn
+            self._all.discard(connection)  # its transport closes it in the next iteration of the event loop
             connection.cut()
 
     def _count_unread(self, connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The fast path: narinfos and slices of packs that are in memory, for requests that need nothing else.
+"""The fast path: narinfos and slices of packs that are in memory.
 
 Source: design section 3, promises 1 and 9.
 """
@@ -17,20 +17,12 @@ from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
-# The first narinfo after so long is the root of a closure; behind it come all others in a moment.
+# The first narinfo after a pause is the root of a closure; the others follow at once.
 _PAUSE_SECONDS: Final = 0.1
 
 
 class FastPath:
-    """Looks things up, counts what it finds, and has packs fetched that will be asked for.
-
-    Args:
-        index: holds the catalog.
-        packs: fetches ahead.
-        nars: gives slices of packs.
-        counters: of the proxy.
-        union: knows what upstreams add to narinfos of this cache.
-    """
+    """Looks up, counts hits, and prefetches packs."""
 
     def __init__(
         self,
@@ -48,11 +40,9 @@ class FastPath:
         self._asked_at = -math.inf
 
     def get_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
-        """Give a narinfo; None where there is none, no index yet, or upstreams have to be asked first.
+        """Return a narinfo; None if there is none, no index yet, or upstreams have to be asked first.
 
-        Args:
-            hash_part: that is wanted.
-            is_get: whether the client wants the narinfo itself: on HEAD, nothing is fetched ahead.
+        On HEAD, nothing is prefetched.
         """
         narinfo = find_hit(hash_part, self._index.catalog, self._union)
         if narinfo is None:
@@ -63,11 +53,7 @@ class FastPath:
         return narinfo
 
     def prefetch_for(self, narinfo: bytes) -> None:
-        """Have the pack fetched that its NAR lies in; at the root of a closure, first that of the first NAR.
-
-        Args:
-            narinfo: out of the catalog, which a client asked for.
-        """
+        """Prefetch the pack of a narinfo's NAR; at the root of a closure, first that of the first NAR."""
         catalog = self._index.catalog
         now = time.monotonic()
         if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
@@ -76,14 +62,9 @@ class FastPath:
         self._packs.prefetch_for(narinfo)
 
     def get_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
-        """Give a NAR that lies in a pack; None where its pack is not in memory, or does not hold it.
+        """Return a NAR from a pack in memory, or None; on HEAD, it is not counted.
 
-        Args:
-            url: of the NAR.
-            is_get: whether the client wants the NAR itself: on HEAD, nothing is counted.
-
-        Returns:
-            A view that keeps the whole pack in memory: for use at once, not for a queue.
+        The view keeps the whole pack in memory: use it at once, do not queue it.
         """
         nar = self._nars.cached_slice(url)
         if nar is not None and is_get:

@@ -1,6 +1,6 @@
-"""Heads of requests: which of them can be answered at once, and which plainly end where they seem to.
+"""Heads of requests: which can be answered at once, and which are unambiguously without a body.
 
-Pure, and strict on purpose: whatever is not plainly well-formed is OTHER, and left to a real parser.
+Pure, and strict on purpose: anything not clearly well-formed is OTHER, and left to a real parser.
 Source: RFC 9112, sections 3, 5 and 6.
 """
 
@@ -13,40 +13,40 @@ from typing import Final, TypeGuard
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.base32 import LETTER
+from nixcache_oci.nix.base32 import CHARACTER
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
-_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + LETTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
-# As far as it takes to tell a slice of a pack; NarUrl judges it.
+_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+# Enough to recognize a slice of a pack; NarUrl validates it.
 _SLICE_LINE: Final = re.compile(
     rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}/[0-9]{1,18}-[0-9]{1,18}\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
 )
 _FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
 _FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
 _ONE_FIELD: Final = re.compile(_FIELD)
-# Far below what the library takes; for each judgement, the fields are remembered.
+# Far below the library's limit, because the fields are cache keys.
 _MOST_FIELDS_BYTES: Final = 4096
 _JUDGEMENTS_REMEMBERED: Final = 256
 
-# They say nothing that would change the answer, which is always whole, and encoded in one way only.
+# They do not affect the response, which is always whole, and encoded in one way.
 _IMMATERIAL: Final = frozenset(
     {b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"pragma", b"user-agent"}
 )
-# A body, or another protocol: where the request ends cannot be seen at its head.
+# A body, or another protocol: the head does not show where the request ends.
 _NOT_THE_END: Final = frozenset(
     {b"content-length", b"transfer-encoding", b"trailer", b"te", b"upgrade", b"expect", b"http2-settings"}
 )
 
 
 class Shape(Enum):
-    """What a request's head tells of the request.
+    """The shape of a request, by its head.
 
     Attributes:
-        PLAIN: nothing in it but which thing is wanted; the Host is one of ours, and the connection stays.
+        PLAIN: no headers that matter; the Host is allowed, and the connection stays open.
         BODILESS: the request ends with its head.
-        OTHER: anything else, malformed heads among it.
+        OTHER: anything else, including malformed heads.
     """
 
     PLAIN = "plain"
@@ -55,25 +55,21 @@ class Shape(Enum):
 
 
 class HeadReader:
-    """Reads heads, each of which lies in ``data`` from ``start`` to before ``end``, its empty line included.
-
-    Args:
-        is_allowed_host: judges a Host header.
-    """
+    """Reads heads: ``data`` from ``start`` to before ``end``, the empty line included."""
 
     def __init__(self, is_allowed_host: Callable[[str], bool]) -> None:
-        # A client sends the same fields with each request of a connection.
+        # A client repeats the same fields in every request.
         self._judge = lru_cache(maxsize=_JUDGEMENTS_REMEMBERED)(
             lambda fields: _judge_fields(fields, is_allowed_host)
         )
 
     def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashPartBytes | None:
-        """Give the hash part that a plain request for a narinfo names; None for any other request."""
+        """Return the hash part of a plain request for a narinfo; None for any other request."""
         line = _NARINFO_LINE.match(data, start, end)
         return HashPartBytes(line[1]) if self._is_plain(line, data, end) else None
 
     def wanted_slice(self, data: bytes, start: int, end: int) -> NarUrl | None:
-        """Give the slice of a pack that a plain request names; None for any other request."""
+        """Return the URL of a plain request for a slice of a pack; None for any other request."""
         line = _SLICE_LINE.match(data, start, end)
         if not self._is_plain(line, data, end):
             return None
@@ -83,7 +79,7 @@ class HeadReader:
             return None
 
     def shape(self, data: bytes, start: int, end: int) -> Shape:
-        """Tell what can be told of a request."""
+        """Classify a request."""
         line = _REQUEST_LINE.match(data, start, end)
         if line is None or end - line.end() > _MOST_FIELDS_BYTES:
             return Shape.OTHER

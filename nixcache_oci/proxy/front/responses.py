@@ -1,4 +1,4 @@
-"""Answers with a narinfo or a NAR, as bytes: what the HTTP library would write, without asking it."""
+"""Responses with a narinfo or a NAR, in the same bytes as by the HTTP library."""
 
 import time
 from email.utils import formatdate
@@ -9,11 +9,11 @@ NAR_TYPE: Final = "application/x-nix-nar"
 NARINFO_TYPE: Final = "text/x-nix-narinfo"
 COMMON_HEADERS: Final = {
     "Server": "nixcache-oci",
-    # For browsers: what a page has them load from here is no script, style or image of it, whatever it holds.
+    # For browsers: no page may load anything from here as its script, style or image.
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-"""What every answer has, errors among them."""
+"""Of every response, errors included."""
 
 _COMMON_FIELDS: Final = "".join(f"{name}: {value}\r\n" for name, value in COMMON_HEADERS.items())
 _NARINFO_START: Final = f"HTTP/1.1 200 OK\r\nContent-Type: {NARINFO_TYPE}\r\nContent-Length: ".encode()
@@ -23,15 +23,12 @@ _NAR_START: Final = (
 
 
 def render_narinfo(narinfo: bytes, *, is_get: bool) -> bytes:
-    """Write head and body; on HEAD, the body is left out and its length is not."""
+    """Write head and body; on HEAD, only the head."""
     return _render(_NARINFO_START, narinfo, is_get=is_get)
 
 
 def render_nar(nar: memoryview, *, is_get: bool) -> bytes:
-    """Write head and body as ``render_narinfo`` does, with the one copy of the bytes that there is.
-
-    It is needed: an answer that waits for a slow client must not keep a whole pack in memory.
-    """
+    """Like ``render_narinfo``; the copy lets go of the pack while a slow client reads."""
     return _render(_NAR_START, nar, is_get=is_get)
 
 

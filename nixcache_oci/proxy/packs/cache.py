@@ -1,4 +1,4 @@
-"""Packs in memory: bounded, each downloaded once for all who want it, some before anybody asks.
+"""The pack cache: bounded, with shared downloads and prefetching.
 
 Source: design section 3, promises 6, 8 and 9.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of
+from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import read_blob
@@ -23,28 +24,20 @@ from nixcache_oci.proxy.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
 
-# Packs that a client will ask for when it has read those; a crawl names thousands.
+# Packs to prefetch later; a crawl names thousands.
 _MAX_WANTED: Final = 64
-# Whoever asks for a pack will ask for the others whose narinfos it has, in an order that nobody knows.
+# A client that reads a pack will read the others whose narinfos it has, in an unknown order.
 _PREFETCH_PER_READ: Final = 2
 _SWEEP_SECONDS: Final = UNUSED_SECONDS / 4
-# Every narinfo of a pack that cannot be had would ask for it again, hundreds of them in a second.
+# Else each narinfo of an unavailable pack would request it again, hundreds of times per second.
 _FAILED_SECONDS: Final = 30.0
-# Packs that are wanted by turns, and for which there is no room, come whole once in so long a time.
+# Packs that do not fit together are downloaded whole at most once in this time.
 _WHOLE_AGAIN_SECONDS: Final = 600.0
 _MAX_SUMS: Final = 512
 
 
 class PackCache:
-    """Gives the content of packs.
-
-    Args:
-        repository: where they lie.
-        quarantine: takes the packs that turn out wrong.
-        counters: of the proxy.
-        capacity_bytes: what packs may take.
-        clock: seconds, monotonic.
-    """
+    """Caches at most ``capacity_bytes`` of packs; corrupt ones go to ``quarantine``."""
 
     def __init__(
         self,
@@ -60,7 +53,7 @@ class PackCache:
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_FAILED_SECONDS)
         self._memory = PackMemory(capacity_bytes, clock)
-        # Those that there was no room for, and when their narinfo was served.
+        # Those that did not fit, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.
         self._sums: BoundedCache[Digest, tuple[PackSums, float]] = BoundedCache(_MAX_SUMS)
@@ -70,18 +63,18 @@ class PackCache:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that count against the capacity, packs on their way among them."""
+        """Bytes that count against the capacity, including packs in transit."""
         return self._memory.used_bytes
 
     async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
-        """Give a part of a pack: out of memory, or alone where the whole pack came and had to go.
+        """Return a part of a pack: from memory, or fetched alone if the pack was evicted.
 
-        Whoever asks for the same pack meanwhile shares the download.
+        Concurrent calls share a download.
 
         Raises:
             RegistryError: it could not be fetched.
-            DigestError: the pack, or what was fetched of it, is not what its digest says.
-            FormatError: the pack is larger than one may be, or the part does not lie in it.
+            DigestError: the pack, or the part, does not match its digest.
+            FormatError: the pack is too large, or the part is outside it.
         """
         sums = None if pack in self._memory.entries else self._sums_instead_of(pack)
         if sums is None:
@@ -94,9 +87,9 @@ class PackCache:
             raise
 
     def cached(self, pack: Digest, start: int, end: int) -> memoryview | None:
-        """Give what ``cut_out`` would give at once; None where it would have to wait, or fail.
+        """Return a part that is in memory; None if ``cut_out`` would wait, or fail.
 
-        Whoever keeps the view keeps the whole pack, which may count for nothing here by then.
+        The view keeps the whole pack in memory, even after it was evicted here.
         """
         entry = self._memory.entries.get(pack)
         if entry is None:
@@ -113,8 +106,8 @@ class PackCache:
         return part
 
     def prefetch_for(self, narinfo: bytes) -> None:
-        """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
-        # First, because a crawl serves thousands of narinfos to no end.
+        """Prefetch the pack of a narinfo's NAR, if any: the client asks for it next."""
+        # First, because a crawl asks for thousands of narinfos.
         if not self._memory.has_prefetch_space and len(self._wanted) >= _MAX_WANTED:
             return
         if (pack := pack_of(narinfo)) is None:
@@ -125,23 +118,17 @@ class PackCache:
         self.prefetch(pack)
 
     def prefetch(self, pack: Digest) -> None:
-        """Download a pack that will be asked for soon, where there is room that nobody else wants.
-
-        Where there is none, the pack has its turn when others are read.
-        """
+        """Prefetch a pack if there is space, else later, when others are read."""
         if not self._is_of_use(pack) or (self._memory.has_prefetch_space and self._begin_prefetch(pack)):
             return
         if len(self._wanted) < _MAX_WANTED:
             self._wanted.setdefault(pack, self._clock())
 
     async def close(self) -> None:
-        """End the downloads."""
+        """Cancel the downloads."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-        downloads = [entry.download for entry in self._memory.entries.values()]
-        for download in downloads:
-            download.cancel()
-        await asyncio.gather(*downloads, return_exceptions=True)
+        await cancel_all(entry.download for entry in self._memory.entries.values())
 
     async def _cut_out_of_whole(self, pack: Digest, start: int, end: int) -> memoryview:
         entries = self._memory.entries
@@ -155,13 +142,13 @@ class PackCache:
             await entry.arrival.reach(end)
             if (part := self._early_part(pack, entry, start, end)) is not None:
                 return part
-        # A client that hangs up must not stop the download for the others.
+        # Cancelling one client must not stop the download for others.
         content = await asyncio.shield(entry.download)
         _check_extent(pack, start, end, len(content))
         return memoryview(content)[start:end]
 
     def _early_part(self, pack: Digest, entry: PackEntry, start: int, end: int) -> memoryview | None:
-        """Give a part of a pack that is not checked as a whole yet, if it is here and right by itself."""
+        """Return a part of an incomplete pack, if it has arrived and matches its own hash."""
         part = entry.arrival.view(start, end)
         return part if part is not None and self._hashes.agree(pack, start, part) else None
 
@@ -171,7 +158,7 @@ class PackCache:
             self._fetch_wanted(_PREFETCH_PER_READ)
 
     def _fetch_wanted(self, at_least: int = 0) -> None:
-        """Go on in the order of the narinfos: with the first ones also where much stays unread."""
+        """Prefetch in the order of narinfos, at least some even if much is unread."""
         for pack in list(self._wanted):
             if not self._is_of_use(pack):
                 del self._wanted[pack]
@@ -197,12 +184,12 @@ class PackCache:
         return True
 
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
-        """Give the checksums of a pack that is not to come whole, for others would have to go."""
+        """Return the checksums of a pack that is not downloaded whole, because others would be evicted."""
         sums, since = self._sums.get(pack) or (None, 0.0)
         return None if self._memory.has_space or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
 
     def _sweep(self) -> None:
-        """Give back the memory of what nobody has used for long."""
+        """Drop unused packs."""
         self._memory.drop_unused()
         oldest = self._clock() - UNUSED_SECONDS
         self._wanted = {pack: since for pack, since in self._wanted.items() if since >= oldest}
@@ -223,7 +210,7 @@ class PackCache:
 
         arrival = Arrival(when_open)
         download = asyncio.create_task(self._download(pack, arrival), name=f"pack {pack.hex[:12]}")
-        download.add_done_callback(_retrieve)
+        download.add_done_callback(retrieve)  # a failure is logged; a prefetch has no waiter
         download.add_done_callback(lambda _: arrival.end())
         self._sweep_later()
         entry = self._memory.add(pack, download, arrival)
@@ -234,7 +221,7 @@ class PackCache:
             content = await read_blob(self._repository, pack, MAX_PACK_BYTES, receiver=arrival)
             sums = await asyncio.to_thread(PackSums.of, content)
         except BaseException as error:
-            # A failed download must not stay: the next request tries again, or finds it in quarantine.
+            # Drop a failed download: the next request tries again, or finds it in quarantine.
             self._memory.drop(pack)
             self._failed.add(pack)
             if isinstance(error, DigestError):
@@ -257,9 +244,3 @@ class PackCache:
 def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:
     if end > size:
         raise FormatError(f"pack {pack}: bytes {start} to {end} are outside its {size}")
-
-
-def _retrieve(download: asyncio.Task[bytearray]) -> None:
-    # A pack that was fetched ahead has nobody to hear of its failure, which was logged already.
-    if not download.cancelled():
-        download.exception()

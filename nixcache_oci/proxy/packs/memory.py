@@ -1,4 +1,4 @@
-"""The memory that packs take: bounded, with those on their way, and given back when nobody comes."""
+"""The memory of packs: bounded, including packs in transit, and released when unused."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,21 +10,19 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.oci.digest import Digest
 
 UNUSED_SECONDS: Final = 120.0
-"""Whoever asked for narinfos and for no NAR since is not coming back, nor is whoever has read a closure."""
+"""Packs unused for this long are dropped."""
 
-# So large a part is for packs that nobody has asked for: a crawl or a dry run never will.
+# This fraction is for prefetched packs, which a crawl or a dry run never reads.
 _PREFETCH_SHARE: Final = 4
-# A pack that was read so recently makes no way for a guess.
+# A pack that was read so recently is not evicted for a prefetch.
 _BUSY_SECONDS: Final = 2.0
 
 
 class Arrival:
-    """A pack on its way; implements ``Receiver``. Nothing of it is checked.
+    """A pack in transit, unverified; implements ``Receiver``.
 
-    A reader of a slice waits for the bytes of that slice, and not for all of the pack.
-
-    Args:
-        when_open: is told how many bytes the pack has, before they come.
+    Readers wait for the bytes of a slice, not for the whole pack. ``when_open`` receives the size before the
+    bytes arrive.
     """
 
     def __init__(self, when_open: Callable[[int], Awaitable[None]]) -> None:
@@ -35,29 +33,29 @@ class Arrival:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     async def begin(self, content: bytearray) -> None:
-        """Take the place for the bytes, all of them."""
+        """Take the buffer for all bytes."""
         self._content = content
         await self._when_open(len(content))
 
     def advance(self, arrived: int) -> None:
-        """Hear that so many bytes are in their place."""
+        """Note how many bytes have arrived."""
         self._arrived = arrived
         self._wake(arrived)
 
     def end(self) -> None:
-        """Hear that no more will come."""
+        """Note that no more will arrive."""
         self._is_over = True
         self._wake(max((end for end, _ in self._waiting), default=0))
 
     async def reach(self, end: int) -> None:
-        """Wait until all bytes before ``end`` are here, or no more will come."""
+        """Wait until all bytes before ``end`` have arrived, or no more will."""
         if not self._is_over and self._arrived < end:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting.append((end, waiting))
             await waiting
 
     def view(self, start: int, end: int) -> memoryview | None:
-        """Give the bytes from ``start`` to before ``end``; None where they are not here."""
+        """Return the bytes from ``start`` to before ``end``; None if they have not arrived."""
         return memoryview(self._content)[start:end] if end <= self._arrived else None
 
     def _wake(self, arrived: int) -> None:
@@ -70,14 +68,14 @@ class Arrival:
 
 @dataclass(slots=True)
 class PackEntry:
-    """A pack, downloaded or on its way.
+    """A pack, downloaded or in transit.
 
     Attributes:
-        download: gives the content, checked.
-        arrival: gives parts of it before, unchecked.
-        used_at: when it was asked for last, or begun, in seconds of the clock.
-        is_unread: whether nobody has asked for it yet.
-        size_bytes: what it counts for: the largest pack while its size is not known.
+        download: returns the verified content.
+        arrival: unverified parts of it before.
+        used_at: when it was last used, or started, in seconds of the clock.
+        is_unread: whether it was not used yet.
+        size_bytes: that count against the capacity: the largest pack while its size is unknown.
     """
 
     download: asyncio.Task[bytearray]
@@ -88,15 +86,11 @@ class PackEntry:
 
 
 class PackMemory:
-    """Counts what packs take, and says which of them go.
-
-    Args:
-        capacity_bytes: what packs may take, with those on their way.
-        clock: seconds, monotonic.
+    """Counts the memory of packs, and evicts them; ``clock`` is monotonic.
 
     Attributes:
-        entries: the packs, the one used longest ago first.
-        used_bytes: what counts against the capacity.
+        entries: the packs, the least recently used first.
+        used_bytes: that count against the capacity.
     """
 
     def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
@@ -108,22 +102,22 @@ class PackMemory:
 
     @property
     def has_space(self) -> bool:
-        """Tell whether one more pack fits beside all that are here."""
+        """Whether one more pack fits without evictions."""
         return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
 
     @property
     def has_prefetch_space(self) -> bool:
-        """Tell whether one more may be here that nobody asked for."""
+        """Whether one more pack may be prefetched."""
         return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _PREFETCH_SHARE
 
     def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> PackEntry:
-        """Take a pack in whose download has begun, and for which room was made."""
+        """Add a pack whose download has started."""
         entry = self.entries[pack] = PackEntry(download, arrival, self._clock())
         self.resize(entry, MAX_PACK_BYTES)
         return entry
 
     def resize(self, entry: PackEntry, size_bytes: int) -> None:
-        """Count a pack for so much from now on."""
+        """Change the size that a pack counts for."""
         change = size_bytes - entry.size_bytes
         entry.size_bytes = size_bytes
         self.used_bytes += change
@@ -131,7 +125,7 @@ class PackMemory:
             self._unread_bytes += change
 
     def mark_read(self, pack: Digest, entry: PackEntry) -> bool:
-        """Note that somebody asks for a pack; tells whether it is the first one to do so."""
+        """Note a use of a pack; returns whether it is the first."""
         self.entries.move_to_end(pack)
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
@@ -140,22 +134,22 @@ class PackMemory:
         return is_first
 
     def evict_for_demand(self) -> bool:
-        """Drop packs until one more fits, those first that were read; False if all are on their way."""
+        """Evict packs until one more fits, read ones first; False if all are in transit."""
         return self._evict(1, lambda entry: entry.is_unread) or self._evict(1, lambda _: False)
 
     def evict_for_prefetch(self) -> bool:
-        """Drop what nobody uses until one more fits, and a demand beside it; else nothing, and give False."""
+        """Evict unused packs until two more fit, one of them for a demand; else none, and return False."""
         busy_since = self._clock() - _BUSY_SECONDS
         return self._evict(2, lambda entry: entry.is_unread or entry.used_at > busy_since)
 
     def drop(self, pack: Digest) -> None:
-        """Forget a pack, if it is here."""
+        """Drop a pack, if present."""
         entry = self.entries.pop(pack, None)
         if entry is not None:
             self.resize(entry, 0)
 
     def drop_unused(self) -> None:
-        """Forget all that nobody has used for long."""
+        """Drop packs that are unused for ``UNUSED_SECONDS``."""
         oldest = self._clock() - UNUSED_SECONDS
         for pack, entry in list(self.entries.items()):
             if entry.download.done() and entry.used_at < oldest:

@@ -1,7 +1,7 @@
-"""Which NAR of a closure a client asks for first: its pack is worth the connection that is open already.
+"""Which NAR of a closure a client asks for first: its pack is prefetched first.
 
-Nix asks for narinfos from the root of a closure on, and for NARs from its ends on: references first, and of
-what is ready in the order of names. Source: facts about Nix clients, "Reading".
+Nix asks for narinfos from the root of a closure, and for NARs from its leaves: references first, and those
+that are ready by name. Source: facts about Nix clients, "Reading".
 """
 
 import re
@@ -11,22 +11,17 @@ from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.nix.closure import by_name
 from nixcache_oci.nix.store_path import HashPart
 
-# The catalog gives nothing that it has not parsed: to parse a thousand references again would take 4 ms.
+# The catalog has validated it: parsing a thousand references again would take 4 ms.
 _REFERENCES: Final = re.compile(rb"^References:(.*)$", re.MULTILINE)
 
-# Most of what a closure refers to may be an upstream's; after so many look-ups, any guess is as good.
+# Most references may be upstream; after so many look-ups, any guess is as good.
 _MOST_LOOK_UPS: Final = 32
-# Of a narinfo, to look at its references, and to validate for this: 1,000 references have 60 KiB.
+# Limit of a narinfo to search, and to validate: 1,000 references have 60 KiB.
 _MOST_BYTES: Final = 64 * 1024
 
 
 def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
-    """Follow references, always the first by name that is in this cache, to an object without any.
-
-    Args:
-        narinfo: of the root, out of the catalog.
-        catalog: where the others are.
-    """
+    """Follow references from a root, always the first by name that is in the catalog, to a leaf."""
     left = _MOST_LOOK_UPS
     while len(narinfo) <= _MOST_BYTES:
         for reference in sorted(_references_of(narinfo), key=by_name):

@@ -1,7 +1,7 @@
-"""Checksums of the blocks of a pack: with them, a part of it can be fetched again, and checked alone.
+"""Checksums of the blocks of a pack: with them, a part can be fetched again, and verified alone.
 
-A client may want more packs by turns than fit into memory. Each is downloaded whole only once then, and what
-is wanted of it later comes in parts. Source: design section 3, promises 3 and 6.
+A client may alternate between more packs than fit into memory. Each is then downloaded whole only once, and
+in parts later. Source: design section 3, promises 3 and 6.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ BLOCK_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PackSums:
-    """What a pack consisted of when its digest was checked.
+    """Checksums of a verified pack.
 
     Attributes:
         size: bytes of the pack.
-        sums: sha256 of each block of 64 KiB, the last of which may be shorter: 8 KiB for a pack of 16 MiB.
+        sums: sha256 of each block of 64 KiB; the last may be shorter. 8 KiB for a pack of 16 MiB.
     """
 
     size: int
@@ -32,11 +32,11 @@ class PackSums:
 
     @classmethod
     def of(cls, content: bytearray) -> Self:
-        """Look at a pack: 10 ms for one of 16 MiB."""
+        """Hash a pack: 10 ms for one of 16 MiB."""
         return cls(len(content), tuple(_sums_of(content)))
 
     async def read(self, repository: Repository, pack: Digest, start: int, end: int) -> bytes:
-        """Fetch the bytes from ``start`` to before ``end``, and the rest of their blocks.
+        """Fetch the blocks with the bytes from ``start`` to before ``end``, and return these.
 
         Raises:
             DigestError: they have changed.
