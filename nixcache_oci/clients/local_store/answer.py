@@ -1,4 +1,4 @@
-"""What Nix answers to the expressions that are asked, and what it says of why it does not. No I/O."""
+"""Parses Nix's answers to the expressions of ``expression``, and its errors. No I/O."""
 
 import json
 import re
@@ -11,18 +11,18 @@ from nixcache_oci.nix.store_path import StorePath
 
 NOTHING: Final = "null"
 SET: Final = "set"
-MOST_SHOWN: Final = 80  # letters of a name that something is wrong with
+MOST_SHOWN: Final = 80  # characters of a bad name
 
 _MOST_REQUIRED: Final = 20
 _MISSING: Final = "does not provide attribute"
-# 2.8 tells it in the line of the error, newer versions on a line of its own.
+# 2.8 says it in the error's own line, newer versions on a separate one.
 _REQUIRED: Final = re.compile(r"error: a '([^']+)' with features|^\s*Required system: '([^']+)'")
 
 
 class Listener:
-    """Passes lines on, and notes what they tell of why something cannot be evaluated.
+    """Passes lines on, and notes why something cannot be evaluated.
 
-    The complaint that a flake lacks an attribute is not passed on: it need not have it.
+    The error that a flake lacks an attribute is not passed on: the attribute is optional.
     """
 
     def __init__(self, on_line: OnLine) -> None:
@@ -31,7 +31,7 @@ class Listener:
         self.required: deque[str] = deque(maxlen=_MOST_REQUIRED)
 
     def __call__(self, line: str) -> None:
-        """Take one line."""
+        """Take one line of standard error."""
         self.is_missing = self.is_missing or _MISSING in line
         if not self.is_missing:
             self._on_line(line)
@@ -41,10 +41,10 @@ class Listener:
 
 
 def read_answer(ended: Ended) -> object:
-    """Read what ``nix eval`` printed; bytes that are no UTF-8, which Nix takes in any string, stay halves.
+    """Read what ``nix eval`` printed; bytes that are not UTF-8, which Nix allows, become lone surrogates.
 
     Raises:
-        FormatError: a flake put too much of itself into it.
+        FormatError: it is nested too deeply, or no JSON.
     """
     try:
         return json.loads(ended.stdout.decode(errors="surrogateescape"))
@@ -57,10 +57,10 @@ AttributeValue = tuple[StorePath, str | None] | list[str] | str
 
 
 def parse_answer(value: object) -> AttributeValue:
-    """Read what ``describe_one`` gives; a flake may say anything there.
+    """Read the answer to ``describe_one``, in which a flake may put anything.
 
     Raises:
-        FormatError: the path of the derivation is none.
+        FormatError: the derivation's path or system is malformed.
     """
     match value:
         case ["derivation", drv_path, str() | None as system]:
@@ -79,5 +79,5 @@ def parse_answer(value: object) -> AttributeValue:
 
 
 def describe_kind(kind: str) -> str:
-    """Say that something of another type is no derivation."""
+    """Say that a value of this type is no derivation."""
     return f"is not a derivation, but a {kind}" if kind != NOTHING else "is not a derivation"

@@ -1,4 +1,4 @@
-"""Building outputs, and finding out which of them are there afterwards."""
+"""Builds outputs, and finds out which of them exist afterwards."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from nixcache_oci.nix.store_path import StorePath
 _FIRST_WITH_CARET: Final = (2, 13, 0)
 _QUERIES_AT_ONCE: Final = 4
 MOST_CALLS: Final = 1000
-"""Of Nix for one build: each leaves fewer derivations to ask for, but a Nix that always fails is given up."""
+"""Calls of Nix for one build: each leaves fewer derivations, but a Nix that always fails is given up."""
 
 _FURTHER: Final = ("Reason: ", "Required system: ")
 _DERIVATION = re.compile(r"[^\s'\"/]+\.drv")
@@ -28,8 +28,8 @@ class BuildResult:
     """What became of the outputs, by attribute.
 
     Attributes:
-        built: all store paths of each that is there now, whether it was built, fetched, or there before.
-        failed: why each other one is not, in one line; Nix's own words were shown.
+        built: all store paths of each that exists now, whether built, fetched, or there before.
+        failed: why each other one does not, in one line; Nix's own messages were shown.
     """
 
     built: Mapping[str, tuple[StorePath, ...]]
@@ -39,21 +39,21 @@ class BuildResult:
 async def build(
     store: LocalStore, outputs: Sequence[Output], *, accept_flake_config: bool = False
 ) -> BuildResult:
-    """Build all of them, with logs on standard error. A failure is no error here.
+    """Build all of them, with logs on standard error. A failed build is no error here.
 
     Args:
-        store: where; its Nix's options tell substituters and keys.
-        outputs: what.
-        accept_flake_config: whether the settings that the flake brings with it, such as substituters, count.
+        store: to build in; its Nix has options for substituters and keys.
+        outputs: to build.
+        accept_flake_config: whether the flake's own settings, such as substituters, are obeyed.
 
     Raises:
         UsageError: Nix is missing, or too old.
-        StoreError: Nix cannot tell what was built.
+        StoreError: Nix cannot say what was built.
     """
     if not outputs:
         return BuildResult({}, {})
     suffix = "^*" if await store.nix.require_version() >= _FIRST_WITH_CARET else ""
-    # Nix reads the settings of a flake when it is asked for one of the flake's attributes.
+    # Nix reads a flake's settings when it is asked for one of its attributes.
     named = [output.installable for output in outputs if output.installable is not None]
     run = _Builds(store, suffix, named[0] if named and accept_flake_config else None)
     await run.build(list(dict.fromkeys(output.drv_path for output in outputs)))
@@ -64,16 +64,16 @@ async def build(
 
 
 class _Builds:
-    """Builds until each derivation is there, or is known to have failed.
+    """Builds until each derivation exists, or is known to have failed.
 
-    One call of Nix builds everything where it can. A derivation that no machine builds, or that is none, ends
-    all of it in some versions, so what was not reached is asked for again without those that failed. Where
-    none was named, it is halved: what stops the rest may be something that one of them needs.
+    One call of Nix usually builds everything. In some versions, a derivation that no machine can build, or
+    that is malformed, ends the whole call, so the rest is asked for again without those that failed. If Nix
+    named none, the rest is halved: one derivation's dependency may stop the others.
 
     Args:
-        store: where.
-        suffix: that means all outputs of a derivation.
-        flake_attribute: of the flake whose settings count, or None.
+        store: to build in.
+        suffix: for all outputs of a derivation.
+        flake_attribute: of the flake whose settings are obeyed, or None.
     """
 
     def __init__(self, store: LocalStore, suffix: str, flake_attribute: Installable | None) -> None:
@@ -86,7 +86,7 @@ class _Builds:
         self._left = MOST_CALLS
 
     def find_reason(self, output: Output) -> str:
-        """Tell why a derivation was not built, in one line."""
+        """Say in one line why a derivation was not built."""
         path = output.drv_path
         return self._named.find(path) or self._alone.get(path) or "not built; Nix did not say why"
 
@@ -126,7 +126,7 @@ class _Builds:
         )
 
     async def _find_built(self, wanted: Iterable[StorePath]) -> dict[StorePath, tuple[StorePath, ...]]:
-        """Find the derivations whose outputs are all there; a failed build tells nothing about the others."""
+        """Find the derivations whose outputs all exist; a failed build says nothing about the others."""
         room = asyncio.Semaphore(_QUERIES_AT_ONCE)
         outputs: dict[StorePath, tuple[StorePath, ...]] = {}
 
@@ -146,7 +146,7 @@ class _Builds:
         return {drv_path: paths for drv_path, paths in outputs.items() if invalid.isdisjoint(paths)}
 
     async def _find_outputs(self, drv_path: StorePath) -> tuple[StorePath, ...] | None:
-        """Tell the outputs of a derivation, which need not be there; None where nobody knows them."""
+        """Return the output paths of a derivation, which need not exist; None if they are unknown."""
         nix = self._store.nix
         query = ("nix-store", "--query", "--outputs", str(drv_path))
         with suppress(StoreError):
@@ -154,7 +154,7 @@ class _Builds:
             return tuple(
                 StorePath.parse(line, self._store.store_dir) for line in output.decode().splitlines()
             )
-        # Content-addressed outputs have a path once they are built: a build that may do nothing tells it.
+        # Content-addressed outputs have a path once they are built: a build that may do nothing prints it.
         ended = await nix.attempt(
             *("build", "--json", "--no-link", "--max-jobs", "0", "--builders", ""),
             *("--option", "substitute", "false", f"{drv_path}{self._suffix}"),
@@ -164,7 +164,7 @@ class _Builds:
 
 
 def _parse_built(content: bytes, store_dir: str) -> dict[StorePath, tuple[StorePath, ...]]:
-    """Read what ``nix build --json`` printed; what was asked for in two ways stands there twice."""
+    """Read what ``nix build --json`` printed; a derivation may appear twice."""
     found: dict[StorePath, dict[StorePath, None]] = {}
     for entry in json.loads(content):
         paths = found.setdefault(StorePath.parse(entry["drvPath"], store_dir), {})
@@ -189,7 +189,7 @@ class _Reasons:
             if self._last is not None:
                 self._reasons[self._last] = text.removeprefix("error: ").rstrip(";")
         elif self._last is not None and text.startswith(_FURTHER):
-            # Newer versions tell it on lines of their own.
+            # Newer versions print it on separate lines.
             self._reasons[self._last] += f" {text}"
 
     def find(self, drv_path: StorePath) -> str | None:

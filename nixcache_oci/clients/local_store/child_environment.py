@@ -1,8 +1,7 @@
-"""Which environment variables the programs that are started here get.
+"""Chooses the environment of the programs that are started here. No I/O.
 
-What Nix gets, foreign code can read: a fixed-output derivation by ``impureEnvVars``, a file by
-``builtins.getEnv``, a hook as it is. So a variable passes because it is known to be harmless, and not because
-nobody thought of it. No I/O.
+Foreign code can read what Nix gets: a fixed-output derivation by ``impureEnvVars``, a file by
+``builtins.getEnv``, a hook directly. So only variables that are known to be harmless are passed.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import Final
 PASS_ENV_VARIABLE: Final = "NIXCACHE_PASS_ENV"  # noqa: S105 -- the name of a variable, no secret
 
 SECRET_VARIABLES: Final = frozenset({"NIX_SIGNING_KEY", "GITHUB_TOKEN", "GH_TOKEN"})
-"""What this program itself is given as secrets; no setting passes them on."""
+"""This program's own secrets; no setting passes them on."""
 
 OWN_PREFIX: Final = "NIXCACHE_"
 
@@ -22,18 +21,14 @@ _NAMES: Final = frozenset(
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"),
     }
 )
-# NIXPKGS_ALLOW_UNFREE and its like are switches that files ask for.
+# Nix files read switches such as NIXPKGS_ALLOW_UNFREE.
 _PREFIXES: Final = ("LC_", "NIX_", "NIXPKGS_ALLOW_", "XDG_")
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"})
 _SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Choose what a program gets: what is harmless, and what ``NIXCACHE_PASS_ENV`` names.
-
-    Args:
-        environment: all variables that this program was given.
-    """
+    """Choose a program's environment: what is harmless, and what ``NIXCACHE_PASS_ENV`` names."""
     passed = set(environment.get(PASS_ENV_VARIABLE, "").split())
     return {
         name: value
@@ -43,14 +38,14 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_harmless(name: str) -> bool:
-    """Tell whether everybody may read a variable of this name."""
+    """Tell whether anybody may read a variable of this name."""
     if name in _NAMES or name.lower() in _PROXIES:
         return True
     return name.startswith(_PREFIXES) and _SECRET_NAME.search(name) is None
 
 
 def may_pass(name: str) -> bool:
-    """Tell whether a user may pass such a variable on: no secret, and no setting, of this program."""
+    """Tell whether a user may pass such a variable on: no secret or setting of this program."""
     return name not in SECRET_VARIABLES and not name.startswith(OWN_PREFIX)
 
 

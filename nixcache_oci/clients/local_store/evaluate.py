@@ -1,4 +1,4 @@
-"""What a flake, or a Nix file, has to build."""
+"""Finds the outputs of a flake or a Nix file."""
 
 import asyncio
 from collections.abc import Sequence
@@ -38,25 +38,25 @@ async def evaluate_flake(
     with_checks: bool = False,
     accept_flake_config: bool = False,
 ) -> Evaluation:
-    """Find what a flake has to build: packages, shells, checks, and configurations of whole systems.
+    """Find a flake's outputs: packages, shells, checks, and configurations of whole systems.
 
     Args:
-        nix: evaluates.
-        flake: reference of a flake, or a folder; without an attribute.
-        systems: that are built for.
-        attrs: names, or patterns with ``*``, to which it is narrowed: of attributes in full
-            (``packages.x86_64-linux.hello``), without the system (``packages.hello``), or alone (``hello``);
-            or any path of attributes that ``nix build`` takes. Empty for all.
-        with_checks: whether checks count, too; they also do where a name begins with ``checks.``.
-        accept_flake_config: whether the settings that the flake brings with it are obeyed.
+        nix: to evaluate with.
+        flake: a flake reference or folder, without an attribute.
+        systems: to build for.
+        attrs: names or patterns that narrow it: full attributes (``packages.x86_64-linux.hello``), without
+            the system (``packages.hello``), or the name alone (``hello``); or any attribute path that
+            ``nix build`` accepts. Empty for all.
+        with_checks: whether to include checks; a name that begins with ``checks.`` also does.
+        accept_flake_config: whether the flake's own settings are obeyed.
 
     Raises:
-        UsageError: Nix is missing or too old, or one of ``attrs`` means nothing.
+        UsageError: Nix is missing or too old, or one of ``attrs`` matches nothing.
         StoreError: the flake cannot be read at all.
     """
     reference, folder = await asyncio.to_thread(_find_flake, flake)
-    # Older versions look for every attribute among the packages first. A dot keeps newer ones from it, so
-    # that packages that cannot be evaluated do not hide the rest.
+    # A leading dot keeps Nix from looking for every attribute among the packages first, where one that cannot
+    # be evaluated would hide the rest. Older versions do not know it.
     dot = "" if await nix.require_version() < _FIRST_WITHOUT_SEARCH else "."
     accepting = ("--accept-flake-config",) if accept_flake_config else ()
     await nix.ask("flake", "metadata", "--json", *accepting, reference, folder=folder)
@@ -81,24 +81,24 @@ async def evaluate_flake(
 
 
 async def evaluate_file(nix: Nix, file: Path, systems: Systems, *, attrs: Sequence[str] = ()) -> Evaluation:
-    """Find what a Nix file has to build: itself, or the derivations in the set that it is.
+    """Find a Nix file's outputs: the derivation that it is, or those in its set.
 
     Args:
-        nix: evaluates.
-        file: as ``nix-build`` takes it; a folder means its default.nix.
-        systems: that are built for.
-        attrs: paths of attributes, or patterns with ``*`` of what is in a set. Empty for all.
+        nix: to evaluate with.
+        file: as for ``nix-build``; a folder means its default.nix.
+        systems: to build for.
+        attrs: attribute paths, or patterns for what is in a set. Empty for all.
 
     Raises:
-        UsageError: Nix is missing or too old, there is no such file, or a pattern means nothing.
+        UsageError: Nix is missing or too old, there is no such file, or a pattern matches nothing.
     """
     await nix.require_version()
-    # As `nix-build --system` does it: an expression sees the system that it is evaluated for.
+    # As `nix-build --system`: the expression sees the system that it is evaluated for.
     chosen = ("--option", "system", systems.asked[0]) if systems.is_named else ()
     arguments = (*chosen, "--impure", "--file", await asyncio.to_thread(_find_file, file))
 
     def locate(path: expression.Path) -> tuple[Installable, expression.Path]:
-        # Nix goes there by itself: it also calls functions on the way.
+        # Nix resolves the path itself, because it also calls functions on the way.
         return Installable((*arguments, "--", expression.write_path(path))), ()
 
     patterns = [attr for attr in attrs if is_pattern(attr)]
@@ -114,11 +114,11 @@ async def evaluate_file(nix: Nix, file: Path, systems: Systems, *, attrs: Sequen
 
 @dataclass(frozen=True, slots=True)
 class _Flake:
-    """How parts of a flake are named to Nix.
+    """Names parts of a flake for Nix.
 
     Attributes:
-        prefix: what stands before a path of attributes.
-        folder: of the flake, in which Nix runs: only there it takes every folder's name; or None.
+        prefix: of an attribute path.
+        folder: of the flake, which Nix runs in, because it accepts any folder name only as ``.``; or None.
         accepting: further arguments.
     """
 
@@ -127,16 +127,16 @@ class _Flake:
     accepting: tuple[str, ...]
 
     def locate(self, path: expression.Path) -> tuple[Installable, expression.Path]:
-        """Ask for a part that every version can be asked for; the rest is found from there."""
+        """Return a part that every version of Nix can be asked for, and the rest of the path from there."""
         most = 2 if path[0] in BY_SYSTEM else 1
         return self._ask_for(path[:most]), path[most:]
 
     def name_for_build(self, path: expression.Path) -> Installable | None:
-        """Name a derivation; escapes mean nothing on Nix's command line."""
+        """Name a derivation; None if it needs escapes, which Nix's command line does not know."""
         return None if "\\" in expression.write_path(path) else Installable((self._write(path),), self.folder)
 
     def find_set(self, kind: OutputKind, system: str | None = None, *, is_wanted: bool = True) -> OutputSet:
-        """Give the set of all outputs of a kind."""
+        """Return the set of all outputs of a kind."""
         path = (kind.name,) if system is None else (kind.name, system)
         asked = self._ask_for(path)
         return OutputSet(asked, path, kind, is_wanted=is_wanted, name_for_build=self.name_for_build)
@@ -145,14 +145,17 @@ class _Flake:
         return Installable((*self.accepting, self._write(path)), self.folder)
 
     def _write(self, path: expression.Path) -> str:
-        return self.prefix + quote(expression.write_path(path), safe='."')  # it is part of a URL
+        return self.prefix + quote(expression.write_path(path), safe='."')  # as part of a URL
 
 
 def _find_flake(flake: str) -> tuple[str, Path | None]:
-    """Tell what to call a flake, and in which folder.
+    """Return a flake's reference, and the folder to use it in.
 
-    A folder is named from within: its name may hold what would mean something else in a URL, or nothing, and
-    a bare name would be looked for in the registry of flakes.
+    A folder is named ``.`` from within: its name may have a meaning in a URL, and a bare name would be looked
+    up in the flake registry.
+
+    Raises:
+        UsageError: it has an attribute, or looks like an option.
     """
     folder = Path(flake)
     if folder.is_dir():
@@ -169,7 +172,7 @@ def _find_file(file: Path) -> str:
 
 
 def _choose_kinds(attrs: Sequence[str], *, with_checks: bool) -> list[OutputKind]:
-    """Leave out what is not asked for: what is wrong with it is nobody's business."""
+    """Choose the kinds that are asked for: errors in others do not matter."""
     heads = {attr.split(".")[0] for attr in attrs}
     is_narrowed = bool(heads) and heads <= _TOP_LEVEL
     return [
@@ -180,7 +183,7 @@ def _choose_kinds(attrs: Sequence[str], *, with_checks: bool) -> list[OutputKind
 
 
 def _split_pattern(attr: str) -> tuple[expression.Path, str | None]:
-    """Split off what is no pattern; empty where there is none of it, or where it is no path of attributes."""
+    """Split an argument into its attributes before the first pattern, and the rest; empty if malformed."""
     try:
         parts = expression.split_path(attr)
         count = next((number for number, part in enumerate(parts) if is_pattern(part)), len(parts))

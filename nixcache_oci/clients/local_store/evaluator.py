@@ -1,4 +1,4 @@
-"""Asking Nix for outputs, so that one that cannot be evaluated does not hide the others."""
+"""Asks Nix for outputs so that one that cannot be evaluated does not hide the others."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -35,29 +35,29 @@ from nixcache_oci.wording import counted
 _WHOLE_FILE: Final = "default"
 _MOST_NAMES_SHOWN: Final = 20
 MOST_NAME_BYTES: Final = 1000
-"""Of an attribute's name: it goes to Nix in an argument, and into a record."""
+"""Of an attribute's name, which goes into an argument of Nix and into a record."""
 
 MOST_LEVELS: Final = 8
-"""Of sets within sets: one may hold itself."""
+"""Of nested sets: a set may contain itself."""
 
 MOST_NESTED: Final = 100_000
-"""Attributes of sets within one set: such as hold one another would be without end."""
+"""Attributes in nested sets: sets that contain each other are infinite."""
 
-_MOST_BYTES_AT_ONCE: Final = 48_000  # escaped, they fit into an argument, of which Linux takes 128 KiB
+_MOST_BYTES_AT_ONCE: Final = 48_000  # escaped, they fit into one argument, at most 128 KiB on Linux
 
 _NOT_HERE: Final = "not built here"
 
 Locate = Callable[[expression.Path], tuple[Installable, expression.Path]]
-"""Gives what Nix is asked for to find an attribute, and what leads on from there."""
+"""Returns what to ask Nix for to find an attribute, and the rest of the path from there."""
 
 
 class Evaluator:
     """Asks for one set after another, and collects the answers.
 
     Args:
-        nix: evaluates.
-        systems: that are built for.
-        patterns: which attributes are wanted; empty for all.
+        nix: to evaluate with.
+        systems: to build for.
+        patterns: of the wanted attributes; empty for all.
     """
 
     def __init__(self, nix: Nix, systems: Systems, patterns: Sequence[str] = ()) -> None:
@@ -71,14 +71,14 @@ class Evaluator:
         self._left_out: list[NotBuilt] = []
 
     def unmatched(self) -> list[str]:
-        """Give the patterns that mean nothing so far."""
+        """Return the patterns that have matched nothing so far."""
         return [pattern for pattern in self._patterns if pattern not in self._matched]
 
     def finish(self) -> Evaluation:
-        """Give what was found.
+        """Return what was found.
 
         Raises:
-            UsageError: one of the patterns means nothing, although everything could be looked at.
+            UsageError: a pattern matches nothing, although everything could be evaluated.
         """
         unknown = self.unmatched()
         if unknown and not self._failures:
@@ -86,12 +86,12 @@ class Evaluator:
             raise UsageError(f"--attr {unknown[0]}: no output matches; this flake has: {known}")
         failures = self._failures
         if self._patterns and not unknown and not any(map(is_pattern, self._patterns)):
-            # All that was asked for by name is known, so that nothing else was wanted of these sets.
+            # Every name that was asked for was found, so nothing else was wanted of these sets.
             failures = [failure for failure in failures if not failure.is_set]
         return Evaluation(tuple(self._outputs), tuple(failures), tuple(self._left_out))
 
     async def find_systems(self, kind: OutputKind, asked: Installable) -> list[str]:
-        """Tell for which systems a flake has a set of outputs, of those that are built for."""
+        """Return the systems to build for that a flake has outputs of this kind for."""
         listener = Listener(ignore_line)
         ended = await self._ask(asked, expression.NAMES, listener)
         names: Any = None
@@ -107,10 +107,10 @@ class Evaluator:
         return self._systems.choose(names)
 
     async def add_set(self, one: OutputSet) -> bool:
-        """Look at all of a set; a flake need not have it, and False says that it has not."""
+        """Evaluate all of a set; returns whether the flake has it."""
         listener = Listener(self._nix.on_line)
         ended = await self._ask(one.asked, expression.NAMES, listener)
-        # A trace may say the same of a set that is there.
+        # A trace may contain the same error although the set exists.
         if listener.is_missing and ended.status:
             return False
         if ended.status:
@@ -135,14 +135,14 @@ class Evaluator:
         name_for_build: NameForBuild | None = None,
         pattern: str | None = None,
     ) -> None:
-        """Look for what the user named by a path of attributes, at one place after another.
+        """Look for an attribute path that the user named, at one place after another.
 
         Args:
             attr: as the user wrote it.
-            candidates: where it may be; the first that is there counts.
-            locate: gives what to ask Nix for, and what leads on from there.
-            name_for_build: as of ``OutputSet``.
-            pattern: what is meant within the set that the path leads to; None for the derivation that it is.
+            candidates: where it may be; the first that exists counts.
+            locate: see ``Locate``.
+            name_for_build: as in ``OutputSet``.
+            pattern: within the set at that path; None if the path itself is the derivation.
         """
         failures: list[NotBuilt] = []
         for path in candidates:
@@ -179,7 +179,7 @@ class Evaluator:
         self._failures += failures[:1]
 
     async def _walk(self, one: OutputSet, paths: Sequence[expression.Path]) -> None:
-        """Look at attributes of a set, then at those of the sets that they are, and so on."""
+        """Evaluate attributes of a set, then those of the sets among them, and so on."""
         count = 0
         for _ in range(MOST_LEVELS):
             chosen = [path for path in paths if one.may_hold(path) and self._has_usable_name(one, path)]
@@ -197,17 +197,17 @@ class Evaluator:
             self._failures.append(NotBuilt(one.attr(paths[0][:1]), reason, is_set=True))
 
     async def _describe(self, one: OutputSet, paths: Sequence[expression.Path]) -> list[expression.Path]:
-        """Ask for all at once, then for each that threw; for every one where something cannot be caught.
+        """Ask for all at once, then for each that threw; for each alone if an error cannot be caught.
 
         Returns:
-            The attributes within those that are sets of further ones.
+            The attributes within those that are sets.
         """
         answers: list[tuple[bool, object]] = [(False, None)] * len(paths)
         if len(paths) > 1:
             text = expression.describe_many(map(one.steps, paths), is_deep=one.is_deep)
             ended = await self._ask(one.asked, text)
             if ended.status == 0:
-                with suppress(FormatError):  # it is said of the one that gives it, below
+                with suppress(FormatError):  # reported below, for the attribute that causes it
                     answers = cast("list[tuple[bool, object]]", read_answer(ended))
         deeper: list[expression.Path] = []
         for path, (is_told, value) in zip(paths, answers, strict=True):
@@ -229,7 +229,7 @@ class Evaluator:
             return []
 
     def _take(self, one: OutputSet, path: expression.Path, value: object) -> list[str]:
-        """Take what an attribute is; gives the names in it, where it is a set of further ones."""
+        """Record what an attribute is; returns the names in it, if it is a set of further ones."""
         try:
             answer = parse_answer(value)
         except FormatError as error:
@@ -242,7 +242,7 @@ class Evaluator:
             if one.is_meant(path):
                 self._add(one, path, *answer)
         elif one.path and one.pattern is None and len(path) <= 1:
-            # A file, and a set of many things, hold functions and strings, too: nix-build passes over them.
+            # Files and nested sets also hold functions and strings, which nix-build skips as well.
             self._failures.append(NotBuilt(one.attr(path), describe_kind(answer)))
         return []
 
@@ -262,7 +262,7 @@ class Evaluator:
         *,
         is_set: bool = False,
     ) -> None:
-        """Note what cannot be evaluated: a failure, where this machine should have built it."""
+        """Note what cannot be evaluated: a failure, if this machine should have built it."""
         if not one.is_meant(path):
             return
         attr = one.attr(path) or _WHOLE_FILE
@@ -270,13 +270,13 @@ class Evaluator:
         if system is not None:
             reason = f"it is for {system}, {_NOT_HERE}, and cannot be evaluated: {reason}"
         if system is not None or not one.is_wanted:
-            # Of a set for other systems, nothing would be built here.
+            # Nothing of a set for other systems would be built here.
             self._left_out.append(NotBuilt(attr, reason, is_set and system is None))
         else:
             self._failures.append(NotBuilt(attr, reason, is_set))
 
     async def _find_foreign(self, one: OutputSet, path: expression.Path, listener: Listener) -> str | None:
-        """Tell which system a configuration is for that is not evaluated; None where it may be built here."""
+        """Return the other system that a failed configuration is for; None if it may be built here."""
         kind = one.kind
         if not kind.is_configuration:
             return None
@@ -286,7 +286,7 @@ class Evaluator:
         if needed or not path:
             return needed[0] if needed else None
         places = [(*one.inner, *path, *place) for place in SYSTEM_PLACES]
-        # What cannot be caught at one of them may hide the next.
+        # All at once, then one by one: an error that cannot be caught at one place would hide the next.
         for some in (places, *([place] for place in places)):
             ended = await self._ask(one.asked, expression.find_system(some), ignore_line)
             if ended.status:
@@ -314,7 +314,7 @@ class Evaluator:
         return not self._patterns or bool(matching)
 
     def _has_usable_name(self, one: OutputSet, path: expression.Path) -> bool:
-        """Note what has a name that goes nowhere."""
+        """Tell whether a name can be used; notes a failure if not."""
         reason = None
         try:
             size = len(path[-1].encode())
@@ -331,7 +331,7 @@ class Evaluator:
 
 
 def _batches(paths: Sequence[expression.Path], most: int) -> Iterator[list[expression.Path]]:
-    """Cut into what one process is asked for, and one argument holds."""
+    """Split into what one process evaluates, and one argument holds."""
     batch: list[expression.Path] = []
     size = 0
     for path in paths:

@@ -1,7 +1,7 @@
-"""The Nix expressions that are asked, and how attributes are written. No I/O.
+"""The Nix expressions that are evaluated, and the syntax of attributes. No I/O.
 
-All of them are functions for ``nix eval --json --apply``. They answer with lists: an attribute that is named
-``outPath`` or ``__toString`` would turn a set into a string.
+All are functions for ``nix eval --json --apply``. They return lists: an attribute named ``outPath`` or
+``__toString`` would turn a set into a string.
 """
 
 import re
@@ -18,8 +18,8 @@ _PART = re.compile(r'"(?:[^"\\]|\\.)*"|[^."]+|"|(\.)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _MEANT: Final = {"n": "\n", "r": "\r", "t": "\t"}
-# A file may be a function of arguments that all have defaults; a flake's set is none. The context would make
-# `nix eval` build what it names. What is missing gives null.
+# A file may be a function whose arguments all have defaults. String context would make `nix eval` build what
+# it names. Missing attributes give null.
 _DEFINITIONS: Final = """root: let
   set = if builtins.isFunction root then root { } else root;
   get = value: name: if builtins.isAttrs value && value ? ${name} then value.${name} else null;
@@ -33,18 +33,18 @@ _DEFINITIONS: Final = """root: let
 in"""
 
 NAMES: Final = f"{_DEFINITIONS} if set ? drvPath then null else names set"
-"""Gives the names in a set, or null where it is a derivation."""
+"""Returns the names in a set, or null for a derivation."""
 
 
 def describe_one(path: Path, *, is_deep: bool = False) -> str:
     """Ask what an attribute is, as a list that begins with a word.
 
-    That is ``derivation``, with the derivation's path and system; ``set``, with the names in a set of further
-    attributes, as ``recurseForDerivations`` marks it; else the type alone, ``null`` where there is nothing.
+    That is ``derivation``, with its path and system; ``set``, with the names in a set that
+    ``recurseForDerivations`` marks; else only the type, ``null`` if there is nothing.
 
     Args:
-        path: of the attribute, from what is asked.
-        is_deep: whether each set is one of further attributes.
+        path: of the attribute.
+        is_deep: whether every set counts as marked.
     """
     return f"{_DEFINITIONS} describe {_write(is_deep)} {_write_path(path)}"
 
@@ -52,7 +52,7 @@ def describe_one(path: Path, *, is_deep: bool = False) -> str:
 def describe_many(paths: Iterable[Path], *, is_deep: bool = False) -> str:
     """Ask for ``[success, value]`` of each attribute, with values as of ``describe_one``.
 
-    What throws does not keep the others from being told; what cannot be caught does.
+    An attribute that throws does not affect the others, unless its error cannot be caught.
     """
     listed = " ".join(map(_write_path, paths))
     return f"""{_DEFINITIONS} map (path:
@@ -63,7 +63,7 @@ def describe_many(paths: Iterable[Path], *, is_deep: bool = False) -> str:
 
 
 def find_system(places: Iterable[Path]) -> str:
-    """Ask for the first system that one of these attributes is, or has under that name; null for none."""
+    """Ask for the first of these attributes that is a system, or has an attribute ``system``; else null."""
     listed = " ".join(map(_write_path, places))
     return f"""{_DEFINITIONS} builtins.foldl' (found: path:
       let
@@ -74,25 +74,25 @@ def find_system(places: Iterable[Path]) -> str:
 
 
 def quote(text: str) -> str:
-    """Write a string of Nix; it also stands for an attribute."""
+    """Quote a Nix string, or an attribute name."""
     return '"' + text.translate(_ESCAPES).replace("${", "\\${") + '"'
 
 
 def write_attribute(name: str) -> str:
-    """Write an attribute as in a path of attributes: quoted where it has to be."""
+    """Write an attribute name, quoted if necessary."""
     return name if _BARE_NAME.fullmatch(name) else quote(name)
 
 
 def write_path(path: Iterable[str]) -> str:
-    """Write a path of attributes, as ``packages.x86_64-linux."a.b"``."""
+    """Write an attribute path, such as ``packages.x86_64-linux."a.b"``."""
     return ".".join(map(write_attribute, path))
 
 
 def split_path(text: str) -> list[str]:
-    """Split a path of attributes at the dots that are outside of quotes; the parts stay as they are.
+    """Split an attribute path at the dots outside of quotes; the parts are not unquoted.
 
     Raises:
-        FormatError: a quote without its other one, or nothing beside a dot.
+        FormatError: an unclosed quote, or an empty name.
     """
     parts = [""]
     for found in _PART.finditer(text):
@@ -108,7 +108,7 @@ def split_path(text: str) -> list[str]:
 
 
 def parse_path(text: str) -> Path:
-    """Read a path of attributes, as ``write_path`` and users write it.
+    """Read an attribute path, as ``write_path`` and users write it.
 
     Raises:
         FormatError: as ``split_path``.

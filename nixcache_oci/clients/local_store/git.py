@@ -1,4 +1,4 @@
-"""What git knows of a folder: where its repository comes from, and which branch is the main one."""
+"""Asks git about a folder: its repository's remote, and the main branch."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ DEFAULT_BRANCH: Final = "main"
 _USUAL_BRANCHES: Final = (DEFAULT_BRANCH, "master")
 _MOST_BYTES: Final = 1024 * 1024
 _SECONDS: Final = 10
-# They would name another repository than the folder's.
+# These would select another repository than the folder's.
 _OF_ANOTHER: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"})
 
 
@@ -23,10 +23,10 @@ class Checkout:
     """A folder in a git repository.
 
     Attributes:
-        remote: name of the remote that counts: origin, or the only one; empty where there is none.
+        remote: origin, or the only one; empty for none.
         url: of that remote, as git has it; it may hold a password.
-        branch: the one that is published.
-        current: the one that is checked out; empty where none is.
+        branch: to publish.
+        current: branch that is checked out; empty for none.
     """
 
     remote: str
@@ -36,10 +36,10 @@ class Checkout:
 
 
 async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkout | None:
-    """Ask git about a folder, or about the nearest one above that exists; nothing is changed.
+    """Ask git about a folder, or its nearest existing parent; nothing is changed.
 
     Returns:
-        None where there is no git, no repository, or none that git touches for this user.
+        None if there is no git, no repository, or none that git trusts for this user.
     """
     existing = await asyncio.to_thread(_nearest_existing, folder)
     git = _Git(existing, {name: value for name, value in environment.items() if name not in _OF_ANOTHER})
@@ -51,12 +51,12 @@ async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkou
 
 
 def choose_branch(remote_head: str, known: Collection[str], current: str) -> str:
-    """Choose the branch that is published.
+    """Choose the branch to publish.
 
     Args:
-        remote_head: the one that the remote shows first, as a clone notes it; empty where not known.
+        remote_head: the remote's default branch, as recorded by a clone; empty if unknown.
         known: branches that have commits, here or at the remote.
-        current: the one that is checked out; empty where none is.
+        current: branch that is checked out; empty for none.
     """
     if remote_head:
         return remote_head
@@ -91,7 +91,7 @@ class _Git:
     environment: Mapping[str, str]
 
     async def ask(self, *arguments: str) -> str | None:
-        """Run one command; None where git refuses."""
+        """Run one command; None if git fails."""
         ended = await run_program(
             "git",
             ["-C", str(self.folder), *arguments],

@@ -1,4 +1,4 @@
-"""Where a store's files really are, and which store path a path of the file system means."""
+"""Finds a store's files, and the store path that a file system path leads to."""
 
 import os
 import stat
@@ -15,13 +15,13 @@ _MOST_LINKS: Final = 40
 
 
 def find_real_store_dir(store: str, store_dir: str, environment: Mapping[str, str]) -> Path:
-    """Tell in which folder the store objects lie: the store dir itself, but for a chroot store.
+    """Return the folder of the store objects: the store dir itself, except for a chroot store.
 
     Args:
-        store: Nix's setting of that name, in any spelling: ``auto``, ``/root``, ``local?root=/root``,
+        store: Nix's setting, in any spelling: ``auto``, ``/root``, ``local?root=/root``,
             ``local:///root``, ``unix://…``.
-        store_dir: what its paths begin with.
-        environment: for the home folder, in which ``auto`` may put a chroot store.
+        store_dir: such as ``/nix/store``.
+        environment: for the home folder, where ``auto`` may put a chroot store.
 
     Raises:
         UsageError: the store is not on this machine.
@@ -43,11 +43,11 @@ def find_real_store_dir(store: str, store_dir: str, environment: Mapping[str, st
 
 
 def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePath:
-    """Tell which store object a path means: its own path, one inside it, or one that links to it.
+    """Return the store object that a path is, is inside, or links to.
 
     Raises:
         UsageError: it does not lead into the store.
-        FormatError: what it leads to has no name of a store object.
+        FormatError: what it leads to is not named like a store object.
     """
     for step in follow_links(path):
         for folder in (store_dir, str(real_store_dir)):
@@ -60,10 +60,10 @@ def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePat
 
 
 def follow_links(path: str) -> Iterator[str]:
-    """Give the absolute path that is meant, then what it becomes by each link that it goes through.
+    """Yield the absolute path, then what it becomes with each link that is followed.
 
     Raises:
-        UsageError: a part of it is not there; what comes before was given.
+        UsageError: a part of it does not exist.
     """
     step: str | None = os.path.abspath(path)  # noqa: PTH100 - pathlib has nothing that only works on the text
     for _ in range(_MOST_LINKS):
@@ -74,7 +74,7 @@ def follow_links(path: str) -> Iterator[str]:
 
 
 def _follow_first_link(path: str) -> str | None:
-    """Replace the first part of a path that is a symbolic link; None where there is none."""
+    """Replace the first symbolic link in a path; None without links, UsageError for a missing part."""
     parts = Path(path).parts
     for number in range(2, len(parts) + 1):
         part = Path(*parts[:number])
@@ -89,7 +89,7 @@ def _follow_first_link(path: str) -> str | None:
 
 
 def _find_own_root(environment: Mapping[str, str]) -> str | None:
-    """Find the chroot store of a user without rights to /nix and without a daemon, if there is one."""
+    """Find the chroot store that Nix makes for a user without rights to /nix and without a daemon."""
     data = environment.get("XDG_DATA_HOME") or f"{environment.get('HOME', '')}/.local/share"
     root = f"{data}/nix/root"
     return root if Path(root).is_dir() else None

@@ -1,4 +1,4 @@
-"""The Nix programs of this machine, whatever their version, with the settings that every call gets."""
+"""Runs this machine's Nix programs, of any version, with the same settings for every call."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 def parse_version(text: str) -> Version:
     """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``.
 
-    Lix counts on from 2.90, and counts here as the Nix that it branched off from.
+    Lix, whose versions begin at 2.90, counts as the Nix that it was forked from.
 
     Raises:
-        StoreError: there is no version in it.
+        StoreError: it contains no version.
     """
     match = _VERSION.search(text)
     if match is None:
@@ -35,9 +35,9 @@ class Nix:
     """Runs ``nix`` and ``nix-store``.
 
     Args:
-        environment: all variables that there are; PATH tells where the programs are.
-        on_line: gets what they write to standard error, line by line, as it comes.
-        options: settings that go before those of nix.conf, name and value, as ``--option`` takes them.
+        environment: of this process; PATH says where the programs are.
+        on_line: gets each line of their standard error as it comes.
+        options: names and values for ``--option``, which override nix.conf.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Nix:
         self._version: Version | None = None
 
     async def version(self) -> Version | None:
-        """Tell the version of the ``nix`` command; None where there is none, or none with today's commands.
+        """Return the version of the ``nix`` command; None if it is missing, or older than 2.4.
 
         Raises:
-            StoreError: it does not tell.
+            StoreError: it does not say.
         """
         if self._version is None:
             try:
@@ -67,10 +67,10 @@ class Nix:
         return self._version
 
     async def require_version(self) -> Version:
-        """Tell the version of the ``nix`` command.
+        """Return the version of the ``nix`` command.
 
         Raises:
-            UsageError: there is none, or one that is too old.
+            UsageError: it is missing, or too old.
         """
         version = await self.version()
         if version is None:
@@ -83,29 +83,29 @@ class Nix:
     async def attempt(
         self, *arguments: str, on_line: OnLine | None = None, folder: Path | None = None
     ) -> Ended:
-        """Run ``nix``, and tell how it ended; a refusal is no error here.
+        """Run ``nix``, and return how it ended; a failure is no error here.
 
         Args:
             arguments: the command and its arguments.
             on_line: instead of the usual one.
-            folder: that it runs in; None for ours.
+            folder: to run it in; None for the current one.
         """
         words = [*_FEATURES, *self._options, *arguments]
         return await run_program("nix", words, self.environment, on_line or self.on_line, folder=folder)
 
     async def ask(self, *arguments: str, folder: Path | None = None) -> bytes:
-        """Run ``nix``, and give its standard output.
+        """Run ``nix``, and return its standard output.
 
         Raises:
-            StoreError: it refused.
+            StoreError: it failed.
         """
         return _check(await self.attempt(*arguments, folder=folder), f"nix {arguments[0]}")
 
     async def ask_old(self, program: str, *arguments: str, on_line: OnLine | None = None) -> bytes:
-        """Run one of the older programs, such as ``nix-store``, and give its standard output.
+        """Run one of the older programs, such as ``nix-store``, and return its standard output.
 
         Raises:
-            StoreError: it refused.
+            StoreError: it failed.
         """
         words = [*self._options, *arguments]
         ended = await run_program(program, words, self.environment, on_line or self.on_line)

@@ -1,7 +1,7 @@
-"""The settings that Nix works with, from whatever files and variables they come; and whose wish counts.
+"""Nix's effective settings, and whether a daemon obeys this user's.
 
-Where a daemon works for a user, it takes that user's substituters and keys only from those whom its own
-settings trust. Source: Nix manual, "nix.conf", trusted-users and trusted-substituters.
+A daemon accepts substituters and keys only from users whom its own settings trust. Source: Nix manual,
+"nix.conf", trusted-users and trusted-substituters.
 """
 
 import grp
@@ -24,7 +24,7 @@ _STATE_DIR: Final = "/nix/var/nix"
 
 @dataclass(frozen=True, slots=True)
 class NixSettings:
-    """Those that decide whether a substituter is used.
+    """The settings that decide whether a substituter is used.
 
     Attributes:
         substituters: URLs.
@@ -48,10 +48,10 @@ class NixSettings:
 
     @classmethod
     def parse(cls, document: Mapping[str, object]) -> Self:
-        """Take them out of what Nix prints.
+        """Read them from what Nix prints.
 
         Raises:
-            FormatError: one is missing, or not of its kind.
+            FormatError: one is missing, or of the wrong type.
         """
 
         def texts(name: str) -> tuple[str, ...]:
@@ -89,24 +89,18 @@ async def ask_settings(nix: Nix, version: Version) -> dict[str, object]:
 
 
 async def read_settings(nix: Nix) -> NixSettings:
-    """Ask for what counts for this user.
-
-    Raises:
-        UsageError: there is no Nix, or it is too old.
-        StoreError: it refused: a line of nix.conf is wrong.
-        FormatError: it printed something else.
-    """
+    """Ask for the settings of this user; errors are those of ``ask_settings`` and ``require_version``."""
     return NixSettings.parse(await ask_settings(nix, await nix.require_version()))
 
 
 def system_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what a user adds to the settings: what remains is what a daemon was started with."""
+    """Remove what a user adds to the settings: the rest is what a daemon sees."""
     kept = {name: value for name, value in environment.items() if name != "NIX_CONFIG"}
     return {**kept, "NIX_USER_CONF_FILES": ""}
 
 
 def uses_daemon(store: str, environment: Mapping[str, str]) -> bool:
-    """Tell whether a daemon does the work, as Nix itself decides it."""
+    """Tell whether a daemon does the work, by Nix's own rule."""
     if store != "auto":
         return store == "daemon" or store.startswith("unix:")
     state = Path(environment.get("NIX_STATE_DIR") or _STATE_DIR)
@@ -114,17 +108,17 @@ def uses_daemon(store: str, environment: Mapping[str, str]) -> bool:
 
 
 def current_user() -> tuple[str, frozenset[str]]:
-    """Tell the name and the groups of whoever runs this."""
+    """Return the current user's name and groups."""
     try:
         name = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container may run under a number without a name
+    except KeyError:  # in a container, the user id may have no name
         name = str(os.geteuid())
     groups = {_group_name(number) for number in (*os.getgroups(), os.getegid())}
     return name, frozenset(groups)
 
 
 def is_trusted(user: str, groups: Collection[str], trusted_users: Collection[str]) -> bool:
-    """Tell whether a daemon takes this user's substituters and keys."""
+    """Tell whether a daemon accepts this user's substituters and keys."""
     return (
         "*" in trusted_users or user in trusted_users or any(f"@{name}" in trusted_users for name in groups)
     )

@@ -1,4 +1,4 @@
-"""Outputs: what a flake or a Nix file has to build, and where in it they stand. No I/O."""
+"""Outputs: what a flake or a Nix file has to build, and where in it they are. No I/O."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from nixcache_oci.clients.local_store import expression
 from nixcache_oci.nix.store_path import StorePath
 
 MANY: Final = 500
-"""How many small derivations one process evaluates; their names have to fit into one argument."""
+"""Small derivations that one process evaluates; their names have to fit into one argument."""
 
 _WILDCARDS: Final = "*?["
 
 
 @dataclass(frozen=True, slots=True)
 class Installable:
-    """What names something to a command of Nix.
+    """How to name something to a command of Nix.
 
     Attributes:
-        arguments: that name it.
-        folder: that the command has to run in; None for ours.
+        arguments: of the command.
+        folder: to run the command in; None for the current one.
     """
 
     arguments: tuple[str, ...]
@@ -29,7 +29,7 @@ class Installable:
 
 
 NameForBuild = Callable[[expression.Path], Installable | None]
-"""Names a path of attributes to ``nix build``; None where that cannot be written."""
+"""Names an attribute path to ``nix build``; None if that is impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,11 @@ class Output:
     """A derivation to build.
 
     Attributes:
-        attr: names it, and the root that it becomes: ``packages.x86_64-linux.hello``,
-            ``nixosConfigurations.web``, or a path of attributes in a file.
+        attr: name of it and of the root that it becomes: ``packages.x86_64-linux.hello``,
+            ``nixosConfigurations.web``, or an attribute path in a file.
         drv_path: of the derivation, which is in the store.
-        system: what it is built on, such as ``x86_64-linux``; None where it does not say.
-        installable: names it to ``nix build``, so that the settings of its flake are read; None where it
-            cannot be named.
+        system: such as ``x86_64-linux``; None if not stated.
+        installable: names it to ``nix build``, so that its flake's settings are read; None if impossible.
     """
 
     attr: str
@@ -57,8 +56,8 @@ class NotBuilt:
 
     Attributes:
         attr: an output, or a whole set of them.
-        reason: one line; Nix's own words were shown.
-        is_set: whether it is a set, so that nobody can tell which outputs there would be.
+        reason: one line; Nix's own messages were shown.
+        is_set: whether it is a set whose outputs are unknown.
     """
 
     attr: str
@@ -68,12 +67,12 @@ class NotBuilt:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What there is to build, and what there would be.
+    """What to build, and what not.
 
     Attributes:
         outputs: to build.
-        failures: what should be there, and cannot be evaluated.
-        left_out: what this machine need not build, as for other systems.
+        failures: what should be built, but cannot be evaluated.
+        left_out: what this machine need not build, such as for other systems.
     """
 
     outputs: tuple[Output, ...]
@@ -87,11 +86,11 @@ class OutputKind:
 
     Attributes:
         name: of the attribute.
-        rest: what leads from one of its attributes to the derivation.
-        is_by_system: whether a set for each system lies between.
-        former: what a flake without it may have instead: one derivation for each system.
-        is_configuration: whether each is a whole system's or user's, which need not be this machine's.
-        os: what its systems have behind the processor, such as ``darwin``; empty where it may be any.
+        rest: path from one of its attributes to the derivation.
+        is_by_system: whether there is a set per system in between.
+        former: older attribute that a flake may have instead: one derivation per system.
+        is_configuration: whether each is a whole system's or user's, which may be for another machine.
+        os: second part of its systems, such as ``darwin``; empty for any.
     """
 
     name: str
@@ -103,7 +102,7 @@ class OutputKind:
 
     @property
     def at_once(self) -> int:
-        """How many are evaluated by one process. A whole system takes gigabytes and many seconds: one."""
+        """How many one process evaluates: only one whole system, which takes gigabytes and many seconds."""
         return 1 if self.is_configuration else MANY
 
 
@@ -130,7 +129,7 @@ SYSTEM_PLACES: Final[tuple[expression.Path, ...]] = (
     ("config", "nixpkgs"),
     (),
 )
-"""Where in a configuration it stands what system it is for."""
+"""Places in a configuration that may say which system it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +137,13 @@ class OutputSet:
     """A set of attributes that Nix can be asked about.
 
     Attributes:
-        asked: what Nix is asked for.
+        asked: what to ask Nix for.
         path: of the set; empty for a file.
-        kind: what its attributes are.
-        inner: what leads to the set from what Nix is asked for.
-        is_wanted: whether one that cannot be evaluated is a failure.
-        pattern: of paths within it, instead of those that the user gave; None for those.
-        name_for_build: gives what names a path of attributes to ``nix build``, where that has a use.
+        kind: of its attributes.
+        inner: path to the set from ``asked``.
+        is_wanted: whether an attribute that cannot be evaluated is a failure.
+        pattern: of paths within it; None for the user's patterns.
+        name_for_build: see ``NameForBuild``; None for a file.
     """
 
     asked: Installable
@@ -157,7 +156,7 @@ class OutputSet:
 
     @property
     def is_deep(self) -> bool:
-        """Whether each set in it is one of further outputs."""
+        """Whether each set in it is a set of further outputs."""
         return self.path[:1] == (JOBS,)
 
     def attr(self, within: expression.Path) -> str:
@@ -165,7 +164,7 @@ class OutputSet:
         return expression.write_path((*self.path, *within))
 
     def steps(self, within: expression.Path) -> expression.Path:
-        """Tell what leads to a derivation from what Nix is asked for."""
+        """Return the path from ``asked`` to an attribute's derivation."""
         return (*self.inner, *within, *self.kind.rest)
 
     def installable(self, within: expression.Path) -> Installable | None:
@@ -173,7 +172,7 @@ class OutputSet:
         return self.name_for_build((*self.path, *within, *self.kind.rest)) if self.name_for_build else None
 
     def may_hold(self, within: expression.Path) -> bool:
-        """Tell whether an attribute is one that the pattern means, or may have such in it."""
+        """Tell whether an attribute matches the pattern, or may contain one that does."""
         if self.pattern is None:
             return True
         letters = min((self.pattern.find(one) for one in _WILDCARDS if one in self.pattern), default=None)
@@ -181,11 +180,11 @@ class OutputSet:
         return text.startswith(start) or start.startswith(text)
 
     def is_meant(self, within: expression.Path) -> bool:
-        """Tell whether the pattern means an attribute."""
+        """Tell whether an attribute matches the pattern."""
         return self.pattern is None or fnmatchcase(expression.write_path(within), self.pattern)
 
     def find_matching(self, name: str, patterns: Iterable[str]) -> Iterator[str]:
-        """Find the user's patterns that mean this name: in full, without the system, or by itself."""
+        """Find the user's patterns that match a name: in full, without the system, or by itself."""
         spellings = (self.attr((name,)), f"{self.kind.name}.{expression.write_attribute(name)}", name)
         for pattern in patterns:
             if pattern in spellings or any(fnmatchcase(spelling, pattern) for spelling in spellings):
@@ -193,14 +192,14 @@ class OutputSet:
 
 
 def is_pattern(attr: str) -> bool:
-    """Tell whether an argument may mean several attributes."""
+    """Tell whether an argument may match several attributes."""
     return any(letter in attr for letter in _WILDCARDS)
 
 
 def find_candidates(path: expression.Path, systems: Iterable[str]) -> Iterator[expression.Path]:
-    """Tell where in a flake a path of attributes may lead, in the order in which ``nix build`` looks.
+    """Yield where in a flake an attribute path may lead, in the order of ``nix build``.
 
-    Beyond that, the system may be left away behind the names that need one.
+    Unlike there, the system may be omitted after the names that need one.
     """
     systems = list(systems)
     yield from ((kind, system, *path) for system in systems for kind in ("packages", LEGACY_PACKAGES))

@@ -1,8 +1,8 @@
-"""The environment block that this process was started with, which others can read.
+"""Hides this process's environment block from other processes.
 
-``/proc/<pid>/environ`` keeps it, whatever the process removes later, and a build without a sandbox may run
-as the same user. So what is about to build starts itself anew: with a block of harmless variables, and all
-others in an anonymous file, which is read and closed before anything else runs.
+``/proc/<pid>/environ`` shows the original block, whatever the process removes later, and a build without a
+sandbox may run as the same user. So before it builds, the program restarts itself: with a block of harmless
+variables, and the others in an anonymous file, which is read and closed before anything else runs.
 """
 
 import ctypes
@@ -16,25 +16,25 @@ from nixcache_oci.clients.local_store.child_environment import is_harmless
 from nixcache_oci.errors import Error, UsageError
 
 DESCRIPTOR_VARIABLE: Final = "NIXCACHE_SECRETS_FD"
-"""Names the inherited descriptor; its file holds NAME=VALUE, each ended by a zero byte."""
+"""Holds the inherited descriptor; its file has NAME=VALUE entries, each ended by a zero byte."""
 
-# Beside the harmless ones: what the interpreter itself needs, and how a terminal is drawn on.
+# Also kept: what the interpreter and the terminal need.
 _INTERPRETER_PREFIXES: Final = ("PYTHON", "LD_LIBRARY_PATH", "DYLD_")
 _TERMINAL_NAMES: Final = frozenset({"COLUMNS", "LINES", "COLORTERM", "FORCE_COLOR"})
 _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 
 
 def hide_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Give all variables of this process; afterwards its block holds none that is a secret.
+    """Return all variables of this process; afterwards its block holds no secrets.
 
-    It may not return, but start the program anew, which costs some 30 ms and happens once.
+    It may restart the program instead of returning, once, which takes some 30 ms.
 
     Args:
-        environment: of this process, as it was started.
+        environment: that this process was started with.
 
     Raises:
-        UsageError: what it was handed cannot be read.
-        Error: it cannot be started anew.
+        UsageError: the inherited descriptor cannot be read.
+        Error: the program cannot be restarted.
     """
     handed = environment.get(DESCRIPTOR_VARIABLE)
     if handed is None:
@@ -62,14 +62,14 @@ def _start_anew(kept: dict[str, str], hidden: Mapping[str, str]) -> None:
             file.write(content)
         os.lseek(descriptor, 0, os.SEEK_SET)
         kept[DESCRIPTOR_VARIABLE] = str(descriptor)
-        # The same program with the same arguments; nothing of it comes from elsewhere.
+        # The same program with the same arguments.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)  # noqa: S606
     except OSError as error:
         raise Error(f"{sys.executable}: cannot be restarted to keep secrets out of reach: {error}") from None
 
 
 def _open_anonymous() -> int:
-    """Open a file that has no name: in memory on Linux, elsewhere on the disk and already deleted."""
+    """Open a file without a name: in memory on Linux, elsewhere on disk and already deleted."""
     make = getattr(os, "memfd_create", None)  # Linux only
     if make is not None:
         return int(make("environment"))
@@ -90,10 +90,9 @@ def _read(text: str) -> dict[str, str]:
 
 
 def _shut_memory() -> None:
-    """Keep other processes of the same user out of this one's memory, where the key still is; Linux only.
+    """Keep the user's other processes out of this one's memory, which holds the key; Linux only.
 
-    No core file is written either. A program that is started gets a memory of its own, without this.
-    Source: prctl(2), PR_SET_DUMPABLE.
+    No core file is written either. Child programs are not affected. Source: prctl(2), PR_SET_DUMPABLE.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

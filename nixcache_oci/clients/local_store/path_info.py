@@ -1,8 +1,8 @@
-"""What a store says of its paths, in every shape in which the versions of Nix print it. No I/O.
+"""Parses what Nix prints about store paths, in the formats of all its versions. No I/O.
 
-``nix path-info --json`` prints a list up to 2.18, an object by path from 2.19 on, and, when asked for
-format 2, an object with base names inside another. ``nix-store --dump-db`` prints lines, and neither
-signatures nor content addresses. Source: the programs; the fixtures of the tests are what they printed.
+``nix path-info --json`` prints a list up to 2.18, an object by path since 2.19, and, when asked for format 2,
+an object by base name inside another. ``nix-store --dump-db`` prints lines, without signatures and content
+addresses. Source: the programs; the tests' fixtures are their output.
 """
 
 import json
@@ -29,16 +29,16 @@ _COUNT = re.compile(r"[0-9]{1,20}")
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """A valid path, as its store describes it.
+    """A valid path's metadata in its store.
 
     Attributes:
         store_path: the object.
         nar_hash: sha256 of its NAR.
         nar_size: bytes in its NAR.
-        references: base names, its own possibly among them.
-        deriver: base name of the derivation that built it, where that is known.
-        sigs: who vouches for it; those that can be read.
-        ca: its content address, as narinfos write it.
+        references: base names, possibly its own among them.
+        deriver: base name of the derivation that built it; None if unknown.
+        sigs: its signatures, as far as they can be read.
+        ca: its content address, as in narinfos.
     """
 
     store_path: StorePath
@@ -51,7 +51,7 @@ class PathInfo:
 
 
 PathInfos = dict[StorePath, PathInfo | None]
-"""None for what is no valid path."""
+"""By path; None for an invalid one."""
 
 
 def parse_path_infos(content: bytes, store_dir: str) -> PathInfos:
@@ -59,10 +59,10 @@ def parse_path_infos(content: bytes, store_dir: str) -> PathInfos:
 
     Args:
         content: its standard output.
-        store_dir: where all paths have to lie.
+        store_dir: that all paths must be in.
 
     Raises:
-        FormatError: none of the known shapes, or a path that lies elsewhere.
+        FormatError: an unknown format, or a path in another store.
     """
     try:
         document = json.loads(content)
@@ -79,13 +79,13 @@ def parse_path_infos(content: bytes, store_dir: str) -> PathInfos:
 
 
 def parse_registrations(content: bytes, store_dir: str) -> PathInfos:
-    """Read what ``nix-store --dump-db PATH…`` printed, which is about valid paths only.
+    """Read what ``nix-store --dump-db PATH…`` printed, which lists valid paths only.
 
-    That is for each path: itself, the hash in base 16, the size, the deriver or nothing, how many references
-    there are, and these; each on a line of its own.
+    For each path, one per line: the path, the hash in base 16, the size, the deriver or nothing, the number
+    of references, and these.
 
     Raises:
-        FormatError: something else, or a path that lies elsewhere.
+        FormatError: something else, or a path in another store.
     """
     infos: PathInfos = {}
     with within("nix-store --dump-db"):
@@ -106,7 +106,7 @@ def parse_registrations(content: bytes, store_dir: str) -> PathInfos:
 
 
 def _entries(document: object) -> Iterator[tuple[str, dict[str, object] | None]]:
-    """Tell each path, or base name, and what is said of it."""
+    """Yield each path or base name with its fields; FormatError for an unknown version."""
     if isinstance(document, list):
         for entry in document:
             fields = parse_object(entry)
@@ -147,7 +147,7 @@ def _parse_info(path: StorePath, fields: Mapping[str, object]) -> PathInfo:
 
 
 def _texts(fields: Mapping[str, object], name: str) -> Iterator[str]:
-    """Read a list of strings; older versions leave an empty one out."""
+    """Read a list of strings, which older versions omit if empty; FormatError for anything else."""
     for text in get_list(fields, name) if name in fields else []:
         if not isinstance(text, str):
             raise FormatError(f"{name}: expected strings, got {clip(text)}")

@@ -1,6 +1,6 @@
-"""One run of a program: an argument list, never a shell; what it complains about is shown as it comes.
+"""Runs a program by an argument list, never a shell; its standard error is passed on as it comes.
 
-Its end is bound to ours: whoever stops waiting for it ends it, with its whole process group.
+It does not outlive us: cancelling the wait ends its whole process group.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from nixcache_oci.clients.local_store.child_environment import child_environment
 from nixcache_oci.errors import StoreError, UsageError
 
 OnLine = Callable[[str], None]
-"""Takes one line of standard error, without its end; the text is foreign, with whatever is in it."""
+"""Takes one line of standard error, without its line end; the text is foreign."""
 
 MOST_BYTES: Final = 256 * 1024 * 1024
-"""Of standard output: what Nix tells of a closure of 300,000 paths."""
+"""Of standard output: enough for Nix to describe a closure of 300,000 paths."""
 
-_GRACE = 5.0  # seconds between asking a program to end and ending it
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _PIECE_BYTES = 64 * 1024
 _TAIL_LINES = 50
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
@@ -37,9 +37,9 @@ class Ended:
     """How a program ended.
 
     Attributes:
-        status: 0 where it did what was asked; below 0 the signal that ended it.
+        status: 0 for success; below 0 for the signal that ended it.
         stdout: all of its standard output.
-        reason: what it said last about why, in one line.
+        reason: its last error message, in one line.
     """
 
     status: int
@@ -61,20 +61,20 @@ async def run_program(
     """Run a program until it ends, however long that takes.
 
     Args:
-        name: looked for in the environment's PATH.
-        arguments: as they are.
-        environment: all variables that there are.
+        name: looked up in the environment's PATH.
+        arguments: passed as they are.
+        environment: of this process.
         on_line: gets its standard error.
-        choose: gives those that it gets.
-        given: a few bytes that it finds on standard input.
+        choose: chooses its environment from ours.
+        given: a few bytes for its standard input.
         most_bytes: of standard output.
-        folder: that it runs in; None for ours.
+        folder: to run it in; None for the current one.
 
     Raises:
         UsageError: there is no such program.
-        StoreError: it wrote more than that.
+        StoreError: it wrote more than ``most_bytes``.
     """
-    # A session of its own: Ctrl-C reaches us alone, and we end it in order.
+    # In its own session, so that Ctrl-C reaches only us, and we end it in order.
     process = await asyncio.create_subprocess_exec(
         _find_program(name, environment),
         *arguments,
@@ -108,22 +108,22 @@ def _find_program(name: str, environment: Mapping[str, str]) -> Path:
             f"{name}: no such program in PATH; install Nix (https://nixos.org/download), or add the folder "
             "of its programs to PATH, often /nix/var/nix/profiles/default/bin"
         )
-    return Path(path).absolute()  # PATH may name folders from ours, and the program may run in another
+    return Path(path).absolute()  # PATH may have relative folders, and the program may run in another
 
 
 def ignore_line(_line: str) -> None:
-    """Drop why a question has no answer, where that is no failure."""
+    """Drop a line of a program whose failure does not matter."""
 
 
 def without_colours(line: str) -> str:
-    """Take the colours out of a line of Nix."""
+    """Remove the colours from a line of Nix."""
     return _COLOURS.sub("", line)
 
 
 def find_reason(lines: Iterable[str]) -> str:
-    """Find the one line that says why, in what Nix wrote: the last error with a text, else the last line.
+    """Find the line of Nix's output that says why: the last error with a text, else the last line.
 
-    Newer versions put a trace between ``error:`` and the error itself.
+    Newer versions print a trace between ``error:`` and the error itself.
     """
     plain = [line for line in (without_colours(line).strip() for line in lines) if line]
     errors = [line.removeprefix("error: ") for line in plain if line.startswith("error: ")]
@@ -131,7 +131,7 @@ def find_reason(lines: Iterable[str]) -> str:
 
 
 async def _give(stream: asyncio.StreamWriter, given: bytes) -> None:
-    with suppress(ConnectionError):  # it need not read what it is given
+    with suppress(ConnectionError):  # it need not read its input
         stream.write(given)
         await stream.drain()
     stream.close()
@@ -154,7 +154,7 @@ async def _pass_on(stream: asyncio.StreamReader | None, on_line: OnLine, tail: d
 
     rest = b""
     while stream is not None and (piece := await stream.read(_PIECE_BYTES)):
-        # A carriage return ends a line, too: whoever reads our output may take what follows for a new one.
+        # A carriage return ends a line too, as it may for whoever reads our output.
         *lines, rest = _LINE_END.split(rest + piece)
         for line in lines:
             show(line)
@@ -166,10 +166,10 @@ async def _pass_on(stream: asyncio.StreamReader | None, on_line: OnLine, tail: d
 
 
 async def _end(process: Process) -> None:
-    """Ask the process group to end, then end it.
+    """Terminate the process group, then kill it.
 
-    Its pipes are emptied meanwhile, for a program that cannot write does not end; one of its descendants may
-    keep them open for ever, so that is waited for no longer either.
+    Its pipes are drained meanwhile, because a program that cannot write does not end. A descendant may keep
+    them open forever, so draining has the same time limit.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The Nix store of this machine: what it holds, and where that lies."""
+"""The Nix store of this machine: what it holds, and where its files are."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from nixcache_oci.wording import counted
 
 PathLike = StorePath | str | Path
 
-_MOST_ARGUMENTS: Final = 4000  # paths of 270 bytes: half of what Linux takes
+_MOST_ARGUMENTS: Final = 4000  # paths of 270 bytes: half of Linux's limit
 _JSON_FORMATS: Final = (2, 33, 0)
 
 
@@ -33,9 +33,9 @@ class LocalStore:
     """A store whose files are on this machine.
 
     Attributes:
-        nix: what is asked.
-        store_dir: what its paths begin with.
-        real_store_dir: where its files are; another folder in a chroot store.
+        nix: to ask.
+        store_dir: such as ``/nix/store``.
+        real_store_dir: folder of its files, which differs for a chroot store.
     """
 
     nix: Nix
@@ -48,7 +48,7 @@ class LocalStore:
 
         Raises:
             UsageError: there is no Nix, or the store is on another machine.
-            StoreError: Nix refused.
+            StoreError: Nix failed.
         """
         version = await nix.version()
         if version is None:
@@ -62,14 +62,14 @@ class LocalStore:
         return cls(nix, store_dir, real_store_dir)
 
     def real_path(self, store_path: StorePath) -> Path:
-        """Tell where the files of a store object are; it need not exist."""
+        """Return where the files of a store object are; it need not exist."""
         return self.real_store_dir / store_path.base_name
 
     async def resolve(self, paths: Iterable[PathLike]) -> list[StorePath]:
-        """Tell which store objects are meant, each once, in order; they need not be valid.
+        """Return the store objects that paths lead to, each once, in order; they need not be valid.
 
         Args:
-            paths: of store objects, of what lies inside them, or of what links to them, such as ./result.
+            paths: of store objects, of files inside them, or of links to them, such as ./result.
 
         Raises:
             UsageError: one does not lead into the store.
@@ -80,31 +80,20 @@ class LocalStore:
         return list(dict.fromkeys(found))
 
     async def closure(self, paths: Iterable[PathLike]) -> list[PathInfo]:
-        """Describe these paths and all that they reach, references first.
-
-        Args:
-            paths: as ``resolve`` takes them.
+        """Describe the closure of paths, references first; ``paths`` are as for ``resolve``.
 
         Raises:
             UsageError: one does not lead into the store.
-            StoreError: one is not valid, or Nix refused.
+            StoreError: one is not valid, or Nix failed.
         """
         return await self._describe(paths, is_recursive=True)
 
     async def infos(self, paths: Iterable[PathLike]) -> list[PathInfo]:
-        """Describe these paths alone, references first.
-
-        Args:
-            paths: as ``resolve`` takes them.
-
-        Raises:
-            UsageError: one does not lead into the store.
-            StoreError: one is not valid, or Nix refused.
-        """
+        """Describe only these paths, references first; arguments and errors are those of ``closure``."""
         return await self._describe(paths, is_recursive=False)
 
     async def find_invalid(self, paths: Iterable[StorePath]) -> list[StorePath]:
-        """Find those that the store does not hold."""
+        """Find the paths that are not valid in the store."""
         found: list[StorePath] = []
         for batch in _batches(paths):
             output = await self.nix.ask_old("nix-store", "--check-validity", "--print-invalid", *batch)
@@ -112,10 +101,10 @@ class LocalStore:
         return found
 
     async def verify_exists(self, paths: Iterable[StorePath]) -> None:
-        """Make sure that the store holds these paths.
+        """Check that the store holds these paths.
 
         Raises:
-            StoreError: it does not; names one of them, and the remedy.
+            StoreError: it does not; names one of them, and what to do.
         """
         invalid = await self.find_invalid(paths)
         if invalid:
@@ -141,12 +130,12 @@ class LocalStore:
         if version is None:
             return await self._query_without_commands(paths, is_recursive=is_recursive)
         arguments = ["--json", *(["--recursive"] if is_recursive else [])]
-        # Format 1 is what older versions print; not to choose one will be an error.
+        # Format 1 is that of older versions; not choosing one will be an error.
         arguments += ["--json-format", "1"] if version >= _JSON_FORMATS else []
         infos: PathInfos = {}
         derivations = [path for path in paths if path.name.endswith(".drv")]
         others = [path for path in paths if not path.name.endswith(".drv")]
-        # To older versions the path of a derivation means its outputs.
+        # To older versions, a derivation's path means its outputs.
         for chosen, more in ((others, []), (derivations, ["--derivation"])):
             for batch in _batches(chosen):
                 output = await self.nix.ask("path-info", *arguments, *more, *batch)
@@ -154,7 +143,7 @@ class LocalStore:
         return infos
 
     async def _query_without_commands(self, paths: Iterable[StorePath], *, is_recursive: bool) -> PathInfos:
-        """Ask as before 2.4; nothing there tells signatures and content addresses of a whole closure."""
+        """Ask a Nix before 2.4, which cannot list signatures and content addresses of a whole closure."""
         wanted = list(paths)
         if is_recursive:
             found: dict[StorePath, None] = {}
@@ -171,14 +160,14 @@ class LocalStore:
 
 
 async def _ask_store(nix: Nix, version: Version) -> str:
-    """Tell Nix's setting ``store``, wherever it comes from: NIX_REMOTE, nix.conf, an option."""
+    """Return Nix's setting ``store``, whether from NIX_REMOTE, nix.conf or an option."""
     settings = await ask_settings(nix, version)
     with within(SETTINGS_COMMAND):
         return get_text(parse_object(settings.get("store")), "value")
 
 
 def _batches(paths: Iterable[StorePath]) -> Iterator[list[str]]:
-    """Cut into what fits on a command line: nearly always once."""
+    """Split into what fits on a command line: nearly always one batch."""
     texts = [str(path) for path in paths]
     for start in range(0, len(texts), _MOST_ARGUMENTS):
         yield texts[start : start + _MOST_ARGUMENTS]

@@ -1,4 +1,4 @@
-"""Which systems are built for, such as ``x86_64-linux``: what was asked for, and what this machine builds.
+"""The systems to build for, such as ``x86_64-linux``: what was asked for, and what this machine can build.
 
 Source: Nix manual, "nix.conf", system, extra-platforms and builders; "Remote builds", the machines file.
 """
@@ -22,12 +22,12 @@ _LINE_END: Final = re.compile(r"[\n;]")
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """What is built for.
+    """The systems to build for.
 
     Attributes:
-        asked: whose outputs have to be there: named by the user, or this machine's own.
-        built: all that builds are tried for: these, and what Nix builds here or on its remote builders.
-        is_named: whether the user named them; then there are no packages and configurations for others.
+        asked: named by the user, or this machine's own: their outputs must exist.
+        built: all that builds are tried for: these, and what Nix can build here or on remote builders.
+        is_named: whether the user named them: then packages and configurations for others are left out.
     """
 
     asked: tuple[str, ...]
@@ -35,32 +35,27 @@ class Systems:
     is_named: bool = False
 
     def can_build(self, system: str | None, *, is_configuration: bool = False) -> bool:
-        """Tell whether a derivation for this system is tried; None is one that does not say."""
+        """Tell whether to build a derivation for this system; None is one that does not say."""
         chosen = self.asked if self.is_named and is_configuration else self.built
         return system in _ANYWHERE or system in chosen
 
     def can_build_os(self, name: str) -> bool:
-        """Tell whether configurations are tried for an operating system, such as ``darwin``."""
+        """Tell whether to build configurations for an operating system, such as ``darwin``."""
         chosen = self.asked if self.is_named else self.built
         return any(system.endswith(f"-{name}") for system in chosen)
 
     def choose(self, offered: Sequence[str]) -> list[str]:
-        """Choose of the systems that a flake has packages for: those asked for first."""
+        """Choose from the systems that a flake has packages for, those asked for first."""
         more = () if self.is_named else sorted(self.built.difference(self.asked))
         return [system for system in (*self.asked, *more) if system in offered]
 
 
 async def read_systems(nix: Nix, named: Sequence[str] = ()) -> Systems:
-    """Ask Nix what it builds for.
+    """Ask Nix which systems it builds for; errors are those of ``read_settings``.
 
     Args:
-        nix: is asked.
+        nix: to ask.
         named: by the user; empty for this machine's own.
-
-    Raises:
-        UsageError: there is no Nix, or it is too old.
-        StoreError: it refused: a line of nix.conf is wrong.
-        FormatError: it printed something else.
     """
     settings = await ask_settings(nix, await nix.require_version())
 
@@ -82,10 +77,10 @@ def find_remote(
     """Find the systems of remote builders.
 
     Args:
-        builders: Nix's setting: machines, separated by semicolons or lines, or ``@`` and a file of such.
-        own: what a machine builds for that does not say.
-        read: gives a file's text, empty where there is none.
-        reading: the files that this text is out of: none is read inside itself.
+        builders: Nix's setting: machines, separated by semicolons or lines, or ``@`` and a file of them.
+        own: system of a machine that does not say.
+        read: returns a file's text, empty for a missing one.
+        reading: files that include this text: none may include itself.
     """
     for entry in _LINE_END.split(builders):
         text = entry.split("#")[0].strip()
@@ -99,7 +94,7 @@ def find_remote(
 
 
 def _read(path: str) -> str:
-    """Read a file of machines; Nix, too, takes one that is not there for an empty one."""
+    """Read a file of machines; a missing one counts as empty, as in Nix."""
     with suppress(OSError):
         if Path(path).is_file():
             with Path(path).open("rb") as file:

@@ -1,18 +1,17 @@
-"""Addresses of upstream binary caches, and of the NARs in them. No I/O.
+"""URLs of upstream binary caches, and of the NARs in them. No I/O.
 
-A NAR of an upstream is served here as ``upstream/<key>/mac-…/<path>``. Such a path comes from a narinfo
-that a stranger wrote, or from any client, so it can only name something below the upstream's base URL.
+An upstream's NAR is served here as ``upstream/<key>/mac-…/<path>``. The path comes from a stranger's narinfo,
+or from any client, so it may only lead to something below the upstream's base URL.
 
-The proxy may hold a password of the upstream, and any client, a web page among them, can ask it for any
-URL. So that URL carries a message authentication code (MAC) that only proxies with the same secret can
-make: ``mac-<32 hex digits>``. It covers the key and not the list of upstreams, so that it holds however
-that list is changed. Nix remembers a narinfo and its URL for 30 days. URLs from before there was a MAC, or
-of a secret that is lost, are still served where they cannot be anything but a NAR: an upstream that has a
-password is only asked for names that are made of a hash, which nobody guesses; any other one for whatever
-is called a NAR.
+The proxy may hold the upstream's password, and any client, such as a web page, can ask it for any URL. So the
+URL carries a message authentication code (MAC) that only proxies with the same secret can make: ``mac-<32 hex
+digits>``. It covers the key and not the list of upstreams, so it stays valid when that list changes. Nix
+remembers a narinfo and its URL for 30 days. URLs from before there was a MAC, or of a lost secret, are still
+served if they can only be a NAR: at an upstream with a password, a name made of a hash, which nobody guesses;
+at any other, a name with a NAR's suffix.
 
-The header Via ends loops: each process has a name of its own, and adds it to what it asks an upstream for.
-Who finds its own name in a request has been asked for what it asks for itself (RFC 9110, section 7.6.3).
+The header Via ends loops: each process has its own name, and adds it to its requests to upstreams. A process
+that finds its own name in a request has received its own question (RFC 9110, section 7.6.3).
 """
 
 import hashlib
@@ -36,7 +35,7 @@ _DIGITS: Final = 32
 _SEGMENT: Final = re.compile(rf"mac-([0-9a-f]{{{_DIGITS}}})")
 
 _SUFFIX: Final = r"\.nar(?:\.[A-Za-z0-9]{1,8})?"
-# NarHash, FileHash or hash part, and the last two after one another: what binary caches name NARs by.
+# Binary caches name NARs by NarHash, FileHash, hash part, or hash part and FileHash.
 _NAMED_BY_HASH: Final = re.compile(
     rf"nar/(?:[0-9a-f]{{64}}|(?:{CHARACTER}{{32}}-)?{CHARACTER}{{52}}|{CHARACTER}{{32}}){_SUFFIX}"
 )
@@ -45,7 +44,7 @@ _HARMLESS_QUERY: Final = re.compile(rf"(?:hash={CHARACTER}{{32}})?")
 
 
 def is_named_by_hash(path: str, query: str) -> bool:
-    """Tell whether a path below an upstream is one that nobody guesses, and that names its content."""
+    """Tell whether a path below an upstream names its content, by a hash that nobody guesses."""
     return bool(_NAMED_BY_HASH.fullmatch(path) and _HARMLESS_QUERY.fullmatch(query))
 
 
@@ -60,7 +59,7 @@ class UrlSigner:
         self._secret = secret
 
     def sign(self, key: str, path: str, query: str) -> str:
-        """Give the path that clients ask ``upstream/<key>/`` for.
+        """Return the path below ``upstream/<key>/`` for clients.
 
         Args:
             key: the upstream's key.
@@ -70,11 +69,11 @@ class UrlSigner:
         return f"mac-{self._mac(key, path, query)}/{path}"
 
     def named_path(self, key: str, path: str, query: str, *, has_password: bool) -> str:
-        """Tell which path of the upstream a client asks for.
+        """Return which path of the upstream a client asks for.
 
         Args:
             key: the upstream's key.
-            path: what the client sent behind ``upstream/<key>/``, as on the wire.
+            path: after ``upstream/<key>/``, as on the wire.
             query: as on the wire, without the question mark.
             has_password: whether the upstream is asked with credentials.
 
@@ -92,46 +91,46 @@ class UrlSigner:
         raise FormatError(f"NAR URL: {path[:80]!r} is not one that a narinfo named")
 
     def _mac(self, key: str, path: str, query: str) -> str:
-        # Decoded, because clients may spell a path in another way (RFC 3986, section 6.2.2). What would be
-        # another path then, as with an encoded slash, is refused where URLs are made.
+        # Decoded, because clients may spell a path differently (RFC 3986, section 6.2.2). Paths that decoding
+        # would change, as with an encoded slash, are refused where URLs are made.
         said = b"\0".join((key.encode(), unquote_to_bytes(path), query.encode()))
         return hmac.digest(self._secret, said, hashlib.sha256).hex()[:_DIGITS]
 
 
 VIA: Final = "Via"
 MOST_HOPS: Final = 8
-"""Proxies of this kind that a request may have come through."""
+"""Proxies of this program that a request may have come through."""
 
 Chain: TypeAlias = tuple[str, ...]
-"""The names of such proxies, the first one first."""
+"""The names of such proxies, in order."""
 
 _NAME = re.compile(r"(?:^|[\s,])(nixcache-oci-[0-9a-f]{16})(?=$|[\s,])")
 
 
 def make_name() -> str:
-    """Make a name for this process; it says nothing about the machine."""
+    """Make a random name for this process."""
     return f"nixcache-oci-{secrets.token_hex(8)}"
 
 
 def parse_via(values: Iterable[str]) -> Chain:
-    """Read the names out of all Via headers of a request; other proxies' are left out."""
+    """Read our proxies' names from all Via headers of a request."""
     return tuple(name for value in values for name in _NAME.findall(value))
 
 
 def render_via(chain: Chain) -> str:
-    """Write the header's value."""
+    """Render the header's value."""
     return ", ".join(f"1.1 {name}" for name in chain)
 
 
 def is_loop(chain: Chain, own_name: str) -> bool:
-    """Tell whether a request was here before, or came through too many proxies to go on."""
+    """Tell whether a request came through here before, or through too many proxies."""
     return own_name in chain or len(chain) >= MOST_HOPS
 
 
 _KEY_DIGITS = 16
 _MOST_SHOWN_CHARACTERS = 200
-_MOST_DECODINGS = 4  # nobody encodes more often in good faith, and each costs time
-# RFC 3986, "pchar" and "query": anything else does not go on the wire as it is
+_MOST_DECODINGS = 4  # nobody encodes more often in good faith
+# RFC 3986, "pchar" and "query"
 _PCHAR = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _PATH = re.compile(rf"{_PCHAR}+(?:/{_PCHAR}+)*")
 _QUERY = re.compile(rf"(?:{_PCHAR}|[/?])*")
@@ -142,7 +141,7 @@ _REFUSED_IN_BASE = re.compile(r"[\x00-\x20\x7f\\?#]")
 
 
 class NarMode(StrEnum):
-    """Where clients get an upstream's NARs: through here, or from the upstream itself."""
+    """Whether clients get an upstream's NARs through the proxy, or from the upstream itself."""
 
     STREAM = "stream"
     DIRECT = "direct"
@@ -153,8 +152,8 @@ class Upstream:
     """One HTTP binary cache; made by ``parse_upstream``.
 
     Attributes:
-        base: its URL without credentials; the path ends in a slash.
-        authorization: value of the Authorization header, or empty. Never shown.
+        base: URL without credentials; its path ends in a slash.
+        authorization: value of the Authorization header, or empty; never shown.
     """
 
     base: URL
@@ -167,12 +166,12 @@ class Upstream:
     def key(self) -> str:
         """Name of this upstream in our own URLs: hex digits of the base URL's sha256.
 
-        Credentials are not part of it: clients see it, and could guess a weak password from it.
+        Credentials are excluded: clients see it, and could guess a weak password from it.
         """
         return hashlib.sha256(str(self.base).encode()).hexdigest()[:_KEY_DIGITS]
 
     def at(self, path: str, query: str = "") -> URL:
-        """Address something below the base URL; both are already in their encoded form."""
+        """Return the URL of something below the base; both arguments are already encoded."""
         return URL(f"{self.base}{path}?{query}" if query else f"{self.base}{path}", encoded=True)
 
 
@@ -180,7 +179,7 @@ def parse_upstream(text: str) -> Upstream:
     """Read ``http[s]://[user:password@]host[:port][/path]``.
 
     Raises:
-        UsageError: anything else; its text shows no credentials.
+        UsageError: anything else; without credentials in its text.
     """
     shown = repr(f"…@{text.rpartition('@')[2]}" if "@" in text else text)[:_MOST_SHOWN_CHARACTERS]
     if _REFUSED_IN_BASE.search(text):
@@ -189,7 +188,7 @@ def parse_upstream(text: str) -> Upstream:
         url = parse_url(text)
         if url.scheme in {"http", "https"} and url.host:
             base = URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True)
-            base.origin()  # finds what is wrong with the host only now
+            base.origin()  # raises for a bad host
             if _HOST.fullmatch(base.raw_host or ""):
                 has_user = url.user is not None or url.password is not None
                 return Upstream(
@@ -202,21 +201,21 @@ def parse_upstream(text: str) -> Upstream:
 
 
 def origin(url: URL) -> tuple[str, str | None, int | None]:
-    """Tell scheme, host and port; yarl's own origins differ when one of them spells out the default port."""
+    """Return scheme, host and port; yarl's own origins differ if only one spells out the default port."""
     return url.scheme, url.raw_host, url.port
 
 
 def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
-    """Address a NAR below the base URL.
+    """Return the URL of a NAR below the base URL.
 
     Args:
-        upstream: where it lies.
+        upstream: that has it.
         path: relative to the base, as on the wire (percent-encoded), without a leading slash.
         query: as on the wire, without the question mark.
 
     Raises:
-        FormatError: some server may read the path as one that leaves the base: after some number of decodings
-            it has an empty, ``.`` or ``..`` segment, another slash, a backslash or a control character.
+        FormatError: some server may read the path as one that leaves the base: decoded once or more, it has
+            an empty, ``.`` or ``..`` segment, another slash, a backslash or a control character.
     """
     if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
         raise FormatError(f"NAR URL: {path[:200]!r} is not a plain relative path")
@@ -229,21 +228,21 @@ def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
         raise FormatError(f"NAR URL: {path[:200]!r} is encoded too many times")
     if decoded.count(b"/") != path.count("/") or re.search(rb"[\x00-\x1f\x7f\\]", decoded):
         raise FormatError(f"NAR URL: {path[:200]!r} hides a slash, backslash or control character")
-    # Servers of the Java family cut a segment at its semicolon before they read it.
+    # Java servers cut a segment at its semicolon.
     if any(segment.partition(b";")[0] in {b"", b".", b".."} for segment in decoded.split(b"/")):
         raise FormatError(f"NAR URL: {path[:200]!r} has a segment that is empty, . or ..")
     return upstream.at(path, query)
 
 
 def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSigner) -> NarInfo:
-    """Make an upstream's narinfo one that our clients can follow; signatures do not cover the URL.
+    """Rewrite the URL of an upstream's narinfo, which signatures do not cover, for our clients.
 
     A URL below the upstream's base becomes ``upstream/<key>/mac-…/<path>``, relative to us, in mode stream,
-    and an absolute one in mode direct. An upstream with credentials is always streamed, since clients have
-    none. An absolute URL anywhere else stays.
+    and absolute in mode direct. An upstream with credentials is always streamed, because clients have none.
+    An absolute URL elsewhere is kept.
 
     Raises:
-        FormatError: the URL is one that is not followed: another scheme, or a path that leaves the base.
+        FormatError: the URL is not followed: another scheme, or a path that leaves the base.
     """
     relative = below_base(narinfo.url, upstream)
     if relative is None:
@@ -257,10 +256,10 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSign
 
 
 def below_base(text: str, upstream: Upstream) -> str | None:
-    """Tell a URL's path and query relative to the base, or None for one that lies elsewhere.
+    """Return a URL's path and query relative to the base, or None if it is elsewhere.
 
     Raises:
-        FormatError: a URL that is not followed.
+        FormatError: the URL is not followed.
     """
     if not _SCHEME.match(text):
         return text

@@ -1,11 +1,10 @@
-"""The upstream binary caches: asked in parallel for what is not here.
+"""Asks upstream binary caches, in parallel, for what the cache lacks.
 
-A look-up has three outcomes. Hit: an upstream has the narinfo. The first one that is signed by a key that
-counts wins; until there is one, the others are waited for, and signatures of narinfos that agree are united.
-Miss: every upstream said so. Unknown, an UpstreamError: anything else, because a client remembers a wrong
-"no" for an hour.
+A look-up has three outcomes. Hit: an upstream has the narinfo. The first one signed by a trusted key wins;
+until there is one, the others are waited for, and the signatures of equal narinfos are merged. Miss: every
+upstream said so. Unknown, an UpstreamError: anything else, because Nix remembers a wrong miss for an hour.
 
-Who loses is not cut off: the answer is read in the background, so that its connection can be used again.
+Slower answers are read in the background, so that their connections can be reused.
 """
 
 import asyncio
@@ -47,11 +46,11 @@ from nixcache_oci.nix.variants import choose_variant, is_accepted
 
 _LARGEST_NARINFO_BYTES = 1024 * 1024
 ASK_ON_SECONDS = 5.0
-"""How long others are waited for once there is a hit that no key that counts signed. Whoever took longer is
-not waited for so for the next half minute."""
+"""How long others are waited for after a hit that no trusted key signed. Upstreams that took longer are not
+waited for like this during the next half minute."""
 _SLOW_SECONDS = 30.0
 MOST_LOSERS = 256
-"""Look-ups that go on in the background; beyond, they are cut off with their connections."""
+"""Look-ups that continue in the background; further ones are cancelled with their connections."""
 _OK = 200
 
 
@@ -60,21 +59,21 @@ class Upstreams:
 
     Args:
         upstreams: a base URL that is listed twice counts once.
-        former: those that were upstreams until a while ago, without credentials: they are asked for NARs
-            whose URLs clients remember, and for nothing else.
+        former: recent upstreams that are no longer configured, without credentials: they are only asked for
+            NARs whose URLs clients remember.
         mode: where clients get NARs from.
-        signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
-        store_dir: where store paths have to lie: any other is a miss. None for anywhere.
-        client_keys: those that clients are known to trust; None where any hit will do.
+        signer: makes and checks the NAR URLs for clients; None for one of this process alone.
+        store_dir: of store paths; any other is a miss. None for any.
+        client_keys: that clients are known to trust; None if any hit will do.
         name: of this process, for loops.
-        connect_seconds: limit for one connection, once its name is looked up.
+        connect_seconds: limit for one connection, after the name look-up.
         answer_seconds: limit for a whole narinfo, from when the upstream was reached.
-        nar_seconds: limit for a NAR's head, and for its first byte; as long as Nix itself waits, for a cache
-            may have to fetch or build a NAR first.
-        stall_seconds: limit for each later wait for bytes of a NAR.
+        nar_seconds: limit for a NAR's head, and for its first byte: as long as Nix itself waits, because a
+            cache may have to fetch or build the NAR first.
+        stall_seconds: limit for each later read of a NAR.
         resume_pause_seconds: wait before a NAR's first resume.
         clock: monotonic seconds, for the breakers.
-        is_public: which IP addresses redirects may lead to.
+        is_public: tells whether a redirect may lead to an IP address.
     """
 
     def __init__(
@@ -135,25 +134,25 @@ class Upstreams:
         await self._http.close()
 
     def health(self) -> list[UpstreamHealth]:
-        """Tell how each upstream is doing."""
+        """Report how each upstream is doing."""
         return [peer.health() for peer in self._peers.values()]
 
     def is_loop(self, via: Chain) -> bool:
-        """Tell whether a request that came through these proxies may not go on from here."""
+        """Tell whether a request that came through these proxies must not go on to upstreams."""
         return is_loop(via, self._name)
 
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
-        """Ask every upstream for a narinfo; its URL is one that our clients can follow.
+        """Ask every upstream for a narinfo, and rewrite its URL for our clients.
 
         Args:
             hash_part: of the store path.
             via: the proxies that the request came through.
 
         Returns:
-            what was found, or None where every upstream said that it has none, or this is a loop.
+            what was found, or None if every upstream said that it has none, or this is a loop.
 
         Raises:
-            UpstreamError: nobody has it, but somebody could not say.
+            UpstreamError: none has it, and at least one could not say.
         """
         if self.is_loop(via):
             return None
@@ -183,7 +182,7 @@ class Upstreams:
     async def _collect(
         self, pending: dict[asyncio.Task[NarInfo | None], Peer], found: list[NarInfo], unknown: list[str]
     ) -> None:
-        """Wait for as many look-ups as it takes; those that are not waited for stay in ``pending``."""
+        """Wait for as many look-ups as needed; the others stay in ``pending``."""
         until: float | None = None
         keys = self._counting_keys
         while pending and not (found and (keys is None or any(is_accepted(one, keys) for one in found))):
@@ -217,7 +216,7 @@ class Upstreams:
     def _forget(self, task: asyncio.Task[NarInfo | None]) -> None:
         self._losers.discard(task)
         if not task.cancelled():
-            task.exception()  # it was counted where it happened
+            task.exception()  # retrieved; it is already counted
 
     def open_nar(
         self,
@@ -234,7 +233,7 @@ class Upstreams:
         return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
 
     async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
-        """Tell what ``open_nar`` would find, without its bytes; arguments and errors are the same."""
+        """Return the head that ``open_nar`` would find; arguments and errors are the same."""
         self._refuse_loop(via)
         return await self._nars.head(key, path, query, headers=self._via(via))
 
@@ -253,7 +252,7 @@ class Upstreams:
                 headers=self._via(via),
                 on_connect=attempt.connected,
             )
-            # also read when it is a miss: a connection with an unread body cannot be used again
+            # read even for a miss: a connection with an unread body cannot be reused
             body = await read_narinfo(peer.upstream, reply)
             if reply.status in ABSENT_STATUSES:
                 return None
@@ -289,10 +288,10 @@ class Upstreams:
 
 
 async def read_narinfo(upstream: Upstream, reply: Reply) -> bytes:
-    """Read and close a small answer, and undo the coding that some caches send asked or not.
+    """Read and close a small answer, and undo its content coding.
 
     Raises:
-        UpstreamError: it is too large, or is not what its head says.
+        UpstreamError: it is too large, or not in the coding that its head names.
     """
     coding = reply.headers.get("Content-Encoding", "")
     body = bytearray()

@@ -1,8 +1,8 @@
-"""NARs of upstreams, by the URLs that clients were given: also when the configuration has changed since.
+"""Opens upstreams' NARs by the URLs that clients were given, even after the configuration has changed.
 
-Nix remembers a narinfo with its URL for 30 days. Such a URL names an upstream by the key of its base URL, so
-one whose address is written in another way now, or that is gone from the configuration, is remembered for as
-long, without its credentials. What is named by a hash may come from any upstream besides: Nix checks it.
+Nix remembers a narinfo with its URL for 30 days. The URL names an upstream by the key of its base URL, so an
+upstream that is now spelled differently, or no longer configured, is remembered for as long, without its
+credentials. A NAR that is named by a hash may come from any other upstream as well: Nix checks it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -36,10 +36,10 @@ class NarClient:
     Args:
         http: connections to all upstreams.
         peers: the configured upstreams by their keys.
-        former: others that were configured until a while ago.
+        former: recent ones that are no longer configured.
         signer: checks URLs.
         nar_seconds: limit for a NAR's head, and for its first byte.
-        stall_seconds: limit for each later wait for bytes.
+        stall_seconds: limit for each later read.
         resume_pause_seconds: wait before the first resume.
     """
 
@@ -75,15 +75,15 @@ class NarClient:
     ) -> AsyncIterator[NarStream]:
         """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
 
-        A stream that breaks off is resumed where the upstream can do that. An upstream that cannot send parts
-        answers with the whole: see the head's ``status``.
+        A stream that breaks off is resumed if the upstream supports that. An upstream that cannot send parts
+        sends the whole NAR: see the head's ``status``.
 
         Args:
             key: the upstream's key.
-            path: what a client sent behind ``upstream/<key>/``, as on the wire (percent-encoded).
+            path: after ``upstream/<key>/`` in a client's URL, as on the wire (percent-encoded).
             query: as on the wire, without the question mark.
             start: offset of the first byte.
-            end: offset behind the last byte.
+            end: offset after the last byte.
             headers: further request headers.
 
         Raises:
@@ -102,7 +102,7 @@ class NarClient:
         upstream, url, reply, head = await self._first(key, path, query, open_at)
 
         async def reopen(start: int, end: int | None, validator: str) -> tuple[Reply, NarHead]:
-            # past the breaker: a server that restarts refuses connections for a moment
+            # bypasses the breaker: a server that restarts refuses connections for a moment
             wanted = range_headers(start, end, validator) | dict(headers)
             return await open_part(self._http, upstream, url, self._limits, start, end, wanted)
 
@@ -114,7 +114,7 @@ class NarClient:
             body.close()
 
     async def head(self, key: str, path: str, query: str, *, headers: Mapping[str, str]) -> NarHead:
-        """Tell what ``open`` would find, without its bytes; arguments and errors are the same."""
+        """Return the head that ``open`` would find; arguments and errors are the same."""
 
         async def ask_at(peer: Peer, url: URL, attempt: Attempt) -> NarHead:
             reply = await ask(
@@ -134,7 +134,7 @@ class NarClient:
     async def _first(
         self, key: str, path: str, query: str, ask: Callable[[Peer, URL, Attempt], Awaitable[_T]]
     ) -> _T:
-        """Ask one place after another; where none has it, the first one's answer counts."""
+        """Ask one upstream after another; if none has the NAR, the first one's error is raised."""
         first_error: UpstreamError | None = None
         for peer, url in self._locate(key, path, query):
 
@@ -148,7 +148,7 @@ class NarClient:
         raise first_error or UpstreamNotFoundError(f"no upstream has the key {key[:80]!r}")
 
     def _locate(self, key: str, path: str, query: str) -> Iterator[tuple[Peer, URL]]:
-        """Tell where a NAR may be: at the upstream of that key, and where it is no more, at others.
+        """Yield where a NAR may be: at the upstream of that key, or, if that is gone, at others.
 
         Raises:
             UpstreamNotFoundError: no narinfo named the path.
@@ -162,7 +162,7 @@ class NarClient:
                 yield peer, nar_url(peer.upstream, named, query)
                 return
             named = self._signer.named_path(key, path, query, has_password=former is None)
-            # A stranger's narinfo named the path: of an upstream with a password, only what nobody guesses.
+            # A stranger's narinfo named the path: an upstream with a password gets only what nobody guesses.
             is_by_hash = is_named_by_hash(named, query)
             others = tuple(self._peers.values())
             secured = [one for one in others if former and _is_secured(former.upstream, one.upstream)]
@@ -180,7 +180,7 @@ class NarClient:
 
 
 def _is_secured(former: Upstream, upstream: Upstream) -> bool:
-    """Tell whether an upstream is a former one over https, where that was http."""
+    """Tell whether an upstream is the same as a former one, but over https instead of http."""
     return (
         (former.base.scheme, upstream.base.scheme) == ("http", "https")
         and former.base.raw_host == upstream.base.raw_host

@@ -1,4 +1,4 @@
-"""NARs as upstreams send them: what an answer's head says, and a body that outlives its connection."""
+"""A NAR from an upstream: its head, and a body that resumes when the connection breaks."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -22,7 +22,7 @@ from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_er
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3
-ABSENT_STATUSES = frozenset({403, 404, 410})  # what Nix takes for "not there"
+ABSENT_STATUSES = frozenset({403, 404, 410})  # to Nix they mean "not there"
 _RANGE_NOT_SATISFIABLE = 416
 _OK = 200
 _PARTIAL = 206
@@ -33,14 +33,13 @@ class NarHead:
     """What an upstream says about a NAR before its bytes.
 
     Attributes:
-        status: 200 for the whole NAR, also where a part was asked for; 206 for a part.
-        size: bytes in the whole NAR, or None where the upstream does not tell.
+        status: 200 for the whole NAR, even if a part was asked for; 206 for a part.
+        size: of the whole NAR in bytes; None if not stated.
         start: offset of the first byte that follows.
-        end: offset behind the last one, or None where the upstream does not tell.
-        accepts_ranges: whether a part may be asked for.
-        validator: value for If-Range, or empty where the upstream gives none that is strong.
-        coding: Content-Encoding that is undone here; empty for none. Size and parts of what comes out are not
-            known.
+        end: offset after the last one; None if not stated.
+        accepts_ranges: whether parts can be requested.
+        validator: value for If-Range; empty without a strong one.
+        coding: Content-Encoding that is undone here, or empty; with one, size and parts are unknown.
     """
 
     status: int
@@ -57,8 +56,8 @@ class NarStream:
     """An open NAR, or a part of it.
 
     Attributes:
-        head: what it is.
-        chunks: its bytes; nothing is verified. UpstreamError when they break off.
+        head: of the answer.
+        chunks: the bytes, unverified; raises UpstreamError if they break off.
     """
 
     head: NarHead
@@ -66,7 +65,7 @@ class NarStream:
 
 
 def range_headers(start: int, end: int | None, validator: str = "") -> dict[str, str]:
-    """Ask for the bytes from ``start`` to before ``end`` (None: all), if the validator still holds."""
+    """Make the headers that request ``start`` to before ``end`` (None: all), if the validator still holds."""
     if start == 0 and end is None:
         return {}
     headers = {"Range": render_range(start, end)}
@@ -80,7 +79,7 @@ def read_head(
 
     Raises:
         UpstreamNotFoundError: no such NAR, or no such part of it.
-        UpstreamError: an answer that is of no use.
+        UpstreamError: the answer is unusable.
     """
     if status in ABSENT_STATUSES or status == _RANGE_NOT_SATISFIABLE:
         raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
@@ -91,7 +90,7 @@ def read_head(
         if status == _PARTIAL:
             raise UpstreamError(f"upstream {upstream}: NAR: a part of something with a Content-Encoding")
         with upstream_errors(upstream):
-            Decoder(coding)  # knows it
+            Decoder(coding)  # raises for an unknown one
         return NarHead(status, None, 0, None, accepts_ranges=False, validator="", coding=coding)
     size: int | None
     behind: int | None
@@ -103,7 +102,7 @@ def read_head(
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
     else:
         first, size = 0, read_length(headers)
-        # With 2^64-1, its own sign for no length, the HTTP library gives a body that is empty, and whole.
+        # For 2^64-1, its own marker for no length, the HTTP library returns an empty, complete body.
         if size is None and "Content-Length" in headers:
             text = headers["Content-Length"]
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {text[:80]!r}")
@@ -134,7 +133,7 @@ async def open_part(
     headers: Mapping[str, str],
     on_connect: Callable[[], None] = lambda: None,
 ) -> tuple[Reply, NarHead]:
-    """Ask for the bytes from ``start`` to before ``end``, which the headers name; the reply is the caller's.
+    """Request the bytes from ``start`` to before ``end``, as the headers say; the caller closes the reply.
 
     Raises:
         UpstreamError: no usable answer.
@@ -151,16 +150,16 @@ Reopen = Callable[[int, int | None, str], Awaitable[tuple[Reply, NarHead]]]
 
 
 class NarBody:
-    """The bytes of one NAR, over as many connections as it takes.
+    """The bytes of one NAR, over as many connections as needed.
 
     Args:
-        upstream: for the text of errors.
+        upstream: for errors.
         reply: the first answer; closed here.
-        head: what that answer's head says.
-        reopen: asks again, for the bytes from the first to before the second offset, if the third argument, a
+        head: of that answer.
+        reopen: requests the bytes from the first to before the second offset again, if the third argument, a
             validator, still holds.
-        pause_seconds: how long to wait before the first resume without progress; doubles with each.
-        stall_seconds: what a wait counts at most, towards the least rate of all connections together.
+        pause_seconds: wait before the first resume without progress; doubles with each.
+        stall_seconds: most that one wait counts towards the minimum rate over all connections.
     """
 
     def __init__(
@@ -186,14 +185,14 @@ class NarBody:
         self._clock = asyncio.get_running_loop().time
 
     def close(self) -> None:
-        """Give the connection back, or cut it where bytes are still to come."""
+        """Release the connection, or end it if bytes are still to come."""
         self._reply.close()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes as they arrive.
 
         Raises:
-            UpstreamError: they broke off, and could not be had again.
+            UpstreamError: they broke off, and could not be resumed.
         """
         is_first = True  # its wait has a limit of its own
         while True:
@@ -225,7 +224,7 @@ class NarBody:
                     yield piece
 
     async def _read_or_resume(self) -> bytes | None:
-        """Give the next bytes, none at the end; or None where there is a new connection to read them from."""
+        """Return the next bytes, none at the end; or None if there is a new connection to read from."""
         try:
             chunk = await self._reply.next()
         except HttpError as error:

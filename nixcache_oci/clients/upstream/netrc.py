@@ -1,10 +1,10 @@
-"""What netrc files say of upstreams: their user names and passwords, for the upstream's own host alone.
+"""Reads upstreams' user names and passwords from netrc files, for the upstream's own host only.
 
-Read are, in this order, and the first that knows the host counts:
+The first of these files that knows the host wins:
 
 1. the file that ``NETRC`` names;
 2. Nix's own: its setting ``netrc-file``, or ``netrc`` beside ``nix.conf``;
-3. ``.netrc`` in the home folder, without its ``default``: that one was not written with caches in mind.
+3. ``.netrc`` in the home folder, without its ``default``, which was not written with caches in mind.
 
 The registry's credentials come from elsewhere, and a redirect never carries these to another host.
 
@@ -31,17 +31,17 @@ _log = logging.getLogger(__name__)
 
 
 def open_upstreams(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> list[Upstream]:
-    """Read what this machine has for upstreams: the way to each, and credentials for those that carry none.
+    """Parse the URLs of upstreams, check their HTTP proxies, and add credentials from netrc files.
 
-    A netrc file that cannot be read or is malformed costs one warning: most upstreams are public, and a
-    service may not read what belongs to root.
+    An unreadable or malformed netrc file costs one warning: most upstreams are public, and a service may not
+    be allowed to read root's file.
 
     Args:
         urls: as ``parse_upstream`` takes them.
         environment: of the process; names the files.
 
     Raises:
-        UsageError: one of them is no address, or could only be reached by a proxy that cannot be used.
+        UsageError: one of them is no URL, or needs a proxy that cannot be used.
     """
     upstreams = [parse_upstream(url) for url in urls]
     check_proxies((upstream.base for upstream in upstreams), environment)
@@ -57,7 +57,7 @@ def _find(upstream: Upstream, books: Iterable[Mapping[str, str]]) -> str:
 
 
 def _read_all(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """Read each file: an Authorization for each host, and perhaps for ``default``."""
+    """Read each file: an Authorization by host, one of which may be ``default``."""
     if named := environment.get("NETRC"):
         yield _read(Path(named))
     yield _read(_find_nix_file(environment))
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, netrc.NetrcParseError) as error:
-        # Not the parser's own text, which quotes what it stumbled over.
+        # Without the parser's own text, which quotes the file.
         line = f"line {error.lineno} is malformed" if isinstance(error, netrc.NetrcParseError) else ""
         reason = line or getattr(error, "strerror", None) or "it is not a netrc file"
         _log.warning("%s: %s; continuing without it", path, reason)

@@ -1,8 +1,7 @@
-"""One upstream as it is doing: its breaker, the requests on their way to it, and what became of them.
+"""The state of one upstream: its circuit breaker, its requests under way, and counters.
 
-The breaker says when to leave an unreachable upstream alone. Only connections count: one that cannot be
-made, or that answers nothing at all. What an upstream answers for one path, however odd, says nothing about
-the others.
+The breaker says when not to ask an unreachable upstream. Only connections count: one that cannot be made, or
+that stays silent. An answer for one path, however odd, says nothing about others.
 """
 
 import asyncio
@@ -30,10 +29,10 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """Knows whether one upstream can be reached: a state machine without I/O.
+    """A circuit breaker: a state machine without I/O.
 
-    Closed: requests go through. Open: none does, until a pause is over. Half-open: one probing request is on
-    its way; its success closes the breaker, its failure opens it again for twice as long.
+    Closed: requests go through. Open: none does, until a pause is over. Half-open: one probe is under way;
+    its success closes the breaker, its failure opens it again for twice as long.
 
     Each request is admitted with a ticket and reports its outcome with it. A ticket of an earlier state is
     void, so fifty requests that fail together open the breaker once, not fifty times. Every ``now`` is in
@@ -48,13 +47,13 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """Tell whether requests go through; open lasts until somebody asks after the pause."""
+        """Whether requests go through; open lasts until the first request after the pause."""
         if self._open_until is None:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._is_probing else BreakerState.OPEN
 
     def retry_seconds(self, now: float) -> float | None:
-        """Tell in how many seconds a probe may go, or None where nothing is waited for."""
+        """Return in how many seconds a probe is allowed; None if it is closed or being probed."""
         if self._open_until is None or self._is_probing:
             return None
         return max(0.0, self._open_until - now)
@@ -73,7 +72,7 @@ class Breaker:
         return self._ticket
 
     def succeed(self, ticket: int) -> None:
-        """The upstream answered, whatever it said."""
+        """Note that the upstream answered, whatever it said."""
         if ticket != self._ticket:
             return
         self._pause = FIRST_PAUSE_SECONDS
@@ -81,7 +80,7 @@ class Breaker:
         self._is_probing = False
 
     def fail(self, ticket: int, now: float) -> bool:
-        """The upstream could not be reached.
+        """Note that the upstream could not be reached.
 
         Returns:
             whether this failure opened the breaker.
@@ -96,7 +95,7 @@ class Breaker:
         return True
 
     def abandon(self, ticket: int) -> None:
-        """The request was given up before it had an outcome: another one may probe."""
+        """Note that the request was cancelled without an outcome: another one may probe."""
         if ticket == self._ticket:
             self._is_probing = False
 
@@ -113,10 +112,10 @@ class UpstreamHealth:
         url: its base URL, without credentials.
         state: whether it is asked at the moment.
         hits: narinfos that it had.
-        misses: narinfos that it said it has not.
+        misses: narinfos that it said it lacks.
         failures: requests without a usable answer.
-        last_error: the newest failure's text, or empty.
-        retry_seconds: when it is asked again, or None where nothing is waited for.
+        last_error: the latest failure's text, or empty.
+        retry_seconds: until it is asked again; None if it is not waited for.
     """
 
     url: str
@@ -130,12 +129,12 @@ class UpstreamHealth:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One request on its way.
+    """One request under way.
 
     Attributes:
-        limit: what ends it.
-        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Until then
-            the limits of a connection hold.
+        limit: its timeout.
+        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Before that,
+            the connection's limits apply.
         is_connected: whether the upstream was reached.
         is_released: whether it was ended because another request found the upstream unreachable.
     """
@@ -153,12 +152,12 @@ class Attempt:
 
 
 class Peer:
-    """One upstream and what is known of it.
+    """One upstream and its state.
 
     Args:
         upstream: its address.
         clock: monotonic seconds, for the breaker.
-        probe: makes a new connection and returns once anything at all was answered; raises UpstreamError.
+        probe: makes a new connection and returns once anything was answered; raises UpstreamError.
     """
 
     def __init__(
@@ -177,7 +176,7 @@ class Peer:
         self._last_error = ""
 
     def health(self) -> UpstreamHealth:
-        """Tell how it is doing."""
+        """Report how it is doing."""
         return UpstreamHealth(
             url=str(self.upstream),
             state=self._breaker.state,
@@ -196,7 +195,7 @@ class Peer:
                 await self._probing
 
     async def attempt(self, seconds: float | None, operation: Callable[[Attempt], Awaitable[_T]]) -> _T:
-        """Do one thing with the upstream if the breaker lets it, and tell the breaker how it went.
+        """Run one operation if the breaker admits it, and report its outcome to the breaker.
 
         A connection that cannot be made opens the breaker at once. One that was made, and broke or fell
         silent, may be this path's fault, so a probe decides.
@@ -207,7 +206,7 @@ class Peer:
 
         Raises:
             UpstreamNotFoundError: the operation's; the upstream is well.
-            UpstreamError: the operation's, or it was not tried.
+            UpstreamError: the operation's, or the breaker is open.
         """
         ticket = self._breaker.admit(self._clock())
         if ticket is None:
@@ -231,7 +230,7 @@ class Peer:
             else:
                 self._fail(ticket, is_connected=attempt.is_connected)
             raise
-        except UpstreamError as error:  # it answered, and what is wrong is wrong with this path
+        except UpstreamError as error:  # it answered, so only this path is affected
             self._failures += 1
             self._last_error = str(error)
             self._breaker.succeed(ticket)
@@ -269,7 +268,7 @@ class Peer:
         _log.warning("%s; not asked for %.0f s", self._last_error, self._breaker.retry_seconds(now) or 0.0)
         if is_connected:
             return
-        # whoever waits for a connection waits in vain; those that have one may still be answered
+        # requests that wait for a connection wait in vain; those that have one may still be answered
         for attempt in self._attempts:
             if not attempt.is_connected and not attempt.limit.expired():
                 attempt.is_released = True

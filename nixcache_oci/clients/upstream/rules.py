@@ -1,6 +1,6 @@
-"""The rules of requests to upstreams: credentials per origin, and where redirects may lead.
+"""Rules for requests to upstreams: credentials per origin, and where redirects may lead.
 
-Here is also the one place that turns what goes wrong with an upstream into UpstreamError.
+This is also the one place that turns failures into UpstreamError.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,21 +19,21 @@ from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
 
 NAME_SECONDS: Final = 15.0
-"""For a name look-up: where the first of its servers is dead, the system waits 5 s for it, twice at worst."""
+"""For a name look-up: the system waits 5 s for a dead first nameserver, twice at worst."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRules:
-    """The rules of one upstream, whose credentials go to its own origin only."""
+    """The rules of one upstream, whose credentials go only to its own origin."""
 
     upstream: Upstream
 
     async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:  # noqa: ARG002
-        """Give the Authorization for a URL; see ``Rules``."""
+        """Return the Authorization for a URL; see ``Rules``."""
         return (self.upstream.authorization or None) if origin(url) == origin(self.upstream.base) else None
 
     def follow(self, _method: str, status: int, url: URL, location: str) -> URL | None:
-        """Tell where an answer leads; see ``Rules``."""
+        """Return where an answer redirects to; see ``Rules``."""
         return next_url(url, location) if status in REDIRECT_STATUSES else None
 
 
@@ -50,12 +50,12 @@ async def ask(
     """Send a request without a body to an upstream, and follow redirects.
 
     Args:
-        http: its connections.
-        upstream: whose business this is.
+        http: connections.
+        upstream: to ask.
         method: GET or HEAD.
-        url: where to, on the upstream's own origin.
+        url: on the upstream's own origin.
         limits: for the answer.
-        headers: further request headers; they go with redirects.
+        headers: further request headers, redirects included.
         on_connect: called when a server was reached, the upstream's own first.
 
     Raises:
@@ -67,13 +67,13 @@ async def ask(
 
 
 def uniform_timeouts(seconds: float) -> Timeouts:
-    """Make limits for an answer whose head, and whose first bytes, may take so long, and each stall too."""
+    """Make timeouts that are the same for an answer's head, its first bytes and each stall."""
     return Timeouts(seconds, seconds, seconds, AGAIN_SECONDS)
 
 
 @contextmanager
 def upstream_errors(upstream: Upstream) -> Iterator[None]:
-    """Turn whatever goes wrong with an upstream into UpstreamError, in one line that can be shown.
+    """Turn all failures of an upstream into UpstreamError, with a text that is fit for one line.
 
     Raises:
         UpstreamError: instead.
@@ -99,13 +99,13 @@ def upstream_error(upstream: Upstream, error: HttpError) -> UpstreamError:
 
 
 def next_url(current: URL, location: str) -> URL:
-    """Follow one redirect; credentials in it are dropped.
+    """Resolve one redirect; credentials in it are dropped.
 
     Raises:
-        UpstreamError: it leads nowhere, to another scheme, or from https to http.
+        UpstreamError: it is no http or https URL, or leads from https to http.
     """
     try:
-        # a signature in it must arrive as it is; only what cannot stand in a request line is encoded anew
+        # a signature must arrive byte for byte; only what cannot be in a request line is encoded
         is_encoded = location.isascii() and location.isprintable() and " " not in location
         target = current.join(parse_url(location, encoded=is_encoded)).with_fragment(None)
         host = target.host
