@@ -115,7 +115,8 @@ async def test_both_ways_answer_alike(
     """
     first, nar = cache.slices[0], cache.nars[0]
     beyond = f"/{replace(nar, offset=(nar.offset or 0) + 1)}"  # by one byte
-    slices = [first, first, beyond, cache.slices[1], cache.slices[-1]]
+    too_long = f"/{replace(nar, length=MAX_PACKED_NAR_BYTES)}".replace("262144", "262145")
+    slices = [first, first, beyond, too_long, cache.slices[1], cache.slices[-1]]
     plain_targets = [*slices, *cache.narinfos[:2], f"/{hash_part_of('absent')}.narinfo"]
     conversation: Conversation = data.draw(conversations(plain_targets, _odd_targets(cache)))
     alone, with_front = await both_ways(cache, index, conversation, _prepared(cache, states))
