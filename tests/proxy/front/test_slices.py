@@ -145,6 +145,9 @@ async def test_each_odd_request_is_answered_alike(cache: PackedCache, index: Liv
             (b"/1.1", b"/2.0"),
         ):
             requests.append(line.replace(old, new) + host + b"\r\n")
+        hidden = line + host + b"\r\n"  # as a body, where a request seems to follow
+        requests += [line + host + b"Content-Length: %d\r\n\r\n" % len(hidden) + hidden]
+        requests += [line + host + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
     for request in requests:
         conversation = Conversation([request, plain[0] + host + b"\r\n"])
         alone, with_front = await both_ways(cache, index, conversation, _prepared(cache, ["read"]))
