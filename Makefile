@@ -12,7 +12,7 @@ help:
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
-	@echo 'make bench    measure side by side with what a user would take instead; charts go to bench/results'
+	@echo 'make bench    measure side by side with what a user would take instead; tables and a chart go to bench/results'
 	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
 	@echo 'make setup    .venv for working on it: .venv/bin/nixcache-oci is the program, beside all that the checks need'
 	@echo 'make lock     resolve the lock files anew from pyproject.toml'
@@ -42,8 +42,12 @@ uninstall:
 
 test: setup programs lint types layers tests
 
-programs:
+programs: setup .venv/.go-programs
 	scripts/test-programs
+
+# A minute at first; later, Go's own cache has what was built. Tried again where it failed.
+.venv/.go-programs: .venv/.runs scripts/go-programs
+	@scripts/go-programs '$(BIN)' && touch $@ || true
 
 lint: setup
 	$(BIN)/ruff check .
@@ -73,15 +77,14 @@ reliability: setup programs
 	$(BIN)/python -m tests.reliability.report build/reliability docs/reliability.md
 
 bench: setup programs
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
 	$(BIN)/python -m bench
-	$(BIN)/python -m bench.charts
+	$(BIN)/python -m bench.chart
 
 # The tools that say what is safe, and those that write the locks, are locked themselves.
 audit:
 	$(PYTHON) -m venv --clear .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
-	for lock in requirements.txt workflows/setup/requirements.txt bench/requirements.txt scripts/requirements.txt; do \
+	for lock in requirements.txt workflows/setup/requirements.txt scripts/completion/requirements.txt scripts/requirements.txt; do \
 		.venv-audit/bin/pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 	rm -rf .venv-audit
 
@@ -94,12 +97,12 @@ lock:
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.txt
 	.venv-lock/bin/pip-compile --quiet --extra dev --extra completion --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o requirements.txt pyproject.toml
-	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --extra completion --generate-hashes --no-annotate --no-emit-index-url \
+	.venv-lock/bin/pip-compile --quiet --build-deps-for wheel --generate-hashes --no-annotate --no-emit-index-url \
 		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
 		-o workflows/setup/requirements.txt pyproject.toml
-	.venv-lock/bin/pip-compile --quiet --extra bench --generate-hashes --no-annotate --no-emit-index-url \
-		--no-emit-find-links --strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
-		-o bench/requirements.txt pyproject.toml
+	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--strip-extras --allow-unsafe --no-header --upgrade -c requirements.txt \
+		-o scripts/completion/requirements.txt scripts/completion/requirements.in
 	.venv-lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 		--strip-extras --allow-unsafe --no-header --upgrade -o scripts/requirements.txt scripts/requirements.in
 	rm -rf .venv-lock *.egg-info

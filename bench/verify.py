@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.figures import Series, Target
 from bench.scenario import OURS, Bench, Measurement
 from nixcache_oci.cache.commit import list_segments
-from nixcache_oci.cache.nar_blob import describe_nar
+from nixcache_oci.cache.nar_url import describe_nar
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.cli.main import main as run_verb

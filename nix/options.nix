@@ -67,7 +67,7 @@ in
       default = [ ];
       example = [ "cache.lan" ];
       description = ''
-        Further names that clients may call the proxy by. It answers to loopback names, IP addresses and this
+        More names that clients may call the proxy by. It answers to loopback names, IP addresses and this
         machine's own name; anything else may be a web page that rebinds its name to this machine.
       '';
     };
@@ -79,8 +79,8 @@ in
         lib.optional config.services.nixcache-proxy.requireSignatures "https://cache.nixos.org"
       '';
       description = ''
-        Caches that the proxy asks for what this one does not have. Without `requireSignatures` there are none by
-        default: Nix takes whatever comes out of the proxy then, and is better off to ask them itself.
+        Caches that the proxy asks for what this one lacks. Without `requireSignatures` there are none by default:
+        Nix then accepts whatever comes from the proxy, and is better off asking them itself.
       '';
     };
 
@@ -89,9 +89,8 @@ in
       default = null;
       example = "/run/secrets/nix-upstreams";
       description = ''
-        File with further upstream caches, one URL a line, which may hold `user:password@`: what stands in
-        `upstreams` can be read by every user. It is read at the start of the service, and must not lie in the Nix
-        store.
+        File with more upstream caches, one URL per line, which may contain `user:password@`: every user can read
+        `upstreams` itself. It is read when the service starts, and must not be in the Nix store.
       '';
     };
 
@@ -105,7 +104,7 @@ in
       type = types.ints.unsigned;
       default = 30;
       description = ''
-        Lower is asked first, and cache.nixos.org has 40. Below 40, an outage of this cache does not end a build on
+        Lower is asked first, and cache.nixos.org has 40. Below 40, an outage of this cache does not fail a build on
         newer clients.
       '';
     };
@@ -113,13 +112,13 @@ in
     indexTtl = mkOption {
       type = types.ints.positive;
       default = 300;
-      description = "Seconds between two refreshes of the index; they go on behind requests.";
+      description = "Seconds between refreshes of the index, which run in the background.";
     };
 
     packMemory = mkOption {
       type = types.ints.between 64 1000000;
       default = 256;
-      description = "MiB that packs of small NARs may take in memory while closures are fetched.";
+      description = "MiB of memory for packs of small NARs while closures are fetched.";
     };
 
     publicKeys = mkOption {
@@ -132,16 +131,16 @@ in
     publicKey = mkOption {
       type = types.nullOr publicKey;
       default = null;
-      description = "One more of `publicKeys`, for a cache that has only one.";
+      description = "Added to `publicKeys`; for a cache with only one key.";
     };
 
     requireSignatures = mkOption {
       type = types.bool;
       default = true;
       description = ''
-        Whether Nix takes only what a trusted key signed. Without, the proxy alone is marked as trusted
-        (`?trusted=true`), and every other cache is checked as before; whoever may write to the registry can then
-        put programs onto this machine. So can any local user who listens on the port while nobody else does: it is
+        Whether Nix accepts only what a trusted key signed. If not, the proxy alone is marked as trusted
+        (`?trusted=true`), and every other cache is checked as before; anyone who may write to the registry can then
+        put programs on this machine. So can any local user who listens on the port while nobody else does: it is
         refused where no socket unit of the machine holds the port, and a port below 1024 is better, which only root
         can listen on.
       '';
@@ -152,15 +151,15 @@ in
       default = null;
       example = "/run/secrets/nix-cache-token";
       description = ''
-        File with a token that may read packages, or `user:password`, for a private cache. It must not lie in the Nix
-        store. On NixOS it is read at the start of the service, elsewhere again whenever it changes.
+        File with a token that may read packages, or `user:password`, for a private cache. It must not be in the Nix
+        store. On NixOS it is read when the service starts, elsewhere again whenever it changes.
       '';
     };
 
     logLevel = mkOption {
       type = types.enum [ "debug" "info" "warning" "error" ];
       default = "info";
-      description = "What is logged.";
+      description = "What to log.";
     };
 
     extraSettings = mkOption {
@@ -168,7 +167,7 @@ in
       default = { };
       example = { HTTPS_PROXY = "http://proxy.example:3128"; };
       description = ''
-        Further environment variables of the proxy: settings that no option has, or an HTTP proxy. Every user can
+        More environment variables for the proxy: settings without an option, or an HTTP proxy. Every user can
         read them: no passwords.
       '';
     };
@@ -177,7 +176,7 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether Nix on this machine uses the proxy. Without, it only serves others, and `nix.settings` is left alone.
+        Whether Nix on this machine uses the proxy. If not, it only serves others, and `nix.settings` is left alone.
       '';
     };
 
@@ -185,8 +184,8 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether Nix builds what it could not download, instead of ending with an error: a cache is there to save
-        time, and its trouble should cost no more than that. It counts for all caches.
+        Whether Nix builds what it could not download, instead of failing: a cache exists to save time, and
+        its failures should cost no more than that. This applies to all caches.
       '';
     };
 
@@ -195,8 +194,8 @@ in
       default = 300;
       description = ''
         Seconds for which Nix remembers that a path is in none of its caches; null leaves Nix's own hour. What is
-        published after such an answer stays invisible for so long. The default is that of `indexTtl`: asking
-        again sooner finds nothing new, and asking the proxy costs no network. It counts for all caches.
+        published after such an answer stays invisible for that long. The default is that of `indexTtl`: asking
+        again sooner finds nothing new, and asking the proxy costs no network. This applies to all caches.
       '';
     };
   };

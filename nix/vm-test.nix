@@ -57,9 +57,9 @@ in
         return registry.succeed(f"nix-build --no-out-link --argstr name {name} ${expression}").strip()
 
 
-    def publish(name: str, environment: str) -> str:
+    def publish(name: str, environment: str, flags: str = "") -> str:
         path = build(name)
-        registry.succeed(f"{TO_REGISTRY} {environment} nixcache-oci push {path}")
+        registry.succeed(f"{TO_REGISTRY} {environment} nixcache-oci push {path} {flags}")
         return path
 
 
@@ -75,7 +75,7 @@ in
 
     with subtest("Nix takes what the key signed, and nothing else"):
         first = publish("first", SIGNED)
-        unsigned = publish("unsigned", "")
+        unsigned = publish("unsigned", "", "--allow-unsigned")
         client.succeed(f"curl --fail --silent -X POST {PROXY}/_refresh")
         client.succeed(f"nix-store --realise {first}")
         assert client.succeed(f"cat {first}") == "first\n"

@@ -13,7 +13,9 @@ from nixcache_oci.settings.table import ALL_VARIABLES
 _TOP = Path(__file__).parent.parent
 _PAGES = [
     _TOP / "README.md",
+    _TOP / "CONTRIBUTING.md",
     *(_TOP / "docs" / f"{name}.md" for name in (
+        "architecture",
         "consuming",
         "endpoints",
         "json",

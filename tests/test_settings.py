@@ -169,7 +169,7 @@ def test_upstreams_of_a_file(tmp_path: Path) -> None:
         ("https://a\nuser:hunter2\n", "line 2: expected"),
         ("https://a https://user:hunter2@b\n", "line 1: expected"),
         ("ftp://user:hunter2@b", "line 1: expected"),
-        (b"https://user:hunter2@\xff", "not text in UTF-8"),
+        (b"https://user:hunter2@\xff", "not UTF-8 text"),
         ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_FILE_BYTES} bytes"),
     ],
 )
@@ -240,11 +240,15 @@ def test_what_is_no_upstream(url: str) -> None:
         ("REPO", "a/b c", f"'a/b c': {_REPO_EXPECTED}"),
         ("REPO", "https://github.com/a/b/tree/main", f"'https://github.com/a/b/tree/main': {_REPO_EXPECTED}"),
         ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
-        ("HOSTS", "a b:80", "'a b:80': expected host names without port, parted by spaces; 'b:80' is none"),
+        (
+            "HOSTS",
+            "a b:80",
+            "'a b:80': expected host names without port, separated by spaces; 'b:80' is not one",
+        ),
         (
             "PUBLIC_KEYS",
             f"{_KEY} {_KEY}",
-            ": expected a name of its own for each key; 'cache-1' is there twice",
+            ": expected a different name for each key; 'cache-1' appears twice",
         ),
     ],
 )
@@ -362,7 +366,7 @@ def test_every_repository_at_github_has_a_place(name: str, caplog: pytest.LogCap
     [
         ("my-cache", _REPO_EXPECTED),
         ("a/b/c", _REPO_EXPECTED),
-        ("owner-/name", "GitHub's registry takes no owner named owner-"),
+        ("owner-/name", "GitHub's registry accepts no owner named owner-"),
     ],
 )
 def test_a_repository_at_github_has_an_owner_and_a_name(repo: str, expected: str) -> None:

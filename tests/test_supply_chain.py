@@ -16,8 +16,8 @@ _ROOT = Path(__file__).parent.parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
 
 
-# The tests', what the workflows install, and the bench's; and what locks and audits those.
-_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt", "bench/requirements.txt")
+# The tests', and what the workflows install; and what locks and audits those.
+_LOCKS = ("requirements.txt", "workflows/setup/requirements.txt", "scripts/completion/requirements.txt")
 _TOOLS = "scripts/requirements.txt"
 
 
@@ -40,7 +40,7 @@ def _declared(extra: str | None = None) -> set[str]:
 
 
 def _others() -> set[str]:
-    return {name for extra in ("dev", "completion", "bench") for name in _declared(extra)}
+    return {name for extra in ("dev", "completion") for name in _declared(extra)}
 
 
 def _tools() -> set[str]:
@@ -78,12 +78,32 @@ def test_every_lock_is_named() -> None:
     assert found | {"requirements.txt"} == {*_LOCKS, _TOOLS}
 
 
-@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", "completion", "bench"), strict=True)])
+@pytest.mark.parametrize(("lock", "extra"), [*zip(_LOCKS, ("dev", None, "completion"), strict=True)])
 def test_every_declared_dependency_is_locked(lock: str, extra: str | None) -> None:
     """What pyproject.toml asks for, the lock has: nothing else is ever installed."""
     locked = {_name(requirement) for requirement in _requirements(lock)}
-    assert _declared() <= locked
+    assert extra == "completion" or _declared() <= locked
     assert extra is None or _declared(extra) <= locked
+
+
+def test_a_runner_installs_what_was_tested() -> None:
+    """The same versions by the same hashes, all that the program needs, and nothing of the tests."""
+    tests, program = ({_name(one): one.split() for one in _requirements(lock)} for lock in _LOCKS[:2])
+    for name, pinned in program.items():
+        assert pinned[0] == tests[name][0]
+        assert set(pinned) - {"\\"} <= set(tests[name])
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {_name(one) for one in project["build-system"]["requires"]} | _declared() <= program.keys()
+    assert not program.keys() & {"mypy", "pytest", "ruff"}
+
+
+def test_programs_in_go_are_of_one_version() -> None:
+    """Go's checksum database then holds everybody to the same bytes; each has its reason."""
+    text = (_ROOT / "scripts/go-programs").read_text(encoding="utf-8")
+    reasons = (_ROOT / "docs/decisions/dependencies.md").read_text(encoding="utf-8")
+    programs = re.findall(r"github\.com/[\w-]+/([\w-]+)\S*@(v\d+\.\d+\.\d+)\b", text)
+    assert len(programs) == text.count("@v") == 2
+    assert [name for name, _ in programs if f"{name}**" not in reasons] == []
 
 
 def test_the_tools_are_locked() -> None:

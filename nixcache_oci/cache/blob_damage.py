@@ -1,7 +1,7 @@
-"""Whether trouble with one blob is the blob's own, or all of the repository's.
+"""Whether an error is about one damaged blob, or about the whole repository.
 
-A registry whose storage lost a blob answers in many ways: 404, 500, or a good head and no bytes. Where the
-repository answers otherwise, that is one damaged blob, and nothing to give up a whole cache for.
+A registry whose storage lost a blob answers 404, 500, or a good head and no body. If the repository still
+answers, one blob is damaged, and the rest of the cache remains usable.
 """
 
 from nixcache_oci.cache.cache_index import INDEX_TAG
@@ -10,14 +10,10 @@ from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, 
 
 
 async def raise_unless_damage(repository: Repository, error: Error) -> None:
-    """Raise what reading a blob raised, unless it is about that blob alone.
-
-    Args:
-        repository: where the blob lies; is asked for something else.
-        error: of the last try.
+    """Re-raise the error of reading a blob, unless only that blob is damaged: the repository is probed.
 
     Raises:
-        Error: this one.
+        Error: as given.
     """
     if isinstance(error, NotFoundError | DigestError | FormatError):
         return

@@ -1,7 +1,7 @@
 """The index: an image index under the tag ``cache-index`` that lists a cache's segments.
 
-No registry offers compare-and-swap on a tag, so two writers can overwrite each other's index. Hence the
-segments of a cache are those that the index lists, and those whose own tag is not older than the watermark.
+Registries have no compare-and-swap on tags, so writers can overwrite each other's index. Hence a cache
+consists of the segments that the index lists, and those whose own tag is not older than the watermark.
 Source: design section 2, "Index".
 """
 
@@ -16,6 +16,7 @@ from nixcache_oci.cache.timestamp import EPOCH, format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.wording import counted
 
 INDEX_TAG: Final = "cache-index"
 MAX_INDEX_BYTES: Final = 1024 * 1024
@@ -29,9 +30,9 @@ class CacheIndex:
 
     Attributes:
         segments: as listed.
-        watermark: a segment whose tag is older counts only where it is listed here.
-        source: address of the GitHub repository, or None.
-        image_index: what it was read from; annotations and fields that are not known here are carried over.
+        watermark: a segment with an older tag counts only if listed here.
+        source: URL of the GitHub repository, or None.
+        image_index: as read; unknown annotations and fields are carried over.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -44,7 +45,7 @@ class CacheIndex:
         """Read the image index.
 
         Raises:
-            FormatError: not an index of format 2; it is never taken for an empty one.
+            FormatError: not an index of format 2; this is never treated as empty.
         """
         image_index = ImageIndex.parse(content)
         notes = image_index.annotations
@@ -85,29 +86,30 @@ class CacheIndex:
         ).render()
         if len(content) > MAX_INDEX_BYTES:
             raise FormatError(
-                f"{INDEX_TAG}: {len(content)} bytes, over the limit of {MAX_INDEX_BYTES}; gc merges segments"
+                f"{INDEX_TAG}: {counted(len(content), 'byte')}, over the limit of {MAX_INDEX_BYTES}; "
+                "gc merges segments"
             )
         return content
 
     def unlisted(self, tags: Iterable[str], most: int) -> tuple[list[SegmentTag], int]:
-        """Find the segments that only their own tags know: another writer's index overwrote theirs.
+        """Find segments that no index lists, because another writer overwrote theirs.
 
         Args:
-            tags: all of the repository.
-            most: how many to give, the newest.
+            tags: all tags of the repository.
+            most: limit; the newest are returned.
 
         Returns:
-            These, the oldest first, and how many more there are.
+            Their tags, oldest first, and how many more there are.
         """
         listed = {segment.manifest.hex for segment in self.segments}
         found = {tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
-        # As text, where the time stands first: there may be 100,000, and to read a time is slow.
+        # Compared as text, which starts with the time: there may be 100,000, and parsing times is slow.
         newest = nlargest(most, found)
         parsed = (SegmentTag.parse(tag) for tag in reversed(newest))
         return [tag for tag in parsed if tag is not None], len(found) - len(newest)
 
     def with_segments(self, more: Iterable[Segment]) -> Self:
-        """List further segments; one that is listed already stays as it is, with its marks."""
+        """Add segments; one that is listed already keeps its annotations."""
         by_manifest = {segment.manifest: segment for segment in (*more, *self.segments)}
         return replace(
             self,

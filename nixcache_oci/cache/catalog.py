@@ -1,6 +1,6 @@
-"""The catalog: every narinfo of a cache, over all its tables, as it is at one moment.
+"""The catalog: a snapshot of all narinfos of a cache, over all its tables.
 
-It is immutable; a refresh makes a new one and swaps it in. Source: design section 2, "Table".
+Immutable; a refresh swaps in a new one. Source: design section 2, "Table".
 """
 
 import re
@@ -21,36 +21,36 @@ from nixcache_oci.nix.signature import PublicKey, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 
 MAX_VARIANTS: Final = 8
-"""Of one store path that are compared: two builders race now and then, thousands never do."""
-_MAX_JUDGED: Final = 16
+"""Compared per store path: two builders may race, thousands never do."""
+_MAX_VALIDATED: Final = 16
 _MAX_VALIDATED_BYTES: Final = 1024 * 1024
-# For one look-up: a narinfo of 1 MiB takes 20 ms. Those left over are validated at the next ones.
+# Per look-up: a narinfo of 1 MiB takes 20 ms. The rest is validated by later look-ups.
 
 MAX_AHEAD_BYTES: Final = 16 * 1024 * 1024
-"""Of narinfos that are validated before anybody asks: six times what 5,000 of the usual ones have."""
+"""Narinfos validated ahead of requests: six times the size of 5,000 typical ones."""
 _MAX_RECORDED_KEYS: Final = 32
 _NAR_HASH = re.compile(rb"^NarHash: (.*)$", re.MULTILINE)
 
-# What TableFile.verdicts holds.
+# Values of TableFile.verdicts.
 _UNKNOWN: Final = 0
 _GOOD: Final = 1
 _BAD: Final = 2
-# Good, but not as Nix writes it: what it is served as is written anew, for a newer Nix may stop at the text.
-_ODD: Final = 3
-# Good, and signed by no key that is known to count: an upstream may have it with another signature.
-_UNSURE: Final = 4
-_ODD_UNSURE: Final = 5
+# Good, but not as Nix writes it: rendered anew when served, because newer Nix may fail at the text.
+_NONCANONICAL: Final = 3
+# Good, but signed by no key that clients trust: an upstream may have another signature.
+_UNTRUSTED: Final = 4
+_NONCANONICAL_UNTRUSTED: Final = 5
 
-_MAX_ODD_BYTES: Final = 64 * 1024
-"""An odd narinfo that is larger is a miss: to write it anew takes time at each look-up."""
+_MAX_NONCANONICAL_BYTES: Final = 64 * 1024
+"""A larger non-canonical narinfo is a miss: each look-up would render it anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogTable:
-    """A table with what its segment says of it.
+    """A table with attributes of its segment.
 
     Attributes:
-        is_condemned: gc holds the segment for dead; its narinfos are the last choice.
+        is_condemned: gc marked the segment as dead; its narinfos are the last choice.
         created: the segment's time.
     """
 
@@ -65,20 +65,19 @@ class Catalog:
 
     Attributes:
         tables: the newest first, each once.
-        public_keys: where any are given, a narinfo must be signed by one of them, or name its own content.
-        store_dir: where store paths have to lie; None for anywhere.
-        counting_keys: those that clients are known to trust; None where nobody asks whether a narinfo is
-            signed by one of them.
+        public_keys: if any, a narinfo must be signed by one of them, or content-addressed.
+        store_dir: of all store paths; None for any.
+        client_keys: that clients are known to trust; None if signatures by them do not matter.
     """
 
     tables: tuple[CatalogTable, ...]
     public_keys: tuple[PublicKey, ...]
     store_dir: str | None = None
-    counting_keys: tuple[PublicKey, ...] | None = None
+    client_keys: tuple[PublicKey, ...] | None = None
     _starts: tuple[tuple[Sequence[int], CatalogTable], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # What is empty costs no look-up anything.
+        # Empty tables cost look-ups nothing.
         starts = tuple((table.file.starts, table) for table in self.tables if table.file.count)
         object.__setattr__(self, "_starts", starts)
 
@@ -88,39 +87,38 @@ class Catalog:
         tables: Iterable[CatalogTable],
         public_keys: Sequence[PublicKey],
         store_dir: str | None = None,
-        counting_keys: tuple[PublicKey, ...] | None = None,
+        client_keys: tuple[PublicKey, ...] | None = None,
     ) -> "Catalog":
-        """Put tables in order, each once: for the newest segment that has it, if possible not condemned."""
+        """Order tables, each once: for its newest segment, preferably not condemned."""
         newest_first = sorted(tables, key=lambda table: table.created, reverse=True)
         unique: dict[int, CatalogTable] = {}
         for table in sorted(newest_first, key=lambda table: table.is_condemned):
             unique.setdefault(id(table.file), table)
         kept = {id(table) for table in unique.values()}
         chosen = tuple(table for table in newest_first if id(table) in kept)
-        return cls(chosen, tuple(public_keys), store_dir, counting_keys)
+        return cls(chosen, tuple(public_keys), store_dir, client_keys)
 
     @property
     def entries(self) -> int:
-        """How many narinfos are listed; one that two tables list counts twice."""
+        """Number of narinfos; one in two tables counts twice."""
         return sum(table.file.count for table in self.tables)
 
     @property
     def recorded_keys(self) -> tuple[str, ...]:
-        """The public keys that tables name, the oldest table's first; the first few of them."""
+        """The first public keys that tables name, the oldest table's first."""
         keys = (key for table in reversed(self.tables) for key in table.file.recorded_keys)
         return tuple(islice(dict.fromkeys(keys), _MAX_RECORDED_KEYS))
 
     def find(self, hash_part: HashPart, most_bytes: int = _MAX_VALIDATED_BYTES) -> bytes | None:
-        """Look one narinfo up, as it is served; None for a miss.
+        """Look up a narinfo as it is served; None for a miss.
 
-        A malformed narinfo, or one that no configured key signed, is a miss: Nix would fail on it, where it
-        goes on to another cache, or builds, at a miss. So is one whose NAR is said to lie outside this cache:
-        a registry may not send Nix to any address that it likes.
+        A malformed narinfo, or one that no configured key signed, is a miss: Nix would fail on it, while at a
+        miss it tries another cache, or builds. So is one whose URL points outside this cache: a registry may
+        not send Nix to arbitrary hosts.
 
         Args:
             hash_part: of the store path.
-            most_bytes: of narinfos that nobody has validated yet. Where more would have to be, it is a miss
-                for now.
+            most_bytes: limit of narinfos to validate now; beyond, it is a miss for now.
         """
         found = self.find_hash_part(HashPartBytes(hash_part.encode()), most_bytes)
         return found[0] if found is not None else None
@@ -128,7 +126,7 @@ class Catalog:
     def find_hash_part(
         self, hash_part: HashPartBytes, most_bytes: int = _MAX_VALIDATED_BYTES
     ) -> tuple[bytes, bool] | None:
-        """Look up as ``find`` does; tells besides whether a key that counts is known to have signed it."""
+        """Look up like ``find``; also returns whether a client key is known to have signed it."""
         key = row_key(hash_part)
         bucket = key >> BUCKET_SHIFT
         found: list[tuple[CatalogTable, int]] = []
@@ -146,16 +144,16 @@ class Catalog:
         text, verdict = table.file.text(row), table.file.verdicts[row]
         if verdict == _GOOD:
             return text, True
-        if verdict != _UNSURE:
+        if verdict != _UNTRUSTED:
             text = NarInfo.parse(text).render().encode()
-        return text, verdict == _ODD
+        return text, verdict == _NONCANONICAL
 
     def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
-        """Validate narinfos that nobody has asked for yet, the newest tables' first, one at each step.
+        """Validate narinfos ahead of requests, one per step, the newest tables' first.
 
         Args:
-            most: how many.
-            most_bytes: of all of them, about.
+            most: limit of narinfos.
+            most_bytes: approximate limit of their size.
         """
         for file, row in islice(self._unknown_rows(), most):
             text = file.text(row)
@@ -174,9 +172,9 @@ class Catalog:
     def _choose_good(
         self, found: Iterable[tuple[CatalogTable, int]], hash_part: HashPartBytes, most_bytes: int
     ) -> list[tuple[CatalogTable, int]]:
-        """Give the first that may be served; each look-up validates a bounded number of new ones."""
+        """Return those that may be served; each look-up validates a bounded number of new ones."""
         good: list[tuple[CatalogTable, int]] = []
-        left = _MAX_JUDGED
+        left = _MAX_VALIDATED
         for table, row in found:
             verdict = table.file.verdicts[row]
             if verdict == _UNKNOWN and left > 0 and most_bytes > 0:
@@ -196,17 +194,17 @@ class Catalog:
 
     def _verdict(self, hash_part: HashPartBytes, text: bytes) -> int:
         narinfo = _parse(text, hash_part)
-        if narinfo is None or not self._is_ours(narinfo):
+        if narinfo is None or not self._is_servable(narinfo):
             return _BAD
-        keys = self.counting_keys
-        is_sure = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        keys = self.client_keys
+        is_trusted = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
         if narinfo.render().encode() == text:
-            return _GOOD if is_sure else _UNSURE
-        if len(text) > _MAX_ODD_BYTES:
+            return _GOOD if is_trusted else _UNTRUSTED
+        if len(text) > _MAX_NONCANONICAL_BYTES:
             return _BAD
-        return _ODD if is_sure else _ODD_UNSURE
+        return _NONCANONICAL if is_trusted else _NONCANONICAL_UNTRUSTED
 
-    def _is_ours(self, narinfo: NarInfo) -> bool:
+    def _is_servable(self, narinfo: NarInfo) -> bool:
         if self.store_dir not in (None, narinfo.store_path.store_dir):
             return False
         keys = self.public_keys
@@ -215,7 +213,7 @@ class Catalog:
 
 def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str]:
     table, row = variant
-    # Validated, or it would be none: a look suffices, where to parse 1 MiB takes 20 ms.
+    # It was validated, so a search suffices: parsing 1 MiB takes 20 ms.
     match = _NAR_HASH.search(table.file.text(row))
     return table.is_condemned, str(NixHash.parse(match[1].decode())) if match is not None else ""
 

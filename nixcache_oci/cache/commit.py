@@ -1,7 +1,7 @@
-"""The end of a commit: the index comes to list segments that were pushed. Nothing is visible before.
+"""The end of a commit: the index lists pushed segments. Nothing is visible before.
 
-Two writers may overwrite each other's index; the segment's own tag protects it until a later writer lists
-it. Source: design section 2, "Index".
+If writers overwrite each other's index, a segment's own tag protects it until a later writer lists it.
+Source: design section 2, "Index".
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child
 from nixcache_oci.cache.listing import Listing, Union, read_union
-from nixcache_oci.cache.mending import Mending, Tell, may_be_about_a_child
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
@@ -26,7 +26,7 @@ _INDEX_TRIES: Final = 3
 _FIRST_PAUSE_SECONDS: Final = 0.4
 
 ChangeIndex = Callable[[Union], Awaitable[CacheIndex]]
-"""Gives the index to write for what was read."""
+"""Returns the index to write, given what was read."""
 
 
 async def list_segments(
@@ -41,21 +41,20 @@ async def list_segments(
     """Write an index that lists these segments beside all others.
 
     Args:
-        repository: where the cache lies.
+        repository: of the cache.
         mine: segments that were pushed.
-        source: address of the GitHub repository: GHCR links the package to it.
-        converted: document of version 1 whose entries are in segments by now: an index that holds it is
-            replaced, one that holds another document is not.
+        source: URL of the GitHub repository: GHCR links the package to it.
+        converted: version 1 document whose entries are in segments now: an index that holds it is replaced,
+            one that holds another document is not.
         tell: see ``write_index``.
-        sleep: waits so many seconds between tries.
+        sleep: waits some seconds between tries.
 
     Returns:
-        What the index was seen to list, when it was looked at after the write. None means that other writers
-        were at it: the segments are found by their tags until one of them lists them.
+        What the index lists, as read back. None if other writers interfered: the segments are found by their
+        tags until one of them lists them.
 
     Raises:
-        FormatError: what is there is no index of version 2, nor the converted one; nothing was written over
-            it.
+        FormatError: the present index is neither of version 2 nor the converted one, and was left alone.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
 
@@ -63,8 +62,8 @@ async def list_segments(
         if union.version1 not in (None, converted):
             what = "another version 1 index than a moment ago" if converted else "a version 1 index"
             raise FormatError(
-                f"{repository.name}: {INDEX_TAG} is {what}, written by the older tool; it was left as it is:"
-                " publish again, for a publish takes its entries over first"
+                f"{repository.name}: {INDEX_TAG} is {what}, written by the older tool; it was left unchanged:"
+                " publish again, which converts its entries first"
             )
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)
@@ -80,46 +79,48 @@ async def write_index(
     tell: Tell | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
-    """Read tags and index once, change what was read, write it, and look whether it is still there.
+    """Read tags and index once, change the index, write it, and read it back.
 
-    A segment whose manifest is gone, though no gc took it, is not carried over: registries refuse an index
-    that lists it. What is left of it is listed by a new segment in its place.
+    A segment whose manifest is missing, though no gc deleted it, is not carried over, because registries
+    refuse an index that lists it. A new segment lists what is left of it.
 
     Args:
-        repository: where the cache lies.
-        known: segments that are there: their manifests are neither fetched nor looked for.
-        change: gives the index to write for what was read; is asked again where another writer came between.
-        tell: hears of segments that are gone; None for the log.
-        sleep: waits so many seconds between tries.
+        repository: of the cache.
+        known: segments that exist: their manifests are neither fetched nor looked for.
+        change: returns the index to write; called again if another writer interfered.
+        tell: receives a line about missing segments; None for the log.
+        sleep: waits some seconds between tries.
 
     Returns:
-        What the changed index lists, when it was seen to be there; None where other writers were at it.
+        What the changed index lists, once read back; None if other writers interfered.
 
     Raises:
-        Error: what ``change`` raises; nothing was written for it.
-        FormatError: what is there is no index of a Nix cache; nothing was written over it.
+        Error: as ``change`` raises; nothing was written.
+        FormatError: the present index is not one of a Nix cache, and was left alone.
         RegistryError: the repository could not answer; nothing was written, or the write failed.
     """
     known = tuple(known)
-    mending = Mending(repository, known, tell or _log.warning)
+    index_repair = IndexRepair(repository, known, tell or _log.warning)
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
         union = await read_union(repository, known)
-        index = await mending.mend(await change(union), union.untagged)
+        index = await index_repair.repair(await change(union), union.untagged)
         digest = Digest.of(index.render())
-        if digest != union.digest:  # else another writer came to the same, or the last try was seen late
+        if digest != union.digest:  # else another writer wrote the same, or the last try became visible late
             try:
                 await _push_index(repository, index)
             except RegistryError as error:
                 if not may_be_about_a_child(error):
                     raise
-                mended = await mending.mend(index, index.segments)
-                if mended == index:
+                repaired = await index_repair.repair(index, index.segments)
+                if repaired == index:
                     raise
-                index, digest = mended, await _push_index(repository, mended)
+                index, digest = repaired, await _push_index(repository, repaired)
             if await _read_back(repository) != digest:
+                _log.info("another writer came between")
                 continue
+            _log.info("index written", extra={"fields": {"digest": digest, "segments": len(index.segments)}})
         return Listing(digest, index.segments, is_complete=union.is_complete)
     return None
 
@@ -132,4 +133,4 @@ async def _read_back(repository: Repository) -> Digest | None:
     try:
         return await repository.resolve(INDEX_TAG)
     except NotFoundError:
-        return None  # registries lag: a first push may not be seen at once
+        return None  # registries lag: a first push may not be visible at once

@@ -1,12 +1,11 @@
 """The index folder: the last good index of one cache on disk, so that a start needs no network.
 
 ``index.json`` is the listing, ``tables/`` the tables that it names, and ``public-key`` the first recorded
-key that was seen. Any number of processes may share it: files are named by content and swapped in whole.
+key that was seen. Processes may share it: files are named by content and replaced atomically.
 
-It is a convenience, and nothing stops where it cannot be had: full, read-only, or not a folder at all. What
-is there is read, what cannot be written is kept elsewhere until this program ends, and one warning says so.
-It is trusted: whoever may write to it says what the cache lists. What is no file in it is refused all the
-same, so that nothing waits for a pipe, or reads what a link leads to.
+It is a cache: if it is full, read-only, or not a folder at all, tables are kept elsewhere until the program
+ends, and one warning says so. It is trusted: its writers decide what the cache lists. Still, anything but a
+regular file in it is refused, so that no pipe blocks and no link is followed.
 """
 
 import logging
@@ -19,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.cache.growing_file import Elsewhere
 from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.spilling_file import Fallback
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
@@ -31,10 +30,10 @@ from nixcache_oci.oci.digest import Digest
 _log = logging.getLogger(__name__)
 
 NOWHERE: Final = Path(os.devnull) / "nowhere"
-"""The root of who has no folder for it: nothing can be below it."""
+"""The root for a user without a folder: nothing can be below it."""
 
 _TABLE_SUFFIX: Final = ".table"
-# A listing was read from an index of at most 4 MiB; written here, a letter may take three times as much.
+# A listing comes from an index of at most 4 MiB; escaped, a character may take three times as much.
 _MAX_LISTING_BYTES: Final = 16 * 1024 * 1024
 _MAX_KEY_BYTES: Final = 4096
 _MODE: Final = 0o700
@@ -42,7 +41,7 @@ _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class IndexFolder:
-    """Keeps one cache's index on disk. Every method blocks, and belongs on a thread.
+    """Keeps one cache's index on disk. Every method blocks: call it on a thread.
 
     Args:
         root: folder for all caches of this user, or ``NOWHERE``.
@@ -51,7 +50,7 @@ class IndexFolder:
     Attributes:
         path: of this cache's folder.
         rooted: the same, to open files in it.
-        trouble: in one sentence, why not all of it is kept; None while it is.
+        trouble: one sentence: why the index is not kept on disk; None while it is.
     """
 
     def __init__(self, root: Path, repository: str) -> None:
@@ -61,7 +60,7 @@ class IndexFolder:
         self.trouble: str | None = None
         self._is_nowhere = root == NOWHERE
         self._tables = self.rooted / "tables"
-        self._elsewhere = Elsewhere(self.tell)
+        self._fallback = Fallback(self.tell)
         self._unkept: dict[Digest, TableFile] = {}
         self._first_key: str | None = None
         self._unusable_log_level = logging.WARNING
@@ -74,11 +73,7 @@ class IndexFolder:
             self.tell(error)
 
     def tell(self, error: OSError) -> None:
-        """Say once that not all of the index is kept on disk.
-
-        Args:
-            error: why.
-        """
+        """Warn once that the index is not kept on disk."""
         if self.trouble is not None:
             return
         remedy = "set NIXCACHE_INDEX_DIR to a writable folder"
@@ -92,9 +87,9 @@ class IndexFolder:
         _log.warning(self.trouble)
 
     def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
-        """Open what the last run saved; None where there is none.
+        """Open what the last run saved; None if nothing.
 
-        A table that is gone or damaged is left out, and so is what is over the limits of a look.
+        Missing and damaged tables are left out, and what is over the table budget.
         """
         listing = self._load_listing() if self._is_there else None
         if listing is None:
@@ -113,9 +108,9 @@ class IndexFolder:
         return listing, tables
 
     def save(self, listing: Listing) -> bool:
-        """Make this listing the one that the next start finds, and forget tables that it does not name.
+        """Save this listing for the next start, and delete tables that it does not name.
 
-        Tables that the disk did not take are tried again. Tells whether all of it is on the disk.
+        Tables that could not be written are tried again. Returns whether everything is on disk.
         """
         self._forget_unkept(listing.tables)
         try:
@@ -133,8 +128,8 @@ class IndexFolder:
             _log.info("the index is kept on disk again")
         return True
 
-    def make_room(self, tables: Iterable[Digest]) -> None:
-        """Forget what looks that failed have fetched: all tables but these, and those of the saved index."""
+    def drop_unused_tables(self, tables: Iterable[Digest]) -> None:
+        """Delete what failed refreshes left: all tables but these, and those of the saved index."""
         kept = set(tables)
         self._forget_unkept(kept)
         if not self._is_there:
@@ -148,7 +143,7 @@ class IndexFolder:
             self.tell(error)
 
     def open_table(self, table: Digest) -> TableFile | None:
-        """Open a table that was written before; None where it is not there or is damaged."""
+        """Open a table that was written before; None if it is missing or damaged."""
         if table in self._unkept or not self._is_there:
             return self._unkept.get(table)
         path = self._table_path(table)
@@ -162,18 +157,18 @@ class IndexFolder:
             return None
 
     def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
-        """Start to write a table, which counts against the budget of all."""
+        """Start writing a table, which counts against the budget."""
         remember = partial(self._unkept.__setitem__, table)
-        return TableFileWriter(self._table_path(table), budget, self._elsewhere, remember)
+        return TableFileWriter(self._table_path(table), budget, self._fallback, remember)
 
     def pin_key(self, recorded: Iterable[str]) -> str | None:
-        """Give the key that this cache was first seen with, and remember it; no later one replaces it.
+        """Return the key that this cache was first seen with, and store it; no later one replaces it.
 
-        Where it cannot be written, it is remembered as long as this program runs.
+        If it cannot be written, it is kept while this program runs.
 
         Raises:
             OSError: it cannot be read, though its folder can.
-            FormatError: likewise.
+            FormatError: it is too long.
         """
         path = self.rooted / "public-key"
         first = self._first_key or next(iter(recorded), None)
@@ -219,7 +214,7 @@ class IndexFolder:
             return None
 
     def _table_names(self) -> Iterator[str]:
-        """List what tables are named by: the hex digits of their digests."""
+        """List the stems of table files: the hex of their digests."""
         stems = (path.name.partition(".")[0] for path, _ in self._tables.entries())
         return (stem for stem in stems if stem)
 
@@ -247,17 +242,17 @@ class IndexFolder:
     def _remove_table(self, path: RootedPath) -> None:
         try:
             remove_table(path)
-        except OSError as error:  # a folder, for instance; where it is in the way, writing a table will fail
+        except OSError as error:  # such as a folder; if it is in the way, writing a table fails
             self._log_unusable("table not removed", path, error)
 
     def _log_unusable(self, message: str, path: RootedPath, error: Exception) -> None:
         _log.log(
             self._unusable_log_level, message, extra={"fields": {"path": str(path), "error": str(error)}}
         )
-        self._unusable_log_level = logging.DEBUG  # there may be thousands, with one cause
+        self._unusable_log_level = logging.DEBUG  # there may be thousands with one cause
 
     def _warn_of_others(self, status: os.stat_result) -> None:
-        """Say where others may write: they could tell what the cache lists, or cut a file that is mapped."""
+        """Warn if others may write: they could change what the cache lists, or truncate a mapped file."""
         if status.st_mode & _WRITABLE_BY_OTHERS or status.st_uid not in (0, os.geteuid()):
             remedy = f"chmod 700 {self.path}, or set NIXCACHE_INDEX_DIR to a folder of your own"
             _log.warning("others may write to the index folder", extra={"fields": {"remedy": remedy}})

@@ -1,6 +1,6 @@
-"""The inventory: all that a cache lists, and what its publishes recorded, for people to look at.
+"""The inventory: everything that a cache lists and its publishes recorded, for people to inspect.
 
-The catalog answers one question fast, and the inventory all of them at leisure.
+The catalog answers one question fast, the inventory all of them slowly.
 """
 
 import re
@@ -20,9 +20,9 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
 
 VERSION1: Final = "version 1"
-"""Stands for the tag of a segment where there are no segments."""
+"""In place of a segment's tag, in a cache without segments."""
 
-# The fields as writers of tables order them; what looks otherwise is parsed.
+# The fields in the order in which tables are written; anything else is parsed.
 _USUAL = re.compile(
     rb"StorePath: (?P<path>[^\n]+)\nURL: [^\n]+\nCompression: (?P<compression>[a-z0-9]+)\n"
     rb"(?:FileHash: [^\n]+\n)?(?:FileSize: (?P<file_size>[0-9]{1,19})\n)?"
@@ -33,29 +33,29 @@ _SIGNER = re.compile(r"Sig: ([^:\n]+):")
 
 
 class _InSegment:
-    """What the segment tells of what it lists; ``segment`` is None in a version 1 cache."""
+    """Attributes of the segment; ``segment`` is None in a version 1 cache."""
 
     __slots__ = ()
     segment: Segment | None
 
     @property
     def published(self) -> datetime | None:
-        """When, or None where a version 1 cache does not tell."""
+        """When, or None in a version 1 cache."""
         return self.segment.created if self.segment is not None else None
 
     @property
     def is_condemned(self) -> bool:
-        """Whether gc found it dead."""
+        """Whether gc marked the segment as dead."""
         return self.segment is not None and self.segment.condemned is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(_InSegment):
-    """One narinfo, where it is listed.
+    """One listed narinfo.
 
     Attributes:
         narinfo: as served.
-        segment: that lists it; None for a version 1 cache.
+        segment: that lists it; None in a version 1 cache.
     """
 
     narinfo: NarInfo
@@ -63,7 +63,7 @@ class Entry(_InSegment):
 
     @property
     def url(self) -> NarUrl:
-        """Where its bytes lie."""
+        """The URL of its NAR."""
         return NarUrl.parse(self.narinfo.url)
 
     @property
@@ -77,13 +77,13 @@ class Listed(_InSegment):
     """What a list shows of a store path.
 
     Attributes:
-        store_path: the object.
-        nar_hash: as a narinfo writes it.
+        store_path: of the object.
+        nar_hash: as in the narinfo.
         nar_size: bytes, uncompressed.
-        file_size: bytes, compressed; None where not told.
+        file_size: bytes, compressed, or None.
         compression: of its NAR.
         signed_by: names of the keys; nothing is verified.
-        segment: that lists it; None for a version 1 cache.
+        segment: that lists it; None in a version 1 cache.
     """
 
     store_path: StorePath
@@ -96,7 +96,7 @@ class Listed(_InSegment):
 
     @classmethod
     def of(cls, entry: Entry) -> Self:
-        """Take it out of a narinfo."""
+        """Convert an entry."""
         narinfo = entry.narinfo
         return cls(
             narinfo.store_path,
@@ -110,12 +110,12 @@ class Listed(_InSegment):
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class InventoryPaths:
     """The store paths of a cache.
 
     Attributes:
         paths: each once, however many segments list it.
-        malformed: tag of each segment with narinfos that cannot be read, and what is wrong with the first.
+        malformed: tag of each segment with malformed narinfos, and the first error.
     """
 
     paths: tuple[Listed, ...]
@@ -129,9 +129,9 @@ class Root:
     Attributes:
         scope: that it belongs to.
         name: of the output.
-        paths: what the last good build became; several for a derivation of several outputs.
-        built: when that was published, or None where it never was.
-        failed: when it last failed, where that was later.
+        paths: of the last good build, one per output.
+        built: when that was published, or None.
+        failed: when it last failed, if later.
     """
 
     scope: str
@@ -143,16 +143,12 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All of a cache.
-
-    Attributes:
-        tables: the tables that could be had.
-    """
+    """Everything in the readable tables of a cache."""
 
     tables: TableSet
 
     def entries(self) -> Iterator[Entry]:
-        """Go through every narinfo; one that is malformed is served to nobody, and left out."""
+        """Iterate over narinfos; malformed ones are not served, and left out."""
         for file, segment in self._files():
             for row in range(file.count):
                 try:
@@ -160,10 +156,10 @@ class Inventory:
                 except FormatError:
                     continue
 
-    def contents(self) -> Contents:
-        """List every store path by a look at its narinfo; to validate each takes five times as long.
+    def contents(self) -> InventoryPaths:
+        """List every store path without validating its narinfo, which takes five times as long.
 
-        Of several variants it is the one that clients get where none is preferred for its signature.
+        Of several variants, the one is listed that clients get by default.
         """
         best: dict[HashPart, Listed] = {}
         malformed: dict[str, str] = {}
@@ -177,10 +173,10 @@ class Inventory:
                 other = best.setdefault(listed.store_path.hash_part, listed)
                 if other is not listed:
                     best[listed.store_path.hash_part] = min(other, listed, key=_rank)
-        return Contents(tuple(best.values()), malformed)
+        return InventoryPaths(tuple(best.values()), malformed)
 
     def find(self, hash_part: HashPart) -> list[Entry]:
-        """Find all variants of a store object, what clients get first: see ``contents``."""
+        """Find all variants of a store object; the first is the one that clients get."""
         found = []
         for file, row, segment in self._rows(hash_part):
             try:
@@ -190,7 +186,7 @@ class Inventory:
         return sorted(found, key=lambda entry: _rank(Listed.of(entry)))
 
     def malformed(self, hash_part: HashPart) -> dict[str, str]:
-        """Find the variants of a store object that are served to nobody: where, and what is wrong."""
+        """Find the malformed variants of a store object: segment tag and error."""
         found = {}
         for file, row, segment in self._rows(hash_part):
             try:
@@ -200,7 +196,7 @@ class Inventory:
         return found
 
     def records(self) -> Iterator[Record]:
-        """Go through all records.
+        """Iterate over all records.
 
         Raises:
             FormatError: one is malformed.
@@ -209,7 +205,7 @@ class Inventory:
             yield from file.records()
 
     def readable_records(self) -> tuple[list[Record], dict[str, str]]:
-        """Read all records that can be read; also gives the tags of segments whose cannot, and why."""
+        """Read all readable records; also returns the tags and errors of other segments."""
         readable: list[Record] = []
         malformed: dict[str, str] = {}
         for file, segment in self._files():
@@ -220,7 +216,7 @@ class Inventory:
         return readable, malformed
 
     def roots(self) -> list[Root]:
-        """Tell the newest state of each root, by scope and name, as far as records can be read."""
+        """Return the newest state of each root, by scope and name, as far as records are readable."""
         readable, _ = self.readable_records()
         publishes = sorted(
             (record for record in readable if isinstance(record, PublishRecord)),
@@ -257,7 +253,7 @@ def _tag(segment: Segment | None) -> str:
 
 def _entry(file: TableFile, row: int, segment: Segment | None) -> Entry:
     narinfo = NarInfo.parse(file.text(row))
-    NarUrl.parse(narinfo.url)  # what is said to lie outside the cache is served to nobody either
+    NarUrl.parse(narinfo.url)  # URLs outside the cache are not served either
     return Entry(narinfo, segment)
 
 

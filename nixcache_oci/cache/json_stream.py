@@ -1,8 +1,8 @@
-"""A JSON document read piece by piece, so that whatever it holds takes little memory at a time.
+"""Streaming JSON: whatever a document holds takes little memory at a time.
 
-``json`` parses a whole document, and two bytes of it can become an object of 64; no other thread runs
-meanwhile. Here it parses one value at a time, out of a window of the text, and what nobody wants is passed
-over unread. Only UTF-8 is read (RFC 8259, section 8.1).
+``json`` parses whole documents, in which two bytes can become an object of 64, and blocks all threads. Here
+it parses one value at a time, from a window of the text, and skips what is not needed. Only UTF-8 is accepted
+(RFC 8259, section 8.1).
 """
 
 import codecs
@@ -14,11 +14,11 @@ from typing import Final
 from nixcache_oci.errors import FormatError
 
 MAX_VALUE_LETTERS: Final = 1024 * 1024
-"""Of a value that is read as a whole: a narinfo has at most 1 MiB. As small lists, they take 20 MiB."""
+"""Per value: a narinfo has at most 1 MiB. As small lists, it takes 20 MiB."""
 
 _WINDOW_BYTES: Final = 256 * 1024
-_MAX_MARKS: Final = 1_000_000  # quotes and brackets that are passed over: a second
-_SURELY_BEHIND: Final = 3  # letters
+_MAX_MARKS: Final = 1_000_000  # skipped quotes and brackets: a second
+_SURELY_BEHIND: Final = 3  # characters
 _SPACE = re.compile(r"[ \t\n\r]*")
 _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _OUTSIDE = re.compile(r'["\[\]{}]')
@@ -26,7 +26,7 @@ _SCALAR = re.compile(r"[^ \t\n\r,\]}]*")
 
 
 class JsonStream:
-    """Reads forward; every method raises FormatError where the document is malformed.
+    """Reads forward; every method raises FormatError if the document is malformed.
 
     Args:
         content: the document.
@@ -44,11 +44,11 @@ class JsonStream:
         self._marks = 0
 
     def is_at(self, mark: str) -> bool:
-        """Tell whether the next value begins with this letter."""
+        """Check whether the next value begins with this character."""
         return self._peek() == mark
 
     def members(self) -> Iterator[str]:
-        """Go through an object: after each name, its value has to be read or skipped."""
+        """Iterate over an object: after each name, its value has to be read or skipped."""
         for _ in self._items("{", "}"):
             name = self.value() if self.is_at('"') else None
             if not isinstance(name, str):
@@ -57,11 +57,11 @@ class JsonStream:
             yield name
 
     def elements(self) -> Iterator[str]:
-        """Go through a list: each time, a value has to be read or skipped."""
+        """Iterate over a list: each time, a value has to be read or skipped."""
         return self._items("[", "]")
 
     def value(self) -> object:
-        """Read a value; one of over a million letters is passed over, and a text that says so is read."""
+        """Read a value; one that is too long is skipped, and replaced by a text that says so."""
         self._peek()
         while True:
             try:
@@ -73,13 +73,13 @@ class JsonStream:
                 if isinstance(error, RecursionError) or not self._read_on():
                     raise self._error(str(error)) from None
             else:
-                # A number may go on behind the window, whether that ends behind "1", "1." or "1e+".
+                # A number may continue beyond the window, which may end after "1", "1." or "1e+".
                 if len(self._text) - end >= _SURELY_BEHIND or not self._read_on():
                     self._at = end
                     return value
 
     def skip(self) -> None:
-        """Pass over a value; what is in it is not validated."""
+        """Skip a value without validating it."""
         beginning = self._peek()
         if not beginning or beginning in ",:]}":
             raise self._error(f"expected a value, got {beginning!r}")
@@ -97,9 +97,9 @@ class JsonStream:
                 return
 
     def end(self) -> None:
-        """Make sure that nothing but white space is left."""
+        """Check that only white space is left."""
         if self._peek():
-            raise self._error("something is behind its end")
+            raise self._error("something follows its end")
 
     def _items(self, opening: str, closing: str) -> Iterator[str]:
         self._expect(opening)
@@ -120,7 +120,7 @@ class JsonStream:
         self._at += 1
 
     def _peek(self) -> str:
-        """Give the next letter that is no white space; nothing at the end."""
+        """Return the next character that is not white space; empty at the end."""
         self._pass_over(_SPACE)
         return self._text[self._at : self._at + 1]
 
@@ -132,19 +132,19 @@ class JsonStream:
                 return
 
     def _pass_string(self) -> None:
-        """Go behind the quote that ends the string of which the first one was read."""
+        """Skip the rest of a string whose opening quote was read."""
         while True:
             match = _IN_STRING.match(self._text, self._at)
             self._at = match.end() if match is not None else self._at
             if self._text[self._at : self._at + 1] == '"':
                 self._at += 1
                 return
-            # Else the window ends here, or in the middle of an escape.
+            # Else the window ends here, or within an escape.
             if not self._read_on():
                 raise self._error("it ends too early")
 
     def _find(self, shape: re.Pattern[str]) -> str:
-        """Go behind the next mark, and give it."""
+        """Skip to after the next mark, and return it."""
         while (match := shape.search(self._text, self._at)) is None:
             self._at = len(self._text)
             if not self._read_on():
@@ -156,7 +156,7 @@ class JsonStream:
         return match[0]
 
     def _read_on(self) -> bool:
-        """Widen the window by as much as it has, and forget what was read; False at the end."""
+        """Double the window, and drop what was read; False at the end."""
         if self._offset >= len(self._content):
             return False
         left = self._text[self._at :]

@@ -1,7 +1,7 @@
-"""The listing: which segments a cache has at a moment, read from its repository.
+"""The listing: which segments a cache has, read from its repository.
 
-Source: design section 2, "Index". Empty is only what the repository itself calls empty: no ``cache-index``
-and no segment's tag. Whatever else goes wrong is an error, and a reader keeps what it has.
+Source: design section 2, "Index". A cache is empty only if its repository says so: no ``cache-index`` and no
+segment's tag. Everything else is an error, and readers keep what they have.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.version1 import version1_layer
 from nixcache_oci.clients.repository import Repository, StoredManifest, has_manifest
-from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -25,14 +25,14 @@ from nixcache_oci.oci.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
-# Enough to hide the round trips of a long list, few enough to be a polite client.
+# Enough to hide round trips, few enough to be polite.
 _PARALLEL_REQUESTS = 8
 
 MAX_SEGMENTS: Final = 4000
-"""Of a cache, as it is read. An index of 1 MiB, the largest that is written, has room for 3,000; to look for
-a narinfo in 4,000 tables takes a millisecond."""
+"""Segments read of a cache. The largest index that is written, 1 MiB, holds 3,000; a look-up in 4,000 tables
+takes a millisecond."""
 MAX_UNLISTED_BYTES: Final = 256 * 1024 * 1024
-"""Of the manifests of segments that no index lists, in one look: each is fetched for its annotations."""
+"""Manifests of unlisted segments fetched per read, for their annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,12 @@ class Listing:
     """The segments of a cache.
 
     Attributes:
-        index: what ``cache-index`` pointed at, or None where there is none.
-        segments: those that the index lists, and those that only their tags know.
+        index: digest of ``cache-index``, or None.
+        segments: listed by the index, or found by their tags.
         version1: the document of a version 1 cache, or None.
-        is_complete: False where a tag was listed and its manifest was not there: collected a moment ago,
-            or pushed a moment ago by way of a registry that lags. Worth another look soon. Also where there
-            are more tags than are read.
-        left_out: how many segments are not among these, for there are more than are read.
+        is_complete: False if a tag had no manifest: just collected, or just pushed to a registry that lags,
+            so worth another read soon; or if there are more tags than are read.
+        left_out: how many segments are over ``MAX_SEGMENTS``.
     """
 
     index: Digest | None = None
@@ -57,11 +56,16 @@ class Listing:
 
     @property
     def tables(self) -> tuple[Digest, ...]:
-        """The blob of each table; a version 1 document is one, too."""
+        """The blob of each table; a version 1 document counts as one."""
         return (*(segment.table for segment in self.segments), *((self.version1,) if self.version1 else ()))
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is no cache at all, as the repository itself says: no index, and no segment's tag."""
+        return self.index is None and not self.tables and self.is_complete and not self.left_out
+
     def tables_newest_first(self) -> dict[Digest, list[Segment]]:
-        """Give each table once, with its segments; a version 1 document is the last, and has none."""
+        """Return each table with its segments; a version 1 document comes last, with none."""
         tables: dict[Digest, list[Segment]] = {}
         for segment in newest_first(self.segments):
             tables.setdefault(segment.table, []).append(segment)
@@ -100,18 +104,18 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Union:
-    """What one read of tags and index gave.
+    """The union of index and tags, as read once.
 
     Attributes:
-        index: the index, with the segments that only their tags know listed as well; all else verbatim.
-        digest: what ``cache-index`` pointed at, or None where there is none.
+        index: as read, with unlisted segments added.
+        digest: of ``cache-index``, or None.
         version1: the document of a version 1 cache, or None.
         is_complete: see ``Listing``.
-        untagged: segments that the index lists and no tag names: whoever deletes a manifest takes its tags,
-            too, but a cache may also have been copied without them. ``find_gone`` tells.
-        orphans: segments' tags, at or after the watermark, whose manifest is not there.
-        unread: how many tags of segments that no index lists were left alone, for there are more than are
-            read. An index may be written all the same, with the watermark as it was: it takes nothing away.
+        untagged: listed segments without a tag: deleting a manifest deletes its tags, but a cache may also
+            have been copied without them. ``find_missing_manifests`` decides.
+        orphans: segments' tags, at or after the watermark, without a manifest.
+        unread: how many unlisted tags are over the limit. An index may still be written, with its watermark
+            unchanged: they stay valid.
     """
 
     index: CacheIndex
@@ -122,13 +126,9 @@ class Union:
     orphans: tuple[SegmentTag, ...] = ()
     unread: int = 0
 
-    def listing(self, gone: AbstractSet[Digest] = frozenset()) -> Listing:
-        """Give what is read of it: the newest 4,000 segments.
-
-        Args:
-            gone: manifests of segments that do not count.
-        """
-        segments = tuple(one for one in self.index.segments if one.manifest not in gone)
+    def listing(self, missing: AbstractSet[Digest] = frozenset()) -> Listing:
+        """Return the newest ``MAX_SEGMENTS`` segments, except those with missing manifests."""
+        segments = tuple(one for one in self.index.segments if one.manifest not in missing)
         left_out = max(0, len(segments) - MAX_SEGMENTS)
         if left_out:
             segments = tuple(newest_first(segments)[:MAX_SEGMENTS])
@@ -138,11 +138,11 @@ class Union:
 async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> Union:
     """Read all tags, then the index, each once.
 
-    Tags come first: a segment that is pushed in between is in the index then, or in the next list of tags.
+    Tags come first: a segment pushed in between is then in the index, or in the next list of tags.
 
     Args:
-        repository: where the cache lies.
-        known: segments read before, whose manifests need not be fetched again.
+        repository: of the cache.
+        known: segments read before, whose manifests are not fetched again.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -151,11 +151,11 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     tags = await _list_tags(repository)
     stored = await _get_index(repository)
     if tags is None:
-        # Either it was made meanwhile, or the registry contradicts itself: no tags are not all tags.
+        # Either it was created meanwhile, or the registry contradicts itself.
         tags = await _list_tags(repository) if stored is not None else []
     if tags is None:
         raise RegistryError(
-            f"{repository.name}: the registry says that there is no such repository, and has its {INDEX_TAG}",
+            f"{repository.name}: the registry says that there is no such repository, but has its {INDEX_TAG}",
             is_temporary=True,
         )
     version1: Digest | None = None
@@ -163,29 +163,29 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
     if stored is not None and stored.media_type in media_type.MANIFESTS:
         version1 = version1_layer(Manifest.parse(stored.content)).digest
     elif stored is not None:
-        # Thousands of descriptors take long enough to be in the way of others.
+        # On a thread: there may be thousands of descriptors.
         index = await asyncio.to_thread(CacheIndex.parse, stored.content)
     by_manifest = {segment.manifest: segment for segment in known}
     unlisted, unread = await asyncio.to_thread(index.unlisted, tags, MAX_SEGMENTS)
     found = [by_manifest[tag.manifest] for tag in unlisted if tag.manifest in by_manifest]
-    reading = _Reading(repository)
+    unlisted_reader = _UnlistedReader(repository)
     unknown = [tag for tag in reversed(unlisted) if tag.manifest not in by_manifest]
-    read = await run_all(map(reading.read_segment, unknown), _PARALLEL_REQUESTS)
-    reading.warn_of_others()
+    read = await run_all(map(unlisted_reader.read_segment, unknown), _PARALLEL_REQUESTS)
+    unlisted_reader.warn_of_others()
     found += [segment for segment in read if segment is not None]
     return Union(
         index=await asyncio.to_thread(index.with_segments, found),
         digest=stored.digest if stored is not None else None,
         version1=version1,
-        is_complete=not (reading.orphans or reading.unread or unread),
+        is_complete=not (unlisted_reader.orphans or unlisted_reader.unread or unread),
         untagged=await asyncio.to_thread(_find_untagged, index, tags),
-        orphans=tuple(sorted(reading.orphans, key=lambda tag: (tag.created, tag.manifest))),
-        unread=unread + reading.unread,
+        orphans=tuple(sorted(unlisted_reader.orphans, key=lambda tag: (tag.created, tag.manifest))),
+        unread=unread + unlisted_reader.unread,
     )
 
 
-async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
-    """Find those of these segments whose manifests are gone.
+async def find_missing_manifests(repository: Repository, segments: Iterable[Segment]) -> list[Segment]:
+    """Find the segments whose manifests are missing.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -199,12 +199,31 @@ async def find_gone(repository: Repository, segments: Iterable[Segment]) -> list
 
 
 async def read_listing(repository: Repository, known: Iterable[Segment] = ()) -> Listing:
-    """Read which segments the cache has, the newest 4,000; likewise."""
+    """Read the newest ``MAX_SEGMENTS`` segments; as ``read_union``."""
     return (await read_union(repository, known)).listing()
 
 
+def require_cache(
+    repository: Repository,
+    listing: Listing,
+    remedy: str = "check NIXCACHE_REPO, NIXCACHE_REGISTRY and NIXCACHE_IMAGE, or publish to it first",
+) -> None:
+    """Make sure that there is a cache: a name that is mistyped is no cache without problems.
+
+    Raises:
+        Error: there is none; says what was looked for, and the remedy.
+    """
+    if listing.is_absent:
+        raise Error(f"{say_absent(repository.name)}: {remedy}")
+
+
+def say_absent(name: str) -> str:
+    """Say that there is no cache at a repository, and what was looked for."""
+    return f"there is no cache at {name} (neither a tag {INDEX_TAG} nor any segment-* tag)"
+
+
 def newest_first(segments: Iterable[Segment]) -> list[Segment]:
-    """Put segments in the order in which they are read."""
+    """Sort segments in reading order."""
     return sorted(segments, key=lambda segment: segment.created, reverse=True)
 
 
@@ -213,13 +232,8 @@ def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...
     return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
 
 
-class _Reading:
-    """One look at the segments that only their tags know.
-
-    Attributes:
-        orphans: tags whose manifest is not there.
-        unread: how many were left alone.
-    """
+class _UnlistedReader:
+    """Reads the manifests of unlisted segments; ``Union`` defines orphans and unread."""
 
     def __init__(self, repository: Repository) -> None:
         self.orphans: list[SegmentTag] = []
@@ -229,15 +243,15 @@ class _Reading:
         self._others: list[str] = []
 
     async def read_segment(self, tag: SegmentTag) -> Segment | None:
-        """Read one; None where it is none of ours, or counted as orphan or unread."""
+        """Read one; None if it is not a segment, an orphan, or unread."""
         if self._bytes > MAX_UNLISTED_BYTES:
             self.unread += 1
             return None
         try:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
-            # A tag that leads elsewhere names no segment: a repair that was cut short leaves one behind.
-            if not await _leads_elsewhere(self._repository, tag):
+            # A tag of another manifest names no segment: an interrupted repair leaves one behind.
+            if not await _is_retagged(self._repository, tag):
                 self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)
@@ -248,13 +262,13 @@ class _Reading:
             return None
 
     def warn_of_others(self) -> None:
-        """Say once what is tagged like a segment, and is none."""
+        """Warn once of what is tagged as a segment, but is none."""
         if self._others:
             fields = {"count": len(self._others), "first": self._others[0]}
             _log.warning("no segments", extra={"fields": fields})
 
 
-async def _leads_elsewhere(repository: Repository, tag: SegmentTag) -> bool:
+async def _is_retagged(repository: Repository, tag: SegmentTag) -> bool:
     try:
         return await repository.resolve(str(tag)) != tag.manifest
     except NotFoundError:
@@ -265,7 +279,7 @@ async def _list_tags(repository: Repository) -> list[str] | None:
     try:
         return await repository.list_tags()
     except NotFoundError:
-        return None  # the repository said itself that it does not exist
+        return None  # the registry says that there is no such repository
 
 
 async def _get_index(repository: Repository) -> StoredManifest | None:

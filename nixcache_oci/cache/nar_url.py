@@ -1,21 +1,24 @@
-"""Where a NAR lies, as a narinfo's URL says it.
+"""The place of a NAR, as in a narinfo's URL.
 
 ``nar/<64 hex>.nar.zst`` is a whole blob, ``nar/<64 hex>/<offset>-<length>.nar.zst`` a slice of a pack.
-A URL is not covered by a narinfo's signature, so it may say where the bytes lie: serving a NAR needs no
-look-up. Source: design section 2, "Table".
+Signatures do not cover the URL, so it can encode the place: serving a NAR needs no look-up. Source: design
+section 2, "Table".
 """
 
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
 MAX_PACK_BYTES: Final = 16 * 1024 * 1024
 MAX_PACKED_NAR_BYTES: Final = 256 * 1024
 
-# Nix picks the decompressor by the narinfo's Compression; the suffix is for people and for other tools.
+# Nix picks the decompressor by Compression; the suffix is for people and other tools.
 SUFFIXES: Final = {
     "none": "",
     "xz": ".xz",
@@ -28,6 +31,8 @@ SUFFIXES: Final = {
     "lzip": ".lzip",
     "compress": ".Z",
 }
+
+_MEDIA_TYPES: Final = MappingProxyType({"zstd": media_type.NAR_ZSTD, "xz": media_type.NAR_XZ})
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,17})"
 _SHAPE = re.compile(
@@ -62,7 +67,7 @@ class NarUrl:
         """Read the URL of a narinfo, or the path of a request without its leading slash.
 
         Raises:
-            FormatError: any other shape, a number that is not canonical, or a slice that no pack can hold.
+            FormatError: another form, a non-canonical number, or a slice beyond the limits of packs.
         """
         match = _SHAPE.fullmatch(text)
         if match is None:
@@ -72,11 +77,16 @@ class NarUrl:
             return cls(blob, suffix=suffix)
         offset, length = int(match["offset"]), int(match["length"])
         if not 0 < length <= MAX_PACKED_NAR_BYTES or offset + length > MAX_PACK_BYTES:
-            raise FormatError(f"NAR URL: {offset}-{length} lies in no pack of at most {MAX_PACK_BYTES} bytes")
+            raise FormatError(f"NAR URL: {offset}-{length} fits in no pack of at most {MAX_PACK_BYTES} bytes")
         return cls(blob, offset, length, suffix)
 
 
 def pack_of(narinfo: bytes) -> Digest | None:
-    """Tell which pack a narinfo's NAR lies in, without parsing the rest; None for a blob of its own."""
+    """Return the pack of a narinfo's NAR, without parsing the rest; None for a blob of its own."""
     match = _PACK_LINE.search(narinfo)
     return Digest(match[1].decode()) if match is not None else None
+
+
+def describe_nar(blob: Digest, compression: str, size: int) -> Descriptor:
+    """Describe a NAR blob; only the narinfo names a compression without a media type."""
+    return Descriptor(_MEDIA_TYPES.get(compression, media_type.NAR), blob, size)

@@ -1,6 +1,6 @@
 """Packs: many small compressed NARs in one blob, so that a closure costs few requests.
 
-Each NAR is compressed alone and nothing lies between them, so any can be cut out by offset and length.
+Each NAR is compressed alone, without gaps, so each can be read by offset and length.
 Source: design section 2, "Segment".
 """
 
@@ -11,9 +11,10 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, SUF
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 FIRST_PACK_BYTES: Final = 1024 * 1024
-"""Of the first pack of a publish; see ``PackBuilder.following``."""
+"""Limit of a publish's first pack; see ``PackBuilder.following``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,9 @@ class Pack:
     """One finished pack.
 
     Attributes:
-        content: the NARs, one after another, at most 16 MiB.
-        digest: the name of the blob.
-        narinfos: of what lies in it, each with the URL of its slice.
+        content: the concatenated NARs, at most 16 MiB.
+        digest: of the blob.
+        narinfos: of its NARs, each with the URL of its slice.
     """
 
     content: bytes
@@ -32,18 +33,16 @@ class Pack:
 
 
 def fits_pack(file_size: int) -> bool:
-    """Tell whether a NAR of so many compressed bytes goes into a pack; otherwise it is a blob of its own."""
+    """Check whether a NAR of so many compressed bytes goes into a pack, not into a blob of its own."""
     return 0 < file_size <= MAX_PACKED_NAR_BYTES
 
 
 class PackBuilder:
-    """Collects small NARs, in the order given: the caller adds them in closure order.
-
-    ``add`` refuses what no longer fits; the caller then takes ``finish()`` and starts anew.
+    """Collects small NARs in closure order, until ``add`` refuses one: then ``finish`` and use ``following``.
 
     Args:
-        limit: bytes that it takes at most.
-        max_blob_bytes: what the registry takes as one blob; None for any size. No pack is larger.
+        limit: in bytes.
+        max_blob_bytes: limit of the registry; None for none.
     """
 
     def __init__(self, limit: int = MAX_PACK_BYTES, max_blob_bytes: int | None = None) -> None:
@@ -53,27 +52,26 @@ class PackBuilder:
         self._parts: list[tuple[NarInfo, int, int]] = []
 
     def following(self) -> Self:
-        """Start the next one, for twice as much.
+        """Start the next one, with twice the limit.
 
-        The first packs of a closure are small, so that several come at once over connections of their own,
-        and its first NARs soon; the later ones are large, so that there are few, and they have more time.
+        A closure's first packs are small, so that they arrive soon and in parallel; later ones are large, so
+        that there are few.
         """
         return type(self)(min(2 * self._limit, MAX_PACK_BYTES), self._max_blob_bytes)
 
     def add(self, narinfo: NarInfo, compressed: bytes) -> bool:
-        """Append one NAR; False where this pack has no room for it.
+        """Append one NAR; False if this pack is full.
 
         Args:
-            narinfo: of the NAR; its URL is replaced when the pack is finished.
-            compressed: at most 256 KiB, and what the registry takes as one blob.
+            narinfo: of the NAR; ``finish`` replaces its URL.
+            compressed: at most 256 KiB, and the registry's limit.
 
         Raises:
             FormatError: empty, or over 256 KiB.
         """
         if not fits_pack(len(compressed)):
-            raise FormatError(
-                f"pack: {narinfo.store_path}: {len(compressed)} bytes do not belong into a pack"
-            )
+            size = counted(len(compressed), "byte")
+            raise FormatError(f"pack: {narinfo.store_path}: {size} do not belong in a pack")
         if len(self._content) + len(compressed) > self._limit:
             return False
         self._parts.append((narinfo, len(self._content), len(compressed)))
@@ -81,7 +79,7 @@ class PackBuilder:
         return True
 
     def finish(self) -> Pack:
-        """Name the pack by its content and point the narinfos at their slices; none, where none was added."""
+        """Build the pack, and point the narinfos at their slices."""
         content = bytes(self._content)
         digest = Digest.of(content)
         return Pack(

@@ -1,41 +1,42 @@
-"""Several jobs at once, a bounded number of them, and jobs on threads."""
+"""Bounded concurrency, and jobs on threads."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from nixcache_oci.cache.progress import SILENT, Stage
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[T]:
-    """Run every job, at most ``at_once`` of them at a time, and give the results in the jobs' order.
+async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int, stage: Stage = SILENT) -> list[T]:
+    """Run all jobs, at most ``at_once`` at a time, and return the results in order.
 
-    The first error ends the others and is raised as it is, not as a group.
+    Each is reported to the stage. The first error cancels the others, and is raised as it is, not as a group.
     """
     started = list(jobs)
-    room = asyncio.Semaphore(at_once)
+    semaphore = asyncio.Semaphore(at_once)
 
     async def run(job: Coroutine[Any, Any, T]) -> T:
-        async with room:
-            return await job
+        async with semaphore:
+            result = await job
+        stage.advance(1)
+        return result
 
     try:
-        async with failing_first() as group:
+        async with task_group() as group:
             tasks = [group.create_task(run(job)) for job in started]
     finally:
         for job in started:
-            job.close()  # one that was cancelled before its turn would be reported as never awaited
+            job.close()  # else one cancelled before its turn is reported as never awaited
     return [task.result() for task in tasks]
 
 
 @asynccontextmanager
-async def failing_first() -> AsyncIterator[asyncio.TaskGroup]:
-    """Run tasks beside what is done within, and wait for them.
-
-    An error within ends them; one of theirs ends what is done within. It is raised as it is, not as a group.
-    """
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup that raises its first error as it is, not as a group."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
@@ -44,10 +45,10 @@ async def failing_first() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 @asynccontextmanager
-async def begun(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Begin a job beside what is done within, which waits for it when it wants the result.
+async def in_background(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run a job in the background of the block, which may await its result.
 
-    What is not waited for is ended, and so are its errors: what failed within counts more.
+    If it does not, the job is cancelled, and its errors are dropped: those of the block matter more.
     """
     task = asyncio.create_task(job)
     try:
@@ -55,20 +56,32 @@ async def begun(job: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen, and of no use to anybody any more
+        retrieve(task)
 
 
 async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a job on a thread; whoever is cancelled meanwhile still waits for its end.
+    """Run a job on a thread; if cancelled, still wait for its end.
 
-    A thread cannot be cancelled, and nobody may clean up behind it while it is at work.
+    A thread cannot be cancelled, and nothing may be cleaned up while it runs.
     """
     running = asyncio.ensure_future(asyncio.to_thread(job, *args, **kwargs))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # seen, and of no use to anybody any more
+        retrieve(running)
         raise
+
+
+def retrieve(task: "asyncio.Future[Any]") -> None:
+    """Mark a done task's error as retrieved: nobody may be waiting for it any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def cancel_all(tasks: Iterable["asyncio.Future[Any]"]) -> None:
+    """Cancel tasks and wait for their end; their errors are dropped."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Records: what a publish, a pin or an unpin left in a table, for gc to count.
+"""Records: what a publish, a pin or an unpin leaves in a table, for gc.
 
-Each is one stanza of ``Key: value`` lines. Kinds and fields that this version does not know are kept.
-What can be made can be read again, for nobody may publish a table that gc then refuses.
+Each is one stanza of ``Key: value`` lines. Unknown kinds and fields are kept. Every valid record can be read
+back: a publish must not write a table that gc refuses.
 Source: design section 2, "Table".
 """
 
@@ -17,13 +17,13 @@ from nixcache_oci.nix.store_path import StorePath
 Field = tuple[str, str]
 
 PUSH_SCOPE_START: Final = "push/"
-"""Scopes whose publishes displace only the names that they build, as narrowed runs do."""
+"""Prefix of scopes whose publishes supersede only the names that they build, as narrowed runs do."""
 
 UNRECORDED: Final = timedelta(days=9)
-"""A publish that changes nothing leaves no record while its scope's last one is younger: a tenth of the usual
-time to live of a scope. gc waits as much longer before a scope is over."""
+"""A publish that changes nothing leaves no record while its scope's last one is younger: a tenth of a scope's
+default time to live. gc adds it to the time to live."""
 
-# Neither a line break nor half of a surrogate pair, which UTF-8 cannot write.
+# No control characters, and no lone surrogates, which UTF-8 cannot encode.
 FIELD_VALUE: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 """What a field of a table can hold."""
 
@@ -37,12 +37,12 @@ class PublishRecord:
 
     Attributes:
         scope: what later publishes supersede, such as a branch and system; no spaces.
-        run: the job's run; all records of one scope and run belong together; no spaces.
-        time: when it published, and it keeps that time through every rewrite.
-        roots: name and store path of each root; a name may hold spaces.
+        run: of the job; all records of one scope and run belong together; no spaces.
+        time: of the publish, kept by every rewrite.
+        roots: name and store path of each root; a name may contain spaces.
         failed: names of roots that did not build.
-        is_partial: a narrowed run, which displaces only its own names.
-        extra: fields that this version does not know.
+        is_partial: a narrowed run, which supersedes only its own names.
+        extra: unknown fields.
     """
 
     scope: str
@@ -67,10 +67,10 @@ class PinRecord:
 
     Attributes:
         name: of the pin; no spaces.
-        path: what is kept.
-        time: when it was pinned.
+        path: that is kept.
+        time: of the pin.
         keep: ``until <time>``, ``for <N> revisions`` or ``forever``.
-        extra: fields that this version does not know.
+        extra: unknown fields.
     """
 
     name: str
@@ -86,6 +86,11 @@ class PinRecord:
                 f"record: a pin is kept until <time>, for <N> revisions, or forever, not {self.keep[:80]!r}"
             )
 
+    @property
+    def keep_text(self) -> str:
+        """``keep`` as people read it: the record has ``for 1 revisions``."""
+        return "for 1 revision" if self.keep == "for 1 revisions" else self.keep
+
 
 @dataclass(frozen=True, slots=True)
 class UnpinRecord:
@@ -94,7 +99,7 @@ class UnpinRecord:
     Attributes:
         name: of the pin; no spaces.
         time: when it ended.
-        extra: fields that this version does not know.
+        extra: unknown fields.
     """
 
     name: str
@@ -107,11 +112,7 @@ class UnpinRecord:
 
 @dataclass(frozen=True, slots=True)
 class UnknownRecord:
-    """A record of a kind that this version does not know, kept as it is.
-
-    Attributes:
-        fields: at least one, the first of which tells the kind.
-    """
+    """A record of an unknown kind, kept as it is; the first field tells the kind."""
 
     fields: tuple[Field, ...]
 
@@ -124,18 +125,15 @@ Record = PublishRecord | PinRecord | UnpinRecord | UnknownRecord
 
 
 def is_root_name(text: str) -> bool:
-    """Tell whether a record can hold a root, or the failure of one, under this name."""
+    """Check whether this is a valid name of a root."""
     return text != "" and FIELD_VALUE.fullmatch(text) is not None
 
 
 def parse_record(fields: tuple[Field, ...]) -> Record:
-    """Read one stanza; its first key tells the kind.
-
-    Args:
-        fields: at least one.
+    """Parse the fields of one stanza, at least one; the first key tells the kind.
 
     Raises:
-        FormatError: a known kind with a value that breaks its form.
+        FormatError: a known kind with a malformed value.
     """
     (kind, value), rest = fields[0], fields[1:]
     words = value.split(" ")
@@ -152,7 +150,7 @@ def parse_record(fields: tuple[Field, ...]) -> Record:
 
 
 def record_fields(record: Record) -> tuple[Field, ...]:
-    """Turn a record into the fields of its stanza."""
+    """Return the fields of a record's stanza."""
     match record:
         case PublishRecord():
             return (
@@ -179,7 +177,7 @@ def _parse_publish(scope: str, run: str, time: datetime, fields: tuple[Field, ..
     for key, value in fields:
         match key:
             case "Root":
-                # A quoted attribute may hold spaces, a store path may not.
+                # A quoted attribute may contain spaces, a store path may not.
                 name, _, path = value.rpartition(" ")
                 if not name:
                     raise FormatError(f"record: Root needs a name and a store path: {value[:200]!r}")

@@ -1,8 +1,8 @@
-"""What is left of a segment whose manifest is gone, or some of its blobs.
+"""Salvaging a segment whose manifest, or some of whose blobs, are missing.
 
-Retention rules and clean-up jobs of registries delete manifests, and their collectors then take blobs, at
-once or weeks later. Whatever can still be read is listed again by a segment in the old one's place; what
-refers to something that is lost leaves with it, for a closure is complete or not listed.
+Retention rules and clean-up jobs of registries delete manifests, and their collectors then blobs, at once or
+weeks later. A new segment lists what can still be read, except paths that refer to lost ones: a closure is
+listed whole or not at all.
 """
 
 from collections import defaultdict, deque
@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import Table
@@ -35,9 +34,9 @@ class Salvage:
     """What is left.
 
     Attributes:
-        table: header and records of the old one, and the narinfos that stay; None where it cannot be read.
+        table: the old header and records, with the remaining narinfos; None if unreadable.
         blobs: descriptor of each blob that the narinfos point into.
-        lost: store paths that do not stay, and why.
+        lost: store paths that are dropped, and why.
     """
 
     table: Table | None = None
@@ -46,12 +45,12 @@ class Salvage:
 
 
 async def salvage(repository: Repository, segment: Segment, budget: TableBudget | None = None) -> Salvage:
-    """Read what is left of a segment; a byte of each blob is read.
+    """Read what is left of a segment, with a byte of each blob.
 
     Args:
-        repository: where it lies.
-        segment: which.
-        budget: of all tables that are read like this; what is over it is lost, as damaged ones are.
+        repository: of the segment.
+        segment: to salvage.
+        budget: shared by all such tables; one over it is lost.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -87,12 +86,12 @@ async def salvage(repository: Repository, segment: Segment, budget: TableBudget 
 
 
 def without_lost(table: Table, blobs: Mapping[Digest, Descriptor], unreadable: Iterable[str] = ()) -> Salvage:
-    """Leave out what lies in no blob of these, and what refers to that.
+    """Drop paths without a blob, and what refers to them.
 
     Args:
-        table: all that was listed.
-        blobs: those that are there.
-        unreadable: base names of what is as good as not there.
+        table: as it was.
+        blobs: that exist.
+        unreadable: base names that count as lost.
     """
     unreadable = set(unreadable)
     readable = [one for one in table.narinfos if one.store_path.base_name not in unreadable]
@@ -109,12 +108,12 @@ def without_lost(table: Table, blobs: Mapping[Digest, Descriptor], unreadable: I
 def find_lost(
     narinfos: Sequence[NarInfo], blobs: Iterable[Digest], unreadable: Iterable[str]
 ) -> dict[StorePath, str]:
-    """Decide what is left out, and why: a closure is complete or not listed.
+    """Decide which paths are lost, and why: a closure is listed whole or not at all.
 
     Args:
         narinfos: of one table.
-        blobs: those that are there.
-        unreadable: base names of what is as good as not there.
+        blobs: that exist.
+        unreadable: base names that count as lost.
     """
     blobs = set(blobs)
     referrers: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Segments: all that one publish added, as one immutable image manifest under a tag of its own.
+"""Segments: what one publish added, as an immutable image manifest under a tag of its own.
 
 Source: design section 2, "Segment" and "Index".
 """
@@ -16,6 +16,7 @@ from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
+from nixcache_oci.wording import counted
 
 MAX_LAYERS: Final = 2000
 
@@ -25,11 +26,11 @@ _TAG = re.compile(rf"segment-({_DAY}T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]Z)-
 
 @dataclass(frozen=True, slots=True)
 class SegmentTag:
-    """A segment's own tag: the list of tags alone tells which segments exist.
+    """A segment's own tag: the list of tags alone shows which segments exist.
 
     Attributes:
         created: to the second.
-        manifest: digest of the segment's manifest, so that each can be checked against its name.
+        manifest: digest of the manifest, which can be checked against it.
     """
 
     created: datetime
@@ -40,23 +41,23 @@ class SegmentTag:
 
     @classmethod
     def parse(cls, tag: str) -> Self | None:
-        """Read a tag; None for a tag that is not a segment's."""
+        """Parse a tag; None if it is not a segment's."""
         match = _TAG.fullmatch(tag)
         if match is None:
             return None
         try:
             return cls(parse_tag_time(match[1]), Digest(match[2]))
         except FormatError:
-            return None  # shaped like one, but there is no such time: nobody of ours made it
+            return None  # the form of one, but no such time: not ours
 
 
 def is_segment_tag(tag: str, since: datetime, but: Container[str]) -> bool:
-    """Tell whether a tag has a segment's form, by text alone: there may be 100,000 tags.
+    """Check for a segment's tag by its text alone: there may be 100,000 tags.
 
     Args:
-        tag: what may be one.
-        since: older ones are none.
-        but: hex digests of manifests whose tags are none.
+        tag: to check.
+        since: older ones do not count.
+        but: hex digests of manifests whose tags do not count.
     """
     match = _TAG.fullmatch(tag)
     return match is not None and match[1] >= format_tag_time(since) and match[2] not in but
@@ -67,11 +68,11 @@ class Segment:
     """A segment as the index lists it: enough to read its table without its manifest.
 
     Attributes:
-        descriptor: as the index has it, carried over verbatim by every rewrite of the index.
+        descriptor: as in the index, carried over verbatim by every rewrite.
         table: digest of the table blob.
         created: when it was published.
-        paths: how many narinfos it lists.
-        condemned: since when gc holds it for dead, or None.
+        paths: number of narinfos.
+        condemned: when gc marked it as dead, or None.
     """
 
     descriptor: Descriptor
@@ -82,7 +83,7 @@ class Segment:
 
     @property
     def manifest(self) -> Digest:
-        """What names the segment."""
+        """Digest of its manifest."""
         return self.descriptor.digest
 
     @property
@@ -115,19 +116,19 @@ class Segment:
 
     @classmethod
     def from_manifest(cls, content: bytes) -> Self:
-        """Read a segment's own manifest, for a segment that no index lists yet.
+        """Read the manifest of a segment that no index lists yet.
 
         Raises:
             FormatError: not a segment of version 2.
         """
         digest = Digest.of(content)
         if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
-            raise FormatError(f"manifest {digest}: {len(content)} bytes, too many for a segment")
+            raise FormatError(f"manifest {digest}: {counted(len(content), 'byte')}, too many for a segment")
         manifest = Manifest.parse(content)
         if manifest.artifact_type != media_type.SEGMENT:
-            raise FormatError(f"manifest {digest}: it is no segment, but {clip(manifest.artifact_type)}")
+            raise FormatError(f"manifest {digest}: it is not a segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
-            raise FormatError(f"segment {digest}: its first layer is no table")
+            raise FormatError(f"segment {digest}: its first layer is not a table")
         annotations = {
             **{
                 key: manifest.annotations[key]
@@ -136,7 +137,7 @@ class Segment:
             },
             media_type.ANNOTATION_TABLE: str(manifest.layers[0].digest),
         }
-        # No artifactType here: a common copier strips it, which would change the index's digest.
+        # No artifactType: a common copier strips it, which would change the index's digest.
         return cls.from_descriptor(
             Descriptor(media_type.IMAGE_MANIFEST, digest, len(content), annotations=annotations)
         )
@@ -149,17 +150,17 @@ def build_manifest(
 
     Args:
         table: of the table blob.
-        layers: every blob that the table's narinfos point into; a blob that is named twice is written once.
+        layers: every blob that the narinfos point into; duplicates are dropped.
         created: the segment's time, also in its tag.
-        paths: how many narinfos the table lists.
-        source: address of the GitHub repository that the package belongs to.
+        paths: number of narinfos.
+        source: URL of the GitHub repository that the package belongs to.
 
     Raises:
         FormatError: over 2,000 layers, or over 1 MiB.
     """
     unique = {layer.digest: layer for layer in layers}
     if len(unique) + 1 > MAX_LAYERS:
-        raise FormatError(f"segment: {len(unique) + 1} layers, over the limit of {MAX_LAYERS}")
+        raise FormatError(f"segment: {counted(len(unique) + 1, 'layer')}, over the limit of {MAX_LAYERS}")
     annotations = {
         media_type.ANNOTATION_CREATED: format_time(created),
         media_type.ANNOTATION_PATHS: str(paths),
@@ -174,7 +175,8 @@ def build_manifest(
     ).render()
     if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
         raise FormatError(
-            f"segment: a manifest of {len(content)} bytes, over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
+            f"segment: a manifest of {counted(len(content), 'byte')}, "
+            f"over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
         )
     return content
 

@@ -1,4 +1,4 @@
-"""Splitting what is to be listed into segments: one, unless that is over what a segment may hold.
+"""Splitting narinfos into segments: one, unless that is over a limit.
 
 Source: design section 2, "Segment" and "Table".
 """
@@ -17,15 +17,15 @@ from nixcache_oci.oci.document import render_document
 from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES
 
 MAX_NARINFO_BYTES: Final = MAX_TABLE_BYTES - 4 * 1024 * 1024
-"""Of all narinfos in a table; what is left is for its header and records."""
+"""Narinfos per table; the rest is for header and records."""
 
-# What is left is for config, table and annotations.
+# The rest is for config, table and annotations.
 _MAX_LAYER_BYTES: Final = MAX_WRITTEN_MANIFEST_BYTES - 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentContent:
-    """What one segment is to hold.
+    """What one segment will hold.
 
     Attributes:
         narinfos: references first.
@@ -44,36 +44,36 @@ def split(
     max_bytes: int = MAX_NARINFO_BYTES,
     max_blob_bytes: int | None = None,
 ) -> list[SegmentContent]:
-    """Split, keeping the order; there is always at least one segment, which may be empty: for the records.
+    """Split, keeping the order, into at least one segment, which may be empty: for the records.
 
-    A manifest stays below its limit of bytes, too. A narinfo that is over a limit by itself comes alone, and
-    is refused where it is written.
+    A manifest keeps to its limit, too. A narinfo that is over a limit alone gets a segment of its own, and is
+    refused when that is written.
 
     Args:
         narinfos: references first, with URLs of this cache.
         blobs: descriptor of each blob that they point into.
         max_layers: of a segment, without its table.
         max_bytes: of all narinfos of a segment.
-        max_blob_bytes: what the registry takes as one blob; None for any size. Tables and manifests keep to
-            it: narinfos shrink to about half when they are compressed, which leaves room for records.
+        max_blob_bytes: limit of the registry; None for none. Tables and manifests keep to it: narinfos
+            compress to about half, which leaves space for records.
     """
     max_layer_bytes = _MAX_LAYER_BYTES
     if max_blob_bytes is not None:
         max_bytes, max_layer_bytes = min(max_bytes, max_blob_bytes), min(max_layer_bytes, max_blob_bytes)
-    filling = _Filling(max_layers, max_bytes, max_layer_bytes)
+    current = _Builder(max_layers, max_bytes, max_layer_bytes)
     contents: list[SegmentContent] = []
     for narinfo in narinfos:
         descriptor = blobs[NarUrl.parse(narinfo.url).blob]
-        if not filling.add(narinfo, descriptor):
-            contents.append(filling.finish())
-            filling = _Filling(max_layers, max_bytes, max_layer_bytes)
-            filling.add(narinfo, descriptor)
-    return [*contents, filling.finish()]
+        if not current.add(narinfo, descriptor):
+            contents.append(current.finish())
+            current = _Builder(max_layers, max_bytes, max_layer_bytes)
+            current.add(narinfo, descriptor)
+    return [*contents, current.finish()]
 
 
 @dataclass(slots=True)
-class _Filling:
-    """A segment that is being filled."""
+class _Builder:
+    """Builds a segment's content."""
 
     max_layers: int
     max_bytes: int
@@ -84,7 +84,7 @@ class _Filling:
     layer_bytes: int = 0
 
     def add(self, narinfo: NarInfo, blob: Descriptor) -> bool:
-        """Take one more; False where there is no room for it beside the others."""
+        """Add one; False if that is over a limit."""
         layers, layer_bytes = len(self.layers), self.layer_bytes
         if blob.digest not in self.layers:
             layers += 1
@@ -100,5 +100,4 @@ class _Filling:
         return True
 
     def finish(self) -> SegmentContent:
-        """Give what was taken."""
         return SegmentContent(tuple(self.narinfos), tuple(self.layers.values()))

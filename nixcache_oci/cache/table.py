@@ -1,7 +1,7 @@
 """Tables: the text that lists what one segment holds.
 
-Stanzas of ``Key: value`` lines, parted by one empty line: a header, then records, then narinfos sorted by
-hash part, each exactly what the proxy serves. Stanzas are rendered from parsed values, never pasted: an
+Stanzas of ``Key: value`` lines, separated by one empty line: a header, then records, then narinfos sorted by
+hash part, each exactly as the proxy serves it. Stanzas are rendered from parsed values, never pasted: an
 empty line inside a value would forge a stanza. Source: design section 2, "Table".
 """
 
@@ -20,11 +20,12 @@ from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import LETTER, to_number
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.wording import counted
 
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
-# A narinfo names at most some thousands of references; a longer stanza is an attack or damage.
+# A narinfo has at most some thousand references; a longer stanza is an attack or damage.
 MAX_STANZA_BYTES: Final = 1024 * 1024
-# Room for a hundred public keys. Every reader parses the header of every table, and there may be thousands.
+# A hundred public keys. Every reader parses the headers of all tables, of which there may be thousands.
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _VERSION: Final = "2"
@@ -32,35 +33,35 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 _NARINFO_KEY: Final = "StorePath"
 _NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
-_MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path that Linux takes
+_MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path on Linux
 _HASH_LETTERS: Final = 32
 _HASH_PART = re.compile(f"{LETTER}{{{_HASH_LETTERS}}}".encode())
 _LISTED = re.compile(
     _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
 )
 _MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_LETTERS + 1
-# No other thread runs while a regular expression searches; this much takes a few milliseconds.
+# A regular expression blocks all threads; this much takes a few milliseconds.
 _SEARCHED_BYTES: Final = 512 * 1024
-_KEY_LETTERS: Final = 12  # as many letters as fit into an unsigned 64-bit key
+_KEY_LETTERS: Final = 12  # that fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_LETTERS
-"""Of a key: its bits are as even as those of the hash parts."""
+"""Bits of a key, as evenly distributed as hash parts."""
 
 Content: TypeAlias = bytes | mmap
 """The text of a table, in memory or on disk."""
 
 HashPartBytes = NewType("HashPartBytes", bytes)
-"""The letters of a ``HashPart``, as they stand in a table, or in a request that was checked."""
+"""The characters of a ``HashPart``, from a table or a validated request."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableHeader:
-    """What a table says of itself.
+    """The header of a table.
 
     Attributes:
         created: when the segment was made.
-        source: where from, such as the address of a commit; None where unknown.
-        public_keys: ``name:base64`` of the keys that its narinfos were signed with.
-        extra: fields that this version does not know.
+        source: such as the URL of a commit, or None.
+        public_keys: ``name:base64`` of the keys that signed its narinfos.
+        extra: unknown fields.
     """
 
     created: datetime
@@ -79,15 +80,11 @@ class Table:
 
 
 def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
-    """Write a table; narinfos are put in order.
-
-    Args:
-        table: what to write.
-        limit: bytes that it may have at most.
+    """Write a table of at most ``limit`` bytes; narinfos are sorted.
 
     Raises:
-        FormatError: a value that holds a line break, a store path listed twice, a stanza over 1 MiB, or over
-            the limit in all.
+        FormatError: a line break in a value, a store path listed twice, or a stanza or the whole over its
+            limit.
     """
     narinfos = sorted(table.narinfos, key=lambda narinfo: narinfo.store_path.hash_part)
     for one, other in pairwise(narinfos):
@@ -100,24 +97,24 @@ def render_table(table: Table, *, limit: int = MAX_TABLE_BYTES) -> bytes:
     stanzas += [narinfo.render() for narinfo in narinfos]
     content = b"\n".join(_encode_stanza(stanza) for stanza in stanzas)
     if len(content) > limit:
-        raise FormatError(f"table: {len(content)} bytes, over the limit of {limit}")
+        raise FormatError(f"table: {counted(len(content), 'byte')}, over the limit of {limit}")
     return content
 
 
 def parse_table(content: bytes) -> Table:
-    """Read a whole table strictly, for those who rewrite or count; a reader of narinfos uses ``scan``.
+    """Parse a whole table strictly, to rewrite or count it; look-ups use ``scan``.
 
     Raises:
-        FormatError: anything that breaks the format.
+        FormatError: malformed.
     """
     return replace(parse_head(content), narinfos=tuple(parse_narinfos(content)))
 
 
 def parse_narinfos(content: Content) -> Iterator[NarInfo]:
-    """Read all narinfos strictly, one at a time: the stanzas that ``scan`` finds, and no others.
+    """Parse all narinfos strictly, one at a time: exactly the stanzas that ``scan`` finds.
 
     Raises:
-        FormatError: anything that breaks the format behind the head.
+        FormatError: malformed after the head.
     """
     end_of_head = _end_of_head(content)
     if end_of_head == len(content):
@@ -132,7 +129,7 @@ def parse_narinfos(content: Content) -> Iterator[NarInfo]:
 
 
 def parse_head(content: Content) -> Table:
-    """Read header and records strictly, and leave the narinfos alone.
+    """Parse header and records strictly, but no narinfos.
 
     Raises:
         FormatError: not a version 2 table, or a malformed header or record.
@@ -142,7 +139,7 @@ def parse_head(content: Content) -> Table:
 
 
 def parse_header(content: Content) -> TableHeader:
-    """Read the header alone: a malformed record is gc's trouble, and no reason not to serve the narinfos.
+    """Parse only the header: a malformed record must not keep narinfos from being served.
 
     Raises:
         FormatError: not a version 2 table, or a malformed header.
@@ -155,11 +152,11 @@ def parse_header(content: Content) -> TableHeader:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Where the narinfos of a table lie, for look-ups.
+    """The positions of a table's narinfos, for look-ups.
 
     Attributes:
-        keys: the first 12 letters of each hash part as a number, ascending.
-        positions: offset of each hash part in the table, in bytes; same order.
+        keys: the first 12 characters of each hash part as a number, ascending.
+        positions: byte offset of each hash part in the table; same order.
     """
 
     keys: "array[int]"
@@ -167,17 +164,17 @@ class Scan:
 
 
 def scan(content: Content) -> Scan:
-    """Find every narinfo without parsing any: a stanza is validated when it is first served.
+    """Find every narinfo without parsing it: a stanza is validated when it is first served.
 
     Raises:
-        FormatError: the narinfos are not in order.
+        FormatError: the narinfos are not sorted.
     """
     keys, positions = array("Q"), array("I")
     previous = b""
     for match in _find_listed(content):
         hash_part = match[1]
         if hash_part <= previous:
-            raise FormatError(f"table: {hash_part.decode()} does not come in the order of hash parts")
+            raise FormatError(f"table: {hash_part.decode()} is not in the order of hash parts")
         previous = hash_part
         keys.append(row_key(hash_part))
         positions.append(match.start(1))
@@ -192,7 +189,7 @@ def _find_listed(content: Content) -> Iterator[re.Match[bytes]]:
         for match in _LISTED.finditer(content, start, end):
             yield match
             behind = match.end()
-        # What begins before the end, and goes on behind it, begins after this.
+        # A match that crosses the end begins after this.
         start = max(behind, end - _MOST_LISTED_BYTES)
 
 
@@ -205,19 +202,19 @@ def find_hash_part(
     start: int = 0,
     end: int | None = None,
 ) -> int | None:
-    """Look one narinfo up by bisection; ``keys`` and ``positions`` come from ``scan``.
+    """Look up a narinfo by bisection.
 
     Args:
         content: the table.
-        keys: of its rows.
-        positions: of its rows.
+        keys: from ``scan``.
+        positions: from ``scan``.
         hash_part: to look for.
-        key: from ``row_key``, for those who ask several tables.
+        key: its ``row_key``, computed once for several tables.
         start: the first row that may have this key.
-        end: the row behind the last one that may; None for the number of all.
+        end: after the last row that may; None for all.
 
     Returns:
-        Its place in ``positions``, or None where the table does not list it.
+        Its row, or None.
     """
     row = bisect_left(keys, key, start, end)
     while row < len(keys) and keys[row] == key:
@@ -228,21 +225,18 @@ def find_hash_part(
 
 
 def hash_part_at(content: Content, position: int) -> HashPartBytes:
-    """Give the letters of the hash part that lies at this offset."""
+    """Return the hash part at this offset."""
     return HashPartBytes(content[position : position + _HASH_LETTERS])
 
 
 def is_key_at(content: Content, key: int, position: int) -> bool:
-    """Tell whether a key and a position are what ``scan`` would give for this table."""
+    """Check a key and a position that ``scan`` found."""
     match = _HASH_PART.fullmatch(hash_part_at(content, position))
     return match is not None and row_key(match[0]) == key
 
 
 def stanza_around(content: Content, position: int) -> bytes:
-    """Cut out the narinfo whose hash part lies at this offset, exactly as it is served.
-
-    Gives nothing where none starts before that offset, or where it is over 1 MiB.
-    """
+    """Return the narinfo whose hash part is at this offset, as stored; empty if none, or over 1 MiB."""
     earliest = max(0, position - _MAX_STORE_DIR_BYTES - len(_NARINFO_START))
     gap = content.rfind(_NARINFO_START, earliest, position)
     start = gap + 2
@@ -254,13 +248,13 @@ def stanza_around(content: Content, position: int) -> bytes:
 
 
 def row_key(hash_part: bytes) -> int:
-    """Tell what ``Scan.keys`` holds for a hash part."""
+    """Compute the value of ``Scan.keys`` for a hash part."""
     return to_number(hash_part[:_KEY_LETTERS])
 
 
 def _parse_narinfo(stanza: bytes) -> NarInfo:
     if _LISTED.match(b"\n\n" + stanza) is None:
-        # ``scan`` finds a narinfo by its first line: nobody may take for listed what is never served.
+        # ``scan`` finds narinfos by their first line: nothing may count as listed that is never served.
         raise FormatError(f"table: a narinfo that does not begin with its {_NARINFO_KEY}: {stanza[:80]!r}")
     return NarInfo.parse(stanza)
 
@@ -271,7 +265,7 @@ def _end_of_head(content: Content) -> int:
 
 
 def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
-    """Yield each stanza, its last line break included, the empty line behind it excluded."""
+    """Yield each stanza with its last line break, but without the empty line after it."""
     gap = 0
     while gap >= 0:
         if start >= end:
@@ -348,13 +342,14 @@ def _encode_stanza(stanza: str) -> bytes:
         raise FormatError(f"table: it cannot be written as UTF-8: {error}") from None
     if len(content) > MAX_STANZA_BYTES:
         raise FormatError(
-            f"table: a stanza of {len(content)} bytes, over the limit of {MAX_STANZA_BYTES}: {stanza[:120]!r}"
+            f"table: a stanza of {counted(len(content), 'byte')}, over the limit of {MAX_STANZA_BYTES}: "
+            f"{stanza[:120]!r}"
         )
     return content
 
 
 def _parse_fields(stanza: bytes) -> tuple[Field, ...]:
-    """Read what ``_render_fields`` can write, and nothing else: whatever is read can be carried over."""
+    """Parse exactly what ``_render_fields`` can write: everything read can be carried over."""
     try:
         lines = stanza.decode().split("\n")
     except UnicodeDecodeError as error:

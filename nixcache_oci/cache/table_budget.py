@@ -1,4 +1,4 @@
-"""What the tables of a cache may take, all together: each is bounded, but a registry may list thousands."""
+"""The budget of all tables of a cache: each is bounded, but a registry may list thousands."""
 
 import resource
 import sys
@@ -8,21 +8,20 @@ from typing import Final
 from nixcache_oci.errors import LimitError
 
 MAX_ALL_TABLES_BYTES: Final = 2 * 1024**3
-"""Inflated, on disk: four million narinfos of the usual 500 bytes. While an index replaces another one, the
-tables of both are there."""
+"""Inflated, on disk: four million narinfos of 500 bytes. During a refresh, old and new tables exist."""
 MAX_ENTRIES: Final = 4_000_000
-"""Narinfos. Each takes a byte of memory, and 12 on disk for look-ups; the smallest that is listed has 50."""
+"""Narinfos. Each takes a byte of memory, and 12 on disk for look-ups; the smallest has 50."""
 FILES_PER_TABLE: Final = 2
-_FILES_SHARE: Final = (7, 8)  # of those that this process may open: connections are files, too
+_FILES_SHARE: Final = (7, 8)  # of the process limit: connections are files, too
 
 
 class TableBudget:
-    """Counts the tables of one look, those that turn out damaged too; may be shared by threads.
+    """Counts the tables of one refresh, damaged ones too; thread-safe.
 
     Args:
-        most_bytes: of tables, inflated; and as many of them as they are sent.
+        most_bytes: of tables, both inflated and as sent.
         most_entries: narinfos.
-        most_files: open files; None for most of those that the system allows this process.
+        most_files: open files; None for most of the process limit.
     """
 
     def __init__(
@@ -42,20 +41,24 @@ class TableBudget:
         self._lock = threading.Lock()
 
     def receive(self, count: int) -> None:
-        """Count bytes as they are sent; LimitError where all tables are over the limit with them."""
+        """Count bytes as sent.
+
+        Raises:
+            LimitError: over the budget, as in the other methods.
+        """
         self._take("bytes sent", count)
 
     def inflate(self, count: int) -> None:
-        """Count bytes of a table; LimitError likewise."""
+        """Count inflated bytes."""
         self._take("bytes", count)
 
     def open(self, entries: int) -> None:
-        """Count a table that is kept open, and its narinfos; LimitError likewise."""
+        """Count a table that stays open, and its narinfos."""
         self._take("entries", entries)
         self._take("open files", FILES_PER_TABLE)
 
     def check(self) -> None:
-        """Raise LimitError where nothing more is to be read: the next table may be small, but is older."""
+        """Raise LimitError if the budget is spent: a smaller but older table must not be read either."""
         for what in self._left:
             self._take(what, 0)
 

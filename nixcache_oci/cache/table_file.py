@@ -1,8 +1,8 @@
-"""Tables on disk: inflated, with the keys for look-ups beside them, both memory-mapped.
+"""Tables on disk: inflated, with a keys file for look-ups, both memory-mapped.
 
-So a cache of any size costs hardly any memory of its own, and is ready as soon as its files are open.
-The keys file is ours alone and can always be made again: 32 bytes that name it, then two numbers of 8 bytes
-(the table's size, the count of keys), then the keys of 8 bytes, then the positions of 4.
+So a cache of any size takes little memory, and is ready once its files are open. The keys file is private and
+can be rebuilt: 32 bytes of magic, two numbers of 8 bytes (the table's size, the count of keys), then the keys
+of 8 bytes, then the positions of 4.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
 
-from nixcache_oci.cache.growing_file import Elsewhere, GrowingFile
 from nixcache_oci.cache.record import Record
+from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
 from nixcache_oci.cache.table import (
     KEY_BITS,
     HashPartBytes,
@@ -47,22 +47,22 @@ from nixcache_oci.oci.digest import Digest
 _MAGIC: Final = f"nixcache-oci keys 1 {sys.byteorder}\n".encode().ljust(32, b"\0")
 _SIZES: Final = struct.Struct("=QQ")
 _KEYS_START: Final = len(_MAGIC) + _SIZES.size
-# Where the rows of each thousandth of all keys start, so that few pages are touched to find one: most tables
-# of a large cache do not have what is looked for. Takes 4 KiB, and a millisecond when a table is opened.
+# The first row of each 1024th of the key space, so that a look-up touches few pages: most tables of a large
+# cache miss. Takes 4 KiB, and a millisecond when a table is opened.
 _BUCKETS: Final = 1024
 BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
 _NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
-# Keys that are shown to people: of a table, each, and in all the letters of one.
+# Public keys shown to people: per table, and characters of each.
 _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_LETTERS: Final = 512
-# The whole of a table is mapped while it is scanned: one at a time, so that the others take no memory.
+# Scanning maps a whole table into memory: one at a time.
 _SCANNING: Final = threading.Lock()
 _PIECE_BYTES: Final = 1024 * 1024
 _PIECE_NUMBERS: Final = 64 * 1024
 
 
 class TableFile:
-    """One table, open for look-ups, and shared by all who hold it.
+    """One table, open for look-ups, and shared.
 
     Args:
         text: the table.
@@ -70,18 +70,18 @@ class TableFile:
 
     Attributes:
         size: bytes of the table.
-        count: how many narinfos it lists.
-        starts: of the keys with the same first bits, the first row; ``key >> BUCKET_SHIFT`` numbers them.
-        recorded_keys: the first public keys that the header names.
-        verdicts: one byte a row, for the holder to remember what validating that narinfo gave.
+        count: number of narinfos.
+        starts: the first row of each bucket; ``key >> BUCKET_SHIFT`` is its number.
+        recorded_keys: the first public keys of the header.
+        verdicts: one byte per row, for the result of validating its narinfo.
 
     Raises:
-        FormatError: they are damaged, or do not belong together.
+        FormatError: damaged, or not of the same table.
     """
 
     def __init__(self, text: mmap.mmap, keys: mmap.mmap) -> None:
         if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
-            raise FormatError("table: its keys file is none of this version")
+            raise FormatError("table: its keys file is not of this version")
         size, count = _SIZES.unpack_from(keys, len(_MAGIC))
         positions_start = _KEYS_START + 8 * count
         if size != len(text) or len(keys) != positions_start + 4 * count:
@@ -106,44 +106,37 @@ class TableFile:
         """Map the table that ``TableFileWriter`` put at this path.
 
         Raises:
-            OSError: it is not there, or cannot be read.
+            OSError: it cannot be read.
             FormatError: it is damaged.
         """
         return cls(_map(path), _map(_keys_path(path)))
 
     @property
     def header(self) -> TableHeader:
-        """What the table says of itself, parsed each time: thousands of tables may be open."""
+        """The header, parsed each time: thousands of tables may be open."""
         return parse_header(self._text)
 
     def find(self, hash_part: HashPart) -> int | None:
-        """Look one narinfo up; gives its row, or None."""
+        """Return the row of a narinfo, or None."""
         wanted = HashPartBytes(hash_part.encode())
         key = row_key(wanted)
         bucket = key >> BUCKET_SHIFT
         return self.find_between(wanted, key, self.starts[bucket], self.starts[bucket + 1])
 
     def find_between(self, hash_part: HashPartBytes, key: int, start: int, end: int) -> int | None:
-        """Look up as ``find`` does, for those who ask several tables.
-
-        Args:
-            hash_part: to look for.
-            key: from ``row_key``.
-            start: of the key's rows, out of ``starts``.
-            end: of the same.
-        """
+        """Look up like ``find``, with a ``row_key`` and its rows from ``starts``."""
         return find_hash_part(self._text, self._keys, self._positions, hash_part, key, start, end)
 
     def hash_part(self, row: int) -> HashPartBytes:
-        """Give the hash part of a row, as it lies there: not validated."""
+        """Return the hash part of a row, not validated."""
         return hash_part_at(self._text, self._positions[row])
 
     def text(self, row: int) -> bytes:
-        """Cut one narinfo out, as it lies there: not validated."""
+        """Return the narinfo of a row, not validated."""
         return stanza_around(self._text, self._positions[row])
 
     def save(self, path: RootedPath) -> None:
-        """Put it where ``open`` finds it.
+        """Write it to where ``open`` finds it.
 
         Raises:
             OSError: it cannot be written.
@@ -152,19 +145,19 @@ class TableFile:
         write_file(path, _pieces(self._text), path.parent)
 
     def narinfos(self) -> Iterator[NarInfo]:
-        """Read all narinfos strictly, in the order of their rows.
+        """Parse all narinfos strictly, in row order.
 
         Raises:
-            FormatError: the table breaks the format, be it in a stanza that is served to nobody.
+            FormatError: malformed, even in a stanza that is never served.
         """
         return parse_narinfos(self._text)
 
     def release(self) -> None:
-        """Give memory back that reading all of it took; what is asked for later is read from disk."""
+        """Release the memory that reading all of it took."""
         self._text.madvise(mmap.MADV_DONTNEED)
 
     def records(self) -> tuple[Record, ...]:
-        """Read what publishes left.
+        """Read the records.
 
         Raises:
             FormatError: a record is malformed.
@@ -173,43 +166,43 @@ class TableFile:
 
 
 class TableFileWriter:
-    """Puts a table on disk while its blob comes in; every method blocks, and belongs on a thread.
+    """Writes a table to disk while its blob arrives; every method blocks: call it on a thread.
 
-    Nothing is visible at ``path`` before the whole of it is checked, and two who write the same table do not
-    disturb each other. Whatever happens, ``close`` has to be called in the end.
+    Nothing is visible at ``path`` before it is verified, and concurrent writers of the same table do not
+    interfere. ``close`` must be called in the end.
 
     Args:
-        path: where it goes.
-        budget: of all tables; every method raises LimitError where it is spent.
-        elsewhere: where it goes if that cannot be; None to fail.
-        remember: is given a table that went elsewhere.
+        path: of the table.
+        budget: shared; every method raises LimitError once it is spent.
+        fallback: if the disk is full; None to fail.
+        remember: receives a table that is in the fallback.
     """
 
     def __init__(
         self,
         path: RootedPath,
         budget: TableBudget | None = None,
-        elsewhere: Elsewhere | None = None,
+        fallback: Fallback | None = None,
         remember: Callable[[TableFile], None] = lambda _table: None,
     ) -> None:
         self._path = path
         self._budget = budget or TableBudget()
-        self._elsewhere = elsewhere
+        self._fallback = fallback
         self._remember = remember
         self._unfinished_text = path.parent / unfinished_name()
         self._unfinished_keys = path.parent / unfinished_name()
         self._digest = hashlib.sha256()
-        self._file: GrowingFile | None = None
-        self._keys: GrowingFile | None = None
+        self._file: SpillingFile | None = None
+        self._keys: SpillingFile | None = None
         self._text: LimitedText | None = None
         self._inflater: TableInflater | None = None
 
     def write(self, compressed: bytes) -> None:
-        """Take the next piece of the blob.
+        """Write the next piece of the blob.
 
         Raises:
             OSError: it cannot be written.
-            FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent.
+            FormatError: not zstd, over 64 MiB inflated, or inflated to over 64 times its size.
         """
         self._digest.update(compressed)
         if self._inflater is None:
@@ -217,7 +210,7 @@ class TableFileWriter:
         self._inflater.write(compressed)
 
     def write_text(self, text: bytes) -> None:
-        """Take the next piece of a table as text, one that was not compressed.
+        """Write the next piece of uncompressed text.
 
         Raises:
             OSError: it cannot be written.
@@ -229,15 +222,15 @@ class TableFileWriter:
         self._text.write(text)
 
     def finish(self, digest: Digest | None) -> TableFile:
-        """Check the whole, and put it in its place.
+        """Verify the whole, and move it to its path.
 
         Args:
-            digest: of all that was taken; None where nobody told it, for a table that was made here.
+            digest: of all that was written; None for a table that was made here.
 
         Raises:
             OSError: it cannot be written.
-            DigestError: the blob is not what its digest says.
-            FormatError: it is no table.
+            DigestError: the blob does not match its digest.
+            FormatError: not a table.
         """
         actual = Digest(self._digest.hexdigest())
         if digest not in (None, actual):
@@ -249,9 +242,9 @@ class TableFileWriter:
             raise FormatError("table: it does not end with a line break")
         with _SCANNING:
             found = scan(text)
-            text.madvise(mmap.MADV_DONTNEED)  # all of it was looked at, and counts as our memory until then
+            text.madvise(mmap.MADV_DONTNEED)  # scanning made it resident
         self._budget.open(len(found.keys))
-        # Opened before it gets its name: another process may remove that at once.
+        # Opened before it gets its name, which another process may remove at once.
         table = TableFile(text, self._map_keys(len(text), found))
         if not (self._file.is_kept and self._keys is not None and self._keys.is_kept and self._keep()):
             self._remember(table)
@@ -265,17 +258,17 @@ class TableFileWriter:
                     file.close()
         finally:
             for path in (self._unfinished_text, self._unfinished_keys):
-                with suppress(OSError):  # what is left there, ``remove_unfinished`` removes
+                with suppress(OSError):  # ``remove_unfinished`` removes what is left
                     path.unlink()
 
     def _open(self) -> LimitedText:
-        with suppress(OSError):  # the file itself says it better
+        with suppress(OSError):  # creating the file reports it better
             self._path.parent.make_folder()
-        self._file = GrowingFile(self._unfinished_text, self._elsewhere)
+        self._file = SpillingFile(self._unfinished_text, self._fallback)
         return LimitedText(self._file, self._budget)
 
     def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
-        self._keys = GrowingFile(self._unfinished_keys, self._elsewhere)
+        self._keys = SpillingFile(self._unfinished_keys, self._fallback)
         self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
         for numbers in (found.keys, found.positions):
             for start in range(0, len(numbers), _PIECE_NUMBERS):
@@ -287,15 +280,15 @@ class TableFileWriter:
             self._unfinished_keys.replace(_keys_path(self._path))
             self._unfinished_text.replace(self._path)
         except OSError as error:
-            if self._elsewhere is None:
+            if self._fallback is None:
                 raise
-            self._elsewhere.tell(error)
+            self._fallback.tell(error)
             return False
         return True
 
 
 def remove_table(path: RootedPath) -> None:
-    """Forget a table; whoever has it open keeps it."""
+    """Delete a table; it stays open where it is open."""
     path.unlink(missing_ok=True)
     _keys_path(path).unlink(missing_ok=True)
 

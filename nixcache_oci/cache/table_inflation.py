@@ -1,6 +1,6 @@
-"""Inflating tables: the one way for all who read them, so that gc counts exactly what a proxy serves.
+"""Inflating tables, with the same limits for all readers: gc counts exactly what a proxy serves.
 
-A table's blob may be several zstd frames, one after another; each counts. The limits are the same for all.
+A table's blob may be several concatenated zstd frames.
 """
 
 from typing import IO, Final, Protocol, cast
@@ -15,8 +15,8 @@ from nixcache_oci.clients.resume import TABLE_HEAD_SECONDS, read_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 
-# What every reader of zstd has to take (RFC 8878, section 3.1.1.1.2), and what level 19 makes; of memory, for
-# each table on its way.
+# Memory per table in transit: what every zstd reader has to support (RFC 8878, section 3.1.1.1.2), and level
+# 19 makes.
 _MAX_WINDOW_BYTES: Final = 8 * 1024 * 1024
 # Narinfos are mostly hashes, and compress to a fifth. A small blob that inflates to far more is a bomb.
 _MAX_RATIO: Final = 64
@@ -24,18 +24,14 @@ _ANY_RATIO_BYTES: Final = 1024 * 1024
 
 
 class Target(Protocol):
-    """Takes the text of a table, piece by piece."""
+    """Receives the text of a table, piece by piece."""
 
     def write(self, piece: bytes, /) -> int:
         """Take the next piece."""
 
 
 class LimitedText:
-    """Passes the text of a table on, and refuses to pass a limit: a small blob can inflate to anything.
-
-    Args:
-        target: gets it.
-        budget: of all tables.
+    """Forwards the text of a table up to a limit: a small blob can inflate to anything.
 
     Attributes:
         limit: bytes, at most 64 MiB.
@@ -48,10 +44,11 @@ class LimitedText:
         self.limit = MAX_TABLE_BYTES
 
     def write(self, piece: bytes) -> int:
-        """Take the next piece.
+        """Forward the next piece.
 
         Raises:
-            FormatError: it is over the limit; LimitError, over the budget.
+            FormatError: over the limit.
+            LimitError: over the budget.
         """
         self._size += len(piece)
         if self._size > self.limit:
@@ -61,27 +58,22 @@ class LimitedText:
 
 
 class TableInflater:
-    """Inflates a table's blob while it comes in.
-
-    Args:
-        text: gets it; its limit is set here.
-        budget: of all tables.
-    """
+    """Inflates a table's blob into ``text`` while it arrives, and sets the limit there."""
 
     def __init__(self, text: LimitedText, budget: TableBudget) -> None:
         self._text = text
         self._budget = budget
         self._received = 0
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        # All that the library asks of its target is write().
+        # The library only calls write().
         self._writer = decompressor.stream_writer(cast("IO[bytes]", text), closefd=False)
 
     def write(self, compressed: bytes | bytearray) -> None:
-        """Take the next piece of the blob.
+        """Inflate the next piece of the blob.
 
         Raises:
-            FormatError: not zstd, over 64 MiB when inflated, or over 64 times what was sent; LimitError, over
-                the budget.
+            FormatError: not zstd, over 64 MiB inflated, or inflated to over 64 times its size.
+            LimitError: over the budget.
         """
         self._budget.receive(len(compressed))
         self._received += len(compressed)
@@ -95,12 +87,9 @@ class TableInflater:
 def inflate_table(compressed: bytes | bytearray, budget: TableBudget | None = None) -> bytes:
     """Inflate the whole blob of a table in memory.
 
-    Args:
-        compressed: the blob.
-        budget: of all tables; None where this is the only one.
-
     Raises:
-        FormatError: what ``TableInflater`` refuses.
+        FormatError: as ``TableInflater.write``.
+        LimitError: over the budget.
     """
     budget = budget or TableBudget()
     content = _Memory()
@@ -112,10 +101,10 @@ async def read_table(repository: Repository, table: Digest, budget: TableBudget 
     """Fetch the table of a segment, and parse all of it strictly.
 
     Raises:
-        LimitError: it is over the budget of all tables.
-        NotFoundError: it is not there.
-        DigestError: it is not what its digest says.
-        FormatError: it is no table.
+        LimitError: over the budget.
+        NotFoundError: it is missing.
+        DigestError: it does not match its digest.
+        FormatError: it is not a table.
         RegistryError: it could not be fetched.
     """
     budget = budget or TableBudget()

@@ -1,7 +1,7 @@
-"""All tables of a listing: those held already, those on disk, and the rest out of the repository.
+"""All tables of a listing: from memory, from disk, and the rest from the repository.
 
-A table that is 404 whose manifest is 404 too was collected meanwhile, and its segment is dropped; any other
-table that cannot be had is damage, and named. Source: design section 2, "Index".
+If both a table and its manifest are 404, gc collected the segment meanwhile, and it is dropped; any other
+unreadable table is reported as damaged. Source: design section 2, "Index".
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, Listing, newest_first
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table, fetch_version1
@@ -24,8 +25,9 @@ from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import DigestError, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
-# Tables are inflated on threads, and each holds one piece of its blob.
+# Each is inflated on a thread, and holds one piece of its blob.
 _PARALLEL_TABLES: Final = 4
 
 
@@ -34,11 +36,11 @@ class TableSet:
     """The tables of a listing.
 
     Attributes:
-        listing: the segments whose tables are here.
-        tables: each of these, by the digest of the table or version 1 document.
-        damaged: tag of each segment whose table cannot be had, and why.
-        left_out: one line: how many segments are not read, the oldest, and for which limit; None where all
-            are. That is no damage: they may be as good as the others.
+        listing: the segments whose tables were read.
+        tables: by digest of the table or version 1 document.
+        damaged: tag of each segment with an unreadable table, and why.
+        left_out: one line: how many segments, the oldest, are over which limit; None if none. They are not
+            damaged.
     """
 
     listing: Listing = field(default_factory=Listing)
@@ -54,13 +56,13 @@ class TableSet:
         damaged: Mapping[str, str] | None = None,
         left_out: str | None = None,
     ) -> Self:
-        """Leave out of a listing what has no table."""
+        """Drop segments without a table from a listing."""
         segments = tuple(segment for segment in listing.segments if segment.table in tables)
         version1 = listing.version1 if listing.version1 in tables else None
         return cls(replace(listing, segments=segments, version1=version1), tables, damaged or {}, left_out)
 
     def beside(self, former: Self) -> Self:
-        """Keep what was listed before beside what is listed now, as far as the limits of a look allow."""
+        """Add what was listed before to what is listed now, within the limits."""
         budget = TableBudget()
         tables: dict[Digest, TableFile] = {}
 
@@ -92,21 +94,32 @@ class TableSet:
         listing = replace(self.listing, segments=(*segments, *kept), version1=version1)
         return replace(self, listing=listing, tables=tables)
 
+    @property
+    def recorded_keys(self) -> tuple[PublicKey, ...]:
+        """The keys that the cache says it is signed with, as far as they can be read; the oldest first."""
+        keys = []
+        for text in self.catalog(()).recorded_keys:
+            try:
+                keys.append(PublicKey.parse(text))
+            except FormatError:
+                continue  # shown by nobody, trusted by nobody
+        return tuple(keys)
+
     def catalog(
         self,
         public_keys: Sequence[PublicKey],
         *,
         store_dir: str | None = None,
         with_condemned: bool = True,
-        counting_keys: tuple[PublicKey, ...] | None = None,
+        client_keys: tuple[PublicKey, ...] | None = None,
     ) -> Catalog:
-        """Put the tables together for look-ups.
+        """Build the catalog; see ``Catalog``.
 
         Args:
-            public_keys: what narinfos have to be signed with; empty for any.
-            store_dir: where store paths have to lie; None for anywhere.
-            with_condemned: False leaves out segments that gc found dead: a publisher must not count on them.
-            counting_keys: see ``Catalog``.
+            public_keys: for verification.
+            store_dir: required.
+            with_condemned: False drops segments that gc marked as dead: a publisher must not count on them.
+            client_keys: see ``Catalog``.
         """
         listed = [
             CatalogTable(self.tables[segment.table], segment.condemned is not None, segment.created)
@@ -116,7 +129,7 @@ class TableSet:
         if self.listing.version1 is not None:
             document = self.tables[self.listing.version1]
             listed.append(CatalogTable(document, is_condemned=False, created=EPOCH))
-        return Catalog.of(listed, public_keys, store_dir, counting_keys)
+        return Catalog.of(listed, public_keys, store_dir, client_keys)
 
 
 async def read_tables(
@@ -125,29 +138,33 @@ async def read_tables(
     listing: Listing,
     held: Mapping[Digest, TableFile] | None = None,
     budget: TableBudget | None = None,
+    progress: Progress = SILENT,
 ) -> TableSet:
-    """Read every table of a listing that is not here yet, the newest first, as far as the budget goes.
+    """Read every missing table of a listing, the newest first, within the budget.
 
     Args:
-        repository: where the cache lies.
-        folder: where tables are kept.
-        listing: what they belong to.
+        repository: of the cache.
+        folder: for tables.
+        listing: that names them.
         held: tables that are open already.
-        budget: what all of them may take.
+        budget: of all tables.
+        progress: reports how many are read.
 
     Raises:
-        RegistryError: the repository could not answer; what was fetched until then lies on disk.
+        RegistryError: the repository could not answer; what was fetched stays on disk.
     """
     held = held or {}
-    await asyncio.to_thread(folder.make_room, (*held, *listing.tables))
-    reading = _Reading(repository, folder, held, budget or TableBudget())
-    waiting = iter(listing.tables_newest_first().items())
-    await run_all((reading.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
-    return TableSet.of(listing, reading.tables, reading.damaged, reading.left_out(listing))
+    await asyncio.to_thread(folder.drop_unused_tables, (*held, *listing.tables))
+    tables = listing.tables_newest_first()
+    with progress.stage("reading the cache", "table", len(tables)) as stage:
+        reader = _TableReader(repository, folder, held, budget or TableBudget(), stage)
+        waiting = iter(tables.items())
+        await run_all((reader.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
+    return TableSet.of(listing, reader.tables, reader.damaged, reader.left_out(listing))
 
 
-class _Reading:
-    """One look at all tables; ``damaged`` collects what it finds wrong."""
+class _TableReader:
+    """Reads tables concurrently; ``damaged`` collects those that are unreadable."""
 
     def __init__(
         self,
@@ -155,6 +172,7 @@ class _Reading:
         folder: IndexFolder,
         held: Mapping[Digest, TableFile],
         budget: TableBudget,
+        stage: Stage,
     ) -> None:
         self.tables: dict[Digest, TableFile] = {}
         self.damaged: dict[str, str] = {}
@@ -162,6 +180,7 @@ class _Reading:
         self._folder = folder
         self._held = held
         self._budget = budget
+        self._stage = stage
         self._over: dict[Digest, str] = {}
 
     async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]]) -> None:
@@ -178,23 +197,24 @@ class _Reading:
                 if not segments:
                     self.damaged[INDEX_TAG] = str(error)
             except (DigestError, FormatError, RegistryError, OSError) as error:
-                if not isinstance(error, OSError):  # which says that nothing has room for it
+                if not isinstance(error, OSError):  # no space for it
                     await raise_unless_damage(self._repository, error)
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
                     self.damaged[tag] = str(error)
+            self._stage.advance(1)
 
     def left_out(self, listing: Listing) -> str | None:
-        """Say what was not read; see ``TableSet``."""
+        """Describe what was not read; see ``TableSet``."""
         count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
         reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
         total = len(listing.segments) + listing.left_out
-        return f"{count} of {total} segments are left out, the oldest: {reasons[0]}" if count else None
+        return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
     async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
         file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
         if file is None:
             fetch = fetch_table if segments else fetch_version1
-            return await fetch(self._repository, self._folder, table, self._budget)
+            return await fetch(self._repository, self._folder, table, self._budget, self._stage)
         self._budget.inflate(file.size)
         self._budget.open(file.count)
         return file

@@ -13,19 +13,19 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _TEXT = "%Y-%m-%dT%H:%M:%SZ"
 _TAG = "%Y%m%dT%H%M%SZ"
-# strptime is laxer than the format: it takes one digit for two.
+# strptime also accepts one digit for two.
 _TEXT_SHAPE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _TAG_SHAPE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 
 
 def now() -> datetime:
-    """Tell the time, to the second."""
+    """Return the time, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
 def format_time(time: datetime) -> str:
     """Write an aware time as ``2026-11-21T03:15:00Z``; fractions of a second are dropped."""
-    # strftime would write years before 1000 with fewer digits, which nobody can read again.
+    # strftime writes years before 1000 with fewer digits, which cannot be parsed.
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
@@ -57,7 +57,7 @@ def _parse(text: str, shape: re.Pattern[str], form: str) -> datetime:
         try:
             return datetime.strptime(text, form).replace(tzinfo=UTC)
         except ValueError:
-            pass  # the right shape, but no such day or hour: the same sentence as for a wrong shape
+            pass  # the right shape, but no such day or hour
     raise FormatError(f"time: expected one like {_example(form)}, got {text[:40]!r}")
 
 

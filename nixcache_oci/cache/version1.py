@@ -1,8 +1,8 @@
-"""Version 1: the index of the older tool of the same name, read as it is.
+"""Version 1: the index of the older tool of the same name.
 
-One JSON document holds every narinfo; NARs are plain blobs named by ``nar_digest``, and a narinfo's own URL
-does not say where. It is turned into the text of a table, so that all else knows one format only. The
-document is read an entry at a time: parsed as a whole, 64 MiB of JSON may take 1.5 GiB.
+One JSON document holds every narinfo; NARs are plain blobs named by ``nar_digest``, not by the narinfo's URL.
+It is converted to the text of a table, so that all other code knows one format. It is parsed one entry at a
+time: as a whole, 64 MiB of JSON may take 1.5 GiB.
 Source: design section 2, "Version 1".
 """
 
@@ -23,13 +23,14 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 MAX_DOCUMENT_BYTES: Final = MAX_TABLE_BYTES
-"""Some 75,000 entries: the document is held in memory while it is read, and so are its narinfos."""
+"""Some 75,000 entries: the document and its narinfos are held in memory."""
 MAX_ENTRIES: Final = 200_000
-"""And as many roots. A good entry has 350 bytes; what is smaller is skipped, but counted and remembered."""
+"""And as many roots. A valid entry has 350 bytes; smaller ones are skipped, but counted."""
 
-_SHOWN: Final = 20  # of what is skipped: all of it may be
+_SHOWN: Final = 20  # skipped entries: all may be
 
 _STORE_DIR: Final = "/nix/store"  # the older tool knew no other
 
@@ -39,12 +40,11 @@ class Version1:
     """A version 1 index as a table.
 
     Attributes:
-        narinfos: as a table holds them, with URLs that say where the bytes lie.
-        public_keys: the one that it records, if it can be read.
-        gc_roots: what the older tool's garbage collection kept, with its closure; not all of them need be
-            entries.
-        unreadable: names of entries that cannot be served.
-        skipped: name and reason of the first of these; ``public_key`` and ``gc_roots`` are named likewise.
+        narinfos: as in a table, with URLs of this cache.
+        public_keys: the recorded one, if it is valid.
+        gc_roots: roots of the older tool's garbage collection; not all need be entries.
+        unreadable: names of malformed entries.
+        skipped: name and reason of the first malformed entries, ``public_key`` and ``gc_roots``.
         skipped_count: how many were skipped in all.
     """
 
@@ -56,7 +56,7 @@ class Version1:
     skipped_count: int = 0
 
     def skip(self, name: str, reason: str) -> None:
-        """Note what cannot be read."""
+        """Note a malformed item."""
         self.skipped_count += 1
         if len(self.skipped) < _SHOWN:
             self.skipped.append((name[:80], reason))
@@ -67,7 +67,7 @@ class Version1:
         return Table(TableHeader(EPOCH, public_keys=self.public_keys), (), tuple(narinfos))
 
     def text(self) -> Iterator[bytes]:
-        """Write the table, a stanza at a time."""
+        """Yield the table's text, stanza by stanza."""
         yield render_table(Table(TableHeader(EPOCH, public_keys=self.public_keys)))
         for hash_part in sorted(self.narinfos):
             yield b"\n" + self.narinfos[hash_part]
@@ -85,11 +85,10 @@ def version1_layer(manifest: Manifest) -> Descriptor:
 
 
 def parse_version1(content: bytes | bytearray) -> Version1:
-    """Read the document; takes as much memory again as the document has, whatever it holds.
+    """Parse the document, in at most as much memory again; malformed entries are skipped and named.
 
     Raises:
-        FormatError: not such a document, or one of over 200,000 entries, roots or fields. An entry that is
-            malformed is skipped and named.
+        FormatError: not such a document, or over 200,000 entries, roots or fields.
     """
     stream = JsonStream(content, "version 1 index")
     found = Version1()
@@ -125,7 +124,7 @@ def parse_version1(content: bytes | bytearray) -> Version1:
 
 
 def _read_entries(stream: JsonStream, found: Version1) -> None:
-    # Where a name stands twice, its last value counts.
+    # If a name is repeated, its last value counts.
     found.narinfos.clear()
     for name in _bounded(stream.members()):
         entry = stream.value()
@@ -162,7 +161,9 @@ def _parse_entry(hash_part: str, entry: object) -> NarInfo:
     narinfo = replace(narinfo, url=str(NarUrl(blob, suffix=SUFFIXES[narinfo.compression])))
     size = len(narinfo.render().encode())
     if size > MAX_STANZA_BYTES:
-        raise FormatError(f"version 1 index: a narinfo of {size} bytes, over the limit of {MAX_STANZA_BYTES}")
+        raise FormatError(
+            f"version 1 index: a narinfo of {counted(size, 'byte')}, over the limit of {MAX_STANZA_BYTES}"
+        )
     return narinfo
 
 

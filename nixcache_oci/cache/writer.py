@@ -1,10 +1,11 @@
-"""Writing segments: a table, and a manifest that holds it and its blobs together, under a tag of its own.
+"""Writing segments: a table, and a manifest of it and its blobs, under a tag of its own.
 
-Blobs come before the manifest that names them, references before what refers to them, and records last: who
-finds the records finds all that they count. Source: design section 2, "Segment", and section 4.
+Blobs come before the manifest that names them, references before referrers, and records last: whoever reads
+the records finds everything that they name. Source: design section 2, "Segment", and section 4.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +25,10 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
 
+_log = logging.getLogger(__name__)
+
 _TABLE_LEVEL: Final = 12
-_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more of them get a segment of their own
+_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more get segments of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class SegmentOptions:
     """What the segments of one writer have in common.
 
     Attributes:
-        max_layers: of a manifest, its table among them.
-        max_blob_bytes: what the registry takes as one blob; None for any size.
-        source: address of the GitHub repository: GHCR links the package to it.
+        max_layers: of a manifest, its table included.
+        max_blob_bytes: limit of the registry; None for none.
+        source: URL of the GitHub repository: GHCR links the package to it.
     """
 
     max_layers: int = MAX_LAYERS
@@ -45,12 +48,7 @@ class SegmentOptions:
 
 @dataclass(frozen=True, slots=True)
 class SegmentDraft:
-    """A segment to be pushed.
-
-    Attributes:
-        table: what it lists.
-        layers: every blob that the table's narinfos point into.
-    """
+    """A segment to be pushed: its table, and every blob that the narinfos point into."""
 
     table: Table
     layers: tuple[Descriptor, ...]
@@ -58,13 +56,13 @@ class SegmentDraft:
 
 @dataclass(frozen=True, slots=True)
 class TableBlob:
-    """A table as it is sent.
+    """A compressed table.
 
     Attributes:
-        content: compressed.
-        digest: of that.
-        created: when, as its header says; becomes the segment's time.
-        paths: how many narinfos it lists.
+        content: the blob.
+        digest: of the blob.
+        created: from the header; the segment's time.
+        paths: number of narinfos.
     """
 
     content: bytes
@@ -74,7 +72,7 @@ class TableBlob:
 
     @classmethod
     def of(cls, table: Table) -> Self:
-        """Write a table; a full one takes seconds.
+        """Render and compress a table; a full one takes seconds.
 
         Raises:
             FormatError: over a limit of the format.
@@ -92,19 +90,19 @@ async def write_segments(
     *,
     options: SegmentOptions | None = None,
 ) -> list[Segment]:
-    """Push one segment, or several where that is over a limit; the index does not list them yet.
+    """Push one segment, or several if that is over a limit; the index does not list them yet.
 
     Args:
-        repository: where all blobs are already.
-        header: of each table; its time becomes the segments'.
+        repository: has all blobs already.
+        header: of each table; its time is the segments'.
         narinfos: references first, with URLs of this cache.
         blobs: descriptor of each blob that they point into, and maybe more.
         records: for gc.
-        options: of the writer; None for the format's own limits.
+        options: None for the format's own limits.
 
     Raises:
         FormatError: over a limit of the format.
-        RegistryError: the repository refused; what was pushed is found by its tag.
+        RegistryError: the repository refused; pushed segments are found by their tags.
     """
     options = options or SegmentOptions()
     # On a thread: a large one takes seconds.
@@ -119,7 +117,7 @@ def draft_segments(
     records: Sequence[Record],
     options: SegmentOptions,
 ) -> list[SegmentDraft]:
-    """Decide what each segment holds; the arguments are those of ``write_segments``."""
+    """Decide what each segment holds; arguments as of ``write_segments``."""
     contents = split(
         narinfos, blobs, max_layers=options.max_layers - 1, max_blob_bytes=options.max_blob_bytes
     )
@@ -132,14 +130,14 @@ def draft_segments(
 
 
 def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Record, ...]]:
-    """Split: the first ones go beside narinfos, the others into tables of their own."""
+    """Split records: the first go beside narinfos, the others into tables of their own."""
     pieces: list[list[Record]] = [[]]
-    size, room = 0, min(_RECORD_BYTES, most_bytes // 2)
+    size, limit = 0, min(_RECORD_BYTES, most_bytes // 2)
     for record in records:
         record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
-        if size + record_size > room:
+        if size + record_size > limit:
             pieces.append([])
-            size, room = 0, min(MAX_NARINFO_BYTES, most_bytes)
+            size, limit = 0, min(MAX_NARINFO_BYTES, most_bytes)
         pieces[-1].append(record)
         size += record_size
     return [tuple(piece) for piece in pieces]
@@ -148,7 +146,7 @@ def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Rec
 async def push_drafts(
     repository: Repository, drafts: Iterable[SegmentDraft], options: SegmentOptions
 ) -> list[Segment]:
-    """Push segments, one after another; the errors are those of ``write_segments``."""
+    """Push segments one after another; errors as of ``write_segments``."""
     return [
         await push_segment(repository, draft.table, draft.layers, source=options.source) for draft in drafts
     ]
@@ -157,21 +155,21 @@ async def push_drafts(
 async def push_segment(
     repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
 ) -> Segment:
-    """Push a table, and the manifest that holds it and its blobs together, under the segment's own tag.
+    """Push a table, and the manifest of it and its blobs, under the segment's own tag.
 
     Args:
-        repository: where the blobs of ``layers`` were pushed to already.
-        table: what the segment lists; its header's time becomes the segment's.
+        repository: has the blobs of ``layers`` already.
+        table: its header's time is the segment's.
         layers: every blob that the narinfos point into.
-        source: address of the GitHub repository: GHCR links the package to it.
+        source: URL of the GitHub repository: GHCR links the package to it.
 
     Raises:
         FormatError: over a limit of the format.
-        RegistryError: a push failed; the cache is as it was.
+        RegistryError: a push failed; the cache is unchanged.
     """
-    # On a thread: long enough for other connections to be dropped.
+    # On a thread: it takes long enough for other connections to time out.
     blob = await asyncio.to_thread(TableBlob.of, table)
-    # Beside each other: to a distant registry, each of them is three round trips.
+    # Concurrently: each takes three round trips.
     await run_all((repository.push_blob(blob.digest, blob.content), push_empty_config(repository)), 2)
     return await tag_segment(repository, blob, layers, source=source)
 
@@ -179,7 +177,7 @@ async def push_segment(
 async def tag_segment(
     repository: Repository, table: TableBlob, layers: Iterable[Descriptor], *, source: str | None = None
 ) -> Segment:
-    """Push the manifest of a segment, under its own tag; all that it names is there, the empty config too.
+    """Push the manifest of a segment under its own tag; its blobs and the empty config exist.
 
     Arguments and errors are those of ``push_segment``.
     """
@@ -192,13 +190,14 @@ async def tag_segment(
     )
     segment = Segment.from_manifest(manifest)
     await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    _log.info("segment pushed", extra={"fields": {"tag": segment.tag, "paths": segment.paths}})
     return segment
 
 
 async def push_empty_config(repository: Repository) -> None:
-    """Push what every segment shares, where it is not there yet.
+    """Push the empty config that all segments share, if it is missing.
 
-    Some registries stumble over a blob that is written again while others read it.
+    Some registries fail if a blob is written again while others read it.
     """
     if not await has_blob(repository, EMPTY_CONFIG):
         await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)

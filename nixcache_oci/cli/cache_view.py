@@ -2,28 +2,31 @@
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory, Root
-from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.listing import read_listing, require_cache
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.console import complain
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.pins import count_pins
-from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.variable import Values, add_flags
 
 VARIABLES: Final = (*table.REPOSITORY_VARIABLES, table.INDEX_DIR, table.PUBLIC_KEYS, table.LOG_LEVEL)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +78,26 @@ async def read_cache(arguments: argparse.Namespace, environment: Mapping[str, st
     config = repository_config(values)
     repository = open_repository(config, values.merged_environment(table.REPOSITORY_VARIABLES))
     try:
-        return await read_cache_from(repository, values)
+        with showing(None, is_quiet=values.flags.quiet) as progress:
+            return await read_cache_from(repository, values, progress)
     finally:
         await repository.close()
 
 
-async def read_cache_from(repository: Repository, values: Values) -> CacheView:
+async def read_cache_from(repository: Repository, values: Values, progress: Progress) -> CacheView:
     """Read a cache whose repository is open; likewise."""
     folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
     listing = await read_listing(repository)
-    tables = await read_tables(repository, folder, listing)
+    require_cache(repository, listing)
+    tables = await read_tables(repository, folder, listing, progress=progress)
+    fields = {"repository": repository.name, "segments": len(tables.listing.segments)}
+    _log.info("cache read", extra={"fields": fields})
     for tag, reason in tables.damaged.items():
         warn(f"{tag} cannot be read: {reason}")
     if tables.left_out is not None:
         warn(tables.left_out)
     if not listing.tables:
-        warn(f"{repository.name} is empty")
+        warn(f"{repository.name} is empty: its index lists nothing")
     return CacheView(repository.name, Inventory(tables))
 
 
@@ -102,17 +109,6 @@ def read_keepers(view: CacheView) -> Keepers:
     counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), now())
     pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
     return Keepers(view.inventory.roots(), pins, not malformed)
-
-
-def recorded_keys(inventory: Inventory) -> tuple[PublicKey, ...]:
-    """Read the keys that a cache says it is signed with."""
-    keys = []
-    for text in inventory.tables.catalog(()).recorded_keys:
-        try:
-            keys.append(PublicKey.parse(text))
-        except FormatError:
-            continue  # shown by nobody, trusted by nobody
-    return tuple(keys)
 
 
 def warn(line: str) -> None:

@@ -2,22 +2,21 @@
 
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
 from yarl import URL
 
+from nixcache_oci.cli.interrupt import Interrupted, handling_signals
 from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.clients.github.api_url import find_api_url
+from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.proxy import check_proxies
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files
@@ -47,30 +46,40 @@ def run_async(main: Coroutine[object, object, T]) -> T:
 
     Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
 
-    SIGTERM, which ends a job in CI, ends it like Ctrl-C: no program that was started, and no file that was
-    staged, stays behind. A coroutine may handle signals in a way of its own.
+    A signal that ends it leaves no program that was started, and no file that was staged. A coroutine may
+    handle signals in a way of its own.
 
     Raises:
-        KeyboardInterrupt: it was ended so.
+        Interrupted: a signal ended it.
     """
     allow_many_files()
+    numbers: list[int] = []
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
-        task = runner.get_loop().create_task(main)
-        runner.get_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        try:
-            return runner.run(_wait_for(task))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+        loop = runner.get_loop()
+        task = loop.create_task(main)
+
+        def end(number: int) -> None:
+            numbers.append(number)
+            if not task.done():
+                loop.call_soon_threadsafe(task.cancel)
+
+        with handling_signals(end):
+            try:
+                return runner.run(_wait_for(task))
+            except BaseException:
+                if numbers:  # whatever else fails then, fails of that
+                    raise Interrupted(numbers[0]) from None
+                raise
 
 
 async def _wait_for(task: asyncio.Task[T]) -> T:
     return await task
 
 
-def set_up_quiet_logging(values: Values) -> None:
+def set_up_quiet_logging(values: Values, *, serves_strangers: bool = False) -> None:
     """Log warnings and errors alone, unless told: for commands that say themselves what they do."""
     level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else logging.WARNING
-    set_up_logging(level, values.environment, sys.stderr)
+    set_up_logging(level, values.environment, sys.stderr, serves_strangers=serves_strangers)
     warn_of_unknown_variables(values.environment)
 
 

@@ -4,6 +4,7 @@ Names, errors and reasons come from flakes, registries and other people's stores
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -55,8 +56,8 @@ def say_generated(text: str) -> None:
 
 
 def show_foreign(line: str) -> None:
-    """Show a line of a program that was started; its colours only where a terminal takes them back."""
-    if sys.stderr.isatty():
+    """Show a line of a program that was started; its colours only on a terminal that is to have some."""
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
         shown = "".join(
             part if _COLOUR.fullmatch(part) else escape_controls(part) for part in _split_colours(line)
         )

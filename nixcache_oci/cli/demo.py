@@ -2,9 +2,7 @@
 
 import argparse
 import hashlib
-import logging
 import shlex
-import sys
 import tempfile
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
@@ -17,9 +15,8 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.writer import push_segment
-from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say
-from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.sample import make_sample
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.clients.layout import Layout
@@ -33,6 +30,7 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.settings.variable import Values
 
 _STORE_DIR = "/nix/store"
 _KEY_NAME = "nixcache-oci-demo-1"
@@ -43,20 +41,23 @@ def add_parser(subparsers: SubParsers) -> None:
     subparsers.add_parser(
         "demo",
         description=(
-            "Publish a sample into a cache in a throw-away folder, serve it on a free port of this machine, "
-            "and say what to try. Needs neither Nix nor a registry; Ctrl-C ends it, and nothing stays behind."
+            "Publish a sample to a cache in a throw-away folder, serve it on a free port of this machine, "
+            "and print what to try. Needs neither Nix nor a registry; Ctrl-C ends it and leaves nothing "
+            "behind."
         ),
         allow_abbrev=False,
     )
 
 
-def run(_arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Serve until a signal ends it."""
-    set_up_logging(logging.WARNING, environment, sys.stderr, serves_strangers=True)
+    set_up_quiet_logging(Values(environment, arguments), serves_strangers=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:
-        raise Error(f"cannot make a temporary folder: {error.strerror}; set TMPDIR to one that can") from None
+        raise Error(
+            f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
+        ) from None
     with folder as name:
         run_async(_demo(Path(name)))
     return DONE

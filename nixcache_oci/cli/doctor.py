@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from nixcache_oci.cache.progress import Stage
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.cache_view import recorded_keys
 from nixcache_oci.cli.command import complete_commands
 from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.doctor_text import print_findings
 from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.use import find_proxy_url
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
@@ -29,7 +30,7 @@ from nixcache_oci.clients.local_store.nix_settings import (
     system_environment,
     uses_daemon,
 )
-from nixcache_oci.clients.local_store.program import find_reason
+from nixcache_oci.clients.local_store.program import find_reason, ignore_line
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
 from nixcache_oci.maintenance.checks import keys, nix_use, proxy, remote, upstreams
@@ -70,8 +71,8 @@ def add_parser(subparsers: SubParsers) -> None:
         "doctor",
         description=(
             "Check settings, network, token, rights, index, keys, Nix and proxy, and say what to do. Exit "
-            "status 1 where something is wrong. With a signing key set, the machine is checked as publisher, "
-            "else as client."
+            "status 1 if something is wrong. With a signing key set, the machine is checked as a publisher, "
+            "otherwise as a client."
         ),
         allow_abbrev=False,
     )
@@ -89,7 +90,11 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
     roles = _find_roles(arguments, values)
     configured = _try_get(values, table.PUBLIC_KEYS, ())
-    found = run_async(_Doctor(values, dict(environment), roles, configured).examine())
+    with (
+        showing(None, is_quiet=arguments.quiet) as progress,
+        progress.stage("checking", "check") as stage,
+    ):
+        found = run_async(_Doctor(values, dict(environment), roles, configured).examine(stage))
     findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
     if arguments.json:
         document = {
@@ -112,12 +117,12 @@ def _find_roles(arguments: argparse.Namespace, values: Values) -> _Roles:
         return _Roles(
             is_publisher=True,
             is_client=False,
-            reason="Checked as publisher, for a signing key is set; --client checks Nix and the proxy here.",
+            reason="Checked as publisher, as a signing key is set; --client checks Nix and the proxy here.",
         )
     return _Roles(
         is_publisher=False,
         is_client=True,
-        reason="Checked as client, for no signing key is set; --publisher checks what publishing needs.",
+        reason="Checked as client, as no signing key is set; --publisher checks what publishing needs.",
     )
 
 
@@ -146,8 +151,8 @@ class _Doctor:
     configured: tuple[PublicKey, ...]
     recorded: tuple[PublicKey, ...] | None = None
 
-    async def examine(self) -> list[Finding]:
-        """Make all checks that apply."""
+    async def examine(self, stage: Stage) -> list[Finding]:
+        """Make all checks that apply; the stage is told of each few."""
         findings = _check_settings(self.values)
         try:
             location = repository_config(self.values)
@@ -155,13 +160,19 @@ class _Doctor:
             if not has_error(findings):
                 findings = [wrong(_SETTINGS, str(error))]
             location = None
-        findings += await self._check_repository(location)
-        findings += self._check_keys()
+        stage.advance(len(findings))
+
+        def add(found: Sequence[Finding]) -> None:
+            findings.extend(found)
+            stage.advance(len(found))
+
+        add(await self._check_repository(location))
+        add(self._check_keys())
         program, version = await self._check_program()
-        findings.append(program)
+        add([program])
         if self.roles.is_client:
-            findings += await self._check_client(location, version)
-            findings += await self._check_upstreams()
+            add(await self._check_client(location, version))
+            add(await self._check_upstreams())
         return findings
 
     async def _check_repository(self, location: RepositoryConfig | None) -> list[Finding]:
@@ -172,7 +183,7 @@ class _Doctor:
             return skipped(checks, "the settings name no repository")
         environment = self.values.merged_environment(table.REPOSITORY_VARIABLES)
         if isinstance(location, LayoutLocation):
-            findings = [_check_layout(location.path)]
+            findings = [_check_layout(location.path, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
         else:
             access = await remote.check_registry(
@@ -188,9 +199,11 @@ class _Doctor:
                 folder = index_dir(self.values)
             except UsageError:
                 return [*findings, *skipped((remote.INDEX,), "NIXCACHE_INDEX_DIR cannot be used")]
-            finding, inventory = await remote.read_index(repository, folder, now())
+            finding, inventory = await remote.read_index(
+                repository, folder, now(), is_publisher=self.roles.is_publisher
+            )
         if inventory is not None:
-            self.recorded = recorded_keys(inventory)
+            self.recorded = inventory.tables.recorded_keys
         return [*findings, finding]
 
     def _check_keys(self) -> list[Finding]:
@@ -212,7 +225,7 @@ class _Doctor:
             version = await Nix(self.environment, on_line=said.append).version()
         except StoreError as error:
             text = find_reason(said) if said else str(error)
-            return wrong(_PROGRAM, text, "mend what it complains about"), None
+            return wrong(_PROGRAM, text, "fix what it complains about"), None
         if version is None:
             remedy = "install Nix (https://nixos.org/download), or add the folder of its programs to PATH"
             return wrong(_PROGRAM, "no program nix of version 2.4 or newer in PATH", remedy), None
@@ -242,7 +255,7 @@ class _Doctor:
         try:
             urls = upstream_urls(self.values)
         except UsageError:
-            return skipped((upstreams.UPSTREAM,), "the settings name none that can be used")
+            return skipped((upstreams.UPSTREAM,), "the settings name no usable one")
         try:
             opened = open_upstreams(urls, self.environment)
         except UsageError as error:
@@ -253,7 +266,7 @@ class _Doctor:
         known = [str(key) for key in self.configured] or names
         quiet = [self.environment, system_environment(self.environment)]
         try:
-            own, system = [await read_settings(Nix(one, on_line=_ignore)) for one in quiet]
+            own, system = [await read_settings(Nix(one, on_line=ignore_line)) for one in quiet]
         except (StoreError, FormatError) as error:
             first, *rest = nix_use.CHECKS
             return [wrong(first, str(error), "mend nix.conf"), *skipped(rest, "nix.conf cannot be read")]
@@ -293,15 +306,12 @@ def _check_settings(values: Values) -> list[Finding]:
     return findings
 
 
-def _check_layout(path: Path) -> Finding:
+def _check_layout(path: Path, *, is_publisher: bool) -> Finding:
     if path.is_dir():
         return good(_LAYOUT, f"oci:{path}")
     if path.exists():
         return wrong(_LAYOUT, f"{path} is not a folder", "remove it, or name another in NIXCACHE_REGISTRY")
-    remedy = (
-        "publish to it: nixcache-oci publish; or set NIXCACHE_REPO to the repository of a cache that exists"
-    )
-    return warning(_LAYOUT, f"oci:{path} does not exist yet", remedy)
+    return remote.no_cache(_LAYOUT, f"oci:{path}", is_publisher=is_publisher)
 
 
 def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
@@ -315,7 +325,3 @@ def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
 
 def _name(location: RepositoryConfig) -> str:
     return f"oci:{location.path}" if isinstance(location, LayoutLocation) else str(location.reference)
-
-
-def _ignore(_line: str) -> None:
-    """Drop what Nix says beside its answer; what matters is in the error."""

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from nixcache_oci.cli.log import escape_unprintable
-from nixcache_oci.maintenance.checks.finding import Finding, Level, counted
+from nixcache_oci.maintenance.checks.finding import Finding, Level
+from nixcache_oci.wording import counted
 
 _MARKS: Final = {Level.GOOD: "✓", Level.WARNING: "!", Level.ERROR: "✗", Level.SKIPPED: "-"}
 _ASCII_MARKS: Final = {Level.GOOD: "+", Level.WARNING: "!", Level.ERROR: "x", Level.SKIPPED: "-"}

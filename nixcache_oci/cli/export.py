@@ -6,13 +6,17 @@ from pathlib import Path
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json
+from nixcache_oci.cli.console import say, say_json
+from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.export import Export
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -33,7 +37,9 @@ def add_parser(subparsers: SubParsers) -> None:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Export."""
     set_up_quiet_logging(Values(environment, arguments))
-    return run_async(_export(Values(environment, arguments), arguments.folder, is_json=arguments.json))
+    holds = f"what is in {arguments.folder} is whole; run the same command again, it writes the rest"
+    with if_interrupted(holds):
+        return run_async(_export(Values(environment, arguments), arguments.folder, is_json=arguments.json))
 
 
 async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
@@ -41,8 +47,10 @@ async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
     location = repository_config(values)
     repository = open_repository(location, values.merged_environment(table.REPOSITORY_VARIABLES))
     try:
-        view = await read_cache_from(repository, values)
-        done = await Export(repository, folder, priority, _warn).run(view.inventory)
+        actions = GithubActions.from_environment(values.environment)
+        with showing(actions, is_quiet=values.flags.quiet) as progress:
+            view = await read_cache_from(repository, values, progress)
+            done = await Export(repository, folder, priority, progress).run(view.inventory)
     finally:
         await repository.close()
     if is_json:
@@ -56,9 +64,6 @@ async def _export(values: Values, folder: Path, *, is_json: bool) -> int:
             }
         )
         return DONE if view.is_whole and not done.failed else FAILED
-    say(f"{folder}: {done.written} paths written, {done.present} were there, {done.failed} could not be had")
+    written = counted(done.written, "path")
+    say(f"{folder}: {written} written, {done.present} already there, {done.failed} failed")
     return DONE if view.is_whole and not done.failed else FAILED
-
-
-def _warn(line: str) -> None:
-    complain(f"nixcache-oci: {line}")

@@ -10,6 +10,8 @@ from nixcache_oci.cli.compose import open_remover, open_repository, run_async, s
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
@@ -19,9 +21,17 @@ from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
-_VARIABLES = (*table.REPOSITORY_VARIABLES, table.MAX_LAYERS, table.MAX_BLOB_BYTES, table.PUBLIC_KEYS)
+_VARIABLES = (
+    *table.REPOSITORY_VARIABLES,
+    table.MAX_LAYERS,
+    table.MAX_BLOB_BYTES,
+    table.PUBLIC_KEYS,
+    table.LOG_LEVEL,
+)
 _MOST_DAYS = 36_500
+_IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
 
 # What each row of the plan means, for who sees it for the first time.
 _MEANINGS = {
@@ -82,7 +92,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     )
     source = repository_source(location, values)
     merged = values.merged_environment(table.REPOSITORY_VARIABLES)
-    return run_async(_collect(arguments, options, location, source, merged))
+    with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
+        return run_async(_collect(arguments, options, location, source, merged))
 
 
 async def _collect(
@@ -97,13 +108,16 @@ async def _collect(
         stack.push_async_callback(repository.close)
         remover = open_remover(location, environment)
         stack.push_async_callback(remover.close)
-        prepared = await prepare_gc(repository, remover, options)
-        if not arguments.json:
-            _print_plan(prepared.plan)
+        actions = GithubActions.from_environment(environment)
+        progress = stack.enter_context(showing(actions, is_quiet=arguments.quiet))
+        prepared = await prepare_gc(repository, remover, options, progress=progress)
+        # Of a dry run, the plan is the result.
+        if not arguments.json and (arguments.dry_run or not arguments.quiet):
+            _print_plan(prepared.plan, repository.name)
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
-                repository, remover, prepared, force=arguments.force, source=source
+                repository, remover, prepared, force=arguments.force, source=source, progress=progress
             )
     if arguments.json:
         say_json(_to_json(prepared.plan, collected))
@@ -113,8 +127,8 @@ async def _collect(
     return FAILED if collected is not None and collected.refused else DONE
 
 
-def _print_plan(plan: GcPlan) -> None:
-    say(f"{plan.roots} paths are roots or pins")
+def _print_plan(plan: GcPlan, name: str) -> None:
+    say(f"{name}: {counted(plan.roots, 'root or pin', 'roots or pins')}")
     rows = [row for row in plan.rows() if row.segments]
     print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:
@@ -124,7 +138,8 @@ def _print_plan(plan: GcPlan) -> None:
 def _print_result(collected: Collected) -> None:
     if not collected.is_index_confirmed:
         say("others write the index at the same time: nothing was deleted; the next run goes on")
-    say(f"{len(collected.written)} segments written, {len(collected.deleted)} manifests deleted")
+    written, deleted = len(collected.written), len(collected.deleted)
+    say(f"{counted(written, 'segment')} written, {counted(deleted, 'manifest')} deleted")
     for manifest, reason in collected.refused:
         complain(f"kept {manifest}: {reason}")
 
@@ -148,7 +163,7 @@ def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:
 
 
 def _cells(row: PlanRow) -> tuple[str, str, str, str]:
-    return row.action, f"{row.segments} segments", f"{row.paths} paths", format_size(row.size)
+    return row.action, counted(row.segments, "segment"), counted(row.paths, "path"), format_size(row.size)
 
 
 def _append_summary(environment: Mapping[str, str], plan: GcPlan, *, is_dry_run: bool) -> None:

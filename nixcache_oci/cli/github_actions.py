@@ -115,6 +115,10 @@ class GithubActions:
             return None
         return f"{self.server_url}/{self.repository}/commit/{self.sha}"
 
+    def notice(self, line: str) -> None:
+        """Annotate the run with what is no trouble."""
+        self.log.command("notice", line)
+
     def warning(self, line: str) -> None:
         """Annotate the run with a warning."""
         self.log.command("warning", line)
@@ -136,18 +140,18 @@ class GithubActions:
     def append_summary(self, markdown: str) -> None:
         """Append to the step's summary; that it cannot be written is a warning, and no failure."""
         if self.summary is None:
-            self.warning("there is no step's summary: GITHUB_STEP_SUMMARY is not set")
+            self.warning("there is no step summary: GITHUB_STEP_SUMMARY is not set")
             return
         content = markdown.encode(errors="replace")
         try:
             with self.summary.open("ab") as file:
                 room = MAX_SUMMARY_BYTES - file.tell()
                 if room < min(len(content), len(_CUT)):
-                    self.warning("the step's summary is full: GitHub shows nothing of a longer one")
+                    self.warning("the step summary is full: GitHub shows nothing of a longer one")
                     return
                 file.write(content if len(content) <= room else _cut(content, room))
         except OSError as error:
-            self.warning(f"the step's summary cannot be written: {error.strerror}")
+            self.warning(f"the step summary cannot be written: {error.strerror}")
 
 
 def _cut(content: bytes, room: int) -> bytes:

@@ -12,10 +12,10 @@ from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_sending_flags,
@@ -38,11 +38,11 @@ from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.import_reading import Offer, read_offer
-from nixcache_oci.publisher.importing import Importer
-from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.import_candidates import Candidates, read_candidates
+from nixcache_oci.publisher.importer import Importer
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values
+from nixcache_oci.wording import counted
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
 
@@ -117,9 +117,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 async def _import(settings: PublishSettings, request: Request) -> int:
     began = time.monotonic()
     async with AsyncExitStack() as stack:
-        progress = stack.enter_context(
-            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions)
-        )
+        progress = stack.enter_context(settings.progress)
         repository = await stack.enter_async_context(opened(settings))
         source = _open_source(request.source)
         stack.push_async_callback(source.close)
@@ -130,25 +128,27 @@ async def _import(settings: PublishSettings, request: Request) -> int:
                 f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
                 f"{table.STORE_DIR.name}"
             )
-        offer = await read_offer(
+        candidates = await read_candidates(
             source,
             request.wanted,
             request.store_dir,
             request.public_keys,
             settings.options.upstream_key_names,
+            progress,
         )
         upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)
-        chosen = await importer.plan(offer)
+        chosen = await importer.plan(candidates)
         for name, reason in chosen.left_out.items():
             progress.warn(f"{name}: left out: {reason}")
-        progress.note(show_plan(chosen.plan))
-        _note_unchecked(offer, progress)
+        progress.note(show_plan(chosen.plan, repository))
+        _note_unchecked(candidates, progress)
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
         if settings.is_dry_run:
+            importer.warn_of_doubts(chosen.plan)
             print_dry_run(settings, chosen.plan)
             report_json(settings, repository, chosen.plan, left_out=chosen.left_out)
             return FAILED if chosen.left_out else DONE
@@ -160,15 +160,13 @@ async def _import(settings: PublishSettings, request: Request) -> int:
     return FAILED if chosen.left_out or published.failed else DONE
 
 
-def _note_unchecked(offer: Offer, progress: Progress) -> None:
-    """Say what nobody vouches for, and what cannot be looked into."""
-    if offer.unsigned:
-        progress.note(f"{offer.unsigned} of {len(offer.narinfos)} carry no signature")
-    others = [one.compression for one in offer.narinfos.values() if not can_unpack(one.compression)]
+def _note_unchecked(candidates: Candidates, progress: Progress) -> None:
+    """Say what cannot be looked into."""
+    others = [one.compression for one in candidates.narinfos.values() if not can_unpack(one.compression)]
     if others:
         progress.note(
-            f"{len(others)} are compressed with {', '.join(sorted(set(others)))}, which is not unpacked "
-            "here: they are held to their FileHash alone, and not signed"
+            f"{counted(len(others), 'NAR')} compressed with {', '.join(sorted(set(others)))}, which is not "
+            "unpacked here: only FileHash is checked, and no signature added"
         )
 
 

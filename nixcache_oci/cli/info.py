@@ -7,7 +7,7 @@ gives, and those of ``Info.to_json``.
 import argparse
 from collections.abc import MutableMapping
 
-from nixcache_oci.cli.cache_view import add_view_flags, read_cache, read_keepers, recorded_keys
+from nixcache_oci.cli.cache_view import add_view_flags, read_cache, read_keepers
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.list import failed_json
@@ -40,9 +40,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     configured = values.get(table.PUBLIC_KEYS)
     view = run_async(read_cache(arguments, environment))
     keepers = read_keepers(view)
-    look = Look(
-        view.inventory.tables.catalog(configured), configured or recorded_keys(view.inventory), keepers
-    )
+    tables = view.inventory.tables
+    look = Look(tables.catalog(configured), configured or tables.recorded_keys, keepers)
     found = find_all(view, keepers.roots, asked)
     infos = [look.at(variants) for variants in found.paths]
     if arguments.json:

@@ -47,8 +47,8 @@ def add_parser(subparsers: SubParsers) -> None:
         "init",
         description=(
             "Write GitHub workflows that publish, update and collect a cache, and a flake to start "
-            "from, into a repository, and print what to do next, with what git knows filled in. A file that "
-            "exists is never overwritten: where one differs, nothing is written."
+            "from, into a repository, and print the next steps, filled in from git. A file that "
+            "exists is never overwritten: if one differs, nothing is written."
         ),
         allow_abbrev=False,
     )
@@ -58,25 +58,27 @@ def add_parser(subparsers: SubParsers) -> None:
         nargs="?",
         type=Path,
         default=Path(),
-        help="repository; the current folder",
+        help="the repository [default: the current folder]",
     )
     parser.add_argument(
         "--actions",
         metavar="OWNER/NAME@COMMIT",
         help=(
             "GitHub repository of nixcache-oci whose actions the workflows use, and a commit or tag of it; "
-            "without it, workflows get a name that has to be replaced"
+            "without it, the workflows get a placeholder that you must replace"
         ),
     )
     parser.add_argument(
         "--flake",
         metavar="FOLDER",
         help=(
-            "folder of the flake that is published, below the repository's top: `.` is the top itself; one "
-            f"that is there stays as it is [default: . where only the top has a flake, else {FLAKE_FOLDER}]"
+            "folder of the flake to publish, below the repository's top (`.` is the top itself); an existing "
+            f"flake is left alone [default: . if only the top has a flake, else {FLAKE_FOLDER}]"
         ),
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be written, and write nothing"
+    )
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -91,8 +93,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     plan = _leave_own(folder, compare(folder, choices), choices, is_flake_chosen=arguments.flake is not None)
     if plan.different:
         raise Error(
-            f"{folder}: {', '.join(plan.different)} would be overwritten; nothing was written. Move away "
-            "what differs, run init again, and put your changes back"
+            f"{folder}: {', '.join(plan.different)} would be overwritten; nothing was written. Move those "
+            "files away, run init again, and merge your changes back"
         )
     if not arguments.dry_run:
         write(folder, plan.missing)
@@ -121,7 +123,7 @@ def _parse_actions(given: str | None) -> tuple[str, str]:
         return PLACEHOLDER, PLACEHOLDER_REF
     named = _ACTIONS.fullmatch(given)
     if named is None or _IMPOSSIBLE.fullmatch(given):
-        raise UsageError(f"--actions {given!r}: write it like OWNER/NAME@COMMIT; a tag does, too")
+        raise UsageError(f"--actions {given!r}: write it like OWNER/NAME@COMMIT; a tag works too")
     return named["actions"], named["ref"] or PLACEHOLDER_REF
 
 
@@ -143,8 +145,8 @@ def _find_github(checkout: Checkout | None) -> GithubRepository | None:
     if github is None or github.registry is None or _ENTERPRISE.fullmatch(github.host):
         return github
     _warn(
-        f"git's remote is at {github.host}, and only GitHub runs these workflows; where that is an "
-        f"enterprise's own GitHub, give their actions publish and gc the input registry: {github.registry}"
+        f"git's remote is at {github.host}, but only GitHub runs these workflows; if that is a "
+        f"GitHub Enterprise server, set the input registry of their actions publish and gc: {github.registry}"
     )
     return replace(github, host=GITHUB)
 

@@ -106,7 +106,7 @@ def _steps(situation: Situation) -> Iterator[_Step]:
     # Where git refuses to look, as into another user's repository, nothing is known of remotes.
     if is_new or (situation.checkout is not None and not situation.checkout.remote):
         yield _Step(
-            "Make a repository at GitHub, and tell git of it",
+            "Create a repository at GitHub, and add it as a git remote",
             (f"git remote add origin {situation.page}.git",),
         )
     yield _whose_actions(situation)
@@ -143,11 +143,11 @@ def _whose_actions(situation: Situation) -> _Step:
     actions, ref = situation.choices.actions, situation.choices.ref
     if actions == PLACEHOLDER or ref == PLACEHOLDER_REF:
         named = "OWNER/NAME" if actions == PLACEHOLDER else actions
-        left = [f"replace {PLACEHOLDER_REF} by a commit of {named}"]
+        left = [f"replace {PLACEHOLDER_REF} with a commit of {named}"]
         if actions == PLACEHOLDER:
             left = [
-                f"replace {PLACEHOLDER} by the nixcache-oci that you trust",
-                f"{PLACEHOLDER_REF} by a commit of it",
+                f"replace {PLACEHOLDER} with the nixcache-oci that you trust",
+                f"{PLACEHOLDER_REF} with a commit of it",
             ]
         flake = situation.choices.flake
         of_flake = "" if flake == FLAKE_FOLDER else f" --flake {shlex.quote(flake)}"
@@ -156,7 +156,7 @@ def _whose_actions(situation: Situation) -> _Step:
             f"signing key, and until then no workflow starts. To do so: {situation.program} init{of_flake} "
             f"--actions {named}@COMMIT"
         )
-    text = f"See that {ref} is there, and is what you trust: {situation.web}/{actions}/tree/{ref}"
+    text = f"Check that {ref} exists, and that you trust it: {situation.web}/{actions}/tree/{ref}"
     if _COMMIT.fullmatch(ref):
         return _Step(text)
     return _Step(f"{text} (its owner can move a tag or branch, but not a commit, which is 40 digits)")
@@ -167,7 +167,8 @@ def _publishing(situation: Situation) -> Iterator[_Step]:
     at_top = choices.flake == "."
     folder = "." if at_top else f"./{choices.flake}"
     yield _Step(
-        f"See that {choices.flake_file} has what you want to publish, and lock it; Nix sees what git knows",
+        f"Check that {choices.flake_file} has what you want to publish, and lock it; Nix sees only what git"
+        " tracks",
         (
             f"git add .github {choices.flake_file if at_top else choices.flake} {IGNORED}",
             f"nix flake lock {_FEATURES} {folder}",

@@ -24,7 +24,9 @@ def add_parser(subparsers: SubParsers) -> None:
         ),
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="of the key, unique among all caches: my-cache-1")
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the key, unique among all caches, such as my-cache-1"
+    )
     parser.add_argument(
         "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go; the current folder"
     )
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
     _create(secret, key.render(), _SECRET_MODE)
     try:
         _create(public, f"{key.public_key}\n", _PUBLIC_MODE)
-    except Error:
+    except BaseException:
         secret.unlink()
         raise
     say(str(key.public_key))
@@ -52,13 +54,15 @@ def _create(path: Path, content: str, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:
-        raise Error(f"{path} exists, and is not overwritten; move it away, or choose another name") from None
+        raise Error(f"{path} exists and is not overwritten; move it away, or choose another name") from None
     except OSError as error:
         raise Error(f"{path}: {error.strerror}") from None
     try:
         with os.fdopen(descriptor, "w") as file:
             os.fchmod(descriptor, mode)  # whatever the umask made of it
             file.write(content)
-    except OSError as error:
+    except BaseException as error:
         path.unlink()  # half a key is none, and would be in the way of the next
-        raise Error(f"{path}: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise Error(f"{path}: {error.strerror}") from None
+        raise

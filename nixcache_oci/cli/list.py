@@ -27,6 +27,7 @@ from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.table import print_table
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.settings.variable import Values
+from nixcache_oci.wording import counted
 
 JsonObject = dict[str, object]
 
@@ -141,8 +142,8 @@ def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
     packed = sum(listed.file_size or 0 for listed in paths)
     segments = len(view.inventory.tables.listing.tables)
     complain(
-        f"{view.name}: {len(paths)} paths, {format_size(size)}, {format_size(packed)} compressed, "
-        f"{segments} segments"
+        f"{view.name}: {counted(len(paths), 'path')}, {format_size(size)}, {format_size(packed)} compressed, "
+        f"{counted(segments, 'segment')}"
     )
 
 
@@ -153,9 +154,9 @@ def _print_keepers(view: CacheView, keepers: Keepers) -> None:
         paths = [path.base_name for path in root.paths] or ["-"]
         rows += [(root.scope, root.name, time_json(root.built) or "-", path, note) for path in paths]
     for pin in keepers.pins:
-        rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep}"))
+        rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep_text}"))
     print_table(rows)
-    complain(f"{view.name}: {len(keepers.roots)} roots, {len(keepers.pins)} pins")
+    complain(f"{view.name}: {counted(len(keepers.roots), 'root')}, {counted(len(keepers.pins), 'pin')}")
 
 
 def _by_name(listed: Listed) -> tuple[str, str]:

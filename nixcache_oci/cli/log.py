@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from nixcache_oci.wording import counted
+
 MOST_VALUE_CHARACTERS: Final = 400
 """Of one field, before it is escaped; Nix names no store path that is longer."""
 
@@ -78,7 +80,10 @@ class LogfmtFormatter(logging.Formatter):
         if record.exc_info:
             text = self.formatException(record.exc_info)
             left_out = len(text) - MOST_TRACEBACK_CHARACTERS
-            yield _TRACEBACK, f"({left_out} characters) … {text[left_out:]}" if left_out > 0 else text
+            yield (
+                _TRACEBACK,
+                f"({counted(left_out, 'character')}) … {text[left_out:]}" if left_out > 0 else text,
+            )
 
 
 class FloodHandler(logging.StreamHandler[TextIO]):
@@ -205,7 +210,7 @@ def _value(value: object, *, is_clipped: bool) -> str:
         case _:
             text = str(value)
             if is_clipped and len(text) > MOST_VALUE_CHARACTERS:
-                text = f"{text[:MOST_VALUE_CHARACTERS]}… ({len(text):,} characters)"
+                text = f"{text[:MOST_VALUE_CHARACTERS]}… ({counted(len(text), 'character')})"
     if _BARE_VALUE.fullmatch(text):
         return text
     quotable = text.replace("\\", "\\\\").replace('"', '\\"')

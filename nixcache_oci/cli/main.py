@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
 from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.interrupt import Interrupted, handling_signals
 from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
+from nixcache_oci.cli.verbosity import settle_verbosity
 from nixcache_oci.clients.local_store.own_environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
@@ -51,9 +53,8 @@ _SERVING: Final = frozenset({"proxy", "demo"})
 # They run beside builds, which may read the environment that this process was started with.
 _BUILDING: Final = frozenset({"publish", "push"})
 
-# As a shell reports a program that a signal ended: 128 and the signal's number.
-INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+"""As a shell reports a program that SIGPIPE ended."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -65,19 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process where None.
 
     Returns:
-        the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads the output.
+        the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 nobody
+        reads the output.
     """
     streams = StandardStreams()
     is_own = argv is None
     argv = sys.argv[1:] if argv is None else argv
     try:
-        status = _run(argv, None if is_own else os.environ)
-        # Here, where a closed pipe can still be handled, and not at the interpreter's end.
-        loss = streams.find_loss()
-        if loss is not None and not _SERVING.intersection(argv[:1]):
-            status = _fail(loss, status or FAILED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        with handling_signals(_interrupt):
+            status = _run(argv, None if is_own else os.environ)
+            # Here, where a closed pipe can still be handled, and not at the interpreter's end.
+            loss = streams.find_loss()
+            if loss is not None and _find_verb(argv) not in _SERVING:
+                status = _fail(loss, status or FAILED)
+    except Interrupted as error:
+        complain(f"{PROGRAM}: {error}")
+        return error.status
     except BrokenPipeError:
         # As in `nixcache-oci list | head`. What is still buffered would fail again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,11 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _interrupt(number: int) -> NoReturn:
+    raise Interrupted(number)
+
+
 def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> int:
     """Run a command; the environment is None for that of a process which is all ours."""
     try:
         if environment is None:
-            environment = hide_environment(os.environ) if argv[:1] and argv[0] in _BUILDING else os.environ
+            environment = hide_environment(os.environ) if _find_verb(argv) in _BUILDING else os.environ
         return _run_verb(argv, environment)
     except UsageError as error:
         return _fail(str(error), WRONG_USAGE)
@@ -113,15 +121,22 @@ def _tell(error: OSError) -> str:
 
 
 def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
-    verb = load_verb(argv[0]) if argv and argv[0] in VERBS else None
+    name = _find_verb(argv)
+    verb = load_verb(name) if name in VERBS else None
     try:
-        arguments = make_parser({argv[0]: verb} if verb is not None else {}).parse_args(argv)
+        arguments = make_parser({name: verb} if verb is not None else {}).parse_args(argv)
     except SystemExit as leaving:
         # argparse has said what is wrong, or has shown help or version.
         return leaving.code if isinstance(leaving.code, int) else DONE
     if verb is None:
         raise AssertionError("argparse requires a verb, and takes none but ours")
+    settle_verbosity(arguments, environment, logs_by_itself=name == "proxy")
     return verb.run(arguments, environment)
+
+
+def _find_verb(argv: Sequence[str]) -> str:
+    """Find the verb: the flags before it have no values."""
+    return next((word for word in argv if not word.startswith("-")), "")
 
 
 def load_verb(name: str) -> Verb:

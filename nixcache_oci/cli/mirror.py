@@ -5,16 +5,21 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json
+from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.format import format_size
+from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import table
 from nixcache_oci.settings.repository import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
+_IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
 _OF_ONE_REGISTRY = frozenset({table.TOKEN_FILE.name, table.TOKEN.name})
 
 
@@ -32,7 +37,7 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
     parser.add_argument("destination", metavar="DEST", help="likewise")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, table.REPOSITORY_VARIABLES)
+    add_flags(parser, (*table.REPOSITORY_VARIABLES, table.LOG_LEVEL))
 
 
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
@@ -40,7 +45,8 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     set_up_quiet_logging(Values(environment, arguments))
     values = Values(environment, arguments)
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
-    done = run_async(_mirror(source, destination, values))
+    with if_interrupted(_IF_INTERRUPTED):
+        done = run_async(_mirror(source, destination, values))
     if arguments.json:
         say_json(
             {
@@ -54,10 +60,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
             }
         )
         return FAILED if done.failed else DONE
-    say(
-        f"{done.segments} segments; {done.sent} blobs sent ({format_size(done.sent_bytes)}), "
-        f"{done.present} were there" + (f"; {done.failed} paths left out" if done.failed else "")
-    )
+    sent = f"{counted(done.sent, 'blob')} sent ({format_size(done.sent_bytes)})"
+    left_out = f"; {counted(done.failed, 'path')} left out" if done.failed else ""
+    say(f"{counted(done.segments, 'segment')}; {sent}, {done.present} already there{left_out}")
     return FAILED if done.failed else DONE
 
 
@@ -67,7 +72,10 @@ async def _mirror(source: RepositoryConfig, destination: RepositoryConfig, value
         stack.push_async_callback(reader.close)
         writer = open_repository(destination, _environment_for(destination, values), push=True)
         stack.push_async_callback(writer.close)
-        return await Mirror(reader, writer, complain).run()
+        actions = GithubActions.from_environment(values.environment)
+        progress = stack.enter_context(showing(actions, is_quiet=values.flags.quiet))
+        progress.note(f"copying {reader.name} to {writer.name}")
+        return await Mirror(reader, writer, progress).run()
 
 
 def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str, str]:

@@ -3,10 +3,11 @@
 import argparse
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.verb import WRONG_USAGE
+from nixcache_oci.cli.verbosity import add_verbosity
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +16,10 @@ class Parser(argparse.ArgumentParser):
     argparse suggests nothing before Python 3.14, and never a flag. The parsers of verbs and of their actions
     are of this class as well.
     """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  argparse's own
+        super().__init__(**options)
+        add_verbosity(self)
 
     def parse_known_args(  # type: ignore[override]  # overloads let a namespace be of any class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

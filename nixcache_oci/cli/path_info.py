@@ -14,6 +14,7 @@ from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ class Info:
         url = self.shown.url
         where = f"blob {url.blob}"
         if url.offset is not None:
-            where = f"pack {url.blob}, {url.length} bytes from {url.offset} on"
+            where = f"pack {url.blob}, {counted(url.length or 0, 'byte')} from {url.offset} on"
         closure, elsewhere = self.closure, self.closure.elsewhere
+        paths = counted(closure.paths, "path")
         size, packed = format_size(closure.nar_size), format_size(closure.file_size)
         return [
             *self.shown.narinfo.render().splitlines(),
@@ -95,8 +97,8 @@ class Info:
             *self._signature_lines(),
             *(f"Listed by: {variant.listed_by}{self._notes(variant)}" for variant in self.variants),
             *map(_root_line, self.roots),
-            *(f"Pin: {pin.name}, pinned {format_time(pin.time)}, kept {pin.keep}" for pin in self.pins),
-            f"Closure: {closure.paths} paths, {size}, {packed} compressed; {elsewhere} more elsewhere",
+            *(f"Pin: {pin.name}, pinned {format_time(pin.time)}, kept {pin.keep_text}" for pin in self.pins),
+            f"Closure: {paths}, {size}, {packed} compressed; {elsewhere} more elsewhere",
         ]
 
     def _variant_json(self, variant: Entry) -> JsonObject:
@@ -113,7 +115,7 @@ class Info:
     def _signature_lines(self) -> list[str]:
         lines = [f"Signature of {name}: {verdict}" for name, verdict in self.verdicts.items()]
         if is_content_addressed(self.shown.narinfo):
-            lines.append("Content address: good, so that no signature is needed")
+            lines.append("Content address: good, so no signature is needed")
         return lines or ["Signature: none"]
 
     def _notes(self, variant: Entry) -> str:

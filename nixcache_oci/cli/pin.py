@@ -11,6 +11,7 @@ from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.table import print_table
@@ -23,6 +24,7 @@ from nixcache_oci.settings.publish import max_blob_bytes
 from nixcache_oci.settings.repository import repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -71,8 +73,9 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     if change.records:
         relisted = find_condemned(view.inventory, [pin.path.hash_part for pin in change.pinned])
         if relisted.narinfos:
-            warn(f"gc has marked {len(relisted.narinfos)} of these paths as dead: they are listed again")
-        run_async(_write(values, change.records, relisted))
+            warn(f"listing again what gc has marked as dead: {counted(len(relisted.narinfos), 'path')}")
+        with if_interrupted("all of the change was made, or none of it: `nixcache-oci pin list` tells"):
+            run_async(_write(values, change.records, relisted))
     if arguments.json:
         say_json(change.to_json(view.name))
     elif asked is not None and asked.nothing is not None:
@@ -132,10 +135,12 @@ class _Change:
         for pin in self.pinned:
             known = ", ".join(f"{root.name} of {root.scope}" for root in roots if pin.path in root.paths)
             where = f" (root {known})" if known else ""
-            lines.append(f"{view.name}: pinned {pin.path} as {self.name}, kept {pin.keep}{where}")
+            lines.append(f"{view.name}: pinned {pin.path} as {self.name}, kept {pin.keep_text}{where}")
         lines += (f"{view.name}: {pin.path} is no longer pinned as {self.name}" for pin in self.released)
         others = [pin for pin in self.after if pin not in self.records]
-        lines += (f"{view.name}: {pin.path} stays pinned as {self.name}, kept {pin.keep}" for pin in others)
+        lines += (
+            f"{view.name}: {pin.path} stays pinned as {self.name}, kept {pin.keep_text}" for pin in others
+        )
         return lines
 
 
@@ -203,7 +208,7 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
     if is_json:
         say_json({"pins": list(map(pin_json, pins))})
     else:
-        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep) for pin in pins])
+        print_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep_text) for pin in pins])
 
 
 def _parse_count(text: str) -> int:

@@ -25,7 +25,7 @@ def add_parser(subparsers: SubParsers) -> None:
     """Describe the verb's arguments."""
     parser = subparsers.add_parser(
         "proxy",
-        description="Serve a cache that lies in an OCI registry to Nix on this machine.",
+        description="Serve a cache in an OCI registry to Nix on this machine.",
         allow_abbrev=False,
     )
     add_flags(parser, _VARIABLES)

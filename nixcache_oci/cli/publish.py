@@ -1,9 +1,8 @@
 """The verb ``publish``: builds what a flake, or a Nix file, has to offer, and publishes what was built."""
 
 import argparse
-import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from nixcache_oci.cache.record import PublishRecord, is_root_name
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
 from nixcache_oci.cli.console import complain
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publish_summary import OutputRow
 from nixcache_oci.cli.publishing import (
     PublishSettings,
@@ -30,10 +28,11 @@ from nixcache_oci.cli.publishing import (
 )
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.build import build
-from nixcache_oci.clients.local_store.evaluate import current_system, evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.clients.local_store.output import Evaluation, Output
+from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.local_store.systems import Systems, read_systems
 from nixcache_oci.errors import Error, FormatError, RegistryError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.proxy.config import ProxyConfig
@@ -41,6 +40,10 @@ from nixcache_oci.proxy.server import serving
 from nixcache_oci.settings import table
 from nixcache_oci.settings.proxy import proxy_config
 from nixcache_oci.settings.variable import Values
+from nixcache_oci.wording import counted
+
+MOST_REASONS: Final = 100
+"""Lines that say what is not built; as many again say what is left out."""
 
 _LOCAL: Final = "local"
 
@@ -53,7 +56,7 @@ class Request:
         flake: reference of a flake, or a folder; None where a file is meant.
         file: a Nix file, or None.
         attrs: to which it is narrowed; empty for all.
-        system: what it is built for; None for this machine's.
+        systems: what it is built for; empty for what this machine builds.
         with_checks: whether checks count, too.
         accept_flake_config: whether the settings that the flake brings with it are obeyed.
         scope: what later publishes of the same scope supersede; None for the usual.
@@ -63,7 +66,7 @@ class Request:
     flake: str | None
     file: Path | None
     attrs: tuple[str, ...]
-    system: str | None
+    systems: tuple[str, ...]
     with_checks: bool
     accept_flake_config: bool
     scope: str | None
@@ -112,7 +115,8 @@ def add_parser(subparsers: SubParsers) -> None:
         description=(
             "Build the outputs of a flake with the cache as a further substituter, and publish what was "
             "built: packages, devShells, nixosConfigurations, homeConfigurations and darwinConfigurations. "
-            "What cannot be built is named, and does not keep the rest from being published."
+            "What cannot be built, and what is for systems that are not built here, is named, and does not "
+            "keep the rest from being published."
         ),
         allow_abbrev=False,
     )
@@ -128,10 +132,17 @@ def add_parser(subparsers: SubParsers) -> None:
         action="append",
         default=[],
         metavar="ATTR",
-        help="only this output, such as packages.hello or hello; * stands for anything; repeatable",
+        help="only this output, such as packages.hello or hello, or any path of attributes that nix build "
+        "takes, such as hydraJobs.release; * stands for anything; repeatable",
     )
     parser.add_argument("--checks", action="store_true", help="publish checks as well")
-    parser.add_argument("--system", metavar="SYSTEM", help="build for this system [default: this machine's]")
+    parser.add_argument(
+        "--system",
+        action="append",
+        default=[],
+        metavar="SYSTEM",
+        help="build for this system; repeatable [default: those that Nix builds for, here or remotely]",
+    )
     parser.add_argument(
         "--accept-flake-config",
         action="store_true",
@@ -151,11 +162,13 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     values = Values(environment, arguments)
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
+    if arguments.file is not None and len(arguments.system) > 1:
+        raise UsageError("publish: with --file, --system is given once: a file is evaluated for one system")
     request = Request(
         flake=None if arguments.file is not None else arguments.flake or _default_flake(values),
         file=arguments.file,
         attrs=tuple(arguments.attr),
-        system=arguments.system,
+        systems=tuple(arguments.system),
         with_checks=arguments.checks,
         accept_flake_config=arguments.accept_flake_config,
         scope=arguments.scope,
@@ -184,13 +197,13 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
     # Settings that a flake brings with it may name programs: not for code that may not push, whatever is set.
     refused = [("accept-flake-config", "false")] if request.is_build_only else []
     nix = settings.nix(refused)
-    system = request.system or await current_system(nix)
+    systems = await read_systems(nix, request.systems)
     async with opened(settings) as repository:
         async with _substituting(settings, proxy) as options:
-            built = await _build(settings, [*refused, *options], request, system)
+            built = await _build(settings, [*refused, *options], request, systems)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
-        record = built.record(request.scope or _usual_scope(settings, system), settings.run)
-        with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+        record = built.record(request.scope or _usual_scope(settings, systems), settings.run)
+        with settings.progress as progress:
             async with publishing(settings, repository, nix, progress) as publisher:
                 try:
                     plan = await publisher.plan([path for _, path in record.roots])
@@ -200,8 +213,10 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                     progress.warn(f"the cache cannot be read, so what would be pushed is not known: {error}")
                     report_json(settings, repository, None, outputs=built.rows)
                     return FAILED if built.failed else DONE
-                progress.note(show_plan(plan))
+                progress.note(show_plan(plan, repository))
                 if settings.is_dry_run:
+                    if not request.is_build_only:  # which is never given a key
+                        publisher.warn_of_doubts(plan)
                     print_dry_run(settings, plan)
                     report_json(settings, repository, plan, outputs=built.rows)
                     return FAILED if built.failed else DONE
@@ -221,7 +236,12 @@ async def _substituting(
     own = [key.public_key for key in settings.options.keys]
     keys = {key.name: key for key in (*own, *config.public_keys)}
     if not keys:
-        complain("no key is configured, so the cache is not used for building; see nixcache-oci keygen")
+        wants = ", and unsigned paths are not published (--allow-unsigned)"
+        complain(
+            "no key is configured, so the cache is not used for building"
+            f"{'' if settings.options.allow_unsigned or settings.is_dry_run else wants}; "
+            "see nixcache-oci keygen"
+        )
         yield []
         return
     repository = open_repository(settings.location, settings.environment)
@@ -236,57 +256,62 @@ async def _substituting(
 
 
 async def _build(
-    settings: PublishSettings, options: Sequence[tuple[str, str]], request: Request, system: str
+    settings: PublishSettings, options: Sequence[tuple[str, str]], request: Request, systems: Systems
 ) -> Built:
     """Build; each output that fails is named as soon as that is known."""
     nix = settings.nix(options)
     store = await LocalStore.open(nix)
-    evaluation = await _evaluate(nix, request, system)
-    wanted = [output for output in evaluation.outputs if output.system in (None, system)]
-    if not wanted and not evaluation.failures:
+    evaluation = await _evaluate(nix, request, systems)
+    _report(settings, {one.attr: one.reason for one in evaluation.left_out}, is_failure=False)
+    if not evaluation.outputs and not evaluation.failures:
         raise Error(
-            f"{request.file or request.flake}: there is nothing to publish for {system}; expected packages, "
-            "devShells or configurations"
+            f"{request.file or request.flake}: there is nothing to publish for {', '.join(systems.asked)}; "
+            "expected packages, devShells or configurations; --attr names anything else, such as hydraJobs.*"
         )
-    unusable = find_unusable(evaluation, wanted)
-    _report_failures(settings, unusable)
-    outputs = [output for output in wanted if output.attr not in unusable]
+    unusable = find_unusable(evaluation)
+    _report(settings, unusable)
+    outputs = [output for output in evaluation.outputs if output.attr not in unusable]
     result = await build(store, outputs, accept_flake_config=request.accept_flake_config)
-    _report_failures(settings, result.failed)
-    is_unknown = any(failure.is_set for failure in evaluation.failures)
+    _report(settings, result.failed)
+    is_unknown = any(one.is_set for one in (*evaluation.failures, *evaluation.left_out))
     is_partial = is_unknown or bool(request.attrs)
     return Built(dict(result.built), {**unusable, **result.failed}, is_partial)
 
 
-async def _evaluate(nix: Nix, request: Request, system: str) -> Evaluation:
+async def _evaluate(nix: Nix, request: Request, systems: Systems) -> Evaluation:
     if request.file is not None:
-        return await evaluate_file(nix, request.file, attrs=request.attrs)
+        return await evaluate_file(nix, request.file, systems, attrs=request.attrs)
     return await evaluate_flake(
         nix,
         request.flake or "",
-        system,
+        systems,
         attrs=request.attrs,
         with_checks=request.with_checks,
         accept_flake_config=request.accept_flake_config,
     )
 
 
-def find_unusable(evaluation: Evaluation, outputs: Iterable[Output]) -> dict[str, str]:
+def find_unusable(evaluation: Evaluation) -> dict[str, str]:
     """Tell, by attribute, why something is not even built."""
-    unnameable = (output.attr for output in outputs if not is_root_name(output.attr))
+    unnameable = (output.attr for output in evaluation.outputs if not is_root_name(output.attr))
     failed = dict.fromkeys(unnameable, "not built: no record can hold this name")
-    return failed | {one.attr: f"cannot be evaluated: {one.message}" for one in evaluation.failures}
+    return failed | {one.attr: f"cannot be evaluated: {one.reason}" for one in evaluation.failures}
 
 
-def _report_failures(settings: PublishSettings, failed: Mapping[str, str]) -> None:
-    for attr, reason in failed.items():
-        line = f"{attr}: {reason}"
-        if settings.actions is not None:
+def _report(settings: PublishSettings, found: Mapping[str, str], *, is_failure: bool = True) -> None:
+    """Say of each output why it is not built, in one line."""
+    lines = [f"{attr}: {reason}" for attr, reason in found.items()]
+    if len(lines) > MOST_REASONS:
+        lines[MOST_REASONS:] = [f"and {counted(len(lines) - MOST_REASONS, 'more output')}"]
+    for line in lines:
+        if settings.actions is None:
+            complain(f"nixcache-oci: error: {line}" if is_failure else f"left out: {line}")
+        elif is_failure:
             settings.actions.error(line)
         else:
-            complain(f"nixcache-oci: error: {line}")
+            settings.actions.notice(f"left out: {line}")
 
 
-def _usual_scope(settings: PublishSettings, system: str) -> str:
+def _usual_scope(settings: PublishSettings, systems: Systems) -> str:
     ref_name = settings.actions.ref_name if settings.actions is not None else None
-    return f"{ref_name or _LOCAL}-{system}"
+    return "-".join((ref_name or _LOCAL, *systems.asked))

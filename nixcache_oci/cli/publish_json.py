@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.publish_summary import OutputRow
-from nixcache_oci.publisher.plan import Plan
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 
 
@@ -27,7 +27,7 @@ class PublishDocument:
     cache: str
     is_dry_run: bool
     public_keys: Iterable[str]
-    plan: Plan | None
+    plan: PublishPlan | None
     published: Published | None
     left_out: Mapping[str, str]
     outputs: Iterable[OutputRow]
@@ -35,7 +35,7 @@ class PublishDocument:
 
     def to_json(self) -> dict[str, object]:
         """Tell all of it; sizes are bytes."""
-        plan, published = self.plan or Plan(), self.published or Published()
+        plan, published = self.plan or PublishPlan(), self.published or Published()
         paths = {info.store_path.base_name: str(info.store_path) for info in plan.listed}
         relisted = {info.store_path for info, _ in plan.relist}
         failed = {paths.get(name, name): why for name, why in {**self.left_out, **published.failed}.items()}
@@ -60,7 +60,7 @@ class PublishDocument:
         }
 
 
-def _plan_json(plan: Plan) -> dict[str, object]:
+def _plan_json(plan: PublishPlan) -> dict[str, object]:
     return {
         "upstream": len(plan.upstream),
         "cached": len(plan.cached),

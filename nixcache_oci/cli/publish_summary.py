@@ -6,6 +6,7 @@ from typing import Final
 
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.log import escape_unprintable
+from nixcache_oci.wording import counted
 
 _MOST_ROWS: Final = 100
 # Whatever could end a cell, or begin something else in Markdown.
@@ -64,7 +65,7 @@ def render_summary(summary: PublishSummary) -> str:
     size = sum(row.nar_size for row in summary.pushed)
     packed = sum(row.file_size for row in summary.pushed)
     did = (
-        f"{_plain(summary.plan)}. Pushed {len(summary.pushed)} paths, {format_size(size)}, "
+        f"{_plain(summary.plan)}. Pushed {counted(len(summary.pushed), 'path')}, {format_size(size)}, "
         f"{format_size(packed)} compressed, in {format_duration(summary.seconds)}."
     )
     blocks = [f"## Published to {_plain(summary.repository)}", did]

@@ -5,36 +5,39 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import begun
+from nixcache_oci.cache.parallel import in_background
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
-from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.console import complain, say, say_json, show_foreign, without_colours
 from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.publish_json import PublishDocument
 from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.clients.durable_file import write_file
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.compression import COMPRESSIONS, Packing
+from nixcache_oci.publisher.compression import COMPRESSIONS, NarEncoding
 from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish import max_blob_bytes, nix_environment, signing_keys
@@ -42,6 +45,7 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, Variable, add_flags
+from nixcache_oci.wording import counted
 
 VARIABLES: Final = (
     *table.REPOSITORY_VARIABLES,
@@ -56,6 +60,9 @@ PUBLIC_KEY_OUTPUT: Final = "public-key"
 """Of a step in a workflow: the keys, separated by spaces."""
 
 _MAX_JOBS: Final = 64
+_IF_INTERRUPTED: Final = (
+    "what was sent is kept, and listed only if all of it was; run the same command again, it sends the rest"
+)
 
 
 def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) -> None:
@@ -101,6 +108,16 @@ def add_sending_flags(
         "--strict", action="store_true", help="publish nothing unless everything can be published"
     )
     parser.add_argument(
+        "--allow-unsigned",
+        action="store_true",
+        help="publish what nobody signed; Nix refuses it unless told otherwise",
+    )
+    parser.add_argument(
+        "--new-key",
+        action="store_true",
+        help="sign with a key that the cache does not record yet; clients have to trust it, too",
+    )
+    parser.add_argument(
         "--public-key-file",
         type=Path,
         metavar="FILE",
@@ -125,6 +142,7 @@ class PublishSettings:
         public_key_file: where the public keys are written, or None.
         actions: where this runs as a GitHub workflow.
         run: names this run in records.
+        is_quiet: whether only results, warnings and errors are shown.
     """
 
     location: RepositoryConfig
@@ -138,11 +156,27 @@ class PublishSettings:
     public_key_file: Path | None
     actions: GithubActions | None
     run: str
+    is_quiet: bool
+
+    @property
+    def progress(self) -> AbstractContextManager[Progress]:
+        """What shows how far it is."""
+        return showing(self.actions, is_quiet=self.is_quiet)
 
     def nix(self, options: Sequence[tuple[str, str]] = ()) -> Nix:
         """Give Nix, whose words are shown as what they are: somebody else's."""
-        on_line = show_foreign if self.actions is None else self.actions.log.show
-        return Nix(self.nix_environment, on_line, options)
+        return Nix(self.nix_environment, choose_on_line(self.actions, is_quiet=self.is_quiet), options)
+
+
+def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:
+    """Choose what shows the lines of a program that is started; when quiet, only its warnings and errors."""
+    show = show_foreign if actions is None else actions.log.show
+
+    def show_trouble(line: str) -> None:
+        if without_colours(line).startswith(("error:", "warning:")):
+            show(line)
+
+    return show_trouble if is_quiet else show
 
 
 def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PublishSettings:
@@ -160,10 +194,12 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=arguments.verify_upstream,
-        packing=Packing(arguments.compression, arguments.level, max_blob_bytes(values, location)),
+        encoding=NarEncoding(arguments.compression, arguments.level, max_blob_bytes(values, location)),
         jobs=arguments.jobs or os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
         is_strict=arguments.strict,
+        allow_unsigned=arguments.allow_unsigned,
+        allow_new_key=arguments.new_key,
         source=actions.source if actions is not None else None,
         repository_source=repository_source(location, values),
     )
@@ -179,6 +215,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         public_key_file=arguments.public_key_file,
         actions=actions,
         run=(actions.run_id if actions is not None else None) or _own_run(),
+        is_quiet=arguments.quiet,
     )
 
 
@@ -202,7 +239,9 @@ async def publishing(
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         # While Nix is asked where the store is, and for the closure: a distant registry takes as long.
-        reading = await stack.enter_async_context(begun(ContentsReader(repository, folder, progress).read()))
+        reading = await stack.enter_async_context(
+            in_background(ContentsReader(repository, folder, progress).read())
+        )
         store = await LocalStore.open(nix)
         yield Publisher(repository, store, folder, upstreams, settings.options, progress, reading)
 
@@ -210,18 +249,13 @@ async def publishing(
 def run_publisher(main: Coroutine[object, object, int], actions: GithubActions | None) -> int:
     """Run it to its end; whoever interrupts it learns how things stand, and a workflow is annotated."""
     try:
-        return run_async(main)
+        with if_interrupted(_IF_INTERRUPTED):
+            return run_async(main)
     except Error as error:
         if actions is None:
             raise
         actions.error(str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
-    except KeyboardInterrupt:
-        complain(
-            "nixcache-oci: interrupted: what was sent is kept, and not listed unless it was whole; "
-            "the next run goes on from there"
-        )
-        raise
     finally:
         if actions is not None:
             actions.log.resume()
@@ -237,19 +271,19 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
         raise Error(f"--strict: nothing is published, for {problems[0]}" + _and_more(len(problems) - 1))
 
 
-def show_plan(plan: Plan) -> str:
-    """Write the line that stands before everything."""
+def show_plan(plan: PublishPlan, repository: Repository) -> str:
+    """Write the line that stands before everything: what goes where."""
     relist = f", {len(plan.relist)} to sign" if plan.relist else ""
     return (
-        f"{plan.paths} paths: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
-        f"{len(plan.push)} to push ({format_size(plan.push_bytes)})"
+        f"{counted(plan.paths, 'path')}: {len(plan.upstream)} upstream, {len(plan.cached)} cached{relist}, "
+        f"{len(plan.push)} to push ({format_size(plan.push_bytes)}) to {repository.name}"
     )
 
 
 def report_json(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan | None,
+    plan: PublishPlan | None,
     published: Published | None = None,
     left_out: Mapping[str, str] | None = None,
     *,
@@ -268,13 +302,13 @@ def report_json(
 async def report_nothing(settings: PublishSettings, line: str) -> int:
     """Say that there was nothing to do."""
     async with opened(settings) as repository:
-        report_json(settings, repository, Plan())
+        report_json(settings, repository, PublishPlan())
     if not settings.is_json:
         say(line)
     return DONE
 
 
-def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
+def print_dry_run(settings: PublishSettings, plan: PublishPlan) -> None:
     """Print each path that would be pushed or signed."""
     if settings.is_json:
         return
@@ -287,7 +321,7 @@ def print_dry_run(settings: PublishSettings, plan: Plan) -> None:
 def report(
     settings: PublishSettings,
     repository: Repository,
-    plan: Plan,
+    plan: PublishPlan,
     published: Published,
     seconds: float,
     outputs: Sequence[OutputRow],
@@ -306,7 +340,8 @@ def report(
     if published.is_needless:
         line = f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded"
     else:
-        line = f"{repository.name}: {len(pushed)} paths pushed ({size}, {packed} compressed) in {took}"
+        count = counted(len(pushed), "path")
+        line = f"{repository.name}: {count} pushed ({size}, {packed} compressed) in {took}"
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]
@@ -318,7 +353,7 @@ def report(
     if settings.public_key_file is not None:
         write_public_keys(settings.public_key_file, keys)
     if settings.actions is not None:
-        summary = PublishSummary(repository.name, show_plan(plan), outputs, pushed, seconds, keys)
+        summary = PublishSummary(repository.name, show_plan(plan, repository), outputs, pushed, seconds, keys)
         settings.actions.append_summary(render_summary(summary))
 
 

@@ -1,7 +1,6 @@
 """The verb ``push``: given store paths, with all that they refer to."""
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping
@@ -11,7 +10,6 @@ from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import set_up_quiet_logging
 from nixcache_oci.cli.paths import Asked, add_paths
-from nixcache_oci.cli.progress import show_progress
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
@@ -30,8 +28,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings.variable import Values
 
 _SCOPE_PREFIX = "push/"
@@ -93,7 +91,7 @@ class _Request:
 async def _push(settings: PublishSettings, request: _Request) -> int:
     began = time.monotonic()
     nix = settings.nix()
-    with show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=settings.actions) as progress:
+    with settings.progress as progress:
         async with (
             opened(settings) as repository,
             publishing(settings, repository, nix, progress) as publisher,
@@ -106,8 +104,9 @@ async def _push(settings: PublishSettings, request: _Request) -> int:
                 progress.warn(line)
             check_strict(settings, warnings)
             records = make_records(roots, request.root, request.scope, settings.run)
-            progress.note(show_plan(plan))
+            progress.note(show_plan(plan, repository))
             if settings.is_dry_run:
+                publisher.warn_of_doubts(plan)
                 print_dry_run(settings, plan)
                 report_json(settings, repository, plan, left_out=left_out)
                 return FAILED if left_out else DONE
@@ -135,7 +134,7 @@ async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], di
 
 async def plan_valid(
     publisher: Publisher, paths: Iterable[StorePath], *, with_closure: bool
-) -> tuple[Plan, list[StorePath], dict[str, str]]:
+) -> tuple[PublishPlan, list[StorePath], dict[str, str]]:
     """Plan for those of the paths that the store holds; also gives these, and says why not for the others.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.format import format_size
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
@@ -30,8 +31,8 @@ from nixcache_oci.maintenance.verify import Verifier, read_entries
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.compression import Compression
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publisher import Publisher
+from nixcache_oci.wording import counted
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.
 _ROUNDS: Final = 3
@@ -74,8 +75,8 @@ class Sender:
 
     def publisher(self, store: LocalStore, compression: Compression) -> Publisher:
         """Make a publisher that compresses so."""
-        packing = replace(self.options.packing, compression=compression, level=None)
-        options = replace(self.options, packing=packing)
+        encoding = replace(self.options.encoding, compression=compression, level=None)
+        options = replace(self.options, encoding=encoding)
         return Publisher(self._repository, store, self._folder, self._upstreams, options, self._progress)
 
 
@@ -152,12 +153,12 @@ class Repairer:
         """
         if inventory.tables.listing.version1 is not None:
             raise Error(
-                f"{self._repository.name}: a version 1 cache: publish to it, which takes over what has its"
-                " bytes, and leaves out the rest"
+                f"{self._repository.name}: a version 1 cache: publish to it, which converts the"
+                " entries that have their bytes, and leaves out the rest"
             )
         if inventory.tables.left_out is not None:
             # What is not read here may hold what seems to be missing.
-            raise Error(f"{self._repository.name}: nothing was mended: {inventory.tables.left_out}")
+            raise Error(f"{self._repository.name}: nothing was repaired: {inventory.tables.left_out}")
         outcome = Outcome(problems, left=problems)
         for _ in range(_ROUNDS):
             if outcome.is_stuck or not outcome.left or not await self._mend(inventory, outcome):
@@ -213,7 +214,7 @@ class Repairer:
                 self._say(f"not restored {base_name}: {reason}")
             restored = {narinfo.store_path for narinfo in published.listed}
         for path in sorted(restored):
-            size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed anew"
+            size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed again"
             self._say(f"{self._would}restored {path}{size}")
         outcome.restored += sorted(path.base_name for path in restored)
         return frozenset(path.hash_part for path in restored)
@@ -259,11 +260,12 @@ class Repairer:
     def _tell(self, plan: RepairPlan, outcome: Outcome) -> None:
         for segment in plan.lost:
             tag, paths = segment.tag, segment.segment.paths
-            why = f"nothing of it can be read; its {paths} paths are not known: publish again what you need"
+            what = f"what it listed ({counted(paths, 'path')}) is unknown"
+            why = f"nothing of it can be read, and {what}: publish again what you need"
             self._say(f"{self._would}unlisted {tag}: {why}")
             outcome.unlisted[tag] = why
         if self._options.is_dry_run and plan.refusal:
-            self._say(f"wants --force: {plan.refusal}")
+            self._say(f"needs --force: {plan.refusal}")
         for path, why in plan.unlisted.items():
             self._say(f"{self._would}unlisted {path}: {why}")
         outcome.unlisted |= plan.unlisted
@@ -275,8 +277,9 @@ class Repairer:
             self._say(f"{self._would}dropped {path} of {tag}: another listing of it is good")
         for rewrite in plan.rewrites:
             if rewrite.header is not None:
-                kept = f"{len(rewrite.narinfos)} paths and {len(rewrite.records)} records"
-                self._say(f"{self._would}rewritten {rewrite.source.tag}: {kept} stay")
+                listed = counted(len(rewrite.narinfos), "path")
+                records = counted(len(rewrite.records), "record")
+                self._say(f"{self._would}rewritten {rewrite.source.tag}: keeps {listed} and {records}")
 
     async def _carry_out(self, plan: RepairPlan, outcome: Outcome) -> None:
         if plan.refusal and not self._options.force:
@@ -290,11 +293,11 @@ class Repairer:
             self._remover,
             plan,
             max_layers=options.max_layers,
-            max_blob_bytes=options.packing.max_blob_bytes,
+            max_blob_bytes=options.encoding.max_blob_bytes,
             source=options.repository_source,
         )
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed
         for tag, reason in done.refused:
             self._say(f"kept {tag}, marked as dead: it could not be deleted: {reason}")
         if not done.is_index_confirmed:
-            self._say("others write the index at the same time: run this again")
+            self._say("others are writing the index at the same time: run this again")

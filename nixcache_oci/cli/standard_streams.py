@@ -72,7 +72,7 @@ class StandardStreams:
         trouble = self._stdout.trouble if self._stdout is not None else None
         if trouble is None:
             return None
-        return f"standard output: {trouble.strerror}; some of what belongs there is lost"
+        return f"standard output: {trouble.strerror}; part of the output is lost"
 
 
 def _open_if_closed(descriptor: int, flags: int) -> None:

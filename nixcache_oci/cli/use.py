@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache, recorded_keys, warn
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import ask, complain, say
+from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.verb import DONE, SubParsers
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
-from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Wanted, complete_conf
+from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
 from nixcache_oci.nix.signature import PublicKey, parse_public_keys
 from nixcache_oci.settings import table
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
@@ -35,10 +37,10 @@ def add_parser(subparsers: SubParsers) -> None:
     parser = subparsers.add_parser(
         "use",
         description=(
-            "Print the lines of nix.conf by which Nix on this machine uses the proxy, and trusts the cache's "
-            "key. With --apply they are added to the file, with a backup; what stands there stays as it is. "
-            "A key that nobody configured is printed as a comment, and written only after a terminal was "
-            "asked: any user of this machine may listen where the proxy should."
+            "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
+            "With --apply they are added to the file, with a backup; its other lines are left alone. A key "
+            "that is not configured is printed as a comment, and written only after a confirmation on a "
+            "terminal: any user of this machine may listen where the proxy should."
         ),
         allow_abbrev=False,
     )
@@ -88,18 +90,19 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
     else:
         named = run_async(_find_named_keys(url, arguments, environment))
     if not arguments.apply:
-        lines = Wanted(url, configured).lines() if named is None else _unverified_lines(url, named)
+        lines = Substituter(url, configured).lines() if named is None else _unverified_lines(url, named)
         say(*lines)
         complain(f"For {path}; --apply adds what is missing there.")
         return DONE
     if named is not None:
         _ask_for_trust(named, path)
-    wanted = Wanted(url, configured if named is None else named.keys)
-    backup = apply_to_file(path, wanted)
+    wanted = Substituter(url, configured if named is None else named.keys)
+    with if_interrupted(f"{path} is as it was, or has all lines; run the same command again"):
+        backup = apply_to_file(path, wanted)
     if backup is None:
-        say(f"{path}: nothing to do, all of it is there")
+        say(f"{path}: nothing to do, everything is there")
     else:
-        say(f"{path}: now uses {url}" + (f"; the file as it was: {backup}" if backup != path else ""))
+        say(f"{path}: now uses {url}" + (f"; backup: {backup}" if backup != path else ""))
     complain(_advice(path, environment))
     return DONE
 
@@ -131,12 +134,14 @@ def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
     configured = environment.get("XDG_CONFIG_HOME")
     home = environment.get("HOME")
     if not (configured or home):
-        raise UsageError("use: there is no home folder, and so no nix.conf of this user: name one by --file")
+        raise UsageError(
+            "use: there is no home folder, and so no nix.conf of this user: name one with --file"
+        )
     folder = Path(configured) if configured else Path(home or "") / ".config"
     return folder / "nix" / "nix.conf"
 
 
-def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
+def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
     """Add what is missing to a file, in one step.
 
     Returns:
@@ -147,8 +152,9 @@ def apply_to_file(path: Path, wanted: Wanted) -> Path | None:
     """
     if path.is_symlink():
         raise Error(
-            f"{path} is a link to {path.readlink()}: something else makes this file. On NixOS, nix-darwin or "
-            "with home-manager, use the module services.nixcache-proxy; else name the file itself by --file"
+            f"{path} is a link to {path.readlink()}: something else generates this file. On NixOS, "
+            "nix-darwin or with home-manager, use the module services.nixcache-proxy; otherwise name the "
+            "file itself with --file"
         )
     try:
         before = path.read_bytes() if path.exists() else None
@@ -180,7 +186,7 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
                 os.fchmod(descriptor, status.st_mode & _MODE_BITS)
             os.fsync(descriptor)
         if (path.read_bytes() if path.exists() else None) != before:
-            raise Error(f"{path}: somebody else wrote it just now; run this again")
+            raise Error(f"{path}: it was changed just now; run this again")
         backup = _back_up(path) if before is not None else path
         candidate.replace(path)
     finally:
@@ -234,13 +240,13 @@ async def _find_named_keys(
         found = ()
     if not found:
         view = await read_cache(arguments, environment)
-        found = tuple(dict.fromkeys(str(key) for key in recorded_keys(view.inventory)))
+        found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
     remedy = f"set {table.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
     if len(found) > _MOST_KEYS:
-        raise Error(f"{source} names {len(found)} public keys, too many to compare: {remedy}")
+        raise Error(f"{source} names {counted(len(found), 'public key')}, too many to compare: {remedy}")
     try:
         keys = parse_public_keys(found)
     except FormatError as error:
@@ -265,10 +271,10 @@ def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
     """Write the lines with the keys in comments: what is redirected into nix.conf must not trust them."""
     remark = (
         f"# Not verified: {named.source} names this key. Compare it with the one that the cache's owner "
-        "published; only then remove the first sign of the next line."
+        "published; only then remove the first # of the next line."
     )
     lines: list[str] = []
-    for line in Wanted(url, named.keys).lines():
+    for line in Substituter(url, named.keys).lines():
         lines += [remark, f"#{line}"] if TRUSTED_PUBLIC_KEYS in line else [line]
     return tuple(lines)
 
@@ -281,7 +287,7 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
     """
     remedy = (
         "nothing was written. Compare that with the key that the cache's owner published, and give the "
-        f"right one by --public-key NAME:BASE64 or {table.PUBLIC_KEYS.name}"
+        f"right one with --public-key NAME:BASE64 or {table.PUBLIC_KEYS.name}"
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Error(f"no key is configured, and {named}, which proves nothing: {remedy}")
@@ -290,7 +296,7 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
         "",
         *(f"    {key}" for key in named.keys),
         "",
-        "Nix would run what is signed by it. Compare it with the one that the cache's owner published.",
+        "Nix would run whatever it signed. Compare it with the one that the cache's owner published.",
     )
     if ask(f"Trust it in {path}? [y/N]").lower() not in {"y", "yes"}:
         raise Error(f"the key of {named.source} is not trusted: {remedy}")
@@ -298,8 +304,8 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
 
 def _advice(path: Path, environment: Mapping[str, str]) -> str:
     if path == find_nix_conf(environment, is_root=True):
-        return "Where a Nix daemon runs, it reads this at its start: systemctl restart nix-daemon"
+        return "A Nix daemon reads this only when it starts: systemctl restart nix-daemon"
     return (
-        "Where a Nix daemon runs, it follows your own nix.conf only if you are in its trusted-users, or the "
-        "URL is in its trusted-substituters and the key in its trusted-public-keys: nixcache-oci doctor tells"
+        "A Nix daemon obeys your own nix.conf only if you are in its trusted-users, or if the URL is in its "
+        "trusted-substituters and the key in its trusted-public-keys: nixcache-oci doctor checks this"
     )

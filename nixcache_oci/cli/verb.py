@@ -26,7 +26,8 @@ class Verb(Protocol):
         """Do it.
 
         Args:
-            arguments: as parsed by what ``add_parser`` described.
+            arguments: as parsed by what ``add_parser`` described; ``quiet`` tells whether only results,
+                warnings and errors are shown.
             environment: all variables of this process, which the verb may change.
 
         Returns:

@@ -3,19 +3,19 @@
 import argparse
 import asyncio
 import os
-import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
-from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, recorded_keys, warn
+from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json, show_foreign
+from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.progress import show_progress
-from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME
+from nixcache_oci.cli.interrupt import if_interrupted
+from nixcache_oci.cli.progress import showing
+from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line
 from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
@@ -26,7 +26,7 @@ from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
-from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
@@ -35,7 +35,11 @@ from nixcache_oci.settings.repository import RepositoryConfig, repository_config
 from nixcache_oci.settings.source import repository_source
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values, add_flags
+from nixcache_oci.wording import counted
 
+_IF_REPAIR_INTERRUPTED = (
+    "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
+)
 _REPAIR_VARIABLES = (table.SIGNING_KEY_FILE, table.MAX_LAYERS, table.MAX_BLOB_BYTES)
 
 
@@ -89,12 +93,16 @@ class _Settings:
 def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     """Check, and mend."""
     set_up_quiet_logging(Values(environment, arguments))
-    outcome = run_async(_verify(_parse(arguments, environment)))
+    with if_interrupted(_IF_REPAIR_INTERRUPTED if arguments.repair and not arguments.dry_run else ""):
+        checked = run_async(_verify(_parse(arguments, environment)))
+    outcome = checked.outcome
     if arguments.json:
-        say_json(_to_json(outcome, is_repair=arguments.repair))
+        say_json(_to_json(checked, is_repair=arguments.repair))
     else:
+        for line in checked.doubts():
+            warn(line)
         left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
-        complain(f"{_count(outcome.problems)} problems{left}")
+        complain(f"{checked.name}: {counted(_count(outcome.problems), 'problem')}{left}")
     return FAILED if outcome.left else DONE
 
 
@@ -107,9 +115,10 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
         verify_upstream=True,
-        packing=Packing(max_blob_bytes=max_blob_bytes(values, location)),
+        encoding=NarEncoding(max_blob_bytes=max_blob_bytes(values, location)),
         jobs=os.cpu_count() or 1,
         max_layers=values.get(table.MAX_LAYERS),
+        allow_unsigned=True,  # what is listed unsigned is sent again as it was
         repository_source=repository_source(location, values),
     )
     return _Settings(
@@ -123,7 +132,31 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
     )
 
 
-async def _verify(settings: _Settings) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What came of it.
+
+    Attributes:
+        name: of the repository.
+        outcome: what was wrong, and what was mended.
+        unsigned: how many listed paths nobody vouches for.
+        foreign: how many are signed, and by no key that is known.
+    """
+
+    name: str
+    outcome: Outcome
+    unsigned: int
+    foreign: int
+
+    def doubts(self) -> Iterator[str]:
+        """Say what Nix refuses, though nothing may be wrong with it."""
+        if self.unsigned:
+            yield f"{counted(self.unsigned, 'path')} unsigned: Nix refuses what nobody signed"
+        if self.foreign:
+            yield f"{counted(self.foreign, 'path')} signed, but by no key that is known here"
+
+
+async def _verify(settings: _Settings) -> _Checked:
     environment = settings.values.merged_environment(table.REPOSITORY_VARIABLES)
     repair = settings.repair
     async with AsyncExitStack() as stack:
@@ -133,34 +166,38 @@ async def _verify(settings: _Settings) -> Outcome:
         upstreams = Upstreams(open_upstreams(upstream_urls(settings.values), settings.values.environment))
         stack.push_async_callback(upstreams.close)
 
+        is_quiet: bool = settings.values.flags.quiet
+        actions = GithubActions.from_environment(settings.values.environment)
+        progress = stack.enter_context(showing(actions, is_quiet=is_quiet))
+
         async def read() -> Inventory:
-            return (await read_cache_from(repository, settings.values)).inventory
+            return (await read_cache_from(repository, settings.values, progress)).inventory
 
         tell = complain if settings.is_json else say
 
         inventory = await read()
-        keys = settings.values.get(table.PUBLIC_KEYS) or recorded_keys(inventory)
-        verifier = Verifier(repository, upstreams, keys, with_content=settings.with_content, tell=complain)
+        keys = settings.values.get(table.PUBLIC_KEYS) or inventory.tables.recorded_keys
+        verifier = Verifier(
+            repository, upstreams, keys, with_content=settings.with_content, progress=progress
+        )
         problems = await verifier.run(inventory)
+
+        def checked(outcome: Outcome) -> _Checked:
+            return _Checked(repository.name, outcome, verifier.unsigned, verifier.foreign)
+
         if not settings.is_json:
             tell(*_lines(problems))
         if repair is None or not problems:
-            return Outcome(problems, left=problems)
+            return checked(Outcome(problems, left=problems))
         remover = open_remover(settings.location, environment)
         stack.push_async_callback(remover.close)
-        progress = stack.enter_context(
-            show_progress(sys.stderr, is_terminal=sys.stderr.isatty(), actions=None)
-        )
         folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
-        actions = GithubActions.from_environment(settings.values.environment)
-        on_line = show_foreign
         if actions is not None:
-            on_line = actions.log.show
             stack.callback(actions.log.resume)
-        store = await _open_store(settings.nix_environment, on_line)
+        store = await _open_store(settings.nix_environment, choose_on_line(actions, is_quiet=is_quiet))
         sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
         repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
-        return await repairer.run(inventory, problems)
+        return checked(await repairer.run(inventory, problems))
 
 
 async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:
@@ -171,8 +208,13 @@ async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalS
         return None
 
 
-def _to_json(outcome: Outcome, *, is_repair: bool) -> dict[str, object]:
-    document: dict[str, object] = {"problems": [_problem_to_json(one) for one in outcome.problems]}
+def _to_json(checked: _Checked, *, is_repair: bool) -> dict[str, object]:
+    outcome = checked.outcome
+    document: dict[str, object] = {
+        "problems": [_problem_to_json(one) for one in outcome.problems],
+        "unsigned": checked.unsigned,
+        "foreignSigned": checked.foreign,
+    }
     if is_repair:
         document["restored"] = outcome.restored
         document["unlisted"] = outcome.unlisted

@@ -71,10 +71,10 @@ def search_auth_file(text: str, name: str, host: str, repository: str) -> list[C
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        _log.warning("%s is not JSON: going on without it", name)
+        _log.warning("%s is not JSON: continuing without it", name)
         return []
     if not isinstance(document, dict):
-        _log.warning("%s is not a JSON object: going on without it", name)
+        _log.warning("%s is not a JSON object: continuing without it", name)
         return []
     auths, helpers = _by_place(document.get("auths")), _by_place(document.get("credHelpers"))
     found: list[Credentials | Helper] = []
@@ -126,7 +126,7 @@ def _read_entry(entry: dict[str, object], name: str) -> Credentials | None:
         try:
             username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
-            _log.warning("%s: an auth entry is not user:password in base64: going on without it", name)
+            _log.warning("%s: an auth entry is not user:password in base64: continuing without it", name)
     if isinstance(identity_token, str) and identity_token:
         return Credentials(
             username if isinstance(username, str) else "", identity_token, name, is_identity_token=True

@@ -54,7 +54,7 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
     program = f"docker-credential-{helper.name}"
     if shutil.which(program, path=environment.get("PATH")) is None:
         _log.warning(
-            "%s is not in PATH, and has the login for %s: going on without it", program, helper.server
+            "%s is not in PATH, but has the login for %s: continuing without it", program, helper.server
         )
         return None
     said: list[str] = []
@@ -76,20 +76,20 @@ async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credenti
                 most_bytes=_MOST_BYTES,
             )
     except TimeoutError:
-        _log.warning("%s did not answer within %d s: going on without it", program, _SECONDS)
+        _log.warning("%s did not answer within %d s: continuing without it", program, _SECONDS)
         return None
     except (Error, OSError) as error:
-        _log.warning("%s: %s: going on without it", program, error)
+        _log.warning("%s: %s: continuing without it", program, error)
         return None
     if ended.status:
         # By this protocol, errors are told on standard output.
         reason = _clean(ended.stdout.decode(errors="replace")) or f"it ended with status {ended.status}"
         if _NOT_FOUND not in reason.lower():
-            _log.warning("%s: %s: going on without it", program, reason)
+            _log.warning("%s: %s: continuing without it", program, reason)
         return None
     found = _read_answer(ended.stdout, program)
     if found is None:
-        _log.warning("%s answered with something else than a login: going on without it", program)
+        _log.warning("%s answered with something other than a login: continuing without it", program)
     return found
 
 

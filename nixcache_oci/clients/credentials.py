@@ -10,7 +10,6 @@ In this order:
 5. None: anonymous.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -18,6 +17,7 @@ from typing import Final, Protocol
 from yarl import URL
 
 from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.reference import is_loopback_name
 
 TOKEN_FILE_VARIABLE: Final = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
 TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
@@ -149,7 +149,4 @@ def is_loopback(host: str) -> bool:
     """Tell whether ``host[:port]`` is this machine."""
     name = host.lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
+    return is_loopback_name(name)

@@ -79,7 +79,7 @@ def locked(path: RootedPath, seconds: float, stop: Event) -> Iterator[None]:
                 )
             # Waiters must not march in step.
             if stop.wait(random.uniform(*_POLL_SECONDS)):  # noqa: S311 # no secret
-                raise RegistryError(f"{path}: was not waited for any more")
+                raise RegistryError(f"{path}: stopped waiting for it")
         yield
     finally:
         os.close(file)

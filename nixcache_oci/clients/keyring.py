@@ -128,7 +128,7 @@ class Keyring:
             # Somebody may be writing it just now.
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                _log.warning("%s; going on with what it held before", error)
+                _log.warning("%s; continuing with its previous content", error)
             return False
         self._stamps, self._complaint = stamps, None
         return True
@@ -172,7 +172,7 @@ def _read_auth_file(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        _log.warning("%s cannot be read (%s): going on without it", path, _reason(error))
+        _log.warning("%s cannot be read (%s): continuing without it", path, _reason(error))
         return None
 
 
@@ -187,4 +187,4 @@ def _read_text(path: Path) -> str:
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return error.strerror or os.strerror(error.errno or 0)
-    return "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

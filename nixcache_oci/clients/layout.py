@@ -13,6 +13,7 @@ from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 # So much with one change of threads.
 _BATCH_BYTES = 512 * 1024
@@ -69,7 +70,7 @@ class Layout:
             stop = size if end is None else end
             if not 0 <= start <= stop <= size:
                 raise RegistryError(
-                    f"{self.name}: blob {digest} has {size} bytes, and no range {start}-{stop}"
+                    f"{self.name}: blob {digest} has {counted(size, 'byte')}, but no range {start}-{stop}"
                 )
             if file.has_second_name():
                 await self._checks.check(digest, file)

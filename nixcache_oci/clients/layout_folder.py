@@ -202,14 +202,14 @@ class LayoutFolder:
                 raise RegistryError(
                     f"{self.name} is damaged: {_INDEX_FILE} is missing; restore it, or use a new folder"
                 ) from None
-            raise NotFoundError(f"{self.name}: no OCI layout is there yet") from None
+            raise NotFoundError(f"{self.name}: there is no OCI layout yet") from None
         except FormatError as error:
             raise RegistryError(
                 f"{self.name} is damaged: {_INDEX_FILE}: {error}; restore it, or use a new folder"
             ) from error
         if not has_version and not self._check_version():  # it may have been made between the two looks
             if not index.manifests:
-                raise NotFoundError(f"{self.name}: an OCI layout is only being made there")
+                raise NotFoundError(f"{self.name}: an OCI layout is still being created there")
             raise RegistryError(
                 f"{self.name} is damaged: {_VERSION_FILE} is missing;"
                 f" restore it: {_VERSION_FILE_CONTENT.decode()}"
@@ -224,7 +224,7 @@ class LayoutFolder:
             return False
         version = parse_document(content, _VERSION_FILE, _MAX_VERSION_FILE_BYTES).get("imageLayoutVersion")
         if version != _VERSION:
-            raise FormatError(f"{_VERSION_FILE}: only version {_VERSION} is known here, got {clip(version)}")
+            raise FormatError(f"{_VERSION_FILE}: only version {_VERSION} is supported, got {clip(version)}")
         return True
 
     def write_index(self, index: ImageIndex) -> None:
@@ -246,7 +246,7 @@ class LayoutFolder:
         hasher = hashlib.sha256()
         for piece in _pieces(source):
             if stop.is_set():
-                raise RegistryError(f"{self.name}: blob {digest} was given up")
+                raise RegistryError(f"{self.name}: blob {digest} was abandoned")
             hasher.update(piece)
             yield piece
         if hasher.hexdigest() != digest.hex:

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from nixcache_oci.clients.http.foreign import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.errors import FOREIGN_ERRORS, show
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
@@ -121,7 +121,7 @@ class ProxyClient:
                 async for piece in response.content.iter_any():
                     body += piece
                     if len(body) > _MOST_BYTES:
-                        raise Error(f"{self._url}{path}: more than {_MOST_BYTES} bytes: not a proxy of ours")
+                        raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
                 return response.status, bytes(body)
         except TimeoutError:
             raise Error(f"{self._url}: no answer within {_SECONDS} s") from None

@@ -1,6 +1,6 @@
 """Removing manifests from a repository, which each kind of repository does in a way of its own.
 
-Implemented by ``registry.remover`` (OCI DELETE), ``github.packages`` (GitHub's REST API, for GHCR refuses the
+Implemented by ``registry.client`` (OCI DELETE), ``github.packages`` (GitHub's REST API, for GHCR refuses the
 former) and ``layout_removal`` (files). What may be removed is the caller's to decide: nothing here looks into
 a manifest before it goes, and all tags that point at it go with it.
 """

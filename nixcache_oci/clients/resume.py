@@ -13,16 +13,13 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from nixcache_oci.clients.http.minimum_rate import (
-    RESUMED_WINDOWS,
-    STREAM_BYTES_PER_SECOND,
-    MinimumRate,
-    SlowBodyError,
-)
+from nixcache_oci.clients.http.errors import SlowBodyError
+from nixcache_oci.clients.http.reply import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 ATTEMPTS_WITHOUT_PROGRESS: Final = 5
 TABLE_HEAD_SECONDS: Final = 30.0
@@ -111,7 +108,7 @@ async def read_blob(
     """
     async with open_resuming(repository, digest, head_seconds=head_seconds) as blob:
         if blob.size > limit:
-            raise FormatError(f"blob {digest}: {blob.size} bytes, over the limit of {limit}")
+            raise FormatError(f"blob {digest}: {counted(blob.size, 'byte')}, over the limit of {limit}")
         content = bytearray(blob.size)
         if receiver is not None:
             await receiver.begin(content)
@@ -142,7 +139,7 @@ async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = a
             except RegistryError as error:
                 if attempt == _PROBES:
                     raise DigestError(
-                        f"blob {digest} is said to be there, and gives no byte: {error}"
+                        f"blob {digest} is said to exist, but gives no byte: {error}"
                     ) from error
             else:
                 return blob.size
@@ -214,7 +211,9 @@ class _Resumed:
             self._repository.open_blob(self._digest, position, end)
         )
         if stream.size != self._first.size:
-            raise RegistryError(f"blob {self._digest}: {stream.size} bytes now, {self._first.size} before")
+            raise RegistryError(
+                f"blob {self._digest}: {counted(stream.size, 'byte')} now, {self._first.size} before"
+            )
         return stream
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Entry
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cache.parallel import run_in_thread
+from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming, probe_blob, read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
@@ -14,6 +15,7 @@ from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.nar_check import NarChecker
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 
 async def check_start(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
@@ -25,13 +27,16 @@ async def check_start(repository: Repository, blob: Digest, entries: Sequence[En
     return _with_trouble(entries, {entry.narinfo: _size_trouble(entry, size) for entry in entries})
 
 
-async def check_content(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
-    """Download a blob once, and unpack every NAR in it."""
+async def check_content(
+    repository: Repository, blob: Digest, entries: Sequence[Entry], stage: Stage = SILENT
+) -> list[Problem]:
+    """Download a blob once, and unpack every NAR in it; the stage is told of its bytes."""
     try:
         if all(entry.url.offset is not None for entry in entries):
             content = await read_blob(repository, blob, MAX_PACK_BYTES)
+            stage.advance(size=len(content))
             return await run_in_thread(_check_pack, content, entries)
-        return await _check_stream(repository, blob, entries)
+        return await _check_stream(repository, blob, entries, stage)
     except (DigestError, FormatError, RegistryError) as error:
         return await _describe_damage(repository, blob, entries, error)
 
@@ -53,7 +58,7 @@ def _size_trouble(entry: Entry, size: int) -> str | None:
         end = url.offset + url.length
         return f"it ends at byte {end} of a pack of {size}" if end > size else None
     if entry.narinfo.file_size not in (None, size):
-        return f"FileSize is {entry.narinfo.file_size}, and its blob has {size} bytes"
+        return f"FileSize is {entry.narinfo.file_size}, and its blob has {counted(size, 'byte')}"
     return None
 
 
@@ -76,7 +81,9 @@ def _slice_trouble(content: bytearray, entry: Entry) -> str | None:
     return checker.finish()
 
 
-async def _check_stream(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
+async def _check_stream(
+    repository: Repository, blob: Digest, entries: Sequence[Entry], stage: Stage
+) -> list[Problem]:
     checkers = {entry.narinfo: NarChecker(entry.narinfo) for entry in entries}
     hasher = hashlib.sha256()
 
@@ -88,8 +95,9 @@ async def _check_stream(repository: Repository, blob: Digest, entries: Sequence[
     async with open_resuming(repository, blob) as stream:
         async for chunk in stream.chunks:
             await run_in_thread(write, chunk)
+            stage.advance(size=len(chunk))
     if hasher.hexdigest() != blob.hex:
-        raise DigestError(f"blob {blob} has other bytes than its digest says")
+        raise DigestError(f"blob {blob} does not match its digest")
     return _with_trouble(entries, {narinfo: checker.finish() for narinfo, checker in checkers.items()})
 
 

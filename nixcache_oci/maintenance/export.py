@@ -8,7 +8,7 @@ Source: Nix manual, "Binary Cache Store".
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO, MAX_NARINFO_BYTES
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
 from nixcache_oci.clients.repository import Repository
@@ -29,9 +30,6 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
 
 _BLOBS_AT_ONCE: Final = 4
-
-Warn = Callable[[str], None]
-"""Is given one line for people."""
 
 
 @dataclass(slots=True)
@@ -61,15 +59,16 @@ class Export:
         repository: where the bytes lie.
         folder: which need not exist yet.
         priority: for nix-cache-info.
-        warn: hears of each path that cannot be had.
+        progress: is told how far it is, and of each path that cannot be had.
     """
 
-    def __init__(self, repository: Repository, folder: Path, priority: int, warn: Warn) -> None:
+    def __init__(self, repository: Repository, folder: Path, priority: int, progress: Progress) -> None:
         self._repository = repository
         self._folder = RootedPath(folder)
         self._nars = self._folder / "nar"
         self._priority = priority
-        self._warn = warn
+        self._progress = progress
+        self._stage: Stage
         self._done = Exported()
 
     async def run(self, inventory: Inventory) -> Exported:
@@ -90,9 +89,11 @@ class Export:
                     self._done.present += 1
                 else:
                     by_blob[NarUrl.parse(narinfo.url).blob].append(narinfo)
-            await run_all(
-                (self._write_blob(blob, narinfos) for blob, narinfos in by_blob.items()), _BLOBS_AT_ONCE
-            )
+            wanted = [narinfo for narinfos in by_blob.values() for narinfo in narinfos]
+            with self._progress.stage("exporting", "path", len(wanted), _size_of(wanted)) as self._stage:
+                await run_all(
+                    (self._write_blob(blob, narinfos) for blob, narinfos in by_blob.items()), _BLOBS_AT_ONCE
+                )
         except WrongKindError as error:
             raise Error(str(error)) from None
         except OSError as error:
@@ -122,6 +123,7 @@ class Export:
         try:
             if all(NarUrl.parse(narinfo.url).offset is not None for narinfo in narinfos):
                 content = await read_blob(self._repository, blob, MAX_PACK_BYTES)
+                self._stage.advance(size=_size_of(narinfos) or 0)
                 await run_in_thread(self._write_slices, bytes(content), narinfos)
             else:
                 await self._write_stream(blob, narinfos)
@@ -137,7 +139,7 @@ class Export:
             nar = content[start : start + (url.length or 0)]
             file_hash = NixHash(hashlib.sha256(nar).digest())
             if len(nar) != url.length or narinfo.file_hash not in (None, file_hash):
-                self._fail(narinfo, "its slice of the pack is not what FileHash says")
+                self._fail(narinfo, "its slice of the pack does not match FileHash")
                 continue
             named = _named(narinfo, file_hash, len(nar))
             write_file(self._path_of(named), [nar], self._nars)
@@ -157,8 +159,9 @@ class Export:
                     size = stream.size
                     async for chunk in stream.chunks:
                         await run_in_thread(write, chunk)
+                        self._stage.advance(size=len(chunk))
             if hasher.hexdigest() != blob.hex:
-                raise DigestError(f"blob {blob} has other bytes than its digest says")
+                raise DigestError(f"blob {blob} does not match its digest")
             named = [_named(narinfo, NixHash(hasher.digest()), size) for narinfo in narinfos]
             for narinfo in named:
                 target = self._path_of(narinfo)
@@ -171,6 +174,7 @@ class Export:
     def _write_narinfo(self, narinfo: NarInfo) -> None:
         write_file(self._narinfo_path(narinfo), [narinfo.render().encode()], self._folder)
         self._done.written += 1
+        self._stage.advance(1)
 
     def _path_of(self, narinfo: NarInfo) -> RootedPath:
         return self._folder.joinpath(*narinfo.url.split("/"))
@@ -180,7 +184,7 @@ class Export:
 
     def _fail(self, narinfo: NarInfo, reason: str) -> None:
         self._done.reasons[str(narinfo.store_path)] = reason
-        self._warn(f"{narinfo.store_path}: {reason}")
+        self._progress.warn(f"{narinfo.store_path}: {reason}")
 
 
 def _served(inventory: Inventory) -> Iterator[NarInfo]:
@@ -191,6 +195,13 @@ def _served(inventory: Inventory) -> Iterator[NarInfo]:
         text = catalog.find(part)
         if text is not None:
             yield NarInfo.parse(text)
+
+
+def _size_of(narinfos: Iterable[NarInfo]) -> int | None:
+    """Add up the bytes of their files; None where one does not say."""
+    sizes = {narinfo.url: narinfo.file_size for narinfo in narinfos}
+    known = [size for size in sizes.values() if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _named(narinfo: NarInfo, file_hash: NixHash, size: int) -> NarInfo:

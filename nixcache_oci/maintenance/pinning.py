@@ -110,7 +110,7 @@ async def _read_layers(repository: Repository, segments: Iterable[Segment]) -> d
             stored = await repository.get_manifest(str(segment.manifest))
         except NotFoundError:
             raise Error(
-                f"{repository.name}: a gc has just deleted {segment.tag}; publish what is to be pinned again"
+                f"{repository.name}: a gc has just deleted {segment.tag}; publish the path again, then pin it"
             ) from None
         layers |= {layer.digest: layer for layer in Manifest.parse(stored.content).layers[1:]}
     return layers

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
@@ -12,6 +13,7 @@ from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory
 from nixcache_oci.cache.listing import read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.repository import Repository
@@ -20,22 +22,16 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
-from nixcache_oci.nix.content_address import Claim, is_content_addressed
+from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, Signed, is_signed_by
+from nixcache_oci.nix.signature import PublicKey, Vouched, is_signed_by, is_unsigned
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 16
 _PARALLEL_BLOBS: Final = 4
-
-Tell = Callable[[str], None]
-"""Is given one line for people, now and then."""
-
-
-class Vouched(Signed, Claim, Protocol):
-    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 class Verifier:
@@ -46,7 +42,11 @@ class Verifier:
         upstreams: are asked for what is referred to and not listed.
         keys: each path is signed by one of them, or names its own content; empty for any.
         with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
-        tell: hears how far it is.
+        progress: is told how far it is.
+
+    Attributes:
+        unsigned: how many listed paths nobody vouches for.
+        foreign: how many are signed, but by none of the keys.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ class Verifier:
         keys: Sequence[PublicKey],
         *,
         with_content: bool,
-        tell: Tell,
+        progress: Progress = SILENT,
     ) -> None:
         self._repository = repository
         self._upstreams = upstreams
         self._keys = tuple(keys)
         self._with_content = with_content
-        self._tell = tell
+        self._progress = progress
+        self.unsigned = self.foreign = 0
         self._good: set[tuple[object, ...]] = set()
         self._there: set[Digest] = set()
 
@@ -77,7 +78,9 @@ class Verifier:
         """
         entries, problems = await asyncio.to_thread(read_entries, inventory)
         # As `list` counts: each once, however many segments list it.
-        self._tell(f"{len({entry.narinfo.store_path for entry in entries})} paths are listed")
+        self._progress.note(
+            f"checking {counted(len({entry.narinfo.store_path for entry in entries}), 'path')}"
+        )
         # A large cache takes seconds: long enough for connections to be dropped.
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
@@ -85,19 +88,15 @@ class Verifier:
         # At last, for what gc takes meanwhile is not missing.
         union = await read_union(self._repository, inventory.tables.listing.segments)
         blobs = _blobs_of(entries)
-        found = await run_all(
-            (
-                self._check_segment(segment, blobs[str(segment.tag)])
-                for segment in union.index.segments
-                if segment.condemned is None
-            ),
-            _PARALLEL_REQUESTS,
-        )
+        living = [segment for segment in union.index.segments if segment.condemned is None]
+        with self._progress.stage("checking", "segment", len(living)) as stage:
+            jobs = (self._check_segment(segment, blobs[str(segment.tag)]) for segment in living)
+            found = await run_all(jobs, _PARALLEL_REQUESTS, stage)
         problems += [problem for some in found for problem in some]
         problems += [
             Problem(
                 str(tag),
-                "its manifest is gone, and its tag is there: gc does not run",
+                "its manifest is gone, but its tag remains: gc refuses to run",
                 Kind.SEGMENT,
                 str(tag),
             )
@@ -129,11 +128,17 @@ class Verifier:
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
     def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
-        return [
-            problem_of(entry, Kind.SIGNATURE, "no known key signed it")
+        doubtful = [
+            entry
             for entry in entries
-            if not self.vouches(entry.narinfo)
+            if not (is_signed_by(entry.narinfo, self._keys) or is_content_addressed(entry.narinfo))
         ]
+        unsigned = {entry.narinfo.store_path for entry in doubtful if is_unsigned(entry.narinfo)}
+        foreign = {entry.narinfo.store_path for entry in doubtful if entry.narinfo.sigs}
+        self.unsigned, self.foreign = len(unsigned), len(foreign)
+        if not self._keys:
+            return []  # there is none that could have signed them
+        return [problem_of(entry, Kind.SIGNATURE, "no known key signed it") for entry in doubtful]
 
     async def _check_references(self, entries: Iterable[Entry]) -> list[Problem]:
         entries = list(entries)
@@ -143,8 +148,6 @@ class Verifier:
             for reference in entry.narinfo.references:
                 if HashPart(reference.partition("-")[0]) not in listed:
                     referrers[reference].append(entry)
-        if referrers:
-            self._tell(f"{len(referrers)} paths that are referred to are looked for upstream")
 
         async def find(reference: str) -> tuple[Kind, str] | None:
             try:
@@ -153,7 +156,8 @@ class Verifier:
                 return Kind.UNKNOWN, f"and no upstream could say whether it has that: {error}"
             return None if found is not None else (Kind.REFERENCE, "which is neither here nor upstream")
 
-        answers = await run_all((find(reference) for reference in referrers), _PARALLEL_REQUESTS)
+        with self._progress.stage("looking upstream", "path", len(referrers)) as stage:
+            answers = await run_all(map(find, referrers), _PARALLEL_REQUESTS, stage)
         return [
             problem_of(entry, answer[0], f"it refers to {reference}, {answer[1]}", reference)
             for (reference, group), answer in zip(referrers.items(), answers, strict=True)
@@ -166,12 +170,11 @@ class Verifier:
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
         asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
-        self._tell(f"{len(by_blob)} blobs hold them; {len(asked)} are looked at")
-        check = check_content if self._with_content else check_start
-        at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
-        found = await run_all(
-            (check(self._repository, blob, group) for blob, group in asked.items()), at_once
-        )
+        with self._progress.stage("checking", "blob", len(asked)) as stage:
+            check = partial(check_content, stage=stage) if self._with_content else check_start
+            at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
+            jobs = (check(self._repository, blob, group) for blob, group in asked.items())
+            found = await run_all(jobs, at_once, stage)
         for group, problems in zip(asked.values(), found, strict=True):
             if not problems:
                 self._good |= {_claims(entry.narinfo) for entry in group}
@@ -200,7 +203,7 @@ class Verifier:
         manifest = Manifest.parse(stored.content)
         held = {layer.digest for layer in manifest.layers}
         if blobs - held:
-            return problem(f"blob {min(blobs - held)}, where NARs of it lie, is in no layer of its manifest")
+            return problem(f"blob {min(blobs - held)} has NARs of it, but is in no layer of its manifest")
         for digest in {manifest.config.digest, *held} - blobs - self._there:
             try:
                 await probe_blob(self._repository, digest)

@@ -7,7 +7,7 @@ from nixcache_oci.nix.store_path import StorePath
 
 
 class HasReferences(Protocol):
-    """What a narinfo says, and a store."""
+    """A store object: of a narinfo, or of a store."""
 
     @property
     def store_path(self) -> StorePath:
@@ -15,26 +15,26 @@ class HasReferences(Protocol):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Base names, its own possibly among them."""
+        """Base names, possibly its own among them."""
 
 
 T = TypeVar("T", bound=HasReferences)
 
 
 def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -> list[T]:
-    """Put every object behind what it refers to, and next to it: what is fetched together lies together.
+    """Order objects so that each follows its references closely: what is fetched together is stored together.
 
-    Among its references, names decide: Nix asks for the NARs of what is ready in the order of names.
+    References of one object are ordered by name, as Nix asks for NARs that are ready.
 
     Args:
-        objects: in any order; references to others than these are passed over.
-        roots: where to begin; the same objects and roots give the same order.
+        objects: in any order; references to other objects are ignored.
+        roots: where to start; the same objects and roots give the same order.
     """
     unordered = {one.store_path.base_name: one for one in objects}
     ordered: list[T] = []
     entered: set[str] = set()
     for root in [*(path.base_name for path in roots), *sorted(unordered, key=by_name)]:
-        # Each name is met twice: first its references go on top of it, then it is left.
+        # Each name is popped twice: before its references are pushed, and after they are done.
         open_names = [(root, False)]
         while open_names:
             name, is_left = open_names.pop()
@@ -49,6 +49,6 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
 
 
 def by_name(base_name: str) -> tuple[str, str]:
-    """Order base names as Nix does where it has the choice: by name, then by hash part."""
+    """Sort key of base names, as Nix orders them: by name, then by hash part."""
     hash_part, _, name = base_name.partition("-")
     return name, hash_part

@@ -15,7 +15,7 @@ from nixcache_oci.nix.store_path import StorePath, make_store_path
 
 
 class Method(Enum):
-    """What the hash of a content address was taken of; its value is what stands before the hash."""
+    """What is hashed; the value is the prefix of the hash in the field."""
 
     TEXT = "text:"
     FLAT = "fixed:"
@@ -24,11 +24,11 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ContentAddress:
-    """What a store object holds; ``str()`` gives the field's value.
+    """A hash of what a store object holds; ``str()`` gives the field's value.
 
     Attributes:
-        method: what ``hash`` was taken of.
-        hash: of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part blanked out.
+        method: what is hashed.
+        hash: of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part zeroed.
     """
 
     method: Method
@@ -45,13 +45,13 @@ class ContentAddress:
     def parse(cls, text: str) -> Self:
         """Read ``text:sha256:…``, ``fixed:<algorithm>:…`` or ``fixed:r:<algorithm>:…``.
 
-        Newer kinds (git, blake3) are refused: at them every Nix stops in which they were not switched on.
+        Newer kinds (git, blake3) are refused: every Nix stops at them unless they were enabled.
 
         Raises:
-            FormatError: none of these.
+            FormatError: any other form.
         """
         for method in (Method.TEXT, Method.NAR, Method.FLAT):
-            # Nix takes a hash in SRI's form here for none.
+            # Nix does not accept an SRI hash here.
             if text.startswith(method.value) and ":" in text.removeprefix(method.value):
                 return cls(method, NixHash.parse(text.removeprefix(method.value)))
         raise FormatError(f"content address: expected text:… or fixed:…, got {text[:80]!r}")
@@ -64,11 +64,11 @@ class ContentAddress:
         Args:
             name: the object's name.
             references: base names of the other objects that it refers to.
-            store_dir: where it lies.
+            store_dir: of the path.
             refers_to_itself: whether the object's own path is among its references.
 
         Raises:
-            FormatError: an object of this kind cannot have such references, or none has this name.
+            FormatError: this kind cannot have such references, or the name is invalid.
         """
         if (refers_to_itself and not self._is_source) or (references and not self._may_refer):
             raise FormatError(f"content address: {self} cannot have these references")
@@ -91,11 +91,11 @@ class ContentAddress:
 
 
 class Claim(Protocol):
-    """The parts of a narinfo that a content address binds together."""
+    """The parts of a narinfo that a content address covers."""
 
     @property
     def store_path(self) -> StorePath:
-        """What the address has to lead to."""
+        """The path that the address has to give."""
 
     @property
     def nar_hash(self) -> NixHash:
@@ -103,28 +103,35 @@ class Claim(Protocol):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Base names, its own possibly among them."""
+        """Base names, possibly its own among them."""
 
     @property
     def ca(self) -> str | None:
         """The content address as written."""
 
 
-def is_content_addressed(narinfo: Claim) -> bool:
-    """Tell whether the CA field proves both the store path and the NAR, so that no signature is needed.
-
-    That is where the address is the hash of the whole NAR, and NarHash says the same. All other addresses
-    are hashes of something else: of a file's contents, or of the NAR with its own hash part blanked out.
-    Whoever writes the narinfo can put any NarHash beside them: Nix notices only once it has unpacked the NAR,
-    and stops with an error then. Source: facts about Nix clients, "narinfo".
-    """
+def proves_its_path(narinfo: Claim) -> bool:
+    """Tell whether Nix takes it without a signature: its CA field leads to its store path."""
     own = narinfo.store_path
-    if narinfo.ca is None or own.base_name in narinfo.references:
+    if narinfo.ca is None:
         return False
-    address = ContentAddress.parse(narinfo.ca)
-    if address != ContentAddress(Method.NAR, narinfo.nar_hash):
-        return False
+    others = [reference for reference in narinfo.references if reference != own.base_name]
     try:
-        return address.store_path(own.name, narinfo.references, own.store_dir) == own
+        address = ContentAddress.parse(narinfo.ca)
+        is_own = len(others) < len(narinfo.references)
+        return address.store_path(own.name, others, own.store_dir, refers_to_itself=is_own) == own
     except FormatError:
         return False
+
+
+def is_content_addressed(narinfo: Claim) -> bool:
+    """Check whether the CA field proves both the store path and the NAR, so that no signature is needed.
+
+    It does if the address is the hash of the whole NAR, equal to NarHash. Other addresses hash a file's
+    contents, or the NAR with its own hash part zeroed, and any NarHash can be written beside them: Nix
+    notices only after unpacking, and fails. Source: facts about Nix clients, "narinfo".
+    """
+    if narinfo.ca is None or narinfo.store_path.base_name in narinfo.references:
+        return False
+    address = ContentAddress.parse(narinfo.ca)
+    return address == ContentAddress(Method.NAR, narinfo.nar_hash) and proves_its_path(narinfo)

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix import base32
+from nixcache_oci.wording import counted
 
 DIGEST_SIZES: Final = MappingProxyType({"md5": 16, "sha1": 20, "sha256": 32, "sha512": 64})
 """Bytes in the digest of each algorithm that every Nix knows."""
@@ -25,7 +26,7 @@ class NixHash:
     """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``.
 
     Attributes:
-        digest: the raw digest, as long as its algorithm has it.
+        digest: the raw digest.
         algorithm: a key of ``DIGEST_SIZES``.
     """
 
@@ -38,24 +39,24 @@ class NixHash:
             known = ", ".join(DIGEST_SIZES)
             raise FormatError(f"hash: expected one of {known}, got {self.algorithm[:40]!r}")
         if len(self.digest) != size:
-            raise FormatError(f"hash: {self.algorithm} has {size} bytes, got {len(self.digest)}")
+            raise FormatError(f"hash: {self.algorithm} has {counted(size, 'byte')}, got {len(self.digest)}")
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{base32.encode(self.digest)}"
 
     @property
     def digest_hex(self) -> str:
-        """The digest in lower-case hex: for a FileHash the hex of the blob's digest."""
+        """The digest in lower-case hex; a FileHash has the hex of its blob's digest."""
         return self.digest.hex()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<algorithm>:`` with base 16, nix32 or base 64 behind it, or SRI's ``<algorithm>-<base 64>``.
+        """Read ``<algorithm>:<digest>`` in base 16, nix32 or base 64, or SRI's ``<algorithm>-<base 64>``.
 
-        Which of them it is shows in the length.
+        The length tells the encoding.
 
         Raises:
-            FormatError: none of these, or an algorithm that not every Nix knows.
+            FormatError: any other form, or an algorithm that not every Nix knows.
         """
         match = _BEGINNING.match(text)
         if match is None or match[1] not in DIGEST_SIZES:
@@ -67,7 +68,7 @@ class NixHash:
         if match[2] == ":" and len(rest) == base32.encoded_length(size):
             return cls(base32.decode(rest), algorithm)
         try:
-            # Nix wants no padding in SRI's form.
+            # Nix does not require padding in SRI.
             padding = "=" * (-len(rest) % 4) if match[2] == "-" else ""
             return cls(base64.b64decode(rest + padding, validate=True), algorithm)
         except (ValueError, binascii.Error, FormatError):

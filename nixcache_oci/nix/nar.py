@@ -1,7 +1,7 @@
-"""NAR, the archive format of Nix: what a store object is, as one stream of bytes.
+"""NAR, the archive format of Nix: a store object as one stream of bytes.
 
-A NAR is handled as a sequence of events. ``encode`` writes them, ``nar_reader.parse`` reads them;
-``nar_files`` makes them from the file system and back, ``dump_tree`` from a tree in memory.
+A NAR is a sequence of events. ``encode`` writes them, ``nar_reader.parse`` reads them; ``nar_files`` converts
+from and to the file system, ``dump_tree`` from a tree in memory.
 
 Grammar::
 
@@ -10,8 +10,8 @@ Grammar::
              | "(" "type" "symlink" "target" <bytes> ")"
              | "(" "type" "directory" {"entry" "(" "name" <bytes> "node" <object> ")"} ")"
 
-in which every word is a token, the parentheses too: its length in bytes (64 bits, little-endian), the bytes,
-and zeros up to a multiple of eight. Entries are sorted by their raw names.
+Every word is a token, the parentheses too: its length in bytes (64 bits, little-endian), the bytes, and zeros
+up to a multiple of eight. Entries are sorted by their raw names.
 
 Source: Nix manual, "Nix Archive (NAR) format".
 """
@@ -35,7 +35,7 @@ class StartFile:
 
     Attributes:
         size: bytes in all of its contents.
-        executable: whether its owner may run it.
+        executable: by its owner.
     """
 
     size: int
@@ -59,11 +59,11 @@ class Symlink:
 
 @dataclass(frozen=True, slots=True)
 class StartDirectory:
-    """A directory begins; ``Entry`` and an object follow for each of its entries, sorted, then the end."""
+    """A directory begins; for each entry, sorted, ``EntryName`` and an object follow, then the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EntryName:
     """The name of the object that follows.
 
     Attributes:
@@ -82,7 +82,7 @@ class EndDirectory:
     """The innermost directory has no more entries."""
 
 
-Event: TypeAlias = StartFile | bytes | Symlink | StartDirectory | Entry | EndDirectory
+Event: TypeAlias = StartFile | bytes | Symlink | StartDirectory | EntryName | EndDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ Node: TypeAlias = File | Symlink | Directory
 
 
 def encode(events: Iterable[Event]) -> Iterator[bytes]:
-    """Write a NAR; what is small is gathered, what is large passed on as it is.
+    """Write a NAR; small pieces are gathered, large ones passed through.
 
     Args:
-        events: those of one object, right in order, names and sizes; no piece larger than ``CHUNK_BYTES``.
+        events: of one object, with valid order, names and sizes; no piece larger than ``CHUNK_BYTES``.
 
     Yields:
         Pieces of at most ``CHUNK_BYTES``.
@@ -129,7 +129,7 @@ def dump_tree(tree: Node) -> Iterator[bytes]:
     """Write the NAR of a tree in memory, in pieces of at most ``CHUNK_BYTES``.
 
     Raises:
-        FormatError: a name that no file can have.
+        FormatError: an invalid file name.
     """
     return encode(_walk_tree(tree))
 
@@ -140,7 +140,7 @@ def token(data: bytes) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Give the zeros behind this many bytes."""
+    """Return the zeros that follow this many bytes."""
     return bytes(-size % _LENGTH_BYTES)
 
 
@@ -177,7 +177,7 @@ def _encode(events: Iterable[Event]) -> Iterator[bytes]:
                 yield event
                 if not left:
                     yield file_end
-            case Entry():
+            case EntryName():
                 yield _ENTRY + token(event.name) + NODE
             case StartFile():
                 left = event.size
@@ -202,7 +202,7 @@ def _end(depth: int) -> bytes:
 
 def _walk_tree(tree: Node) -> Iterator[Event]:
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    todo: list[Node | Entry | EndDirectory] = [tree]
+    todo: list[Node | EntryName | EndDirectory] = [tree]
     while todo:
         match todo.pop():
             case File() as file:
@@ -213,6 +213,6 @@ def _walk_tree(tree: Node) -> Iterator[Event]:
                 yield StartDirectory()
                 todo.append(EndDirectory())
                 for name in sorted(directory.entries, reverse=True):
-                    todo += (directory.entries[name], Entry(name))
+                    todo += (directory.entries[name], EntryName(name))
             case other:
                 yield other

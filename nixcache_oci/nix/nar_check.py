@@ -1,6 +1,6 @@
-"""Holding the bytes of a compressed NAR to its narinfo, piece by piece, in bounded memory.
+"""Checking a compressed NAR against its narinfo, piece by piece, in bounded memory.
 
-A small blob can inflate to anything: what is over NarSize is never looked at, and never held.
+A small blob can inflate to anything: nothing over NarSize is examined or held.
 """
 
 import bz2
@@ -16,22 +16,19 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar_reader import parse
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.wording import counted
 
 _MAX_WINDOW_BYTES: Final = 128 * 1024 * 1024
 _STEP_BYTES: Final = 256 * 1024
 
 Take = Callable[[bytes], object]
-"""Is given the next piece of the NAR."""
+"""Receives the next piece of the NAR."""
 
 NewDecompressor = Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]
 
 
 class NarChecker:
-    """Takes the bytes of one compressed NAR.
-
-    Args:
-        narinfo: says what they have to be.
-    """
+    """Checks one compressed NAR against its narinfo, as its bytes arrive."""
 
     def __init__(self, narinfo: NarInfo) -> None:
         self._narinfo = narinfo
@@ -46,14 +43,14 @@ class NarChecker:
             self._try(partial(self._inflater[0], piece))
 
     def finish(self) -> str | None:
-        """Tell what is wrong with the whole; None where nothing is, or where nobody here can unpack it."""
+        """Return what is wrong; None if nothing is, or if the compression cannot be unpacked here."""
         if self._inflater is not None:
             self._try(self._inflater[1])
         if self._trouble is not None or self._inflater is None:
             return self._trouble
         nar_hash = NixHash(self._hasher.digest())
         if (self._size, nar_hash) != (self._narinfo.nar_size, self._narinfo.nar_hash):
-            return f"its NAR is not what NarHash says ({self._size} bytes, {nar_hash})"
+            return f"its NAR does not match NarHash ({counted(self._size, 'byte')}, {nar_hash})"
         return None
 
     def _try(self, step: Callable[[], object]) -> None:
@@ -69,27 +66,26 @@ class NarChecker:
     def _take(self, nar: bytes) -> None:
         self._size += len(nar)
         if self._size > self._narinfo.nar_size:
-            raise FormatError(
-                f"its NAR is not what NarHash says (over {self._narinfo.nar_size} bytes, its NarSize)"
-            )
+            size = counted(self._narinfo.nar_size, "byte")
+            raise FormatError(f"its NAR does not match NarHash (over {size}, its NarSize)")
         self._hasher.update(nar)
 
 
 def can_unpack(compression: str) -> bool:
-    """Tell whether NARs of this compression can be checked against their NarHash here."""
+    """Check whether NARs of this compression can be unpacked here, and so held to their NarHash."""
     return compression in {"zstd", "none", *_STREAMS}
 
 
 def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object]) -> None:
-    """Hold a compressed NAR to its narinfo, and its form to the one that Nix writes; this blocks.
+    """Check a compressed NAR against its narinfo, and that it has the form that Nix writes; blocks.
 
     Args:
-        narinfo: of a compression that can be unpacked.
+        narinfo: its compression can be unpacked.
         file: the compressed bytes.
-        keep_going: called now and then; what it raises ends the check.
+        keep_going: called for each piece; what it raises ends the check.
 
     Raises:
-        FormatError: it cannot be unpacked, is another NAR, or holds what no store object can.
+        FormatError: it cannot be unpacked, is another NAR, or is not a valid NAR.
     """
     hasher, size = hashlib.sha256(), 0
 
@@ -99,7 +95,7 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
             keep_going()
             size += len(piece)
             if size > narinfo.nar_size:
-                raise FormatError(f"its NAR is over {narinfo.nar_size} bytes, its NarSize")
+                raise FormatError(f"its NAR is over {counted(narinfo.nar_size, 'byte')}, its NarSize")
             hasher.update(piece)
             yield piece
 
@@ -110,11 +106,11 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
         raise FormatError(f"it cannot be decompressed: {error}") from None
     nar_hash = NixHash(hasher.digest())
     if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
-        raise FormatError(f"its NAR is not what NarHash says ({size} bytes, {nar_hash})")
+        raise FormatError(f"its NAR does not match NarHash ({counted(size, 'byte')}, {nar_hash})")
 
 
 class _Target:
-    """What the zstd library writes into, a buffer of its own at a time."""
+    """The file that the zstd library writes to."""
 
     def __init__(self, take: Take) -> None:
         self._take = take
@@ -125,7 +121,7 @@ class _Target:
 
 
 class _Streams:
-    """Inflates xz or bzip2; streams may follow each other, as those programs write several files."""
+    """Decompresses xz or bzip2; streams may be concatenated."""
 
     def __init__(self, new: NewDecompressor) -> None:
         self._new = new
@@ -149,10 +145,10 @@ class _Streams:
                 piece = b""
 
     def finish(self) -> None:
-        """Make sure that the last stream is whole.
+        """Check that the last stream is complete.
 
         Raises:
-            EOFError: it is cut off, be it after the last byte of the NAR.
+            EOFError: it is truncated, even if the NAR is whole.
         """
         if not self._is_between:
             raise EOFError("it ends in the middle of a stream")
@@ -167,7 +163,7 @@ _STREAMS: Final[dict[str, NewDecompressor]] = {
 def _inflater(compression: str, take: Take) -> tuple[Take, Callable[[], None]] | None:
     match compression:
         case "zstd":
-            # All that the library asks of its target is write().
+            # The library only calls write().
             target = cast("IO[bytes]", _Target(take))
             decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
             return decompressor.stream_writer(target, closefd=False).write, _nothing
@@ -185,7 +181,7 @@ def _inflater(compression: str, take: Take) -> tuple[Take, Callable[[], None]] |
 
 
 def _nothing() -> None:
-    """End what needs no end."""
+    """Finish a format that needs no finishing."""
 
 
 def _unpack(compression: str, file: IO[bytes]) -> Iterator[bytes]:

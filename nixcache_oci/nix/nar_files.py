@@ -1,6 +1,6 @@
-"""NARs of files: writing one from the file system, and unpacking one into it.
+"""NARs of files: dumping from the file system, and restoring to it.
 
-Source: as ``nar``; the case hack is in the Nix manual, "use-case-hack".
+Source: as ``nar``; Nix manual, "use-case-hack".
 """
 
 import os
@@ -13,7 +13,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nar import (
     CHUNK_BYTES,
     EndDirectory,
-    Entry,
+    EntryName,
     Event,
     StartDirectory,
     StartFile,
@@ -23,7 +23,7 @@ from nixcache_oci.nix.nar import (
 from nixcache_oci.nix.nar_reader import parse
 
 CASE_HACK: Final = b"~nix~case~hack~"
-"""Where names differ in case only, Nix appends this and a number on file systems that ignore case."""
+"""On case-insensitive file systems, Nix appends this and a number to names that differ in case only."""
 
 _KINDS = {"p": "a fifo", "s": "a socket", "b": "a block device", "c": "a character device"}
 
@@ -32,38 +32,36 @@ def dump(path: Path, *, use_case_hack: bool = False) -> Iterator[bytes]:
     """Write the NAR of a file, symlink or directory, with at most a few pieces of it in memory.
 
     Args:
-        path: what to write; if it is a symlink, the link itself.
-        use_case_hack: whether names end at ``CASE_HACK``, as they do where Nix runs on macOS.
+        path: to dump; a symlink is not followed.
+        use_case_hack: strip ``CASE_HACK`` from names, as Nix does on macOS.
 
     Yields:
         Pieces of at most ``CHUNK_BYTES``.
 
     Raises:
-        FormatError: something that a NAR cannot hold, such as a fifo, or a file that changes its size
-            meanwhile.
+        FormatError: something that a NAR cannot hold, such as a fifo, or a file whose size changes meanwhile.
         OSError: something cannot be read.
     """
     return encode(_walk(os.fsencode(path), use_case_hack=use_case_hack))
 
 
 def restore(chunks: Iterable[bytes], target: Path) -> None:
-    """Unpack a NAR, whoever made it: nothing outside ``target`` is touched.
+    """Unpack an untrusted NAR: nothing outside ``target`` is touched.
 
-    Every name is new where it is made: what is there already is never opened, so no link is ever followed.
-    Modes are what the umask leaves of 0777 and 0666. If the NAR turns out to be bad, what was unpacked is
-    removed again.
+    Only new names are created and existing ones never opened, so no link is followed. Modes are 0777 and
+    0666 less the umask. If the NAR turns out to be bad, what was unpacked is removed.
 
     Args:
         chunks: the NAR, in pieces of any size.
-        target: what to make, a file, symlink or directory; its parent is there, it is not.
+        target: the file, symlink or directory to create; its parent exists.
 
     Raises:
         FormatError: not a NAR.
-        FileExistsError: ``target`` is there, or the file system takes two names for one.
+        FileExistsError: ``target`` exists, or two names are one to the file system.
         OSError: something cannot be written.
     """
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} is there already")
+        raise FileExistsError(f"{target} already exists")
     try:
         _unpack(parse(chunks), target)
     except BaseException:
@@ -73,7 +71,7 @@ def restore(chunks: Iterable[bytes], target: Path) -> None:
 
 def _walk(root: bytes, *, use_case_hack: bool) -> Iterator[Event]:
     # A stack instead of recursion: a tree may be deeper than Python's stack.
-    todo: list[bytes | Entry | EndDirectory] = [root]
+    todo: list[bytes | EntryName | EndDirectory] = [root]
     while todo:
         match todo.pop():
             case bytes() as path:
@@ -86,7 +84,7 @@ def _walk(root: bytes, *, use_case_hack: bool) -> Iterator[Event]:
                     yield StartDirectory()
                     todo.append(EndDirectory())
                     for name, entry_path in _list_backwards(path, use_case_hack=use_case_hack):
-                        todo += (entry_path, Entry(name))
+                        todo += (entry_path, EntryName(name))
                 else:
                     raise _not_storable(path, mode)
             case other:
@@ -94,7 +92,7 @@ def _walk(root: bytes, *, use_case_hack: bool) -> Iterator[Event]:
 
 
 def _list_backwards(path: bytes, *, use_case_hack: bool) -> list[tuple[bytes, bytes]]:
-    """List the names to write and the paths of what they name, the last name first."""
+    """List names to write with their paths, the last name first."""
     entries: dict[bytes, bytes] = {}
     with os.scandir(path) as files:
         for file in files:
@@ -106,7 +104,7 @@ def _list_backwards(path: bytes, *, use_case_hack: bool) -> list[tuple[bytes, by
 
 
 def _read_file(path: bytes) -> Iterator[Event]:
-    # Neither followed nor waited for, should it have become a link or a fifo meanwhile.
+    # It may have become a link or a fifo meanwhile: neither follow nor block.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -120,7 +118,7 @@ def _read_file(path: bytes) -> Iterator[Event]:
                 break
             yield piece
         if left:
-            raise FormatError(f"NAR: {os.fsdecode(path)} changed its size while it was read; try again")
+            raise FormatError(f"NAR: {os.fsdecode(path)} changed size while it was read; try again")
     finally:
         os.close(descriptor)
 
@@ -142,7 +140,7 @@ def _unpack(events: Iterator[Event], target: Path) -> None:
             case StartDirectory():
                 path.mkdir()
                 parents.append(path)
-            case Entry():
+            case EntryName():
                 path = parents[-1] / os.fsdecode(event.name)
             case EndDirectory():
                 parents.pop()
@@ -153,7 +151,7 @@ def _write_file(path: Path, start: StartFile, events: Iterator[Event]) -> None:
     left = start.size
     with os.fdopen(os.open(path, flags, 0o777 if start.executable else 0o666), "wb") as file:
         while left:
-            piece = cast("bytes", next(events))  # the contents follow the start right away
+            piece = cast("bytes", next(events))  # contents follow their start
             file.write(piece)
             left -= len(piece)
 

@@ -1,7 +1,7 @@
 """Reading a NAR: strict, streaming, in bounded memory.
 
-Only the one form that Nix writes is read, so that what is read and written again has the same hash. The
-fixed parts of the format are compared as raw bytes, tokens with their lengths and padding.
+Only the form that Nix writes is accepted, so that reading and writing keep the hash. Fixed parts of the
+format are compared as raw bytes, tokens with their lengths and padding.
 
 Source: as ``nar``.
 """
@@ -19,7 +19,7 @@ from nixcache_oci.nix.nar import (
     OPEN,
     TARGET,
     EndDirectory,
-    Entry,
+    EntryName,
     Event,
     StartDirectory,
     StartFile,
@@ -27,12 +27,13 @@ from nixcache_oci.nix.nar import (
     padding,
     words,
 )
+from nixcache_oci.wording import counted
 
 MAX_NAME_BYTES: Final = 4096
-"""Of a name or a link's target: no path is longer on Linux or macOS."""
+"""Limit of a name or a link's target: no path is longer on Linux or macOS."""
 
 MAX_DEPTH: Final = MAX_NAME_BYTES // 2
-"""Directories inside each other: no deeper path can be opened, a name and a slash for each."""
+"""Nested directories: no deeper path can be opened, with a name and a slash for each."""
 
 _MAX_WORD_BYTES = 16
 _LENGTH_BYTES = 8
@@ -43,11 +44,10 @@ def parse(chunks: Iterable[bytes]) -> Iterator[Event]:
     """Read a NAR from pieces of any size.
 
     Yields:
-        Events in the order of ``nar``. What was yielded is only known to be part of a NAR once this ends.
+        Events as ``nar`` defines them; the NAR is valid only once this ends without an error.
 
     Raises:
-        FormatError: not a NAR, cut short, with something behind its end, or with a name or depth that no
-            file system takes.
+        FormatError: not a NAR, truncated, with trailing bytes, or over ``MAX_NAME_BYTES`` or ``MAX_DEPTH``.
     """
     source = _Source(chunks)
     names: list[bytes] = []  # for each directory that is open, its last name
@@ -70,12 +70,12 @@ def parse(chunks: Iterable[bytes]) -> Iterator[Event]:
 
 
 def _start_object(source: "_Source", names: list[bytes]) -> Iterator[Event]:
-    """Read a file or symlink whole, of a directory only the start."""
+    """Read a whole file or symlink, or the start of a directory."""
     source.expect(OPEN)
     kind = source.read_word()
     if kind == b"directory":
         if len(names) == MAX_DEPTH:
-            raise source.error(f"more than {MAX_DEPTH} directories inside each other")
+            raise source.error(f"more than {MAX_DEPTH} nested directories")
         names.append(b"")
         yield StartDirectory()
         return
@@ -103,14 +103,14 @@ def _read_file(source: "_Source") -> Iterator[Event]:
     source.expect(padding(size))
 
 
-def _start_entry(source: "_Source", names: list[bytes]) -> Entry:
+def _start_entry(source: "_Source", names: list[bytes]) -> EntryName:
     source.expect(ENTRY_NAME)
     name = source.read_token(MAX_NAME_BYTES)
     if name <= names[-1]:
-        raise source.error(f"{name[:80]!r} does not sort behind {names[-1][:80]!r}")
+        raise source.error(f"{name[:80]!r} does not sort after {names[-1][:80]!r}")
     source.expect(NODE)
     names[-1] = name
-    return Entry(name)
+    return EntryName(name)
 
 
 def _end_entry(source: "_Source", names: list[bytes]) -> None:
@@ -119,7 +119,7 @@ def _end_entry(source: "_Source", names: list[bytes]) -> None:
 
 
 class _Source:
-    """Bytes from pieces; knows its position for errors."""
+    """Reads bytes from pieces, and tracks the position for errors."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -147,13 +147,13 @@ class _Source:
     def read_token(self, limit: int) -> bytes:
         size = self.read_length()
         if size > limit:
-            raise self.error(f"a token of {size} bytes where at most {limit} make sense")
+            raise self.error(f"a token of {counted(size, 'byte')} where at most {limit} make sense")
         token = self._read(size)
         self.expect(padding(size))
         return token
 
     def read_pieces(self, size: int) -> Iterator[bytes]:
-        """Pass on this many bytes in pieces as they come."""
+        """Yield this many bytes in pieces as they arrive."""
         while size:
             self._need_chunk()
             piece = self._chunk[self._used : self._used + size]

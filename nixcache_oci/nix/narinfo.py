@@ -1,8 +1,8 @@
-"""Narinfos: what a binary cache tells about a store object.
+"""Narinfos: what a binary cache says of a store object.
 
-Strict exactly where some Nix from 2.8 on stops with a hard error, for that ends a user's build: better no
-narinfo than one of those. Lenient where every Nix is, and then written in the one form that Nix writes. A
-signature that cannot be read, at which newer ones stop, is left out.
+Strict where some Nix since 2.8 fails hard, because that ends a user's build: no narinfo is better. Lenient
+where every Nix is, and then written in the form that Nix writes. Malformed signatures, at which newer Nix
+fails, are dropped.
 
 Source: Nix, ``libstore/nar-info`` (there is no specification); what real versions do was observed.
 """
@@ -17,14 +17,15 @@ from nixcache_oci.nix.content_address import ContentAddress
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.signature import Signature, read_signatures
 from nixcache_oci.nix.store_path import StorePath, check_base_name
+from nixcache_oci.wording import counted
 
 COMPRESSIONS: Final = frozenset(
     {"none", "xz", "bzip2", "gzip", "zstd", "br", "lzma", "lz4", "lzip", "compress"}
 )
-"""What every Nix can unpack; another value ends newer ones."""
+"""What every Nix can unpack; newer ones fail at any other value."""
 
 MAX_LINES: Final = 256
-"""Of one narinfo: ten fields stand once, and nobody has some 250 signatures or fields of the future."""
+"""Limit per narinfo: ten fields occur once, and 250 signatures or unknown fields are implausible."""
 
 _MISSING_COMPRESSION = "bzip2"
 _UNKNOWN_DERIVER = "unknown-deriver"
@@ -43,12 +44,12 @@ _SINGLE_FIELDS = frozenset(
     }
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
-_ONCE = frozenset({"References", "CA"})  # Nix stops at a second one, unless the first was empty
+_ONCE = frozenset({"References", "CA"})  # Nix fails at a second one, unless the first was empty
 MAX_URL_CHARACTERS = 4096
-"""Servers take request lines of 8 KiB; to tell whether a URL leaves its cache takes long for a megabyte."""
+"""Servers accept request lines of 8 KiB; checking a URL of a megabyte takes long."""
 
 _LINE = re.compile(r"([^:\s\x00-\x1f\x7f]+): ([^\x00-\x08\x0a-\x1f\x7f]*)")
-# What Nix skips: it reads a name up to the colon, and a value from the second character behind it.
+# Nix ignores such a line: a name up to the colon, and a value from the second character after it.
 _IGNORED_LINE = re.compile(r"([^:\n]*):[^\n][^\n]*")
 _UNDECODABLE = "\ufffd"
 _SIZE = re.compile(r"\+?([0-9]{1,20})")
@@ -63,18 +64,18 @@ class NarInfo:
     """One narinfo; every value can be written without breaking its line.
 
     Attributes:
-        store_path: the object that this is about.
+        store_path: of the object.
         url: where its NAR is: relative to the cache's root, or absolute.
         compression: of the NAR at ``url``; one of ``COMPRESSIONS``.
         nar_hash: sha256 of the NAR, uncompressed.
         nar_size: bytes in the NAR, uncompressed; not 0.
-        file_hash: sha256 of what lies at ``url``; None where not told. Clients do not check it.
-        file_size: bytes of what lies at ``url``; None where not told.
-        references: base names of the objects that this one refers to, itself possibly among them.
+        file_hash: sha256 of the file at ``url``, or None. Clients do not check it.
+        file_size: bytes of the file at ``url``, or None.
+        references: base names, possibly its own among them.
         deriver: base name of the derivation that built it.
-        sigs: who vouches for it.
+        sigs: its signatures.
         ca: its content address, as written.
-        extra: further fields that Nix ignores, names and values.
+        extra: names and values of fields that Nix ignores.
     """
 
     store_path: StorePath
@@ -110,12 +111,11 @@ class NarInfo:
     def parse(cls, text: str | bytes) -> Self:
         """Read a narinfo.
 
-        Of a field that stands twice the last line counts, as for Nix. What is left out: signatures that
-        cannot be read, fields of the future that could not be written again, and a FileHash of another
-        algorithm than sha256, which nobody checks.
+        If a field is repeated, the last line counts, as in Nix. Dropped are malformed signatures, unknown
+        fields that could not be written again, and a FileHash other than sha256, which nobody checks.
 
         Raises:
-            FormatError: some Nix would stop at this.
+            FormatError: some Nix would fail at this.
         """
         single: dict[str, str] = {}
         sigs: list[str] = []
@@ -149,7 +149,7 @@ class NarInfo:
         )
 
     def render(self) -> str:
-        """Write the narinfo as ``nix copy`` writes it: no empty line, a newline behind every line."""
+        """Write the narinfo as ``nix copy`` does: no empty line, and a newline after every line."""
         return "".join(f"{name}: {value}\n" for name, value in self._fields())
 
     def _fields(self) -> Iterator[tuple[str, object]]:
@@ -162,7 +162,7 @@ class NarInfo:
             yield "FileSize", self.file_size
         yield "NarHash", self.nar_hash
         yield "NarSize", self.nar_size
-        # Without references the line ends in its space, else Nix takes the next line for the value.
+        # Without references the trailing space stays: else Nix takes the next line for the value.
         yield "References", " ".join(self.references)
         if self.deriver is not None:
             yield "Deriver", self.deriver
@@ -179,7 +179,7 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
     if not text.endswith("\n"):
         raise FormatError("narinfo: empty, or the last line does not end")
     if (lines := text.count("\n")) > MAX_LINES:
-        raise FormatError(f"narinfo: {lines} lines, over the limit of {MAX_LINES}")
+        raise FormatError(f"narinfo: {counted(lines, 'line')}, over the limit of {MAX_LINES}")
     for line in text[:-1].split("\n"):
         match = _LINE.fullmatch(line)
         if match is not None:
@@ -191,10 +191,10 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
 
 
 def _check_value(name: str, value: str) -> None:
-    """Check a value that a later line replaces: Nix reads it first, and stops where it cannot.
+    """Check a value that a later line replaces: Nix parses it too.
 
     Raises:
-        FormatError: so it would.
+        FormatError: Nix would fail at it.
     """
     match name:
         case "StorePath":
@@ -227,7 +227,9 @@ def _read_size(text: str) -> int:
 
 def _check_url(url: str) -> None:
     if len(url) > MAX_URL_CHARACTERS:
-        raise FormatError(f"narinfo: URL of {len(url)} characters, over the limit of {MAX_URL_CHARACTERS}")
+        raise FormatError(
+            f"narinfo: URL of {counted(len(url), 'character')}, over the limit of {MAX_URL_CHARACTERS}"
+        )
     first_segment = _FIRST_SEGMENT.match(url)
     is_plain = first_segment is not None and first_segment[0] != "" and ":" not in first_segment[0]
     if not _URL.fullmatch(url) or not (is_plain or _ABSOLUTE_URL.fullmatch(url)):

@@ -1,8 +1,8 @@
-"""``nix.conf``: read line by line as Nix reads it, and completed without touching a line that is there.
+"""``nix.conf``: parsed as Nix parses it, and completed without changing existing lines.
 
-A later line wins over an earlier one, and so does a plain setting over an ``extra-`` one before it. What is
-added goes to the end, where nothing can undo it. Source: Nix manual, "nix.conf"; Nix 2.8 read and tried:
-lines end in a newline alone, ``#`` begins a comment anywhere, the equals sign stands between spaces.
+A later line overrides an earlier one, and a plain setting overrides earlier ``extra-`` ones. Additions go to
+the end, where nothing overrides them. Source: Nix manual, "nix.conf"; Nix 2.8 read and tried: only a newline
+ends a line, ``#`` starts a comment anywhere, spaces surround the equals sign.
 """
 
 import re
@@ -27,25 +27,25 @@ _OLD_NAMES: Final = {
 _INCLUDES: Final = ("include", "!include")
 _INCLUDE_WORDS: Final = 2
 _UNSIGNED: Final = (
-    "Nix would take from the proxy's port what nobody signed, and any user of this machine can listen there "
-    "while the proxy does not run: remove it first"
+    "Nix would accept unsigned paths from the proxy's port, where any user of this machine can listen while "
+    "the proxy is down: remove it first"
 )
-_YES: Final = frozenset({"true", "yes", "1"})  # as Nix reads a setting that is on or off
+_YES: Final = frozenset({"true", "yes", "1"})  # as Nix parses booleans
 _COMMENT: Final = "# Added by nixcache-oci: the cache proxy of this machine."
-# What Nix parts words by; other kinds of white space belong to a word.
+# What Nix splits words at; other white space belongs to a word.
 _SPACE = re.compile(r"[ \t\r]+")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line that sets something.
+    """One assignment.
 
     Attributes:
         line: its number, from 1.
-        name: today's, without ``extra-``.
-        is_extra: whether it adds to what was set before.
-        values: the words behind the equals sign.
+        name: the current one, without ``extra-``.
+        is_extra: whether it adds to earlier lines.
+        values: the words after the equals sign.
     """
 
     line: int
@@ -55,15 +55,15 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a machine needs in order to use the cache.
+class Substituter:
+    """The cache proxy, as a machine's nix.conf has to name it.
 
     Attributes:
         url: of the proxy.
-        keys: public ones, ``name:base64``.
+        keys: public keys, ``name:base64``.
 
     Raises:
-        FormatError: one that Nix would read as something else.
+        FormatError: Nix would read a value as something else.
     """
 
     url: str
@@ -72,18 +72,20 @@ class Wanted:
     def __post_init__(self) -> None:
         for value in (self.url, *self.keys):
             if not value or "#" in value or len(value.split()) != 1:
-                raise FormatError(f"nix.conf: {value[:160]!r} cannot stand there: a space or # would end it")
+                raise FormatError(
+                    f"nix.conf: {value[:160]!r} cannot be used there: a space or # would end it"
+                )
 
     def lines(self) -> tuple[str, ...]:
-        """Write them as lines for a file in which nothing of it stands."""
+        """Return the lines for a file that has none of them yet."""
         return _render([self.url], self.keys, is_fallback_missing=True)
 
 
 def parse_conf(text: str) -> tuple[Setting, ...]:
-    """Read the settings of one file; files that it includes are left out.
+    """Parse the settings of one file; included files are ignored.
 
     Raises:
-        FormatError: a line that Nix refuses; names it.
+        FormatError: a line that Nix refuses; the error names it.
     """
     settings = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -92,7 +94,7 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
             continue
         if len(words) < _INCLUDE_WORDS or words[1] != "=":
             raise FormatError(
-                f"line {number}: Nix reads 'name = value' and 'include path' only; mend it first"
+                f"line {number}: Nix reads 'name = value' and 'include path' only; fix it first"
             )
         is_extra = words[0].startswith(_EXTRA)
         name = words[0].removeprefix(_EXTRA)
@@ -100,13 +102,13 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
-def complete_conf(text: str, wanted: Wanted) -> str:
-    """Add what is missing at the end; the same text where nothing is.
+def complete_conf(text: str, wanted: Substituter) -> str:
+    """Append what is missing; the same text if nothing is.
 
     Raises:
-        FormatError: a line that Nix refuses; one that trusts another key of the same name: Nix takes the
-            first of a name, and what is added would have no effect; or one by which Nix needs no signature of
-            the proxy, whose port any user of the machine may hold while it is down.
+        FormatError: a line that Nix refuses; that trusts another key of the same name, because Nix uses only
+            the first; or that accepts unsigned paths from the proxy, whose port any local user may take while
+            it is down.
     """
     settings = parse_conf(text)
     if unsigned := _find_unsigned(settings, wanted.url):
@@ -130,7 +132,7 @@ def complete_conf(text: str, wanted: Wanted) -> str:
 
 
 def _find_unsigned(settings: Sequence[Setting], url: str) -> Setting | None:
-    """Find the line by which Nix takes whatever comes from this URL."""
+    """Find the line by which Nix accepts unsigned paths from this URL."""
     last = next((one for one in reversed(settings) if one.name == REQUIRE_SIGS), None)
     if last is not None and last.values not in {(word,) for word in _YES}:
         return last
@@ -150,7 +152,7 @@ def _find_unsigned(settings: Sequence[Setting], url: str) -> Setting | None:
 
 
 def find_values(settings: Sequence[Setting], name: str) -> tuple[str, ...]:
-    """Collect a list's values: of the last line that sets it, and of those that add to it afterwards."""
+    """Collect a list's values: of the last plain line, and of ``extra-`` lines after it."""
     found: list[str] = []
     for setting in settings:
         if setting.name == name:
@@ -159,22 +161,22 @@ def find_values(settings: Sequence[Setting], name: str) -> tuple[str, ...]:
 
 
 def has_substituter(urls: Iterable[str], wanted: str) -> bool:
-    """Tell whether one of the URLs is the wanted one: loopback has several names, parameters do not count."""
+    """Check whether a URL is listed: loopback names are equal, and query parameters ignored."""
     return find_substituter(urls, wanted) is not None
 
 
 def find_substituter(urls: Iterable[str], wanted: str) -> str | None:
-    """Find the URL that is the wanted one, as it is written; see ``has_substituter``."""
+    """Find a listed URL, as written; see ``has_substituter``."""
     return next((url for url in urls if _identity(url) == _identity(wanted)), None)
 
 
 def trusts_blindly(url: str) -> bool:
-    """Tell whether a substituter's URL says that no signature is needed."""
+    """Check whether a substituter's URL has ``trusted=true``: no signature is needed."""
     return not _YES.isdisjoint(parse_qs(url.partition("?")[2]).get("trusted", []))
 
 
 def find_conflict(trusted: Iterable[str], wanted: Iterable[str]) -> str | None:
-    """Find a trusted key that has the name of a wanted one, and is another."""
+    """Find a trusted key that differs from a wanted one of the same name."""
     by_name = {key.partition(":")[0]: key for key in wanted}
     return next((key for key in trusted if by_name.get(key.partition(":")[0], key) != key), None)
 
@@ -193,7 +195,7 @@ def _render(urls: Sequence[str], keys: Sequence[str], *, is_fallback_missing: bo
 
 
 def _identity(url: str) -> tuple[str, ...]:
-    """Give what two spellings of one substituter have in common."""
+    """Return what all spellings of one substituter share."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -14,23 +14,24 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.content_address import Claim, proves_its_path
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64
 PUBLIC_KEY_BYTES: Final = 32
 SEED_BYTES: Final = 32
 
 TRIES_PER_KEY: Final = 4
-"""Signatures that are verified of those that name one key. Others may be stale, by a former key of that name;
-thousands of them, each verified, would be an attack."""
+"""Signatures verified per key name: a few may be by a former key of that name, thousands are an attack."""
 
 _KEY_NAME = re.compile(r"[^:\s\x00-\x1f\x7f\ufeff\u200b]+")
-# What may stand in every place that Nix has for it: nix.conf, where # begins a comment, the address of a
-# store, where & and ? separate settings, and a file's name.
+# Valid everywhere that Nix uses it: in nix.conf (# starts a comment), in a store URL (& and ? separate
+# settings), and as a file name.
 _NEW_KEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@~-]*")
-_MAX_NEW_KEY_NAME = 200  # characters; with an ending it is a file's name
-# Around a key that was copied: white space, a byte order mark, quotes, and the variable that it was set as.
+_MAX_NEW_KEY_NAME = 200  # characters; with a suffix it is a file name
+# Around a copied key: white space, a byte order mark, quotes, and an assignment.
 _AROUND: Final = "\ufeff\u200b \t\r\n\v\f\u00a0"
 _ASSIGNMENT = re.compile(r"(?:export\s+)?[A-Z0-9_]*KEY[A-Z0-9_]*\s*=\s*")
 _QUOTES: Final = "\"'`"
@@ -41,7 +42,7 @@ class Signable(Protocol):
 
     @property
     def store_path(self) -> StorePath:
-        """The object that is vouched for."""
+        """The signed object."""
 
     @property
     def nar_hash(self) -> NixHash:
@@ -53,15 +54,19 @@ class Signable(Protocol):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Base names, its own possibly among them."""
+        """Base names, possibly its own among them."""
 
 
 class Signed(Signable, Protocol):
-    """What can be signed, with the signatures that it has."""
+    """Something signable, with its signatures."""
 
     @property
     def sigs(self) -> tuple["Signature", ...]:
-        """Who vouches for it."""
+        """Its signatures."""
+
+
+class Vouched(Signed, Claim, Protocol):
+    """What says who vouches for it: a narinfo, or a path of the local store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Signature:
     """One signature; ``str()`` gives ``<key name>:<base 64>`` as in a Sig field.
 
     Attributes:
-        key_name: which key made it.
+        key_name: of the key that made it.
         raw: the 64 bytes of ed25519.
     """
 
@@ -94,10 +99,10 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key that signatures are checked with; ``str()`` gives ``<name>:<base 64>``.
+    """A key that verifies signatures; ``str()`` gives ``<name>:<base 64>``.
 
     Attributes:
-        name: as the signatures made with it say.
+        name: as in its signatures.
         raw: the 32 bytes of ed25519.
     """
 
@@ -120,7 +125,7 @@ class PublicKey:
         return cls(*_split("public key", text.strip()))
 
     def verify(self, signed_fingerprint: str, signature: Signature) -> bool:
-        """Tell whether this key made this signature of this fingerprint."""
+        """Check whether this key made this signature of this fingerprint."""
         if signature.key_name != self.name:
             return False
         try:
@@ -132,10 +137,10 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A key that signs; nothing but ``render`` shows its secret.
+    """A key that signs; only ``render`` shows its secret.
 
     Attributes:
-        name: what its signatures say.
+        name: as in its signatures.
         seed: the 32 secret bytes of ed25519.
     """
 
@@ -147,17 +152,17 @@ class SecretKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<name>:<base 64 of seed and public key>``, as it comes out of files, secrets and forms.
+        """Read ``<name>:<base 64 of seed and public key>``, as copied from files, secrets and forms.
 
-        White space, a byte order mark and quotes around it are left out, and ``NIX_SIGNING_KEY=`` before it;
-        so are line breaks within the base 64, as Nix does.
+        White space, a byte order mark, quotes and ``NIX_SIGNING_KEY=`` around it are stripped, and, as by
+        Nix, line breaks within the base 64.
 
         Raises:
-            FormatError: no such key; the message does not repeat the text.
+            FormatError: not such a key; the message does not repeat the text.
         """
         name, raw = _split("secret key", strip_key(text), is_secret=True)
         if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
-            # Without the name: where somebody left it out, or changed the order, that is the secret.
+            # The name is not shown: if the parts were left out or swapped, it is the secret.
             raise FormatError(
                 f"secret key: expected <key name>:<base 64> of seed and public key, 64 bytes, got {len(raw)}"
             )
@@ -171,7 +176,7 @@ class SecretKey:
         """Make a new key.
 
         Raises:
-            FormatError: Nix could not use a key of this name everywhere.
+            FormatError: a name that Nix cannot use everywhere.
         """
         if not _NEW_KEY_NAME.fullmatch(name) or len(name) > _MAX_NEW_KEY_NAME:
             raise FormatError(
@@ -182,7 +187,7 @@ class SecretKey:
 
     @property
     def public_key(self) -> PublicKey:
-        """What others check this key's signatures with."""
+        """The key that verifies this key's signatures."""
         return PublicKey(self.name, bytes(SigningKey(self.seed).verify_key))
 
     def sign(self, fingerprint_to_sign: str) -> Signature:
@@ -190,12 +195,12 @@ class SecretKey:
         return Signature(self.name, SigningKey(self.seed).sign(fingerprint_to_sign.encode()).signature)
 
     def render(self) -> str:
-        """Write the key as Nix keeps it in a file, without a newline."""
+        """Write the key as in Nix's key files, without a newline."""
         return _join(self.name, self.seed + self.public_key.raw)
 
 
 def strip_key(text: str) -> str:
-    """Leave out what comes with a key that was copied from somewhere, or saved by some editor."""
+    """Strip what surrounds a key that was copied, or saved by an editor."""
     before = ""
     while text != before:
         before, text = text, text.strip(_AROUND)
@@ -207,10 +212,10 @@ def strip_key(text: str) -> str:
 
 
 def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
-    """Read a set of keys; one that is given twice counts once.
+    """Read a set of keys without duplicates.
 
     Raises:
-        FormatError: no key, or two keys of one name: Nix would know only one of them.
+        FormatError: not a key, or two keys of one name, of which Nix would use only one.
     """
     keys: dict[str, PublicKey] = {}
     for text in texts:
@@ -221,18 +226,14 @@ def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
 
 
 def fingerprint(narinfo: Signable) -> str:
-    """Write what a signature of this narinfo covers."""
+    """Return the text that a signature of this narinfo covers."""
     path = narinfo.store_path
     references = ",".join(f"{path.store_dir}/{reference}" for reference in sorted(set(narinfo.references)))
     return f"1;{path};{narinfo.nar_hash};{narinfo.nar_size};{references}"
 
 
 def read_signatures(texts: Iterable[str]) -> tuple[Signature, ...]:
-    """Read the signatures that can be read, each once; others vouch for nothing, and newer Nix stops at some.
-
-    Args:
-        texts: as in Sig fields.
-    """
+    """Read Sig fields, each once; malformed ones are dropped, because newer Nix fails at some."""
     signatures: dict[Signature, None] = {}
     for text in texts:
         try:
@@ -243,13 +244,18 @@ def read_signatures(texts: Iterable[str]) -> tuple[Signature, ...]:
 
 
 def is_signed_by(narinfo: Signed, keys: Iterable[PublicKey]) -> bool:
-    """Tell whether at least one of these keys made one of the narinfo's signatures."""
+    """Check whether at least one of these keys signed the narinfo."""
     covered = fingerprint(narinfo)
     return any(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
+def is_unsigned(narinfo: Vouched) -> bool:
+    """Tell whether nothing vouches for it: no signature, whosoever's, and no content address."""
+    return not narinfo.sigs and not proves_its_path(narinfo)
+
+
 def has_signature(key: PublicKey, signed_fingerprint: str, signatures: Iterable[Signature]) -> bool:
-    """Tell whether this key made one of the signatures; the first four that name it are verified."""
+    """Check whether this key made a signature; ``TRIES_PER_KEY`` that name it are verified."""
     named = islice((one for one in signatures if one.key_name == key.name), TRIES_PER_KEY)
     return any(key.verify(signed_fingerprint, signature) for signature in named)
 
@@ -258,7 +264,7 @@ def _check(noun: str, name: str, raw: bytes, size: int) -> None:
     if not _KEY_NAME.fullmatch(name):
         raise FormatError(f"{noun}: a key's name has no colon or white space, got {name[:80]!r}")
     if len(raw) != size:
-        raise FormatError(f"{noun} of {name[:80]}: expected {size} bytes, got {len(raw)}")
+        raise FormatError(f"{noun} of {name[:80]}: expected {counted(size, 'byte')}, got {len(raw)}")
 
 
 def _join(name: str, raw: bytes) -> str:
@@ -270,7 +276,7 @@ def _split(noun: str, text: str, *, is_secret: bool = False) -> tuple[str, bytes
     if is_secret:
         encoded = "".join(encoded.split())
     try:
-        # Nix wants no padding, and others leave it out.
+        # Nix does not require padding, and some omit it.
         return name, base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except ValueError:
         shown = "" if is_secret else f", got {text[:160]!r}"

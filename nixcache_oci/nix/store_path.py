@@ -15,7 +15,7 @@ from nixcache_oci.nix import base32
 _HASH_BYTES = 20
 _HASH_LETTERS = 32
 _HASH_PART = re.compile(f"{base32.LETTER}{{{_HASH_LETTERS}}}")
-# No newer Nix takes a name whose first part, up to a dash, is "." or "..". Other leading dots are fine.
+# Newer Nix refuses a name whose first part, up to a dash, is "." or "..". Other leading dots are valid.
 _NAME_PATTERN = r"(?!\.{1,2}(?:-|$))[0-9A-Za-z+\-._?=]{1,211}"
 _NAME = re.compile(_NAME_PATTERN)
 _BASE_NAME = re.compile(f"{_HASH_PART.pattern}-{_NAME_PATTERN}")
@@ -24,42 +24,43 @@ _STORE_DIR = re.compile(r"(?:/[^/\x00-\x1f\x7f]+)+")
 
 
 class HashPart(str):
-    """The 32 nix32 letters that name a store object in a URL or store path."""
+    """The 32 nix32 characters that name a store object in a URL or store path."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        """Check the letters; ``parse`` tells the rule."""
+        """Check the characters; see ``parse``."""
         if not _HASH_PART.fullmatch(text):
             raise FormatError(f"hash part: expected {_HASH_LETTERS} nix32 letters, got {text[:80]!r}")
         return super().__new__(cls, text)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Check the letters that name a store object in a URL or store path.
-
-        Args:
-            text: 32 nix32 letters, which encode 20 bytes.
+        """Check 32 nix32 characters, which encode 20 bytes.
 
         Raises:
-            FormatError: wrong length, or a letter outside nix32 (e, o, t, u).
+            FormatError: wrong length, or a character outside nix32 (e, o, t, u).
         """
         return cls(text)
 
     @classmethod
     def of(cls, base_name: str) -> Self:
-        """Take the hash part that a base name begins with; FormatError where it begins with none."""
+        """Return the hash part of a base name.
+
+        Raises:
+            FormatError: it does not start with one.
+        """
         return cls(base_name[:_HASH_LETTERS])
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class StorePath:
-    """Where a store object lies; ``str()`` gives the full path.
+    """The path of a store object; ``str()`` gives the full path.
 
     Attributes:
         store_dir: an absolute path without a trailing slash.
-        hash_part: what names the object.
-        name: 1 to 211 letters, digits and ``+-._?=``; it does not start with ``.-`` or ``..-``.
+        hash_part: identifies the object.
+        name: 1 to 211 letters, digits and ``+-._?=``, not starting with ``.-`` or ``..-``.
     """
 
     store_dir: str
@@ -69,26 +70,26 @@ class StorePath:
     def __post_init__(self) -> None:
         check_store_dir(self.store_dir)
         if not _NAME.fullmatch(self.name):
-            raise FormatError(f"store path: no name of a store object: {self.name[:240]!r}")
+            raise FormatError(f"store path: not the name of a store object: {self.name[:240]!r}")
 
     def __str__(self) -> str:
         return f"{self.store_dir}/{self.base_name}"
 
     @property
     def base_name(self) -> str:
-        """``<hash part>-<name>``, as References write it."""
+        """``<hash part>-<name>``, as in References."""
         return f"{self.hash_part}-{self.name}"
 
     @classmethod
     def parse(cls, text: str, store_dir: str | None = None) -> Self:
-        """Read a full store path.
+        """Read the full path of a store object, not of a file inside one.
 
         Args:
-            text: the path of a store object, not of a file inside one.
-            store_dir: where it has to lie; None takes any store dir.
+            text: the path.
+            store_dir: required store dir; None for any.
 
         Raises:
-            FormatError: not a store path, or one of another store dir.
+            FormatError: not a store path, or in another store dir.
         """
         parent, _, base_name = text.rpartition("/")
         if store_dir is not None and parent != store_dir:
@@ -97,10 +98,10 @@ class StorePath:
 
     @classmethod
     def from_base_name(cls, base_name: str, store_dir: str) -> Self:
-        """Put a base name below its store dir.
+        """Join a base name to its store dir.
 
         Raises:
-            FormatError: not ``<hash part>-<name>``, or no store dir.
+            FormatError: not ``<hash part>-<name>``, or not a store dir.
         """
         if base_name[_HASH_LETTERS : _HASH_LETTERS + 1] != "-":
             raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
@@ -108,7 +109,7 @@ class StorePath:
 
 
 def check_base_name(base_name: str) -> None:
-    """Make sure that a store object can be called so: five times as fast as to make its path.
+    """Check a base name: five times as fast as making its StorePath.
 
     Raises:
         FormatError: not ``<hash part>-<name>``.
@@ -117,9 +118,9 @@ def check_base_name(base_name: str) -> None:
         raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
 
 
-@lru_cache(maxsize=8)  # hardly anybody has more than one
+@lru_cache(maxsize=8)  # most machines have one
 def check_store_dir(store_dir: str) -> None:
-    """Make sure that store paths can lie here.
+    """Check a store dir.
 
     Raises:
         FormatError: not absolute, too long, a trailing slash, or a part that is empty, ``.`` or ``..``.
@@ -139,13 +140,13 @@ def make_store_path(path_type: str, inner_digest_hex: str, name: str, store_dir:
     """Calculate the path of a store object from what identifies it.
 
     Args:
-        path_type: such as ``output:out``, or ``source`` or ``text`` with the references behind it.
+        path_type: such as ``output:out``, or ``source`` or ``text`` followed by references.
         inner_digest_hex: the sha256 of what the type says, in hex.
         name: the object's name.
-        store_dir: where it lies; another store dir gives another hash part.
+        store_dir: another store dir gives another hash part.
 
     Raises:
-        FormatError: no name, or no store dir.
+        FormatError: invalid name or store dir.
     """
     pre_image = f"{path_type}:sha256:{inner_digest_hex}:{store_dir}:{name}"
     digest = hashlib.sha256(pre_image.encode()).digest()

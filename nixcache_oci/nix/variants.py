@@ -1,8 +1,8 @@
-"""Several narinfos of one store path: which one is given, and with whose signatures.
+"""Several narinfos of one store path: which one is served, and with which signatures.
 
-Nix, asked to trust some keys, takes a path from any cache that has it signed by one of them. Who puts several
-caches behind one address must not make that fail: a signature covers path, NarHash, NarSize and references,
-and not where the NAR lies, so it holds for every narinfo that agrees in these.
+Nix takes a path from any cache that has it signed by a trusted key. A proxy that puts several caches behind
+one URL must not break that: a signature covers path, NarHash, NarSize and references, but not the NAR's URL,
+so it is valid for every narinfo that agrees in these.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
 
 NIXOS_KEY: Final = PublicKey.parse("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=")
-"""What Nix trusts unless it is told otherwise."""
+"""What Nix trusts by default."""
 
 MOST_UNITED_SIGNATURES: Final = 64
-"""Of one narinfo, its own not counted."""
+"""Added to one narinfo, its own not counted."""
 
 
-def counts(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
-    """Tell whether a client that trusts these keys takes it: signed by one, or proven by its own address."""
+def is_accepted(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
+    """Check whether a client that trusts these keys accepts it: signed by one, or content-addressed."""
     return is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
 
 
@@ -29,19 +29,19 @@ def choose_variant(variants: Sequence[NarInfo], keys: Sequence[PublicKey]) -> Na
     """Choose one of several narinfos of one store path, with the signatures of all that agree with it.
 
     Args:
-        variants: at least one; the first is chosen unless one that disagrees with it has what nobody who
-            agrees with it has: a signature by one of these keys, or else any at all.
-        keys: those that clients are known to trust.
+        variants: at least one. The first is chosen, unless only one that disagrees with it is signed by one
+            of these keys, or signed at all.
+        keys: trusted by clients.
     """
-    best = max(variants, key=lambda one: (counts(one, keys), bool(one.sigs)))  # the first of equals
+    best = max(variants, key=lambda one: (is_accepted(one, keys), bool(one.sigs)))  # the first of equals
     chosen = next(one for one in variants if _covered(one) == _covered(best))
     sigs = dict.fromkeys(chosen.sigs)
-    room = len(sigs) + MOST_UNITED_SIGNATURES
+    limit = len(sigs) + MOST_UNITED_SIGNATURES
     for one in variants:
         if _covered(one) == _covered(chosen):
             sigs |= dict.fromkeys(one.sigs)
-    united = list(sigs)[:room]
-    united += [one for one in best.sigs if one not in united]  # what it was chosen for
+    united = list(sigs)[:limit]
+    united += [one for one in best.sigs if one not in united]  # the reason for the choice
     return replace(chosen, sigs=tuple(united))
 
 

@@ -1,9 +1,9 @@
-"""Challenges: how a server says which credentials it wants, in ``WWW-Authenticate``.
+"""Challenges: which credentials a server wants, in ``WWW-Authenticate``.
 
-A header may hold several challenges, and commas part challenges as well as their parameters. So the text is
-first cut at the commas outside quoted strings; then each piece shows what it is: ``key=value`` belongs to the
-challenge before it, anything else starts a new one. What cannot be read is skipped, since the challenges
-beside it may serve; a skipped piece ends its challenge, so that no parameter goes to the wrong one.
+Commas separate challenges as well as their parameters. So the text is split at commas outside quoted strings;
+then ``key=value`` belongs to the challenge before it, and anything else starts a new one. Malformed pieces
+are skipped, since other challenges may serve; they end their challenge, so that no parameter goes to the
+wrong one.
 
 Source: RFC 9110, sections 11.2 to 11.6.1 and 5.6.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _PIECE = re.compile(rf'(?:{_QUOTED}|[^",])+|".*', re.DOTALL)
-# Wider than the grammar: some servers leave the quotes around a URL out.
+# Wider than the grammar: some servers omit the quotes around a URL.
 _PARAMETER = re.compile(rf'({_NAME})[ \t]*=[ \t]*({_QUOTED}|[^ \t",=][^ \t",]*)', re.DOTALL)
 _START = re.compile(rf"({_NAME})(?:[ \t]+(.+))?", re.DOTALL)
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*")
@@ -24,11 +24,12 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in.
+    """One accepted authentication scheme.
 
     Attributes:
         scheme: in lower case, such as ``bearer``.
-        parameters: by name in lower case, unquoted. A token68 is not kept: no scheme used here has one.
+        parameters: by name in lower case, unquoted; a token68 is dropped, because no scheme used here has
+            one.
     """
 
     scheme: str
@@ -36,11 +37,7 @@ class Challenge:
 
 
 def parse_challenges(header_values: Iterable[str]) -> tuple[Challenge, ...]:
-    """Read all ``WWW-Authenticate`` headers of an answer; never fails.
-
-    Args:
-        header_values: the value of each such header, in order.
-    """
+    """Parse the values of all ``WWW-Authenticate`` headers of a response, in order; never fails."""
     challenges: list[Challenge] = []
     for value in header_values:
         challenges += _parse_header(value)

@@ -23,7 +23,7 @@ from nixcache_oci.oci.document import (
 )
 
 _KNOWN = ("annotations", "artifactType", "digest", "mediaType", "size")
-_MAX_SIZE = 2**63 - 1  # Go programs, which all registries are, read it into an int64
+_MAX_SIZE = 2**63 - 1  # registries are Go programs, and parse it as int64
 _MEDIA_TYPE = re.compile(
     r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII
 )  # RFC 6838
@@ -38,8 +38,8 @@ class Descriptor:
         digest: what it hashes to.
         size: its length in bytes.
         annotations: free text by key.
-        artifact_type: what a manifest that is pointed at is for.
-        extra: fields that are not known here (``platform``, ``urls``, ``data``), as JSON gave them.
+        artifact_type: of a manifest.
+        extra: unknown fields (``platform``, ``urls``, ``data``), as JSON values.
     """
 
     media_type: str
@@ -53,7 +53,7 @@ class Descriptor:
         for name, text in (("mediaType", self.media_type), ("artifactType", self.artifact_type)):
             if text is not None and not _MEDIA_TYPE.fullmatch(text):
                 raise FormatError(f"{name}: expected type/subtype, got {clip(text)}")
-        if type(self.size) is not int or not 0 <= self.size <= _MAX_SIZE:  # True is an int, too
+        if type(self.size) is not int or not 0 <= self.size <= _MAX_SIZE:  # True is an int
             raise FormatError(f"size: expected a number of bytes, got {clip(self.size)}")
 
     @classmethod
@@ -61,7 +61,7 @@ class Descriptor:
         """Read a descriptor from parsed JSON.
 
         Raises:
-            FormatError: names the field that is missing or wrong.
+            FormatError: a field is missing or wrong; the error names it.
         """
         fields = parse_object(value)
         return cls(
@@ -74,7 +74,7 @@ class Descriptor:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Give what a JSON writer takes; the fields that were not known are among it."""
+        """Return JSON values, unknown fields included."""
         fields: dict[str, object] = {
             **self.extra,
             "mediaType": self.media_type,
@@ -89,7 +89,11 @@ class Descriptor:
 
 
 def get_descriptors(fields: Mapping[str, object], name: str) -> tuple[Descriptor, ...]:
-    """Read a list of descriptors that must be there."""
+    """Read a required list of descriptors.
+
+    Raises:
+        FormatError: it is missing, or a descriptor is malformed.
+    """
     descriptors = []
     for position, value in enumerate(get_list(fields, name)):
         with within(f"{name}[{position}]"):

@@ -1,6 +1,6 @@
-"""Digests: the names of blobs and manifests.
+"""Digests: the names of blobs and manifests. This format uses sha256 only.
 
-Source: OCI image specification, "Descriptors", digests. Only sha256 is used by this format.
+Source: OCI image specification, "Descriptors", digests.
 """
 
 import hashlib
@@ -40,15 +40,15 @@ class Digest:
 
     @classmethod
     def of(cls, content: bytes | bytearray) -> Self:
-        """Name these bytes."""
+        """Hash these bytes."""
         return cls(hashlib.sha256(content).hexdigest())
 
     def check(self, content: bytes | bytearray) -> None:
-        """Make sure that the bytes are the ones that this digest names.
+        """Check that the bytes have this digest.
 
         Raises:
-            DigestError: they are not.
+            DigestError: they do not.
         """
         actual = self.of(content)
         if actual != self:
-            raise DigestError(f"{self}: the {len(content)} bytes received have digest {actual}")
+            raise DigestError(f"{self}: the bytes received ({len(content)}) have digest {actual}")

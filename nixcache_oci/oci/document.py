@@ -1,6 +1,6 @@
-"""JSON documents as manifests use them: read strictly, written so that equal values give equal bytes.
+"""JSON documents of manifests: parsed strictly, written so that equal values give equal bytes.
 
-Go programs write an empty list or map as ``null``, so that is read as empty; a field that is missing is not.
+Go programs write an empty list or map as ``null``, which is read as empty; a missing field is not.
 """
 
 import json
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.wording import counted
 
 MAX_VALUES: Final = 250_000
-"""Of one document: an index of 4 MiB has 100,000. Two bytes can be a list of their own: a million of them
-take hundreds of MiB, and no other thread runs while they are read. These take 30 ms."""
+"""Per document: an index of 4 MiB has 100,000. Two bytes can be a list: a million lists take hundreds of MiB,
+and parsing blocks all threads. This many values take 30 ms."""
 
 
 def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
@@ -22,17 +23,17 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
     Args:
         content: UTF-8 text.
         what: names the document in errors.
-        limit: bytes that it may have at most.
+        limit: in bytes.
 
     Raises:
-        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or no
-            object.
+        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or not
+            an object.
     """
     if len(content) > limit:
-        raise FormatError(f"{what}: {len(content)} bytes, and {limit} is the limit")
+        raise FormatError(f"{what}: {counted(len(content), 'byte')}, over the limit of {limit}")
     # Each value comes behind one of these, all but the first of an object or list behind a comma.
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-        raise FormatError(f"{what}: over {MAX_VALUES} values, which is the limit")
+        raise FormatError(f"{what}: over the limit of {MAX_VALUES} values")
     try:
         document = json.loads(
             content.decode(), parse_constant=_refuse_constant, parse_float=_parse_finite_float
@@ -50,7 +51,7 @@ def render_document(document: Mapping[str, object], what: str) -> bytes:
     """Write a JSON object: compact, keys sorted, ASCII only.
 
     Raises:
-        FormatError: it holds something that JSON cannot carry, or is nested too deeply.
+        FormatError: a value that JSON cannot represent, or nested too deeply.
     """
     try:
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -60,7 +61,7 @@ def render_document(document: Mapping[str, object], what: str) -> bytes:
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """Say in every format error where in the document it is."""
+    """Prefix every FormatError with its place in the document."""
     try:
         yield
     except FormatError as error:
@@ -68,14 +69,22 @@ def within(where: str) -> Iterator[None]:
 
 
 def parse_object(value: object) -> dict[str, object]:
-    """Make sure that a value is a JSON object."""
+    """Check that a value is a JSON object.
+
+    Raises:
+        FormatError: it is not.
+    """
     if not isinstance(value, dict):
         raise FormatError(f"expected an object, got {clip(value)}")
     return value
 
 
 def get_text(fields: Mapping[str, object], name: str) -> str:
-    """Read a string that must be there."""
+    """Read a required string.
+
+    Raises:
+        FormatError: it is missing, or not a string.
+    """
     text = get_optional_text(fields, name)
     if text is None:
         raise FormatError(f"{name}: is missing")
@@ -83,7 +92,11 @@ def get_text(fields: Mapping[str, object], name: str) -> str:
 
 
 def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
-    """Read a string that may be missing."""
+    """Read an optional string.
+
+    Raises:
+        FormatError: not a string.
+    """
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise FormatError(f"{name}: expected a string, got {clip(value)}")
@@ -91,7 +104,11 @@ def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
 
 
 def get_list(fields: Mapping[str, object], name: str) -> list[object]:
-    """Read a list that must be there."""
+    """Read a required list.
+
+    Raises:
+        FormatError: it is missing, or not a list.
+    """
     if name not in fields:
         raise FormatError(f"{name}: is missing")
     value = fields[name]
@@ -103,7 +120,11 @@ def get_list(fields: Mapping[str, object], name: str) -> list[object]:
 
 
 def get_annotations(fields: Mapping[str, object]) -> dict[str, str]:
-    """Read the map of annotations, which may be missing."""
+    """Read the optional annotations.
+
+    Raises:
+        FormatError: not a map of strings.
+    """
     value = fields.get("annotations")
     if value is None:
         return {}
@@ -117,17 +138,17 @@ def get_annotations(fields: Mapping[str, object]) -> dict[str, str]:
 
 
 def get_others(fields: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
-    """Read all fields that are not known, so that a rewrite can carry them over."""
+    """Return the unknown fields, which a rewrite carries over."""
     return {name: value for name, value in fields.items() if name not in known}
 
 
 def clip(value: object) -> str:
-    """Show a stranger's value in an error: one line, not long."""
+    """Show an untrusted value in an error: one short line."""
     return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:80]
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_finite_float(text: str) -> float:

@@ -23,13 +23,13 @@ _KNOWN = ("annotations", "manifests", "mediaType", "schemaVersion")
 
 @dataclass(frozen=True, slots=True)
 class ImageIndex:
-    """A list of manifests; ``dataclasses.replace`` makes a changed one that keeps all else.
+    """A list of manifests; ``dataclasses.replace`` keeps unknown fields.
 
     Attributes:
         manifests: what it lists.
         annotations: free text by key.
-        media_type: as the document states it; None where it does not.
-        extra: fields that are not known here, as JSON gave them.
+        media_type: as in the document, or None.
+        extra: unknown fields, as JSON values.
     """
 
     manifests: tuple[Descriptor, ...]
@@ -42,7 +42,7 @@ class ImageIndex:
         """Read an OCI image index or a Docker manifest list.
 
         Raises:
-            FormatError: names the field that is missing or wrong.
+            FormatError: a field is missing or wrong; the error names it.
         """
         fields = parse_fields(content, "image index", types.IMAGE_INDEXES)
         with within("image index"):
@@ -54,7 +54,7 @@ class ImageIndex:
             )
 
     def render(self) -> bytes:
-        """Write it: equal indexes give equal bytes, and so the same digest."""
+        """Write it: equal indexes give equal bytes and digests."""
         fields: dict[str, object] = {
             **self.extra,
             "schemaVersion": 2,

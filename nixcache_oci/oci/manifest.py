@@ -1,7 +1,7 @@
 """Image manifests, and how to tell them from image indexes.
 
-Both readings of one document are never possible: whoever checked it may have meant the other one
-(CVE-2021-41190). Docker's second schema is the same under other names.
+No document may be read as both: a checker may have read it as the other kind (CVE-2021-41190). Docker's
+schema 2 is the same under other names.
 Source: OCI image specification, "Image Manifest".
 """
 
@@ -22,9 +22,9 @@ from nixcache_oci.oci.document import (
 )
 
 MAX_MANIFEST_BYTES = 4 * 2**20
-"""What is read at most, of a manifest or an image index: registries refuse larger ones."""
+"""Read at most, of a manifest or image index: registries refuse larger ones."""
 MAX_WRITTEN_MANIFEST_BYTES = 2**20
-"""What is written at most: far from where registries stop."""
+"""Written at most: far below the limits of registries."""
 
 _ONLY_IN_MANIFESTS = ("config", "fsLayers", "layers")
 _ONLY_IN_IMAGE_INDEXES = ("manifests",)
@@ -36,11 +36,11 @@ class Manifest:
     """A list of layers.
 
     Attributes:
-        artifact_type: what the manifest is for, if it is not a container image.
+        artifact_type: None for a container image.
         config: a blob that describes the layers.
         layers: the blobs.
         annotations: free text by key.
-        media_type: as the document states it; None where it does not.
+        media_type: as in the document, or None.
     """
 
     artifact_type: str | None
@@ -51,10 +51,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """Read an OCI or Docker image manifest; fields that are not known are dropped.
+        """Read an OCI or Docker image manifest; unknown fields are dropped.
 
         Raises:
-            FormatError: names the field that is missing or wrong.
+            FormatError: a field is missing or wrong; the error names it.
         """
         fields = parse_fields(content, "manifest", types.MANIFESTS)
         with within("manifest"):
@@ -69,7 +69,7 @@ class Manifest:
             )
 
     def render(self) -> bytes:
-        """Write it: equal manifests give equal bytes, and so the same digest."""
+        """Write it: equal manifests give equal bytes and digests."""
         fields: dict[str, object] = {
             "schemaVersion": 2,
             "config": self.config.to_json(),
@@ -85,18 +85,17 @@ class Manifest:
 
 
 def parse_media_type(content: bytes, stated: str = "") -> str:
-    """Tell whether content is a manifest or an image index, and of which kind.
+    """Determine the kind of a manifest or image index.
 
     Args:
         content: the document.
-        stated: the media type that its repository gives; something general, such as ``application/json``,
-            counts as nothing.
+        stated: the media type from its repository; a general one, such as ``application/json``, is ignored.
 
     Returns:
         One of ``media_type.MANIFESTS`` or ``media_type.IMAGE_INDEXES``.
 
     Raises:
-        FormatError: it is neither, or it is stored as something else than it calls itself.
+        FormatError: it is neither, or the stated type contradicts its own.
     """
     what = "manifest or image index"
     fields = parse_document(content, what, MAX_MANIFEST_BYTES)
@@ -112,7 +111,7 @@ def parse_fields(content: bytes, what: str, media_types: tuple[str, ...]) -> dic
     Args:
         content: the document.
         what: names it in errors.
-        media_types: what it may call itself; it may also say nothing.
+        media_types: allowed, if it states one.
 
     Raises:
         FormatError: not a JSON object, another schema, or the other kind of document.

@@ -1,9 +1,9 @@
-"""Names that are agreed with the world and with ourselves: media types and annotation keys, said once.
+"""Media types and annotation keys.
 
 Sources: OCI image specification, "Media Types" and "Annotations"; section 2 of docs/design.md for our own.
 """
 
-# What a manifest or image index can be, the preferred form first.
+# Manifests and image indexes, the preferred type first.
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MANIFESTS = (IMAGE_MANIFEST, DOCKER_MANIFEST)

@@ -1,4 +1,4 @@
-"""References: which repository at which registry, and what may stand behind it.
+"""References: a repository at a registry, and tags or digests in it.
 
 Sources: OCI distribution specification, "Pulling manifests" (names and tags); RFC 3986 (hosts).
 """
@@ -20,12 +20,12 @@ _MAX_PORT = 65535
 _REPOSITORY_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_REPOSITORY_PART}(/{_REPOSITORY_PART})*")
 _PART = re.compile(_REPOSITORY_PART)
-# What fit_repository makes, and so no name stays as it is that could be taken for it.
+# What fit_repository makes; a name that looks like it gets a hash of its own.
 _FITTED_PART = re.compile(r".*\.x[0-9a-f]{16}")
 _FIT_DIGITS = 16
-_MAX_REPOSITORY = 255  # characters; the specification's advice, and what registries enforce
+_MAX_REPOSITORY = 255  # characters; recommended by the specification, and enforced by registries
 
-# Docker Hub's names for people, and the one that answers.
+# Docker Hub's names, and its API host.
 _API_HOSTS = dict.fromkeys(("docker.io", "index.docker.io"), "registry-1.docker.io")
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -37,8 +37,8 @@ class RegistryReference:
 
     Attributes:
         host: ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case.
-        plain_http: whether the registry speaks HTTP without TLS.
-        repository: the name within the registry, in lower case.
+        plain_http: HTTP without TLS.
+        repository: in lower case.
     """
 
     host: str
@@ -49,38 +49,38 @@ class RegistryReference:
         _parse_host_name(self.host)
         if not is_repository(self.repository):
             raise FormatError(
-                f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, parted"
-                f" by '/', '.', '_', '__' or dashes, at most {_MAX_REPOSITORY} characters"
+                f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, "
+                f"separated by '/', '.', '_', '__' or dashes, at most {_MAX_REPOSITORY} characters"
             )
 
     @classmethod
     def of(cls, registry: str, repo: str, image: str) -> Self:
-        """Put a reference together from what a user says.
+        """Build a reference from user input.
 
         Args:
-            registry: ``host[:port]``; ``http://`` in front asks for plain HTTP, which loopback hosts get
-                anyway, and ``https://`` for TLS.
-            repo: GitHub's ``owner/name``, in any case; empty when the registry is used by one alone.
+            registry: ``host[:port]``; an ``http://`` prefix asks for plain HTTP, the default of loopback
+                hosts, and ``https://`` for TLS.
+            repo: GitHub's ``owner/name``, in any case; may be empty.
             image: the last part of the name.
 
         Raises:
-            FormatError: a part that no registry takes; names it.
+            FormatError: an invalid part; the error names it.
         """
         if "@" in registry:  # not shown: it may be a password
-            raise FormatError("registry: user and password do not belong into the address")
+            raise FormatError("registry: user and password do not belong in the address")
         scheme, separator, host = registry.rpartition("://")
         scheme = scheme.lower()
         host = host.removesuffix("/").lower()
         host = _API_HOSTS.get(host, host)
         if scheme not in ("", "http", "https") or (separator and not scheme):
             named = f"{scheme[:20]}://" if scheme.isalnum() else "this"
-            raise FormatError(f"registry {registry[:80]!r}: {named} is not spoken here, only http and https")
+            raise FormatError(f"registry {registry[:80]!r}: {named} is not supported, only http and https")
         if "/" in host:
             raise FormatError(
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
                 " the path is made of the repository (owner/name) and the image"
             )
-        plain_http = scheme == "http" or (scheme == "" and _is_loopback(_parse_host_name(host)))
+        plain_http = scheme == "http" or (scheme == "" and is_loopback_name(_parse_host_name(host)))
         return cls(host, plain_http, "/".join(part for part in (repo.lower(), image.lower()) if part))
 
     def __str__(self) -> str:
@@ -88,18 +88,17 @@ class RegistryReference:
 
     @property
     def base_url(self) -> str:
-        """The registry's address, without a slash at its end: ``https://ghcr.io``."""
+        """The registry's URL, without a trailing slash: ``https://ghcr.io``."""
         return f"{'http' if self.plain_http else 'https'}://{self.host}"
 
 
 def fit_repository(name: str) -> str:
-    """Make a repository's name at a Git host one that registries take.
+    """Convert the name of a Git repository to a valid repository name.
 
-    Registries are stricter than GitHub, which has repositories such as ``.github``, ``name-`` and ``_x``. A
-    part that they take stays as it is, in lower case: hosts do not tell capitals apart. Of any other part,
-    what they take stays readable, and a hash of the whole part follows: ``github.xbdcc6a…``. No two parts
-    become one, for a part that looks like the outcome for another gets a hash of its own. There is never more
-    than one separator in a row, for some registries take no more.
+    Registries are stricter than GitHub, which allows ``.github``, ``name-`` and ``_x``. A valid part stays,
+    in lower case: Git hosts ignore case. Any other part keeps its valid characters, followed by a hash of the
+    whole part: ``github.xbdcc6a…``. No two parts collide: one that looks like such a result is hashed too.
+    Separators are never repeated, which some registries refuse.
 
     Args:
         name: such as ``owner/.github``; of any depth.
@@ -115,20 +114,20 @@ def _fit_part(part: str) -> str:
 
 
 def is_repository(name: str) -> bool:
-    """Tell whether registries take this name of a repository."""
+    """Check whether this is a valid repository name."""
     return len(name) <= _MAX_REPOSITORY and _REPOSITORY.fullmatch(name) is not None
 
 
 def is_tag(text: str) -> bool:
-    """Tell whether registries take this name of a tag."""
+    """Check whether this is a valid tag."""
     return _TAG.fullmatch(text) is not None
 
 
 def parse_tag_or_digest(text: str) -> str | Digest:
-    """Tell a tag (which stays text) from a digest.
+    """Parse a tag, which stays text, or a digest.
 
     Raises:
-        FormatError: it is neither.
+        FormatError: neither.
     """
     if ":" in text:
         return Digest.parse(text)
@@ -141,14 +140,14 @@ def parse_tag_or_digest(text: str) -> str | Digest:
 
 
 def _parse_host_name(host: str) -> str:
-    """Check ``host[:port]`` and give the part without the port."""
+    """Check ``host[:port]`` and return the host."""
     match = _AUTHORITY.fullmatch(host)
     if match is None:
-        hint = " (an IPv6 address goes into brackets)" if host.count(":") > 1 else ""
+        hint = " (an IPv6 address needs brackets)" if host.count(":") > 1 else ""
         raise FormatError(f"registry {host[:80]!r}: expected host or host:port{hint}")
     name, port = match["name"], match["port"]
     if port is not None and not 0 < int(port) <= _MAX_PORT:
-        raise FormatError(f"registry {host[:80]!r}: a port lies between 1 and {_MAX_PORT}")
+        raise FormatError(f"registry {host[:80]!r}: a port is between 1 and {_MAX_PORT}")
     if name.startswith("["):
         try:
             ipaddress.IPv6Address(name[1:-1])
@@ -159,7 +158,8 @@ def _parse_host_name(host: str) -> str:
     return name
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback_name(name: str) -> bool:
+    """Check whether a lower-case host name or address is loopback."""
     if name == "localhost":
         return True
     try:

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
@@ -31,7 +31,6 @@ from nixcache_oci.proxy.front.connections import Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere, own_names
-from nixcache_oci.proxy.joined_refreshes import JoinedRefreshes
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
@@ -39,6 +38,7 @@ from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 _log = logging.getLogger(__name__)
@@ -60,21 +60,21 @@ def build_app(
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
     app = web.Application(middlewares=[_errors_to_statuses, _count, _guard(host_guard)])
-    app[keys.CONFIG] = config
-    app[keys.CONNECTIONS] = connections
-    app[keys.COUNTERS] = counters
-    app[keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
-    app[keys.SIGNATURES] = union = SignatureUnion(finder, config.counting_keys)
-    app[keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
-    app[keys.HOST_GUARD] = host_guard
-    app[keys.INDEX] = index
-    app[keys.NARS] = nars
-    app[keys.NAR_STREAMS] = streams
-    app[keys.PACKS] = packs
-    app[keys.REFRESHES] = JoinedRefreshes(index)
-    app[keys.REPOSITORY] = repository
-    app[keys.STARTED] = time.time()
-    app[keys.UPSTREAMS] = upstreams
+    app[app_keys.CONFIG] = config
+    app[app_keys.CONNECTIONS] = connections
+    app[app_keys.COUNTERS] = counters
+    app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
+    app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.client_keys)
+    app[app_keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
+    app[app_keys.HOST_GUARD] = host_guard
+    app[app_keys.INDEX] = index
+    app[app_keys.NARS] = nars
+    app[app_keys.NAR_STREAMS] = streams
+    app[app_keys.PACKS] = packs
+    app[app_keys.REFRESHES] = RefreshCoalescer(index)
+    app[app_keys.REPOSITORY] = repository
+    app[app_keys.STARTED] = time.time()
+    app[app_keys.UPSTREAMS] = upstreams
     app.add_routes(
         [
             web.get("/nix-cache-info", get_cache_info),
@@ -95,8 +95,8 @@ def build_app(
         yield
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
-        await app[keys.REFRESHES].close()
-        await app[keys.FINDER].close()
+        await app[app_keys.REFRESHES].close()
+        await app[app_keys.FINDER].close()
         await nars.close()
         await packs.close()
 
@@ -138,7 +138,7 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except web.HTTPException as error:
         return _bare(HTTPStatus(error.status))
     except Error as error:
-        request.app[keys.COUNTERS].nars_refused += 1
+        request.app[app_keys.COUNTERS].nars_refused += 1
         fields = {"path": request.path, "error": str(error)}
         # What a client makes up must not hide what the registry says.
         _log.info("not served", extra={"fields": fields, "kind": type(error).__name__})
@@ -170,7 +170,7 @@ def _guard(host_guard: HostGuard) -> Middleware:
             # RFC 9112, section 3.2.2: a target in absolute form names the host, whatever Host says.
             hosts = [*hosts, request.url.raw_authority]
         if not all(map(host_guard.allows, hosts)):
-            _refuse(request, "its Host is none of ours; names to answer to go into NIXCACHE_HOSTS")
+            _refuse(request, "its Host is not one of ours; add names to answer to in NIXCACHE_HOSTS")
         headers = request.headers
         sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
         # Not request.host, which looks the machine's own name up where there is none.

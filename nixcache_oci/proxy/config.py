@@ -47,6 +47,6 @@ class ProxyConfig:
     trusted_keys: tuple[PublicKey, ...] = ()
 
     @property
-    def counting_keys(self) -> tuple[PublicKey, ...]:
+    def client_keys(self) -> tuple[PublicKey, ...]:
         """Keys that clients are known to trust."""
         return tuple(dict.fromkeys((*self.public_keys, *self.trusted_keys)))

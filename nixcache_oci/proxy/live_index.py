@@ -32,8 +32,8 @@ _FIRST_RETRY_SECONDS: Final = 2.0
 # What was published last is what is asked for next, and to validate a narinfo takes longer than to find it.
 # So many are validated before anybody asks, for so long at a time that no request waits for it.
 _PREVALIDATED: Final = 5_000
-_JUDGING_SECONDS: Final = 0.0005
-_JUDGING_PAUSE_SECONDS: Final = 0.005
+_PREVALIDATE_SECONDS: Final = 0.0005
+_PREVALIDATE_PAUSE_SECONDS: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class LiveIndex:
         ttl_seconds: between two looks at the repository.
         counters: of the proxy.
         store_dir: where store paths have to lie; None for anywhere.
-        counting_keys: see ``Catalog``.
+        client_keys: see ``Catalog``.
 
     Attributes:
         catalog: None while there is no index at all.
@@ -89,7 +89,7 @@ class LiveIndex:
         counters: Counters,
         *,
         store_dir: str | None = None,
-        counting_keys: tuple[PublicKey, ...] | None = None,
+        client_keys: tuple[PublicKey, ...] | None = None,
     ) -> None:
         self.catalog: Catalog | None = None
         self.state = IndexState()
@@ -98,7 +98,7 @@ class LiveIndex:
         self._folder = folder
         self._public_keys = tuple(public_keys)
         self._store_dir = store_dir
-        self._counting_keys = counting_keys
+        self._counting_keys = client_keys
         self._ttl_seconds = ttl_seconds
         self._counters = counters
         self._set = TableSet()
@@ -254,7 +254,7 @@ class LiveIndex:
 
     async def _swap(self, tables: TableSet) -> None:
         catalog = tables.catalog(
-            self._public_keys, store_dir=self._store_dir, counting_keys=self._counting_keys
+            self._public_keys, store_dir=self._store_dir, client_keys=self._counting_keys
         )
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
@@ -293,6 +293,6 @@ class LiveIndex:
 async def _prevalidate(catalog: Catalog) -> None:
     since = time.monotonic()
     for _ in catalog.prevalidate(_PREVALIDATED):
-        if time.monotonic() - since >= _JUDGING_SECONDS:
-            await asyncio.sleep(_JUDGING_PAUSE_SECONDS)
+        if time.monotonic() - since >= _PREVALIDATE_SECONDS:
+            await asyncio.sleep(_PREVALIDATE_PAUSE_SECONDS)
             since = time.monotonic()

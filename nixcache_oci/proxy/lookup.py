@@ -1,4 +1,4 @@
-"""Look-ups: a hit, a miss, or unknown. Three answers inside, and one place where they become HTTP.
+"""Look-ups: a hit, a miss, or unknown. The endpoint turns these verdicts into HTTP.
 
 Source: design section 3, promises 1 and 2; facts about Nix clients, "Reading".
 """
@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.table import HashPartBytes
-from nixcache_oci.clients.upstream.via import Chain
+from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -25,7 +25,7 @@ MOST_LOOK_UPS: Final = 2048
 """Look-ups at upstreams that are under way or wait for their turn; beyond, a path is unknown at once."""
 
 
-class Answer(Enum):
+class Verdict(Enum):
     """What is known of a store path."""
 
     HIT = "hit"
@@ -35,10 +35,10 @@ class Answer(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class LookUp:
-    """An answer, with the narinfo where there is one."""
+class LookUpResult:
+    """A verdict, with the narinfo where there is one."""
 
-    answer: Answer
+    verdict: Verdict
     narinfo: bytes | None = None
 
 
@@ -125,7 +125,7 @@ async def look_up(
     counters: Counters,
     union: SignatureUnion,
     via: Chain = (),
-) -> LookUp:
+) -> LookUpResult:
     """Look into this cache, then ask the upstreams; each outcome is counted apart.
 
     A request of another proxy gets what this cache itself has: that proxy asks whom it likes.
@@ -134,21 +134,21 @@ async def look_up(
     wanted = HashPartBytes(hash_part.encode())
     hit = catalog.find_hash_part(wanted) if catalog is not None else None
     if hit is not None:
-        narinfo, is_sure = hit
-        if not is_sure and not via:
+        narinfo, is_trusted = hit
+        if not is_trusted and not via:
             narinfo = await union.unite(wanted, narinfo)
         counters.hits += 1
-        return LookUp(Answer.HIT, narinfo)
+        return LookUpResult(Verdict.HIT, narinfo)
     try:
         found = await upstreams.find(hash_part, via)
     except UpstreamError:
         counters.unknown += 1
-        return LookUp(Answer.UNKNOWN)
+        return LookUpResult(Verdict.UNKNOWN)
     if found is not None:
         counters.upstream_hits += 1
-        return LookUp(Answer.UPSTREAM_HIT, found.render().encode())
+        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode())
     if catalog is None:
         counters.unknown += 1
-        return LookUp(Answer.UNKNOWN)
+        return LookUpResult(Verdict.UNKNOWN)
     counters.misses += 1
-    return LookUp(Answer.MISS)
+    return LookUpResult(Verdict.MISS)

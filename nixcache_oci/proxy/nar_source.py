@@ -17,6 +17,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.verified import verified
+from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
 """Blobs that the repository is asked for at once, of which nobody knows whether they are there."""
@@ -67,12 +68,12 @@ class NarSource:
         async with self._noting(url.blob):
             return await self._packs.cut_out(url.blob, *_extent(url))
 
-    def slice_at_hand(self, url: NarUrl) -> memoryview | None:
+    def cached_slice(self, url: NarUrl) -> memoryview | None:
         """Give what ``slice_of_pack`` would give at once; None where it would have to wait, or fail.
 
         Whoever keeps the view keeps the whole pack, which may count for nothing in the pack cache by then.
         """
-        return None if url.blob in self._quarantine else self._packs.at_hand(url.blob, *_extent(url))
+        return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
 
     async def size(self, blob: Digest) -> int:
         """Tell a blob's size; whoever asks for the same one meanwhile shares the request.
@@ -127,7 +128,7 @@ class NarSource:
                 async with self._noting(blob):
                     await stream.check()
                 if told not in (None, stream.size):
-                    raise RegistryError(f"blob {blob}: {stream.size} bytes now, {told} before")
+                    raise RegistryError(f"blob {blob}: {counted(stream.size, 'byte')} now, {told} before")
             yield stream.chunks
 
     async def close(self) -> None:
@@ -139,9 +140,9 @@ class NarSource:
 
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
-            raise NotFoundError(f"blob {blob}: its bytes were wrong a short while ago")
+            raise NotFoundError(f"blob {blob}: its bytes were wrong recently")
         if blob in self._missing and self._missing_since is self._generation():
-            raise NotFoundError(f"blob {blob}: it was not there a short while ago")
+            raise NotFoundError(f"blob {blob}: it was missing recently")
 
     @asynccontextmanager
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:

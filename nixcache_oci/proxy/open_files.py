@@ -26,7 +26,7 @@ _FEWEST: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What a limit on open files is shared out to.
 
     Attributes:
@@ -38,14 +38,14 @@ class Limits:
     streams: int
 
 
-def share_out(files: int) -> Limits:
+def share_out(files: int) -> ConnectionLimits:
     """Decide how many connections and streams a limit on open files leaves room for."""
     streams = max(_FEWEST, min(MOST_STREAMS, files // _SHARE_OF_STREAMS))
     left = files - _OTHERS - _FILES_OF_A_STREAM * streams
-    return Limits(connections=max(_FEWEST, min(MOST_CONNECTIONS, left)), streams=streams)
+    return ConnectionLimits(connections=max(_FEWEST, min(MOST_CONNECTIONS, left)), streams=streams)
 
 
-def current_limits() -> Limits:
+def current_limits() -> ConnectionLimits:
     """Share the present limit on open files out."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return share_out(MOST_FILES if soft == resource.RLIM_INFINITY else soft)

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error, FormatError
+from nixcache_oci.proxy.app_keys import COUNTERS
 from nixcache_oci.proxy.byte_range import ByteRange
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
 from nixcache_oci.proxy.front.responses import NAR_TYPE
-from nixcache_oci.proxy.keys import COUNTERS
+from nixcache_oci.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ async def _write_all(
         if left is not None:
             # The library would send fewer bytes than it announced, and the next head would become the rest.
             if len(chunk) > left:
-                raise FormatError(f"{len(chunk) - left} bytes more than were announced")
+                raise FormatError(f"{counted(len(chunk) - left, 'byte')} more than were announced")
             left -= len(chunk)
         if chunk:
             await response.write(chunk)
@@ -114,7 +115,7 @@ async def _write_all(
             count(len(chunk))
         chunk = await anext(chunks, None)
     if left:
-        raise FormatError(f"{left} bytes fewer than were announced")
+        raise FormatError(f"{counted(left, 'byte')} fewer than were announced")
     await response.write_eof()
 
 

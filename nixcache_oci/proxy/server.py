@@ -14,18 +14,17 @@ from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.address import NarMode
+from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
+from nixcache_oci.proxy.app_keys import CONNECTIONS, FAST_PATH, HOST_GUARD
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
 from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
-from nixcache_oci.proxy.keys import CONNECTIONS, FAST_PATH, HOST_GUARD
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams
@@ -113,7 +112,7 @@ async def serving(
         mode=NarMode(config.upstream_nars),
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
-        counting_keys=config.counting_keys,
+        client_keys=config.client_keys,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(
@@ -125,7 +124,7 @@ async def serving(
         store_dir=config.store_dir,
         # With keys configured, all that is served is signed by one of them; and without upstreams, nobody
         # has more signatures.
-        counting_keys=config.counting_keys if config.upstreams and not config.public_keys else None,
+        client_keys=config.client_keys if config.upstreams and not config.public_keys else None,
     )
     app = build_app(config, repository, index, upstreams, counters)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
@@ -166,8 +165,8 @@ async def _listen(
         return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
     except OSError as error:
         raise Error(
-            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop what listens "
-            "there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
+            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop the program that "
+            "listens there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
         ) from None
 
 

@@ -100,7 +100,7 @@ def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[s
 
 def _take_over(descriptor: int) -> socket.socket:
     wrong = (
-        f"socket activation: file descriptor {descriptor} is no listening stream socket; "
+        f"socket activation: file descriptor {descriptor} is not a listening stream socket; "
         "use ListenStream= and Accept=no in the socket unit"
     )
     try:

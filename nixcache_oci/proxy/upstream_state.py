@@ -71,7 +71,7 @@ def _read_secret(path: RootedPath) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) != _SECRET_BYTES:
-        raise OSError(f"it does not hold {_SECRET_BYTES} bytes; remove it")
+        raise OSError(f"it is not {_SECRET_BYTES} bytes long; remove it")
     return content
 
 
@@ -134,14 +134,14 @@ def _read_former(path: RootedPath, now: float) -> dict[str, float]:
         for base in left:
             _without_credentials(base)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"not what was written: {error}; remove it") from None
+        raise FormatError(f"not what this program wrote: {error}; remove it") from None
     return left
 
 
 def _without_credentials(base: str) -> Upstream:
     upstream = parse_upstream(base)
     if upstream.authorization or str(upstream.base) != base:
-        raise FormatError("not a base URL as it was written; remove it")
+        raise FormatError("not a base URL as this program writes it; remove it")
     return upstream
 
 

@@ -14,7 +14,8 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.parallel import begun, failing_first, run_in_thread
+from nixcache_oci.cache.parallel import in_background, run_in_thread, task_group
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
@@ -27,19 +28,21 @@ from nixcache_oci.cache.writer import (
 )
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.errors import Error, RegistryError, UsageError
+from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
 from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
-from nixcache_oci.publisher.migration import Conversion, take_over
+from nixcache_oci.publisher.migration import Conversion, migrate_version1
+from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.staging import Nars
-from nixcache_oci.publisher.upload import Uploaded, WhenStaged, upload
+from nixcache_oci.publisher.signing import doubt_new_keys, doubt_unsigned
+from nixcache_oci.publisher.staging import NarStager
+from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
 # What registries answer to a manifest that names a blob which they do not have (any more).
@@ -57,7 +60,7 @@ class _Sent:
         draft: of all this, where it could be made already.
     """
 
-    plan: Plan
+    plan: PublishPlan
     uploaded: Uploaded
     conversion: Conversion | None
     draft: Draft | None
@@ -86,7 +89,7 @@ class Committer:
     Args:
         repository: with leave to push.
         folder: where tables are kept.
-        nars: stages what is sent.
+        stager: stages what is sent.
         make_records: gives what is left for gc to count.
         options: how.
         progress: is told.
@@ -96,21 +99,21 @@ class Committer:
         self,
         repository: Repository,
         folder: IndexFolder,
-        nars: Nars,
+        stager: NarStager,
         make_records: MakeRecords,
         options: PublishOptions,
         progress: Progress,
     ) -> None:
         self._repository = repository
         self._folder = folder
-        self._nars = nars
+        self._stager = stager
         self._make_records = make_records
         self._options = options
         self._progress = progress
         self._contents = ContentsReader(repository, folder, progress)
         self._failed: set[str] = set()  # in any round
 
-    async def publish(self, plan: Plan, planned: Contents | None) -> Published:
+    async def publish(self, plan: PublishPlan, planned: Contents | None) -> Published:
         """Send what the plan says, and list it with the records.
 
         Where all is listed already and no record changes what gc counts, nothing is written.
@@ -122,34 +125,68 @@ class Committer:
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
+            UsageError: see ``check_trust``.
         """
         if self._is_needless(plan, planned):
             return Published(is_needless=True)
+        self.check_trust(plan, planned)
         done = await self._commit(plan)
         published = done.published
         rounds = 1
         while missing := await self._find_missing(plan.listed, published, done):
             if rounds == _ROUNDS:
                 raise Error(
-                    f"{self._repository.name}: {missing[0].store_path} is gone as soon as it is listed; "
+                    f"{self._repository.name}: {missing[0].store_path} disappears as soon as it is listed; "
                     "find out what else deletes from this repository, then run this again"
                 )
             # gc took what was counted on: it is sent as if it had never been there.
-            self._progress.warn(f"{len(missing)} paths have left the cache meanwhile; they are sent again")
-            done = await self._commit(Plan(push=tuple(missing)))
+            self._progress.warn(
+                f"sending again what has left the cache in the meantime: {counted(len(missing), 'path')}"
+            )
+            done = await self._commit(PublishPlan(push=tuple(missing)))
             published = published.followed_by(done.published)
             rounds += 1
         return published
 
-    def _is_needless(self, plan: Plan, planned: Contents | None) -> bool:
+    def check_trust(self, plan: PublishPlan, planned: Contents | None, *, is_dry_run: bool = False) -> None:
+        """Say what clients would refuse, where it was asked for or nothing is sent anyway.
+
+        Args:
+            plan: what is about to be done.
+            planned: what the cache listed when the plan was made, where that is known.
+            is_dry_run: whether nothing is sent.
+
+        Raises:
+            UsageError: it was not asked for.
+        """
+        options = self._options
+        is_signing = bool(options.keys)
+        unsigned = sum(
+            is_unsigned(info) and not (is_signing and self._stager.checks(info)) for info in plan.push
+        )
+        recorded = planned.recorded_keys if planned is not None else ()
+        for doubt, is_allowed in (
+            (doubt_unsigned(unsigned), options.allow_unsigned),
+            (doubt_new_keys(options.public_keys, recorded), options.allow_new_key),
+        ):
+            if doubt is None:
+                continue
+            if is_allowed:
+                self._progress.warn(doubt.what)
+            elif is_dry_run:
+                self._progress.warn(f"{doubt.what}: {doubt.remedy}")
+            else:
+                name = self._repository.name
+                raise UsageError(f"{name}: nothing was published: {doubt.what}: {doubt.remedy}")
+
+    def _is_needless(self, plan: PublishPlan, planned: Contents | None) -> bool:
         if plan.push or plan.relist or planned is None or planned.records is None:
             return False
         recorded = planned.records
         return all(changes_nothing(record, recorded) for record in self._make_records(frozenset()))
 
-    async def _commit(self, plan: Plan) -> _Round:
+    async def _commit(self, plan: PublishPlan) -> _Round:
         """Send and list, once."""
-        self._progress.begin(len(plan.push), plan.push_bytes)
         sent = await self._send(plan)
         blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
         for _ in range(_ROUNDS - 1):
@@ -160,7 +197,7 @@ class Committer:
                 if error.code not in _BLOB_UNKNOWN:
                     raise
                 # Some collectors take blobs that no manifest names yet, however fresh they are.
-                self._progress.warn(f"{error}; what is missing is sent again")
+                self._progress.warn(f"{error}; sending again what is missing")
                 sent = await self._send_gone(sent, blobs.values())
             else:
                 break
@@ -169,9 +206,9 @@ class Committer:
             segments = await self._push_segments(draft)
         self._failed |= draft.failed.keys()
         # A registry may have taken a manifest by what it remembers of blobs that its collector took.
-        looking = self._contents.find_gone({**sent.uploaded.blobs, **blobs}.values())
+        looking = self._contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
         conversion = sent.conversion
-        async with begun(self._keep(draft.table)) as keeping, begun(looking) as looked:
+        async with in_background(self._keep(draft.table)) as keeping, in_background(looking) as looked:
             listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *segments],
@@ -190,7 +227,7 @@ class Committer:
         )
         return _Round(published, listing, tables, gone)
 
-    async def _send(self, plan: Plan) -> _Sent:
+    async def _send(self, plan: PublishPlan) -> _Sent:
         """Send what the plan says, and beside it what needs none of it."""
         ahead: Draft | None = None
         self._repository.prepare_push(1)  # whatever comes first takes it: the table at least will come
@@ -201,20 +238,19 @@ class Committer:
             self._repository.prepare_push(2 if plan.push else 1)
             ahead = await self._send_table(plan, staged)
 
-        async with failing_first() as group:
-            taking_over = group.create_task(
-                take_over(self._repository, self._folder, self._options, self._progress)
+        async with task_group() as group:
+            migrating = group.create_task(
+                migrate_version1(self._repository, self._folder, self._options, self._progress)
             )
             group.create_task(push_empty_config(self._repository))
             uploaded = await self._upload(plan.push, send_table)
-        conversion = taking_over.result()
+        conversion = migrating.result()
         more = plan.pushing({base_name for base_name, _ in conversion.missing}) if conversion else plan
         if more == plan:
             return _Sent(plan, uploaded, conversion, ahead)
-        self._progress.begin(len(more.push) - len(plan.push), more.push_bytes - plan.push_bytes)
         return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
 
-    async def _send_table(self, plan: Plan, staged: Uploaded) -> Draft | None:
+    async def _send_table(self, plan: PublishPlan, staged: Uploaded) -> Draft | None:
         """Sign and send the table while the last blobs are on their way; None where it has to wait."""
         if staged.failed or plan.relist:
             return None
@@ -232,7 +268,7 @@ class Committer:
 
     async def _send_gone(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
         """Send again what the registry has lost of what was sent, and of what was to be listed again."""
-        gone = await self._contents.find_gone(listed)
+        gone = await self._contents.find_missing_blobs(listed)
         plan = sent.plan.pushing(
             {
                 narinfo.store_path.base_name
@@ -243,11 +279,11 @@ class Committer:
         return _Sent(plan, await self._upload_missing(plan.push, sent.uploaded), sent.conversion, None)
 
     async def _upload(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
-        return await upload(self._repository, self._nars, infos, self._options, self._progress, when_staged)
+        return await upload(self._repository, self._stager, infos, self._options, self._progress, when_staged)
 
     async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Look for each blob that was sent, and send what is not there."""
-        there = uploaded.blobs.keys() - await self._contents.find_gone(uploaded.blobs.values())
+        there = uploaded.blobs.keys() - await self._contents.find_missing_blobs(uploaded.blobs.values())
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self._upload(
             [
@@ -263,7 +299,9 @@ class Committer:
             {**uploaded.failed, **again.failed},
         )
 
-    async def _draft(self, plan: Plan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]) -> Draft:
+    async def _draft(
+        self, plan: PublishPlan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]
+    ) -> Draft:
         def make_records(failed: AbstractSet[str]) -> Sequence[PublishRecord]:
             return self._make_records(self._failed | failed)
 

@@ -24,7 +24,7 @@ _PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class NarEncoding:
     """How NARs are compressed.
 
     Attributes:
@@ -84,23 +84,23 @@ class _Uncompressed:
         return ()
 
 
-def make_compressor(packing: Packing, *, is_large: bool) -> Compressor:
+def make_compressor(encoding: NarEncoding, *, is_large: bool) -> Compressor:
     """Begin one stream.
 
     Args:
-        packing: how to compress.
+        encoding: how to compress.
         is_large: several cores may work on it.
     """
-    match packing.compression:
+    match encoding.compression:
         case "zstd":
             # Many small ones are compressed side by side already. What several threads write differs from
             # what one writes, but it does not depend on how many they are: the next run, on whatever
             # machine, finds the same blobs.
             threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
-            compressor = zstandard.ZstdCompressor(level=packing.used_level, threads=threads)
+            compressor = zstandard.ZstdCompressor(level=encoding.used_level, threads=threads)
             # In pieces, for the end of a large one can take seconds, and be given up meanwhile.
             return compressor.chunker(chunk_size=_PIECE_BYTES)
         case "xz":
-            return _Xz(packing.used_level)
+            return _Xz(encoding.used_level)
         case "none":
             return _Uncompressed()

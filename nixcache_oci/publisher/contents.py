@@ -1,16 +1,17 @@
 """The contents of a cache, as a publish may count on them."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing, find_gone, read_union
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.listing import Listing, find_missing_manifests, read_union
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
@@ -19,11 +20,13 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
 
@@ -36,10 +39,12 @@ class Contents:
         catalog: of all narinfos.
         records: what publishes left; None where they cannot all be read, or the index does not list all that
             there is: then something has to be written.
+        recorded_keys: what the cache says it is signed with, also by what gc found dead.
     """
 
     catalog: Catalog
     records: tuple[PublishRecord, ...] | None = None
+    recorded_keys: tuple[PublicKey, ...] = ()
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look a narinfo up."""
@@ -73,9 +78,9 @@ class ContentsReader:
             FormatError: there is no index of a Nix cache.
         """
         union = await read_union(self._repository)
-        # A segment whose manifest is gone has lost its bytes, or will: what it lists is sent again.
-        gone = {segment.manifest for segment in await find_gone(self._repository, union.untagged)}
-        listing = union.listing(gone)
+        # A segment without its manifest has lost its blobs, or will: what it lists is sent again.
+        missing = await find_missing_manifests(self._repository, union.untagged)
+        listing = union.listing({segment.manifest for segment in missing})
         contents = await self.read_tables(listing)
         listed = {descriptor.digest for descriptor in union.index.image_index.manifests}
         is_whole = union.is_complete and listed == {segment.manifest for segment in listing.segments}
@@ -87,9 +92,11 @@ class ContentsReader:
         Raises:
             RegistryError: the repository could not answer.
         """
-        tables = await read_tables(self._repository, self._folder, listing, held)
+        tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
+        fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
+        _log.info("cache read", extra={"fields": fields})
         for tag, reason in tables.damaged.items():
-            self._progress.warn(f"{tag} cannot be read, and does not count: {reason}")
+            self._progress.warn(f"{tag} cannot be read and is ignored: {reason}")
         if tables.left_out is not None:
             self._progress.warn(tables.left_out)
         if not tables.damaged:
@@ -97,10 +104,11 @@ class ContentsReader:
             await asyncio.to_thread(self._folder.save, tables.listing)
         catalog = tables.catalog((), with_condemned=False)
         if tables.damaged or tables.left_out is not None or listing.version1 is not None:
-            return Contents(catalog)
-        return Contents(catalog, await asyncio.to_thread(_read_records, catalog))
+            return Contents(catalog, None, tables.recorded_keys)
+        records = await asyncio.to_thread(_read_records, catalog)
+        return Contents(catalog, records, tables.recorded_keys)
 
-    async def find_gone(self, blobs: Iterable[Descriptor]) -> set[Digest]:
+    async def find_missing_blobs(self, blobs: Iterable[Descriptor]) -> set[Digest]:
         """Read a byte of each of these, and give those that cannot be read."""
 
         async def find(blob: Descriptor) -> Digest | None:

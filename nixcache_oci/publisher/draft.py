@@ -16,10 +16,10 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.nar_upload import Uploaded
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan, find_dependents
+from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents
 from nixcache_oci.publisher.signing import sign_all
-from nixcache_oci.publisher.upload import Uploaded
 
 MakeRecords = Callable[[AbstractSet[str]], Sequence[PublishRecord]]
 """Gives the records to leave where some paths could not be published; base names."""
@@ -43,7 +43,7 @@ class Draft:
 
 
 def make_draft(
-    plan: Plan,
+    plan: PublishPlan,
     uploaded: Uploaded,
     blobs: Mapping[Digest, Descriptor],
     make_records: MakeRecords,
@@ -65,7 +65,7 @@ def make_draft(
     for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
         failed[base_name] = f"it refers to {cause}, which is not published"
     if failed and options.is_strict:
-        raise Error(f"--strict: nothing is listed, for {next(iter(failed.values()))}")
+        raise Error(f"--strict: nothing is listed: {next(iter(failed.values()))}")
     sent = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
     narinfos = _sign(plan, sent, options)
     header = TableHeader(
@@ -77,7 +77,7 @@ def make_draft(
     return Draft(tuple(narinfos), failed, tuple(segments))
 
 
-def _sign(plan: Plan, sent: Sequence[NarInfo], options: PublishOptions) -> list[NarInfo]:
+def _sign(plan: PublishPlan, sent: Sequence[NarInfo], options: PublishOptions) -> list[NarInfo]:
     """Sign what was held to its NarHash here, and nothing else."""
     relisted = [narinfo for _, narinfo in plan.relist]
     checked = [one for one in sent if can_unpack(one.compression)]

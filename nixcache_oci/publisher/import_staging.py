@@ -21,16 +21,17 @@ from nixcache_oci.nix.nar_check import can_unpack, check_nar
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.import_reading import most_file_bytes
+from nixcache_oci.publisher.import_candidates import most_file_bytes
 from nixcache_oci.publisher.staging import (
     Sink,
-    Stage,
     StagedNar,
+    StageNar,
     StagingStoppedError,
     check_size,
     folder_error,
     is_large,
 )
+from nixcache_oci.wording import counted
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 """Before each further try of one NAR."""
@@ -39,8 +40,8 @@ _MOST_IN_A_ROW: Final = 5
 """NARs that could not be had, one after another, before the source counts as dead."""
 
 
-class CopiedNars:
-    """Stages NARs of another cache as they are; implements ``Nars``.
+class CopyNarStager:
+    """Stages NARs of another cache as they are; implements ``NarStager``.
 
     Args:
         source: where from.
@@ -62,8 +63,12 @@ class CopiedNars:
         self._max_blob_bytes = max_blob_bytes
         self._failures_in_a_row = 0
 
+    def checks(self, info: PathInfo) -> bool:
+        """Hold those to it that can be unpacked."""
+        return can_unpack(self._narinfos[info.store_path].compression)
+
     @asynccontextmanager
-    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+    async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
         """Stage for as long as the block runs; then what is still being fetched is given up."""
         copies = set[asyncio.Task[StagedNar]]()
         self._failures_in_a_row = 0
@@ -93,8 +98,8 @@ class CopiedNars:
             except UpstreamError as error:
                 self._failures_in_a_row += 1
                 if self._failures_in_a_row == _MOST_IN_A_ROW:
-                    raise Error(f"{error}; run this again when it answers: it goes on from there") from None
-                raise StoreError(f"{narinfo.store_path}: its NAR cannot be had: {error}") from None
+                    raise Error(f"{error}; run this again when it answers: it continues from there") from None
+                raise StoreError(f"{narinfo.store_path}: its NAR cannot be fetched: {error}") from None
             except FormatError as error:
                 raise StoreError(f"{narinfo.store_path}: {error}") from None
             self._failures_in_a_row = 0
@@ -130,12 +135,13 @@ class CopiedNars:
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
                 if sink.size + len(chunk) > limit:
-                    raise FormatError(f"its file has more than {limit} bytes, which it should have at most")
+                    most = counted(limit, "byte")
+                    raise FormatError(f"its file is larger than {most}, the most that it should have")
                 await run_in_thread(sink.write, chunk)
                 check_size(narinfo.store_path, self._max_blob_bytes, sink.size)
         file_hash = NixHash(sink.hasher.digest())
         if (file_hash, sink.size) != (narinfo.file_hash or file_hash, narinfo.file_size or sink.size):
-            raise FormatError(f"its file is not what FileHash says ({sink.size} bytes, {file_hash})")
+            raise FormatError(f"its file does not match FileHash ({counted(sink.size, 'byte')}, {file_hash})")
         if sink.size == 0:
             raise FormatError("its file is empty")
         if can_unpack(narinfo.compression):

@@ -7,7 +7,7 @@ Source: design section 2, "Version 1".
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,9 +15,9 @@ from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import read_listing
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
+from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.salvage import find_lost
 from nixcache_oci.cache.segment import Segment
@@ -34,7 +34,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.progress import Progress
+from nixcache_oci.wording import counted
 
 _MOST_SHOWN: Final = 10
 
@@ -74,6 +74,7 @@ async def convert_version1(
     listed: IsListed,
     now: datetime,
     options: SegmentOptions,
+    progress: Progress = SILENT,
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
@@ -85,6 +86,7 @@ async def convert_version1(
         listed: an earlier run may have been interrupted, and its segments are found by their tags.
         now: becomes the segments' time.
         options: of the segments.
+        progress: is told how far it is.
 
     Raises:
         FormatError: it is no such document.
@@ -96,7 +98,7 @@ async def convert_version1(
     version1 = await asyncio.to_thread(parse_version1, content)
     former = await asyncio.to_thread(version1.to_table)
     narinfos = [one for one in former.narinfos if not listed(one.store_path.hash_part)]
-    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos})
+    sizes = await _probe_blobs(repository, {_blob_of(narinfo) for narinfo in narinfos}, progress)
     missing = find_lost(narinfos, sizes, _find_unreadable(version1, narinfos, listed))
     kept = order_by_references(
         (narinfo for narinfo in narinfos if narinfo.store_path not in missing), version1.gc_roots
@@ -127,7 +129,9 @@ def _find_unreadable(version1: Version1, narinfos: Iterable[NarInfo], listed: Is
     }
 
 
-async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[Digest, int]:
+async def _probe_blobs(
+    repository: Repository, blobs: Collection[Digest], progress: Progress
+) -> dict[Digest, int]:
     """Find the size of each blob; one that cannot be read has none."""
     sizes: dict[Digest, int] = {}
     waiting = iter(blobs)
@@ -136,8 +140,10 @@ async def _probe_blobs(repository: Repository, blobs: Iterable[Digest]) -> dict[
         for blob in waiting:
             with suppress(NotFoundError, DigestError):
                 sizes[blob] = await probe_blob(repository, blob)
+            stage.advance(1)
 
-    await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
+    with progress.stage("converting: looking for", "blob", len(blobs)) as stage:
+        await run_all((ask() for _ in range(_PARALLEL_REQUESTS)), _PARALLEL_REQUESTS)
     return sizes
 
 
@@ -155,7 +161,7 @@ def _blob_of(narinfo: NarInfo) -> Digest:
     return NarUrl.parse(narinfo.url).blob
 
 
-async def take_over(
+async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
     """Push the entries of a version 1 index as segments; None where there is no such index.
@@ -164,7 +170,7 @@ async def take_over(
         repository: with leave to push.
         folder: where tables are kept.
         options: how.
-        progress: is told of entries that cannot be taken over.
+        progress: is told how far it is, and of entries that cannot be taken over.
 
     Raises:
         FormatError: the index cannot be read.
@@ -174,7 +180,7 @@ async def take_over(
     document = listing.version1
     if document is None:
         return None
-    tables = await read_tables(repository, folder, replace(listing, version1=None))
+    tables = await read_tables(repository, folder, replace(listing, version1=None), progress=progress)
     catalog = tables.catalog((), with_condemned=False)
     conversion = await convert_version1(
         repository,
@@ -182,6 +188,7 @@ async def take_over(
         listed=lambda hash_part: catalog.find(hash_part) is not None,
         now=present(),
         options=options.segments,
+        progress=progress,
     )
     for what, entries, count in (
         ("left out", conversion.missing, len(conversion.missing)),
@@ -190,5 +197,6 @@ async def take_over(
         for name, reason in entries[:_MOST_SHOWN]:
             progress.warn(f"version 1 entry {name}: {what}: {reason}")
         if count > _MOST_SHOWN:
-            progress.warn(f"{count - _MOST_SHOWN} more version 1 entries are {what}")
+            more = counted(count - _MOST_SHOWN, "more version 1 entry", "more version 1 entries")
+            progress.warn(f"{more} {what}")
     return conversion

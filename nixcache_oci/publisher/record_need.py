@@ -1,7 +1,7 @@
 """Whether a publish that sends nothing has to leave a record: only where that changes what gc counts.
 
-Pure. What is skipped must not change any decision of ``maintenance.gc.roots``, now or later; where in doubt, a
-record is written. Source: design section 2, "Table", and section 5, promise 1.
+Pure. What is skipped must not change any decision of ``maintenance.gc.roots``, now or later; where in doubt,
+a record is written. Source: design section 2, "Table", and section 5, promise 1.
 """
 
 from collections.abc import Iterable, Sequence

@@ -25,7 +25,8 @@ from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.compression import Packing, make_compressor
+from nixcache_oci.publisher.compression import NarEncoding, make_compressor
+from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From here on, a NAR is staged in a file, and compressed by several cores."""
@@ -57,14 +58,17 @@ class StagedNar:
             self.content.unlink(missing_ok=True)
 
 
-Stage = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
+StageNar = Callable[[PathInfo], "asyncio.Future[StagedNar]"]
 """Begins to stage one; the future fails with a StoreError where that one cannot be had."""
 
 
-class Nars(Protocol):
+class NarStager(Protocol):
     """Stages compressed NARs: of the local store, or out of another cache."""
 
-    def opened(self, folder: Path) -> AbstractAsyncContextManager[Stage]:
+    def checks(self, info: PathInfo) -> bool:
+        """Tell whether its NAR is held to its NarHash here: only then may it be signed."""
+
+    def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
         """Stage for as long as the block runs; then what is still being staged is given up.
 
         Args:
@@ -80,22 +84,26 @@ class StagingStoppedError(Error):
     """Nobody wants it any more."""
 
 
-class StoreNars:
-    """Stages the NARs of store objects, on threads of its own; implements ``Nars``.
+class StoreNarStager:
+    """Stages the NARs of store objects, on threads of its own; implements ``NarStager``.
 
     Args:
         real_path: tells where an object's files are.
-        packing: how to compress.
+        encoding: how to compress.
         jobs: how many objects at once.
     """
 
-    def __init__(self, real_path: Callable[[PathInfo], Path], packing: Packing, jobs: int) -> None:
+    def __init__(self, real_path: Callable[[PathInfo], Path], encoding: NarEncoding, jobs: int) -> None:
         self._real_path = real_path
-        self._packing = packing
+        self._encoding = encoding
         self._jobs = jobs
 
+    def checks(self, info: PathInfo) -> bool:  # noqa: ARG002  part of the protocol
+        """Hold every one to it."""
+        return True
+
     @asynccontextmanager
-    async def opened(self, folder: Path) -> AsyncIterator[Stage]:
+    async def opened(self, folder: Path) -> AsyncIterator[StageNar]:
         """Stage for as long as the block runs; then the threads are told to stop, and waited for."""
         is_stopped = threading.Event()
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="stage")
@@ -103,7 +111,7 @@ class StoreNars:
 
         def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
             staging = loop.run_in_executor(
-                pool, stage, info, self._real_path(info), folder, self._packing, is_stopped.is_set
+                pool, stage, info, self._real_path(info), folder, self._encoding, is_stopped.is_set
             )
             # Who waited for it may be gone when it fails, and then nobody is to be told.
             staging.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -122,7 +130,11 @@ def is_large(info: PathInfo | NarInfo) -> bool:
 
 
 def stage(
-    info: PathInfo, real_path: Path, folder: Path, packing: Packing, is_stopped: Callable[[], bool]
+    info: PathInfo,
+    real_path: Path,
+    folder: Path,
+    encoding: NarEncoding,
+    is_stopped: Callable[[], bool],
 ) -> StagedNar:
     """Dump and compress a store object; blocks.
 
@@ -130,7 +142,7 @@ def stage(
         info: what the store says of it.
         real_path: where its files are.
         folder: for the file of a large one.
-        packing: how to compress.
+        encoding: how to compress.
         is_stopped: asked now and then.
 
     Raises:
@@ -140,7 +152,7 @@ def stage(
         StagingStoppedError: ``is_stopped``.
     """
     if not is_large(info):
-        return _stage(info, real_path, Sink(io.BytesIO()), packing, is_stopped)
+        return _stage(info, real_path, Sink(io.BytesIO()), encoding, is_stopped)
     path = folder / f"{info.store_path.hash_part}.nar"
     try:
         file = path.open("xb")
@@ -148,7 +160,7 @@ def stage(
         raise folder_error(folder, error) from None
     try:
         with file:
-            return _stage(info, real_path, Sink(file), packing, is_stopped)
+            return _stage(info, real_path, Sink(file), encoding, is_stopped)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):  # closing a file writes what is left
@@ -157,14 +169,18 @@ def stage(
 
 
 def _stage(
-    info: PathInfo, real_path: Path, sink: "Sink", packing: Packing, is_stopped: Callable[[], bool]
+    info: PathInfo,
+    real_path: Path,
+    sink: "Sink",
+    encoding: NarEncoding,
+    is_stopped: Callable[[], bool],
 ) -> StagedNar:
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
-        check_size(info.store_path, packing.max_blob_bytes, sink.size)
+        check_size(info.store_path, encoding.max_blob_bytes, sink.size)
 
-    compressor = make_compressor(packing, is_large=is_large(info))
+    compressor = make_compressor(encoding, is_large=is_large(info))
     try:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
             for piece in compressor.compress(chunk):
@@ -174,7 +190,7 @@ def _stage(
             sink.write(piece)
             keep_going()
         digest = Digest(sink.hasher.hexdigest())
-        narinfo = _narinfo(info, packing, digest, sink.size)
+        narinfo = _narinfo(info, encoding, digest, sink.size)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)} " if error.filename else ""
         raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
@@ -194,8 +210,8 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
     if (NixHash(hasher.digest()), size) != (info.nar_hash, info.nar_size):
         raise StoreError(
-            f"{info.store_path}: its files are not what the store says of them ({info.nar_hash}): changed or "
-            f"damaged; nix-store --verify-path tells, and nix-store --repair-path mends it"
+            f"{info.store_path}: its files do not match what the store recorded ({info.nar_hash}): changed "
+            "or damaged; check it with nix-store --verify-path, and repair it with nix-store --repair-path"
         )
 
 
@@ -207,7 +223,7 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
     """
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
-            f"{store_path}: over {max_blob_bytes} bytes even compressed, which is more than the "
+            f"{store_path}: over {counted(max_blob_bytes, 'byte')} even compressed, which is more than the "
             "registry takes as one blob; split it, compress it more, or keep it out of the cache"
         )
 
@@ -247,11 +263,11 @@ class Sink:
             raise folder_error(Path(self._file.name).parent, error) from None
 
 
-def _narinfo(info: PathInfo, packing: Packing, digest: Digest, size: int) -> NarInfo:
+def _narinfo(info: PathInfo, encoding: NarEncoding, digest: Digest, size: int) -> NarInfo:
     return NarInfo(
         store_path=info.store_path,
-        url=str(NarUrl(digest, suffix=SUFFIXES[packing.compression])),
-        compression=packing.compression,
+        url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
+        compression=encoding.compression,
         nar_hash=info.nar_hash,
         nar_size=info.nar_size,
         file_hash=NixHash(bytes.fromhex(digest.hex)),

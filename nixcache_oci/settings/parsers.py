@@ -98,7 +98,7 @@ def parse_registry(text: str) -> str | Path:
 def parse_image(text: str) -> str:
     """Read the last part of a repository's name; the result is in lower case."""
     if not is_repository(text.lower()):
-        raise FormatError("expected letters and digits, parted by dots, underscores or dashes")
+        raise FormatError("expected letters and digits, separated by dots, underscores or dashes")
     return text.lower()
 
 
@@ -158,7 +158,9 @@ def parse_hosts(text: str) -> frozenset[str]:
     names = re.split(r"[\s,]+", text)
     for name in filter(None, names):
         if not _is_host(name):
-            raise FormatError(f"expected host names without port, parted by spaces; {shown(name)} is none")
+            raise FormatError(
+                f"expected host names without port, separated by spaces; {shown(name)} is not one"
+            )
     return frozenset(name.lower() for name in names if name)
 
 
@@ -172,10 +174,11 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
         except FormatError as error:
             # Not the lower error's text: what stands here by mistake may be a secret key.
             raise FormatError(
-                f"expected public keys as name:base64 of 32 bytes, parted by spaces; {shown(name)} is none"
+                "expected public keys as name:base64 of 32 bytes, separated by spaces; "
+                f"{shown(name)} is not one"
             ) from error
         if name in keys:
-            raise FormatError(f"expected a name of its own for each key; {shown(name)} is there twice")
+            raise FormatError(f"expected a different name for each key; {shown(name)} appears twice")
         keys[name] = key
     return tuple(keys.values())
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Final
 
+from nixcache_oci.clients.nix_conf_files import read_nix_conf
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Setting, find_values, parse_conf
+from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, find_values
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.proxy.config import ProxyConfig
@@ -14,8 +13,6 @@ from nixcache_oci.settings import table
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.upstreams import upstream_urls
 from nixcache_oci.settings.variable import Values
-
-_MAX_CONF_BYTES: Final = 1024 * 1024
 
 
 def proxy_config(values: Values) -> ProxyConfig:
@@ -46,16 +43,7 @@ def trusted_keys(environment: Mapping[str, str]) -> tuple[PublicKey, ...]:
     What cannot be read says nothing, and files that nix.conf includes are left out: then more is asked of
     upstreams than is needed, and nothing is trusted.
     """
-    texts = [environment.get("NIX_CONFIG", "")]
-    try:
-        with (Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf").open("rb") as file:
-            texts.insert(0, file.read(_MAX_CONF_BYTES).decode(errors="replace"))
-    except OSError:
-        pass
-    settings: list[Setting] = []
-    for text in texts:
-        with suppress(FormatError):
-            settings += parse_conf(text)
+    settings = read_nix_conf(environment, with_users=False)
     has_all = any(one.name == TRUSTED_PUBLIC_KEYS and not one.is_extra for one in settings)
     keys = [] if has_all else [NIXOS_KEY]
     for value in find_values(settings, TRUSTED_PUBLIC_KEYS):

@@ -28,7 +28,7 @@ def signing_keys(values: Values) -> tuple[SecretKey, ...]:
     for key in [*found, *([of_environment] if of_environment is not None else [])]:
         if keys.setdefault(key.name, key) != key:
             raise UsageError(
-                f"signing keys: two different ones are named {key.name}; clients know only one of a name"
+                f"signing keys: two different ones are named {key.name}; clients accept only one key per name"
             )
     return tuple(keys.values())
 

@@ -60,7 +60,7 @@ def repository_config(values: Values) -> RepositoryConfig:
         _check_github(repo)
     if fit_repository(repo) != repo:
         _log.warning(
-            "registries take no repository named %s: its cache is kept at %s; %s or %s may name another",
+            "registries accept no repository named %s: the cache is kept at %s; %s or %s can name another",
             repo,
             reference,
             REPO.name,
@@ -98,7 +98,7 @@ def _check_github(repo: str) -> None:
         raise UsageError(f"{REPO.name} {shown(repo)}: expected owner/name, such as octocat/my-cache")
     if fit_repository(owner) != owner:
         raise UsageError(
-            f"{REPO.name} {shown(repo)}: GitHub's registry takes no owner named {owner}, and a package "
+            f"{REPO.name} {shown(repo)}: GitHub's registry accepts no owner named {owner}, and a package "
             f"is named after its owner: set {REGISTRY.name} to another registry"
         )
 

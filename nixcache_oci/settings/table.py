@@ -1,7 +1,6 @@
 """Every setting there is: name, default, parser, meaning.
 
 This table drives the environment, the flags and their help; a test keeps README's table equal to it.
-Source: design section 7.
 """
 
 from typing import Final
@@ -15,7 +14,7 @@ REPO: Final = Variable(
     default="",
     parse=parsers.parse_repo,
     metavar="OWNER/NAME",
-    help="GitHub repository that the cache belongs to; at other registries any number of names",
+    help="GitHub repository that the cache belongs to; other registries take any number of parts",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
 REGISTRY: Final = Variable(
@@ -46,7 +45,7 @@ GH_TOKEN: Final = Variable(
     default="",
     parse=parsers.parse_text,
     metavar="TOKEN",
-    help="the same, where GITHUB_TOKEN is not set",
+    help="the same, if GITHUB_TOKEN is not set",
     hides_value=True,
 )
 TOKEN: Final = Variable(
@@ -54,7 +53,7 @@ TOKEN: Final = Variable(
     default="",
     parse=parsers.parse_text,
     metavar="TOKEN",
-    help="token, or user:password, for whatever registry is set, where there is no file with one",
+    help="token, or user:password, for any registry, if there is no token file",
     hides_value=True,
     is_environment_only=True,
 )
@@ -63,7 +62,7 @@ TOKEN_FILE: Final = Variable(
     default="",
     parse=parsers.parse_path,
     metavar="FILE",
-    help="file with a token, or user:password, for whatever registry is set",
+    help="file with a token, or user:password, for any registry",
     default_note="NIXCACHE_TOKEN, GITHUB_TOKEN, GH_TOKEN, logins of docker and podman, else anonymous",
 )
 PORT: Final = Variable(
@@ -85,7 +84,7 @@ UPSTREAM: Final = Variable(
     default="https://cache.nixos.org",
     parse=parsers.parse_upstreams,
     metavar="URL",
-    help="upstream caches, asked for what this cache does not have; empty for none",
+    help="upstream caches to ask for what this cache lacks; empty for none",
     separator=" ",
     empty_is_value=True,
     hides_value=True,
@@ -95,21 +94,21 @@ UPSTREAM_FILE: Final = Variable(
     default="",
     parse=parsers.parse_path,
     metavar="FILE",
-    help="file with further upstream caches, one URL a line, which may hold user:password",
+    help="file with more upstream caches, one URL per line, which may contain user:password",
 )
 INDEX_TTL: Final = Variable(
     name="NIXCACHE_INDEX_TTL",
     default="300",
     parse=parsers.parse_index_ttl,
     metavar="SECONDS",
-    help="seconds between two refreshes of the index",
+    help="seconds between refreshes of the index",
 )
 INDEX_DIR: Final = Variable(
     name="NIXCACHE_INDEX_DIR",
     default="",
     parse=parsers.parse_path,
     metavar="FOLDER",
-    help="where the last good index lies",
+    help="folder for the last good index",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
 PACK_MEMORY: Final = Variable(
@@ -117,7 +116,7 @@ PACK_MEMORY: Final = Variable(
     default="256",
     parse=parsers.parse_pack_memory,
     metavar="MIB",
-    help="what packs may take in memory while closures are fetched",
+    help="memory for packs while closures are fetched",
 )
 PRIORITY: Final = Variable(
     name="NIXCACHE_PRIORITY",
@@ -145,7 +144,7 @@ HOSTS: Final = Variable(
     default="",
     parse=parsers.parse_hosts,
     metavar="NAME",
-    help="further Host names that the proxy answers to, as on a LAN",
+    help="more host names that the proxy answers to, as on a LAN",
     separator=" ",
 )
 PUBLIC_KEYS: Final = Variable(
@@ -170,7 +169,7 @@ SIGNING_KEY: Final = Variable(
     default="",
     parse=parsers.parse_secret_key,
     metavar="NAME:BASE64",
-    help="secret key to sign with, as CI hands it out",
+    help="secret key to sign with, for CI",
     hides_value=True,
 )
 CONFIG_DIR: Final = Variable(
@@ -178,14 +177,14 @@ CONFIG_DIR: Final = Variable(
     default="config",
     parse=parsers.parse_text,
     metavar="FLAKE",
-    help="flake that is published, where the command line names none",
+    help="flake to publish if the command line names none",
 )
 PASS_ENV: Final = Variable(
     name=PASS_ENV_VARIABLE,
     default="",
     parse=parsers.parse_pass_env,
     metavar="NAME",
-    help="further environment variables that Nix gets, such as SSH_AUTH_SOCK; builds can read them",
+    help="more environment variables to pass to Nix, such as SSH_AUTH_SOCK; builds can read them",
     separator=" ",
 )
 MAX_LAYERS: Final = Variable(
@@ -193,14 +192,14 @@ MAX_LAYERS: Final = Variable(
     default="2000",
     parse=parsers.parse_max_layers,
     metavar="NUMBER",
-    help="layers of a manifest; some registries take 500",
+    help="most layers in a manifest; some registries take only 500",
 )
 MAX_BLOB_BYTES: Final = Variable(
     name="NIXCACHE_MAX_BLOB_BYTES",
     default="",
     parse=parsers.parse_max_blob_bytes,
     metavar="BYTES",
-    help="what the registry takes as one blob",
+    help="largest blob that the registry takes",
     default_note="10 GB at ghcr.io, else no limit",
 )
 LOG_LEVEL: Final = Variable(
@@ -208,7 +207,7 @@ LOG_LEVEL: Final = Variable(
     default="info",
     parse=parsers.parse_log_level,
     metavar="|".join(parsers.LOG_LEVELS),
-    help="what is logged on standard error",
+    help="what to log on standard error",
 )
 
 REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (

@@ -53,9 +53,9 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise FormatError(f"longer than {MAX_FILE_BYTES} bytes; expected one URL a line")
+            raise FormatError(f"longer than {MAX_FILE_BYTES} bytes; expected one URL per line")
         return content.decode()
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise FormatError("not text in UTF-8; expected one URL a line") from None
+        raise FormatError("not UTF-8 text; expected one URL per line") from None

@@ -162,8 +162,8 @@ def _unknown_sentence(name: str, known: list[str]) -> str:
 
 def _help(variable: Variable[object]) -> str:
     default = variable.default_note or variable.default or "none"
-    separator = {None: "", ":": "; repeat the flag, or part values by a colon"}.get(
-        variable.separator, "; repeat the flag, or part values by spaces"
+    separator = {None: "", ":": "; repeat the flag, or separate values with a colon"}.get(
+        variable.separator, "; repeat the flag, or separate values with spaces"
     )
     return f"{variable.help}{separator} [{variable.name}, default: {default}]"
 

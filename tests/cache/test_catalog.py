@@ -238,7 +238,7 @@ def test_a_catalog_knows_which_narinfos_a_counting_key_signed(make_table: MakeTa
         for keys, expected in (((KEY.public_key,), is_sure), ((), False), (None, True)):
             table = make_table(narinfo)
             table.file.verdicts[:] = bytes(1)
-            found = Catalog.of([table], (), counting_keys=keys).find_hash_part(
+            found = Catalog.of([table], (), client_keys=keys).find_hash_part(
                 HashPartBytes(PATH.hash_part.encode())
             )
             assert found == (narinfo.render().encode(), expected)

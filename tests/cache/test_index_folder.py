@@ -224,7 +224,7 @@ def test_what_failed_looks_fetched_is_forgotten_elsewhere_too(tmp_path: Path) ->
     (tmp_path / "root").write_text("")
     folder = IndexFolder(tmp_path / "root", NAME)
     old, new = put_table(folder, "old"), put_table(folder, "new")
-    folder.make_room([new])
+    folder.drop_unused_tables([new])
     assert folder.open_table(old) is None
     assert folder.open_table(new) is not None
 
@@ -326,7 +326,7 @@ def test_what_is_no_folder_is_not_used(
     folder = IndexFolder(tmp_path / "index", NAME)
     assert folder.load() is None
     assert folder.open_table(saved) is None
-    folder.make_room([])
+    folder.drop_unused_tables([])
     table = put_table(folder, "two")
     assert folder.open_table(table) is not None
     assert not folder.save(Listing(version1=table))

@@ -80,7 +80,7 @@ def test_an_index_in_a_repository_that_is_not_there_is_a_contradiction(times: in
     if times == 1:
         assert len(asyncio.run(run()).segments) == 2
         return
-    with pytest.raises(RegistryError, match="no such repository, and has its cache-index") as raised:
+    with pytest.raises(RegistryError, match="no such repository, but has its cache-index") as raised:
         asyncio.run(run())
     assert not isinstance(raised.value, NotFoundError)
     assert raised.value.is_temporary
@@ -211,7 +211,7 @@ def test_of_tags_that_no_index_lists_the_newest_are_followed(
         assert 2 <= len(read) < 5
         assert (union.unread, union.is_complete) == (5 - len(read), False)
         assert (await read_listing(client(storage))).left_out == union.unread
-        with pytest.raises(LimitError, match="more than are read"):
+        with pytest.raises(LimitError, match="over the limit"):
             await read_state(client(storage), CREATED)
 
     asyncio.run(run())
@@ -248,7 +248,7 @@ def test_gc_reads_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             await list_segments(client(storage), [await push_segment(client(storage), table, [])])
             if number == 0:
                 assert len((await read_state(client(storage), CREATED)).segments) == 1
-        with pytest.raises(LimitError, match="over the limit of 1000 bytes; gc decides on all of them"):
+        with pytest.raises(LimitError, match="over the limit of 1000 bytes; gc needs all of them"):
             await read_state(client(storage), CREATED)
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nixcache_oci.cache.parallel import begun, failing_first, run_all, run_in_thread
+from nixcache_oci.cache.parallel import in_background, run_all, run_in_thread, task_group
 from nixcache_oci.errors import FormatError
 
 
@@ -102,7 +102,7 @@ async def test_what_was_begun_is_waited_for_where_it_is_wanted() -> None:
         raise FormatError("beside")
 
     async def want(job: Coroutine[Any, Any, int]) -> int:
-        async with begun(job) as running:
+        async with in_background(job) as running:
             await turns()
             return await running
 
@@ -125,7 +125,7 @@ async def test_what_nobody_wants_any_more_is_ended(*, fails_too: bool) -> None:
             ended.append(True)
 
     async def fail() -> None:
-        async with begun(wait()):
+        async with in_background(wait()):
             await turns()
             raise FormatError("within")
 
@@ -146,7 +146,7 @@ async def test_tasks_beside_end_with_the_first_error() -> None:
         raise FormatError("first")
 
     async def run(beside: Coroutine[Any, Any, None], within: Coroutine[Any, Any, None]) -> None:
-        async with failing_first() as group:
+        async with task_group() as group:
             group.create_task(beside)
             await turns()
             await within

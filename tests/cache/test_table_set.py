@@ -78,7 +78,7 @@ async def test_the_newest_that_fit_are_read(
         assert look.listing.segments == tuple(segments[3:])
         assert look.damaged == {}
         assert look.left_out is not None
-        assert look.left_out.startswith("3 of 5 segments are left out, the oldest: all tables together")
+        assert look.left_out.startswith("3 of 5 segments left out, the oldest: all tables together")
     assert cache.on_disk() == 2
 
 

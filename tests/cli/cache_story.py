@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from nixcache_oci.cache.cache_index import INDEX_TAG
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE
@@ -32,6 +33,11 @@ def write_layout(folder: Path, job: Callable[[Repository], Awaitable[object]]) -
             await repository.close()
 
     asyncio.run(run())
+
+
+def write_empty_cache(folder: Path) -> None:
+    """Make a cache that lists nothing; without an index there would be none."""
+    write_layout(folder, lambda cache: list_segments(cache, []))
 
 
 async def publish_text(repository: Repository, text: str, created: datetime) -> Segment:

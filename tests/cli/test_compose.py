@@ -11,7 +11,7 @@ from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_removal import LayoutRemover
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference

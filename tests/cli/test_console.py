@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cli.console import as_line, complain, say, say_json, show_foreign
 from nixcache_oci.cli.github_actions import GithubActions
-from tests.workflows.runner import find_commands
+from tests.support.github_commands import find_commands
 
 EVIL = "a\x1b]0;TITLE\x07\x9b31m\x7f\r::set-output name=x::y\n::add-mask::z ##[add-mask]q"
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -60,11 +60,22 @@ def test_colours_are_a_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "error: \\x1b]52;c;cHduZWQ=\\x07\\x9b2J tab\there\n"
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     show_foreign(line)
     show_foreign("plain")
     assert terminal.getvalue() == (
         "\x1b[31;1merror:\x1b[0m \\x1b]52;c;cHduZWQ=\\x07\\x9b2J tab\there\x1b[0m\nplain\n"
     )
+
+
+@pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_may_want_no_colours(monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]) -> None:
+    """Nix is asked for none, and a build may print some all the same."""
+    monkeypatch.setenv(*variable)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    show_foreign("\x1b[31;1merror:\x1b[0m it failed")
+    assert terminal.getvalue() == "error: it failed\n"
 
 
 def test_foreign_lines_give_no_commands(capsys: pytest.CaptureFixture[str]) -> None:

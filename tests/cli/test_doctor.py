@@ -479,7 +479,7 @@ def test_the_same_number_as_list(
     main(["list"])
     assert ": 2 paths, " in capsys.readouterr().err
     main(["verify"])
-    assert "2 paths are listed" in capsys.readouterr().err
+    assert "checking 2 paths" in capsys.readouterr().err
 
 
 def test_the_settings_by_default(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_summary_that_is_full_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     file.write_bytes(b"x" * (MAX_SUMMARY_BYTES - 10))
     actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("y" * 100)
     assert file.stat().st_size == MAX_SUMMARY_BYTES - 10
-    assert capsys.readouterr().err.startswith("::warning::the step's summary is full")
+    assert capsys.readouterr().err.startswith("::warning::the step summary is full")
     actions_of(GITHUB_STEP_SUMMARY=str(file)).append_summary("y" * 10)
     assert file.stat().st_size == MAX_SUMMARY_BYTES
 
@@ -92,7 +92,7 @@ def test_a_summary_takes_any_text(tmp_path: Path) -> None:
 def test_no_place_for_a_summary_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever looks for the summary learns why there is none."""
     actions_of().append_summary("x")
-    assert "::warning::there is no step's summary" in capsys.readouterr().err
+    assert "::warning::there is no step summary" in capsys.readouterr().err
 
 
 def test_a_summary_that_cannot_be_written_is_a_warning(
@@ -100,4 +100,4 @@ def test_a_summary_that_cannot_be_written_is_a_warning(
 ) -> None:
     """The publish itself has succeeded by then."""
     actions_of(GITHUB_STEP_SUMMARY=str(tmp_path)).append_summary("x")
-    assert "::warning::the step's summary cannot be written" in capsys.readouterr().err
+    assert "::warning::the step summary cannot be written" in capsys.readouterr().err

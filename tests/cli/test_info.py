@@ -131,7 +131,7 @@ def test_what_names_its_own_content_needs_no_signature(
     monkeypatch.setenv("NIXCACHE_PUBLIC_KEYS", str(KEY.public_key))
     info = run_info(capsys, source)
     assert (info["served"], info["contentAddressed"], info["signatures"]) == (True, True, {})
-    assert "Content address: good, so that no signature is needed" in run_text(capsys, source)
+    assert "Content address: good, so no signature is needed" in run_text(capsys, source)
 
 
 def test_where_the_bytes_lie(layout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,8 +94,8 @@ def test_actions_of_nobody(repository: Path, capsys: pytest.CaptureFixture[str])
     (owner,) = owners - {"actions"}
     assert re.fullmatch(r"(?=.{1,39}\Z)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:_[A-Za-z0-9]+)?", owner) is None
     said = capsys.readouterr().out
-    assert f"replace {PLACEHOLDER} by" in said
-    assert f"{PLACEHOLDER_REF} by a commit" in said
+    assert f"replace {PLACEHOLDER} with" in said
+    assert f"{PLACEHOLDER_REF} with a commit" in said
 
 
 def test_no_text_names_an_owner_who_could_be_anybody() -> None:

@@ -18,7 +18,7 @@ from nixcache_oci.cli.main import PIPE_CLOSED, main
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
-from tests.cli.cache_story import condemn, publish_text, run_json, write_layout
+from tests.cli.cache_story import condemn, publish_text, run_json, write_empty_cache, write_layout
 from tests.support.journey import push_with, settings_of
 from tests.support.objects import store_object
 from tests.support.publish import CREATED, StoreObject, publish
@@ -77,10 +77,10 @@ def test_json_has_one_object_a_line(layout: Path, capsys: pytest.CaptureFixture[
 
 
 def test_an_empty_cache_is_json_too(layout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A program need not know of empty caches."""
+    """A program need not know of empty caches: their index lists nothing."""
+    write_empty_cache(layout)
     assert run_json(capsys, "list") == {"paths": []}
     assert run_json(capsys, "list", "--roots") == {"roots": [], "pins": []}
-    assert not layout.exists()
 
 
 def test_pins_that_count_are_listed_with_the_roots(layout: Path, capsys: pytest.CaptureFixture[str]) -> None:

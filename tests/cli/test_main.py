@@ -1,3 +1,4 @@
+import argparse
 import os
 import re
 import signal
@@ -6,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from nixcache_oci.cli.main import VERBS, main
 from nixcache_oci.errors import Error, RegistryError, UsageError
 from nixcache_oci.settings.table import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from tests.cli.cache_story import write_empty_cache
 
 _NO_REPOSITORY = (
     "NIXCACHE_REGISTRY names a registry, but not which repository in it: "
@@ -22,6 +25,7 @@ _NO_REPOSITORY = (
 # Takes the place of a verb in a process of its own: the rest is the real program.
 _WITH_VERB = textwrap.dedent("""
     import sys, time, types
+    {before}
     from nixcache_oci.cli.main import main
 
     def run(arguments, environment):
@@ -50,9 +54,9 @@ def _nixcache_oci(*arguments: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def _start_with_verb(body: str) -> subprocess.Popen[str]:
+def _start_with_verb(body: str, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _WITH_VERB.format(body=body)],
+        [sys.executable, "-c", _WITH_VERB.format(body=body, before=before)],
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -227,14 +231,123 @@ def test_a_bug_keeps_its_traceback(demo: Callable[[Exception | int], None]) -> N
         main(["demo"])
 
 
-def test_interrupt_is_quiet() -> None:
-    """Ctrl-C is no bug: no traceback, and the status that shells know."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_sentence(number: signal.Signals) -> None:
+    """Ctrl-C is no bug: no traceback, what holds now, how to go on, and the status that shells know."""
     with _start_with_verb("print('ready', flush=True); time.sleep(30)") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    expected = "nixcache-oci: interrupted: nothing was changed; run the same command again\n"
+    assert (process.returncode, errors) == (128 + number, expected)
+
+
+_HANGING = """
+import asyncio
+async def hang():
+    print('ready', flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print('cleaning up', flush=True)
+        await asyncio.to_thread(time.sleep, 60)
+from nixcache_oci.cli.compose import run_async
+from nixcache_oci.cli.interrupt import if_interrupted
+with if_interrupted('inner'), if_interrupted('innermost'):
+    run_async(hang())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(number: signal.Signals) -> None:
+    """Whatever is still being cleaned up: who asks twice does not want to wait."""
+    with _start_with_verb("exec(hanging, globals())", f"hanging = {_HANGING!r}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "cleaning up\n"
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+
+
+def test_the_innermost_says_what_holds() -> None:
+    """And whatever fails because of the signal says nothing."""
+    body = _HANGING.replace("await asyncio.to_thread(time.sleep, 60)", "raise ValueError")
+    with _start_with_verb("exec(hanging, globals())", f"hanging = {body!r}") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "")
+    assert (process.returncode, errors) == (130, "nixcache-oci: interrupted: innermost\n")
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As shells do for what they start in the background."""
+    with _start_with_verb(
+        "print('ready', flush=True); sys.stdin.readline(); return 0",
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate("go\n", timeout=30)
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "level", "is_quiet"),
+    [
+        ("demo", {}, None, False),
+        ("-v demo", {}, "info", False),
+        ("demo -v", {}, "info", False),
+        ("-v demo -v", {}, "debug", False),
+        ("demo -vvv", {}, "debug", False),
+        ("demo -q", {}, "warning", True),
+        ("-q demo", {}, "warning", True),
+        ("demo -v", {"NIXCACHE_LOG_LEVEL": "error"}, "info", False),
+        ("demo", {"NIXCACHE_LOG_LEVEL": "error", "RUNNER_DEBUG": "1"}, None, False),
+        ("demo", {"RUNNER_DEBUG": "1"}, "info", False),
+        ("demo -q", {"RUNNER_DEBUG": "1"}, "warning", True),
+    ],
+)
+def test_verbosity_is_the_log_level(
+    monkeypatch: pytest.MonkeyPatch,
+    argv: str,
+    environment: dict[str, str],
+    level: str | None,
+    is_quiet: bool,
+) -> None:
+    """`-v` and `-q` count before the verb and behind it, and are one way to write a setting that exists."""
+    seen: list[argparse.Namespace] = []
+
+    def run(arguments: argparse.Namespace, _environment: object) -> int:
+        seen.append(arguments)
+        return 0
+
+    monkeypatch.setattr("nixcache_oci.cli.demo.run", run)
+    for name in ("NIXCACHE_LOG_LEVEL", "RUNNER_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(argv.split()) == 0
+    assert (getattr(seen[0], "NIXCACHE_LOG_LEVEL", None), seen[0].quiet) == (level, is_quiet)
+
+
+def test_a_flag_for_the_level_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Who names the level means it; and what an action of a verb is told counts as well."""
+    write_empty_cache(tmp_path)
+    here = ["--registry", f"oci:{tmp_path}", "--index-dir", str(tmp_path / "index")]
+    assert main(["-v", "pin", "-v", "list", *here]) == 0
+    assert 'event="cache read"' in capsys.readouterr().err
+    assert main(["-v", "pin", "list", *here, "--log-level", "warning"]) == 0
+    assert "event=" not in capsys.readouterr().err
+
+
+def test_both_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody can be meant to guess which of them counts."""
+    assert main(["-v", "list", "-q"]) == 2
+    assert capsys.readouterr().err == "nixcache-oci: error: either -v or -q, not both\n"
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["buffered", "more than the pipe holds"])

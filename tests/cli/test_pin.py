@@ -38,9 +38,9 @@ def test_it_says_what_it_did(cache: Path, capsys: pytest.CaptureFixture[str]) ->
         f"oci:{cache}: pinned {B_PATH} as release, kept forever (root hello of main-x)",
         f"oci:{cache}: {A_PATH} is no longer pinned as release",
     ]
-    assert main(["pin", "create", "other", str(B_PATH), "--keep-revisions", "2"]) == DONE
+    assert main(["pin", "create", "other", str(B_PATH), "--keep-revisions", "1"]) == DONE
     assert capsys.readouterr().out.splitlines() == [
-        f"oci:{cache}: pinned {B_PATH} as other, kept for 2 revisions (root hello of main-x)",
+        f"oci:{cache}: pinned {B_PATH} as other, kept for 1 revision (root hello of main-x)",
         f"oci:{cache}: {A_PATH} stays pinned as other, kept forever",
     ]
     assert main(["pin", "remove", "other"]) == DONE

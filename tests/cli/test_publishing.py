@@ -2,8 +2,10 @@
 
 import argparse
 
+import pytest
+
 from nixcache_oci.cli.main import load_verb
-from nixcache_oci.cli.publishing import publish_settings
+from nixcache_oci.cli.publishing import choose_on_line, publish_settings
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.local_store.child_environment import child_environment
@@ -13,6 +15,7 @@ from nixcache_oci.nix.signature import SecretKey
 async def test_our_secrets_reach_the_registry_and_no_program() -> None:
     """What CI hands out for us is not for Nix, nor for builders and hooks that it starts."""
     parser = argparse.ArgumentParser()
+    parser.set_defaults(quiet=False)
     load_verb("push").add_parser(parser.add_subparsers())
     secrets = {"NIX_SIGNING_KEY": SecretKey.generate("a-1").render(), "NIXCACHE_TOKEN": "me:secret-word"}
     environment = {
@@ -27,3 +30,18 @@ async def test_our_secrets_reach_the_registry_and_no_program() -> None:
     assert not secrets.keys() & child_environment(settings.nix_environment).keys()
     found = await Keyring("registry.example", "o/n/nix-cache", settings.environment).find()
     assert found == Credentials("me", "secret-word", "NIXCACHE_TOKEN")
+
+
+def test_quiet_shows_what_is_wrong_with_a_build(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `-q`, Nix says nothing of what it builds and copies, and still why it does not."""
+    for is_quiet in (True, False):
+        show = choose_on_line(None, is_quiet=is_quiet)
+        for line in ("building '/nix/store/x.drv'...", "\x1b[31;1merror:\x1b[0m no space", "warning: dirty"):
+            show(line)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no space",
+        "warning: dirty",
+        "building '/nix/store/x.drv'...",
+        "error: no space",
+        "warning: dirty",
+    ]

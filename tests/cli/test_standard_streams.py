@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.cache_story import write_empty_cache
+
 _DEADLINE_SECONDS = 30
 
 
@@ -87,8 +89,9 @@ def test_output_that_is_lost_is_one_line_and_a_failure(
     tmp_path: Path, redirection: str, reason: str, arguments: tuple[str, ...]
 ) -> None:
     """A script must not take half a list for all of it."""
+    write_empty_cache(tmp_path / "cache")
     done = _run(tmp_path, redirection, *arguments)
-    expected = f"nixcache-oci: error: standard output: {reason}; some of what belongs there is lost\n"
+    expected = f"nixcache-oci: error: standard output: {reason}; part of the output is lost\n"
     assert done.returncode == 1
     assert done.stderr.endswith(expected)
     assert "Traceback" not in done.stderr
@@ -97,6 +100,7 @@ def test_output_that_is_lost_is_one_line_and_a_failure(
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_a_message_that_is_lost_changes_no_status(tmp_path: Path, redirection: str) -> None:
     """0 done, 1 failed, 2 wrong usage, whoever reads about it."""
+    write_empty_cache(tmp_path / "cache")
     assert _run(tmp_path, redirection, "list", "--json").returncode == 0
     assert _run(tmp_path, redirection, "frobnicate").returncode == 2
     assert _run(tmp_path, redirection, "list", NIXCACHE_REGISTRY="a b").returncode == 2

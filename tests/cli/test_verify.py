@@ -156,7 +156,7 @@ def test_a_nar_that_is_another(
     """The bytes are whole, and not those that the narinfo vouches for."""
     put(settings, damage(BASE))
     assert problems(capsys) == {}
-    assert "its NAR is not what NarHash says" in problems(capsys, "--content")[path_of(BASE)]
+    assert "its NAR does not match NarHash" in problems(capsys, "--content")[path_of(BASE)]
 
 
 # What one narinfo or record of a table looks like when it is damaged.
@@ -275,7 +275,7 @@ def test_a_lost_table_that_nobody_has(
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "another"))
     repair(capsys, status=FAILED)
     out = repair(capsys, "--force")
-    assert "its 2 paths are not known: publish again what you need" in out
+    assert "what it listed (2 paths) is unknown: publish again what you need" in out
     assert problems(capsys) == {}
     assert_gc_goes_on(capsys)
 
@@ -316,7 +316,7 @@ def test_over_half_is_left_alone(settings: Path, capsys: pytest.CaptureFixture[s
     stranger = str(SecretKey.generate("stranger-1").public_key)
     before = sorted(path.name for path in settings.rglob("*"))
     assert main(["verify", "--repair", "--public-keys", stranger]) == FAILED
-    assert "2 of 2 paths would leave" in capsys.readouterr().err
+    assert "2 of 2 paths would be unlisted" in capsys.readouterr().err
     assert sorted(path.name for path in settings.rglob("*")) == before
 
 
@@ -348,11 +348,11 @@ def test_what_is_over_a_limit_is_told_and_nothing_is_mended(
     put(settings, BASE)
     put(settings, TOP)
     monkeypatch.setattr(listing, "MAX_SEGMENTS", 1)
-    left_out = "1 of 2 segments are left out, the oldest: a cache is read up to"
+    left_out = "1 of 2 segments left out, the oldest: a cache is read up to"
     [(where, what)] = [item for item in problems(capsys).items() if item[0] == "cache-index"]
     assert what.startswith(left_out), where
     assert main(["verify", "--repair"]) == FAILED
-    assert f"nothing was mended: {left_out}" in capsys.readouterr().err
+    assert f"nothing was repaired: {left_out}" in capsys.readouterr().err
     for command in (["list"], ["doctor"]):
         assert main(command) == FAILED
         told = capsys.readouterr()

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.systems import Systems
 from tests.support.nix import NixSandbox
 from tests.support.programs import require_program
 
 SYSTEM = "x86_64-linux"
+SYSTEMS = Systems((SYSTEM,), frozenset({SYSTEM, "i686-linux"}))
 
 
 class NixStory:

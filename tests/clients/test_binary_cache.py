@@ -52,16 +52,16 @@ async def test_what_is_no_cache(tmp_path: Path) -> None:
     """No folder, no nix-cache-info, a store dir that is none, 404, nobody there: each in one line."""
     with pytest.raises(UpstreamError, match="nowhere: there is no such folder"):
         await read_store_dir(FolderCache(tmp_path / "nowhere"))
-    with pytest.raises(UpstreamError, match="is no binary cache: there is no nix-cache-info"):
+    with pytest.raises(UpstreamError, match="is not a binary cache: it has no nix-cache-info"):
         await read_store_dir(FolderCache(tmp_path))
     (tmp_path / "nix-cache-info").write_bytes(b"StoreDir: nix\xff\n")
     with pytest.raises(UpstreamError, match="nix-cache-info: "):
         await read_store_dir(FolderCache(tmp_path))
     async with serve(answering(status=404)) as url, reading(url) as cache:
-        with pytest.raises(UpstreamError, match="is no binary cache: it has no nix-cache-info"):
+        with pytest.raises(UpstreamError, match="is not a binary cache: it has no nix-cache-info"):
             await read_store_dir(cache)
     async with reading(refusing()) as cache:
-        with pytest.raises(UpstreamError, match="Cannot connect"):
+        with pytest.raises(UpstreamError, match="no connection to"):
             await read_store_dir(cache)
 
 
@@ -126,7 +126,7 @@ async def test_a_url_stays_below_the_cache(tmp_path: Path, url: str) -> None:
         async with serve(answering(text="secret")) as base, reading(f"{base}/cache") as cache:
             with pytest.raises(UpstreamNotFoundError):
                 await read_nar(cache, url)
-            with pytest.raises(UpstreamNotFoundError, match="lies in another cache"):
+            with pytest.raises(UpstreamNotFoundError, match="is in another cache"):
                 await read_nar(cache, "http://127.0.0.1:1/nar/x")
 
 

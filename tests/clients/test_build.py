@@ -1,13 +1,18 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.clients.local_store import build as build_module
 from nixcache_oci.clients.local_store.build import BuildResult, _Reasons, build
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.output import Output
 from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.nix.store_path import StorePath
-from tests.clients.nix_story import SYSTEM, NixStory
+from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
+
+_HASH_OF_1 = "sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s="
 
 pytestmark = pytest.mark.needs("nix", "nix-store")
 
@@ -19,15 +24,15 @@ def story(tmp_path: Path) -> NixStory:
 
 async def _evaluate(story: NixStory, packages: str, settings: str = "") -> tuple[Output, ...]:
     flake = story.write_flake(f"packages.{SYSTEM} = rec {{ {packages} }};", settings)
-    found = await evaluate_flake(story.nix(), flake, SYSTEM)
+    found = await evaluate_flake(story.nix(), flake, SYSTEMS)
     assert found.failures == ()
     return found.outputs
 
 
-async def _build(story: NixStory, packages: str, *, keep_going: bool = True) -> BuildResult:
+async def _build(story: NixStory, packages: str) -> BuildResult:
     outputs = await _evaluate(story, packages)
     story.lines.clear()
-    return await build(await LocalStore.open(story.nix()), outputs, keep_going=keep_going)
+    return await build(await LocalStore.open(story.nix()), outputs)
 
 
 def _attr(name: str) -> str:
@@ -67,8 +72,6 @@ async def test_a_failure_leaves_the_others(story: NixStory) -> None:
     assert "exit code 3" in result.failed[_attr("bad")]
     assert ".drv" in result.failed[_attr("needs")]
     assert "bad> the cause" in story.lines
-    again = await _build(story, packages, keep_going=False)
-    assert again.built == result.built
 
 
 async def test_what_is_no_derivation_leaves_the_others(story: NixStory) -> None:
@@ -80,6 +83,64 @@ async def test_what_is_no_derivation_leaves_the_others(story: NixStory) -> None:
     assert set(result.built) == {_attr("good"), _attr("zlast")}
     assert set(result.failed) == {"missing"}
     assert missing.base_name in result.failed["missing"]
+
+
+_FEATURES = [("extra-experimental-features", "ca-derivations impure-derivations")]
+_DERIVED = f"""
+  derived = changes: derivation ({{
+    system = "{SYSTEM}"; builder = "/bin/sh"; PATH = "/bin:/usr/bin"; args = [ "-euc" "echo $name > $out" ];
+  }} // changes);
+  floating = {{ __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; }};
+  impure = {{ __impure = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; }};
+"""
+_ODD = {
+    "good": 'mk "good"',
+    "zlast": 'mk "zlast"',
+    "ca": 'derived ({ name = "ca"; } // floating)',
+    "uses": 'mkFrom "uses" "cat ${ca} > $out"',
+    "anew": 'derived ({ name = "impure"; } // impure)',
+    "fixed": f'derived {{ name = "f"; args = [ "-c" "printf 1 > $out" ]; outputHash = "{_HASH_OF_1}"; }}',
+}
+_FAILING = {
+    "bad": 'mkFrom "bad" "exit 3"',
+    "caBad": 'derived ({ name = "ca-bad"; args = [ "-c" "exit 4" ]; } // floating)',
+    "needsBad": 'derived ({ name = "needs"; args = [ "-c" "cat ${bad} > $out" ]; } // floating)',
+    "badAfterCa": 'derived ({ name = "after"; args = [ "-c" "cat ${ca}; exit 5" ]; } // floating)',
+    "wrongHash": f'derived {{ name = "w"; outputHash = "{_HASH_OF_1}"; }}',
+    "far": 'derived { name = "far"; system = "riscv64-linux"; }',
+    "needsFar": 'mkFrom "needs-far" "cat ${far} > $out"',
+}
+
+
+async def test_no_kind_of_output_hides_another(story: NixStory) -> None:
+    """Whatever fails, and however, all that can be built is built, and each failure has its own reason."""
+    packages = "".join(f"{name} = {text};" for name, text in (_ODD | _FAILING).items())
+    flake = story.write_flake(f"packages.{SYSTEM} = let {_DERIVED} all = rec {{ {packages} }}; in all;")
+    nix = story.nix(_FEATURES)
+    found = await evaluate_flake(nix, flake, Systems((SYSTEM,), frozenset({SYSTEM, "riscv64-linux"})))
+    assert found.failures == ()
+    result = await build(await LocalStore.open(nix), found.outputs)
+    assert set(result.built) == {_attr(name) for name in _ODD}
+    assert set(result.failed) == {_attr(name) for name in _FAILING}
+    assert all(Path(str(path)).exists() for (path,) in result.built.values())  # noqa: ASYNC240 - a test's own
+    reasons = {name: result.failed[_attr(name)] for name in _FAILING}
+    assert "exit code 3" in reasons["bad"]
+    assert "exit code 4" in reasons["caBad"]
+    assert "riscv64-linux" in reasons["far"]
+    assert "hash mismatch" in reasons["wrongHash"]
+    assert not {name: text for name, text in reasons.items() if ".drv" not in text}
+    assert not [line for line in story.lines if "Cannot use output path" in line]
+
+
+async def test_a_nix_that_always_fails_is_given_up(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not called without end, and what was not tried says so."""
+    outputs = await _evaluate(story, " ".join(f'p{number} = mk "p{number}";' for number in range(8)))
+    monkeypatch.setattr(build_module, "MOST_CALLS", 3)
+    store = await LocalStore.open(story.nix())
+    broken = replace(store, nix=story.nix([("store", "none://here")]))
+    result = await build(broken, outputs)
+    assert result.built == {}
+    assert set(result.failed.values()) == {"not tried: Nix gave up 3 times before"}
 
 
 async def test_half_an_output_is_not_built(story: NixStory) -> None:
@@ -146,7 +207,7 @@ async def test_a_file_is_built(story: NixStory) -> None:
     text = f"""{{ a = derivation {{
       name = "a"; system = "{SYSTEM}"; builder = "/bin/sh"; args = [ "-c" "echo a > $out" ];
     }}; }}"""
-    found = await evaluate_file(story.nix(), story.write("default.nix", text))
+    found = await evaluate_file(story.nix(), story.write("default.nix", text), SYSTEMS)
     result = await build(await LocalStore.open(story.nix()), found.outputs, accept_flake_config=True)
     assert set(result.built) == {"a"}
 
@@ -160,6 +221,7 @@ def test_reasons_of_newer_versions() -> None:
         "building '/nix/store/rmls3l6557n63na18h9lxrdfnjb00vrc-bad.drv'...",
         f"error: Cannot build '{drv_path}'.",
         "       Reason: builder failed with exit code 3.",
+        "       Required system: 'riscv64-linux'",
         "       Output paths:",
         f"error: Cannot build '{drv_path}'.",
         "       Reason: told again.",
@@ -167,5 +229,6 @@ def test_reasons_of_newer_versions() -> None:
     for line in lines:
         reasons(line)
     assert shown == lines
-    assert reasons.find(drv_path) == f"Cannot build '{drv_path}'. Reason: builder failed with exit code 3."
+    told = "Reason: builder failed with exit code 3. Required system: 'riscv64-linux'"
+    assert reasons.find(drv_path) == f"Cannot build '{drv_path}'. {told}"
     assert reasons.find(StorePath.parse("/nix/store/v71yfj64kk1f150ln7lhazlhk04sfvm1-other.drv")) is None

@@ -63,9 +63,9 @@ async def test_a_helper_without_a_login_is_quiet(tmp_path: Path, caplog: pytest.
     [
         ("echo 'the key ring is locked'; exit 1", "the key ring is locked"),
         ("exit 3", "it ended with status 3"),
-        ("echo '{}'", "something else than a login"),
-        ("echo secret-word", "something else than a login"),
-        ('echo \'{"Username":"me","Secret":""}\'', "something else than a login"),
+        ("echo '{}'", "something other than a login"),
+        ("echo secret-word", "something other than a login"),
+        ('echo \'{"Username":"me","Secret":""}\'', "something other than a login"),
         ("head -c 100000 /dev/zero", "wrote more than 65536 bytes"),
     ],
 )
@@ -102,7 +102,7 @@ async def test_only_a_name_is_a_name(tmp_path: Path, name: str, caplog: pytest.L
 async def test_a_missing_helper_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Silence would look like a wrong password."""
     assert await ask_helper(Helper("gone", "quay.io"), {"PATH": str(tmp_path)}) is None
-    assert "docker-credential-gone is not in PATH, and has the login for quay.io" in caplog.text
+    assert "docker-credential-gone is not in PATH, but has the login for quay.io" in caplog.text
 
 
 async def test_a_helper_sees_none_of_our_secrets(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.github.api_url import find_api_url
-from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.github.version import PackageVersion, parse_versions
+from nixcache_oci.clients.github.api import find_api_url
+from nixcache_oci.clients.github.packages import GithubPackages, PackageVersion, parse_versions
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import FormatError, RegistryError, UsageError
 from nixcache_oci.oci.digest import Digest
@@ -146,7 +145,7 @@ async def test_404_may_hide_a_refusal(ghcr: GhcrDouble) -> None:
     kept = put(ghcr, "kept", "1")
     refuse(ghcr, _DELETES, 404, "Not Found")
     async with remover_at(ghcr, owner(ghcr)) as remover:
-        with pytest.raises(RegistryError, match=r"404, and it is still there; .*delete:packages"):
+        with pytest.raises(RegistryError, match=r"404, but it is still there; .*delete:packages"):
             await remover.remove(kept)
         ghcr.delete_manifest(NAME, "kept")
         await remover.remove(kept)
@@ -189,9 +188,9 @@ async def test_a_lost_answer_is_no_failure(
     ("headers", "body", "reason"),
     [
         ({"Link": '<http://localhost:1/versions>; rel="next"'}, "[]", "another server, http://localhost:1"),
-        ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 pages"),
+        ({"Link": '<?per_page=100>; rel="next"'}, "[]", "does not end after 1 page"),
         ({"Link": "</x; rel=next"}, "[]", "cannot be read"),
-        ({}, "{}", "no list"),
+        ({}, "{}", "not a list"),
     ],
 )
 async def test_a_strange_list_is_refused(

@@ -8,7 +8,8 @@ from typing import Final
 
 import pytest
 
-from nixcache_oci.clients.http.minimum_rate import MinimumRate, SlowBodyError
+from nixcache_oci.clients.http.errors import SlowBodyError
+from nixcache_oci.clients.http.reply import MinimumRate
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.clients.upstream.address import parse_upstream
@@ -56,18 +57,24 @@ async def read_all(opening: AbstractAsyncContextManager[BlobStream | NarStream])
 _BODY: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % _LENGTH
 _CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 # What comes at first, and then again and again.
-_ANSWERS: Final = {
-    "nothing": (b"", b""),
-    "a head": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+_OF_BODIES: Final = {
     "a body": (_BODY, b"a"),
     "nothing of a body": (_BODY, b""),
     "no more of a body": (_BODY + b"beginning", b""),
+}
+_FRAMING: Final = {
     "an extension of a chunk": (_CHUNKED + b"1;", b"a=b;"),
     "the size of a chunk": (_CHUNKED, b"0"),
     "trailers": (_CHUNKED + b"0\r\nX: ", b"y"),
 }
+_ANSWERS: Final = {
+    "nothing": (b"", b""),
+    "a head": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    **_OF_BODIES,
+    **_FRAMING,
+}
 # Which of them it is, a busy machine may decide.
-_GIVEN_UP: Final = "no answer within|no answer in time|stood still|comes too slowly"
+_GIVEN_UP: Final = "no answer within|no answer in time|stalled|comes too slowly"
 
 
 def dripping(beginning: bytes, piece: bytes) -> Talk:
@@ -82,15 +89,8 @@ def dripping(beginning: bytes, piece: bytes) -> Talk:
     return converse
 
 
-@pytest.mark.parametrize(
-    ("answer", "what"),
-    [
-        *product(_ANSWERS, ["manifest", "tags"]),
-        *product(["nothing", "a head", "a body", "nothing of a body", "no more of a body"], ["blob"]),
-    ],
-)
-async def test_a_registrys_answer_may_not_drip(answer: str, what: str) -> None:
-    """Each byte is a sign of life, and all of them are no answer; framing has no end of its own."""
+async def give_up_on_registry(answer: str, what: str) -> None:
+    """Ask a registry that answers so, and find that it ends, and may be asked again."""
     async with (
         talk(dripping(*_ANSWERS[answer])) as url,
         opened(url.removeprefix("http://"), None, patience=0, stall=0.1) as registry,
@@ -103,6 +103,26 @@ async def test_a_registrys_answer_may_not_drip(answer: str, what: str) -> None:
         with pytest.raises(RegistryError, match=_GIVEN_UP) as raised:
             await asyncio.wait_for(reading[what](), 20)
     assert raised.value.is_temporary  # what is so is resumed where it stopped
+
+
+@pytest.mark.parametrize("what", ["manifest", "tags"])
+@pytest.mark.parametrize("answer", ["nothing", *_OF_BODIES])
+async def test_a_registrys_document_may_not_drip(answer: str, what: str) -> None:
+    """A refresh that waits for one would never end, and nothing would show."""
+    await give_up_on_registry(answer, what)
+
+
+@pytest.mark.parametrize("answer", ["nothing", *_OF_BODIES])
+async def test_a_registrys_blob_may_not_drip(answer: str) -> None:
+    """As it is temporary, it is resumed where it stopped."""
+    await give_up_on_registry(answer, "blob")
+
+
+@pytest.mark.parametrize("what", ["manifest", "tags"])
+@pytest.mark.parametrize("answer", _FRAMING)
+async def test_framing_is_no_progress(answer: str, what: str) -> None:
+    """Chunk sizes, their extensions and trailers have no end of their own, and bring nothing."""
+    await give_up_on_registry(answer, what)
 
 
 @pytest.mark.parametrize(

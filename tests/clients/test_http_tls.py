@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.http import tls
+from nixcache_oci.clients.http import session
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.reference import RegistryReference
@@ -20,9 +20,9 @@ from tests.support.upstream_server import HASH_PART, Talk, asking, narinfo_text,
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Iterator[Authority]:
-    tls._read.cache_clear()
+    session._read.cache_clear()
     yield make_authority(tmp_path)
-    tls._read.cache_clear()
+    session._read.cache_clear()
 
 
 async def _narinfo(_request: web.Request) -> web.Response:
@@ -73,13 +73,13 @@ def test_a_file_that_cannot_be_used_is_one_warning(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a pure nix-shell the variable names a file that is not there: that stops nobody, and is said."""
-    tls._read.cache_clear()
+    session._read.cache_clear()
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert tls.tls_context({"NIX_SSL_CERT_FILE": str(path)}) is True
-        assert tls.tls_context({"NIX_SSL_CERT_FILE": str(path)}) is True
+        assert session.tls_context({"NIX_SSL_CERT_FILE": str(path)}) is True
+        assert session.tls_context({"NIX_SSL_CERT_FILE": str(path)}) is True
     assert len(caplog.records) == 1
     assert "NIX_SSL_CERT_FILE" in caplog.text
 
@@ -87,12 +87,12 @@ def test_a_file_that_cannot_be_used_is_one_warning(
 @pytest.mark.parametrize("text", ["", " "])
 def test_an_empty_variable_is_none(text: str) -> None:
     """Unset secrets and options reach a service as empty variables."""
-    assert tls.tls_context({"NIX_SSL_CERT_FILE": text}) is True
+    assert session.tls_context({"NIX_SSL_CERT_FILE": text}) is True
 
 
 def test_certificates_are_checked(authority: Authority) -> None:
     """More trust is never less checking."""
-    context = tls.tls_context({"NIX_SSL_CERT_FILE": str(authority.file)})
+    context = session.tls_context({"NIX_SSL_CERT_FILE": str(authority.file)})
     assert isinstance(context, ssl.SSLContext)
     assert context.check_hostname
     assert context.verify_mode is ssl.CERT_REQUIRED

@@ -100,7 +100,7 @@ async def test_ranges(layout: Repository, start: int, end: int | None) -> None:
 async def test_ranges_outside(layout: Repository, start: int, end: int | None) -> None:
     """A range that the blob does not have is an error, never fewer bytes than asked for."""
     await layout.push_blob(DIGEST, CONTENT)
-    with pytest.raises(RegistryError, match=r"has 17 bytes, and no range"):
+    with pytest.raises(RegistryError, match=r"has 17 bytes, but no range"):
         await read(layout, DIGEST, start, end)
 
 

@@ -29,8 +29,8 @@ def _chmod(path: Path, mode: int) -> None:
         ("index.json", None, "index.json is missing"),
         ("oci-layout", None, "oci-layout is missing"),
         ("oci-layout", b"", "oci-layout: not a JSON document"),
-        ("oci-layout", b"{}", "only version 1.0.0 is known here, got None"),
-        ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', "only version 1.0.0 is known here, got '2.0.0'"),
+        ("oci-layout", b"{}", "only version 1.0.0 is supported, got None"),
+        ("oci-layout", b'{"imageLayoutVersion":"2.0.0"}', "only version 1.0.0 is supported, got '2.0.0'"),
     ],
     ids=lambda value: repr(value)[:40],
 )

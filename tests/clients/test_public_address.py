@@ -22,7 +22,8 @@ from tests.support.upstream_server import HASH_PART, Handler, asking, narinfo_te
 
 PUBLIC = "127.0.0.2"
 PRIVATE = "127.0.0.1"
-WAYS = ["redirect", "token service", "upload", "narinfo", "nar"]
+OF_REGISTRIES = ["redirect", "token service", "upload"]
+OF_UPSTREAMS = ["narinfo", "nar"]
 
 
 def only_public(address: str) -> bool:
@@ -188,10 +189,8 @@ async def use(how: str, url: str) -> None:
             await registry.list_tags()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"])
-@pytest.mark.parametrize("how", WAYS)
-async def test_who_is_public_cannot_send_us_to_a_private_address(how: str, host: str) -> None:
-    """Not by a redirect, nor by a realm, nor by an upload's address, in no spelling."""
+async def lead_in_vain(how: str, host: str) -> None:
+    """Be led to a private address, and do not go there."""
     inside = Inside()
     async with (
         serve(inside.answer, PRIVATE) as private,
@@ -202,7 +201,26 @@ async def test_who_is_public_cannot_send_us_to_a_private_address(how: str, host:
     assert inside.asked == []
 
 
-@pytest.mark.parametrize("how", WAYS)
+SPELLINGS = pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"]
+)
+
+
+@SPELLINGS
+@pytest.mark.parametrize("how", OF_REGISTRIES)
+async def test_a_public_registry_cannot_send_us_to_a_private_address(how: str, host: str) -> None:
+    """Not by a redirect, nor by a realm, nor by an upload's address, in no spelling."""
+    await lead_in_vain(how, host)
+
+
+@SPELLINGS
+@pytest.mark.parametrize("how", OF_UPSTREAMS)
+async def test_a_public_upstream_cannot_send_us_to_a_private_address(how: str, host: str) -> None:
+    """Nobody outside reaches through us what stands inside."""
+    await lead_in_vain(how, host)
+
+
+@pytest.mark.parametrize("how", OF_REGISTRIES + OF_UPSTREAMS)
 async def test_a_name_is_judged_by_the_address_that_is_connected_to(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +237,7 @@ async def test_a_name_is_judged_by_the_address_that_is_connected_to(
 
 
 @pytest.mark.parametrize(("own", "other"), [(PRIVATE, PRIVATE), (PRIVATE, PUBLIC), (PUBLIC, PUBLIC)])
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", OF_REGISTRIES + OF_UPSTREAMS)
 async def test_others_may_be_led_to(how: str, own: str, other: str) -> None:
     """A cache in the house may keep its NARs in the house, and each may keep them outside."""
     inside = Inside()

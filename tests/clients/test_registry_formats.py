@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
+from nixcache_oci.clients.http.one_origin import is_redirect, join
+from nixcache_oci.clients.http.ranges import Extent, read_extent, read_size, render_range
+from nixcache_oci.clients.http.retry import GiveUp
+from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.registry.answer import parse_error
-from nixcache_oci.clients.registry.blob_range import Extent, read_extent, read_size, render_range
-from nixcache_oci.clients.registry.redirect import is_redirect, join
-from nixcache_oci.clients.registry.refusal import Explainer
-from nixcache_oci.clients.registry.retry import Failure, GiveUp
-from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
-from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.registry.client import parse_tags
+from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.errors import FormatError, NotFoundError
 
 _ANY_HEADERS = st.dictionaries(
@@ -176,17 +176,17 @@ def test_any_error_document_is_survived(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("trouble", "may_be_absent", "is_absent"),
     [
-        (TroubleError(Failure(404), "", code="NAME_UNKNOWN"), True, True),
-        (TroubleError(Failure(404), "", code="NAME_UNKNOWN"), False, False),
-        (TroubleError(Failure(404), "", code="UNSUPPORTED"), True, False),
-        (TroubleError(Failure(404), ""), True, False),
-        (TroubleError(Failure(403), "", code="NAME_UNKNOWN"), True, False),
-        (TroubleError(Failure(404, is_elsewhere=True), "", code="BLOB_UNKNOWN"), True, False),
-        (TroubleError(Failure(404), "", code="NAME_UNKNOWN", is_about_token=True), True, False),
+        (HttpError(Failure(404), "", code="NAME_UNKNOWN"), True, True),
+        (HttpError(Failure(404), "", code="NAME_UNKNOWN"), False, False),
+        (HttpError(Failure(404), "", code="UNSUPPORTED"), True, False),
+        (HttpError(Failure(404), ""), True, False),
+        (HttpError(Failure(403), "", code="NAME_UNKNOWN"), True, False),
+        (HttpError(Failure(404, is_elsewhere=True), "", code="BLOB_UNKNOWN"), True, False),
+        (HttpError(Failure(404), "", code="NAME_UNKNOWN", is_about_token=True), True, False),
     ],
 )
 def test_absence_needs_the_registrys_own_word(
-    trouble: TroubleError, *, may_be_absent: bool, is_absent: bool
+    trouble: HttpError, *, may_be_absent: bool, is_absent: bool
 ) -> None:
     """A writer takes NotFoundError for an empty cache: no other failure may become one."""
     explainer = Explainer("ghcr.io", "ghcr.io/o/n", push=False, plain_http=False, source=lambda: None)
@@ -216,7 +216,7 @@ def test_any_location_is_read_or_refused(location: str) -> None:
     """It comes from a stranger."""
     try:
         target = join(URL("https://r.example/v2/a"), location)
-    except TroubleError:
+    except HttpError:
         return
     assert target.scheme in {"http", "https"}
     assert target.host

@@ -12,7 +12,7 @@ from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remedy import Asker, Refusal, find_remedy
+from nixcache_oci.clients.registry.errors import Asker, Refusal, find_remedy
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -120,7 +120,7 @@ async def test_a_package_linked_elsewhere_is_opened_in_its_settings(ghcr: GhcrDo
     ghcr.is_linked_elsewhere = True
     error = await _refused(ghcr, call)
     assert (error.status, error.code, error.is_temporary) == (403, "DENIED", False)
-    assert "linked to another repository or was first pushed by hand" in str(error)
+    assert "linked to another repository or was first pushed manually" in str(error)
     assert f"Manage Actions access, add the repository with role Write, at {_SETTINGS}" in str(error)
     assert _WORKFLOW in str(error)
 
@@ -176,7 +176,7 @@ async def test_denials_are_told_apart_by_their_words(
     ("status", "body", "remedy"),
     [
         (405, _document("UNSUPPORTED"), "read-only mirror"),
-        (404, _document("NAME_UNKNOWN"), "to be made there before the first push"),
+        (404, _document("NAME_UNKNOWN"), "to be created before the first push"),
         (404, "<html>", "not how a registry answers"),
         (302, "", "302 Found, to https://login.example; "),
         (412, _document("PRECONDITION", "Quota exceeded"), "raise the quota"),
@@ -185,12 +185,12 @@ async def test_denials_are_told_apart_by_their_words(
         (
             429,
             "retry-after: 5m",
-            "it asks to wait 300 s; run it again later, what was sent is not sent again",
+            "it asks to wait 300 s; run it again later; what was sent is not sent again",
         ),
         (
             403,
             "Secondary rate limit",
-            "it asks to wait 60 s; run it again later, what was sent is not sent again",
+            "it asks to wait 60 s; run it again later; what was sent is not sent again",
         ),
     ],
 )
@@ -319,8 +319,8 @@ async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
         (replace(_QUAY, push=False), Refusal(404, message="no"), ""),
         (_ASKER, Refusal(401, is_about_token=True), "which is wrong or has expired"),
         (_ASKER, Refusal(402), "public packages need no quota"),
-        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "7 bytes were to be sent"),
-        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx as it comes)"),
+        (_ASKER, Refusal(400, "SIZE_INVALID", size=7), "sending 7 bytes: more than it accepts"),
+        (_ASKER, Refusal(413, size=7), "set NIXCACHE_MAX_BLOB_BYTES to it (1M for nginx with its defaults)"),
         (_ASKER, Refusal(413, size=7, is_manifest=True), "lower NIXCACHE_MAX_LAYERS"),
         (_ASKER, Refusal(403, is_elsewhere=True), ""),
         (_ASKER, Refusal(502, message="bad gateway"), ""),

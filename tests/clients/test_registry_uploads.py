@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 from aiohttp import web
 
-from nixcache_oci.clients.registry import upload
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.upload import push_blob
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.registry import blobs
+from nixcache_oci.clients.registry.blobs import push_blob
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import NAME, opened, owner, read
@@ -183,7 +183,7 @@ async def test_a_stalled_upload_ends(tmp_path: Path) -> None:
         serve(answer) as url,
         opened(url.removeprefix("http://"), None, push=True, patience=0.01, stall=0.3) as registry,
     ):
-        with pytest.raises(RegistryError, match="stood still") as raised:
+        with pytest.raises(RegistryError, match="stalled") as raised:
             await registry.push_blob(Digest.of(b"x"), path)
     assert raised.value.is_temporary
     assert not open_files_in(tmp_path)
@@ -295,7 +295,7 @@ async def test_a_session_that_was_lost_meanwhile_is_replaced(ghcr: GhcrDouble) -
 
 async def test_an_old_session_is_not_used(ghcr: GhcrDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     """It might run out while a large blob is on its way."""
-    monkeypatch.setattr(upload, "_SESSION_SECONDS", 0)
+    monkeypatch.setattr(blobs, "_SESSION_SECONDS", 0)
     async with opened(ghcr.host, owner(ghcr), push=True) as registry:
         await registry.push_blob(Digest.of(b""), b"")
         registry.prepare_push(1)

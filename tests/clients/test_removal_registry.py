@@ -9,8 +9,7 @@ import pytest
 from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -87,7 +86,7 @@ class TestDockerRegistry:
         credentials = self._credentials(docker)
         async with opened(docker.host, credentials, push=True) as registry:
             kept = await push_image(registry, "kept")
-            with pytest.raises(RegistryError, match=r"401 UNAUTHORIZED.*deleting is a right of its own"):
+            with pytest.raises(RegistryError, match=r"401 UNAUTHORIZED.*the right to delete is separate"):
                 await registry.delete_manifest(kept)
             assert await registry.resolve("kept") == kept
 

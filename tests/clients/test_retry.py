@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.registry.retry import Failure, GiveUp, Retry, RetryPolicy, decide, is_rate_limit
+from nixcache_oci.clients.http.errors import Failure
+from nixcache_oci.clients.http.retry import GiveUp, Retry, RetryPolicy, decide, is_rate_limit
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from nixcache_oci.oci.reference import RegistryReference

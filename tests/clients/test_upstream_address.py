@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, nar_url, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.address import (
+    NarMode,
+    Upstream,
+    UrlSigner,
+    nar_url,
+    parse_upstream,
+    rewrite,
+)
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.upstream_server import narinfo_text

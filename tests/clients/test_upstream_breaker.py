@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.clients.upstream.breaker import Breaker, BreakerState
+from nixcache_oci.clients.upstream.peer import Breaker, BreakerState
 
 # an event: (time in seconds, what happens, the state that it leads to)
 # "ask" is an admitted request, "refused" one that is not; the others report on the last admitted one

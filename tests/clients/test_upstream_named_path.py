@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.address import UrlSigner
 from nixcache_oci.errors import FormatError
 
 KEY = "0123456789abcdef"

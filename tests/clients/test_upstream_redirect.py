@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.upstream.redirect import next_url
+from nixcache_oci.clients.upstream.rules import next_url
 from nixcache_oci.errors import UpstreamError
 from tests.support.upstream_server import (
     HASH_PART,
@@ -95,7 +95,7 @@ async def test_where_a_redirect_led_is_not_told() -> None:
         serve(redirecting(f"{storage}/x?signature=secret")) as url,
         asking(url) as upstreams,
     ):
-        with pytest.raises(UpstreamError, match="no HTTP") as raised:
+        with pytest.raises(UpstreamError, match="does not speak HTTP") as raised:
             await upstreams.find(HASH_PART)
         assert "secret" not in f"{raised.value}{upstreams.health()}"
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import pytest
 from aiohttp import web
 
-from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
+from nixcache_oci.clients.upstream.address import Upstream, UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from tests.support.upstream_server import Handler, refusing, serve
 

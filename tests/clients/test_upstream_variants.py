@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.clients.upstream import client
-from nixcache_oci.clients.upstream.via import MOST_HOPS, is_loop, make_name, parse_via, render_via
+from nixcache_oci.clients.upstream.address import MOST_HOPS, is_loop, make_name, parse_via, render_via
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, serve, silent, talk
@@ -32,7 +32,7 @@ async def test_a_signature_that_counts_is_waited_for(first: tuple[SecretKey, ...
     async with (
         serve(answering(text=signed(*first))) as quick,
         serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
-        asking(quick, slow, counting_keys=KEYS) as upstreams,
+        asking(quick, slow, client_keys=KEYS) as upstreams,
     ):
         assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", *(key.name for key in first)}
 
@@ -42,7 +42,7 @@ async def test_also_of_a_key_that_nobody_knows_here() -> None:
     async with (
         serve(answering(text=signed(OTHER))) as quick,
         serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
-        asking(quick, slow, counting_keys=()) as upstreams,
+        asking(quick, slow, client_keys=()) as upstreams,
     ):
         assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", "other-1"}
 
@@ -52,7 +52,7 @@ async def test_a_hit_that_counts_waits_for_nobody() -> None:
     async with (
         serve(answering(text=signed(TRUSTED))) as quick,
         talk(silent) as slow,
-        asking(slow, quick, counting_keys=KEYS) as upstreams,
+        asking(slow, quick, client_keys=KEYS) as upstreams,
         asyncio.timeout(2),
     ):
         for _ in range(4):
@@ -65,7 +65,7 @@ async def test_who_is_waited_for_in_vain_is_not_waited_for_again(monkeypatch: py
     async with (
         serve(answering(text=signed())) as quick,
         talk(silent) as slow,
-        asking(slow, quick, counting_keys=KEYS, answer_seconds=60) as upstreams,
+        asking(slow, quick, client_keys=KEYS, answer_seconds=60) as upstreams,
     ):
         assert signers(await upstreams.find(HASH_PART)) == []
         monkeypatch.setattr(client, "ASK_ON_SECONDS", 3600.0)
@@ -88,7 +88,7 @@ async def test_who_loses_keeps_its_connection() -> None:
     async with (
         serve(answering(text=signed(TRUSTED))) as quick,
         serve(slower) as slow,
-        asking(slow, quick, counting_keys=KEYS) as upstreams,
+        asking(slow, quick, client_keys=KEYS) as upstreams,
     ):
         for number in range(1, 6):
             assert await upstreams.find(HASH_PART) is not None
@@ -114,7 +114,7 @@ async def test_losers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         serve(answering(text=signed(TRUSTED), seconds=0.02)) as quick,
         talk(hang) as slow,
-        asking(slow, quick, counting_keys=KEYS, answer_seconds=60) as upstreams,
+        asking(slow, quick, client_keys=KEYS, answer_seconds=60) as upstreams,
     ):
         for _ in range(10):
             assert await upstreams.find(HASH_PART) is not None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.clients.url import show_url
+from nixcache_oci.clients.http.url import show_url
 
 
 @pytest.mark.parametrize(

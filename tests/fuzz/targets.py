@@ -35,24 +35,24 @@ from nixcache_oci.cache.table import (
 from nixcache_oci.cache.timestamp import format_tag_time, format_time, parse_tag_time, parse_time
 from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.clients.auth_file import Helper, search_auth_file
-from nixcache_oci.clients.github.version import parse_versions
-from nixcache_oci.clients.registry.answer import Answer, parse_error
-from nixcache_oci.clients.registry.blob_range import read_extent
-from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import Failure, find_asked_wait
-from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.upstream.address import NarMode, nar_url, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.github.packages import parse_versions
+from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
+from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.ranges import read_extent
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import find_asked_wait
+from nixcache_oci.clients.http.url import find_next
+from nixcache_oci.clients.registry.client import parse_tags
+from nixcache_oci.clients.upstream.address import NarMode, UrlSigner, nar_url, parse_upstream, rewrite
 from nixcache_oci.clients.upstream.nar import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.content_address import ContentAddress, is_content_addressed
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.nar import Entry, Event, Symlink, encode
+from nixcache_oci.nix.nar import EntryName, Event, Symlink, encode
 from nixcache_oci.nix.nar_reader import parse as parse_nar
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.nix_conf import Wanted, complete_conf, parse_conf
+from nixcache_oci.nix.nix_conf import Substituter, complete_conf, parse_conf
 from nixcache_oci.nix.signature import PublicKey, SecretKey, Signature, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci import media_type
@@ -187,7 +187,7 @@ def _check_nar(data: bytes) -> bool:
     for event in parse_nar(data[start : start + 7] for start in range(0, len(data), 7)):
         events.append(event)
         match event:
-            case Entry(name):
+            case EntryName(name):
                 assert name not in {b"", b".", b".."}
                 assert not {ord("/"), 0} & set(name)
             case Symlink(target):
@@ -338,7 +338,7 @@ def _check_repository(data: bytes) -> bool:
 
 def _check_nix_conf(data: bytes) -> bool:
     text = _text(data)
-    wanted = Wanted("http://127.0.0.1:37515", (f"test-1:{'A' * 43}=",))
+    wanted = Substituter("http://127.0.0.1:37515", (f"test-1:{'A' * 43}=",))
     parse_conf(text)
     completed = complete_conf(text, wanted)
     assert completed.startswith(text)
@@ -431,7 +431,7 @@ def _check_registry_error(data: bytes) -> bool:
     wait = find_asked_wait(Failure(429, {"retry-after": _text(data)}, data), _NOW)
     assert wait is None or wait >= 0
     headers = CIMultiDictProxy(CIMultiDict({"Location": _text(data), "Retry-After": _text(data)}))
-    assert "\n" not in Answer(307, headers, data).trouble().reason
+    assert "\n" not in Answer(307, headers, data).error().reason
     return bool(code or message or wait is not None)
 
 
@@ -515,9 +515,9 @@ TARGETS: Final = (
         "challenge", _check_challenge, ()
     ),  # the header comes from a stranger: any text gives some, or none
     Target("tags", _check_tags),
-    Target("link", _check_link, (FormatError, TroubleError)),
+    Target("link", _check_link, (FormatError, HttpError)),
     Target("registry-error", _check_registry_error),
-    Target("content-range", _check_extent, (FormatError, RegistryError, TroubleError)),
+    Target("content-range", _check_extent, (FormatError, RegistryError, HttpError)),
     Target("package-versions", _check_versions),
     Target("docker-config", _check_docker_config, (UsageError,)),
     Target("upstream", _check_upstream, (UsageError,)),

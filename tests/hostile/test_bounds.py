@@ -19,9 +19,9 @@ from aiohttp import web
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.joined_refreshes import MOST_IN_A_ROW, WINDOW_SECONDS
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
 from nixcache_oci.proxy.open_files import share_out
+from nixcache_oci.proxy.refresh_coalescer import MOST_IN_A_ROW, WINDOW_SECONDS
 from tests.hostile.raw_client import converse, listening
 from tests.hostile.story import (
     MOST_ANSWER_SECONDS,

@@ -19,8 +19,7 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_refusal, greet, try_upload
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, parse_upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.upstream.address import NarMode, Upstream, UrlSigner, parse_upstream, rewrite
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.challenge import Challenge

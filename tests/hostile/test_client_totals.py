@@ -143,7 +143,7 @@ async def test_imported_narinfos_are_bounded_in_total(monkeypatch: pytest.Monkey
             for number in range(1_000):
                 assert await cache.read_narinfo(hash_part_of(str(number)))
 
-        with pytest.raises(UpstreamError, match="over 10000 bytes in total; take fewer paths at once"):
+        with pytest.raises(UpstreamError, match="over 10000 bytes in total; import fewer paths at a time"):
             await read_on()
 
 

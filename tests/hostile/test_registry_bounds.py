@@ -125,7 +125,7 @@ def test_segments(ghcr: Ghcr, watched: WatchedProxy) -> None:
     for _ in range(2):
         assert watched.refresh() == {"refreshed": True, "entries": 1}
     assert watched.status()["segments"] == MAX_SEGMENTS
-    left_out = f"{MAX_SEGMENTS + 1} of {2 * MAX_SEGMENTS + 1} segments are left out"
+    left_out = f"{MAX_SEGMENTS + 1} of {2 * MAX_SEGMENTS + 1} segments left out"
     assert left_out in watched.status()["index"]["left_out"]
     assert lines_of(watched, "over a limit") == 1
 

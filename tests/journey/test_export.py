@@ -29,10 +29,10 @@ async def test_nix_takes_it_from_a_folder_and_from_a_web_server(
     folder = tmp_path / "flat"
     await asyncio.to_thread(lambda: machine.run("push", *paths[:4]).check())
     first = await asyncio.to_thread(lambda: machine.run("export", str(folder)).check())
-    assert "4 paths written, 0 were there, 0 could not be had" in first.stdout
+    assert "4 paths written, 0 already there, 0 failed" in first.stdout
     await asyncio.to_thread(lambda: machine.run("push", *paths).check())
     second = await asyncio.to_thread(lambda: machine.run("export", str(folder)).check())
-    assert f"{PATHS + 1 - 4} paths written, 4 were there" in second.stdout
+    assert f"{PATHS + 1 - 4} paths written, 4 already there" in second.stdout
     trusted = [str(key.public_key)]
     async with nginx(tmp_path / "nginx", folder) as url:
         for source in (f"file://{folder}", url):
@@ -45,4 +45,4 @@ async def test_nix_takes_it_from_a_folder_and_from_a_web_server(
     again = await asyncio.to_thread(machine.run, "export", str(tmp_path / "another"))
     assert again.status == 1
     assert f"{paths[-1]}: " in again.stderr
-    assert f"{PATHS} paths written, 0 were there, 1 could not be had" in again.stdout
+    assert f"{PATHS} paths written, 0 already there, 1 failed" in again.stdout

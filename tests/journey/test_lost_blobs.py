@@ -76,12 +76,12 @@ def test_one_lost_blob_is_one_problem(
         found = machine.run(*arguments)
         assert found.status == 1
         assert f"{lost}: blob " in found.stdout, found.stderr
-        assert "1 problems" in found.stderr
+        assert "1 problem" in found.stderr
         assert kept not in found.stdout
     exported = machine.run("export", str(tmp_path / "flat"))
     assert exported.status == 1
     assert f"{lost}: " in exported.stderr
-    assert "4 paths written, 0 were there, 1 could not be had" in exported.stdout
+    assert "4 paths written, 0 already there, 1 failed" in exported.stdout
     source = f"{registry.server.host}/{REPO}/nix-cache"
     for _ in range(2):
         mirrored = machine.run("mirror", source, f"oci:{tmp_path / 'copy'}")

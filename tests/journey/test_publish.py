@@ -7,6 +7,7 @@ import pytest
 
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cli.publish import MOST_REASONS
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
 from tests.clients.nix_story import SYSTEM, NixStory
@@ -102,6 +103,54 @@ def test_a_flake_comes_to_another_machine(
     assert narrowed.is_partial
     assert narrowed.scope == f"local-{SYSTEM}"
     assert [name for name, _ in narrowed.roots] == [f"packages.{SYSTEM}.two"]
+
+
+def test_what_is_left_out_is_said(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """What is for other systems is no failure; each has its line, up to a bound. The folder has any name."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    count = MOST_REASONS + 20
+    story.write_flake(
+        f"""
+        packages.{SYSTEM} = {{ {GOOD} }} // builtins.listToAttrs (builtins.genList (number: {{
+          name = "far${{toString number}}"; value = mk "far" // {{ system = "riscv64-linux"; }};
+        }}) {count});
+        darwinConfigurations.mac = throw "not on this machine";
+        """
+    )
+    folder = (story.folder / "flake").rename(story.folder / "it's my c# project?")
+    machine = machine_of(story, {**settings, "NIXCACHE_CONFIG_DIR": str(folder)})
+    ran = machine.run("publish").check()
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == MOST_REASONS + 1
+    assert lines[0] == f"left out: packages.{SYSTEM}.far0: it is for riscv64-linux, not built here"
+    assert lines[-1] == "left out: and 21 more outputs"
+    (record,) = records_of(ghcr)
+    assert ([name for name, _ in record.roots], record.failed) == ([f"packages.{SYSTEM}.one"], ())
+    assert not record.is_partial
+    again = machine.run("publish", GITHUB_ACTIONS="true").check()
+    assert (
+        f"::notice::left out: packages.{SYSTEM}.far0: it is for riscv64-linux, not built here" in again.stderr
+    )
+    alone = machine.run("publish", "--attr", "mac")
+    assert alone.status == 1
+    assert (
+        "left out: darwinConfigurations.mac: it is for darwin, not built here, and cannot be" in alone.stderr
+    )
+    assert f"there is nothing to publish for {SYSTEM}" in alone.stderr
+
+
+def test_several_systems_and_a_file(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+    """Systems that are named have a scope of their own; a file is evaluated for one."""
+    story = NixStory(tmp_path / "nix", is_chroot=True)
+    flake = story.write_flake(f"packages = {{ {SYSTEM} = {{ {GOOD} }}; }};")
+    machine = machine_of(story, settings)
+    systems = ("--system", SYSTEM, "--system", "i686-linux")
+    machine.run("publish", flake, *systems).check()
+    (record,) = records_of(ghcr)
+    assert record.scope == f"local-{SYSTEM}-i686-linux"
+    refused = machine.run("publish", "--file", str(story.write("default.nix", "{ }")), *systems)
+    assert refused.status == 2
+    assert "with --file, --system is given once" in refused.stderr
 
 
 def test_a_name_that_no_record_can_hold(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import push_with, settings_of
 from tests.support.nix import NixSandbox
 from tests.support.publisher import Machine
@@ -20,7 +21,6 @@ pytestmark = pytest.mark.needs("nix")
 
 PATHS = 5
 LARGE_BYTES = 6_000_000
-INTERRUPTED = 130
 MIB = 1024 * 1024
 
 
@@ -30,8 +30,9 @@ def paths(nix: NixSandbox) -> list[str]:
 
 
 @pytest.fixture
-def machine(ghcr: Ghcr, nix: NixSandbox, tmp_path: Path) -> Machine:
-    return Machine(tmp_path / "machine", nix, settings_of(ghcr, tmp_path))
+def machine(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> Machine:
+    settings = {**settings_of(ghcr, tmp_path), "NIX_SIGNING_KEY": key.render()}
+    return Machine(tmp_path / "machine", nix, settings)
 
 
 def listed(ghcr: Ghcr) -> int:
@@ -120,7 +121,7 @@ def test_a_corrupt_path(ghcr: Ghcr, machine: Machine, nix: NixSandbox, paths: li
     victim.write_text("another content")
     ran = machine.run("push", *paths)
     assert ran.status == 1
-    assert f"{paths[1]}: its files are not what the store says of them" in ran.stderr
+    assert f"{paths[1]}: its files do not match what the store recorded" in ran.stderr
     # The first one, and the large one; all others refer to it.
     assert listed(ghcr) == 2
 
@@ -132,7 +133,7 @@ def test_a_corrupt_path_strictly(ghcr: Ghcr, machine: Machine, nix: NixSandbox, 
     victim.write_text("another content")
     ran = machine.run("push", *paths, "--strict", GITHUB_ACTIONS="true")
     assert ran.status == 1
-    assert f"::error::--strict: nothing is listed, for {paths[1]}: its files are not" in ran.stderr
+    assert f"::error::--strict: nothing is listed: {paths[1]}: its files do not" in ran.stderr
     assert listed(ghcr) == 0
 
 
@@ -145,8 +146,8 @@ def test_interrupted(ghcr: Ghcr, machine: Machine, paths: list[str], number: sig
         wait_for(lambda: ghcr.server.count("upload-put") > 0)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == INTERRUPTED, stderr
-    assert "interrupted" in stderr
+    assert process.returncode == 128 + number, stderr
+    assert "nixcache-oci: interrupted: what was sent is kept, and listed only if all of it was; " in stderr
     assert "Traceback" not in stderr
     assert list(machine.folder.glob("nixcache-oci-*")) == []
     assert listed(ghcr) == 0
@@ -163,7 +164,7 @@ def test_what_a_collector_took_is_sent_again(ghcr: Ghcr, machine: Machine, paths
     assert ghcr.server.sweep()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert "what is missing is sent again" in stderr
+    assert "sending again what is missing" in stderr
     ghcr.server.latency = 0
     assert listed(ghcr) == len(paths)
 

@@ -86,6 +86,19 @@ def test_nix_accepts_all_of_it(
         nix.run(*verify, store=store, environment=trusting).check()
 
 
+def test_how_much_is_said(machine: Machine, nix: NixSandbox) -> None:
+    """With `-q` the result alone; `-v` logs what is decided, `-vv` each request, whatever `-q` would say."""
+    paths = nix.build_paths(3)
+    quiet = machine.run("push", "-q", paths[0]).check()
+    assert (quiet.stderr, " paths pushed (" in quiet.stdout) == ("", True)
+    assert "0 to push" in machine.run("push", paths[0]).check().stderr
+    said = machine.run("-v", "push", paths[1]).check().stderr
+    for event in ("cache read", "segment pushed", "index written"):
+        assert f'level=info event="{event}"' in said
+    assert "level=debug" not in said
+    assert "event=request method=PUT url=http" in machine.run("push", "-vv", paths[2]).check().stderr
+
+
 def test_a_push_that_changes_nothing_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
     """Ten pushes of a path make one segment; another name for it makes a record, without a NAR."""
     paths = nix.build_paths(PATHS)
@@ -161,7 +174,7 @@ def test_a_dry_run_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox)
     (path,) = nix.build_paths(1)
     Path(machine.environment["NIXCACHE_TOKEN_FILE"]).write_text(f"octocat:{ghcr.server.read_token}")
     ran = machine.run("push", path, "--dry-run").check()
-    assert "1 paths: 0 upstream, 0 cached, 1 to push" in ran.stderr
+    assert "1 path: 0 upstream, 0 cached, 1 to push" in ran.stderr
     assert ran.stdout.startswith(f"push {path} ")
     assert {record.method for record in ghcr.server.requests} <= {"GET", "HEAD"}
 
@@ -177,7 +190,7 @@ def test_a_new_key_signs_what_is_there(
     new = SecretKey.generate("journey-2")
     file = tmp_path / "new.sec"
     file.write_text(new.render())
-    ran = machine.run("push", *paths, "--signing-key-file", str(file)).check()
+    ran = machine.run("push", *paths, "--signing-key-file", str(file), "--new-key").check()
     assert f"0 cached, {PATHS + 1} to sign, 0 to push" in ran.stderr
     assert ghcr.server.count("upload-put") == 1
     signed = {tuple(sig.key_name for sig in table.narinfos[0].sigs) for table in tables_of(ghcr)}
@@ -198,7 +211,7 @@ def test_what_is_only_signed_anew_is_sent_where_it_is_gone(
     lost = max(ghcr.server.blobs(name).items(), key=lambda blob: blob[1])[0]
     ghcr.server.delete_blob(name, lost)
     new = SecretKey.generate("journey-2")
-    ran = machine.run("push", path, NIX_SIGNING_KEY=new.render()).check()
+    ran = machine.run("push", path, "--new-key", NIX_SIGNING_KEY=new.render()).check()
     assert "1 to sign, 0 to push" in ran.stderr
     with start_proxy(settings, new, tmp_path / "proxy") as proxy:
         proxy.wait_ready()

@@ -198,14 +198,15 @@ def test_a_dangling_reference_and_a_bad_signature(
 ) -> None:
     """What is referred to is sent, and what nobody who is known signed is signed."""
     machine.run("push", paths[-2], "--no-closure").check()
-    machine.run("push", paths[-1], NIX_SIGNING_KEY=SecretKey.generate("stranger-1").render()).check()
+    stranger = SecretKey.generate("stranger-1").render()
+    machine.run("push", paths[-1], "--new-key", NIX_SIGNING_KEY=stranger).check()
     told = {"NIXCACHE_PUBLIC_KEYS": str(key.public_key)}
     found = machine.run("verify", **told).stdout
     assert "neither here nor upstream" in found
     assert f"{paths[-1]}: no known key signed it" in found
     done = machine.run("verify", "--repair", **told)
     assert done.status == 0, done.stdout + done.stderr
-    assert "signed anew" in done.stdout
+    assert "signed again" in done.stdout
     assert_served(machine, nix, place, key, paths)
 
 

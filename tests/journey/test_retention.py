@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference
@@ -73,7 +72,7 @@ async def test_a_publish_goes_on_without_a_segment(
     if collected:
         registry.server.garbage_collect()
     pushed = machine.run("push", *needed, other).check()
-    assert "is gone, though no gc took it" in pushed.stderr
+    assert "is gone, although no gc deleted it" in pushed.stderr
     assert pushed.stderr.count("verify --repair") == 1
     listed = machine.run("list").check().stdout
     assert all(Path(path).name in listed for path in (*needed, other))
@@ -104,7 +103,7 @@ async def test_other_writers_go_on_too(
                 "mirror", f"{registry.server.host}/{REPO}/nix-cache", f"oci:{tmp_path / 'copy'}"
             )
             assert done.status == 1
-            assert "1 paths left out" in done.stdout
+            assert "1 path left out" in done.stdout
             return
     listed = machine.run("list").check().stdout
     assert Path(gone).name in listed
@@ -126,7 +125,7 @@ async def test_a_publish_of_the_same_paths_mends_it_too(
     if collected:
         registry.server.garbage_collect()
     pushed = machine.run("push", path).check()
-    assert "1 paths: 0 upstream, 0 cached, 1 to push" in pushed.stderr
+    assert "1 path: 0 upstream, 0 cached, 1 to push" in pushed.stderr
     assert Path(path).name in machine.run("list").check().stdout
     assert machine.run("verify", "--content").status == 0
     assert "nothing written" in machine.run("push", path).check().stdout

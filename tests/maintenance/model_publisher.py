@@ -8,8 +8,7 @@ from datetime import datetime
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import read_listing
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.table import Table, TableHeader

@@ -8,7 +8,7 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.local_store.nix_settings import NixSettings, is_trusted
 from nixcache_oci.clients.proxy_status import ProxyStatus
 from nixcache_oci.errors import FormatError
-from nixcache_oci.maintenance.checks.finding import Level, counted
+from nixcache_oci.maintenance.checks.finding import Level
 from nixcache_oci.maintenance.checks.keys import check_public_keys, check_signing_keys
 from nixcache_oci.maintenance.checks.nix_use import Client, check_nix_use
 from nixcache_oci.maintenance.checks.proxy import _check_cache_info, _check_served
@@ -175,12 +175,6 @@ def test_who_is_to_change_nix_conf(before: str, *, is_daemon: bool, is_trusted: 
     nix = client(PLAIN, PLAIN, is_daemon=is_daemon, is_trusted=is_trusted)
     findings = check_nix_use(nix, URL, [str(PUBLIC)], is_configured=True)[:3]
     assert [finding.remedy for finding in findings] == [f"{before}nixcache-oci use --apply"] * 3
-
-
-@pytest.mark.parametrize(("number", "text"), [(0, "0 paths"), (1, "1 path"), (2, "2 paths")])
-def test_singular_and_plural(number: int, text: str) -> None:
-    """One is no plural."""
-    assert counted(number, "path") == text
 
 
 SERVING = ProxyStatus(

@@ -5,8 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.record import PublishRecord, Record, UnknownRecord
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table

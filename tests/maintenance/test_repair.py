@@ -116,7 +116,7 @@ def test_a_segment_without_a_table_is_lost() -> None:
     found = plan([one, lost], [Problem(lost.tag, "no table", Kind.SEGMENT, lost.tag)])
     assert (found.lost, found.refusal) == ((lost,), "")
     most = plan([lost], [Problem(lost.tag, "no table", Kind.SEGMENT, lost.tag)])
-    assert "1 of 1 paths would leave" in most.refusal
+    assert "1 of 1 path would be unlisted" in most.refusal
 
 
 def test_over_half_wants_force() -> None:

@@ -10,6 +10,7 @@ import pytest
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.progress import SILENT
 from nixcache_oci.cache.record import PinRecord, PublishRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
@@ -35,17 +36,6 @@ APP = Thing("app", (LIB.base_name,), is_large=True)
 NEW = Thing("new", (APP.base_name,))
 BROKEN = [LOST, TOOL]
 GOOD = [LIB, APP]
-
-
-class Silent:
-    """Shows nothing of what a publish tells."""
-
-    def note(self, line: str) -> None: ...
-    def begin(self, paths: int, size: int) -> None: ...
-    def staged(self, base_name: str, size: int) -> None: ...
-    def sent(self, size: int) -> None: ...
-    def skipped(self, size: int) -> None: ...
-    def warn(self, line: str) -> None: ...
 
 
 def ignore(_line: str) -> None:
@@ -78,9 +68,9 @@ class Scene:
 
         upstreams = Upstreams([])
         try:
-            verifier = Verifier(repository, upstreams, (), with_content=False, tell=ignore)
+            verifier = Verifier(repository, upstreams, (), with_content=False)
             folder = IndexFolder(self.folder, "model")
-            sender = Sender(repository, None, folder, upstreams, PublishOptions(), Silent())
+            sender = Sender(repository, None, folder, upstreams, PublishOptions(), SILENT)
             remover = ModelRemover(self.storage, repository._before)
             options = RepairOptions(is_dry_run=False, force=True)
             inventory = await read()

@@ -9,7 +9,7 @@ from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.verify import Verifier
 from nixcache_oci.oci.digest import Digest
 from tests.maintenance.served import Reader
-from tests.maintenance.test_repair_interleaving import GOOD, LOST, Scene, ignore
+from tests.maintenance.test_repair_interleaving import GOOD, LOST, Scene
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 
@@ -28,7 +28,7 @@ async def verify(scene: Scene) -> list[Problem]:
     await repository.push_manifest(INDEX_TAG, later, "application/vnd.oci.image.index.v1+json")
     upstreams = Upstreams([])
     try:
-        return await Verifier(repository, upstreams, (), with_content=False, tell=ignore).run(inventory)
+        return await Verifier(repository, upstreams, (), with_content=False).run(inventory)
     finally:
         await upstreams.close()
 

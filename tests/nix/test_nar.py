@@ -11,7 +11,7 @@ from nixcache_oci.nix.nar import (
     CHUNK_BYTES,
     Directory,
     EndDirectory,
-    Entry,
+    EntryName,
     File,
     Node,
     StartDirectory,
@@ -98,13 +98,13 @@ def test_events_tell_what_the_nar_holds() -> None:
     tree = Directory({b"b": Directory({}), b"a": File(b"abc", executable=True), b"c": Symlink(b"a")})
     assert list(parse(dump_tree(tree))) == [
         StartDirectory(),
-        Entry(b"a"),
+        EntryName(b"a"),
         StartFile(3, executable=True),
         b"abc",
-        Entry(b"b"),
+        EntryName(b"b"),
         StartDirectory(),
         EndDirectory(),
-        Entry(b"c"),
+        EntryName(b"c"),
         Symlink(b"a"),
         EndDirectory(),
     ]
@@ -127,7 +127,7 @@ def test_a_deep_tree_needs_no_stack() -> None:
         tree = Directory({b"d": tree})
     nar = _nar(tree)
     assert b"".join(encode(parse([nar]))) == nar
-    with pytest.raises(FormatError, match="inside each other"):
+    with pytest.raises(FormatError, match="nested directories"):
         list(parse(dump_tree(Directory({b"d": tree}))))
 
 
@@ -151,16 +151,16 @@ def test_a_deep_tree_needs_no_stack() -> None:
         (words("nix-archive-1") + (2**63).to_bytes(8, "little") + _FILE, "form that Nix writes"),
         (words("nix-archive-1", "(", "type") + (2**63).to_bytes(8, "little"), "a token of"),
         (words("nix-archive-1") + _CONTENTS + b"\xff" * 8, "cut short"),
-        (_directory(_entry(b"")), "sort behind|named"),
+        (_directory(_entry(b"")), "sort after|named"),
         (_directory(_entry(b".")), "named"),
         (_directory(_entry(b"..")), "named"),
         (_directory(_entry(b"a/b")), "named"),
         (_directory(_entry(b"/")), "named"),
         (_directory(_entry(b"a\0")), "named"),
         (_directory(_entry(b"a" * (MAX_NAME_BYTES + 1))), "a token of"),
-        (_directory(_entry(b"a"), _entry(b"a")), "sort behind"),
-        (_directory(_entry(b"b"), _entry(b"a")), "sort behind"),
-        (_directory(_entry(b"a"), _entry(b"B")), "sort behind"),
+        (_directory(_entry(b"a"), _entry(b"a")), "sort after"),
+        (_directory(_entry(b"b"), _entry(b"a")), "sort after"),
+        (_directory(_entry(b"a"), _entry(b"B")), "sort after"),
         (_directory(words("file")), "expected an entry"),
         (_directory(words("entry", "(", "node")), "form that Nix writes"),
     ],

@@ -12,7 +12,7 @@ from nixcache_oci.nix.nix_conf import (
     FALLBACK,
     SUBSTITUTERS,
     TRUSTED_PUBLIC_KEYS,
-    Wanted,
+    Substituter,
     complete_conf,
     find_substituter,
     find_values,
@@ -23,7 +23,7 @@ from tests.support.programs import require_program
 
 URL = "http://127.0.0.1:37515"
 KEY = "my-cache-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-WANTED = Wanted(URL, (KEY,))
+WANTED = Substituter(URL, (KEY,))
 
 LINES = (
     "",
@@ -144,7 +144,7 @@ def test_lines_that_do_not_count(text: str) -> None:
 def test_values_that_nix_reads_otherwise(value: str) -> None:
     """A key comes from a stranger's table: it may forge neither a line nor a comment."""
     with pytest.raises(FormatError):
-        Wanted(URL, (value,))
+        Substituter(URL, (value,))
 
 
 @pytest.mark.parametrize(

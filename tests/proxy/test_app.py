@@ -11,7 +11,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, RegistryError
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.counters import Counters
@@ -59,9 +59,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     """With the least of it, one pack is fetched that nobody has asked for, where 256 MiB take four."""
     bench.repository.gate.clear()
-    packs = bench.client.app[keys.PACKS]
+    packs = bench.client.app[app_keys.PACKS]
     for number in range(8):
-        packs.fetch_ahead(bench.repository.add(bytes([number])))
+        packs.prefetch(bench.repository.add(bytes([number])))
     assert packs.used_bytes == MAX_PACK_BYTES
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from tests.support.front import Bench, make_bench
 from tests.support.objects import store_object
 from tests.support.process import open_files_in, until
@@ -65,7 +65,7 @@ async def test_no_part_of_a_wrong_file_is_sent(bench: Bench, tmp_path: Path, wan
     head, body = await ask(bench, wanted)
     assert head.startswith(b"HTTP/1.1 404 ")
     assert body == b"Not Found\n"
-    assert DIGEST in bench.app[keys.NARS]._quarantine
+    assert DIGEST in bench.app[app_keys.NARS]._quarantine
     head, body = await ask(bench)
     assert head.startswith(b"HTTP/1.1 404 ")
     assert not open_files_in(tmp_path / "cache")
@@ -109,8 +109,8 @@ async def test_a_client_that_goes_away(bench: Bench, tmp_path: Path, taken: int)
         await client.expect_bytes(taken)
         await until(lambda: open_files_in(tmp_path / "cache"))
     await until(lambda: not open_files_in(tmp_path / "cache"))
-    assert bench.app[keys.COUNTERS].nars_cut == 0
-    assert DIGEST not in bench.app[keys.NARS]._quarantine
+    assert bench.app[app_keys.COUNTERS].nars_cut == 0
+    assert DIGEST not in bench.app[app_keys.NARS]._quarantine
 
 
 @pytest.mark.parametrize("place", [0, len(CONTENT) // 2, len(CONTENT) - 1])
@@ -124,7 +124,7 @@ async def test_of_wrong_bytes_the_end_is_missing(bench: Bench, tmp_path: Path, p
         received = await client.expect_end()
     assert len(received) < len(CONTENT)
     assert received.count(b"HTTP/1.1") == 1
-    assert bench.app[keys.COUNTERS].nars_cut == 1
+    assert bench.app[app_keys.COUNTERS].nars_cut == 1
     async with bench.connect() as client:
         await client.send(NAR)
         assert (await client.expect(1)).startswith(b"HTTP/1.1 404 ")

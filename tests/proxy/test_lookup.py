@@ -1,27 +1,25 @@
 """Look-ups: hit, miss and unknown are told apart, and each is counted as what it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.clients.upstream.via import Chain
+from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy import lookup
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.lookup import Answer, UpstreamFinder, look_up
+from nixcache_oci.proxy.lookup import UpstreamFinder, Verdict, look_up
 from nixcache_oci.proxy.signature_union import SignatureUnion
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
-
-MakeIndex = Callable[[], LiveIndex]
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ async def test_what_is_here_is_a_hit_and_no_upstream_is_asked(index: LiveIndex) 
     async with asking(refusing()) as upstreams:
         found = await look_up(hash_part_of("here"), index, upstreams, counters, SignatureUnion(upstreams, ()))
         assert upstreams.health()[0].failures == 0
-    assert found.answer is Answer.HIT
+    assert found.verdict is Verdict.HIT
     assert found.narinfo is not None
     assert NarInfo.parse(found.narinfo).store_path.hash_part == hash_part_of("here")
     assert counted(counters) == (1, 0, 0, 0)
@@ -64,7 +62,7 @@ async def test_what_an_upstream_has_is_an_upstream_hit(index: LiveIndex, no_inde
     async with serve(answering(text=narinfo_text())) as url, asking(url, refusing()) as upstreams:
         for each in (index, no_index):
             found = await look_up(HASH_PART, each, upstreams, counters, SignatureUnion(upstreams, ()))
-            assert found.answer is Answer.UPSTREAM_HIT
+            assert found.verdict is Verdict.UPSTREAM_HIT
             assert found.narinfo is not None
             assert NarInfo.parse(found.narinfo).url.startswith("upstream/")
     assert counted(counters) == (0, 2, 0, 0)
@@ -76,11 +74,11 @@ async def test_a_miss_is_what_everybody_denies(index: LiveIndex) -> None:
     async with serve(answering(status=404)) as url, asking(url) as upstreams:
         assert (
             await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).answer is Answer.MISS
+        ).verdict is Verdict.MISS
     async with asking() as upstreams:
         assert (
             await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).answer is Answer.MISS
+        ).verdict is Verdict.MISS
     assert counted(counters) == (0, 0, 2, 0)
 
 
@@ -91,15 +89,15 @@ async def test_who_could_not_be_asked_makes_it_unknown(index: LiveIndex, no_inde
         async with asking(url, refusing()) as upstreams:
             assert (
                 await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-            ).answer is Answer.UNKNOWN
+            ).verdict is Verdict.UNKNOWN
         async with asking(url) as upstreams:
             assert (
                 await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
-            ).answer is Answer.UNKNOWN
+            ).verdict is Verdict.UNKNOWN
     async with asking() as upstreams:
         assert (
             await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).answer is Answer.UNKNOWN
+        ).verdict is Verdict.UNKNOWN
     assert counted(counters) == (0, 0, 0, 3)
 
 

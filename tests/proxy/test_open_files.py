@@ -6,7 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 from nixcache_oci.proxy.nar_streams import MOST_STREAMS
-from nixcache_oci.proxy.open_files import MOST_CONNECTIONS, MOST_FILES, Limits, allow_many_files, share_out
+from nixcache_oci.proxy.open_files import (
+    MOST_CONNECTIONS,
+    MOST_FILES,
+    ConnectionLimits,
+    allow_many_files,
+    share_out,
+)
 
 
 @pytest.fixture
@@ -29,14 +35,14 @@ def test_a_low_limit_is_raised(hard: int) -> None:
 @pytest.mark.parametrize(
     ("files", "limits"),
     [
-        (MOST_FILES, Limits(MOST_CONNECTIONS, MOST_STREAMS)),
-        (20_000, Limits(MOST_CONNECTIONS, MOST_STREAMS)),
-        (1024, Limits(448, 128)),
-        (256, Limits(64, 32)),
-        (64, Limits(16, 16)),
+        (MOST_FILES, ConnectionLimits(MOST_CONNECTIONS, MOST_STREAMS)),
+        (20_000, ConnectionLimits(MOST_CONNECTIONS, MOST_STREAMS)),
+        (1024, ConnectionLimits(448, 128)),
+        (256, ConnectionLimits(64, 32)),
+        (64, ConnectionLimits(16, 16)),
     ],
 )
-def test_files_are_shared_out(files: int, limits: Limits) -> None:
+def test_files_are_shared_out(files: int, limits: ConnectionLimits) -> None:
     """Clients leave enough of them for what the registry, upstreams and layouts send."""
     assert share_out(files) == limits
 

@@ -44,7 +44,7 @@ async def index(tmp_path: Path) -> AsyncIterator[LiveIndex]:
     layout = Layout(tmp_path / "cache")
     await publish(layout, [replace(OBJECTS[kind], narinfo=narinfo) for kind, narinfo in HERE.items()])
     folder = IndexFolder(tmp_path / "index", layout.name)
-    index = LiveIndex(layout, folder, (), 300, Counters(), counting_keys=KEYS)
+    index = LiveIndex(layout, folder, (), 300, Counters(), client_keys=KEYS)
     await index.refresh(thoroughly=True)
     yield index
     await index.close()
@@ -67,7 +67,7 @@ class Cache:
 
 
 async def ask(kind: str, index: LiveIndex, url: str, times: int = 1, via: tuple[str, ...] = ()) -> NarInfo:
-    async with asking(url, counting_keys=KEYS) as upstreams:
+    async with asking(url, client_keys=KEYS) as upstreams:
         union = SignatureUnion(upstreams, KEYS)
         hash_part = HERE[kind].store_path.hash_part
         for _ in range(times - 1):
@@ -133,7 +133,7 @@ async def test_upstreams_that_fail_take_nothing_away(index: LiveIndex) -> None:
 async def test_an_upstream_that_hangs_costs_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one for each path."""
     monkeypatch.setattr(signature_union, "WAIT_SECONDS", 0.1)
-    async with talk(silent) as url, asking(url, counting_keys=KEYS, answer_seconds=60) as upstreams:
+    async with talk(silent) as url, asking(url, client_keys=KEYS, answer_seconds=60) as upstreams:
         union = SignatureUnion(upstreams, KEYS)
         first = await union.unite(letters("other"), HERE["other"].render().encode())
         monkeypatch.setattr(signature_union, "WAIT_SECONDS", 3600)
@@ -143,7 +143,7 @@ async def test_an_upstream_that_hangs_costs_one_wait(monkeypatch: pytest.MonkeyP
 
 async def test_the_front_answers_what_is_remembered(index: LiveIndex) -> None:
     """After the first time it costs no network either, and a new narinfo is asked for anew."""
-    async with serve(Cache(TRUSTED).answer) as url, asking(url, counting_keys=KEYS) as upstreams:
+    async with serve(Cache(TRUSTED).answer) as url, asking(url, client_keys=KEYS) as upstreams:
         union = SignatureUnion(upstreams, KEYS)
         assert find_hit(letters("counts"), index.catalog, union) is not None
         assert find_hit(letters("other"), index.catalog, union) is None

@@ -148,7 +148,7 @@ def test_refuses_what_does_not_listen(listener: socket.socket, kind: socket.Sock
     """A unit with ListenDatagram= or Accept=yes cannot work: the start says so."""
     with socket.socket(socket.AF_INET, kind) as other:
         answer = _start_child("mine", listener, other)
-    assert "descriptor 4 is no listening stream socket; use ListenStream=" in str(answer["error"])
+    assert "descriptor 4 is not a listening stream socket; use ListenStream=" in str(answer["error"])
 
 
 def test_refuses_what_listens_otherwise(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_refuses_what_listens_otherwise(tmp_path: Path) -> None:
         other.bind(str(tmp_path / "socket"))
         other.listen()
         answer = _start_child("mine", other)
-    assert "descriptor 3 is no listening stream socket" in str(answer["error"])
+    assert "descriptor 3 is not a listening stream socket" in str(answer["error"])
 
 
 def test_refuses_what_is_no_socket(tmp_path: Path) -> None:
     """A file in a socket's place, as of OpenFile=, ends the start with a line."""
     with (tmp_path / "file").open("w") as other:
         answer = _start_child("mine", other)
-    assert "descriptor 3 is no listening stream socket" in str(answer["error"])
+    assert "descriptor 3 is not a listening stream socket" in str(answer["error"])
 
 
 def test_refuses_what_is_no_count() -> None:

@@ -16,7 +16,7 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import Compression, Packing
+from nixcache_oci.publisher.compression import Compression, NarEncoding
 from nixcache_oci.publisher.staging import (
     StagedNar,
     is_large,
@@ -30,8 +30,10 @@ COMPRESSIONS: tuple[Compression, ...] = ("zstd", "xz", "none")
 
 
 # xz at a level at which it does not hold the tests up.
-PACKINGS = tuple(Packing(compression, 0 if compression == "xz" else None) for compression in COMPRESSIONS)
-every_packing = pytest.mark.parametrize("packing", PACKINGS, ids=COMPRESSIONS)
+ENCODINGS = tuple(
+    NarEncoding(compression, 0 if compression == "xz" else None) for compression in COMPRESSIONS
+)
+every_encoding = pytest.mark.parametrize("encoding", ENCODINGS, ids=COMPRESSIONS)
 
 
 class Stager:
@@ -41,9 +43,9 @@ class Stager:
         self._store = store
         self._folder = folder
 
-    def __call__(self, info: PathInfo, packing: Packing | None = None) -> tuple[StagedNar, bytes]:
-        packing = packing or Packing()
-        staged = stage(info, self._store.real_path(info), self._folder, packing, lambda: False)
+    def __call__(self, info: PathInfo, encoding: NarEncoding | None = None) -> tuple[StagedNar, bytes]:
+        encoding = encoding or NarEncoding()
+        staged = stage(info, self._store.real_path(info), self._folder, encoding, lambda: False)
         content = staged.read()
         assert isinstance(staged.content, Path) == is_large(info)
         staged.discard()
@@ -51,10 +53,10 @@ class Stager:
         assert (staged.digest, staged.size) == (Digest.of(content), len(content))
         return staged, content
 
-    def fails(self, info: PathInfo, *words: str, packing: Packing | None = None) -> str:
+    def fails(self, info: PathInfo, *words: str, encoding: NarEncoding | None = None) -> str:
         """It is refused by name, on one line, and leaves no file."""
         with pytest.raises(StoreError) as error:
-            self(info, packing)
+            self(info, encoding)
         text = str(error.value)
         assert text.startswith(f"{info.store_path}: ")
         assert "\n" not in text

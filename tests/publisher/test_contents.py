@@ -10,11 +10,11 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.contents import Contents, ContentsReader
-from tests.publisher.upload_story import Told
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import CREATED, publish
+from tests.support.told import Told
 
 NAMES = ["oldest", "middle", "newest"]
 
@@ -67,4 +67,4 @@ async def test_what_is_over_a_limit_does_not_count(
     assert len(found(contents)) == 2
     assert contents.records is None
     [line] = told.warnings
-    assert line.startswith("1 of 3 segments are left out, the oldest")
+    assert line.startswith("1 of 3 segments left out, the oldest")

@@ -29,13 +29,13 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher import import_staging
-from nixcache_oci.publisher.import_reading import read_offer
-from nixcache_oci.publisher.importing import Importer, ImportPlan
+from nixcache_oci.publisher.import_candidates import read_candidates
+from nixcache_oci.publisher.importer import Importer, ImportPlan
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.published import Published
-from tests.publisher.upload_story import Told
 from tests.support.objects import store_object
 from tests.support.publish import CREATED
+from tests.support.told import Told
 from tests.support.upstream_server import answering, serve
 
 MIB = 1024 * 1024
@@ -67,20 +67,6 @@ def directory(*names: bytes) -> bytes:
     return words("nix-archive-1", "(", "type", "directory") + b"".join(entries) + words(")")
 
 
-class Heard(Told):
-    """Takes what an import says besides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
-
-    def begin(self, paths: int, size: int) -> None:
-        pass
-
-
 class ImportStory:
     """A binary cache in a folder, and the repository that it is imported into."""
 
@@ -89,7 +75,7 @@ class ImportStory:
         self.source = folder / "source"
         (self.source / "nar").mkdir(parents=True)
         self.repository = Layout(folder / "cache")
-        self.told = Heard()
+        self.told = Told()
 
     def put(
         self,
@@ -128,15 +114,15 @@ class ImportStory:
         upstream: str | None = None,
     ) -> tuple[ImportPlan, Published]:
         source = source or FolderCache(self.source)
-        self.told = Heard()
+        self.told = Told()
         upstreams = Upstreams([parse_upstream(upstream)] if upstream else [])
         index = IndexFolder(self.folder / "index", "test")
         options = PublishOptions(keys=tuple(keys), upstream_key_names=UPSTREAM)
         importer = Importer(self.repository, source, index, upstreams, options, self.told)
         paths = [narinfo.store_path for narinfo in wanted]
         try:
-            offer = await read_offer(source, paths, "/nix/store", public_keys, UPSTREAM)
-            plan = await importer.plan(offer)
+            candidates = await read_candidates(source, paths, "/nix/store", public_keys, UPSTREAM)
+            plan = await importer.plan(candidates)
             return plan, await importer.take(plan, PublishRecord("import/test", "run", CREATED))
         finally:
             await upstreams.close()
@@ -176,7 +162,7 @@ async def test_bytes_and_signatures_stay_as_they_are(story: ImportStory, compres
     [
         (directory(b".."), "nothing in a directory can be named b'..'"),
         (directory(b"a/b"), "nothing in a directory can be named b'a/b'"),
-        (directory(b"b", b"a"), "b'a' does not sort behind b'b'"),
+        (directory(b"b", b"a"), "b'a' does not sort after b'b'"),
         (directory(b"a") + b"more", "something follows the end"),
         (words("nix-archive-1", "(", "type", "symlink", "target", "", ")"), "no link can point at b''"),
         (b"no NAR at all, but as long as one", "not in the form that Nix writes"),
@@ -214,7 +200,7 @@ async def test_what_does_not_hold_what_it_says(story: ImportStory, compression: 
     _, published = await story.run([KEY])
     assert published.listed == ()
     assert published.failed.keys() == {narinfo.store_path.base_name for narinfo in told.values()}
-    for seed, reason in (("flipped", "FileHash"), ("other", "NarHash"), ("long", "more than 10 bytes")):
+    for seed, reason in (("flipped", "FileHash"), ("other", "NarHash"), ("long", "larger than 10 bytes")):
         assert reason in published.failed[told[seed].store_path.base_name]
 
 
@@ -254,7 +240,7 @@ async def test_links_out_of_the_folder_are_not_followed(story: ImportStory, tmp_
     above = story.put("above", url="nar/../../secret")
     _, published = await story.run()
     assert "is a symbolic link, not a file" in published.failed[outside.store_path.base_name]
-    assert "names no file of it" in published.failed[above.store_path.base_name]
+    assert "names no file in it" in published.failed[above.store_path.base_name]
     assert published.listed == ()
 
 
@@ -267,7 +253,7 @@ async def test_new_signatures_are_added_without_the_bytes(story: ImportStory) ->
     plan, published = await story.run()
     assert len(plan.plan.relist) == 1
     assert {sig.key_name for sig in published.listed[0].sigs} == {"theirs-1", "more-1"}
-    assert (story.told.sent_bytes, story.told.staged_names) == (0, [])
+    assert (story.told.sent_bytes, story.told.staged) == (0, 0)
 
 
 async def test_what_clients_get_upstream_is_not_taken(story: ImportStory) -> None:
@@ -332,18 +318,17 @@ async def test_a_download_that_breaks_off_begins_again(
     async with serve(handle) as url:
         _, published = await story.run(wanted=told, source=WebCache(parse_upstream(url)))
     assert [narinfo.store_path for narinfo in published.listed] == [told[0].store_path]
-    assert "its NAR cannot be had" in published.failed[told[1].store_path.base_name]
+    assert "its NAR cannot be fetched" in published.failed[told[1].store_path.base_name]
     assert asked.count("/nar/ever.nar.none") == 3
     assert list(story.folder.glob("**/*.nar")) == []
 
 
 async def test_our_signature_is_added_later(story: ImportStory) -> None:
     """To what was imported without it: its NAR is looked at again, and not sent again."""
-    narinfo = story.put("path")
+    story.put("path")
     await story.run()
     _, published = await story.run([KEY])
-    assert story.told.staged_names == [narinfo.store_path.base_name]
-    assert story.told.sent_bytes == 0
+    assert (story.told.staged, story.told.sent_bytes) == (1, 0)
     assert is_signed_by(published.listed[0], [KEY.public_key])
 
 

@@ -5,7 +5,7 @@ import pytest
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
-from nixcache_oci.publisher.signing import MAX_SIGNATURES, sign_all
+from nixcache_oci.publisher.signing import MAX_SIGNATURES, doubt_new_keys, sign_all
 from tests.support.objects import store_object
 
 FIRST = SecretKey.generate("first-1")
@@ -77,3 +77,24 @@ def test_what_is_published_has_no_more_signatures_than_readers_take() -> None:
     assert len(signed.sigs) == MAX_SIGNATURES
     assert sign_all([replace(signed, sigs=(*signed.sigs[1:], *others, signed.sigs[0]))], [FIRST]) == [signed]
     assert NarInfo.parse(signed.render()) == signed
+
+
+@pytest.mark.parametrize(
+    ("keys", "recorded", "words"),
+    [
+        ([], [FIRST], None),
+        ([FIRST], [], None),
+        ([FIRST], [SECOND, FIRST], None),
+        ([SECOND], [FIRST], "the signing key second-1 is not the one that the cache records (first-1)"),
+        ([FIRST, SECOND], [FIRST], "the signing key second-1 is not the one"),
+        ([SecretKey.generate("first-1")], [FIRST], "the signing key first-1 is not the one"),
+        ([FIRST], [SecretKey.generate(str(one)) for one in range(5)], "(0, 1, 2 and 2 more)"),
+    ],
+)
+def test_a_key_that_is_not_recorded(
+    keys: list[SecretKey], recorded: list[SecretKey], words: str | None
+) -> None:
+    """Clients trust what a cache recorded first; each further key is in doubt."""
+    doubt = doubt_new_keys([key.public_key for key in keys], [key.public_key for key in recorded])
+    assert (doubt is None) == (words is None)
+    assert doubt is None or words is None or words in doubt.what

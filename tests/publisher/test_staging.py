@@ -12,7 +12,7 @@ from nixcache_oci.nix.nar import CHUNK_BYTES, File, Node, Symlink
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import compression, staging
-from nixcache_oci.publisher.compression import Compression, Packing
+from nixcache_oci.publisher.compression import Compression, NarEncoding
 from nixcache_oci.publisher.staging import (
     LARGE_NAR_BYTES,
     is_large,
@@ -23,7 +23,7 @@ from tests.publisher.made_store import MadeStore, real_infos
 from tests.publisher.staging_story import (
     LARGE_FILE,
     Stager,
-    every_packing,
+    every_encoding,
     nix_hash,
     unpack,
 )
@@ -48,8 +48,8 @@ def test_a_narinfo_says_all(store: MadeStore, stager: Stager) -> None:
 
 
 @pytest.mark.needs("nix")
-@every_packing
-def test_nix_unpacks_it(nix: NixSandbox, folder: Path, tmp_path: Path, packing: Packing) -> None:
+@every_encoding
+def test_nix_unpacks_it(nix: NixSandbox, folder: Path, tmp_path: Path, encoding: NarEncoding) -> None:
     """Nix's own decompressors take what several threads wrote, and a frame that does not tell its size."""
     paths = [*nix.build_paths(4), nix.build_file("large", LARGE_FILE.contents)]
     cache = tmp_path / "cache"
@@ -57,7 +57,7 @@ def test_nix_unpacks_it(nix: NixSandbox, folder: Path, tmp_path: Path, packing: 
     (cache / "nix-cache-info").write_text("StoreDir: /nix/store\n")
     for info in real_infos(nix, paths):
         real_path = nix.physical(str(info.store_path))
-        staged = stage(info, real_path, folder, packing, lambda: False)
+        staged = stage(info, real_path, folder, encoding, lambda: False)
         (cache / staged.narinfo.url).write_bytes(staged.read())
         (cache / f"{info.store_path.hash_part}.narinfo").write_text(staged.narinfo.render())
         staged.discard()
@@ -66,14 +66,14 @@ def test_nix_unpacks_it(nix: NixSandbox, folder: Path, tmp_path: Path, packing: 
         assert nix.dump(path, copied.store) == nix.dump(path)
 
 
-@every_packing
+@every_encoding
 @pytest.mark.parametrize("node", [TREE, LARGE_FILE, Symlink(b"a"), File(b"")])
 def test_what_is_staged_can_be_unpacked(
-    store: MadeStore, stager: Stager, node: Node, packing: Packing
+    store: MadeStore, stager: Stager, node: Node, encoding: NarEncoding
 ) -> None:
     """What comes out has the NarHash that the store told."""
     info = store.add("a", node)
-    staged, content = stager(info, packing)
+    staged, content = stager(info, encoding)
     nar = unpack(staged, content)
     assert (len(nar), nix_hash(nar)) == (info.nar_size, info.nar_hash)
 
@@ -85,7 +85,7 @@ def test_every_level_that_is_allowed_works(
     """The limits that are told are those of the compressors."""
     info = store.add("a", File(b"contents" * 1000))
     for level in levels:
-        staged, content = stager(info, Packing(compression, level))
+        staged, content = stager(info, NarEncoding(compression, level))
         assert len(unpack(staged, content)) == info.nar_size
 
 
@@ -102,7 +102,7 @@ def test_every_level_that_is_allowed_works(
 def test_a_level_that_is_none_is_refused(compression: Compression, level: int, words: str) -> None:
     """Before anything begins, and with those that there are."""
     with pytest.raises(UsageError, match=words):
-        Packing(compression, level)
+        NarEncoding(compression, level)
 
 
 # The same bytes

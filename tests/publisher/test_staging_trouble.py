@@ -13,7 +13,7 @@ import pytest
 from nixcache_oci.nix.nar import Directory, File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import Packing
+from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.staging import (
     StagingFolderError,
     StagingStoppedError,
@@ -22,12 +22,12 @@ from nixcache_oci.publisher.staging import (
 from tests.nix.samples import TREE
 from tests.publisher.made_store import MadeStore
 from tests.publisher.staging_story import (
+    ENCODINGS,
     LARGE,
     LARGE_FILE,
-    PACKINGS,
     Stager,
     count_reads,
-    every_packing,
+    every_encoding,
 )
 
 # What is refused
@@ -38,14 +38,14 @@ def test_another_content_is_refused(store: MadeStore, stager: Stager, size: int)
     """What the store does not vouch for is not published under its name."""
     info = store.add("a", File(bytes(size)))
     store.real_path(info).write_bytes(bytes(size - 1) + b"1")
-    stager.fails(info, "its files are not what the store says", "--verify-path", "--repair-path")
+    stager.fails(info, "its files do not match what the store recorded", "--verify-path", "--repair-path")
 
 
 def test_a_bit_of_a_mode_counts(store: MadeStore, stager: Stager) -> None:
     """What cannot be run any more is another object."""
     info = store.add("a", File(b"#!/bin/sh", executable=True))
     store.real_path(info).chmod(0o444)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
 
 
 @pytest.mark.parametrize("size", [8, LARGE])
@@ -53,7 +53,7 @@ def test_what_has_shrunk_is_refused(store: MadeStore, stager: Stager, size: int)
     """A file that was cut short, such as by a disk that was full."""
     info = store.add("a", File(bytes(size)))
     os.truncate(store.real_path(info), 1)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
 
 
 def test_what_has_grown_is_not_read_to_its_end(
@@ -63,7 +63,7 @@ def test_what_has_grown_is_not_read_to_its_end(
     info = store.add("a", File(b"small"))
     os.truncate(store.real_path(info), 2**40)
     reads = count_reads(monkeypatch)
-    stager.fails(info, "its files are not what the store says")
+    stager.fails(info, "its files do not match what the store recorded")
     assert len(reads) <= 2
 
 
@@ -121,15 +121,15 @@ def test_a_description_that_makes_no_narinfo(store: MadeStore, stager: Stager) -
     stager.fails(replace(store.add("a", File(b"1")), ca="newest:sha256:1"), "content address")
 
 
-@every_packing
+@every_encoding
 def test_what_is_too_large_for_the_registry(
-    store: MadeStore, stager: Stager, monkeypatch: pytest.MonkeyPatch, packing: Packing
+    store: MadeStore, stager: Stager, monkeypatch: pytest.MonkeyPatch, encoding: NarEncoding
 ) -> None:
     """It is refused by name, and long before all of it was compressed."""
     info = store.add("a", File(random.Random(3).randbytes(40 * 1024 * 1024)))
     reads = count_reads(monkeypatch)
-    limited = replace(packing, max_blob_bytes=1_000_000)
-    stager.fails(info, "over 1000000 bytes even compressed", packing=limited)
+    limited = replace(encoding, max_blob_bytes=1_000_000)
+    stager.fails(info, "over 1000000 bytes even compressed", encoding=limited)
     assert sum(reads) < info.nar_size / 2
 
 
@@ -137,16 +137,20 @@ def test_the_limit_itself_is_allowed(store: MadeStore, stager: Stager) -> None:
     """One byte decides, whether it is told at the end or before it, in a file or in memory."""
     for seed, node in (("small", File(b"1" * 100)), ("large", LARGE_FILE)):
         info = store.add(seed, node)
-        for packing in PACKINGS:
-            size = stager(info, packing)[0].size
-            stager(info, replace(packing, max_blob_bytes=size))
-            stager.fails(info, f"over {size - 1} bytes", packing=replace(packing, max_blob_bytes=size - 1))
+        for encoding in ENCODINGS:
+            size = stager(info, encoding)[0].size
+            stager(info, replace(encoding, max_blob_bytes=size))
+            stager.fails(
+                info,
+                f"over {size - 1} bytes",
+                encoding=replace(encoding, max_blob_bytes=size - 1),
+            )
 
 
 def test_a_large_nar_may_be_small_when_compressed(store: MadeStore, stager: Stager) -> None:
     """What counts is what would be sent."""
     info = store.add("a", File(bytes(LARGE)))
-    staged, _ = stager(info, Packing(max_blob_bytes=100_000))
+    staged, _ = stager(info, NarEncoding(max_blob_bytes=100_000))
     assert staged.size < 100_000
 
 
@@ -165,12 +169,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@every_packing
-def test_a_full_disk(store: MadeStore, small_disk: Path, packing: Packing) -> None:
+@every_encoding
+def test_a_full_disk(store: MadeStore, small_disk: Path, encoding: NarEncoding) -> None:
     """The folder and the way out are named, and the room is given back."""
     info = store.add("a", LARGE_FILE)
     with pytest.raises(StagingFolderError, match=f"{small_disk}: no space left .* set TMPDIR"):
-        stage(info, store.real_path(info), small_disk, packing, lambda: False)
+        stage(info, store.real_path(info), small_disk, encoding, lambda: False)
     assert list(small_disk.iterdir()) == []
     assert shutil.disk_usage(small_disk).used == 0
 
@@ -186,7 +190,7 @@ def test_a_disk_that_is_full_at_the_end(store: MadeStore, full_disk: Path) -> No
     """What is left in a buffer is written when the file is closed: that may fail, too."""
     info = store.add("a", File(bytes(LARGE)))
     with pytest.raises(StagingFolderError, match=f"{full_disk}: no space left"):
-        stage(info, store.real_path(info), full_disk, Packing(), lambda: False)
+        stage(info, store.real_path(info), full_disk, NarEncoding(), lambda: False)
     assert [file.name for file in full_disk.iterdir()] == ["filler"]
 
 
@@ -194,27 +198,27 @@ def test_a_folder_that_may_not_be_written(store: MadeStore, tmp_path: Path) -> N
     """Neither the path nor the registry is to blame: the folder is."""
     info = store.add("a", LARGE_FILE)
     with pytest.raises(StagingFolderError, match="nowhere: NARs cannot be staged there: No such file"):
-        stage(info, store.real_path(info), tmp_path / "nowhere", Packing(), lambda: False)
+        stage(info, store.real_path(info), tmp_path / "nowhere", NarEncoding(), lambda: False)
 
 
 def test_small_objects_need_no_folder(store: MadeStore, tmp_path: Path) -> None:
     """They stay in memory: a thousand of them make no files."""
     info = store.add("a", TREE)
-    assert stage(info, store.real_path(info), tmp_path / "nowhere", Packing(), lambda: False).size > 0
+    assert stage(info, store.real_path(info), tmp_path / "nowhere", NarEncoding(), lambda: False).size > 0
 
 
 # Giving up
 
 
-@every_packing
+@every_encoding
 def test_who_is_told_to_stop_stops_soon(
-    store: MadeStore, folder: Path, monkeypatch: pytest.MonkeyPatch, packing: Packing
+    store: MadeStore, folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: NarEncoding
 ) -> None:
     """Within one piece, and no file stays behind."""
     info = store.add("a", LARGE_FILE)
     reads = count_reads(monkeypatch)
     with pytest.raises(StagingStoppedError, match="nobody wants it"):
-        stage(info, store.real_path(info), folder, packing, lambda: len(reads) == 3)
+        stage(info, store.real_path(info), folder, encoding, lambda: len(reads) == 3)
     assert len(reads) == 3
     assert list(folder.iterdir()) == []
 
@@ -233,5 +237,5 @@ def test_the_last_of_a_compression_can_be_given_up(
         return asked_at_end > 1
 
     with pytest.raises(StagingStoppedError):
-        stage(info, store.real_path(info), folder, Packing(), is_stopped)
+        stage(info, store.real_path(info), folder, NarEncoding(), is_stopped)
     assert list(folder.iterdir()) == []

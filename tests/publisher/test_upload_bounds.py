@@ -6,9 +6,9 @@ from typing import Self
 import pytest
 
 from nixcache_oci.nix.nar import File
-from nixcache_oci.publisher import upload
-from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.upload import Budget
+from nixcache_oci.publisher import nar_upload
+from nixcache_oci.publisher.compression import NarEncoding
+from nixcache_oci.publisher.nar_upload import Budget
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
 
@@ -54,7 +54,7 @@ class PeakWatch:
 
 async def test_staged_bytes_are_bounded(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three files of 40 MB, room for one: whatever the closure's size, the disk is safe."""
-    monkeypatch.setattr(upload, "STAGED_BYTES", 50 * MIB)
+    monkeypatch.setattr(nar_upload, "STAGED_BYTES", 50 * MIB)
     infos = [story.store.add(f"large-{number}", noise(str(number), 40_000_000)) for number in range(3)]
     story.blobs.gate.clear()
     with PeakWatch(story.staging) as watch:
@@ -71,7 +71,7 @@ async def test_staged_bytes_are_bounded(story: Story, monkeypatch: pytest.Monkey
 
 async def test_what_is_larger_than_all_room_goes_alone(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has to be published, too; nothing else is staged in a file beside it."""
-    monkeypatch.setattr(upload, "STAGED_BYTES", 12 * MIB)
+    monkeypatch.setattr(nar_upload, "STAGED_BYTES", 12 * MIB)
     sizes = (5, 13, 5, 14, 5, 5)
     infos = [
         story.store.add(f"large-{number}", noise(str(number), size * MIB))
@@ -88,7 +88,7 @@ async def test_what_shrinks_keeps_its_room_until_it_is_packed(
 ) -> None:
     """Their turn comes behind the small ones, in their order: until then one of twelve has room here."""
     size = 80_000
-    monkeypatch.setattr(upload, "STAGED_BYTES", 2 * size)
+    monkeypatch.setattr(nar_upload, "STAGED_BYTES", 2 * size)
     sparse = [
         story.store.add(f"sparse-{number}", File(noise(str(number), size).contents + bytes(5 * MIB)))
         for number in range(12)
@@ -98,7 +98,7 @@ async def test_what_shrinks_keeps_its_room_until_it_is_packed(
     watched = WatchedStage(monkeypatch, lambda info: info in small and held.wait(30))
     async with story.tidy():
         running = story.start([*sparse, *small], jobs=4)
-        await until(lambda: story.told.staged_names)
+        await until(lambda: story.told.staged)
         await asyncio.sleep(0.1)
         assert len(watched.started) == 2
         held.set()
@@ -109,7 +109,7 @@ async def test_what_shrinks_keeps_its_room_until_it_is_packed(
 
 async def test_memory_is_bounded(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the registry is slow, nothing is staged that would have to wait in memory without end."""
-    monkeypatch.setattr(upload, "_MEMORY_BYTES", 3 * MIB)
+    monkeypatch.setattr(nar_upload, "_MEMORY_BYTES", 3 * MIB)
     infos = [story.store.add(f"middle-{number}", noise(str(number), 300_000)) for number in range(50)]
     watched = WatchedStage(monkeypatch, nothing)
     story.blobs.gate.clear()
@@ -130,10 +130,10 @@ async def test_packs_wait_for_their_turn(story: Story) -> None:
     story.blobs.gate.clear()
     async with story.tidy():
         running = story.start(infos, jobs=4)
-        await until(lambda: len(story.blobs.steps) == upload._UPLOADS_AT_ONCE)
+        await until(lambda: len(story.blobs.steps) == nar_upload._UPLOADS_AT_ONCE)
         staged = -1
-        while staged != len(story.told.staged_names):
-            staged = len(story.told.staged_names)
+        while staged != story.told.staged:
+            staged = story.told.staged
             await asyncio.sleep(0.3)
         assert len(infos) * 250_000 > 7 * 16 * MIB
         assert staged * 250_000 < 6 * 16 * MIB
@@ -150,8 +150,8 @@ async def test_few_large_ones_are_compressed_at_once(story: Story, monkeypatch: 
     watched = WatchedStage(monkeypatch, lambda info: info in large and held.wait(30))
     async with story.tidy():
         running = story.start([*large, *small], jobs=4)
-        await until(lambda: len(story.told.staged_names) == len(small))
-        assert watched.running == upload._LARGE_AT_ONCE
+        await until(lambda: story.told.staged == len(small))
+        assert watched.running == nar_upload._LARGE_AT_ONCE
         held.set()
         uploaded = await running
     story.check(uploaded, [*large, *small])
@@ -241,7 +241,7 @@ async def test_nothing_that_is_sent_is_over_the_registrys_limit(story: Story) ->
     """Packs keep to it as NARs do; a NAR that is larger by itself is named, and the others are sent."""
     limit = 300_000
     infos = [*small_ones(story, 40, 50_000), story.store.add("larger", noise("larger", limit + 1))]
-    uploaded = await story.run(infos, packing=Packing(max_blob_bytes=limit))
+    uploaded = await story.run(infos, encoding=NarEncoding(max_blob_bytes=limit))
     assert list(uploaded.failed) == [infos[-1].store_path.base_name]
     assert len(uploaded.narinfos) == len(infos) - 1
     assert max(map(len, story.blobs.blobs.values())) <= limit

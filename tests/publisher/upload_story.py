@@ -18,11 +18,12 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import Packing
-from nixcache_oci.publisher.staging import StagedNar, StoreNars, stage
-from nixcache_oci.publisher.upload import Upload, Uploaded, WhenStaged
+from nixcache_oci.publisher.compression import NarEncoding
+from nixcache_oci.publisher.nar_upload import Upload, Uploaded, WhenStaged
+from nixcache_oci.publisher.staging import StagedNar, StoreNarStager, stage
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage
+from tests.support.told import Told
 
 _MOST_SECONDS = 60  # what takes longer hangs
 
@@ -60,35 +61,6 @@ class Blobs(ModelRepository):
         return [step for step in self.steps if step.startswith("push")]
 
 
-class Told:
-    """What the progress was told."""
-
-    def __init__(self) -> None:
-        self.staged_names: list[str] = []
-        self.sent_bytes = 0
-        self.skipped_bytes = 0
-        self.warnings: list[str] = []
-
-    def note(self, line: str) -> None:
-        raise AssertionError(line)
-
-    def begin(self, paths: int, size: int) -> None:
-        raise AssertionError(paths, size)
-
-    def staged(self, base_name: str, size: int) -> None:
-        assert size > 0
-        self.staged_names.append(base_name)
-
-    def sent(self, size: int) -> None:
-        self.sent_bytes += size
-
-    def skipped(self, size: int) -> None:
-        self.skipped_bytes += size
-
-    def warn(self, line: str) -> None:
-        self.warnings.append(line)
-
-
 class Story:
     """One store and one repository; every run has to leave no file, no thread and no complaint.
 
@@ -110,20 +82,20 @@ class Story:
         infos: Sequence[PathInfo],
         *,
         jobs: int = 2,
-        packing: Packing | None = None,
+        encoding: NarEncoding | None = None,
         when_staged: WhenStaged | None = None,
     ) -> "asyncio.Task[Uploaded]":
         self.told = Told()
-        packing = packing or Packing()
-        nars = StoreNars(self.store.real_path, packing, jobs)
-        upload = Upload(self._repository, nars, self.staging, jobs, self.told, packing.max_blob_bytes)
+        encoding = encoding or NarEncoding()
+        nars = StoreNarStager(self.store.real_path, encoding, jobs)
+        upload = Upload(self._repository, nars, self.staging, jobs, self.told, encoding.max_blob_bytes)
         return asyncio.create_task(upload.run(infos, when_staged))
 
     async def run(
-        self, infos: Sequence[PathInfo], *, jobs: int = 2, packing: Packing | None = None
+        self, infos: Sequence[PathInfo], *, jobs: int = 2, encoding: NarEncoding | None = None
     ) -> Uploaded:
         async with self.tidy(), asyncio.timeout(_MOST_SECONDS):
-            return await self.start(infos, jobs=jobs, packing=packing)
+            return await self.start(infos, jobs=jobs, encoding=encoding)
 
     @asynccontextmanager
     async def tidy(self) -> AsyncIterator[None]:
@@ -184,7 +156,12 @@ class WatchedStage:
         monkeypatch.setattr(staging, "stage", self._stage)
 
     def _stage(
-        self, info: PathInfo, real_path: Path, folder: Path, packing: Packing, is_stopped: Callable[[], bool]
+        self,
+        info: PathInfo,
+        real_path: Path,
+        folder: Path,
+        encoding: NarEncoding,
+        is_stopped: Callable[[], bool],
     ) -> StagedNar:
         with self._lock:
             self.started.append(info.store_path.base_name)
@@ -192,7 +169,7 @@ class WatchedStage:
             self.peak = max(self.peak, self.running)
         try:
             self._before(info)
-            return stage(info, real_path, folder, packing, is_stopped)
+            return stage(info, real_path, folder, encoding, is_stopped)
         finally:
             with self._lock:
                 self.running -= 1

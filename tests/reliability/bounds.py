@@ -18,22 +18,22 @@ from nixcache_oci.cache import (
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
-from nixcache_oci.cli import log
+from nixcache_oci.cli import log, publish
 from nixcache_oci.clients import layout_check
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
-from nixcache_oci.clients.http import foreign, head, minimum_rate
-from nixcache_oci.clients.local_store import evaluator
+from nixcache_oci.clients.http import client, errors, reply, session
+from nixcache_oci.clients.local_store import build, evaluator
 from nixcache_oci.clients.registry import client as registry
-from nixcache_oci.clients.registry import transport, wire
+from nixcache_oci.clients.registry import transport
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
-    joined_refreshes,
     lookup,
     nar_source,
     nar_streams,
     open_files,
+    refresh_coalescer,
     regression,
 )
 from nixcache_oci.proxy.front import connections
@@ -180,13 +180,13 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
     "What a server answers": (
         Bound(
             "interim answers (1xx) before an answer",
-            f"{head.MOST_INTERIM_ANSWERS}",
+            f"{session.MOST_INTERIM_ANSWERS}",
             "the connection is cut",
             "tests/hostile/test_floods.py::test_a_flood_before_an_answer_stops_nobody",
         ),
         Bound(
             "all heads of an answer",
-            show_bytes(head.MOST_HEAD_BYTES),
+            show_bytes(session.MOST_HEAD_BYTES),
             "the connection is cut",
             "tests/clients/test_http_head.py::test_what_comes_before_a_head_is_bounded",
         ),
@@ -198,14 +198,14 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "rate of manifests, lists and tokens, at least",
-            f"{show_bytes(minimum_rate.DOCUMENT_BYTES_PER_SECOND)} a second of each 30 s",
+            f"{show_bytes(reply.DOCUMENT_BYTES_PER_SECOND)} a second of each 30 s",
             "it counts as no answer",
             "tests/clients/test_http_minimum_rate.py::test_a_registrys_document_may_not_drip",
         ),
         Bound(
             "rate of tables, packs and NARs, at least",
-            f"{show_bytes(minimum_rate.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
-            f"resumed; given up after {minimum_rate.RESUMED_WINDOWS} such times",
+            f"{show_bytes(reply.STREAM_BYTES_PER_SECOND)} a second of each 30 s",
+            f"resumed; given up after {reply.RESUMED_WINDOWS} such times",
             "tests/clients/test_http_minimum_rate.py::test_a_registrys_blob_may_not_drip",
         ),
         Bound(
@@ -222,7 +222,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "redirects",
-            f"{wire._MOST_REDIRECTS}",
+            f"{client.MOST_REDIRECTS}",
             "refused",
             "tests/clients/test_upstream_redirect.py::test_redirects_end",
         ),
@@ -254,7 +254,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "what an error repeats of an answer",
-            f"{foreign._MOST_CHARACTERS} characters, escaped",
+            f"{errors._MOST_CHARACTERS} characters, escaped",
             "cut",
             f"{_ANSWERS}::test_an_answer_that_makes_no_sense_is_the_clients_own_error",
         ),
@@ -312,7 +312,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "refreshes that are asked for",
-            f"{joined_refreshes.MOST_IN_A_ROW} in {_seconds(joined_refreshes.WINDOW_SECONDS)}",
+            f"{refresh_coalescer.MOST_IN_A_ROW} in {_seconds(refresh_coalescer.WINDOW_SECONDS)}",
             "who asks shares the next one",
             f"{_CROWDS}::test_refreshes_are_joined",
         ),
@@ -344,6 +344,24 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
             f"{evaluator.MOST_NAME_BYTES:,} bytes",
             "that output fails",
             "tests/clients/test_evaluate.py::test_long_names",
+        ),
+        Bound(
+            "sets within a set that is looked through",
+            f"{evaluator.MOST_LEVELS} levels, {evaluator.MOST_NESTED:,} attributes",
+            "one failure that names the limit",
+            "tests/clients/test_evaluate_paths.py::test_sets_without_end",
+        ),
+        Bound(
+            "calls of Nix for one build, where it stops at a failure",
+            f"{build.MOST_CALLS:,}",
+            "the rest is named as not tried",
+            "tests/clients/test_build.py::test_a_nix_that_always_fails_is_given_up",
+        ),
+        Bound(
+            "lines about outputs that are left out, or fail",
+            f"{publish.MOST_REASONS} each",
+            "counted in one line",
+            "tests/journey/test_publish.py::test_what_is_left_out_is_said",
         ),
     ),
 }

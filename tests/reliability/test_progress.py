@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from nixcache_oci.clients.http.minimum_rate import DOCUMENT_BYTES_PER_SECOND
+from nixcache_oci.clients.http.reply import DOCUMENT_BYTES_PER_SECOND
 from tests.hostile.test_registry_data import put_segment
 from tests.reliability.caches import BLOBS, FIRST_STEP, PACKED, make_steps, names_in
 from tests.reliability.observed import LogLines, Outside, Surroundings

@@ -8,18 +8,18 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.registry.client import Registry
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import prepare_gc
 from nixcache_oci.maintenance.gc.plan import GcOptions
 from nixcache_oci.nix.nar import File
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.plan import Plan
-from nixcache_oci.publisher.publish import Publisher
+from nixcache_oci.publisher.publish_plan import PublishPlan
+from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore
 from tests.reliability.caches import NAME, names_in
 from tests.reliability.observed import (
@@ -30,35 +30,14 @@ from tests.reliability.observed import (
     Outcome,
     Surroundings,
 )
+from tests.support.told import Told
 
 _LARGE_BYTES = 300_000  # a blob of its own
 _SMALL_BYTES = 1_000
 _READS = frozenset({"GET", "HEAD"})
 
 
-class _Told:
-    """Keeps what a publish says."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-
-    def note(self, line: str) -> None:
-        self._texts.append(line)
-
-    def begin(self, paths: int, size: int) -> None:
-        """Numbers tell nothing here."""
-
-    def staged(self, base_name: str, size: int) -> None:
-        """As above."""
-
-    def sent(self, size: int) -> None:
-        """As above."""
-
-    def skipped(self, size: int) -> None:
-        """As above."""
-
-    def warn(self, line: str) -> None:
-        self._texts.append(line)
+_OPTIONS = PublishOptions(keys=(SecretKey.generate("machine-1"),))
 
 
 class Machine:
@@ -80,10 +59,10 @@ class Machine:
         """Publish as a run of its own, over another ``host:port`` where one is given."""
         client = self._around.client(push=True, host=host)
         upstreams = Upstreams([])
-        told = _Told(self._around.outside.texts)
-        publisher = Publisher(client, self._store, self._folder, upstreams, PublishOptions(), told)
+        told = Told(self._around.outside.texts, self._around.outside.texts)
+        publisher = Publisher(client, self._store, self._folder, upstreams, _OPTIONS, told)
         try:
-            published = await publisher.publish(Plan(push=tuple(infos)), [])
+            published = await publisher.publish(PublishPlan(push=tuple(infos)), [])
         except Error as error:
             return error
         finally:

@@ -21,7 +21,7 @@ import zstandard
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.clients.registry.remover import RegistryRemover
+from nixcache_oci.clients.registry.client import RegistryRemover
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.plan import GcOptions

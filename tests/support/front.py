@@ -12,7 +12,7 @@ from aiohttp import web
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
@@ -90,10 +90,10 @@ class Bench:
     ) -> None:
         self.app = app
         self.server = server
-        connections = app[keys.CONNECTIONS]
+        connections = app[app_keys.CONNECTIONS]
         self.library = protocol_factory(server, connections, idle_seconds=idle_seconds)
-        reader = HeadReader(app[keys.HOST_GUARD].allows)
-        self.front = FrontServer(self.library, reader, app[keys.FAST_PATH], connections)
+        reader = HeadReader(app[app_keys.HOST_GUARD].allows)
+        self.front = FrontServer(self.library, reader, app[app_keys.FAST_PATH], connections)
         self.gate = gate
         self.connections: list[Front] = []
 
@@ -107,7 +107,7 @@ class Bench:
             if isinstance(protocol, Front):
                 self.connections.append(protocol)
             try:
-                yield Client(ours, self.app[keys.PACKS])
+                yield Client(ours, self.app[app_keys.PACKS])
             finally:
                 if not transport.is_closing():
                     transport.abort()

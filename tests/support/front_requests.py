@@ -11,7 +11,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from tests.support.front import Bench, Client, make_bench
@@ -194,9 +194,9 @@ def _outcome(bench: Bench, client: Client, log: list[object], packs: Sequence[Di
     return Outcome(
         _comparable(client.received),
         client.is_closed,
-        replace(bench.app[keys.COUNTERS]),
+        replace(bench.app[app_keys.COUNTERS]),
         list(log),
-        [bench.app[keys.PACKS].at_hand(pack, 0, 1) is not None for pack in packs],
+        [bench.app[app_keys.PACKS].cached(pack, 0, 1) is not None for pack in packs],
     )
 
 

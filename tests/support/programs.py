@@ -15,9 +15,9 @@ import pytest
 
 
 def find_program(name: str) -> str | None:
-    """Find a program in PATH, beside this Python, or where Debian puts servers; None where it is missing."""
-    elsewhere = [str(Path(sys.executable).parent), "/usr/local/sbin", "/usr/sbin", "/sbin"]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(elsewhere))
+    """Find a program beside this Python, in PATH, or where Debian puts servers; None where it is missing."""
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    return shutil.which(name, path=os.pathsep.join([beside, path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
 
 
 def require_program(name: str) -> str:
@@ -43,7 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = sorted({name for name in names if find_program(name) is None})
     if not missing:
         return
-    reason = f"not installed: {', '.join(missing)} (scripts/test-programs installs what is missing)"
+    reason = f"not installed: {', '.join(missing)} (make programs installs what is missing)"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -9,9 +9,8 @@ from typing import TypedDict, Unpack
 
 from aiohttp import web
 
-from nixcache_oci.clients.upstream.address import parse_upstream
+from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.clients.upstream.named_path import UrlSigner
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 
@@ -33,7 +32,7 @@ class Options(TypedDict, total=False):
     clock: Callable[[], float]
     is_public: Callable[[str], bool]
     store_dir: str | None
-    counting_keys: tuple[PublicKey, ...]
+    client_keys: tuple[PublicKey, ...]
     name: str
 
 

@@ -1,6 +1,8 @@
 """Somebody's repository at GitHub, whose workflows run here: a remote, a registry, and machines with Nix."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,23 +13,30 @@ from typing import Final
 
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cli.starter import PLACEHOLDER, PLACEHOLDER_REF
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
 from tests.clients.nix_story import SYSTEM, NixStory
 from tests.support.journey import push_with
 from tests.support.registries import REPO, Ghcr
 from tests.support.segments import read_records
-from tests.workflows.documents import HERE, TOP
-from tests.workflows.expression import Value
-from tests.workflows.runner import Event, Job, Permitted, Player, Result
-from tests.workflows.workflow import permissions_of, run_job
+from tests.workflows.documents import EVERY_FILE, TOP
+from tests.workflows.machine import Event, Machine, Result
 
 CHECKOUT: Final = "actions/checkout"
-SETUP: Final = f"{HERE}workflows/setup"
+INSTALLER: Final = "cachix/install-nix-action"
+MAIN: Final = "refs/heads/main"
+ONE: Final = 'one = mk "one" "echo ${dep.text} > $out";'
 
-# Takes a push only from a job that may write to the repository: local transports hand the environment on.
-_HOOK: Final = """#!/bin/sh
-[ "$RUNNER_CONTENTS" = write ] || { echo 'remote: Permission denied' >&2; exit 1; }
+# As actions/checkout does it: one commit, on its branch where it is of one.
+_CHECKOUT: Final = """
+git init --quiet --initial-branch=unborn
+git remote add origin "file://{remote}"
+git fetch --quiet --depth=1 origin "$COMMIT"
+case $COMMIT-$GITHUB_REF in
+  "$GITHUB_SHA-refs/heads/"*) git checkout --quiet -B "${{GITHUB_REF#refs/heads/}}" FETCH_HEAD ;;
+  *) git checkout --quiet --detach FETCH_HEAD ;;
+esac
 """
 
 
@@ -40,32 +49,32 @@ class GithubStory:
         ghcr: the registry.
         key: that the cache is signed with; the repository has it as a secret.
         nix: the machines' Nix. All of them share a store, so that only the first builds.
-        players: of other people's actions; checkout and setup are played unless a test takes them away.
+        programs: what else every machine has: name and script of each.
     """
 
     folder: Path
     ghcr: Ghcr
     key: SecretKey
     nix: NixStory
-    players: dict[str, Player] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._jobs = 0
-        self.players |= {CHECKOUT: self._play_checkout, SETUP: self._play_setup}
-        self._environment = {
-            **self.nix.environment(),
-            "GITHUB_REPOSITORY": REPO,
-            "GITHUB_SERVER_URL": "https://github.com",
-            "GITHUB_API_URL": self.ghcr.server.api_url,
-            "NIXCACHE_REGISTRY": self.ghcr.server.host,
-            "NIXCACHE_UPSTREAM": "",
-            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
-        }
+        self._machines = 0
+        self.own_actions = self.folder / "own-actions"
+        self.actions = {f"{PLACEHOLDER}@{PLACEHOLDER_REF}": self.own_actions}
+        shutil.copytree(TOP / "workflows", self.own_actions / "workflows")
+        # This checkout's program; the setup action's test runs the real one.
+        program = f'#!/bin/sh\nPYTHONPATH={TOP} exec {sys.executable} -m nixcache_oci "$@"\n'
+        self.program = self.folder / "program/nixcache-oci"
+        self.program.parent.mkdir()
+        self.program.write_text(program)
+        self.program.chmod(0o755)
+        on_path = f'echo "{self.program.parent}" >>"$GITHUB_PATH"'
+        write_stub(self.own_actions / "workflows/setup", on_path)
+        self.stub(INSTALLER, "echo Nix is installed")
+        self.stub(CHECKOUT, _CHECKOUT.format(remote=self.remote))
         self.git("init", "--quiet", "--bare", "--initial-branch=main", str(self.remote))
         self.git("config", "uploadpack.allowAnySHA1InWant", "true", folder=self.remote)
-        hook = self.remote / "hooks/pre-receive"
-        hook.write_text(_HOOK)
-        hook.chmod(0o755)
         self.git("init", "--quiet", "--initial-branch=main", str(self.clone))
 
     @property
@@ -79,7 +88,7 @@ class GithubStory:
 
     # What the owner does
 
-    def commit(self, files: Mapping[str, str], *, ref: str = "refs/heads/main") -> str:
+    def commit(self, files: Mapping[str, str]) -> str:
         """Write files, commit and push them; gives the commit."""
         for name, text in files.items():
             path = self.clone / name
@@ -87,82 +96,49 @@ class GithubStory:
             path.write_text(text)
         self.git("add", "--all", folder=self.clone)
         self.git("commit", "--quiet", "--message", "by the owner", folder=self.clone)
-        self.git("push", "--quiet", f"file://{self.remote}", f"HEAD:{ref}", folder=self.clone)
+        self.git("push", "--quiet", f"file://{self.remote}", f"HEAD:{MAIN}", folder=self.clone)
         return self.head("HEAD", folder=self.clone)
 
-    def commit_flake(self, text: str) -> str:
-        """Commit a flake with its lock in the folder that is published; gives the commit."""
+    def commit_flake(self, packages: str = ONE, text: str = "text", settings: str = "") -> str:
+        """Commit a flake with its lock in the folder that is published; gives the commit.
+
+        ``mk`` makes a derivation of a name and a script; ``dep.text`` is what the flake's one input says.
+        """
         folder = self.clone / "config"
         folder.mkdir(exist_ok=True)
-        (folder / "flake.nix").write_text(text)
+        (folder / "flake.nix").write_text(f"""{{ {settings}
+          inputs.dep.url = "{self.write_input(text)}";
+          outputs = {{ self, dep }}: let
+            mk = name: script: derivation {{
+              inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; PATH = "/bin:/usr/bin";
+              args = [ "-euc" script ];
+            }};
+          in {{ packages.{SYSTEM} = {{ {packages} }}; }};
+        }}""")
         self.nix.sandbox.run("nix", "flake", "lock", f"path:{folder}").check()
         return self.commit({})
-
-    def commit_tree(self, folder: Path) -> None:
-        """Commit a copy of a folder."""
-        shutil.copytree(folder, self.clone / folder.name)
-        self.commit({})
 
     def write_input(self, text: str) -> str:
         """Write the flake that the repository's own flake takes as an input; gives its reference."""
         folder = self.nix.write("dep/flake.nix", f'{{ outputs = {{ self }}: {{ text = "{text}"; }}; }}')
         return f"path:{folder}"
 
-    def tag(self, name: str) -> None:
-        """Tag what main has."""
-        self.git("tag", name, "main", folder=self.remote)
-
-    def head(self, ref: str = "refs/heads/main", *, folder: Path | None = None) -> str:
+    def head(self, ref: str = MAIN, *, folder: Path | None = None) -> str:
         """Tell the commit that a ref of the remote names."""
         return self.git("rev-parse", ref, folder=folder or self.remote).strip()
 
-    def changed_files(self, commit: str) -> dict[str, str]:
+    def changed_files(self, commit: str = MAIN) -> dict[str, str]:
         """Tell what a commit at the remote did to each file: A, M or D."""
         lines = self.git("diff-tree", "--no-commit-id", "--name-status", "-r", commit, folder=self.remote)
         return {line.split("\t")[1]: line[0] for line in lines.splitlines()}
 
-    def author(self, commit: str) -> str:
-        return self.git("log", "-1", "--format=%an <%ae>", commit, folder=self.remote).strip()
+    def describe(self, commit: str = MAIN) -> str:
+        """Tell a commit's author and message."""
+        return self.git("log", "-1", "--format=%an <%ae>|%s", commit, folder=self.remote).strip()
 
-    def show(self, name: str, commit: str = "refs/heads/main") -> str:
+    def show(self, name: str, commit: str = MAIN) -> str:
         """Read a file at the remote."""
         return self.git("show", f"{commit}:{name}", folder=self.remote)
-
-    # What GitHub does
-
-    def job(self, event: Event | None = None, permissions: Mapping[str, str] | None = None) -> Job:
-        """Start a machine; a token that may write packages only where the permissions say so."""
-        self._jobs += 1
-        given = permissions or {}
-        server = self.ghcr.server
-        token = server.token if given.get("packages") == "write" else server.read_token
-        return Job(
-            folder=self.folder / f"job-{self._jobs}",
-            environment=dict(self._environment),
-            event=event or Event(),
-            permitted=Permitted(given, token),
-            players=self.players,
-            run_id=str(self._jobs),
-        )
-
-    def run(
-        self,
-        workflow: Path,
-        name: str,
-        *,
-        event: Event | None = None,
-        needs: Mapping[str, Result] | None = None,
-        inputs: Mapping[str, Value] | None = None,
-    ) -> Result:
-        """Run one job of a workflow, where that has a matrix, on this machine only."""
-        job = self.job(event, permissions_of(workflow, name))
-        contexts: dict[str, Value] = {
-            "secrets": {"NIX_SIGNING_KEY": self.key.render()},
-            "inputs": {"dry-run": None, **(inputs or {})},
-        }
-        result = run_job(job, workflow, name, contexts=contexts, needs=needs or {})
-        assert self.key.render() not in result.log
-        return result
 
     def records(self) -> list[PublishRecord]:
         """What publishes left for gc, the oldest first."""
@@ -174,33 +150,50 @@ class GithubStory:
         push_with(self.ghcr, read)
         return found
 
-    def _play_checkout(self, job: Job, given: Mapping[str, str]) -> Mapping[str, str]:
-        """Do as actions/checkout does, which keeps no credentials here."""
-        assert given["persist-credentials"] == "false"
-        event = job.event
-        if "ref" in given:
-            self.check_out(job, given["ref"])
-        else:
-            self.check_out(job, event.sha or event.ref, event.ref)
-        return {}
+    # What GitHub does
 
-    def check_out(self, job: Job, commit: str, ref: str = "") -> None:
-        """Fetch one commit into a job's workspace; under the branch's name, where the ref is one."""
-        self.git("init", "--quiet", "--initial-branch=unborn", str(job.workspace))
-        self.git("remote", "add", "origin", f"file://{self.remote}", folder=job.workspace)
-        self.git("fetch", "--quiet", "--depth=1", "origin", commit, folder=job.workspace)
-        how = ["-B", ref.removeprefix("refs/heads/")] if ref.startswith("refs/heads/") else ["--detach"]
-        self.git("checkout", "--quiet", *how, "FETCH_HEAD", folder=job.workspace)
+    def machine(self, event: Event | None = None) -> Machine:
+        """Start a machine, with nothing checked out."""
+        self._machines += 1
+        server = self.ghcr.server
+        environment = {
+            **self.nix.environment(),
+            "GITHUB_REPOSITORY": REPO,
+            "GITHUB_API_URL": server.api_url,
+            "GITHUB_RUN_ID": str(self._machines),
+            "NIXCACHE_REGISTRY": server.host,
+            "NIXCACHE_UPSTREAM": "",
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE")},
+        }
+        secrets = {"NIX_SIGNING_KEY": self.key.render(), "GITHUB_TOKEN": server.token}
+        folder = self.folder / f"machine-{self._machines}"
+        machine = Machine(folder, environment, event or Event(), secrets, self.actions)
+        for name, script in self.programs.items():
+            machine.put(name, script)
+        return machine
 
-    def _play_setup(self, job: Job, given: Mapping[str, str]) -> Mapping[str, str]:
-        """Put this checkout's program on PATH, as workflows/setup does it; its test runs the real one."""
-        assert given.keys() <= {"nix"}
-        program = job.temp / "bin/nixcache-oci"
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nPYTHONPATH={TOP} exec {sys.executable} -m nixcache_oci "$@"\n')
-        program.chmod(0o755)
-        job.environment["PATH"] = os.pathsep.join([str(program.parent), job.environment["PATH"]])
-        return {"version": "0"}
+    def checked_out(self, event: Event | None = None) -> Machine:
+        """Start a machine that has the program, and main checked out."""
+        machine = self.machine(event)
+        machine.put("nixcache-oci", self.program.read_text())
+        self.git("clone", "--quiet", "--depth=1", f"file://{self.remote}", str(machine.workspace))
+        return machine
+
+    def run(self, workflow: Path, event: Event | None = None) -> Result:
+        """Run a workflow; no step of it says the secret key."""
+        event = event or Event()
+        sha = event.sha or self.head(event.ref)
+        result = self.machine(Event(event.name, event.ref, event.payload, sha)).run(workflow)
+        assert self.key.render() not in result.log
+        return result
+
+    def stub(self, name: str, script: str) -> None:
+        """Have a script stand for somebody else's action, at the commit that the files name."""
+        (pinned,) = {
+            found for path in EVERY_FILE for found in re.findall(rf"{name}@[0-9a-f]{{40}}", path.read_text())
+        }
+        self.actions[pinned] = self.folder / "stubs" / name
+        write_stub(self.actions[pinned], script)
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
         """Run git as the owner; gives what it printed."""
@@ -208,7 +201,7 @@ class GithubStory:
         return subprocess.run(
             ["git", *owner, *arguments],
             cwd=folder or self.folder,
-            env={**self.nix.environment(), "RUNNER_CONTENTS": "write"},
+            env=self.nix.environment(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -216,15 +209,10 @@ class GithubStory:
         ).stdout
 
 
-def flake(packages: str, dependency: str) -> str:
-    """Write a flake with one input; ``mk`` makes a derivation of a name and a script."""
-    return f"""{{
-  inputs.dep.url = "{dependency}";
-  outputs = {{ self, dep }}: let
-    mk = name: script: derivation {{
-      inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; PATH = "/bin:/usr/bin";
-      args = [ "-euc" script ];
-    }};
-  in {{ packages.{SYSTEM} = {{ {packages} }}; }};
-}}
-"""
+def write_stub(folder: Path, script: str) -> None:
+    """Write an action of one script, which finds the input ``ref`` as COMMIT."""
+    step = {"shell": "bash", "run": script, "env": {"COMMIT": "${{ inputs.ref }}"}}
+    inputs = {"ref": {"default": "${{ github.sha }}"}}
+    folder.mkdir(parents=True, exist_ok=True)
+    action = {"name": "stub", "inputs": inputs, "runs": {"using": "composite", "steps": [step]}}
+    (folder / "action.yml").write_text(json.dumps(action))

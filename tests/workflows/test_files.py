@@ -90,6 +90,12 @@ def test_the_schemas() -> None:
     run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
 
 
+@pytest.mark.needs("actionlint")
+def test_every_name_in_a_workflow_is_there() -> None:
+    """GitHub takes an output, an input or a context that is not there for an empty text."""
+    run("actionlint", "-shellcheck=", "-pyflakes=", *EVERY_WORKFLOW)
+
+
 @pytest.mark.needs("zizmor")
 def test_nothing_that_is_known_to_be_unsafe() -> None:
     """The template is the same but for how it names the actions, whose tag moves on purpose."""
@@ -204,7 +210,7 @@ def test_every_system_has_a_machine() -> None:
 
 @every_action
 def test_every_input_counts(path: Path) -> None:
-    """Each is handed to a script, which uses it; each is described, and stands in the table of the README."""
+    """Each is handed to a script, which uses it, is described, stands in the README; no other is named."""
     action = read(path)
     readme = (TOP / "workflows/README.md").read_text()
     for step in steps_of(action):
@@ -212,8 +218,9 @@ def test_every_input_counts(path: Path) -> None:
             if variable.startswith(("INPUT_", "HEAD_")):
                 assert re.search(rf"\$\{{?{variable}\b", scripts_of(path))
     handed_on = " ".join(texts_of([step.get("env", {}) for step in steps_of(action)]))
+    named = re.findall(r"\binputs\.([\w-]+)", handed_on)
+    assert set(named) == action.get("inputs", {}).keys()
     for name, described in action.get("inputs", {}).items():
-        assert f"inputs.{name} " in handed_on
         assert described["description"]
         assert f"| `{name}` |" in readme
     for name in action.get("outputs", {}):

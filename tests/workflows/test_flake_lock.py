@@ -2,8 +2,8 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,106 +11,83 @@ import pytest
 
 from tests.workflows.documents import TOP
 from tests.workflows.github_story import GithubStory
-from tests.workflows.runner import Job, Result
+from tests.workflows.machine import Event, Result
 
-WORKFLOW = TOP / ".github/workflows/update-flake-lock.yml"
+SCRIPT = TOP / "scripts/propose-flake-lock"
+STATE: dict[str, object] = {"lastModified": 2, "narHash": f"sha256-{'A' * 43}=", "rev": "0" * 40}
+WHERE = {"type": "git", "url": "https://good.example/dep"}
 PROPOSED = "refs/heads/update-flake-lock"
-
-pytestmark = pytest.mark.needs("nix", "git", "jq")
-
 # Nobody here is GitHub: it says how many pull requests are open, and writes down how it is called.
-GH = """#!/bin/sh
-echo "$@" >>'{log}'
-case $1-$2 in pr-list) echo {open} ;; esac
-"""
+GH = '#!/bin/sh\necho "$@" >>{log}\ncase $1-$2 in pr-list) echo {open} ;; esac\n'
 
 
-@dataclass
-class Inputs:
-    """A repository with a flake that has one input.
+@pytest.mark.needs("nix", "git", "jq", "act")
+def test_it_is_proposed(story: GithubStory) -> None:
+    """A new state becomes a branch with one commit of one file, and a pull request, once.
 
-    Attributes:
-        story: the repository.
-        folder: of the input, a git repository.
+    Where nothing is new, there is none of them.
     """
+    dep, calls = story.folder / "input", story.folder / "gh-calls"
+    story.git("init", "--quiet", str(dep))
 
-    story: GithubStory
-    folder: Path
+    def publish(text: str) -> str:
+        (dep / "flake.nix").write_text(f'{{ outputs = {{ self }}: {{ text = "{text}"; }}; }}')
+        story.git("add", "flake.nix", folder=dep)
+        story.git("commit", "--quiet", "--message", text, folder=dep)
+        return story.head("HEAD", folder=dep)
 
-    def publish(self, text: str) -> None:
-        """Commit another state of the input."""
-        (self.folder / "flake.nix").write_text(f'{{ outputs = {{ self }}: {{ text = "{text}"; }}; }}')
-        self.story.git("add", "flake.nix", folder=self.folder)
-        self.story.git("commit", "--quiet", "--message", text, folder=self.folder)
+    def run(*, is_open: bool = False) -> tuple[Result, str]:
+        calls.write_text("")
+        story.programs["gh"] = GH.format(log=calls, open=int(is_open))
+        workflow = TOP / ".github/workflows/update-flake-lock.yml"
+        return story.run(workflow, Event("schedule")).check(), calls.read_text()
 
-    def gh(self, *, is_open: bool = False) -> Path:
-        """Put gh on every job's PATH; gives the file of its calls."""
-        log = self.story.folder / "gh-calls"
-        log.write_text("")
-        program = self.story.folder / "gh/gh"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(GH.format(log=log, open=int(is_open)))
-        program.chmod(0o755)
-        path = self.story._environment["PATH"]
-        self.story._environment["PATH"] = os.pathsep.join([str(program.parent), path])
-        return log
-
-    def run(self, name: str, **needs: Result) -> Result:
-        return self.story.run(WORKFLOW, name, needs=needs)
-
-
-@pytest.fixture
-def inputs(story: GithubStory) -> Inputs:
-    folder = story.folder / "input"
-    story.git("init", "--quiet", str(folder))
-    found = Inputs(story, folder)
-    found.publish("old")
-    text = (
-        f'{{ inputs.dep.url = "git+file://{folder}"; outputs = {{ self, dep }}: {{ inherit (dep) text; }}; }}'
+    publish("old")
+    flake = (
+        f'{{ inputs.dep.url = "git+file://{dep}"; outputs = {{ self, dep }}: {{ inherit (dep) text; }}; }}'
     )
-    script = TOP / "scripts/propose-flake-lock"
-    story.commit({"flake.nix": text, "scripts/propose-flake-lock": script.read_text()})
+    setup = (story.own_actions / "workflows/setup/action.yml").read_text()
+    files = {"flake.nix": flake, "workflows/setup/action.yml": setup}
+    story.commit(files | {"scripts/propose-flake-lock": SCRIPT.read_text()})
     story.nix.sandbox.run("nix", "flake", "lock", f"git+file://{story.clone}").check()
-    story.commit({})
-    story.players["./workflows/setup"] = setup
-    return found
+    before = story.commit({})
+
+    unchanged, called = run()
+    assert "nothing new" in unchanged.log
+    assert called == ""
+    assert "update-flake-lock" not in story.git("branch", "--list", folder=story.remote)
+
+    newest = publish("new")
+    _, called = run()
+    assert story.head() == before
+    assert story.changed_files(PROPOSED) == {"flake.lock": "M"}
+    assert "github-actions[bot]" in story.describe(PROPOSED)
+    assert json.loads(story.show("flake.lock", PROPOSED))["nodes"]["dep"]["locked"]["rev"] == newest
+    assert "pr create --head update-flake-lock --base main" in called
+    assert "create" not in run(is_open=True)[1]
 
 
-def setup(job: Job, _given: object) -> dict[str, str]:
-    """Nix is there already."""
-    del job
-    return {}
+def lock_of(change: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
+    """Give a lock of one input, and have it changed."""
+    nodes = {"dep": {"locked": {**STATE, **WHERE}, "original": {**WHERE}}, "root": {"inputs": {"dep": "dep"}}}
+    lock = {"nodes": nodes, "root": "root", "version": 7}
+    if change is not None:
+        change(lock)
+    return lock
 
 
-def test_it_is_proposed(inputs: Inputs) -> None:
-    """The new state becomes a branch with one commit of one file, and a pull request, once."""
-    before = inputs.story.head()
-    inputs.publish("new")
-    calls = inputs.gh()
-    updated = inputs.run("update").check()
-    inputs.run("propose", update=updated).check()
-    assert inputs.story.head() == before
-    assert inputs.story.changed_files(PROPOSED) == {"flake.lock": "M"}
-    assert "github-actions[bot]" in inputs.story.author(PROPOSED)
-    lock = inputs.story.show("flake.lock", PROPOSED)
-    assert json.loads(lock) == json.loads(updated.outputs["lock"])
-    assert "pr create --head update-flake-lock --base main" in calls.read_text()
-    calls = inputs.gh(is_open=True)
-    inputs.run("propose", update=updated).check()
-    assert "create" not in calls.read_text()
+def propose(folder: Path, lock: str) -> str:
+    """Run the script on a lock that is handed to it, where no branch could be pushed; gives what it said."""
+    (folder / "flake.lock").write_text(json.dumps(lock_of()))
+    environment = {"PATH": os.environ["PATH"], "LOCK": lock}
+    ran = subprocess.run(
+        ["bash", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode != 0
+    return ran.stdout
 
 
-def test_nothing_new(inputs: Inputs) -> None:
-    """Then there is no commit, no branch and no pull request."""
-    calls = inputs.gh()
-    updated = inputs.run("update").check()
-    ran = inputs.run("propose", update=updated).check()
-    assert "nothing new" in ran.log
-    assert calls.read_text() == ""
-    assert "update-flake-lock" not in inputs.story.git("branch", "--list", folder=inputs.story.remote)
-
-
-def _change(**fields: object) -> Callable[[dict[str, Any]], None]:
+def _locked(**fields: object) -> Callable[[dict[str, Any]], object]:
     return lambda lock: lock["nodes"]["dep"]["locked"].update(fields)
 
 
@@ -119,36 +96,34 @@ def _add_input(lock: dict[str, Any]) -> None:
     lock["nodes"]["root"]["inputs"]["more"] = "more"
 
 
+@pytest.mark.needs("jq", "git")
 @pytest.mark.parametrize(
-    "change",
+    ("change", "is_taken"),
     [
-        _change(url="https://evil.example/dep"),
-        _change(type="tarball"),
-        _change(rev="0"),
-        _change(narHash="sha256-"),
-        _change(lastModified=1),
-        _change(lastModified="2"),
-        lambda lock: lock["nodes"]["dep"]["original"].update(url="https://evil.example/dep"),
-        lambda lock: lock.update(version=8),
-        _add_input,
+        (_locked(lastModified=3, rev="1" * 40), True),
+        (_locked(url="https://evil.example/dep"), False),
+        (_locked(type="tarball"), False),
+        (_locked(rev="0"), False),
+        (_locked(narHash="sha256-"), False),
+        (_locked(lastModified=1), False),
+        (_locked(lastModified="3"), False),
+        (lambda lock: lock["nodes"]["dep"]["original"].update(url="https://evil.example/dep"), False),
+        (lambda lock: lock.update(version=8), False),
+        (_add_input, False),
     ],
 )
 def test_no_more_than_a_newer_state_is_taken(
-    inputs: Inputs, change: Callable[[dict[str, Any]], None]
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], is_taken: bool
 ) -> None:
     """What came of a job that read other people's flakes cannot name another repository, nor go back."""
-    calls = inputs.gh()
-    lock = json.loads(inputs.story.show("flake.lock"))
-    change(lock)
-    handed = Result("success", {"lock": json.dumps(lock)}, "", "", inputs.folder)
-    ran = inputs.run("propose", update=handed)
-    assert ran.outcome == "failure"
-    assert "::error::the new flake.lock changes more" in ran.log
-    assert calls.read_text() == ""
+    said = propose(tmp_path, json.dumps(lock_of(change)))
+    assert ("::error::the new flake.lock changes more" not in said) is is_taken
+    assert (json.loads((tmp_path / "flake.lock").read_text()) != lock_of()) is is_taken
 
 
+@pytest.mark.needs("jq", "git")
 @pytest.mark.parametrize("text", ["", "nonsense", "{}", '{"nodes": 1}'])
-def test_what_is_no_lock(inputs: Inputs, text: str) -> None:
+def test_what_is_no_lock(tmp_path: Path, text: str) -> None:
     """It is refused like one that says too much."""
-    handed = Result("success", {"lock": text}, "", "", inputs.folder)
-    assert inputs.run("propose", update=handed).outcome == "failure"
+    propose(tmp_path, text)
+    assert json.loads((tmp_path / "flake.lock").read_text()) == lock_of()

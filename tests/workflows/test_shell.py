@@ -9,8 +9,8 @@ import pytest
 
 from nixcache_oci.clients.local_store.child_environment import child_environment
 from tests.clients.test_child_environment import HARMLESS, SECRET
+from tests.support.github_commands import find_commands
 from tests.workflows.documents import TOP
-from tests.workflows.runner import find_commands
 
 # Where settings are looked for: absolute, or not looked into.
 FOLDERS = (

@@ -71,8 +71,11 @@ set_up NIXCACHE_IMAGE "$INPUT_IMAGE"
 add_switch --dry-run "$INPUT_DRY_RUN"
 add_switch --checks "$INPUT_CHECKS"
 add_switch --strict "$INPUT_STRICT"
+add_switch --allow-unsigned "$INPUT_ALLOW_UNSIGNED"
+add_switch --new-key "${INPUT_NEW_KEY:-false}"
 add_value --scope "$INPUT_SCOPE"
 add_lines --attr "$INPUT_ATTR"
+add_lines --system "${INPUT_SYSTEM-}"
 if [ "$INPUT_UPSTREAM_KEY_NAMES" = none ]; then
   arguments+=(--upstream-key-name=)
 else
@@ -88,6 +91,6 @@ fi
 add_switch --accept-flake-config "$INPUT_ACCEPT_FLAKE_CONFIG"
 if ! has_key && ! is_true allow-unsigned "$INPUT_ALLOW_UNSIGNED" && ! is_true dry-run "$INPUT_DRY_RUN"; then
   fail "there is no signing-key: nixcache-oci keygen NAME-1 makes one, whose NAME-1.sec goes into the repository's \
-secret NIX_SIGNING_KEY; or set allow-unsigned: true"
+secret NIX_SIGNING_KEY; or set allow-unsigned: true, and what nobody signed is published unsigned"
 fi
 become_program publish

@@ -44,7 +44,7 @@ class FolderCache:
         if content is None:
             is_there = await asyncio.to_thread(self._folder.root.is_dir)
             raise UpstreamError(
-                f"{self.name}: is no binary cache: there is no {CACHE_INFO} in it"
+                f"{self.name}: is not a binary cache: it has no {CACHE_INFO}"
                 if is_there
                 else f"{self.name}: there is no such folder"
             )
@@ -116,4 +116,4 @@ class FolderCache:
         except OSError as error:
             raise UpstreamNotFoundError(f"{self.name}: {url}: {error.strerror}") from None
         except ValueError:
-            raise UpstreamNotFoundError(f"{self.name}: {url} names no file of it") from None
+            raise UpstreamNotFoundError(f"{self.name}: {url} names no file in it") from None

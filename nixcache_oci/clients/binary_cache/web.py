@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
-import aiohttp
 from yarl import URL
 
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO
-from nixcache_oci.clients.http.public_address import is_public
+from nixcache_oci.clients.http.client import HttpClient
+from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
+from nixcache_oci.clients.http.reply import Limits, Reply
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
 from nixcache_oci.clients.upstream.client import read_narinfo
-from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, range_headers, read_head
-from nixcache_oci.clients.upstream.wire import Wire, translated
+from nixcache_oci.clients.upstream.nar import ABSENT_STATUSES, NarBody, NarHead, open_part, range_headers
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, limit_all, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
 
@@ -26,6 +27,7 @@ _STALL_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 30.0  # for a whole narinfo
 _MOST_TOTAL_BYTES: Final = 128 * 1024 * 1024  # of all narinfos: some 200,000, for references may never end
 _NAR_SECONDS: Final = 300.0  # for a NAR's head, and for its first byte, as Nix itself waits
+_LIMITS: Final = limit_all(_ANSWER_SECONDS)
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0)
 
 T = TypeVar("T")
@@ -42,7 +44,9 @@ class WebCache:
     def __init__(self, upstream: Upstream, pauses_seconds: tuple[float, ...] = _PAUSES_SECONDS) -> None:
         self._upstream = upstream
         self._pauses = pauses_seconds
-        self._wire = Wire(connect_seconds=_CONNECT_SECONDS, is_public=is_public)
+        self._http = HttpClient(
+            _LIMITS, connect_seconds=_CONNECT_SECONDS, connect_seconds_in_all=NAME_SECONDS + _CONNECT_SECONDS
+        )
         self._total_bytes = 0
 
     @property
@@ -52,7 +56,7 @@ class WebCache:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._wire.close()
+        await self._http.close()
 
     async def read_info(self) -> bytes:
         """Read its nix-cache-info.
@@ -62,7 +66,7 @@ class WebCache:
         """
         content = await self._read(CACHE_INFO)
         if content is None:
-            raise UpstreamError(f"{self.name}: is no binary cache: it has no {CACHE_INFO}")
+            raise UpstreamError(f"{self.name}: is not a binary cache: it has no {CACHE_INFO}")
         return content
 
     async def list_names(self) -> None:
@@ -79,7 +83,7 @@ class WebCache:
         if self._total_bytes > _MOST_TOTAL_BYTES:
             raise UpstreamError(
                 f"{self.name}: its narinfos have over {_MOST_TOTAL_BYTES} bytes in total;"
-                " take fewer paths at once"
+                " import fewer paths at a time"
             )
         return content
 
@@ -93,28 +97,14 @@ class WebCache:
         """
         address = self._locate(url)
 
-        async def open_from(
-            start: int, end: int | None, validator: str
-        ) -> tuple[aiohttp.ClientResponse, NarHead]:
+        async def open_from(start: int, end: int | None, validator: str) -> tuple[Reply, NarHead]:
             seconds = _STALL_SECONDS if start else _NAR_SECONDS
-            response = await self._send(address, range_headers(start, end, validator), seconds)
-            try:
-                return response, read_head(self._upstream, response.status, response.headers, start, end)
-            except UpstreamError:
-                response.close()
-                raise
+            limits = Limits(seconds, seconds, _STALL_SECONDS, AGAIN_SECONDS)
+            wanted = range_headers(start, end, validator)
+            return await open_part(self._http, self._upstream, address, limits, start, end, wanted)
 
-        with translated(self._upstream):
-            response, head = await open_from(0, None, "")
-        body = NarBody(
-            self._upstream,
-            response,
-            head,
-            open_from,
-            pause_seconds=self._pauses[0],
-            first_seconds=_NAR_SECONDS,
-            stall_seconds=_STALL_SECONDS,
-        )
+        reply, head = await open_from(0, None, "")
+        body = NarBody(self._upstream, reply, head, open_from, self._pauses[0], _STALL_SECONDS)
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield chunks
@@ -125,7 +115,7 @@ class WebCache:
         try:
             relative = below_base(url, self._upstream)
             if relative is None:
-                raise UpstreamNotFoundError(f"{self.name}: {url[:200]} lies in another cache")
+                raise UpstreamNotFoundError(f"{self.name}: {url[:200]} is in another cache")
             path, _, query = relative.partition("?")
             return nar_url(self._upstream, path, query)
         except FormatError as error:
@@ -133,31 +123,18 @@ class WebCache:
 
     async def _read(self, path: str) -> bytes | None:
         async def read() -> bytes | None:
-            with translated(self._upstream):
+            with upstream_errors(self._upstream):
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    response = await self._send(self._upstream.at(path), {}, _ANSWER_SECONDS)
-                    try:
-                        body = await read_narinfo(self._upstream, response)
-                    finally:
-                        response.close()
-            if response.status in ABSENT_STATUSES:
+                    address = self._upstream.at(path)
+                    reply = await ask(self._http, self._upstream, "GET", address, _LIMITS, headers={})
+                    body = await read_narinfo(self._upstream, reply)
+            if reply.status in ABSENT_STATUSES:
                 return None
-            if response.status != _OK:
-                raise UpstreamError(f"{self.name}: {path}: status {response.status}")
+            if reply.status != _OK:
+                raise UpstreamError(f"{self.name}: {path}: status {reply.status}")
             return body
 
         return await self._patiently(read)
-
-    async def _send(self, url: URL, headers: dict[str, str], seconds: float) -> aiohttp.ClientResponse:
-        return await self._wire.send(
-            self._upstream,
-            "GET",
-            url,
-            headers=headers,
-            head_seconds=seconds,
-            stall_seconds=seconds,
-            on_connect=lambda: None,
-        )
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask, and ask again where there was no usable answer."""

@@ -1,6 +1,10 @@
-"""GitHub's REST API: one question, tried again where that may help.
+"""GitHub's REST API: which one belongs to a registry, and one question, tried again where that may help.
 
-Sources: GitHub's documentation, "Rate limits for the REST API" and "Best practices for using the REST API".
+The API is told by the registry's own name, so that its token never goes to some other server that the
+environment names.
+
+Sources: GitHub's documentation, "Rate limits for the REST API", "Best practices for using the REST API",
+"Working with the Container registry" and "Network details for GHE.com".
 """
 
 from collections.abc import Mapping
@@ -11,14 +15,52 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.retry import Failure, GiveUp, RetryPolicy
-from nixcache_oci.clients.registry.transport import Tries
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Request, Wire
-from nixcache_oci.errors import RegistryError
+from nixcache_oci.clients.credentials import (
+    TOKEN_FILE_VARIABLE,
+    Credentials,
+    CredentialSource,
+    is_github,
+    is_loopback,
+)
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import Failure, HttpError
+from nixcache_oci.clients.http.one_origin import OneOrigin, limit_document
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
+from nixcache_oci.clients.http.url import parse_url
+from nixcache_oci.errors import RegistryError, UsageError
+
+API_VARIABLE: Final = "GITHUB_API_URL"
+_ENTERPRISE: Final = ".ghe.com"
+
+
+def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
+    """Give the address of the REST API, without a slash at its end; None where the registry is not GitHub's.
+
+    Args:
+        host: ``host[:port]`` of the registry.
+        environment: ``GITHUB_API_URL`` counts only where it and the registry are both on this machine, as
+            when another program plays GitHub. Every workflow has it, also one that publishes elsewhere.
+
+    Raises:
+        UsageError: ``GITHUB_API_URL`` would count, and is no address.
+    """
+    if is_github(host):
+        name = host.lower().removesuffix(":443")
+        if not name.endswith(_ENTERPRISE):
+            return "https://api.github.com"
+        return f"https://api.{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
+    text = environment.get(API_VARIABLE, "").rstrip("/")
+    if not text or not is_loopback(host):
+        return None
+    try:
+        url = parse_url(text)
+        name = url.origin().host or ""
+    except ValueError as error:
+        raise UsageError(f"{API_VARIABLE}: {text[:80]!r} is not the address of an API: {error}") from error
+    is_here = is_loopback(f"[{name}]" if ":" in name else name)
+    return text if is_here and url.scheme in {"http", "https"} else None
+
 
 _HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of an answer; a hundred versions with a few tags take 100 KB
@@ -47,11 +89,11 @@ class GithubApi:
         self._base = URL(base_url, encoded=True)
         self._credentials = credentials
         self._policy = policy
-        self._wire = Wire(stall_seconds=stall_seconds, allows_http=self._base.scheme == "http")
+        self._http = HttpClient(limit_document(stall_seconds))
 
     async def close(self) -> None:
         """End all connections."""
-        await self._wire.close()
+        await self._http.close()
 
     def url(self, path: str) -> URL:
         """Give the address of a path, which is already encoded and begins with a slash."""
@@ -64,7 +106,7 @@ class GithubApi:
             operation: for people; begins every error's text.
             method: of HTTP.
             url: of this API.
-            accepts: statuses that are answers; all others are trouble.
+            accepts: statuses that are answers; all others are failures.
 
         Raises:
             RegistryError: none of the tries worked, there is no token, or the address is not this API's.
@@ -72,36 +114,32 @@ class GithubApi:
         credentials = await self._credentials.find() if self._credentials is not None else None
         if credentials is None:
             raise RegistryError(
-                f"{operation}: GitHub's API wants a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
+                f"{operation}: GitHub's API needs a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
                 status=HTTPStatus.UNAUTHORIZED,
             )
         if url.origin() != self._base.origin():  # where a page says that the next one is
-            raise RegistryError(f"{operation}: GitHub's API sends us to another server, {url.origin()}")
+            raise RegistryError(f"{operation}: GitHub's API redirects to another server, {url.origin()}")
         request = Request(method, url, _HEADERS, follows=False)
         tries = Tries(self._policy)
         while True:
             try:
                 return await self._ask_once(request, credentials, accepts)
-            except TroubleError as trouble:
-                end = await tries.wait(trouble)
+            except HttpError as cause:
+                end = await tries.wait(cause)
                 if end is not None:
                     # The reason is in its text.
-                    raise _explain(operation, trouble, end, credentials.source) from None
+                    raise _explain(operation, cause, end, credentials.source) from None
 
     async def _ask_once(self, request: Request, credentials: Credentials, accepts: frozenset[int]) -> Answer:
-        with translated():
-            reply = await self._wire.send(request, f"Bearer {credentials.password}")
-            try:
-                body = await reply.read(_MOST_BYTES + 1)
-            finally:
-                reply.close()
-        answer = Answer(reply.status, reply.headers, body)
+        rules = OneOrigin(f"Bearer {credentials.password}", allows_http=self._base.scheme == "http")
+        reply = await self._http.send(request, rules)
+        answer = await reply.take(_MOST_BYTES + 1)
         if answer.status not in accepts:
-            trouble = answer.trouble()
-            trouble.failure = _read_limit(trouble.failure, answer.headers, datetime.now(UTC))
-            raise trouble
-        if len(body) > _MOST_BYTES:
-            raise TroubleError(Failure(None), f"it answered with over {_MOST_BYTES} bytes", is_final=True)
+            cause = answer.error()
+            cause.failure = _read_limit(cause.failure, answer.headers, datetime.now(UTC))
+            raise cause
+        if len(answer.body) > _MOST_BYTES:
+            raise HttpError.final(f"it answered with over {_MOST_BYTES} bytes")
         return answer
 
 
@@ -116,9 +154,9 @@ def _read_limit(failure: Failure, headers: Mapping[str, str], now: datetime) -> 
     return replace(failure, status=HTTPStatus.TOO_MANY_REQUESTS, headers={"retry-after": wait})
 
 
-def _explain(operation: str, trouble: TroubleError, end: GiveUp, source: str) -> RegistryError:
-    status = trouble.failure.status
-    hints = [f"{operation}: GitHub's API: {trouble.reason}"]
+def _explain(operation: str, cause: HttpError, end: GiveUp, source: str) -> RegistryError:
+    status = cause.failure.status
+    hints = [f"{operation}: GitHub's API: {cause.reason}"]
     if end.retry_after is not None:
         hints.append(f"it asks to wait {end.retry_after:.0f} s")
     elif status == HTTPStatus.UNAUTHORIZED:

@@ -6,6 +6,10 @@ Source: GitHub's documentation, "REST API endpoints for packages".
 """
 
 import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from time import monotonic
 from typing import Final
@@ -15,16 +19,75 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.github.api import GithubApi, needed_rights
-from nixcache_oci.clients.github.version import PackageVersion, parse_versions
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import RetryPolicy
-from nixcache_oci.clients.registry.tag_page import find_next
-from nixcache_oci.clients.registry.trouble import TroubleError
+from nixcache_oci.clients.http.errors import HttpError
+from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import RetryPolicy
+from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.document import clip, get_list, get_text, parse_object, within
 from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.wording import counted
+
+
+@dataclass(frozen=True, slots=True)
+class PackageVersion:
+    """A version.
+
+    Attributes:
+        number: GitHub's own, by which it is deleted.
+        digest: of the manifest.
+        created: when the manifest was pushed first.
+        is_tagged: whether a tag points at it.
+    """
+
+    number: int
+    digest: Digest
+    created: datetime
+    is_tagged: bool
+
+
+def parse_versions(body: bytes) -> list[PackageVersion]:
+    """Read one page of versions; one that is not named by a sha256 digest is none of ours, and left out.
+
+    Raises:
+        FormatError: this is no such page. What is not understood must not be deleted.
+    """
+    try:
+        page = json.loads(body)
+    except (ValueError, RecursionError):
+        raise FormatError("the list of versions is not JSON") from None  # what came is not worth showing
+    if not isinstance(page, list):
+        raise FormatError(f"the list of versions is not a list, but {clip(page)}")
+    with within("a version of the package"):
+        return [version for value in page for version in _parse_version(parse_object(value))]
+
+
+def _parse_version(fields: Mapping[str, object]) -> Iterator[PackageVersion]:
+    name = get_text(fields, "name")
+    if not name.startswith("sha256:"):
+        return
+    number = fields.get("id")
+    if type(number) is not int or number <= 0:  # True is an int, too
+        raise FormatError(f"id: expected a number, got {clip(number)}")
+    container = parse_object(parse_object(fields.get("metadata")).get("container"))
+    yield PackageVersion(
+        number, Digest.parse(name), _parse_created(fields), is_tagged=bool(get_list(container, "tags"))
+    )
+
+
+def _parse_created(fields: Mapping[str, object]) -> datetime:
+    text = get_text(fields, "created_at")
+    try:
+        created = datetime.fromisoformat(text)
+    except ValueError:
+        created = None
+    if created is None or created.tzinfo is None:
+        raise FormatError(f"created_at: expected a time with its zone, got {clip(text)}")
+    return created
+
 
 _KINDS: Final = ("orgs", "users")  # of owners, as addresses have them; the wrong one is answered 404
 _PER_PAGE: Final = 100  # the most
@@ -118,7 +181,7 @@ class GithubPackages:
         looked = await self._api.ask(operation, "GET", url, _FOUND_OR_NOT)
         if looked.status == HTTPStatus.OK:
             raise RegistryError(
-                f"{operation}: GitHub's API: 404, and it is still there; {needed_rights(self._token_source)}",
+                f"{operation}: GitHub's API: 404, but it is still there; {needed_rights(self._token_source)}",
                 status=answer.status,
             )
 
@@ -128,7 +191,7 @@ class GithubPackages:
             operation = f"list versions: {self._name}"
             try:
                 versions = await self._fetch_pages(operation)
-            except (FormatError, TroubleError) as error:
+            except (FormatError, HttpError) as error:
                 raise RegistryError(f"{operation}: GitHub's API: {error}") from error
             self._versions = {version.digest: version for version in versions}
         return self._versions
@@ -141,7 +204,7 @@ class GithubPackages:
         while (target := find_next(answer.headers.getall("Link", []))) is not None:
             url = join(url, target)
             if url in seen or len(seen) == _MOST_PAGES:
-                raise FormatError(f"the list does not end after {len(seen)} pages")
+                raise FormatError(f"the list does not end after {counted(len(seen), 'page')}")
             seen.add(url)
             answer = await self._api.ask(operation, "GET", url, _OK)
             count += len(answer.body)

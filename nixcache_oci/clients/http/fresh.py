@@ -22,6 +22,9 @@ SILENT_SECONDS: Final = 2.0
 MOST_TRIES: Final = 3
 """Requests that are sent for one answer, the first one counted."""
 
+AGAIN_SECONDS: Final = 30.0
+"""How long a new one may, where slow is likelier than dead: NARs, packs, upstreams."""
+
 _JUMP_SECONDS: Final = 5.0
 
 

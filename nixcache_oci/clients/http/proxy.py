@@ -8,8 +8,6 @@ left off: it also sends what a netrc holds, wherever a redirect leads.
 Sources: curl's manual, "ENVIRONMENT" and "--noproxy"; curl, ``lib/noproxy.c``, ``lib/url.c`` (parse_proxy).
 """
 
-import base64
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,13 +18,12 @@ from urllib.parse import unquote
 from yarl import URL
 
 from nixcache_oci.clients.http.public_address import is_loopback
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.errors import UsageError
+from nixcache_oci.nix.http_proxy import is_excepted
 
 # Where a proxy names no port: CURLOPT_PROXY(3).
 _PORTS: Final = {"http": 1080, "https": 443}
-_SEPARATORS = re.compile(r"[\s,]+")
-_NAME_AND_PORT = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]{1,5}))?")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -71,39 +68,6 @@ def check_proxies(urls: Iterable[URL], environment: Mapping[str, str] = os.envir
         find_proxy(url, environment)
 
 
-def is_excepted(host: str, port: int | None, no_proxy: str) -> bool:
-    """Tell whether ``no_proxy`` names a host: by its name, that of a domain above, its address or network.
-
-    Args:
-        host: a name, or an IP address without brackets.
-        port: that is connected to.
-        no_proxy: entries separated by commas or spaces, or ``*`` for every host.
-    """
-    name = host.lower().removesuffix(".")
-    address = _address(name)
-    if no_proxy.strip() == "*":
-        return True
-    for entry in _SEPARATORS.split(no_proxy):
-        if address is not None and (_address(entry) == address or _is_network_of(entry, address)):
-            return True
-        match = _NAME_AND_PORT.fullmatch(entry.lower())
-        if match is None or not match["name"] or (match["port"] and int(match["port"]) != port):
-            continue
-        if address is not None:
-            if _address(match["name"].strip("[]")) == address:
-                return True
-            continue
-        domain = match["name"].removeprefix(".").removesuffix(".")
-        if domain and (name == domain or name.endswith(f".{domain}")):
-            return True
-    return False
-
-
-def basic_authorization(username: str, password: str) -> str:
-    """Render the value of an Authorization header (RFC 7617)."""
-    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
-
-
 def _first(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
     """Find the first variable that is set, and its text."""
     spelt = (each for name in names for each in (name, name.upper()))
@@ -129,19 +93,3 @@ def _parse(variable: str, text: str) -> HttpProxy:
         return HttpProxy(url, None)
     user, password = unquote(proxy.raw_user), unquote(proxy.raw_password or "")
     return HttpProxy(url, basic_authorization(user, password))
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
-def _is_network_of(entry: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if "/" not in entry:
-        return False
-    try:
-        return address in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return False

@@ -1,16 +1,159 @@
-"""Sessions of aiohttp with what every client of ours wants: bounded heads, and the address that answered."""
+"""Sessions of aiohttp with what every client here wants: bounded heads, trust, and the address that answered.
 
-from collections.abc import Sequence
+aiohttp limits single fields of a head, and skips any number of interim answers (1xx). A server that sends
+those without end would keep the event loop busy, so the bytes are looked at before aiohttp's parser sees
+them.
+
+Certificates are trusted alike for the registry, GitHub, upstreams, and imported caches:
+``NIX_SSL_CERT_FILE`` counts before ``SSL_CERT_FILE``, as for Nix, since who gave Nix the certificate of a
+company's own proxy means that one here as well. Without either, OpenSSL's usual place.
+
+Sources: RFC 9112 section 4 (status line), RFC 9110 section 15.2 (interim answers); Nix manual, "Environment
+variables", NIX_SSL_CERT_FILE.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Final
 
 import aiohttp
 from aiohttp.connector import Connection
 
 from nixcache_oci.clients.http.fresh import StaleConnectionError, exchange_now
-from nixcache_oci.clients.http.head import HeadGuard
+
+MOST_INTERIM_ANSWERS: Final = 8
+MOST_HEAD_BYTES: Final = 64 * 1024  # of all interim answers and the final head together
+
+# As aiohttp's parser reads them: a line may end without its CR.
+_END: Final = re.compile(rb"\n\r?\n")
+_LONGEST_END: Final = 3
+# Anything else may be an interim answer in disguise, and stays counted.
+_FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9]\.[0-9] (?:101|[2-9][0-9][0-9])(?![0-9])")
+
+
+class HeadError(aiohttp.ClientError):
+    """An answer's head did not end within what is allowed."""
+
+
+class HeadMeter:
+    """Counts what comes before the end of one final head. No I/O."""
+
+    def __init__(self) -> None:
+        self._unread = bytearray()  # of the head that has not ended yet
+        self._searched = 0
+        self._former_bytes = 0  # of heads that have ended
+        self._interim = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes; tells whether the final head has ended in them.
+
+        Raises:
+            HeadError: too many interim answers, or too many bytes.
+        """
+        room = MOST_HEAD_BYTES + 1 - self._former_bytes - len(self._unread)
+        self._unread += data[:room]
+        while match := _END.search(self._unread, max(0, self._searched - _LONGEST_END + 1)):
+            if _FINAL.match(self._unread):
+                return True
+            self._interim += 1
+            if self._interim > MOST_INTERIM_ANSWERS:
+                raise HeadError(f"more than {MOST_INTERIM_ANSWERS} interim answers (1xx)")
+            self._former_bytes += match.end()
+            del self._unread[: match.end()]
+            self._searched = 0
+        self._searched = len(self._unread)
+        if self._former_bytes + len(self._unread) > MOST_HEAD_BYTES:
+            raise HeadError(f"the answer's head has over {MOST_HEAD_BYTES} bytes")
+        return False
+
+
+class HeadGuard(asyncio.Protocol):
+    """Stands between a connection and aiohttp's protocol until the final head has come.
+
+    Args:
+        transport: the connection.
+        protocol: aiohttp's.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: aiohttp.client_proto.ResponseHandler) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._meter = HeadMeter()
+        transport.set_protocol(self)
+
+    def remove(self) -> None:
+        """Let bytes go straight to aiohttp again."""
+        if self._transport.get_protocol() is self and not self._transport.is_closing():
+            self._transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        """Count bytes before they are parsed."""
+        try:
+            has_ended = self._meter.feed(data)
+        except HeadError as error:
+            self._protocol.set_exception(error)
+            self._transport.abort()
+            return
+        if has_ended:
+            self.remove()
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> None:
+        """Pass on."""
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass on."""
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass on."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass on."""
+        self._protocol.resume_writing()
+
+
+CERT_FILE_VARIABLE: Final = "NIX_SSL_CERT_FILE"
+
+_log = logging.getLogger(__name__)
+
+
+def tls_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext | bool:
+    """Give what aiohttp takes as ``ssl``: a context, or True for its own, which obeys ``SSL_CERT_FILE``.
+
+    A file that cannot be used costs one warning, and using the usual certificates: in a pure nix-shell
+    the variable names a file that is not there.
+    """
+    path = environment.get(CERT_FILE_VARIABLE, "").strip()
+    return (_read(path) if path else None) or True
+
+
+@functools.cache
+def _read(path: str) -> ssl.SSLContext | None:
+    try:
+        context = ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one: the file holds no certificate
+        reason = "it holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+        _log.warning("%s: %s: %s; using the usual certificates", CERT_FILE_VARIABLE, path, reason)
+        return None
+    context.set_alpn_protocols(("http/1.1",))
+    return context
+
 
 _READ_BUFFER_BYTES: Final = 256 * 1024
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
+
+
+on_connection: ContextVar[Callable[[asyncio.Transport], None] | None] = ContextVar("connection", default=None)
+"""Is told which connection a request goes out over."""
 
 
 class GuardedResponse(aiohttp.ClientResponse):
@@ -28,10 +171,17 @@ class GuardedResponse(aiohttp.ClientResponse):
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Wait for the final head."""
         try:
-            return await super().start(connection)
+            started = await super().start(connection)
         finally:
             if self.guard is not None:
                 self.guard.remove()
+        if _log.isEnabledFor(logging.DEBUG):
+            # A URL with a query may be signed, and whoever has it needs no password.
+            url = self.url.origin() if self.url.raw_query_string else self.url.with_user(None)
+            _log.debug(
+                "request", extra={"fields": {"method": self.method, "url": url, "status": self.status}}
+            )
+        return started
 
 
 class GuardedRequest(aiohttp.ClientRequest):
@@ -45,6 +195,8 @@ class GuardedRequest(aiohttp.ClientRequest):
         exchange = exchange_now.get()
         if exchange is not None and not exchange.freshness.take(protocol, exchange):
             raise StaleConnectionError("an idle connection that may be dead")  # it is closed for that
+        if (tell := on_connection.get()) is not None:
+            tell(transport)
         guard = HeadGuard(transport, protocol)
         response = await super().send(conn)
         if isinstance(response, GuardedResponse):
@@ -54,31 +206,21 @@ class GuardedRequest(aiohttp.ClientRequest):
         return response
 
 
-def open_session(
-    connector: aiohttp.BaseConnector,
-    *,
-    timeout: aiohttp.ClientTimeout | None = None,
-    request_class: type[GuardedRequest] = GuardedRequest,
-    traces: Sequence[aiohttp.TraceConfig] = (),
-) -> aiohttp.ClientSession:
+def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent.
 
     Args:
         connector: opens its connections; closed with it.
-        timeout: where a request names none.
-        request_class: may do more.
-        traces: of aiohttp.
     """
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=timeout if timeout is not None else aiohttp.ClientTimeout(total=None),
+        timeout=aiohttp.ClientTimeout(total=None),
         headers=_HEADERS,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER_BYTES,
-        request_class=request_class,
+        request_class=GuardedRequest,
         response_class=GuardedResponse,
-        trace_configs=list(traces),
         trust_env=False,  # proxies are chosen here, and a netrc would send credentials along redirects
     )
 

@@ -4,17 +4,22 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from nixcache_oci.clients.local_store.output import Output
-from nixcache_oci.clients.local_store.program import Ended, OnLine
+from nixcache_oci.clients.local_store.output import Installable, Output
+from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.store_path import StorePath
 
 _FIRST_WITH_CARET: Final = (2, 13, 0)
 _QUERIES_AT_ONCE: Final = 4
+MOST_CALLS: Final = 1000
+"""Of Nix for one build: each leaves fewer derivations to ask for, but a Nix that always fails is given up."""
+
+_FURTHER: Final = ("Reason: ", "Required system: ")
 _DERIVATION = re.compile(r"[^\s'\"/]+\.drv")
 
 
@@ -32,18 +37,13 @@ class BuildResult:
 
 
 async def build(
-    store: LocalStore,
-    outputs: Sequence[Output],
-    *,
-    keep_going: bool = True,
-    accept_flake_config: bool = False,
+    store: LocalStore, outputs: Sequence[Output], *, accept_flake_config: bool = False
 ) -> BuildResult:
-    """Build all of them with one call of Nix, with logs on standard error. A failure is no error here.
+    """Build all of them, with logs on standard error. A failure is no error here.
 
     Args:
         store: where; its Nix's options tell substituters and keys.
         outputs: what.
-        keep_going: whether a failure leaves the others going.
         accept_flake_config: whether the settings that the flake brings with it, such as substituters, count.
 
     Raises:
@@ -52,42 +52,115 @@ async def build(
     """
     if not outputs:
         return BuildResult({}, {})
-    nix = store.nix
-    version = await nix.require_version()
-    suffix = "^*" if version >= _FIRST_WITH_CARET else ""
-    drv_paths = list(dict.fromkeys(output.drv_path for output in outputs))
-    arguments = ["--keep-going"] if keep_going else []
-    if accept_flake_config:
-        # Nix reads the settings of a flake when it is asked for one of the flake's attributes.
-        named = [output.installable for output in outputs if output.installable is not None]
-        arguments += ["--accept-flake-config", *named[:1]]
-    reasons = _Reasons(nix.on_line)
+    suffix = "^*" if await store.nix.require_version() >= _FIRST_WITH_CARET else ""
+    # Nix reads the settings of a flake when it is asked for one of the flake's attributes.
+    named = [output.installable for output in outputs if output.installable is not None]
+    run = _Builds(store, suffix, named[0] if named and accept_flake_config else None)
+    await run.build(list(dict.fromkeys(output.drv_path for output in outputs)))
+    return BuildResult(
+        {output.attr: run.built[output.drv_path] for output in outputs if output.drv_path in run.built},
+        {output.attr: run.find_reason(output) for output in outputs if output.drv_path not in run.built},
+    )
 
-    async def attempt(wanted: Sequence[StorePath]) -> Ended:
-        return await nix.attempt(
-            *("build", "--json", "--no-link", "--print-build-logs"),
-            *arguments,
-            *(f"{path}{suffix}" for path in wanted),
-            on_line=reasons,
+
+class _Builds:
+    """Builds until each derivation is there, or is known to have failed.
+
+    One call of Nix builds everything where it can. A derivation that no machine builds, or that is none, ends
+    all of it in some versions, so what was not reached is asked for again without those that failed. Where
+    none was named, it is halved: what stops the rest may be something that one of them needs.
+
+    Args:
+        store: where.
+        suffix: that means all outputs of a derivation.
+        flake_attribute: of the flake whose settings count, or None.
+    """
+
+    def __init__(self, store: LocalStore, suffix: str, flake_attribute: Installable | None) -> None:
+        self.built: dict[StorePath, tuple[StorePath, ...]] = {}
+        self._store = store
+        self._suffix = suffix
+        self._flake_attribute = flake_attribute
+        self._named = _Reasons(store.nix.on_line)
+        self._alone: dict[StorePath, str] = {}
+        self._left = MOST_CALLS
+
+    def find_reason(self, output: Output) -> str:
+        """Tell why a derivation was not built, in one line."""
+        path = output.drv_path
+        return self._named.find(path) or self._alone.get(path) or "not built; Nix did not say why"
+
+    async def build(self, wanted: Sequence[StorePath]) -> None:
+        if not self._left:
+            self._alone |= dict.fromkeys(wanted, f"not tried: Nix gave up {MOST_CALLS} times before")
+            return
+        self._left -= 1
+        ended = await self._attempt(wanted)
+        if ended.status == 0:
+            self.built |= _parse_built(ended.stdout, self._store.store_dir)
+            return
+        self.built |= await self._find_built(wanted)
+        missed = [path for path in wanted if path not in self.built and self._named.find(path) is None]
+        if not missed:
+            return
+        if len(wanted) == 1:
+            self._alone |= dict.fromkeys(missed, ended.reason)
+        elif len(missed) < len(wanted):
+            await self.build(missed)
+        else:
+            half = len(missed) // 2
+            await self.build(missed[:half])
+            await self.build(missed[half:])
+
+    async def _attempt(self, wanted: Sequence[StorePath]) -> Ended:
+        more, folder = [], None
+        if self._flake_attribute is not None:
+            more = ["--accept-flake-config", *self._flake_attribute.arguments]
+            folder = self._flake_attribute.folder
+        return await self._store.nix.attempt(
+            *("build", "--json", "--no-link", "--print-build-logs", "--keep-going"),
+            *more,
+            *(f"{path}{self._suffix}" for path in wanted),
+            on_line=self._named,
+            folder=folder,
         )
 
-    ended = await attempt(drv_paths)
-    if ended.status == 0:
-        paths = _parse_built(ended.stdout, store.store_dir)
-    else:
-        paths, unreadable = await _find_built(store, drv_paths)
-        readable = [path for path in drv_paths if path not in unreadable]
-        if keep_going and unreadable and paths.keys() != set(readable):
-            # A flake may name what is no derivation, and Nix then builds none of the others either.
-            await attempt(readable)
-            paths, _ = await _find_built(store, readable)
-    built = {output.attr: paths[output.drv_path] for output in outputs if output.drv_path in paths}
-    failed = {
-        output.attr: reasons.find(output.drv_path) or ended.reason
-        for output in outputs
-        if output.drv_path not in paths
-    }
-    return BuildResult(built, failed)
+    async def _find_built(self, wanted: Iterable[StorePath]) -> dict[StorePath, tuple[StorePath, ...]]:
+        """Find the derivations whose outputs are all there; a failed build tells nothing about the others."""
+        room = asyncio.Semaphore(_QUERIES_AT_ONCE)
+        outputs: dict[StorePath, tuple[StorePath, ...]] = {}
+
+        async def find(path: StorePath) -> None:
+            async with room:
+                paths = await self._find_outputs(path)
+            if paths is not None:
+                outputs[path] = paths
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for path in wanted:
+                    group.create_task(find(path))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        invalid = set(await self._store.find_invalid([path for paths in outputs.values() for path in paths]))
+        return {drv_path: paths for drv_path, paths in outputs.items() if invalid.isdisjoint(paths)}
+
+    async def _find_outputs(self, drv_path: StorePath) -> tuple[StorePath, ...] | None:
+        """Tell the outputs of a derivation, which need not be there; None where nobody knows them."""
+        nix = self._store.nix
+        query = ("nix-store", "--query", "--outputs", str(drv_path))
+        with suppress(StoreError):
+            output = await nix.ask_old(*query, on_line=ignore_line)
+            return tuple(
+                StorePath.parse(line, self._store.store_dir) for line in output.decode().splitlines()
+            )
+        # Content-addressed outputs have a path once they are built: a build that may do nothing tells it.
+        ended = await nix.attempt(
+            *("build", "--json", "--no-link", "--max-jobs", "0", "--builders", ""),
+            *("--option", "substitute", "false", f"{drv_path}{self._suffix}"),
+            on_line=ignore_line,
+        )
+        return _parse_built(ended.stdout, self._store.store_dir).get(drv_path) if ended.status == 0 else None
 
 
 def _parse_built(content: bytes, store_dir: str) -> dict[StorePath, tuple[StorePath, ...]]:
@@ -97,37 +170,6 @@ def _parse_built(content: bytes, store_dir: str) -> dict[StorePath, tuple[StoreP
         paths = found.setdefault(StorePath.parse(entry["drvPath"], store_dir), {})
         paths |= {StorePath.parse(path, store_dir): None for path in entry["outputs"].values()}
     return {drv_path: tuple(paths) for drv_path, paths in found.items()}
-
-
-async def _find_built(
-    store: LocalStore, drv_paths: Iterable[StorePath]
-) -> tuple[dict[StorePath, tuple[StorePath, ...]], set[StorePath]]:
-    """Find the derivations whose outputs are all there; a failed build tells nothing about the others.
-
-    Returns:
-        Their outputs, and the derivations that are not there or cannot be read.
-    """
-    room = asyncio.Semaphore(_QUERIES_AT_ONCE)
-
-    async def find_outputs(drv_path: StorePath) -> tuple[StorePath, ...] | None:
-        async with room:
-            try:
-                output = await store.nix.ask_old("nix-store", "--query", "--outputs", str(drv_path))
-            except StoreError:
-                return None
-        return tuple(StorePath.parse(line, store.store_dir) for line in output.decode().splitlines())
-
-    drv_paths = list(drv_paths)
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(find_outputs(drv_path)) for drv_path in drv_paths]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    found = {drv_path: task.result() for drv_path, task in zip(drv_paths, tasks, strict=True)}
-    outputs = {drv_path: paths for drv_path, paths in found.items() if paths is not None}
-    missing = set(await store.find_invalid([path for paths in outputs.values() for path in paths]))
-    built = {drv_path: paths for drv_path, paths in outputs.items() if missing.isdisjoint(paths)}
-    return built, found.keys() - outputs.keys()
 
 
 class _Reasons:
@@ -141,14 +183,14 @@ class _Reasons:
     def __call__(self, line: str) -> None:
         self._on_line(line)
         text = line.strip()
-        named = _DERIVATION.search(text) if text.startswith("error: ") else None
-        if named is not None and named[0] not in self._reasons:
-            self._last = named[0]
-            self._reasons[self._last] = text.removeprefix("error: ").rstrip(";")
-        elif self._last is not None and text.startswith("Reason: "):
-            # Newer versions tell it on the next line.
+        if text.startswith("error: "):
+            named = set(_DERIVATION.findall(text)).difference(self._reasons)
+            self._last = named.pop() if len(named) == 1 else None
+            if self._last is not None:
+                self._reasons[self._last] = text.removeprefix("error: ").rstrip(";")
+        elif self._last is not None and text.startswith(_FURTHER):
+            # Newer versions tell it on lines of their own.
             self._reasons[self._last] += f" {text}"
-            self._last = None
 
     def find(self, drv_path: StorePath) -> str | None:
         return self._reasons.get(drv_path.base_name)

@@ -1,25 +1,54 @@
 """Asking Nix for outputs, so that one that cannot be evaluated does not hide the others."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
+from nixcache_oci.clients.local_store.answer import (
+    MOST_SHOWN,
+    NOTHING,
+    SET,
+    Listener,
+    describe_kind,
+    parse_answer,
+    read_answer,
+)
 from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.clients.local_store.output import Evaluation, EvaluationFailure, Output, OutputSet
-from nixcache_oci.clients.local_store.program import Ended, OnLine
+from nixcache_oci.clients.local_store.output import (
+    SYSTEM_PLACES,
+    Evaluation,
+    Installable,
+    NameForBuild,
+    NotBuilt,
+    Output,
+    OutputKind,
+    OutputSet,
+    is_pattern,
+)
+from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
+from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.wording import counted
 
-_MISSING: Final = "does not provide attribute"
-_NO_DERIVATION: Final = "is not a derivation"
 _WHOLE_FILE: Final = "default"
 _MOST_NAMES_SHOWN: Final = 20
 MOST_NAME_BYTES: Final = 1000
 """Of an attribute's name: it goes to Nix in an argument, and into a record."""
 
+MOST_LEVELS: Final = 8
+"""Of sets within sets: one may hold itself."""
+
+MOST_NESTED: Final = 100_000
+"""Attributes of sets within one set: such as hold one another would be without end."""
+
 _MOST_BYTES_AT_ONCE: Final = 48_000  # escaped, they fit into an argument, of which Linux takes 128 KiB
+
+_NOT_HERE: Final = "not built here"
+
+Locate = Callable[[expression.Path], tuple[Installable, expression.Path]]
+"""Gives what Nix is asked for to find an attribute, and what leads on from there."""
 
 
 class Evaluator:
@@ -27,16 +56,23 @@ class Evaluator:
 
     Args:
         nix: evaluates.
+        systems: that are built for.
         patterns: which attributes are wanted; empty for all.
     """
 
-    def __init__(self, nix: Nix, patterns: Sequence[str] = ()) -> None:
+    def __init__(self, nix: Nix, systems: Systems, patterns: Sequence[str] = ()) -> None:
         self._nix = nix
+        self._systems = systems
         self._patterns = tuple(patterns)
         self._matched: set[str] = set()
         self._known: list[str] = []
         self._outputs: list[Output] = []
-        self._failures: list[EvaluationFailure] = []
+        self._failures: list[NotBuilt] = []
+        self._left_out: list[NotBuilt] = []
+
+    def unmatched(self) -> list[str]:
+        """Give the patterns that mean nothing so far."""
+        return [pattern for pattern in self._patterns if pattern not in self._matched]
 
     def finish(self) -> Evaluation:
         """Give what was found.
@@ -44,163 +80,266 @@ class Evaluator:
         Raises:
             UsageError: one of the patterns means nothing, although everything could be looked at.
         """
-        unknown = [pattern for pattern in self._patterns if pattern not in self._matched]
+        unknown = self.unmatched()
         if unknown and not self._failures:
-            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none at all"
-            raise UsageError(f"--attr {unknown[0]}: there is no such output; there are: {known}")
-        return Evaluation(tuple(self._outputs), tuple(self._failures))
+            known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none"
+            raise UsageError(f"--attr {unknown[0]}: no output matches; this flake has: {known}")
+        failures = self._failures
+        if self._patterns and not unknown and not any(map(is_pattern, self._patterns)):
+            # All that was asked for by name is known, so that nothing else was wanted of these sets.
+            failures = [failure for failure in failures if not failure.is_set]
+        return Evaluation(tuple(self._outputs), tuple(failures), tuple(self._left_out))
 
-    async def add_set(self, one: OutputSet) -> None:
-        """Look at all of a set; a flake need not have it."""
-        held = _HoldBack(self._nix.on_line)
-        ended = await self._ask(one.arguments, expression.NAMES, held)
+    async def find_systems(self, kind: OutputKind, asked: Installable) -> list[str]:
+        """Tell for which systems a flake has a set of outputs, of those that are built for."""
+        listener = Listener(ignore_line)
+        ended = await self._ask(asked, expression.NAMES, listener)
+        names: Any = None
+        with suppress(FormatError):
+            names = read_answer(ended) if ended.status == 0 else None
+        if not isinstance(names, list):
+            return [] if listener.is_missing else list(self._systems.asked)
+        others = sorted(name for name in names if isinstance(name, str) and not self._systems.can_build(name))
+        if others and not self._systems.is_named and not self._patterns:
+            more = f" and {len(others) - _MOST_NAMES_SHOWN} more" if len(others) > _MOST_NAMES_SHOWN else ""
+            shown = ", ".join(name[:MOST_SHOWN] for name in others[:_MOST_NAMES_SHOWN])
+            self._left_out.append(NotBuilt(kind.name, f"those for {shown}{more}, {_NOT_HERE}"))
+        return self._systems.choose(names)
+
+    async def add_set(self, one: OutputSet) -> bool:
+        """Look at all of a set; a flake need not have it, and False says that it has not."""
+        listener = Listener(self._nix.on_line)
+        ended = await self._ask(one.asked, expression.NAMES, listener)
         # A trace may say the same of a set that is there.
-        if held.is_missing and ended.status:
-            return
+        if listener.is_missing and ended.status:
+            return False
         if ended.status:
-            self._failures.append(EvaluationFailure(one.label or _WHOLE_FILE, ended.reason, is_set=True))
-            return
-        names: Any = _read_answer(ended)
+            await self._fail(one, (), ended.reason, listener, is_set=True)
+            return True
+        try:
+            names: Any = read_answer(ended)
+        except FormatError as error:
+            await self._fail(one, (), str(error), listener, is_set=True)
+            return True
         if names is None:
-            await self.add_derivation(one.label or _WHOLE_FILE, one.arguments)
-            return
-        chosen = []
-        for name in names:
-            if not self._is_wanted(one, name):
+            await self._describe_alone(one, ())
+        else:
+            await self._walk(one, [(name,) for name in names if self._is_wanted(one, name)])
+        return True
+
+    async def add_path(
+        self,
+        attr: str,
+        candidates: Iterable[expression.Path],
+        locate: Locate,
+        name_for_build: NameForBuild | None = None,
+        pattern: str | None = None,
+    ) -> None:
+        """Look for what the user named by a path of attributes, at one place after another.
+
+        Args:
+            attr: as the user wrote it.
+            candidates: where it may be; the first that is there counts.
+            locate: gives what to ask Nix for, and what leads on from there.
+            name_for_build: as of ``OutputSet``.
+            pattern: what is meant within the set that the path leads to; None for the derivation that it is.
+        """
+        failures: list[NotBuilt] = []
+        for path in candidates:
+            asked, inner = locate(path)
+            kind = OutputKind(path[0])
+            one = OutputSet(asked, path, kind, inner, pattern=pattern, name_for_build=name_for_build)
+            listener = Listener(self._nix.on_line)
+            ended = await self._ask(
+                asked, expression.describe_one(inner, is_deep=pattern is not None), listener
+            )
+            if ended.status:
+                if not listener.is_missing:
+                    failures.append(NotBuilt(one.attr(()), ended.reason))
                 continue
             try:
-                size = len(name.encode())
-            except UnicodeEncodeError:
-                self._failures.append(EvaluationFailure(one.attr(name)[:80], "its name is no UTF-8"))
+                answer = parse_answer(read_answer(ended))
+            except FormatError as error:
+                failures.append(NotBuilt(one.attr(()), str(error)))
                 continue
-            if size > MOST_NAME_BYTES:
-                reason = f"its name has {size} bytes, over the limit of {MOST_NAME_BYTES}"
-                self._failures.append(EvaluationFailure(f"{one.attr(name)[:80]}...", reason))
-            else:
-                chosen.append(name)
-        for batch in _batches(chosen, one.kind.at_once):
-            await self._add_some(one, batch)
+            if pattern is not None and isinstance(answer, list):
+                known = len(self._outputs) + len(self._failures)
+                await self._walk(one, [(name,) for name in answer])
+                if len(self._outputs) + len(self._failures) > known:
+                    self._matched.add(attr)
+                    return
+            elif pattern is None and isinstance(answer, tuple):
+                self._matched.add(attr)
+                self._add(one, (), *answer)
+                return
+            elif inner == () or answer != NOTHING:
+                found = answer if isinstance(answer, str) else SET
+                hint = f"; --attr '{attr}.*' means what is in it" if found == SET else ""
+                failures.append(NotBuilt(one.attr(()), f"{describe_kind(found)}{hint}"))
+        self._failures += failures[:1]
 
-    async def add_derivation(self, attr: str, arguments: Sequence[str]) -> None:
-        """Look at one derivation; ``arguments`` name it to ``nix eval``."""
-        ended = await self._ask(arguments, expression.ITSELF)
-        if ended.status:
-            self._failures.append(EvaluationFailure(attr, ended.reason))
-            return
-        try:
-            found = _parse_derivation(_read_answer(ended))
-        except FormatError as error:
-            self._failures.append(EvaluationFailure(attr, f"its drvPath: {error}"))
-            return
-        if found is not None:
-            self._outputs.append(Output(attr, *found))
-        else:
-            self._failures.append(EvaluationFailure(attr, _NO_DERIVATION))
+    async def _walk(self, one: OutputSet, paths: Sequence[expression.Path]) -> None:
+        """Look at attributes of a set, then at those of the sets that they are, and so on."""
+        count = 0
+        for _ in range(MOST_LEVELS):
+            chosen = [path for path in paths if one.may_hold(path) and self._has_usable_name(one, path)]
+            deeper: list[expression.Path] = []
+            for batch in _batches(chosen, one.kind.at_once):
+                deeper += await self._describe(one, batch)
+            count += len(deeper)
+            if count > MOST_NESTED:
+                reason = f"the sets within it have over {MOST_NESTED} attributes, which is the limit"
+                self._failures.append(NotBuilt(one.attr(()), reason, is_set=True))
+                return
+            paths = deeper
+        if paths:
+            reason = f"sets are nested in it over {MOST_LEVELS} deep, which is the limit"
+            self._failures.append(NotBuilt(one.attr(paths[0][:1]), reason, is_set=True))
 
-    async def _add_some(self, one: OutputSet, names: Sequence[str]) -> None:
-        """Ask for all at once, then for each that threw; for every one where something cannot be caught."""
-        answers: list[tuple[bool, object]] = [(False, None)] * len(names)
-        if len(names) > 1:
-            ended = await self._ask(one.arguments, expression.describe_many(names, one.kind.rest))
+    async def _describe(self, one: OutputSet, paths: Sequence[expression.Path]) -> list[expression.Path]:
+        """Ask for all at once, then for each that threw; for every one where something cannot be caught.
+
+        Returns:
+            The attributes within those that are sets of further ones.
+        """
+        answers: list[tuple[bool, object]] = [(False, None)] * len(paths)
+        if len(paths) > 1:
+            text = expression.describe_many(map(one.steps, paths), is_deep=one.is_deep)
+            ended = await self._ask(one.asked, text)
             if ended.status == 0:
                 with suppress(FormatError):  # it is said of the one that gives it, below
-                    answers = cast("list[tuple[bool, object]]", _read_answer(ended))
-        for name, (is_told, value) in zip(names, answers, strict=True):
-            if is_told:
-                self._add(one, name, value)
-                continue
-            ended = await self._ask(one.arguments, expression.describe_one(name, one.kind.rest))
-            if ended.status:
-                self._failures.append(EvaluationFailure(one.attr(name), ended.reason))
-                continue
-            try:
-                self._add(one, name, _read_answer(ended))
-            except FormatError as error:
-                self._failures.append(EvaluationFailure(one.attr(name), f"its drvPath: {error}"))
+                    answers = cast("list[tuple[bool, object]]", read_answer(ended))
+        deeper: list[expression.Path] = []
+        for path, (is_told, value) in zip(paths, answers, strict=True):
+            names = self._take(one, path, value) if is_told else await self._describe_alone(one, path)
+            deeper += [(*path, name) for name in names]
+        return deeper
 
-    def _add(self, one: OutputSet, name: str, value: object) -> None:
+    async def _describe_alone(self, one: OutputSet, path: expression.Path) -> list[str]:
+        listener = Listener(self._nix.on_line)
+        text = expression.describe_one(one.steps(path), is_deep=one.is_deep)
+        ended = await self._ask(one.asked, text, listener)
+        if ended.status:
+            await self._fail(one, path, ended.reason, listener)
+            return []
         try:
-            found = _parse_derivation(value)
+            return self._take(one, path, read_answer(ended))
         except FormatError as error:
-            self._failures.append(EvaluationFailure(one.attr(name), f"its drvPath: {error}"))
-            return
-        if found is not None:
-            self._outputs.append(one.make_output(name, *found))
-        elif one.label:
-            # A file may hold functions and strings beside derivations; nix-build passes over them, too.
-            self._failures.append(EvaluationFailure(one.attr(name), _NO_DERIVATION))
+            await self._fail(one, path, str(error), listener)
+            return []
 
-    async def _ask(self, arguments: Sequence[str], text: str, on_line: OnLine | None = None) -> Ended:
-        return await self._nix.attempt("eval", "--json", *arguments, "--apply", text, on_line=on_line)
+    def _take(self, one: OutputSet, path: expression.Path, value: object) -> list[str]:
+        """Take what an attribute is; gives the names in it, where it is a set of further ones."""
+        try:
+            answer = parse_answer(value)
+        except FormatError as error:
+            if one.is_meant(path):
+                self._failures.append(NotBuilt(one.attr(path), str(error)))
+            return []
+        if isinstance(answer, list):
+            return answer
+        if isinstance(answer, tuple):
+            if one.is_meant(path):
+                self._add(one, path, *answer)
+        elif one.path and one.pattern is None and len(path) <= 1:
+            # A file, and a set of many things, hold functions and strings, too: nix-build passes over them.
+            self._failures.append(NotBuilt(one.attr(path), describe_kind(answer)))
+        return []
+
+    def _add(self, one: OutputSet, path: expression.Path, drv_path: StorePath, system: str | None) -> None:
+        attr = one.attr(path) or _WHOLE_FILE
+        if not self._can_build(one, system):
+            self._left_out.append(NotBuilt(attr, f"it is for {str(system)[:MOST_SHOWN]}, {_NOT_HERE}"))
+            return
+        self._outputs.append(Output(attr, drv_path, system, one.installable(path)))
+
+    async def _fail(
+        self,
+        one: OutputSet,
+        path: expression.Path,
+        reason: str,
+        listener: Listener,
+        *,
+        is_set: bool = False,
+    ) -> None:
+        """Note what cannot be evaluated: a failure, where this machine should have built it."""
+        if not one.is_meant(path):
+            return
+        attr = one.attr(path) or _WHOLE_FILE
+        system = await self._find_foreign(one, path, listener)
+        if system is not None:
+            reason = f"it is for {system}, {_NOT_HERE}, and cannot be evaluated: {reason}"
+        if system is not None or not one.is_wanted:
+            # Of a set for other systems, nothing would be built here.
+            self._left_out.append(NotBuilt(attr, reason, is_set and system is None))
+        else:
+            self._failures.append(NotBuilt(attr, reason, is_set))
+
+    async def _find_foreign(self, one: OutputSet, path: expression.Path, listener: Listener) -> str | None:
+        """Tell which system a configuration is for that is not evaluated; None where it may be built here."""
+        kind = one.kind
+        if not kind.is_configuration:
+            return None
+        if kind.os and not self._systems.can_build_os(kind.os):
+            return kind.os
+        needed = [system for system in listener.required if not self._can_build(one, system)]
+        if needed or not path:
+            return needed[0] if needed else None
+        places = [(*one.inner, *path, *place) for place in SYSTEM_PLACES]
+        # What cannot be caught at one of them may hide the next.
+        for some in (places, *([place] for place in places)):
+            ended = await self._ask(one.asked, expression.find_system(some), ignore_line)
+            if ended.status:
+                continue
+            with suppress(FormatError):
+                system = read_answer(ended)
+                if isinstance(system, str) and not self._can_build(one, system):
+                    return system[:MOST_SHOWN]
+            if some is places:
+                return None
+        return None
+
+    def _can_build(self, one: OutputSet, system: str | None) -> bool:
+        return self._systems.can_build(system, is_configuration=one.kind.is_configuration)
+
+    async def _ask(self, asked: Installable, text: str, on_line: OnLine | None = None) -> Ended:
+        return await self._nix.attempt(
+            *("eval", "--json", "--apply", text, *asked.arguments), on_line=on_line, folder=asked.folder
+        )
 
     def _is_wanted(self, one: OutputSet, name: str) -> bool:
-        self._known.append(one.attr(name))
+        self._known.append(one.attr((name,)))
         matching = set(one.find_matching(name, self._patterns))
         self._matched |= matching
         return not self._patterns or bool(matching)
 
-
-async def evaluate_sets(nix: Nix, sets: Iterable[OutputSet], patterns: Sequence[str]) -> Evaluation:
-    """Look at all of these sets, one after another: evaluating takes memory.
-
-    Raises:
-        UsageError: one of the patterns means nothing.
-    """
-    evaluator = Evaluator(nix, patterns)
-    for one in sets:
-        await evaluator.add_set(one)
-    return evaluator.finish()
-
-
-class _HoldBack:
-    """Passes lines on, but for the complaint that a flake lacks a set: it need not have it."""
-
-    def __init__(self, on_line: OnLine) -> None:
-        self._on_line = on_line
-        self.is_missing = False
-
-    def __call__(self, line: str) -> None:
-        self.is_missing = self.is_missing or _MISSING in line
-        if not self.is_missing:
-            self._on_line(line)
+    def _has_usable_name(self, one: OutputSet, path: expression.Path) -> bool:
+        """Note what has a name that goes nowhere."""
+        reason = None
+        try:
+            size = len(path[-1].encode())
+        except UnicodeEncodeError:
+            reason = "its name is not UTF-8"
+        else:
+            if size > MOST_NAME_BYTES:
+                reason = f"its name has {counted(size, 'byte')}, over the limit of {MOST_NAME_BYTES}"
+        if reason is not None:
+            attr = one.attr(path)
+            shown = attr if len(attr) <= MOST_SHOWN else f"{attr[:MOST_SHOWN]}..."
+            self._failures.append(NotBuilt(shown, reason))
+        return reason is None
 
 
-def _batches(names: Sequence[str], most: int) -> Iterator[list[str]]:
+def _batches(paths: Sequence[expression.Path], most: int) -> Iterator[list[expression.Path]]:
     """Cut into what one process is asked for, and one argument holds."""
-    batch: list[str] = []
+    batch: list[expression.Path] = []
     size = 0
-    for name in names:
-        size += len(name.encode())
+    for path in paths:
+        more = sum(len(name.encode()) for name in path)
+        size += more
         if batch and (len(batch) == most or size > _MOST_BYTES_AT_ONCE):
             yield batch
-            batch, size = [], len(name.encode())
-        batch.append(name)
+            batch, size = [], more
+        batch.append(path)
     if batch:
         yield batch
-
-
-def _read_answer(ended: Ended) -> object:
-    """Read what ``nix eval`` printed; bytes that are no UTF-8, which Nix takes in any string, stay halves.
-
-    Raises:
-        FormatError: a flake put too much of itself into it.
-    """
-    try:
-        return json.loads(ended.stdout.decode(errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"what Nix tells cannot be read: {error}") from None
-
-
-def _parse_derivation(value: object) -> tuple[StorePath, str | None] | None:
-    """Read what ``describe_one`` gives; a flake may say anything there.
-
-    Raises:
-        FormatError: the path of the derivation is none.
-    """
-    match value:
-        case [str(drv_path), str() | None as system]:
-            path = StorePath.parse(drv_path)
-            if not path.name.endswith(".drv"):
-                raise FormatError(f"{path} is no derivation")
-            return path, system
-    return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.local_store.program import run_program
+from nixcache_oci.clients.local_store.program import ignore_line, run_program
 from nixcache_oci.errors import StoreError, UsageError
 
 DEFAULT_BRANCH: Final = "main"
@@ -96,11 +96,7 @@ class _Git:
             "git",
             ["-C", str(self.folder), *arguments],
             self.environment,
-            on_line=_ignore,
+            on_line=ignore_line,
             most_bytes=_MOST_BYTES,
         )
         return ended.stdout.decode(errors="replace").strip() if ended.status == 0 else None
-
-
-def _ignore(_line: str) -> None:
-    """Drop why git refuses: what is not known is left for the user to fill in."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from nixcache_oci.clients.local_store.program import Ended, OnLine, run_program
@@ -79,31 +80,35 @@ class Nix:
             )
         return version
 
-    async def attempt(self, *arguments: str, on_line: OnLine | None = None) -> Ended:
+    async def attempt(
+        self, *arguments: str, on_line: OnLine | None = None, folder: Path | None = None
+    ) -> Ended:
         """Run ``nix``, and tell how it ended; a refusal is no error here.
 
         Args:
             arguments: the command and its arguments.
             on_line: instead of the usual one.
+            folder: that it runs in; None for ours.
         """
         words = [*_FEATURES, *self._options, *arguments]
-        return await run_program("nix", words, self.environment, on_line or self.on_line)
+        return await run_program("nix", words, self.environment, on_line or self.on_line, folder=folder)
 
-    async def ask(self, *arguments: str) -> bytes:
+    async def ask(self, *arguments: str, folder: Path | None = None) -> bytes:
         """Run ``nix``, and give its standard output.
 
         Raises:
             StoreError: it refused.
         """
-        return _check(await self.attempt(*arguments), f"nix {arguments[0]}")
+        return _check(await self.attempt(*arguments, folder=folder), f"nix {arguments[0]}")
 
-    async def ask_old(self, program: str, *arguments: str) -> bytes:
+    async def ask_old(self, program: str, *arguments: str, on_line: OnLine | None = None) -> bytes:
         """Run one of the older programs, such as ``nix-store``, and give its standard output.
 
         Raises:
             StoreError: it refused.
         """
-        ended = await run_program(program, [*self._options, *arguments], self.environment, self.on_line)
+        words = [*self._options, *arguments]
+        ended = await run_program(program, words, self.environment, on_line or self.on_line)
         return _check(ended, f"{program} {arguments[0]}")
 
 

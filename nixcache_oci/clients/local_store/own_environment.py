@@ -65,9 +65,7 @@ def _start_anew(kept: dict[str, str], hidden: Mapping[str, str]) -> None:
         # The same program with the same arguments; nothing of it comes from elsewhere.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)  # noqa: S606
     except OSError as error:
-        raise Error(
-            f"{sys.executable}: cannot be started anew to keep secrets out of reach: {error}"
-        ) from None
+        raise Error(f"{sys.executable}: cannot be restarted to keep secrets out of reach: {error}") from None
 
 
 def _open_anonymous() -> int:
@@ -85,7 +83,7 @@ def _read(text: str) -> dict[str, str]:
             content = file.read()
     except (OSError, ValueError, OverflowError):
         raise UsageError(
-            f"{DESCRIPTOR_VARIABLE}: {text[:20]!r} is no descriptor that can be read; leave it unset"
+            f"{DESCRIPTOR_VARIABLE}: {text[:20]!r} is not a readable descriptor; leave it unset"
         ) from None
     pairs = (os.fsdecode(pair).partition("=") for pair in content.split(b"\0") if pair)
     return {name: value for name, _, value in pairs}

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from nixcache_oci.clients.local_store.child_environment import child_environment
@@ -55,6 +56,7 @@ async def run_program(
     choose: Callable[[Mapping[str, str]], dict[str, str]] = child_environment,
     given: bytes = b"",
     most_bytes: int = MOST_BYTES,
+    folder: Path | None = None,
 ) -> Ended:
     """Run a program until it ends, however long that takes.
 
@@ -66,21 +68,17 @@ async def run_program(
         choose: gives those that it gets.
         given: a few bytes that it finds on standard input.
         most_bytes: of standard output.
+        folder: that it runs in; None for ours.
 
     Raises:
         UsageError: there is no such program.
         StoreError: it wrote more than that.
     """
-    path = shutil.which(name, path=environment.get("PATH", os.defpath))
-    if path is None:
-        raise UsageError(
-            f"{name}: no such program in PATH; install Nix (https://nixos.org/download), or add the folder "
-            "of its programs to PATH, often /nix/var/nix/profiles/default/bin"
-        )
     # A session of its own: Ctrl-C reaches us alone, and we end it in order.
     process = await asyncio.create_subprocess_exec(
-        path,
+        _find_program(name, environment),
         *arguments,
+        cwd=folder,
         env=choose(environment),
         stdin=PIPE if given else DEVNULL,
         stdout=PIPE,
@@ -103,12 +101,31 @@ async def run_program(
     return Ended(status, stdout.result(), find_reason(tail))
 
 
+def _find_program(name: str, environment: Mapping[str, str]) -> Path:
+    path = shutil.which(name, path=environment.get("PATH", os.defpath))
+    if path is None:
+        raise UsageError(
+            f"{name}: no such program in PATH; install Nix (https://nixos.org/download), or add the folder "
+            "of its programs to PATH, often /nix/var/nix/profiles/default/bin"
+        )
+    return Path(path).absolute()  # PATH may name folders from ours, and the program may run in another
+
+
+def ignore_line(_line: str) -> None:
+    """Drop why a question has no answer, where that is no failure."""
+
+
+def without_colours(line: str) -> str:
+    """Take the colours out of a line of Nix."""
+    return _COLOURS.sub("", line)
+
+
 def find_reason(lines: Iterable[str]) -> str:
     """Find the one line that says why, in what Nix wrote: the last error with a text, else the last line.
 
     Newer versions put a trace between ``error:`` and the error itself.
     """
-    plain = [line for line in (_COLOURS.sub("", line).strip() for line in lines) if line]
+    plain = [line for line in (without_colours(line).strip() for line in lines) if line]
     errors = [line.removeprefix("error: ") for line in plain if line.startswith("error: ")]
     return (errors or plain or ["it did not say why"])[-1].rstrip(";:")
 

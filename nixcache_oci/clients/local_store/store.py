@@ -20,6 +20,7 @@ from nixcache_oci.errors import StoreError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.document import get_text, parse_object, within
+from nixcache_oci.wording import counted
 
 PathLike = StorePath | str | Path
 
@@ -118,7 +119,7 @@ class LocalStore:
         """
         invalid = await self.find_invalid(paths)
         if invalid:
-            more = f" (nor are {len(invalid) - 1} more)" if len(invalid) > 1 else ""
+            more = f" (nor {counted(len(invalid) - 1, 'other')})" if len(invalid) > 1 else ""
             raise StoreError(
                 f"{invalid[0]}: is not valid in this store{more}; build or fetch it first, as with "
                 f"nix-store --realise {invalid[0]}"

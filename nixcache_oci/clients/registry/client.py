@@ -3,7 +3,8 @@
 Source: OCI distribution specification 1.1, with the manners of GHCR in mind.
 """
 
-from contextlib import AbstractAsyncContextManager
+import json
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -12,24 +13,23 @@ from time import monotonic
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
+from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
+from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import RetryPolicy
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.memo import Memo
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.delete import delete_manifest
-from nixcache_oci.clients.registry.download import NEEDS_REASON, Downloads
-from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.retry import Failure, RetryPolicy
-from nixcache_oci.clients.registry.tag_page import find_next, parse_tags
+from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.upload import SessionsAhead, push_blob
+from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
-from nixcache_oci.errors import DigestError, FormatError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
+from nixcache_oci.wording import counted
 
 _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
@@ -45,6 +45,9 @@ _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
 _STORED = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
+_DELETED = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.OK, HTTPStatus.NO_CONTENT})
+_DISABLED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED})
+_DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Registry:
@@ -146,7 +149,7 @@ class Registry:
         if stated not in {None, digest}:
             raise self._transport.error(
                 call,
-                f"it was stored as {stated}, and its bytes have the digest {digest}",
+                f"it was stored as {stated}, but its bytes have the digest {digest}",
                 status=answer.status,
             )
         self._pushed.put(tag_or_digest, None)
@@ -154,8 +157,38 @@ class Registry:
         return digest
 
     async def delete_manifest(self, digest: Digest) -> None:
-        """Delete a manifest and its tags; NotFoundError where it is not there."""
-        await delete_manifest(self._transport, self._base, digest)
+        """Delete a manifest and its tags; its blobs go when the registry collects garbage.
+
+        Raises:
+            NotFoundError: it is not there.
+            RegistryError: the registry does not delete it.
+        """
+        call = Call(
+            f"delete manifest {digest}",
+            "DELETE",
+            self._url(f"/manifests/{digest}"),
+            accepts=_DELETED | _DISABLED,
+            may_be_absent=True,
+        )
+        try:
+            answer = await self._transport.fetch(call)
+        except NotFoundError:
+            raise
+        except RegistryError as error:
+            if error.status not in _DENIED:
+                raise
+            text = f"{error}; the right to delete is separate from the right to push"
+            raise RegistryError(text, status=error.status, code=error.code) from None
+        if answer.status in _DISABLED:
+            code, message = parse_error(answer.body)
+            said = " ".join(filter(None, (str(answer.status), code, f"({message})" if message else "")))
+            raise self._transport.error(
+                call,
+                f"this registry does not delete: {said}; its owner has to enable it (docker-registry:"
+                " storage.delete.enabled: true, or REGISTRY_STORAGE_DELETE_ENABLED=true);"
+                " it is kept until then",
+                status=answer.status,
+            )
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; never a part of them.
@@ -170,7 +203,7 @@ class Registry:
         while url is not None:
             call = Call("list tags", "GET", url, may_be_absent=not seen)
             if url in seen or len(seen) == _MOST_TAG_PAGES or monotonic() > deadline:
-                raise self._transport.error(call, f"the list does not end after {len(seen)} pages")
+                raise self._transport.error(call, f"the list does not end after {counted(len(seen), 'page')}")
             seen.add(url)
             page, answer = await self._transport.fetch_parsed(
                 call, room + 1, partial(_read_tags, room=room, most=_MOST_TAGS - len(tags))
@@ -180,7 +213,7 @@ class Registry:
             try:
                 with translated():
                     url = _next_page(answer, url)
-            except (FormatError, TroubleError) as error:
+            except (FormatError, HttpError) as error:
                 raise self._transport.error(call, str(error), status=answer.status) from error
         return list(tags)
 
@@ -221,6 +254,31 @@ class Registry:
         return URL(self._base + path, encoded=True)
 
 
+class RegistryRemover:
+    """Deletes manifests at any registry but GitHub's; implements ``Remover``.
+
+    Args:
+        registry: a client of its own, which asks for the right to delete: a token service may refuse that one
+            as a whole, and what only pushes must not suffer from it. Closed with this.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def remove(self, manifest: Digest) -> None:
+        """Delete a manifest, and the tags that point at it."""
+        with suppress(NotFoundError):
+            await self._registry.delete_manifest(manifest)
+
+    async def untagged(self) -> list[UntaggedVersion]:
+        """Tell of none: the specification has no way to ask."""
+        return []
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._registry.close()
+
+
 def _read_manifest(answer: Answer, asked: Digest | None) -> StoredManifest:
     if len(answer.body) > _MANIFEST_LIMIT:
         raise _too_much(answer, f"it is larger than {_MANIFEST_LIMIT} bytes")
@@ -256,12 +314,32 @@ def _read_tags(answer: Answer, *, room: int, most: int) -> tuple[list[str], Answ
         raise _useless(answer, str(error)) from error
 
 
-def _too_much(answer: Answer, reason: str) -> TroubleError:
-    return TroubleError(Failure(answer.status), reason, is_final=True)
+def parse_tags(body: bytes) -> list[str]:
+    """Read the tags of one page.
+
+    Raises:
+        FormatError: this is no list of tags.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise FormatError("the list of tags is not JSON") from None  # what came is not worth showing
+    if not isinstance(document, dict) or "tags" not in document:
+        raise FormatError("the list of tags has no tags")
+    tags = document["tags"]
+    if tags is None:  # Go's way to write an empty list
+        return []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise FormatError("the list of tags contains something else")
+    return tags
 
 
-def _useless(answer: Answer, reason: str) -> TroubleError:
-    return TroubleError(Failure(answer.status), reason)
+def _too_much(answer: Answer, reason: str) -> HttpError:
+    return HttpError(Failure(answer.status), reason, is_final=True)
+
+
+def _useless(answer: Answer, reason: str) -> HttpError:
+    return HttpError(Failure(answer.status), reason)
 
 
 def _stated_digest(answer: Answer) -> Digest | None:
@@ -279,5 +357,5 @@ def _next_page(answer: Answer, url: URL) -> URL | None:
         return None
     following = join(url, target)
     if following.origin() != url.origin():
-        raise FormatError(f"the list of tags goes on at another server, {following.origin()}")
+        raise FormatError(f"the list of tags continues at another server, {following.origin()}")
     return following

@@ -13,15 +13,14 @@ from typing import Final
 from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
-from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.redirect import join
-from nixcache_oci.clients.registry.refusal import find_tls_hint
-from nixcache_oci.clients.registry.retry import RetryPolicy, parse_http_date
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.one_origin import OneOrigin, join, limit_document
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer
+from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
+from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import Challenge, parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
@@ -54,12 +53,13 @@ async def greet(reference: RegistryReference) -> Greeting:
     Raises:
         RegistryError: nothing answers, or something else.
     """
-    wire = Wire(stall_seconds=_SECONDS, allows_http=reference.plain_http)
+    http = HttpClient(limit_document(_SECONDS))
     try:
         async with asyncio.timeout(_SECONDS):
             asked = datetime.now(UTC)
             with translated():
-                reply = await wire.send(Request("GET", URL(f"{reference.base_url}/v2/")), None)
+                request = Request("GET", URL(f"{reference.base_url}/v2/"))
+                reply = await http.send(request, OneOrigin(None, allows_http=reference.plain_http))
                 answered = datetime.now(UTC)
                 try:
                     body = b"" if reply.status in _GREETINGS else await reply.read(ERROR_LIMIT)
@@ -67,11 +67,11 @@ async def greet(reference: RegistryReference) -> Greeting:
                     reply.close()
     except TimeoutError:
         raise RegistryError(f"{reference.host}: no answer within {_SECONDS} s", is_temporary=True) from None
-    except TroubleError as trouble:
-        hint = find_tls_hint(reference.host, None, b"", trouble.reason) if reference.plain_http else ""
-        raise RegistryError("; ".join(filter(None, (f"{reference.host}: {trouble.reason}", hint)))) from None
+    except HttpError as cause:
+        hint = find_tls_hint(reference.host, None, b"", cause.reason) if reference.plain_http else ""
+        raise RegistryError("; ".join(filter(None, (f"{reference.host}: {cause.reason}", hint)))) from None
     finally:
-        await wire.close()
+        await http.close()
     if reply.status not in _GREETINGS:
         text = f"{reference.host}: answers {reply.status} to GET /v2/, which no working registry does"
         hint = find_tls_hint(reference.host, reply.status, body) if reference.plain_http else ""
@@ -90,15 +90,11 @@ async def find_refusal(
 
     None as well where the registry has no token service: then only a request itself can tell.
     """
-    wire = Wire(stall_seconds=_SECONDS, allows_http=reference.plain_http)
+    http = HttpClient(limit_document(_SECONDS))
 
     async def ask(request: Request, authorization: str | None) -> Answer:
-        reply = await wire.send(request, authorization)
-        try:
-            body = await reply.read(ERROR_LIMIT)
-            return Answer(reply.status, reply.headers, body, reply.is_elsewhere, reply.is_public)
-        finally:
-            reply.close()
+        reply = await http.send(request, OneOrigin(authorization, allows_http=reference.plain_http))
+        return await reply.take(ERROR_LIMIT)
 
     tokens = Authorizer(ask, reference, credentials, push=False)
     try:
@@ -107,12 +103,12 @@ async def find_refusal(
                 await tokens.renew(None, greeting.challenges, is_guarded=greeting.is_public)
     except TimeoutError:
         return f"no answer within {_SECONDS} s"
-    except TroubleError as trouble:
-        return trouble.reason
+    except HttpError as cause:
+        return cause.reason
     finally:
         await tokens.close()
-        await wire.close()
-    return None if tokens.source is not None else "they are refused, though anybody may read"
+        await http.close()
+    return None if tokens.source is not None else "they are refused, although anybody may read"
 
 
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:
@@ -136,7 +132,7 @@ async def try_upload(reference: RegistryReference, credentials: Credentials | No
             stack.push_async_callback(transport.close)
         opened = await transports[0].fetch(opening)
         for transport in transports:
-            with suppress(TroubleError):
+            with suppress(HttpError):
                 with translated():
                     session = join(opening.url, opened.headers.get("Location", ""))
                 await transport.fetch_once(

@@ -25,15 +25,12 @@ from nixcache_oci.clients.credentials import (
     CredentialSource,
     may_receive,
 )
-from nixcache_oci.clients.http.foreign import show
-from nixcache_oci.clients.http.proxy import basic_authorization
-from nixcache_oci.clients.registry.answer import Answer
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.retry import Failure, is_temporary
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Request
-from nixcache_oci.clients.url import parse_url
+from nixcache_oci.clients.http.client import Request
+from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
+from nixcache_oci.clients.http.reply import Answer
+from nixcache_oci.clients.http.retry import is_temporary
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.reference import RegistryReference
 
@@ -118,7 +115,7 @@ class Authorizer:
         """Give the value of Authorization; None as long as the registry asked for nothing.
 
         Raises:
-            TroubleError: the token service issued none.
+            HttpError: the token service issued none.
         """
         if self._challenge is None:
             return None
@@ -141,7 +138,7 @@ class Authorizer:
             is_guarded: whether it came from a public address, so that what it names has to be at one, too.
 
         Raises:
-            TroubleError: the token service issued no new token.
+            HttpError: the token service issued no new token.
         """
         bearer = next(
             (each for each in challenges if each.scheme == "bearer" and "realm" in each.parameters), None
@@ -210,7 +207,7 @@ class Authorizer:
             credentials = None
         try:
             return await self._request_token_as(realm, credentials)
-        except TroubleError as refusal:
+        except HttpError as refusal:
             if credentials is None or not _is_refusal(refusal):
                 raise
             newer = await self._find(refused=credentials)
@@ -224,12 +221,12 @@ class Authorizer:
         """Go on without credentials that a token service is not shown; said once.
 
         Raises:
-            TroubleError: without them, nothing can be pushed.
+            HttpError: without them, nothing can be pushed.
         """
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
             remedy = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
-            raise TroubleError(Failure(None), remedy, is_final=True)
+            raise HttpError.final(remedy)
         if credentials != self._withheld:
             self._withheld = credentials
             self._warn_of_reading_anonymously(reason)
@@ -247,17 +244,15 @@ class Authorizer:
         self._refused = None
         return token
 
-    async def _request_anonymously(
-        self, realm: URL, credentials: Credentials, refusal: TroubleError
-    ) -> Token:
+    async def _request_anonymously(self, realm: URL, credentials: Credentials, refusal: HttpError) -> Token:
         """Read without credentials for some minutes, where they are refused and that is allowed.
 
         Raises:
-            TroubleError: it is not.
+            HttpError: it is not.
         """
         try:
             token = await self._request_token(realm, None)
-        except TroubleError as second:
+        except HttpError as second:
             raise (refusal if _is_refusal(second) else second) from None
         if credentials != self._refused:
             reason = f"refuses the credentials from {credentials.source} ({refusal.reason})"
@@ -281,7 +276,7 @@ class Authorizer:
             request, authorization = self._token_request(realm, credentials)
         answer = await self._ask(request, authorization)
         if answer.status != HTTPStatus.OK:
-            raise answer.trouble(is_about_token=True)
+            raise answer.error(is_about_token=True)
         return _parse_token(answer, started)
 
     def _parameters(self) -> dict[str, str]:
@@ -297,7 +292,7 @@ class Authorizer:
         except ValueError:
             pass
         reason = "its challenge names no usable address for tokens"
-        raise TroubleError(Failure(None), reason, is_final=True)
+        raise HttpError.final(reason)
 
     def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[Request, str | None]:
         parameters = self._parameters()
@@ -322,10 +317,8 @@ def _basic(credentials: Credentials) -> str:
     return basic_authorization(credentials.username, credentials.password)
 
 
-def _is_refusal(trouble: TroubleError) -> bool:
-    return (
-        trouble.is_about_token and trouble.failure.status in _REFUSALS and not is_temporary(trouble.failure)
-    )
+def _is_refusal(cause: HttpError) -> bool:
+    return cause.is_about_token and cause.failure.status in _REFUSALS and not is_temporary(cause.failure)
 
 
 def _parse_token(answer: Answer, started: float) -> Token:
@@ -338,7 +331,7 @@ def _parse_token(answer: Answer, started: float) -> Token:
         value = document.get("token") or document.get("access_token")
         if isinstance(value, str) and _USABLE_TOKEN.fullmatch(value):
             return Token(value, started + _usable_seconds(document.get("expires_in")))
-    raise TroubleError(
+    raise HttpError(
         Failure(answer.status), "the token service's answer holds no token", is_about_token=True
     ) from None
 

@@ -1,30 +1,25 @@
 """The one way to the registry: a call is authorised, sent, tried again where that may help, or explained."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http import HTTPStatus
-from random import SystemRandom
 from time import monotonic
 from typing import TypeVar
 
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import HttpError, show, translated
+from nixcache_oci.clients.http.one_origin import OneOrigin, limit_blob, limit_document
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.registry.answer import ERROR_LIMIT, Answer
-from nixcache_oci.clients.registry.approach import Approach
-from nixcache_oci.clients.registry.body import Body
-from nixcache_oci.clients.registry.breakage import translated
-from nixcache_oci.clients.registry.refusal import Explainer
-from nixcache_oci.clients.registry.reply import Reply
-from nixcache_oci.clients.registry.retry import GiveUp, RetryPolicy, decide
+from nixcache_oci.clients.http.reply import ERROR_LIMIT, Answer, Reply
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
+from nixcache_oci.clients.http.upload import Body
+from nixcache_oci.clients.registry.errors import Explainer
+from nixcache_oci.clients.registry.preconnect import Preconnect, Storage
 from nixcache_oci.clients.registry.token import Authorizer
-from nixcache_oci.clients.registry.trouble import TroubleError
-from nixcache_oci.clients.registry.wire import Request, Wire
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
@@ -32,7 +27,6 @@ from nixcache_oci.oci.reference import RegistryReference
 _TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
-_jitter = SystemRandom().random
 
 T = TypeVar("T")
 
@@ -48,7 +42,7 @@ class Call:
         headers: without Authorization.
         body: or None.
         follows: whether redirects are followed.
-        accepts: statuses that are success; all others are trouble.
+        accepts: statuses that are success; all others are failures.
         is_expected: whether the thing is known to exist, so that 404 is tried again.
         is_verified: whether what is sent has the digest that it is sent with.
         may_be_absent: whether 404 may become NotFoundError.
@@ -70,40 +64,6 @@ class Call:
     may_lead_away: bool = False
     is_guarded: bool = False
     is_blob: bool = False
-
-
-class Tries:
-    """Counts the tries of one operation, and waits between them."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._attempt = 0
-        self._transmission = 0.0
-        self._started = monotonic()
-
-    async def wait(self, trouble: TroubleError, *, transmission: float = 0) -> GiveUp | None:
-        """Wait before the next try; an answer means that there is none.
-
-        Args:
-            trouble: how the last try ended.
-            transmission: seconds of it that went into sending a body, which are not a matter of patience.
-        """
-        self._attempt += 1
-        self._transmission += transmission
-        if trouble.is_final:
-            return GiveUp(is_temporary=False)
-        decision = decide(
-            self._policy,
-            self._attempt,
-            trouble.failure,
-            elapsed=monotonic() - self._started - self._transmission,
-            jitter=_jitter(),
-            now=datetime.now(UTC),
-        )
-        if isinstance(decision, GiveUp):
-            return decision
-        await asyncio.sleep(decision.delay)
-        return None
 
 
 class Transport:
@@ -132,7 +92,10 @@ class Transport:
     ) -> None:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
-        self._wire = Wire(stall_seconds=stall_seconds, allows_http=reference.plain_http, is_public=is_public)
+        self._allows_http = reference.plain_http
+        self._http = HttpClient(limit_document(stall_seconds), is_public=is_public)
+        self._blob_limits = limit_blob(stall_seconds)
+        self._storage = Storage(self._http.connect)
         self._tokens = Authorizer(
             self._ask_token_service,
             reference,
@@ -147,7 +110,7 @@ class Transport:
     async def close(self) -> None:
         """End all connections."""
         await self._tokens.close()
-        await self._wire.close()
+        await self._http.close()
 
     async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> Answer:
         """Send a call and read at most ``limit`` bytes of its answer, with as many tries as are allowed.
@@ -163,7 +126,7 @@ class Transport:
         Args:
             call: what is wanted.
             limit: bytes of the answer that are read at most.
-            parse: reads the answer; raises TroubleError where it cannot.
+            parse: reads the answer; raises HttpError where it cannot.
 
         Raises:
             RegistryError: none of the tries worked.
@@ -174,11 +137,11 @@ class Transport:
             try:
                 with translated():
                     return parse(await self.fetch_once(call, limit))
-            except TroubleError as trouble:
+            except HttpError as cause:
                 transmission = monotonic() - started if call.body else 0
-                end = await tries.wait(trouble, transmission=transmission)
+                end = await tries.wait(cause, transmission=transmission)
                 if end is not None:
-                    raise self.explain(call, trouble, end) from None  # the reason is in its text
+                    raise self.explain(call, cause, end) from None  # the reason is in its text
 
     async def open(self, call: Call) -> Reply:
         """Send a call, with as many tries as are allowed, and leave its answer's body to the caller to read.
@@ -191,20 +154,20 @@ class Transport:
             try:
                 with translated():
                     return await self._send(call)
-            except TroubleError as trouble:
-                end = await tries.wait(trouble)
+            except HttpError as cause:
+                end = await tries.wait(cause)
                 if end is not None:
-                    raise self.explain(call, trouble, end) from None  # as above
+                    raise self.explain(call, cause, end) from None  # as above
 
     def tries(self) -> Tries:
         """Begin to count the tries of an operation that consists of several calls."""
         return Tries(self._policy)
 
-    def explain(self, call: Call, trouble: TroubleError, end: GiveUp) -> RegistryError:
+    def explain(self, call: Call, cause: HttpError, end: GiveUp) -> RegistryError:
         """Make the error that callers see."""
         return self._explainer.explain(
             call.operation,
-            trouble,
+            cause,
             end,
             may_be_absent=call.may_be_absent,
             size=call.body.size if call.body else None,
@@ -222,60 +185,56 @@ class Transport:
         """Send a call once, and read its answer.
 
         Raises:
-            TroubleError: it failed.
+            HttpError: it failed.
         """
         with translated():
-            return await _read(await self._send(call), limit)
+            return await (await self._send(call)).take(limit)
 
     async def _send(self, call: Call) -> Reply:
         reply = await self._send_authorized(call)
         if reply.status in call.accepts:
             return reply
-        answer = await _read(reply, ERROR_LIMIT)
+        answer = await reply.take(ERROR_LIMIT)
         is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
-        raise answer.trouble(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
+        raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the token at hand, and once more with a new one where the registry wants that."""
-        is_elsewhere = call.url.origin() != self._origin
+        # Before the token is asked for: all of it takes round trips.
+        with self._preconnect() if call.may_lead_away else nullcontext() as preconnect:
+            authorization = await self._tokens.get()
+            reply = await self._send_once(call, authorization, preconnect)
+            if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
+                # What ran out is told so by some registries, which never say what they want instead.
+                if not await self._tokens.reconsider():
+                    return reply
+                reply.close()
+                return await self._send_once(call, await self._tokens.get(), preconnect)
+            if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
+                return reply
+            challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
+            answer = await reply.take(ERROR_LIMIT)
+            if not await self._tokens.renew(authorization, challenges, is_guarded=reply.is_public):
+                raise answer.error()
+            return await self._send_once(call, await self._tokens.get(), preconnect)
+
+    async def _send_once(self, call: Call, authorization: str | None, preconnect: Preconnect | None) -> Reply:
         request = Request(
             call.method,
             call.url,
             call.headers,
             call.body,
             call.follows,
-            is_elsewhere,
-            call.is_guarded,
-            call.is_blob,
+            is_elsewhere=call.url.origin() != self._origin,
+            is_guarded=call.is_guarded,
         )
-        # Before the token is asked for: all of it takes round trips.
-        with self._approach() if call.may_lead_away else nullcontext() as approach:
-            authorization = await self._tokens.get()
-            reply = await self._wire.send(request, authorization, approach)
-            if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
-                # What ran out is told so by some registries, which never say what they want instead.
-                if not await self._tokens.reconsider():
-                    return reply
-                reply.close()
-                return await self._wire.send(request, await self._tokens.get(), approach)
-            if reply.status != HTTPStatus.UNAUTHORIZED or reply.is_elsewhere:
-                return reply
-            challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
-            answer = await _read(reply, ERROR_LIMIT)
-            if not await self._tokens.renew(authorization, challenges, is_guarded=reply.is_public):
-                raise answer.trouble()
-            return await self._wire.send(request, await self._tokens.get(), approach)
+        arrive = None if preconnect is None else preconnect.arrive
+        rules = OneOrigin(authorization, self._allows_http, arrive)
+        return await self._http.send(request, rules, limits=self._blob_limits if call.is_blob else None)
 
-    def _approach(self) -> AbstractContextManager[Approach]:
-        return self._wire.storage.approach(self._origin, is_waiting=self._tokens.is_asking)
+    def _preconnect(self) -> AbstractContextManager[Preconnect]:
+        return self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
 
     async def _ask_token_service(self, request: Request, authorization: str | None) -> Answer:
-        return await _read(await self._wire.send(request, authorization), _TOKEN_LIMIT)
-
-
-async def _read(reply: Reply, limit: int) -> Answer:
-    try:
-        body = await reply.read(limit)
-    finally:
-        reply.close()
-    return Answer(reply.status, reply.headers, body, reply.is_elsewhere, reply.is_public)
+        reply = await self._http.send(request, OneOrigin(authorization, self._allows_http))
+        return await reply.take(_TOKEN_LIMIT)

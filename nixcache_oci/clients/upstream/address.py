@@ -1,23 +1,132 @@
 """Addresses of upstream binary caches, and of the NARs in them. No I/O.
 
-A NAR of an upstream is served here as ``upstream/<key>/mac-…/<path>``. Such a path comes from a narinfo that
-a stranger wrote, or from any client, so it can only name something below the upstream's base URL; that a
-narinfo named it, ``named_path`` checks.
+A NAR of an upstream is served here as ``upstream/<key>/mac-…/<path>``. Such a path comes from a narinfo
+that a stranger wrote, or from any client, so it can only name something below the upstream's base URL.
+
+The proxy may hold a password of the upstream, and any client, a web page among them, can ask it for any
+URL. So that URL carries a message authentication code (MAC) that only proxies with the same secret can
+make: ``mac-<32 hex digits>``. It covers the key and not the list of upstreams, so that it holds however
+that list is changed. Nix remembers a narinfo and its URL for 30 days. URLs from before there was a MAC, or
+of a secret that is lost, are still served where they cannot be anything but a NAR: an upstream that has a
+password is only asked for names that are made of a hash, which nobody guesses; any other one for whatever
+is called a NAR.
+
+The header Via ends loops: each process has a name of its own, and adds it to what it asks an upstream for.
+Who finds its own name in a request has been asked for what it asks for itself (RFC 9110, section 7.6.3).
 """
 
-import base64
 import hashlib
+import hmac
 import re
+import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from yarl import URL
 
-from nixcache_oci.clients.upstream.named_path import UrlSigner
-from nixcache_oci.clients.url import parse_url, show_url
+from nixcache_oci.clients.http.url import basic_authorization, parse_url, show_url
 from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.nix.base32 import LETTER
 from nixcache_oci.nix.narinfo import NarInfo
+
+_DIGITS: Final = 32
+_SEGMENT: Final = re.compile(rf"mac-([0-9a-f]{{{_DIGITS}}})")
+
+_SUFFIX: Final = r"\.nar(?:\.[A-Za-z0-9]{1,8})?"
+# NarHash, FileHash or hash part, and the last two after one another: what binary caches name NARs by.
+_NAMED_BY_HASH: Final = re.compile(
+    rf"nar/(?:[0-9a-f]{{64}}|(?:{LETTER}{{32}}-)?{LETTER}{{52}}|{LETTER}{{32}}){_SUFFIX}"
+)
+_CALLED_NAR: Final = re.compile(rf".*[^/]{_SUFFIX}")
+_HARMLESS_QUERY: Final = re.compile(rf"(?:hash={LETTER}{{32}})?")
+
+
+def is_named_by_hash(path: str, query: str) -> bool:
+    """Tell whether a path below an upstream is one that nobody guesses, and that names its content."""
+    return bool(_NAMED_BY_HASH.fullmatch(path) and _HARMLESS_QUERY.fullmatch(query))
+
+
+class UrlSigner:
+    """Makes and checks the MACs of URLs.
+
+    Args:
+        secret: at least 32 bytes that no client knows.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def sign(self, key: str, path: str, query: str) -> str:
+        """Give the path that clients ask ``upstream/<key>/`` for.
+
+        Args:
+            key: the upstream's key.
+            path: below the upstream's base URL, as on the wire, without a leading slash.
+            query: as on the wire, without the question mark.
+        """
+        return f"mac-{self._mac(key, path, query)}/{path}"
+
+    def named_path(self, key: str, path: str, query: str, *, has_password: bool) -> str:
+        """Tell which path of the upstream a client asks for.
+
+        Args:
+            key: the upstream's key.
+            path: what the client sent behind ``upstream/<key>/``, as on the wire.
+            query: as on the wire, without the question mark.
+            has_password: whether the upstream is asked with credentials.
+
+        Raises:
+            FormatError: no narinfo named it.
+        """
+        first, _, rest = path.partition("/")
+        if match := _SEGMENT.fullmatch(first):
+            if hmac.compare_digest(match[1], self._mac(key, rest, query)):
+                return rest
+            path = rest
+        shape = _NAMED_BY_HASH if has_password else _CALLED_NAR
+        if shape.fullmatch(path) and _HARMLESS_QUERY.fullmatch(query):
+            return path
+        raise FormatError(f"NAR URL: {path[:80]!r} is not one that a narinfo named")
+
+    def _mac(self, key: str, path: str, query: str) -> str:
+        # Decoded, because clients may spell a path in another way (RFC 3986, section 6.2.2). What would be
+        # another path then, as with an encoded slash, is refused where URLs are made.
+        said = b"\0".join((key.encode(), unquote_to_bytes(path), query.encode()))
+        return hmac.digest(self._secret, said, hashlib.sha256).hex()[:_DIGITS]
+
+
+VIA: Final = "Via"
+MOST_HOPS: Final = 8
+"""Proxies of this kind that a request may have come through."""
+
+Chain: TypeAlias = tuple[str, ...]
+"""The names of such proxies, the first one first."""
+
+_NAME = re.compile(r"(?:^|[\s,])(nixcache-oci-[0-9a-f]{16})(?=$|[\s,])")
+
+
+def make_name() -> str:
+    """Make a name for this process; it says nothing about the machine."""
+    return f"nixcache-oci-{secrets.token_hex(8)}"
+
+
+def parse_via(values: Iterable[str]) -> Chain:
+    """Read the names out of all Via headers of a request; other proxies' are left out."""
+    return tuple(name for value in values for name in _NAME.findall(value))
+
+
+def render_via(chain: Chain) -> str:
+    """Write the header's value."""
+    return ", ".join(f"1.1 {name}" for name in chain)
+
+
+def is_loop(chain: Chain, own_name: str) -> bool:
+    """Tell whether a request was here before, or came through too many proxies to go on."""
+    return own_name in chain or len(chain) >= MOST_HOPS
+
 
 _KEY_DIGITS = 16
 _MOST_SHOWN_CHARACTERS = 200
@@ -82,19 +191,14 @@ def parse_upstream(text: str) -> Upstream:
             base = URL(f"{url.origin()}{url.raw_path.rstrip('/')}/", encoded=True)
             base.origin()  # finds what is wrong with the host only now
             if _HOST.fullmatch(base.raw_host or ""):
-                return Upstream(base, basic_authorization(url))
+                has_user = url.user is not None or url.password is not None
+                return Upstream(
+                    base, basic_authorization(url.user or "", url.password or "") if has_user else ""
+                )
     except ValueError:
         # without its cause, which may quote the credentials
         raise UsageError(f"upstream {shown}: not a URL; write it like https://cache.example.org") from None
     raise UsageError(f"upstream {shown}: not http:// or https:// and a host name")
-
-
-def basic_authorization(url: URL) -> str:
-    """Make an Authorization header's value from a URL's user and password; empty where it has none."""
-    if url.user is None and url.password is None:
-        return ""
-    secret = f"{url.user or ''}:{url.password or ''}"
-    return f"Basic {base64.b64encode(secret.encode()).decode()}"
 
 
 def origin(url: URL) -> tuple[str, str | None, int | None]:
@@ -122,7 +226,7 @@ def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
         if decoded == before:
             break
     else:
-        raise FormatError(f"NAR URL: {path[:200]!r} is encoded again and again")
+        raise FormatError(f"NAR URL: {path[:200]!r} is encoded too many times")
     if decoded.count(b"/") != path.count("/") or re.search(rb"[\x00-\x1f\x7f\\]", decoded):
         raise FormatError(f"NAR URL: {path[:200]!r} hides a slash, backslash or control character")
     # Servers of the Java family cut a segment at its semicolon before they read it.

@@ -14,13 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
-import aiohttp
-
+from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.foreign import show
+from nixcache_oci.clients.http.errors import show
+from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.upstream.address import NarMode, Upstream, rewrite
-from nixcache_oci.clients.upstream.named_path import UrlSigner
+from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.upstream.address import (
+    VIA,
+    Chain,
+    NarMode,
+    Upstream,
+    UrlSigner,
+    is_loop,
+    make_name,
+    render_via,
+    rewrite,
+)
 from nixcache_oci.clients.upstream.nar import (
     ABSENT_STATUSES,
     NarHead,
@@ -28,13 +38,12 @@ from nixcache_oci.clients.upstream.nar import (
 )
 from nixcache_oci.clients.upstream.nars import Nars
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.via import VIA, Chain, is_loop, make_name, render_via
-from nixcache_oci.clients.upstream.wire import Wire, translated
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, limit_all, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.nix.variants import choose_variant, counts
+from nixcache_oci.nix.variants import choose_variant, is_accepted
 
 _LARGEST_NARINFO_BYTES = 1024 * 1024
 ASK_ON_SECONDS = 5.0
@@ -56,7 +65,7 @@ class Upstreams:
         mode: where clients get NARs from.
         signer: makes and checks the URLs that clients ask for NARs by; None for one of this process alone.
         store_dir: where store paths have to lie: any other is a miss. None for anywhere.
-        counting_keys: those that clients are known to trust; None where any hit will do.
+        client_keys: those that clients are known to trust; None where any hit will do.
         name: of this process, for loops.
         connect_seconds: limit for one connection, once its name is looked up.
         answer_seconds: limit for a whole narinfo, from when the upstream was reached.
@@ -76,7 +85,7 @@ class Upstreams:
         mode: NarMode = NarMode.STREAM,
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
-        counting_keys: Sequence[PublicKey] | None = None,
+        client_keys: Sequence[PublicKey] | None = None,
         name: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 10.0,
@@ -90,18 +99,24 @@ class Upstreams:
         self._mode = mode
         self._signer = signer or UrlSigner(secrets.token_bytes(32))
         self._store_dir = store_dir
-        self._counting_keys = counting_keys
+        self._counting_keys = client_keys
         self._name = name or make_name()
         self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
-        self._wire = Wire(connect_seconds=connect_seconds, is_public=is_public)
+        self._narinfo_limits = Limits(None, None, answer_seconds, AGAIN_SECONDS)
+        self._http = HttpClient(
+            limit_all(answer_seconds),
+            connect_seconds=connect_seconds,
+            connect_seconds_in_all=NAME_SECONDS + connect_seconds,
+            is_public=is_public,
+        )
         self._former = {
             upstream.key: Peer(upstream, clock, self._probe)
             for upstream in former
             if upstream.key not in self._peers
         }
         self._nars = Nars(
-            self._wire,
+            self._http,
             self._peers,
             self._former,
             self._signer,
@@ -117,7 +132,7 @@ class Upstreams:
         await asyncio.gather(*self._losers, return_exceptions=True)
         for peer in (*self._peers.values(), *self._former.values()):
             await peer.close()
-        await self._wire.close()
+        await self._http.close()
 
     def health(self) -> list[UpstreamHealth]:
         """Tell how each upstream is doing."""
@@ -171,7 +186,7 @@ class Upstreams:
         """Wait for as many look-ups as it takes; those that are not waited for stay in ``pending``."""
         until: float | None = None
         keys = self._counting_keys
-        while pending and not (found and (keys is None or any(counts(one, keys) for one in found))):
+        while pending and not (found and (keys is None or any(is_accepted(one, keys) for one in found))):
             now = asyncio.get_running_loop().time()
             if found:
                 until = until or now + ASK_ON_SECONDS
@@ -228,31 +243,26 @@ class Upstreams:
             raise UpstreamNotFoundError("the request came through here before, or through too many proxies")
 
     async def _look_up(self, peer: Peer, hash_part: HashPart, via: Chain) -> NarInfo | None:
-        async def ask(attempt: Attempt) -> NarInfo | None:
-            response = await self._wire.send(
+        async def ask_for_it(attempt: Attempt) -> NarInfo | None:
+            reply = await ask(
+                self._http,
                 peer.upstream,
                 "GET",
                 peer.upstream.at(f"{hash_part}.narinfo"),
+                self._narinfo_limits,
                 headers=self._via(via),
-                head_seconds=None,
-                stall_seconds=None,
                 on_connect=attempt.connected,
             )
-            try:
-                # also read when it is a miss: a connection with an unread body cannot be used again
-                body = await read_narinfo(peer.upstream, response)
-            finally:
-                response.close()
-            if response.status in ABSENT_STATUSES:
+            # also read when it is a miss: a connection with an unread body cannot be used again
+            body = await read_narinfo(peer.upstream, reply)
+            if reply.status in ABSENT_STATUSES:
                 return None
-            if response.status != _OK:
-                raise UpstreamError(
-                    f"upstream {peer.upstream}: {hash_part}.narinfo: status {response.status}"
-                )
+            if reply.status != _OK:
+                raise UpstreamError(f"upstream {peer.upstream}: {hash_part}.narinfo: status {reply.status}")
             narinfo = self._parse(peer.upstream, hash_part, body)
             return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
 
-        narinfo = await peer.attempt(self._answer_seconds, ask)
+        narinfo = await peer.attempt(self._answer_seconds, ask_for_it)
         if narinfo is None:
             peer.misses += 1
         else:
@@ -263,16 +273,10 @@ class Upstreams:
         return {VIA: render_via((*via, self._name))}
 
     async def _probe(self, upstream: Upstream) -> None:
-        response = await self._wire.send(
-            upstream,
-            "GET",
-            upstream.at("nix-cache-info"),
-            headers=self._via(()),
-            head_seconds=self._answer_seconds,
-            stall_seconds=None,
-            on_connect=lambda: None,
-        )
-        response.close()
+        address = upstream.at("nix-cache-info")
+        limits = limit_all(self._answer_seconds)
+        reply = await ask(self._http, upstream, "GET", address, limits, headers=self._via(()))
+        reply.close()
 
     def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
         try:
@@ -284,23 +288,28 @@ class Upstreams:
         return narinfo
 
 
-async def read_narinfo(upstream: Upstream, response: aiohttp.ClientResponse) -> bytes:
-    """Read a small body, and undo the coding that caches of compressed narinfos send asked or not.
+async def read_narinfo(upstream: Upstream, reply: Reply) -> bytes:
+    """Read and close a small answer, and undo the coding that some caches send asked or not.
 
     Raises:
         UpstreamError: it is too large, or is not what its head says.
     """
-    coding = response.headers.get("Content-Encoding", "")
-    with translated(upstream):
-        decoder = Decoder(coding) if is_coded(coding) else None
-        body = bytearray()
-        received = 0
-        while chunk := await response.content.readany():
-            received += len(chunk)
-            for piece in decoder.feed(chunk) if decoder is not None else (chunk,):
-                body += piece
-                if max(len(body), received) > _LARGEST_NARINFO_BYTES:
-                    raise UpstreamError(f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes")
-        if decoder is not None:
-            decoder.end()
+    coding = reply.headers.get("Content-Encoding", "")
+    body = bytearray()
+    received = 0
+    try:
+        with upstream_errors(upstream):
+            decoder = Decoder(coding) if is_coded(coding) else None
+            while chunk := await reply.next():
+                received += len(chunk)
+                for piece in decoder.feed(chunk) if decoder is not None else (chunk,):
+                    body += piece
+                    if max(len(body), received) > _LARGEST_NARINFO_BYTES:
+                        raise UpstreamError(
+                            f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes"
+                        )
+            if decoder is not None:
+                decoder.end()
+    finally:
+        reply.close()
     return bytes(body)

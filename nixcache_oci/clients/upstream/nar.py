@@ -1,21 +1,27 @@
 """NARs as upstreams send them: what an answer's head says, and a body that outlives its connection."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-import aiohttp
+from yarl import URL
 
+from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.minimum_rate import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
+from nixcache_oci.clients.http.errors import HttpError, SlowBodyError, translate
+from nixcache_oci.clients.http.ranges import parse_content_range, read_length, render_range
+from nixcache_oci.clients.http.reply import (
+    RESUMED_WINDOWS,
+    STREAM_BYTES_PER_SECOND,
+    Limits,
+    MinimumRate,
+    Reply,
+)
 from nixcache_oci.clients.upstream.address import Upstream
-from nixcache_oci.clients.upstream.wire import translated
+from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_errors
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-_LENGTH = re.compile(r"\d{1,19}")
 ABSENT_STATUSES = frozenset({403, 404, 410})  # what Nix takes for "not there"
 _RANGE_NOT_SATISFIABLE = 416
 _OK = 200
@@ -63,7 +69,7 @@ def range_headers(start: int, end: int | None, validator: str = "") -> dict[str,
     """Ask for the bytes from ``start`` to before ``end`` (None: all), if the validator still holds."""
     if start == 0 and end is None:
         return {}
-    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    headers = {"Range": render_range(start, end)}
     return {**headers, "If-Range": validator} if validator else headers
 
 
@@ -84,24 +90,24 @@ def read_head(
     if is_coded(coding):
         if status == _PARTIAL:
             raise UpstreamError(f"upstream {upstream}: NAR: a part of something with a Content-Encoding")
-        with translated(upstream):
+        with upstream_errors(upstream):
             Decoder(coding)  # knows it
         return NarHead(status, None, 0, None, accepts_ranges=False, validator="", coding=coding)
     size: int | None
     behind: int | None
     if status == _PARTIAL:
         text = headers.get("Content-Range", "")
-        size, first, behind = _read_content_range(text)
-        last_allowed = min(bound for bound in (end, size, behind) if bound is not None)
-        if not range_headers(start, end) or first != start or not first < behind <= last_allowed:
+        with upstream_errors(upstream):
+            first, behind, size = parse_content_range(text)
+        if not range_headers(start, end) or first != start or (end is not None and behind > end):
             raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Range {text[:80]!r}")
     else:
-        length = headers.get("Content-Length")
+        first, size = 0, read_length(headers)
         # With 2^64-1, its own sign for no length, the HTTP library gives a body that is empty, and whole.
-        if length is not None and not _LENGTH.fullmatch(length):
-            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {length[:80]!r}")
-        size = None if length is None else int(length)
-        first, behind = 0, size
+        if size is None and "Content-Length" in headers:
+            text = headers["Content-Length"]
+            raise UpstreamError(f"upstream {upstream}: NAR: wrong Content-Length {text[:80]!r}")
+        behind = size
     return NarHead(
         status=status,
         size=size,
@@ -112,21 +118,36 @@ def read_head(
     )
 
 
-def _read_content_range(text: str) -> tuple[int | None, int, int]:
-    """Read size, first offset and the offset behind the last; an empty part where it cannot be read."""
-    match = _CONTENT_RANGE.fullmatch(text)
-    if match is None:
-        return None, 0, 0
-    return None if match[3] == "*" else int(match[3]), int(match[1]), int(match[2]) + 1
-
-
 def _read_validator(headers: Mapping[str, str]) -> str:
     # RFC 9110, 13.1.5: If-Range takes no weak entity tag
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 
 
-Reopen = Callable[[int, int | None, str], Awaitable[tuple[aiohttp.ClientResponse, NarHead]]]
+async def open_part(
+    http: HttpClient,
+    upstream: Upstream,
+    url: URL,
+    limits: Limits,
+    start: int,
+    end: int | None,
+    headers: Mapping[str, str],
+    on_connect: Callable[[], None] = lambda: None,
+) -> tuple[Reply, NarHead]:
+    """Ask for the bytes from ``start`` to before ``end``, which the headers name; the reply is the caller's.
+
+    Raises:
+        UpstreamError: no usable answer.
+    """
+    reply = await ask(http, upstream, "GET", url, limits, headers=headers, on_connect=on_connect)
+    try:
+        return reply, read_head(upstream, reply.status, reply.headers, start, end)
+    except UpstreamError:
+        reply.close()
+        raise
+
+
+Reopen = Callable[[int, int | None, str], Awaitable[tuple[Reply, NarHead]]]
 
 
 class NarBody:
@@ -134,44 +155,39 @@ class NarBody:
 
     Args:
         upstream: for the text of errors.
-        response: the first answer; closed here.
+        reply: the first answer; closed here.
         head: what that answer's head says.
         reopen: asks again, for the bytes from the first to before the second offset, if the third argument, a
             validator, still holds.
         pause_seconds: how long to wait before the first resume without progress; doubles with each.
-        first_seconds: limit for the wait for the first bytes.
-        stall_seconds: limit for each wait for further ones. Framing is no progress: chunk extensions, sizes
-            and trailers may go on for ever.
+        stall_seconds: what a wait counts at most, towards the least rate of all connections together.
     """
 
     def __init__(
         self,
         upstream: Upstream,
-        response: aiohttp.ClientResponse,
+        reply: Reply,
         head: NarHead,
         reopen: Reopen,
         pause_seconds: float,
-        first_seconds: float,
         stall_seconds: float,
     ) -> None:
         self._upstream = upstream
-        self._response = response
+        self._reply = reply
         self._head = head
         self._reopen = reopen
         self._pause_seconds = pause_seconds
         self._decoder = Decoder(head.coding) if head.coding else None
         self._position = head.start
         self._end = head.end
-        self._wait_seconds = first_seconds
         self._stall_seconds = stall_seconds
-        self._rate: MinimumRate | None = None  # of this connection; its first bytes may take longer
         self._total_rate = MinimumRate(RESUMED_WINDOWS * stall_seconds, STREAM_BYTES_PER_SECOND)
         self._resumes = 0
         self._clock = asyncio.get_running_loop().time
 
     def close(self) -> None:
         """Give the connection back, or cut it where bytes are still to come."""
-        self._response.close()
+        self._reply.close()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes as they arrive.
@@ -185,13 +201,15 @@ class NarBody:
             chunk = await self._read_or_resume()
             if chunk is not None and not chunk:
                 if self._decoder is not None:
-                    with translated(self._upstream):
+                    with upstream_errors(self._upstream):
                         self._decoder.end()
                 return
-            with translated(self._upstream):
-                waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
-                self._total_rate.add(len(chunk or b""), waited)
+            waited = 0 if is_first else min(self._clock() - began, self._stall_seconds)
             is_first = False
+            try:
+                self._total_rate.add(len(chunk or b""), waited)
+            except SlowBodyError as error:
+                raise upstream_error(self._upstream, translate(error)) from error
             if chunk is None:
                 continue
             self._position += len(chunk)
@@ -201,7 +219,7 @@ class NarBody:
             if self._decoder is None:
                 yield chunk
                 continue
-            with translated(self._upstream):
+            with upstream_errors(self._upstream):
                 pieces = self._decoder.feed(chunk)
                 while piece := next(pieces, b""):
                     yield piece
@@ -209,45 +227,31 @@ class NarBody:
     async def _read_or_resume(self) -> bytes | None:
         """Give the next bytes, none at the end; or None where there is a new connection to read them from."""
         try:
-            return await self._read()
-        except UpstreamError as error:
-            await self._resume(error)
+            chunk = await self._reply.next()
+        except HttpError as error:
+            await self._resume(upstream_error(self._upstream, error))
             return None
-
-    async def _read(self) -> bytes:
-        with translated(self._upstream):
-            began = self._clock()
-            async with asyncio.timeout(self._wait_seconds):
-                chunk = await self._response.content.readany()
-            if self._rate is None:
-                self._rate = MinimumRate(self._stall_seconds, STREAM_BYTES_PER_SECOND)
-                self._wait_seconds = self._stall_seconds
-            else:
-                self._rate.add(len(chunk), self._clock() - began)
-        if not chunk and self._end is not None and self._position < self._end:
-            raise UpstreamError(
-                f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
-            )
-        return chunk
+        if chunk or self._end is None or self._position >= self._end:
+            return chunk
+        cut = f"upstream {self._upstream}: NAR: cut at byte {self._position} of {self._end}"
+        await self._resume(UpstreamError(cut))
+        return None
 
     async def _resume(self, error: UpstreamError) -> None:
-        self._response.close()
+        self._reply.close()
         if not (self._head.accepts_ranges and self._head.validator):
             raise error
         while self._resumes < _RESUMES_WITHOUT_PROGRESS:
             await asyncio.sleep(self._pause_seconds * 2**self._resumes)
             self._resumes += 1
             try:
-                with translated(self._upstream):
-                    response, head = await self._reopen(self._position, self._end, self._head.validator)
+                reply, head = await self._reopen(self._position, self._end, self._head.validator)
             except UpstreamNotFoundError:
                 raise
             except UpstreamError as again:
                 error = again
                 continue
-            self._response = response
-            self._rate = None
-            self._wait_seconds = self._stall_seconds
+            self._reply = reply
             self._check_same(head)
             return
         raise error

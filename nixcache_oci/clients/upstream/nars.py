@@ -7,16 +7,17 @@ long, without its credentials. What is named by a hash may come from any upstrea
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
-import aiohttp
 from yarl import URL
 
-from nixcache_oci.clients.upstream.address import Upstream, nar_url
-from nixcache_oci.clients.upstream.named_path import UrlSigner, is_named_by_hash
-from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, range_headers, read_head
+from nixcache_oci.clients.http.client import HttpClient
+from nixcache_oci.clients.http.reply import Reply
+from nixcache_oci.clients.upstream.address import Upstream, UrlSigner, is_named_by_hash, nar_url
+from nixcache_oci.clients.upstream.nar import NarBody, NarHead, NarStream, open_part, range_headers, read_head
 from nixcache_oci.clients.upstream.peer import Attempt, Peer
-from nixcache_oci.clients.upstream.wire import Wire
+from nixcache_oci.clients.upstream.rules import ask, limit_all
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 
 _T = TypeVar("_T")
@@ -26,7 +27,7 @@ class Nars:
     """Opens NARs.
 
     Args:
-        wire: to all upstreams.
+        http: connections to all upstreams.
         peers: the configured upstreams by their keys.
         former: others that were configured until a while ago.
         signer: checks URLs.
@@ -37,7 +38,7 @@ class Nars:
 
     def __init__(
         self,
-        wire: Wire,
+        http: HttpClient,
         peers: Mapping[str, Peer],
         former: Mapping[str, Peer],
         signer: UrlSigner,
@@ -46,12 +47,12 @@ class Nars:
         stall_seconds: float,
         resume_pause_seconds: float,
     ) -> None:
-        self._wire = wire
+        self._http = http
         self._peers = peers
         self._former = former
         self._signer = signer
         self._nar_seconds = nar_seconds
-        self._stall_seconds = stall_seconds
+        self._limits = limit_all(stall_seconds)
         self._resume_pause_seconds = resume_pause_seconds
 
     @asynccontextmanager
@@ -82,39 +83,23 @@ class Nars:
             UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
             UpstreamError: no usable answer.
         """
+        limits = replace(self._limits, head=self._nar_seconds, first=self._nar_seconds)
 
-        async def ask(
-            peer: Peer, url: URL, attempt: Attempt
-        ) -> tuple[Upstream, URL, aiohttp.ClientResponse, NarHead]:
-            response, head = await self._get(
-                peer.upstream,
-                url,
-                range_headers(start, end) | dict(headers),
-                start=start,
-                end=end,
-                seconds=self._nar_seconds,
-                on_connect=attempt.connected,
+        async def open_at(peer: Peer, url: URL, attempt: Attempt) -> tuple[Upstream, URL, Reply, NarHead]:
+            wanted = range_headers(start, end) | dict(headers)
+            reply, head = await open_part(
+                self._http, peer.upstream, url, limits, start, end, wanted, on_connect=attempt.connected
             )
-            return peer.upstream, url, response, head
+            return peer.upstream, url, reply, head
 
-        upstream, url, response, head = await self._first(key, path, query, ask)
+        upstream, url, reply, head = await self._first(key, path, query, open_at)
 
-        async def reopen(
-            start: int, end: int | None, validator: str
-        ) -> tuple[aiohttp.ClientResponse, NarHead]:
+        async def reopen(start: int, end: int | None, validator: str) -> tuple[Reply, NarHead]:
             # past the breaker: a server that restarts refuses connections for a moment
             wanted = range_headers(start, end, validator) | dict(headers)
-            return await self._get(upstream, url, wanted, start=start, end=end, seconds=self._stall_seconds)
+            return await open_part(self._http, upstream, url, self._limits, start, end, wanted)
 
-        body = NarBody(
-            upstream,
-            response,
-            head,
-            reopen,
-            pause_seconds=self._resume_pause_seconds,
-            first_seconds=self._nar_seconds,
-            stall_seconds=self._stall_seconds,
-        )
+        body = NarBody(upstream, reply, head, reopen, self._resume_pause_seconds, self._limits.stall)
         try:
             async with aclosing(body.chunks()) as chunks:
                 yield NarStream(head, chunks)
@@ -124,20 +109,20 @@ class Nars:
     async def head(self, key: str, path: str, query: str, *, headers: Mapping[str, str]) -> NarHead:
         """Tell what ``open`` would find, without its bytes; arguments and errors are the same."""
 
-        async def ask(peer: Peer, url: URL, attempt: Attempt) -> NarHead:
-            response = await self._wire.send(
+        async def ask_at(peer: Peer, url: URL, attempt: Attempt) -> NarHead:
+            reply = await ask(
+                self._http,
                 peer.upstream,
                 "HEAD",
                 url,
+                limit_all(self._nar_seconds),
                 headers=headers,
-                head_seconds=self._nar_seconds,
-                stall_seconds=self._nar_seconds,
                 on_connect=attempt.connected,
             )
-            response.release()
-            return read_head(peer.upstream, response.status, response.headers)
+            reply.close()
+            return read_head(peer.upstream, reply.status, reply.headers)
 
-        return await self._first(key, path, query, ask)
+        return await self._first(key, path, query, ask_at)
 
     async def _first(
         self, key: str, path: str, query: str, ask: Callable[[Peer, URL, Attempt], Awaitable[_T]]
@@ -185,32 +170,6 @@ class Nars:
         except FormatError as error:
             place = next((str(one.upstream) for one in (peer, former) if one is not None), repr(key[:80]))
             raise UpstreamNotFoundError(f"upstream {place}: {error}") from error
-
-    async def _get(
-        self,
-        upstream: Upstream,
-        url: URL,
-        headers: Mapping[str, str],
-        *,
-        start: int,
-        end: int | None,
-        seconds: float,
-        on_connect: Callable[[], None] = lambda: None,
-    ) -> tuple[aiohttp.ClientResponse, NarHead]:
-        response = await self._wire.send(
-            upstream,
-            "GET",
-            url,
-            headers=headers,
-            head_seconds=seconds,
-            stall_seconds=seconds,
-            on_connect=on_connect,
-        )
-        try:
-            return response, read_head(upstream, response.status, response.headers, start, end)
-        except UpstreamError:
-            response.close()
-            raise
 
 
 def _is_secured(former: Upstream, upstream: Upstream) -> bool:

@@ -15,19 +15,17 @@ import logging
 import netrc
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.http.proxy import basic_authorization, check_proxies
+from nixcache_oci.clients.http.proxy import check_proxies
+from nixcache_oci.clients.http.url import basic_authorization
+from nixcache_oci.clients.nix_conf_files import nix_conf_folder, read_nix_conf
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
-from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.nix_conf import parse_conf
 
 _NETRC_FILE: Final = "netrc-file"
-_NIX_CONF_DIR: Final = "/etc/nix"
-_MOST_BYTES: Final = 1024 * 1024  # of a netrc file, or a nix.conf
+_MOST_BYTES: Final = 1024 * 1024  # of a netrc file
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +76,7 @@ def _read(path: Path) -> dict[str, str]:
         # Not the parser's own text, which quotes what it stumbled over.
         line = f"line {error.lineno} is malformed" if isinstance(error, netrc.NetrcParseError) else ""
         reason = line or getattr(error, "strerror", None) or "it is not a netrc file"
-        _log.warning("%s: %s; upstreams are asked without what it holds", path, reason)
+        _log.warning("%s: %s; continuing without it", path, reason)
         return {}
     return {
         host.lower(): basic_authorization(login, password or "")
@@ -88,33 +86,8 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _find_nix_file(environment: Mapping[str, str]) -> Path:
-    """Find what Nix takes ``netrc-file`` from: files of the machine, then the user's, then ``NIX_CONFIG``."""
-    folder = Path(environment.get("NIX_CONF_DIR") or _NIX_CONF_DIR)
-    found = folder / "netrc"
-    files = (folder / "nix.conf", *_user_files(environment))
-    for text in (*map(_read_conf, files), environment.get("NIX_CONFIG")):
-        with suppress(FormatError):  # Nix itself refuses it, and says so
-            for setting in parse_conf(text or ""):
-                if setting.name == _NETRC_FILE and len(setting.values) == 1:
-                    found = Path(setting.values[0])
+    found = nix_conf_folder(environment) / "netrc"
+    for setting in read_nix_conf(environment, with_users=True):
+        if setting.name == _NETRC_FILE and len(setting.values) == 1:
+            found = Path(setting.values[0])
     return found
-
-
-def _user_files(environment: Mapping[str, str]) -> Iterator[Path]:
-    named = environment.get("NIX_USER_CONF_FILES")
-    if named is not None:
-        # The first of them wins over the others, and so has to be read last.
-        yield from (Path(path) for path in reversed(named.split(":")) if path)
-        return
-    home = environment.get("HOME")
-    folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
-    if folder:
-        yield Path(folder) / "nix" / "nix.conf"
-
-
-def _read_conf(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_MOST_BYTES)
-    except OSError:
-        return ""

@@ -51,11 +51,6 @@ def skipped(checks: Iterable[str], reason: str) -> list[Finding]:
     return [Finding(check, Level.SKIPPED, f"skipped: {reason}") for check in checks]
 
 
-def counted(number: int, noun: str) -> str:
-    """Write how many there are of what adds an s in the plural: ``1 path``, ``2 paths``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def has_error(findings: Iterable[Finding]) -> bool:
     """Tell whether something is wrong."""
     return any(finding.level is Level.ERROR for finding in findings)

@@ -26,7 +26,7 @@ def check_signing_keys(
         return [
             wrong(
                 SIGNING_KEY,
-                "none: clients refuse what nobody signed",
+                "none: clients refuse unsigned paths",
                 "run: nixcache-oci keygen NAME-1; then: export NIXCACHE_SIGNING_KEY_FILE=NAME-1.sec",
             )
         ]
@@ -39,12 +39,12 @@ def check_public_keys(configured: Sequence[PublicKey], recorded: Sequence[Public
     if not configured:
         return good(PUBLIC_KEYS, "NIXCACHE_PUBLIC_KEYS is not set: Nix alone checks signatures")
     if recorded is None:
-        return good(PUBLIC_KEYS, f"{names}; what the cache records could not be read")
+        return good(PUBLIC_KEYS, f"{names}; the cache's records could not be read")
     if recorded and not set(recorded) & set(configured):
         return wrong(
             PUBLIC_KEYS,
             f"NIXCACHE_PUBLIC_KEYS ({names}) has none of the keys that the cache records: {_join(recorded)}",
-            "ask the cache's owner which key is right, and set it; with a wrong one nothing is served",
+            "ask the cache's owner which key is right, and set it; with the wrong one, nothing is served",
         )
     return good(PUBLIC_KEYS, f"{names}, as the cache records" if recorded else f"{names}; none recorded yet")
 
@@ -60,23 +60,23 @@ def _check_one(
     if configured and public not in configured:
         return wrong(
             SIGNING_KEY,
-            f"{key.name}: its public half is not among NIXCACHE_PUBLIC_KEYS",
-            f"add {public} there, at the clients too; else what it signs is served to nobody",
+            f"{key.name}: its public key is not in NIXCACHE_PUBLIC_KEYS",
+            f"add {public} there, on the clients too; otherwise nobody is served what it signs",
         )
     if recorded and public not in recorded:
         if any(other.name == key.name for other in recorded):
             return wrong(
                 SIGNING_KEY,
                 f"{key.name}: the cache records another key of this name",
-                "sign with the right one; a new key needs a new name, for Nix knows one key a name",
+                "sign with the right one; a new key needs a new name, because Nix knows one key per name",
             )
         return warning(
             SIGNING_KEY,
             f"{key.name}: the cache records {', '.join(one.name for one in recorded)} only",
-            f"clients have to trust {public} as well, before it signs",
+            f"let clients trust {public} as well, then publish once with --new-key",
         )
     if recorded is None:
-        return good(SIGNING_KEY, f"{key.name}: signs and verifies; what the cache records was not read")
+        return good(SIGNING_KEY, f"{key.name}: signs and verifies; the cache's records were not read")
     known = "as recorded" if recorded else "the first one here"
     return good(SIGNING_KEY, f"{key.name}: signs and verifies, {known}")
 

@@ -85,7 +85,7 @@ def _check_substituter(client: Client, effective: NixSettings, url: str) -> Find
         return wrong(
             SUBSTITUTER,
             f"{others[0]} is there, and the proxy is set to {url}",
-            "set NIXCACHE_PORT to the port that the proxy uses, or mend the line",
+            "set NIXCACHE_PORT to the port that the proxy uses, or fix the line",
         )
     return wrong(SUBSTITUTER, f"{url} is not among them", _use(client))
 
@@ -98,7 +98,7 @@ def _check_key(
         return warning(
             TRUSTED_KEY,
             f"{found} needs no signature, and while the proxy is down, any user of this machine can answer",
-            "sign the cache, and trust its key; else let systemd hold a port below 1024",
+            "sign the cache, and trust its key; otherwise let systemd hold a port below 1024",
         )
     if not effective.require_sigs:
         return warning(TRUSTED_KEY, "require-sigs = false: Nix takes unsigned paths from every substituter")
@@ -125,8 +125,8 @@ def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[
         name = conflict.partition(":")[0]
         return wrong(
             TRUSTED_KEY,
-            f"another key of the name {name} is there",
-            "find out which one is right, and remove the other: Nix takes the first of a name",
+            f"another key is trusted under the name {name}",
+            "find out which one is right, and remove the other: Nix takes only the first of each name",
         )
     if set(keys) & set(client.own.trusted_public_keys):
         return wrong(TRUSTED_KEY, "the key is in your own settings, which the daemon ignores", _trust(client))
@@ -136,7 +136,7 @@ def _explain_missing_key(client: Client, effective: NixSettings, keys: Sequence[
 def _check_fallback(client: Client, effective: NixSettings) -> Finding:
     if effective.fallback:
         return good(FALLBACK, "true")
-    return warning(FALLBACK, "false: a download that breaks for good fails the build", _use(client))
+    return warning(FALLBACK, "false: a download that fails for good fails the build", _use(client))
 
 
 def _check_http_proxy(client: Client, url: str) -> Finding:

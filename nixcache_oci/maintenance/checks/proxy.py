@@ -40,7 +40,7 @@ async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_ch
         async with ProxyClient(url) as client:
             if not await client.is_healthy():
                 remedy = "something else listens there: stop it, or set NIXCACHE_PORT"
-                return _failed(wrong(PROXY, f"{url}: what answers is no proxy of ours", remedy))
+                return _failed(wrong(PROXY, f"{url}: what answers is not a nixcache-oci proxy", remedy))
             status, keys = await client.status(), await client.public_keys()
     except Error as error:
         remedy = "start it: nixcache-oci proxy; or as a service: systemctl start nixcache-proxy"
@@ -57,7 +57,7 @@ def _failed(finding: Finding) -> Proxy:
 
 def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: bool) -> Finding:
     if repository is not None and status.registry != repository:
-        text = f"it serves {status.registry}, and the settings here name {repository}"
+        text = f"it serves {status.registry}, but the settings here name {repository}"
         if is_chosen:
             return wrong(SERVED, text, "start it with the same settings")
         remedy = (
@@ -70,11 +70,11 @@ def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: boo
     if status.is_key_changed:
         return warning(
             SERVED,
-            "the cache records another key than the one first seen",
+            "the cache records a different key from the one first seen",
             "ask the cache's owner, and set NIXCACHE_PUBLIC_KEYS",
         )
     if status.error is not None:
-        return warning(SERVED, f"it serves an older index, for the last look failed: {status.error}")
+        return warning(SERVED, f"it serves an older index, because the last refresh failed: {status.error}")
     return good(SERVED, status.registry)
 
 
@@ -82,7 +82,7 @@ def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:
     if status.store_dir != store_dir:
         return wrong(
             CACHE_INFO,
-            f"its paths belong to {status.store_dir}, and the store here is {store_dir}",
+            f"its paths belong to {status.store_dir}, but the store here is {store_dir}",
             "set NIXCACHE_STORE_DIR for the proxy",
         )
     if status.priority is None or status.priority >= _UPSTREAM_PRIORITY:

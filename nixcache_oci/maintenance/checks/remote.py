@@ -12,7 +12,7 @@ from yarl import URL
 from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
-from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.listing import read_listing, say_absent
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.credentials import Credentials, is_github
 from nixcache_oci.clients.http.proxy import find_proxy
@@ -24,7 +24,6 @@ from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
 from nixcache_oci.maintenance.checks.finding import (
     Finding,
     Level,
-    counted,
     good,
     has_error,
     skipped,
@@ -32,6 +31,7 @@ from nixcache_oci.maintenance.checks.finding import (
     wrong,
 )
 from nixcache_oci.oci.reference import RegistryReference
+from nixcache_oci.wording import counted
 
 NAME: Final = "name resolution"
 REGISTRY: Final = "registry"
@@ -52,9 +52,9 @@ _WRONG_SKEW_SECONDS: Final = 300
 # Source: GitHub's documentation, "GitHub's token formats".
 _KINDS: Final = {
     "ghp_": "a classic personal token",
-    "github_pat_": "a fine-grained personal token, which GitHub's registry does not take",
+    "github_pat_": "a fine-grained personal token, which GitHub's registry does not accept",
     "ghs_": "a token of a workflow or app",
-    "gho_": "a token of an OAuth app, as of gh auth",
+    "gho_": "a token of an OAuth app, such as gh auth",
     "ghu_": "a token of an app for a user",
 }
 
@@ -113,9 +113,9 @@ async def check_registry(
 def check_clock(ahead: float | None) -> Finding:
     """Judge by how many seconds the registry's clock is ahead of ours."""
     if ahead is None:
-        return warning(CLOCK, "the registry does not tell its time")
+        return warning(CLOCK, "the registry does not send its time")
     difference = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the registry's"
-    remedy = "set this machine's clock (timedatectl set-ntp true): gc and readers go by the time of a publish"
+    remedy = "set this machine's clock (timedatectl set-ntp true): gc and readers rely on publish times"
     if abs(ahead) >= _WRONG_SKEW_SECONDS:
         return wrong(CLOCK, difference, remedy)
     if abs(ahead) >= _NOTABLE_SKEW_SECONDS:
@@ -124,7 +124,7 @@ def check_clock(ahead: float | None) -> Finding:
 
 
 async def read_index(
-    repository: Repository, folder: Path, time: datetime
+    repository: Repository, folder: Path, time: datetime, *, is_publisher: bool
 ) -> tuple[Finding, Inventory | None]:
     """Read the cache as a proxy does.
 
@@ -132,6 +132,7 @@ async def read_index(
         repository: where it lies.
         folder: for indexes.
         time: the present.
+        is_publisher: whether a cache that is not there yet is no fault.
     """
     try:
         kept = await asyncio.to_thread(IndexFolder, folder, repository.name)
@@ -146,10 +147,10 @@ async def read_index(
         return wrong(INDEX, text, "see what is missing: nixcache-oci verify"), inventory
     if tables.left_out is not None:
         return wrong(INDEX, tables.left_out, "merge segments: nixcache-oci gc"), inventory
+    if listing.is_absent:
+        return no_cache(INDEX, repository.name, is_publisher=is_publisher), inventory
     if kept.trouble is not None:
         return warning(INDEX, kept.trouble), inventory
-    if not listing.tables:
-        return warning(INDEX, "the cache is empty", "publish to it: nixcache-oci publish"), inventory
     # As `list` counts: each once, however many segments list it.
     paths = len((await asyncio.to_thread(inventory.contents)).paths)
     age = ""
@@ -158,6 +159,15 @@ async def read_index(
         age = f", the newest published {_age((time - newest).total_seconds())}"
     text = f"{counted(len(listing.tables), 'segment')}, {counted(paths, 'path')}{age}"
     return good(INDEX, text), inventory
+
+
+def no_cache(check: str, name: str, *, is_publisher: bool) -> Finding:
+    """Make a finding of a name where no cache is: a publisher makes one, and a client waits in vain."""
+    return (warning if is_publisher else wrong)(
+        check,
+        say_absent(name),
+        "check NIXCACHE_REPO, NIXCACHE_REGISTRY and NIXCACHE_IMAGE, or publish to it: nixcache-oci publish",
+    )
 
 
 def describe_token(credentials: Credentials) -> str:
@@ -201,7 +211,7 @@ async def _check_token(
 ) -> Finding:
     if credentials is None:
         if is_publisher:
-            return warning(TOKEN, "none: asked anonymously", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
+            return warning(TOKEN, "none: access is anonymous", "set GITHUB_TOKEN or NIXCACHE_TOKEN_FILE")
         return good(TOKEN, "none, which a public package does not need")
     kind = describe_token(credentials)
     refusal = await find_refusal(reference, credentials, greeting)
@@ -233,11 +243,11 @@ async def _check_visibility(
     try:
         await _resolve(reference, None)
     except NotFoundError:
-        return good(VISIBILITY, "anybody may look, and nothing is published yet")
+        return good(VISIBILITY, "anybody may read, but nothing is published yet")
     except RegistryError as error:
         if error.status in _DENIALS:
-            return good(VISIBILITY, "private: every client needs a token that may read")
-        return warning(VISIBILITY, f"not known: {error}")
+            return good(VISIBILITY, "private: every client needs a token with read access")
+        return warning(VISIBILITY, f"unknown: {error}")
     return good(VISIBILITY, "public: no client needs a token")
 
 

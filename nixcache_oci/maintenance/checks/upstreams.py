@@ -38,7 +38,7 @@ async def _check(upstream: Upstream) -> Finding:
     finally:
         await asked.close()
     remedy = (
-        f"see what it says: curl {shlex.quote(str(upstream.at('nix-cache-info')))}; while it is dead, Nix "
+        f"see what it says: curl {shlex.quote(str(upstream.at('nix-cache-info')))}; while it is down, Nix "
         "builds what only it has. If it is gone for good, remove it from NIXCACHE_UPSTREAM or its file"
     )
     return warning(UPSTREAM, f"{upstream} does not answer: {reason}", remedy)

@@ -7,6 +7,7 @@ Source: design section 5, promises 3 to 7.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,6 +15,7 @@ from datetime import datetime
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.removal import Remover
@@ -24,6 +26,8 @@ from nixcache_oci.maintenance.gc.plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.reading import read_state
 from nixcache_oci.maintenance.gc.repacking import push_replacement
 from nixcache_oci.oci.digest import Digest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ async def prepare_gc(
     remover: Remover,
     options: GcOptions,
     *,
+    progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
 ) -> PreparedGc:
     """Read everything and decide; nothing is written.
@@ -57,6 +62,7 @@ async def prepare_gc(
         repository: where the cache lies.
         remover: tells of former versions of the index.
         options: how to decide.
+        progress: is told how far it is.
         clock: tells the time.
 
     Raises:
@@ -65,7 +71,7 @@ async def prepare_gc(
     started = clock()
     oldest = started - options.grace
     untagged = [version for version in await remover.untagged() if version.created < oldest]
-    state = await read_state(repository, started, untagged)
+    state = await read_state(repository, started, untagged, progress)
     # A large cache takes seconds: long enough for connections to be dropped.
     plan = await asyncio.to_thread(plan_gc, state, options, started)
     return PreparedGc(state, options, plan)
@@ -78,6 +84,7 @@ async def carry_out_gc(
     *,
     force: bool = False,
     source: str | None = None,
+    progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Collected:
@@ -89,6 +96,7 @@ async def carry_out_gc(
         prepared: what to do.
         force: also where the plan refuses.
         source: address of the GitHub repository: GHCR links the package to it.
+        progress: is told how far it is.
         clock: tells the time.
         sleep: waits so many seconds between tries.
 
@@ -99,22 +107,25 @@ async def carry_out_gc(
     if plan.refusals and not force:
         raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")
     written: list[tuple[Segment, ...]] = []
-    for replacement in plan.replacements:
-        pushed = await push_replacement(
-            repository,
-            replacement,
-            clock(),
-            max_layers=prepared.options.max_layers,
-            max_blob_bytes=prepared.options.max_blob_bytes,
-            source=source,
-        )
-        written.append(tuple(pushed))
+    with progress.stage("writing what stays", "replacement", len(plan.replacements)) as stage:
+        for replacement in plan.replacements:
+            pushed = await push_replacement(
+                repository,
+                replacement,
+                clock(),
+                max_layers=prepared.options.max_layers,
+                max_blob_bytes=prepared.options.max_blob_bytes,
+                source=source,
+                stage=stage,
+            )
+            written.append(tuple(pushed))
+            stage.advance(1)
     segments = tuple(segment for pushed in written for segment in pushed)
 
     async def change(union: Union) -> CacheIndex:
         if union.version1 is not None:
             raise Error(
-                f"{repository.name}: the older tool wrote its index meanwhile: publish, then run gc again"
+                f"{repository.name}: the older tool has written its index: publish, then run gc again"
             )
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
@@ -122,7 +133,7 @@ async def carry_out_gc(
 
     if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
         return Collected(segments, is_index_confirmed=False)
-    deleted, refused = await _delete(repository, remover, plan)
+    deleted, refused = await _delete(repository, remover, plan, progress)
     return Collected(segments, deleted=deleted, refused=refused)
 
 
@@ -132,13 +143,13 @@ async def _check_added(repository: Repository, read: CacheIndex, index: CacheInd
     for segment in index.segments:
         if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
             raise Error(
-                f"{repository.name}: another gc deleted {segment.tag} meanwhile; the index is as it was,"
-                " run gc again"
+                f"{repository.name}: another gc deleted {segment.tag} in the meantime; the index is"
+                " unchanged: run gc again"
             )
 
 
 async def _delete(
-    repository: Repository, remover: Remover, plan: GcPlan
+    repository: Repository, remover: Remover, plan: GcPlan, progress: Progress
 ) -> tuple[tuple[Digest, ...], tuple[tuple[Digest, str], ...]]:
     """Delete what readers do not see, by a last look at what they see."""
     deleted: list[Digest] = []
@@ -148,13 +159,16 @@ async def _delete(
         union = await read_union(repository, [one.segment for one in plan.delete])
         seen = {union.digest, *(segment.manifest for segment in union.index.segments)}
         candidates = [manifest for manifest in candidates if manifest not in seen]
-    for manifest in candidates:
-        try:
-            await remover.remove(manifest)
-        except RegistryError as error:
-            refused.append((manifest, str(error)))
-            if error.is_temporary:
-                break
-        else:
-            deleted.append(manifest)
+    with progress.stage("deleting", "manifest", len(candidates)) as stage:
+        for manifest in candidates:
+            try:
+                await remover.remove(manifest)
+            except RegistryError as error:
+                refused.append((manifest, str(error)))
+                if error.is_temporary:
+                    break
+            else:
+                deleted.append(manifest)
+                _log.info("manifest deleted", extra={"fields": {"digest": manifest}})
+            stage.advance(1)
     return tuple(deleted), tuple(refused)

@@ -20,6 +20,7 @@ from nixcache_oci.maintenance.gc.roots import count
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.wording import counted
 
 # A size class holds tables up to eight times as large as its smallest.
 _BITS_OF_A_CLASS: Final = 3
@@ -284,14 +285,14 @@ def _refuse(
 ) -> Iterator[str]:
     if any(one.is_listed for one in state.segments) and not roots:
         yield (
-            "no root and no pin counts, so that nothing would stay: publish with roots, pin what is to stay,"
+            "no root or pin counts, so nothing would be kept: publish with roots, pin what should stay,"
             " or force it"
         )
     unlisted = sum(not one.is_listed for one in state.segments)
     if unlisted and all(one.place is not Place.INDEX for one in state.segments):
         yield (
-            f"the index lists nothing, though {unlisted} segments are older than its watermark: it may have"
-            " been damaged; find out who wrote it, or force it"
+            f"the index lists nothing, not even {counted(unlisted, 'segment')} older than its watermark: it"
+            " may have been damaged; find out who wrote it, or force it"
         )
     sizes = array("Q", bytes(8 * len(leaving)))
     for one in unmarked:
@@ -300,7 +301,8 @@ def _refuse(
     before = sum(sizes)
     gone = sum(size for size, is_leaving in zip(sizes, leaving, strict=True) if is_leaving)
     if 2 * gone > before:
-        yield f"{gone} of {before} live bytes would leave, over half: look at the plan, then force it"
+        of_all = counted(before, "live byte")
+        yield f"{gone} of {of_all} would be deleted, over half: check the plan, then force it"
 
 
 def _without(segments: Iterable[StoredSegment], others: Iterable[StoredSegment]) -> list[StoredSegment]:

@@ -16,8 +16,9 @@ from typing import Any, Final
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union
+from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union, require_cache
 from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table
@@ -30,13 +31,17 @@ from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 8
 _LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; of these, one at a time is read
 
 
 async def read_state(
-    repository: Repository, now: datetime, untagged: Iterable[UntaggedVersion] = ()
+    repository: Repository,
+    now: datetime,
+    untagged: Iterable[UntaggedVersion] = (),
+    progress: Progress = SILENT,
 ) -> GcState:
     """Read all that a repository holds.
 
@@ -44,6 +49,7 @@ async def read_state(
         repository: where the cache lies.
         now: the time, asked for before this.
         untagged: manifests without a tag; those that are former versions of the index become part of it.
+        progress: is told how far it is.
 
     Raises:
         RegistryError: the repository could not answer, or misses what it says it has.
@@ -53,40 +59,43 @@ async def read_state(
     """
     tags = await _list_tags(repository)
     union = await read_union(repository)
+    require_cache(repository, union.listing())
     if union.version1 is not None:
         raise FormatError(
-            f"{repository.name}: its index is of version 1, which gc does not count: publish to it first,"
-            " for a publish takes its entries over"
+            f"{repository.name}: its index is of version 1, which gc cannot handle: publish to it first,"
+            " which converts its entries"
         )
     if union.unread:
         raise LimitError(
-            f"{repository.name}: {union.unread} tags of segments that no index lists are more than are read;"
-            " delete those that nobody published"
+            f"{repository.name}: {counted(union.unread, 'segment tag')} over the limit that no index lists;"
+            " delete those that are not yours"
         )
     if not union.is_complete:
         raise RegistryError(
-            f"{repository.name}: it lists the tag {union.orphans[0]}, and has no manifest for it; if this"
-            " stays so, 'verify --repair' takes the tag away",
+            f"{repository.name}: it lists the tag {union.orphans[0]}, but has no manifest for it; if this"
+            " persists, 'verify --repair' removes the tag",
             is_temporary=True,
         )
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
-    counted = {segment.manifest for segment in union.index.segments}
-    former = (tag for tag in tags if tag.manifest not in counted and tag.created < union.index.watermark)
+    listed = {segment.manifest for segment in union.index.segments}
+    former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
     # The rest has its turn in later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
     # Who has a file open keeps it: the folder is needed no longer than it takes to read.
-    with _temporary_folder() as folder:
-        reader = _Reader(repository, IndexFolder(folder, repository.name))
+    count = len(union.index.segments) + len(unlisted)
+    with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
+        reader = _Reader(repository, IndexFolder(folder, repository.name), stage)
         jobs: list[Coroutine[Any, Any, StoredSegment | None]] = [
             reader.read_listed(segment, Place.INDEX if segment.manifest in indexed else Place.TAG)
             for segment in union.index.segments
         ]
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
-        read = await run_all(jobs, _PARALLEL_REQUESTS)
+        read = await run_all(jobs, _PARALLEL_REQUESTS, stage)
     candidates = [version for version in untagged if version.digest != union.digest]
-    former_indexes = await run_all(
-        (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS
-    )
+    with progress.stage("reading former indexes", "version", len(candidates)) as stage:
+        former_indexes = await run_all(
+            (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS, stage
+        )
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
@@ -118,9 +127,11 @@ class _Reader:
     Args:
         repository: where the cache lies.
         folder: for the tables.
+        stage: is told of their bytes.
     """
 
-    def __init__(self, repository: Repository, folder: IndexFolder) -> None:
+    def __init__(self, repository: Repository, folder: IndexFolder, stage: Stage) -> None:
+        self._stage = stage
         self._repository = repository
         self._folder = folder
         self._budget = TableBudget()
@@ -135,8 +146,8 @@ class _Reader:
             if segment.condemned is not None:
                 return StoredSegment(segment, place)
             raise RegistryError(
-                f"{self._repository.name}: the manifest of {segment.tag} is gone, though no gc condemned it"
-                f" ({error}); 'verify --repair' takes it out of the index"
+                f"{self._repository.name}: the manifest of {segment.tag} is gone, although no gc condemned it"
+                f" ({error}); 'verify --repair' removes it from the index"
             ) from None
         return await self._read_segment(segment, place, stored.content)
 
@@ -159,16 +170,14 @@ class _Reader:
             _check_same_table(segment, Segment.from_manifest(content))
             table = await self._read_table(segment.table, layers)
         except LimitError as error:
-            raise LimitError(
-                f"{self._repository.name}: {error}; gc decides on all of them, or on nothing"
-            ) from None
+            raise LimitError(f"{self._repository.name}: {error}; gc needs all of them") from None
         except (DigestError, FormatError, RegistryError) as error:
             await raise_unless_damage(self._repository, error)
             if segment.condemned is not None or place is Place.UNLISTED:
                 return StoredSegment(segment, place, layers)
             raise type(error)(
-                f"{self._repository.name}: {segment.tag} cannot be read: {error}; 'verify --repair' mends it,"
-                " or takes it out"
+                f"{self._repository.name}: {segment.tag} cannot be read: {error}; 'verify --repair' repairs"
+                " it, or removes it from the index"
             ) from None
         return StoredSegment(segment, place, layers, table)
 
@@ -176,7 +185,7 @@ class _Reader:
         sizes = {layer.digest: layer.size for layer in layers}
         # The pages of a file that was just written count as memory, too.
         async with self._large if sizes.get(digest, 0) > _LARGE_TABLE_BYTES else nullcontext():
-            file = await fetch_table(self._repository, self._folder, digest, self._budget)
+            file = await fetch_table(self._repository, self._folder, digest, self._budget, self._stage)
             async with self._parsing:
                 return await run_in_thread(_read, file, sizes, self._numbers)
 
@@ -190,7 +199,7 @@ def _read(file: TableFile, blobs: Mapping[Digest, int], numbers: PathNumbers) ->
 
 def _check_same_table(listed: Segment, manifest: Segment) -> None:
     if listed.table != manifest.table:
-        raise FormatError(f"the index names table {listed.table}, and its manifest {manifest.table}")
+        raise FormatError(f"the index names table {listed.table}, but its manifest {manifest.table}")
 
 
 async def _read_former_index(repository: Repository, version: UntaggedVersion) -> FormerIndex | None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
 from nixcache_oci.cache.pack import PackBuilder
+from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
@@ -37,6 +38,7 @@ async def push_replacement(
     max_layers: int,
     max_blob_bytes: int | None = None,
     source: str | None,
+    stage: Stage = SILENT,
 ) -> list[Segment]:
     """Push the segments that take the place of others; the index does not list them yet.
 
@@ -47,6 +49,7 @@ async def push_replacement(
         max_layers: of a manifest, its table among them.
         max_blob_bytes: of a pack or table; None for any size.
         source: address of the GitHub repository: GHCR links the package to it.
+        stage: is told of the packs' bytes.
 
     Raises:
         FormatError: a pack does not hold what a narinfo says.
@@ -62,7 +65,7 @@ async def push_replacement(
     for narinfo in order_by_references(narinfos):
         url = NarUrl.parse(narinfo.url)
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
-    moved, packs = await _move(repository, moving, max_blob_bytes)
+    moved, packs = await _move(repository, moving, max_blob_bytes, stage)
     blobs.update((pack.digest, pack) for pack in packs)
     return await write_segments(
         repository,
@@ -102,7 +105,7 @@ class _Packs:
             except (NotFoundError, DigestError, FormatError) as error:
                 raise type(error)(
                     f"{self._repository.name}: pack {url.blob} cannot be read: {error}; nixcache-oci verify"
-                    " --content names what lies in it"
+                    " --content names the paths in it"
                 ) from None
         self._held.move_to_end(url.blob)
         if len(self._held) > _PACKS_IN_MEMORY:
@@ -115,7 +118,7 @@ class _Packs:
 
 
 async def _move(
-    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None
+    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None, stage: Stage
 ) -> tuple[list[NarInfo], list[Descriptor]]:
     """Copy slices into new packs, and push these; gives the narinfos with their new URLs."""
     moved: list[NarInfo] = []
@@ -125,6 +128,7 @@ async def _move(
         pack = builder.finish()
         if pack.narinfos:
             await repository.push_blob(pack.digest, pack.content)
+            stage.sent(len(pack.content))
             packs.append(Descriptor(media_type.PACK, pack.digest, len(pack.content)))
             moved.extend(pack.narinfos)
 

@@ -18,6 +18,7 @@ from nixcache_oci.maintenance.repair.reading import ReadSegment
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.wording import counted
 
 _OF_A_PATH = frozenset({Kind.MISSING, Kind.CONTENT, Kind.SIGNATURE, Kind.REFERENCE})
 _OF_LOST_BYTES = frozenset({Kind.MISSING, Kind.CONTENT})
@@ -261,8 +262,8 @@ def _refuse(segments: Iterable[ReadSegment], unlisted: Mapping[str, str], lost: 
     if 2 * gone <= total:
         return ""
     return (
-        f"{gone} of {total} paths would leave, over half: make sure that keys, upstreams and the registry's"
-        " storage are as they should be, then force it"
+        f"{gone} of {counted(total, 'path')} would be unlisted, over half: check the keys, the upstreams"
+        " and the registry's storage, then force it"
     )
 
 

@@ -14,8 +14,7 @@ from typing import Final
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
-from nixcache_oci.cache.nar_blob import describe_nar
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now
@@ -127,8 +126,8 @@ async def carry_out_repair(
 def _refuse_version1(repository: Repository, union: Union) -> None:
     if union.version1 is not None:
         raise Error(
-            f"{repository.name}: the older tool wrote its index: publish, which takes its entries over and"
-            " leaves out what has no bytes; then repair"
+            f"{repository.name}: the older tool wrote its index: publish, which converts its entries and"
+            " leaves out those without bytes; then repair"
         )
 
 
@@ -189,7 +188,7 @@ class _Tags:
         """Take a tag away, if it is there and its manifest is not."""
         try:
             if await self._is_lost(tag) and not await self._replace(tag):
-                self.refused[str(tag)] = "the repository keeps the tag: delete it by hand"
+                self.refused[str(tag)] = "the repository keeps the tag: delete it manually"
         except RegistryError as error:
             self.refused[str(tag)] = str(error)
 

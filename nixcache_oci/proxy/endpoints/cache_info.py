@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from nixcache_oci.proxy.keys import CONFIG
+from nixcache_oci.proxy.app_keys import CONFIG
 
 
 async def get_cache_info(request: web.Request) -> web.Response:

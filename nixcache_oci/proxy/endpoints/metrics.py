@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from nixcache_oci.proxy.app_keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.keys import COUNTERS, INDEX, PACKS, UPSTREAMS
 
 
 class _ProxyCollector(Collector):
@@ -28,7 +28,7 @@ class _ProxyCollector(Collector):
         yield GaugeMetricFamily("nixcache_entries", "narinfos listed", value=index.entries)
         yield GaugeMetricFamily("nixcache_segments", "segments of the cache", value=index.segments)
         yield GaugeMetricFamily(
-            "nixcache_damaged_tables", "tables not to be had", value=len(index.state.damaged)
+            "nixcache_damaged_tables", "tables that cannot be read", value=len(index.state.damaged)
         )
         if index.state.checked_at is not None:
             age = max(0.0, time.time() - index.state.checked_at)

@@ -4,12 +4,12 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from nixcache_oci.clients.upstream.via import VIA, parse_via
+from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.proxy.app_keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
-from nixcache_oci.proxy.keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
-from nixcache_oci.proxy.lookup import Answer, look_up
+from nixcache_oci.proxy.lookup import Verdict, look_up
 
 _HEADERS: Final = {hdrs.CONTENT_TYPE: NARINFO_TYPE}
 
@@ -25,6 +25,6 @@ async def get_narinfo(request: web.Request) -> web.Response:
     found = await look_up(hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
     if found.narinfo is None:
         raise web.HTTPNotFound
-    if found.answer is Answer.HIT and request.method == hdrs.METH_GET:
-        app[FAST_PATH].fetch_ahead_for(found.narinfo)
+    if found.verdict is Verdict.HIT and request.method == hdrs.METH_GET:
+        app[FAST_PATH].prefetch_for(found.narinfo)
     return web.Response(body=found.narinfo, headers=_HEADERS)

@@ -5,7 +5,7 @@ Keys are configured, not fetched: without configured ones, it is the key that th
 
 from aiohttp import web
 
-from nixcache_oci.proxy.keys import CONFIG, INDEX
+from nixcache_oci.proxy.app_keys import CONFIG, INDEX
 
 
 async def get_public_key(request: web.Request) -> web.Response:

@@ -3,8 +3,8 @@
 from aiohttp import hdrs, web
 
 from nixcache_oci.errors import Error
+from nixcache_oci.proxy.app_keys import INDEX, REFRESHES
 from nixcache_oci.proxy.guard import ALLOW_HEADER, may_change_state
-from nixcache_oci.proxy.keys import INDEX, REFRESHES
 
 
 async def post_refresh(request: web.Request) -> web.Response:

@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.proxy.keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
+from nixcache_oci.proxy.app_keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
 from nixcache_oci.proxy.regression import Seen
 
 # How much is wrong is up to the registry: of a list, the first are shown, and how many there are.

@@ -67,7 +67,7 @@ class AiohttpProtocol(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Read on; what the parser fails on ends the connection."""
-        if self.connection.is_odd:
+        if self.connection.is_detached:
             self._connections.hold(self.connection, self.connection.held_bytes + len(data))
         if self.transport is None or self.transport.is_closing():
             return  # the library would begin to answer a connection that it has lost

@@ -38,20 +38,20 @@ _CHECK_SECONDS: Final = IDLE_SECONDS / 6
 _MOST_HEAD_BYTES: Final = 16 * 1024
 
 
-class _State(Enum):
-    """Whose turn it is.
+class _Phase(Enum):
+    """Where a connection is between the front and the library.
 
     Attributes:
-        OURS: no request is under way.
-        BEGUN: the library has the first part of a head.
-        THEIRS: the library has one whole request, and answers it.
-        OVER: the connection ends, or is the library's for good.
+        IDLE: no request is in progress.
+        PARTIAL: the library has the beginning of a head.
+        FORWARDED: the library has one whole request, and answers it.
+        DETACHED: the connection is closing, or is the library's for good.
     """
 
-    OURS = "ours"
-    BEGUN = "begun"
-    THEIRS = "theirs"
-    OVER = "over"
+    IDLE = "idle"
+    PARTIAL = "partial"
+    FORWARDED = "forwarded"
+    DETACHED = "detached"
 
 
 class FrontServer:
@@ -60,7 +60,7 @@ class FrontServer:
     Args:
         library: makes the library's protocol of a connection.
         reader: of heads.
-        hits: gives the narinfos, and the slices of packs.
+        fast_path: looks up narinfos and slices of packs.
         connections: where connections are counted.
     """
 
@@ -68,11 +68,11 @@ class FrontServer:
         self,
         library: Callable[[], AiohttpProtocol],
         reader: HeadReader,
-        hits: FastPath,
+        fast_path: FastPath,
         connections: Connections,
     ) -> None:
         self._library = library
-        self._hits = hits
+        self._fast_path = fast_path
         self._is_logging = _log.isEnabledFor(logging.DEBUG)
         self.connections = connections
         self.reader = reader
@@ -97,12 +97,12 @@ class FrontServer:
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
         hash_part = self.reader.wanted_narinfo(data, start, end)
-        narinfo = self._hits.take_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
+        narinfo = self._fast_path.get_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
     def _slice(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
         url = self.reader.wanted_slice(data, start, end)
-        nar = self._hits.take_slice(url, is_get=is_get) if url is not None else None
+        nar = self._fast_path.get_slice(url, is_get=is_get) if url is not None else None
         return render_nar(nar, is_get=is_get) if nar is not None else None
 
 
@@ -120,7 +120,7 @@ class Front(asyncio.Protocol):
         self._server = server
         self._library = library
         self._loop = asyncio.get_running_loop()
-        self._state = _State.OURS
+        self._phase = _Phase.IDLE
         self._begun = b""  # what the library has of a head
         self._ahead = b""  # what came and was not looked at yet
         self._is_full = False  # the client does not read its answers
@@ -158,23 +158,23 @@ class Front(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         self._connection.active_at = self._loop.time()
-        if self._state is _State.BEGUN:
+        if self._phase is _Phase.PARTIAL:
             self._complete(data)
-        elif self._state is _State.THEIRS or self._ahead or self._is_full:
+        elif self._phase is _Phase.FORWARDED or self._ahead or self._is_full:
             self._keep(self._ahead + data)
-        elif self._state is _State.OURS:
+        elif self._phase is _Phase.IDLE:
             self._answer(data)
 
     def _go_on_after(self, stays: bool) -> None:
         """Hear that the library has written a whole answer, and whether the connection stays."""
         if not stays:
             self._stop()
-        elif self._state is _State.THEIRS:
-            self._state = _State.OURS
+        elif self._phase is _Phase.FORWARDED:
+            self._phase = _Phase.IDLE
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._state is not _State.OURS or self._is_full or not self._ahead:
+        if self._phase is not _Phase.IDLE or self._is_full or not self._ahead:
             return
         if self._transport.is_closing():
             return  # a NAR was cut: no answer may land behind what is still to be sent of it
@@ -202,7 +202,7 @@ class Front(asyncio.Protocol):
             return
         rest = data[start:]
         if size < TURN_BYTES and not self._is_full:
-            self._state, self._begun = _State.BEGUN, b""
+            self._phase, self._begun = _Phase.PARTIAL, b""
             self._complete(rest)
         else:
             self._keep(rest)
@@ -226,7 +226,7 @@ class Front(asyncio.Protocol):
             self._library.data_received(data)
 
     def _give_request(self, data: bytes, rest: bytes) -> None:
-        self._state, self._begun = _State.THEIRS, b""
+        self._phase, self._begun = _Phase.FORWARDED, b""
         self._connection.head_since = None
         self._keep(rest)
         self._library.data_received(data)
@@ -236,7 +236,7 @@ class Front(asyncio.Protocol):
         rest = data + self._ahead
         self._stop()
         self._hold_or_let_go()
-        self._connection.is_odd = True
+        self._connection.is_detached = True
         self._transport.set_protocol(self._library)
         self._library.data_received(rest)
 
@@ -258,7 +258,7 @@ class Front(asyncio.Protocol):
 
     def _close_if_idle(self) -> None:
         now = self._loop.time()
-        if self._state in {_State.OURS, _State.BEGUN}:
+        if self._phase in {_Phase.IDLE, _Phase.PARTIAL}:
             # The library's own timer knows nothing of what was answered here.
             self._library.keep_alive(True)
             if now - self._connection.active_at >= IDLE_SECONDS:
@@ -267,7 +267,7 @@ class Front(asyncio.Protocol):
         self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
 
     def _stop(self) -> None:
-        self._state = _State.OVER
+        self._phase = _Phase.DETACHED
         self._begun = self._ahead = b""
         self._connection.when_answered = None
         self._check.cancel()

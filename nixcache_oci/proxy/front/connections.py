@@ -57,7 +57,7 @@ class Connection:
         transport: None before it is made.
         active_at: when it was last of use.
         head_since: since when the beginning of a head is here, or None.
-        is_odd: whether it is the HTTP library's for good.
+        is_detached: whether it is the HTTP library's for good.
         is_busy: whether a request is being answered.
         is_full: whether the client does not read what it asked for, or not as fast as it comes.
         is_stream: whether a NAR streams to it, or will.
@@ -69,7 +69,7 @@ class Connection:
     transport: asyncio.Transport | None = None
     active_at: float = 0.0
     head_since: float | None = None
-    is_odd: bool = False
+    is_detached: bool = False
     is_busy: bool = False
     is_full: bool = False
     is_stream: bool = False
@@ -138,7 +138,7 @@ class Connections:
         connection.active_at = now
         self._all.add(connection)
         if len(self._all) > self._most:
-            self._make_room(connection)
+            self._close_idlest(connection)
 
     def closed(self, connection: Connection) -> None:
         """Forget one."""
@@ -160,7 +160,7 @@ class Connections:
         """Note that an answer was written."""
         connection.active_at = now
         self._set_busy(connection, is_busy=False)
-        if connection.is_odd:
+        if connection.is_detached:
             self.hold(connection, 0)
         if connection.when_answered is not None:
             connection.when_answered(stays)
@@ -211,7 +211,7 @@ class Connections:
         if stalled:
             _log.warning("clients took nothing for minutes", extra={"fields": {"connections": len(stalled)}})
 
-    def _make_room(self, newest: Connection) -> None:
+    def _close_idlest(self, newest: Connection) -> None:
         _log.warning("connections at their limit", extra={"fields": {"limit": self._most}})
         idle = (one for one in self._all if not one.is_busy and one is not newest)
         count = max(1, self._most // _SHARE_CLOSED)
@@ -236,7 +236,7 @@ class Connections:
 
 
 def _is_late(connection: Connection, now: float) -> bool:
-    since = connection.active_at if connection.is_odd else connection.head_since
+    since = connection.active_at if connection.is_detached else connection.head_since
     return since is not None and not connection.is_full and now - since > HEAD_SECONDS
 
 

@@ -47,7 +47,7 @@ class FastPath:
         self._counters = counters
         self._asked_at = -math.inf
 
-    def take_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
+    def get_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
         """Give a narinfo; None where there is none, no index yet, or upstreams have to be asked first.
 
         Args:
@@ -59,10 +59,10 @@ class FastPath:
             return None
         self._counters.hits += 1
         if is_get:
-            self.fetch_ahead_for(narinfo)
+            self.prefetch_for(narinfo)
         return narinfo
 
-    def fetch_ahead_for(self, narinfo: bytes) -> None:
+    def prefetch_for(self, narinfo: bytes) -> None:
         """Have the pack fetched that its NAR lies in; at the root of a closure, first that of the first NAR.
 
         Args:
@@ -71,11 +71,11 @@ class FastPath:
         catalog = self._index.catalog
         now = time.monotonic()
         if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
-            self._packs.fetch_ahead_for(first_of_closure(narinfo, catalog))
+            self._packs.prefetch_for(first_of_closure(narinfo, catalog))
         self._asked_at = now
-        self._packs.fetch_ahead_for(narinfo)
+        self._packs.prefetch_for(narinfo)
 
-    def take_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
+    def get_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
         """Give a NAR that lies in a pack; None where its pack is not in memory, or does not hold it.
 
         Args:
@@ -85,7 +85,7 @@ class FastPath:
         Returns:
             A view that keeps the whole pack in memory: for use at once, not for a queue.
         """
-        nar = self._nars.slice_at_hand(url)
+        nar = self._nars.cached_slice(url)
         if nar is not None and is_get:
             self._counters.nars += 1
             self._counters.nar_bytes += len(nar)

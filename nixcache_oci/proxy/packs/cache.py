@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 # Packs that a client will ask for when it has read those; a crawl names thousands.
 _MAX_WANTED: Final = 64
 # Whoever asks for a pack will ask for the others whose narinfos it has, in an order that nobody knows.
-_AHEAD_FOR_ONE_READ: Final = 2
+_PREFETCH_PER_READ: Final = 2
 _SWEEP_SECONDS: Final = UNUSED_SECONDS / 4
 # Every narinfo of a pack that cannot be had would ask for it again, hundreds of them in a second.
-_NOT_AHEAD_SECONDS: Final = 30.0
+_FAILED_SECONDS: Final = 30.0
 # Packs that are wanted by turns, and for which there is no room, come whole once in so long a time.
 _WHOLE_AGAIN_SECONDS: Final = 600.0
 _MAX_SUMS: Final = 512
@@ -58,14 +58,14 @@ class PackCache:
         self._quarantine = quarantine
         self._counters = counters
         self._clock = clock
-        self._failed = Quarantine(clock, seconds=_NOT_AHEAD_SECONDS)
+        self._failed = Quarantine(clock, seconds=_FAILED_SECONDS)
         self._memory = PackMemory(capacity_bytes, clock)
         # Those that there was no room for, and when their narinfo was served.
         self._wanted: dict[Digest, float] = {}
         # Of packs that came, and when that was.
         self._sums: Memo[Digest, tuple[PackSums, float]] = Memo(_MAX_SUMS)
         self._hashes = SliceHashes()
-        self._room_freed = asyncio.Condition()
+        self._space_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None
 
     @property
@@ -93,7 +93,7 @@ class PackCache:
             self._quarantine.add(pack)
             raise
 
-    def at_hand(self, pack: Digest, start: int, end: int) -> memoryview | None:
+    def cached(self, pack: Digest, start: int, end: int) -> memoryview | None:
         """Give what ``cut_out`` would give at once; None where it would have to wait, or fail.
 
         Whoever keeps the view keeps the whole pack, which may count for nothing here by then.
@@ -112,24 +112,24 @@ class PackCache:
             self._mark_read(pack, entry)
         return part
 
-    def fetch_ahead_for(self, narinfo: bytes) -> None:
+    def prefetch_for(self, narinfo: bytes) -> None:
         """Download the pack that a narinfo's NAR lies in, if it lies in one: the client asks for it next."""
         # First, because a crawl serves thousands of narinfos to no end.
-        if not self._memory.takes_guesses and len(self._wanted) >= _MAX_WANTED:
+        if not self._memory.has_prefetch_space and len(self._wanted) >= _MAX_WANTED:
             return
         if (pack := pack_of(narinfo)) is None:
             return
         entry = self._memory.entries.get(pack)
         if entry is None or not entry.download.done():
             self._hashes.learn(narinfo)
-        self.fetch_ahead(pack)
+        self.prefetch(pack)
 
-    def fetch_ahead(self, pack: Digest) -> None:
+    def prefetch(self, pack: Digest) -> None:
         """Download a pack that will be asked for soon, where there is room that nobody else wants.
 
         Where there is none, the pack has its turn when others are read.
         """
-        if not self._is_of_use(pack) or (self._memory.takes_guesses and self._begin_ahead(pack)):
+        if not self._is_of_use(pack) or (self._memory.has_prefetch_space and self._begin_prefetch(pack)):
             return
         if len(self._wanted) < _MAX_WANTED:
             self._wanted.setdefault(pack, self._clock())
@@ -147,8 +147,8 @@ class PackCache:
         entries = self._memory.entries
         entry = entries.get(pack)
         if entry is None:
-            async with self._room_freed:
-                await self._room_freed.wait_for(lambda: pack in entries or self._memory.make_for_demand())
+            async with self._space_freed:
+                await self._space_freed.wait_for(lambda: pack in entries or self._memory.evict_for_demand())
                 entry = entries.get(pack) or self._start(pack)
         self._mark_read(pack, entry)
         if not entry.download.done() and self._hashes.are_known(pack, start, end):
@@ -168,14 +168,14 @@ class PackCache:
     def _mark_read(self, pack: Digest, entry: PackEntry) -> None:
         self._wanted.pop(pack, None)
         if self._memory.mark_read(pack, entry):
-            self._fetch_wanted(_AHEAD_FOR_ONE_READ)
+            self._fetch_wanted(_PREFETCH_PER_READ)
 
     def _fetch_wanted(self, at_least: int = 0) -> None:
         """Go on in the order of the narinfos: with the first ones also where much stays unread."""
         for pack in list(self._wanted):
             if not self._is_of_use(pack):
                 del self._wanted[pack]
-            elif (at_least > 0 or self._memory.takes_guesses) and self._begin_ahead(pack):
+            elif (at_least > 0 or self._memory.has_prefetch_space) and self._begin_prefetch(pack):
                 at_least -= 1
             else:
                 return
@@ -188,8 +188,8 @@ class PackCache:
             or self._sums_instead_of(pack) is not None
         )
 
-    def _begin_ahead(self, pack: Digest) -> bool:
-        if not self._memory.make_for_guess():
+    def _begin_prefetch(self, pack: Digest) -> bool:
+        if not self._memory.evict_for_prefetch():
             return False
         self._wanted.pop(pack, None)
         self._start(pack)
@@ -199,7 +199,7 @@ class PackCache:
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
         """Give the checksums of a pack that is not to come whole, for others would have to go."""
         sums, since = self._sums.get(pack) or (None, 0.0)
-        return None if self._memory.has_free or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
+        return None if self._memory.has_space or self._clock() - since > _WHOLE_AGAIN_SECONDS else sums
 
     def _sweep(self) -> None:
         """Give back the memory of what nobody has used for long."""
@@ -219,7 +219,7 @@ class PackCache:
         async def when_open(size: int) -> None:
             self._memory.resize(entry, size)
             self._fetch_wanted()
-            await self._tell_of_room()
+            await self._notify_space()
 
         arrival = Arrival(when_open)
         download = asyncio.create_task(self._download(pack, arrival), name=f"pack {pack.hex[:12]}")
@@ -247,16 +247,16 @@ class PackCache:
             self._counters.packs_fetched += 1
             return content
         finally:
-            await self._tell_of_room()
+            await self._notify_space()
 
-    async def _tell_of_room(self) -> None:
-        async with self._room_freed:
-            self._room_freed.notify_all()
+    async def _notify_space(self) -> None:
+        async with self._space_freed:
+            self._space_freed.notify_all()
 
 
 def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:
     if end > size:
-        raise FormatError(f"pack {pack}: bytes {start} to {end} do not lie in its {size}")
+        raise FormatError(f"pack {pack}: bytes {start} to {end} are outside its {size}")
 
 
 def _retrieve(download: asyncio.Task[bytearray]) -> None:

@@ -13,7 +13,7 @@ UNUSED_SECONDS: Final = 120.0
 """Whoever asked for narinfos and for no NAR since is not coming back, nor is whoever has read a closure."""
 
 # So large a part is for packs that nobody has asked for: a crawl or a dry run never will.
-_AHEAD_PARTS: Final = 4
+_PREFETCH_SHARE: Final = 4
 # A pack that was read so recently makes no way for a guess.
 _BUSY_SECONDS: Final = 2.0
 
@@ -77,14 +77,14 @@ class PackEntry:
         arrival: gives parts of it before, unchecked.
         used_at: when it was asked for last, or begun, in seconds of the clock.
         is_unread: whether nobody has asked for it yet.
-        room_bytes: what it counts for: the largest pack while its size is not known.
+        size_bytes: what it counts for: the largest pack while its size is not known.
     """
 
     download: asyncio.Task[bytearray]
     arrival: Arrival
     used_at: float
     is_unread: bool = True
-    room_bytes: int = 0
+    size_bytes: int = 0
 
 
 class PackMemory:
@@ -107,14 +107,14 @@ class PackMemory:
         self._unread_bytes = 0
 
     @property
-    def has_free(self) -> bool:
+    def has_space(self) -> bool:
         """Tell whether one more pack fits beside all that are here."""
         return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
 
     @property
-    def takes_guesses(self) -> bool:
+    def has_prefetch_space(self) -> bool:
         """Tell whether one more may be here that nobody asked for."""
-        return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _AHEAD_PARTS
+        return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _PREFETCH_SHARE
 
     def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> PackEntry:
         """Take a pack in whose download has begun, and for which room was made."""
@@ -122,10 +122,10 @@ class PackMemory:
         self.resize(entry, MAX_PACK_BYTES)
         return entry
 
-    def resize(self, entry: PackEntry, room_bytes: int) -> None:
+    def resize(self, entry: PackEntry, size_bytes: int) -> None:
         """Count a pack for so much from now on."""
-        change = room_bytes - entry.room_bytes
-        entry.room_bytes = room_bytes
+        change = size_bytes - entry.size_bytes
+        entry.size_bytes = size_bytes
         self.used_bytes += change
         if entry.is_unread:
             self._unread_bytes += change
@@ -136,17 +136,17 @@ class PackMemory:
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
         if is_first:
-            self._unread_bytes -= entry.room_bytes
+            self._unread_bytes -= entry.size_bytes
         return is_first
 
-    def make_for_demand(self) -> bool:
+    def evict_for_demand(self) -> bool:
         """Drop packs until one more fits, those first that were read; False if all are on their way."""
-        return self._make(1, lambda entry: entry.is_unread) or self._make(1, lambda _: False)
+        return self._evict(1, lambda entry: entry.is_unread) or self._evict(1, lambda _: False)
 
-    def make_for_guess(self) -> bool:
+    def evict_for_prefetch(self) -> bool:
         """Drop what nobody uses until one more fits, and a demand beside it; else nothing, and give False."""
         busy_since = self._clock() - _BUSY_SECONDS
-        return self._make(2, lambda entry: entry.is_unread or entry.used_at > busy_since)
+        return self._evict(2, lambda entry: entry.is_unread or entry.used_at > busy_since)
 
     def drop(self, pack: Digest) -> None:
         """Forget a pack, if it is here."""
@@ -161,7 +161,7 @@ class PackMemory:
             if entry.download.done() and entry.used_at < oldest:
                 self.drop(pack)
 
-    def _make(self, places: int, is_spared: Callable[[PackEntry], bool]) -> bool:
+    def _evict(self, places: int, is_spared: Callable[[PackEntry], bool]) -> bool:
         missing = self.used_bytes + places * MAX_PACK_BYTES - self._capacity_bytes
         dropped: list[Digest] = []
         for digest, entry in self.entries.items():
@@ -169,7 +169,7 @@ class PackMemory:
                 break
             if entry.download.done() and not is_spared(entry):
                 dropped.append(digest)
-                missing -= entry.room_bytes
+                missing -= entry.size_bytes
         if missing > 0:
             return False
         for digest in dropped:

@@ -13,6 +13,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.wording import counted
 
 BLOCK_BYTES: Final = 64 * 1024
 
@@ -38,7 +39,7 @@ class PackSums:
         """Fetch the bytes from ``start`` to before ``end``, and the rest of their blocks.
 
         Raises:
-            DigestError: they are not what they were.
+            DigestError: they have changed.
             RegistryError: they could not be fetched.
         """
         first, last = start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
@@ -46,11 +47,11 @@ class PackSums:
         content = bytearray()
         async with open_resuming(repository, pack, offset, behind) as blob:
             if blob.size != self.size:
-                raise RegistryError(f"blob {pack}: {blob.size} bytes now, {self.size} before")
+                raise RegistryError(f"blob {pack}: {counted(blob.size, 'byte')} now, {self.size} before")
             async for chunk in blob.chunks:
                 content += chunk
         if tuple(_sums_of(content)) != self.sums[first : last + 1]:
-            raise DigestError(f"{pack}: bytes {offset} to {behind} are not what they were")
+            raise DigestError(f"{pack}: bytes {offset} to {behind} have changed")
         return bytes(content[start - offset : end - offset])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front import connection
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.front.connections import HEAD_SECONDS
@@ -113,7 +113,7 @@ async def test_one_client_cannot_hold_up_the_others(bench: Bench) -> None:
 
 async def test_a_get_fetches_ahead_and_a_head_does_not(bench: Bench) -> None:
     """As the library's way does: the client asks for the pack next."""
-    counters = bench.app[keys.COUNTERS]
+    counters = bench.app[app_keys.COUNTERS]
     async with bench.connect() as client:
         await client.send(PLAIN.replace(b"GET", b"HEAD"))
         await client.expect(1)
@@ -196,7 +196,7 @@ async def test_a_client_that_goes_away_takes_its_request_with_it(bench: Bench) -
 async def test_a_head_that_drips_ends_the_connection(bench: Bench, later: bytes, *, odd: bool) -> None:
     """On a new connection, behind an answer, and on one that is the library's for good."""
     first = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n" if odd else later
-    connections = bench.app[keys.CONNECTIONS]
+    connections = bench.app[app_keys.CONNECTIONS]
     now = asyncio.get_running_loop().time()
     async with bench.connect() as idle, bench.connect() as client:
         await client.send(first)
@@ -214,7 +214,7 @@ async def test_a_head_that_drips_ends_the_connection(bench: Bench, later: bytes,
 
 async def test_what_is_held_is_let_go(bench: Bench) -> None:
     """What was sent ahead no longer counts once it was answered, and nothing does when all have gone."""
-    connections = bench.app[keys.CONNECTIONS]
+    connections = bench.app[app_keys.CONNECTIONS]
     slow = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = b"GET /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
     async with bench.connect() as ahead, bench.connect() as half, bench.connect() as odd:
@@ -239,7 +239,7 @@ async def test_what_is_held_is_let_go(bench: Bench) -> None:
 
 async def test_too_many_requests_leave_room_for_health(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever others wait for; the rest is not there for the moment."""
-    monkeypatch.setattr(bench.app[keys.CONNECTIONS], "_most_busy", 1)
+    monkeypatch.setattr(bench.app[app_keys.CONNECTIONS], "_most_busy", 1)
     slow = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with bench.connect() as first, bench.connect() as second:
         await first.send(slow)

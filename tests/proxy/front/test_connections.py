@@ -151,8 +151,8 @@ async def test_a_head_has_thirty_seconds() -> None:
     async with story() as tale:
         (idle, _), (half, _), (odd, _), (busy, _) = [await tale.connect() for _ in range(4)]
         half.connection.head_since = now()
-        odd.connection.is_odd = True
-        busy.connection.is_odd = True
+        odd.connection.is_detached = True
+        busy.connection.is_detached = True
         tale.connections.begin(busy.connection)
         for _ in range(3):
             half.connection.active_at = now() + HEAD_SECONDS - 1  # another byte came

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import keys
+from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs import memory
@@ -91,10 +91,10 @@ def _odd_targets(cache: PackedCache) -> list[str]:
 
 def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Awaitable[None]]:
     async def prepare(bench: Bench) -> None:
-        packs = bench.app[keys.PACKS]
+        packs = bench.app[app_keys.PACKS]
         for pack, state in zip(cache.packs, states, strict=False):
             if state != "absent":
-                packs.fetch_ahead(pack)
+                packs.prefetch(pack)
             if state == "read":
                 await packs.cut_out(pack, 0, 1)
             if state == "fetched ahead":
@@ -168,7 +168,7 @@ async def test_what_nix_sends_never_comes_to_the_library(
     cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """Of a hit, or a slice in memory; or all that is proven here of both ways would be proven of one."""
-    await bench.app[keys.PACKS].cut_out(cache.packs[0], 0, 1)
+    await bench.app[app_keys.PACKS].cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
         monkeypatch.setattr(AiohttpProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):
@@ -200,7 +200,7 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
             cache.spoil(pack)
         await client.send(request)
         received = await client.expect(3)
-        assert bench.app[keys.PACKS].used_bytes > 0
+        assert bench.app[app_keys.PACKS].used_bytes > 0
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
 
 
@@ -210,11 +210,11 @@ async def test_the_first_slice_has_the_next_pack_fetched(
     cache: PackedCache, method: str, monkeypatch: pytest.MonkeyPatch, *, with_front: bool
 ) -> None:
     """Four packs were wanted and one found room: reading that lets two more come, and only once."""
-    monkeypatch.setattr(memory, "_AHEAD_PARTS", 16)
+    monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
-        packs, counters = bench.app[keys.PACKS], bench.app[keys.COUNTERS]
+        packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
         for pack in cache.packs[:4]:
-            packs.fetch_ahead(pack)
+            packs.prefetch(pack)
         await fetched(packs)
         assert counters.packs_fetched_ahead == 1
         for count in (1, 2):
@@ -222,5 +222,5 @@ async def test_the_first_slice_has_the_next_pack_fetched(
             await client.expect(count)
             await fetched(packs)
             assert counters.packs_fetched_ahead == counters.packs_fetched == 3
-        here = [packs.at_hand(pack, 0, 1) is not None for pack in cache.packs[:4]]
+        here = [packs.cached(pack, 0, 1) is not None for pack in cache.packs[:4]]
         assert here == [True, True, True, False]

@@ -40,9 +40,9 @@ class Bench:
         """Ask for all of a pack."""
         return await self.cache.cut_out(pack, 0, len(self.repository.blobs.get(pack, b"?")))
 
-    def at_hand(self, pack: Digest) -> memoryview | None:
+    def cached(self, pack: Digest) -> memoryview | None:
         """Ask for all of a pack, if it is here."""
-        return self.cache.at_hand(pack, 0, PACK_BYTES)
+        return self.cache.cached(pack, 0, PACK_BYTES)
 
     async def sweep(self) -> None:
         """Let so much time pass that all is forgotten that nobody used."""
@@ -60,7 +60,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
     monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr(memory, "_AHEAD_PARTS", IN_FLIGHT // AHEAD)
+    monkeypatch.setattr(memory, "_PREFETCH_SHARE", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     bench = Bench()
@@ -127,13 +127,13 @@ async def test_a_waiter_that_gives_up_takes_nobody_elses_turn(bench: Bench) -> N
     assert await asyncio.wait_for(clients[-1], 10)
 
 
-@pytest.mark.parametrize("at_hand", [True, False])
-async def test_what_was_used_longest_ago_goes_first(bench: Bench, *, at_hand: bool) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+async def test_what_was_used_longest_ago_goes_first(bench: Bench, *, cached: bool) -> None:
     """Memory is bounded, however many packs are asked for."""
     packs = [bench.add(f"pack {number}") for number in range(IN_FLIGHT)]
     for pack in packs:
         await bench.get(pack)
-    assert bench.at_hand(packs[0]) if at_hand else await bench.get(packs[0])
+    assert bench.cached(packs[0]) if cached else await bench.get(packs[0])
     await bench.get(bench.add("one more"))
     assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
     bench.repository.opened.clear()
@@ -173,8 +173,8 @@ async def test_a_failed_download_is_tried_again_when_asked(bench: Bench) -> None
 async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     """The narinfo began the download; the NAR request finds it done."""
     pack = bench.add("pack")
-    bench.cache.fetch_ahead(pack)
-    bench.cache.fetch_ahead(pack)
+    bench.cache.prefetch(pack)
+    bench.cache.prefetch(pack)
     await settle()
     assert bytes(await bench.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
@@ -185,34 +185,34 @@ async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
     """Not a pack on its way, and not one that is wrong; and nothing is fetched for it."""
     pack, wrong = bench.add("pack"), Digest.of(b"right")
     bench.repository.blobs[wrong] = b"wrong"
-    assert bench.at_hand(pack) is None
+    assert bench.cached(pack) is None
     assert bench.repository.opened == []
     bench.repository.gate.clear()
-    bench.cache.fetch_ahead(pack)
-    bench.cache.fetch_ahead(wrong)
+    bench.cache.prefetch(pack)
+    bench.cache.prefetch(wrong)
     await settle()
-    assert (bench.at_hand(pack), bench.at_hand(wrong)) == (None, None)
+    assert (bench.cached(pack), bench.cached(wrong)) == (None, None)
     bench.repository.gate.set()
     await settle()
-    assert (bench.at_hand(pack), bench.at_hand(wrong)) == (memoryview(content_of("pack")), None)
+    assert (bench.cached(pack), bench.cached(wrong)) == (memoryview(content_of("pack")), None)
 
 
 async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(bench: Bench) -> None:
     """As where the proxy stops at once."""
     pack = bench.add("pack")
-    bench.cache.fetch_ahead(pack)
+    bench.cache.prefetch(pack)
     await bench.cache.close()
-    assert bench.at_hand(pack) is None
+    assert bench.cached(pack) is None
 
 
 async def test_at_hand_counts_as_read(bench: Bench) -> None:
     """It makes way for the next pack that is wanted."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
     await settle()
     assert bench.repository.opened == packs[:-1]
-    assert bench.at_hand(packs[0]) == memoryview(content_of("pack 0"))
+    assert bench.cached(packs[0]) == memoryview(content_of("pack 0"))
     await settle()
     assert bench.repository.opened == packs
 
@@ -221,7 +221,7 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
     """While packs that were fetched ahead stay unread, no more are; reading one lets two more come."""
     packs = [bench.add(f"pack {number}") for number in range(20)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
         await settle()
     assert bench.repository.opened == packs[:AHEAD]
     await bench.get(packs[0])
@@ -233,7 +233,7 @@ async def test_a_closure_of_many_packs_is_fetched_ahead_to_its_end(bench: Bench)
     """All narinfos are asked for before the first NAR: what there was no room for then has its turn later."""
     packs = [bench.add(f"pack {number}") for number in range(10)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
     for pack in packs:
         await settle()
         assert pack in bench.repository.opened
@@ -246,7 +246,7 @@ async def test_what_nobody_came_for_in_time_is_not_fetched_any_more(bench: Bench
     """A crawl leaves names behind; the next client has other wishes."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
     await settle()
     await bench.sweep()
     assert bench.cache.used_bytes == 0
@@ -259,7 +259,7 @@ async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench
     """Guesses never make a client wait for room."""
     bench.repository.gate.clear()
     for number in range(20):
-        bench.cache.fetch_ahead(bench.add(f"pack {number}"))
+        bench.cache.prefetch(bench.add(f"pack {number}"))
     wanted = [bench.add("wanted"), bench.add("wanted, too")]
     clients = []
     for pack in wanted:
@@ -273,18 +273,18 @@ async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench
 async def test_what_nobody_reads_is_given_up(bench: Bench) -> None:
     """A dry run must not switch fetching ahead off for good."""
     for number in range(IN_FLIGHT):
-        bench.cache.fetch_ahead(bench.add(f"pack {number}"))
+        bench.cache.prefetch(bench.add(f"pack {number}"))
     await settle()
     await bench.sweep()
     later = bench.add("later")
-    bench.cache.fetch_ahead(later)
+    bench.cache.prefetch(later)
     await settle()
     assert bench.repository.opened[-1] == later
 
 
 async def test_a_failure_ahead_is_quiet(bench: Bench) -> None:
     """Nobody asked yet: it is logged, and no unretrieved exception is left behind."""
-    bench.cache.fetch_ahead(Digest.of(b"nowhere"))
+    bench.cache.prefetch(Digest.of(b"nowhere"))
     await settle()
     assert bench.cache.used_bytes == 0
 
@@ -293,7 +293,7 @@ async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) ->
     """Hundreds of narinfos lie in one pack: a registry in trouble must not be asked for each of them."""
     pack = Digest.of(content_of("late"))
     for _ in range(100):
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
         await settle()
     assert bench.repository.opened == [pack]
     # Whoever wants it now is not told of the past.
@@ -304,11 +304,11 @@ async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) ->
 async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
     """Trouble passes."""
     pack = Digest.of(content_of("late"))
-    bench.cache.fetch_ahead(pack)
+    bench.cache.prefetch(pack)
     await settle()
     bench.add("late")
     bench.now += 60
-    bench.cache.fetch_ahead(pack)
+    bench.cache.prefetch(pack)
     await settle()
     assert bench.repository.opened == [pack, pack]
     assert bench.counters.packs_fetched == 1
@@ -318,14 +318,14 @@ async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(ben
     """It would cost somebody a pack that was read, and gain nothing."""
     read, ahead = bench.repository.add(b"read"), bench.repository.add(b"ahead")
     await bench.get(read)
-    bench.cache.fetch_ahead(ahead)
+    bench.cache.prefetch(ahead)
     await settle()
     bench.repository.gate.clear()
     wanted = [bench.add(f"wanted {number}") for number in range(IN_FLIGHT - 1)]
     clients = [asyncio.create_task(bench.get(pack)) for pack in wanted]
     await settle()
     bench.now += 5
-    bench.cache.fetch_ahead(bench.add("one more"))
+    bench.cache.prefetch(bench.add("one more"))
     await settle()
     assert bench.repository.opened == [read, ahead, *wanted]
     assert bytes(await bench.get(read)) == b"read"
@@ -366,7 +366,7 @@ async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench)
 async def test_closing_ends_downloads(bench: Bench) -> None:
     """Also those that nobody waits for; no task is left behind."""
     bench.repository.gate.clear()
-    bench.cache.fetch_ahead(bench.add("ahead"))
+    bench.cache.prefetch(bench.add("ahead"))
     client = asyncio.create_task(bench.get(bench.add("wanted")))
     await settle()
     await bench.cache.close()
@@ -381,7 +381,7 @@ async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> Non
     bench.repository.gate.clear()
     packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
     assert bench.cache.used_bytes == AHEAD * PACK_BYTES
     await settle()
     assert bench.repository.opened == packs
@@ -402,7 +402,7 @@ async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:
 async def test_a_demand_takes_the_room_of_what_was_read_before_that_of_guesses(bench: Bench) -> None:
     """What was fetched ahead is about to be asked for."""
     ahead = bench.add("ahead")
-    bench.cache.fetch_ahead(ahead)
+    bench.cache.prefetch(ahead)
     await settle()
     for number in range(2 * IN_FLIGHT):
         await bench.get(bench.add(f"pack {number}"))
@@ -451,14 +451,14 @@ async def test_a_part_that_is_wrong_is_refused(bench: Bench) -> None:
 async def test_a_part_that_does_not_lie_in_the_pack(bench: Bench, *, is_displaced: bool) -> None:
     """Whether the pack is here or was."""
     pack = await displaced(bench, "pack") if is_displaced else bench.add("pack")
-    with pytest.raises(FormatError, match="do not lie in its 1000"):
+    with pytest.raises(FormatError, match="are outside its 1000"):
         await bench.cache.cut_out(pack, 990, 1001)
 
 
 async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
     """Else a crawl would have it come again and again."""
     pack = await displaced(bench, "pack")
-    bench.cache.fetch_ahead(pack)
+    bench.cache.prefetch(pack)
     await settle()
     assert bench.repository.opened == []
 
@@ -466,7 +466,7 @@ async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
 async def test_memory_is_given_back(bench: Bench) -> None:
     """When a closure was read and nobody has come since; what is on its way stays."""
     await bench.get(bench.add("read"))
-    bench.cache.fetch_ahead(bench.add("unread"))
+    bench.cache.prefetch(bench.add("unread"))
     await settle()
     bench.repository.gate.clear()
     client = asyncio.create_task(bench.get(bench.add("on its way")))
@@ -484,7 +484,7 @@ async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> N
     """It was wanted before; now it is known to be wrong."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
     for pack in packs:
-        bench.cache.fetch_ahead(pack)
+        bench.cache.prefetch(pack)
     await settle()
     bench.quarantine.add(packs[-2])
     await bench.get(packs[0])

@@ -1,0 +1,274 @@
+"""HTTP as all clients here use it: one request goes out, one answer comes back, or HttpError is raised.
+
+Redirects are followed here and not by aiohttp. Where a request may go and what it may carry there, each
+client says by rules of its own (``Rules``). Once an answer came from a public address, whatever it leads to
+must be public as well: a server outside may not reach through us what stands inside. There is no limit on
+total time, for a body may be large; there are limits on the wait for a head, on standing still, and on coming
+too slowly.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Protocol
+
+import aiohttp
+from yarl import URL
+
+from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.fresh import Freshness, send_fresh
+from nixcache_oci.clients.http.proxy import find_proxy
+from nixcache_oci.clients.http.public_address import (
+    IsPublic,
+    guard_sockets,
+    is_known_private,
+    is_public,
+    spells_private,
+)
+from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.upload import Body, UploadProgress
+
+CONNECT_SECONDS: Final = 10.0
+"""For TCP and TLS to one address."""
+
+CONNECT_SECONDS_IN_ALL: Final = 30.0
+"""To a name's addresses one after another, the look-up included, and through an HTTP proxy."""
+
+MOST_REDIRECTS: Final = 5
+_DRAINED_BYTES: Final = 64 * 1024
+
+
+class Rules(Protocol):
+    """Where a client's requests may go, and what they may carry there."""
+
+    async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:
+        """Give the Authorization for the URL that a request goes to next; None for none.
+
+        Args:
+            url: where it goes.
+            is_elsewhere: whether it ever left the origin that it was made for.
+            is_guarded: whether it may go to public addresses only.
+
+        Raises:
+            HttpError: it may not go there.
+        """
+
+    def follow(self, method: str, status: int, url: URL, location: str) -> URL | None:
+        """Tell where an answer from ``url`` leads; None where it is no redirect.
+
+        Raises:
+            HttpError: nowhere that may be gone to.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request.
+
+    Attributes:
+        method: of HTTP.
+        url: already encoded as it is to be sent.
+        headers: without Authorization.
+        body: or None.
+        follows: whether redirects are followed.
+        is_elsewhere: whether the URL is already that of a server which the one that was meant sent us to.
+        is_guarded: whether it may go to public addresses only, since an answer from such a one named the URL.
+    """
+
+    method: str
+    url: URL
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    follows: bool = True
+    is_elsewhere: bool = False
+    is_guarded: bool = False
+
+
+class HttpClient:
+    """Connections to some servers and to where they redirect; opened in the loop that first uses them.
+
+    Args:
+        limits: where a request has none of its own.
+        connect_seconds: for TCP and TLS to one address.
+        connect_seconds_in_all: to all addresses of a name, its look-up included.
+        is_public: judges IP addresses.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        connect_seconds: float = CONNECT_SECONDS,
+        connect_seconds_in_all: float = CONNECT_SECONDS_IN_ALL,
+        is_public: IsPublic = is_public,
+    ) -> None:
+        self._limits = limits
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, connect=connect_seconds_in_all, sock_connect=connect_seconds
+        )
+        self._is_public = is_public
+        self._freshness = Freshness()
+        # By whether they lead to public addresses only.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def close(self) -> None:
+        """End all connections."""
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.close()
+
+    async def send(
+        self,
+        request: Request,
+        rules: Rules,
+        *,
+        limits: Limits | None = None,
+        on_connect: Callable[[], None] = lambda: None,
+    ) -> Reply:
+        """Send a request and follow its redirects; an upload is limited by its progress.
+
+        Args:
+            request: what to ask.
+            rules: where it may go.
+            limits: for this one.
+            on_connect: called when a server was reached.
+
+        Raises:
+            HttpError: no answer came, or a redirect is refused.
+        """
+        limits = limits or self._limits
+        limit = asyncio.timeout(limits.head if request.body is None else None)
+        try:
+            with translated():
+                async with limit:
+                    return await self._follow(request, rules, limits, on_connect)
+        except HttpError:
+            if limit.expired():
+                reason = f"no answer within {limits.head:.0f} s: the connection stalled or was too slow"
+                raise HttpError(Failure(None), reason, is_connection=True) from None
+            raise
+
+    async def connect(self, origin: URL, is_guarded: bool) -> aiohttp.connector.Connection | None:
+        """Open a connection for the next request to an origin; None where an HTTP proxy opens its own."""
+        session = self._session(is_guarded=is_guarded)
+        if session.connector is None or find_proxy(origin) is not None:
+            return None
+        request = aiohttp.ClientRequest("GET", origin, loop=asyncio.get_running_loop(), session=session)
+        return await session.connector.connect(request, [], self._timeout)
+
+    async def _follow(
+        self, request: Request, rules: Rules, limits: Limits, on_connect: Callable[[], None]
+    ) -> Reply:
+        url, is_elsewhere, is_guarded = request.url, request.is_elsewhere, request.is_guarded
+        for _ in range(MOST_REDIRECTS + 1):
+            authorization = await rules.enter(url, is_elsewhere=is_elsewhere, is_guarded=is_guarded)
+            if is_guarded and spells_private(url, self._is_public):
+                raise HttpError.final(
+                    f"refused to go to the private address {url.origin()},"
+                    " which a server at a public one named"
+                )
+            headers = dict(request.headers)
+            if authorization is not None:
+                headers["Authorization"] = authorization
+            response, transports = await self._send_once(
+                request, url, headers, limits, on_connect, is_guarded=is_guarded
+            )
+            came_from_public = not is_known_private(peer_of(response), url, self._is_public)
+            reply = Reply(
+                response, limits, is_elsewhere=is_elsewhere, is_public=came_from_public, transports=transports
+            )
+            if not request.follows:
+                return reply
+            try:
+                target = rules.follow(request.method, reply.status, url, reply.headers.get("Location", ""))
+                if target is None:
+                    return reply
+                with suppress(HttpError):  # read only to keep the connection
+                    await reply.read(_DRAINED_BYTES)
+            except BaseException:
+                reply.close()
+                raise
+            reply.close()
+            # Once away, always away: a foreign host may not point credentials at a path of its choice.
+            is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
+            is_guarded = is_guarded or came_from_public
+            url = target
+        raise HttpError.final(f"more than {MOST_REDIRECTS} redirects, the last one to {url.origin()}")
+
+    async def _send_once(
+        self,
+        request: Request,
+        url: URL,
+        headers: dict[str, str],
+        limits: Limits,
+        on_connect: Callable[[], None],
+        *,
+        is_guarded: bool,
+    ) -> tuple[aiohttp.ClientResponse, Sequence[asyncio.Transport]]:
+        proxy = find_proxy(url)
+        to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+        if url.scheme == "http":  # no tunnel: the proxy reads the request itself
+            headers |= to_proxy
+        send = partial(
+            # A proxy resolves names itself, in its own network: there is no address to judge.
+            self._session(is_guarded=is_guarded and proxy is None).request,
+            request.method,
+            url,
+            headers=headers,
+            allow_redirects=False,
+            proxy=proxy.url if proxy else None,
+            proxy_headers=to_proxy if url.scheme == "https" else None,
+        )
+        if request.body is None:
+            token = on_connection.set(lambda _: on_connect())
+            try:
+                timeout = aiohttp.ClientTimeout(
+                    total=None,
+                    connect=self._timeout.connect,
+                    sock_connect=self._timeout.sock_connect,
+                    sock_read=limits.first,
+                )
+                return await send_fresh(
+                    self._freshness, partial(send, timeout=timeout), again_seconds=limits.again
+                ), ()
+            finally:
+                on_connection.reset(token)
+        headers["Content-Length"] = str(request.body.size)
+        with closing(request.body.pieces()) as pieces, _aborting() as transports:
+            progress = UploadProgress(request.body.size, limits.stall, transports)
+            async with progress.limited():
+                return await send(data=progress.pass_on(pieces), timeout=self._timeout), transports
+
+    def _session(self, *, is_guarded: bool) -> aiohttp.ClientSession:
+        """Open a session; guarded ones are apart: others' idle connections may lead to private addresses."""
+        if is_guarded not in self._sessions:
+            # No limit: one stands behind each client that reads slowly, and nobody may wait for that one.
+            # Whoever asks for much at once bounds it.
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                ssl=tls_context(),
+                socket_factory=guard_sockets(self._is_public) if is_guarded else None,
+            )
+            self._sessions[is_guarded] = open_session(connector)
+        return self._sessions[is_guarded]
+
+
+@contextmanager
+def _aborting() -> Iterator[list[asyncio.Transport]]:
+    """Abort the connection of an upload that fails; closing it would wait until the peer takes the rest.
+
+    Yields the transports that the upload uses.
+    """
+    transports: list[asyncio.Transport] = []
+    token = on_connection.set(transports.append)
+    try:
+        yield transports
+    except BaseException:
+        for transport in transports:
+            transport.abort()
+        raise
+    finally:
+        on_connection.reset(token)

@@ -1,0 +1,122 @@
+"""The rules of requests to upstreams: credentials per origin, and where redirects may lead.
+
+Here is also the one place that turns what goes wrong with an upstream into UpstreamError.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from yarl import URL
+
+from nixcache_oci.clients.http.client import HttpClient, Request
+from nixcache_oci.clients.http.errors import HttpError, show, translated
+from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
+from nixcache_oci.clients.http.reply import Limits, Reply
+from nixcache_oci.clients.http.url import REDIRECT_STATUSES, parse_url, show_url
+from nixcache_oci.clients.upstream.address import Upstream, origin
+from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError
+
+NAME_SECONDS: Final = 15.0
+"""For a name look-up: where the first of its servers is dead, the system waits 5 s for it, twice at worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRules:
+    """The rules of one upstream, whose credentials go to its own origin only."""
+
+    upstream: Upstream
+
+    async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:  # noqa: ARG002
+        """Give the Authorization for a URL; see ``Rules``."""
+        return (self.upstream.authorization or None) if origin(url) == origin(self.upstream.base) else None
+
+    def follow(self, _method: str, status: int, url: URL, location: str) -> URL | None:
+        """Tell where an answer leads; see ``Rules``."""
+        return next_url(url, location) if status in REDIRECT_STATUSES else None
+
+
+async def ask(
+    http: HttpClient,
+    upstream: Upstream,
+    method: str,
+    url: URL,
+    limits: Limits,
+    *,
+    headers: Mapping[str, str],
+    on_connect: Callable[[], None] = lambda: None,
+) -> Reply:
+    """Send a request without a body to an upstream, and follow redirects.
+
+    Args:
+        http: its connections.
+        upstream: whose business this is.
+        method: GET or HEAD.
+        url: where to, on the upstream's own origin.
+        limits: for the answer.
+        headers: further request headers; they go with redirects.
+        on_connect: called when a server was reached, the upstream's own first.
+
+    Raises:
+        UpstreamError: no answer came, or a redirect was refused.
+    """
+    with upstream_errors(upstream):
+        request = Request(method, url, headers)
+        return await http.send(request, UpstreamRules(upstream), limits=limits, on_connect=on_connect)
+
+
+def limit_all(seconds: float) -> Limits:
+    """Make limits for an answer whose head, and whose first bytes, may take so long, and each stall too."""
+    return Limits(seconds, seconds, seconds, AGAIN_SECONDS)
+
+
+@contextmanager
+def upstream_errors(upstream: Upstream) -> Iterator[None]:
+    """Turn whatever goes wrong with an upstream into UpstreamError, in one line that can be shown.
+
+    Raises:
+        UpstreamError: instead.
+    """
+    try:
+        with translated():
+            yield
+    except HttpError as error:
+        raise upstream_error(upstream, error) from error
+    except FormatError as error:
+        raise UpstreamError(f"upstream {upstream}: {show(str(error))}") from error
+    except UpstreamError as error:
+        text = show(str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def upstream_error(upstream: Upstream, error: HttpError) -> UpstreamError:
+    """Make the error that callers see."""
+    kind = UpstreamConnectionError if error.is_connection else UpstreamError
+    return kind(f"upstream {upstream}: {error.reason}")
+
+
+def next_url(current: URL, location: str) -> URL:
+    """Follow one redirect; credentials in it are dropped.
+
+    Raises:
+        UpstreamError: it leads nowhere, to another scheme, or from https to http.
+    """
+    try:
+        # a signature in it must arrive as it is; only what cannot stand in a request line is encoded anew
+        is_encoded = location.isascii() and location.isprintable() and " " not in location
+        target = current.join(parse_url(location, encoded=is_encoded)).with_fragment(None)
+        host = target.host
+    except ValueError as error:
+        raise UpstreamError(
+            f"upstream {current.origin()}: redirect to {show_url(location)}: not a URL"
+        ) from error
+    if not location or not host or target.scheme not in {"http", "https"}:
+        raise UpstreamError(
+            f"upstream {current.origin()}: redirect to {show_url(location)}, which is not a web address"
+        )
+    if current.scheme == "https" and target.scheme == "http":
+        raise UpstreamError(f"upstream {current.origin()}: redirect from https to http://{host} refused")
+    return target.with_user(None)

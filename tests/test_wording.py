@@ -1,0 +1,57 @@
+"""How numbers read in what the program says."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nixcache_oci
+from nixcache_oci.wording import counted
+
+PACKAGE = Path(nixcache_oci.__file__).parent
+
+_PLURAL = re.compile(
+    r" (\w+ )?(paths|problems|segments|blobs|roots|pins|manifests|bytes|tags|records|layers|lines|letters"
+    r"|characters|pages|entries|tables|values|keys|outputs|signatures|upstreams|references|narinfos"
+    r"|warnings|versions|attributes|redirects|backups|days|hours|minutes|seconds)\b"
+)
+# What is over a limit, or up to one, is never one: these are constants, or get one.
+_LIMITS = frozenset({"limit", "self.limit", "most_bytes"})
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 paths"), (1, "1 path"), (2, "2 paths")])
+def test_one_is_no_plural(number: int, text: str) -> None:
+    """Every count is written by this."""
+    assert counted(number, "path") == text
+    assert counted(number, "entry", "entries") == text.replace("paths", "entries").replace("path", "entry")
+
+
+def find_plurals(code: str) -> Iterator[str]:
+    """Find values that are followed by a plural, in text that is put together."""
+    for text in ast.walk(ast.parse(code)):
+        if isinstance(text, ast.JoinedStr):
+            for value, behind in zip(text.values, text.values[1:], strict=False):
+                if not isinstance(value, ast.FormattedValue) or not isinstance(behind, ast.Constant):
+                    continue
+                name = ast.unparse(value.value)
+                found = _PLURAL.match(str(behind.value))
+                if found and name not in _LIMITS and not name.isupper():
+                    yield f"{name}{found[0]}"
+
+
+def test_what_is_found() -> None:
+    """A number that is put before a plural by hand, and no limit."""
+    code = "f'{n} paths, {counted(n)}: over {_MOST} bytes, {len(x)} bad tags'"
+    assert list(find_plurals(code)) == ["n paths", "len(x) bad tags"]
+
+
+def test_no_line_has_a_plural_of_its_own() -> None:
+    """``1 paths`` comes of writing the number and the noun by hand."""
+    found = {
+        path.relative_to(PACKAGE).as_posix(): plurals
+        for path in PACKAGE.rglob("*.py")
+        if (plurals := list(find_plurals(path.read_text())))
+    }
+    assert found == {}
