@@ -1,6 +1,5 @@
 """Every verb, on a cache in a folder that somebody else wrote: one line that names what is wrong there."""
 
-import asyncio
 import os
 import signal
 import stat
@@ -13,7 +12,6 @@ from typing import Final
 import pytest
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.clients.layout import Layout
@@ -82,23 +80,6 @@ def test_every_verb_names_what_is_no_file(cache: Path, tmp_path: Path, verb: tup
     assert named[0].endswith(f"{cache}/index.json is a named pipe, not a file; remove it")
     assert "Traceback" not in done.stderr
     assert done.returncode == FAILED
-
-
-@pytest.mark.parametrize("kind", NO_FILES)
-@pytest.mark.parametrize("place", ["index.json", "oci-layout", "index", "table"])
-def test_whatever_is_no_file_is_named(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, kind: str
-) -> None:
-    """Whichever file of the cache it is in place of, and of whatever kind it is."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    listing = asyncio.run(read_listing(Layout(cache)))
-    assert listing.index is not None
-    blob = {"index": listing.index, "table": listing.tables[0]}.get(place)
-    path = cache / place if blob is None else cache / "blobs/sha256" / blob.hex
-    named = put_in_place(kind, path, elsewhere)
-    assert main(["list"]) == FAILED
-    assert named in capsys.readouterr().err
 
 
 def test_the_proxy_starts_and_ends_beside_a_hostile_cache(cache: Path, tmp_path: Path) -> None:

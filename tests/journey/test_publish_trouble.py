@@ -62,44 +62,47 @@ def assert_refused(ghcr: Ghcr, machine: Machine, paths: list[str], *words: str) 
     assert listed(ghcr) == 0
 
 
+Trouble = Callable[[Ghcr, Machine], object]
+
+
 def token(machine: Machine, text: str) -> None:
     Path(machine.environment["NIXCACHE_TOKEN_FILE"]).write_text(text)
 
 
-def test_wrong_credentials(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """The registry knows nobody of that token: where it came from is named."""
-    token(machine, "octocat:wrong")
-    assert_refused(ghcr, machine, paths, "NIXCACHE_TOKEN_FILE", "renew it")
-
-
-def test_no_credentials(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """Nobody may push anonymously: what to set is named."""
+def no_token(_ghcr: Ghcr, machine: Machine) -> None:
     del machine.environment["NIXCACHE_TOKEN_FILE"]
-    assert_refused(ghcr, machine, paths, "anonymously", "GITHUB_TOKEN")
 
 
-def test_no_permission(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """A token that may read only."""
-    token(machine, f"octocat:{ghcr.server.read_token}")
-    assert_refused(ghcr, machine, paths, "403", "write")
+def setting(name: str, value: object) -> Trouble:
+    """Have the registry behave so."""
+    return lambda ghcr, _: setattr(ghcr.server, name, value)
 
 
-def test_a_package_of_another_repository(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """GHCR's 403 for a package that is linked elsewhere."""
-    ghcr.server.is_linked_elsewhere = True
-    assert_refused(ghcr, machine, paths, "linked to another repository", "/settings")
+TROUBLES: dict[str, tuple[Trouble, tuple[str, ...]]] = {
+    "a token that nobody knows": (
+        lambda _, machine: token(machine, "octocat:wrong"),
+        ("NIXCACHE_TOKEN_FILE", "renew it"),
+    ),
+    "no token": (no_token, ("anonymously", "GITHUB_TOKEN")),
+    "a token that may only read": (
+        lambda ghcr, machine: token(machine, f"octocat:{ghcr.server.read_token}"),
+        ("403", "write"),
+    ),
+    "a package of another repository": (
+        setting("is_linked_elsewhere", value=True),
+        ("linked to another repository", "/settings"),
+    ),
+    "a quota": (setting("quota", MIB), ("billing",)),
+    "a limit that nobody told of": (setting("blob_limit", MIB), ("413", "NIXCACHE_MAX_BLOB_BYTES")),
+}
 
 
-def test_no_quota(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """The repository is full before the publish is whole."""
-    ghcr.server.quota = MIB
-    assert_refused(ghcr, machine, paths, "billing")
-
-
-def test_a_blob_that_the_registry_finds_too_large(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """A limit that nobody told of in advance."""
-    ghcr.server.blob_limit = MIB
-    assert_refused(ghcr, machine, paths, "413", "NIXCACHE_MAX_BLOB_BYTES")
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_refusal_names_its_remedy(ghcr: Ghcr, machine: Machine, paths: list[str], trouble: str) -> None:
+    """Where a wrong token came from, what to set, whom to ask; before or in the middle of a publish."""
+    make, words = TROUBLES[trouble]
+    make(ghcr, machine)
+    assert_refused(ghcr, machine, paths, *words)
 
 
 def test_a_path_over_a_known_limit(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Look-ups: hit, miss and unknown are told apart, and each is counted as what it is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,6 @@ from nixcache_oci.proxy.signature_union import SignatureUnion
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
-
-MakeIndex = Callable[[], LiveIndex]
 
 
 @pytest.fixture

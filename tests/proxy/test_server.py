@@ -78,19 +78,6 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert "NIXCACHE_PORT" in line
 
 
-def test_an_index_folder_that_cannot_be_made_is_one_warning(settings: dict[str, str], tmp_path: Path) -> None:
-    """Starting is never refused for it: the cache is read from the repository, and served."""
-    (tmp_path / "file").write_text("")
-    with ProxyProcess(
-        tmp_path / "proxy", **settings, NIXCACHE_INDEX_DIR=str(tmp_path / "file" / "index")
-    ) as proxy:
-        assert proxy.wait_ready()["entries"] == 1
-        assert proxy.ask(f"/{hash_part_of('large')}.narinfo").status == 200
-        for _ in range(2):
-            assert proxy.refresh() == {"refreshed": True, "entries": 1}
-        assert proxy.log.count("set NIXCACHE_INDEX_DIR to a writable folder") == 1
-
-
 @pytest.mark.needs("bwrap")
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_second_run_on_a_disk_that_takes_nothing(
@@ -150,8 +137,10 @@ def test_it_stops_within_five_seconds_with_a_transfer_running(
 
 
 def test_socket_activation(settings: dict[str, str], tmp_path: Path) -> None:
-    """The port is systemd's: it never refuses, not even while the service starts."""
-    with socket.socket() as listening:
+    """The port is systemd's: it never refuses, not even while the service starts; and systemd is told."""
+    with socket.socket() as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         host = "{}:{}".format(*listening.getsockname())
@@ -169,6 +158,7 @@ def test_socket_activation(settings: dict[str, str], tmp_path: Path) -> None:
                 "PATH": os.environ["PATH"],
                 "HOME": str(tmp_path),
                 "LISTEN_FDS": "1",
+                "NOTIFY_SOCKET": manager.getsockname(),
                 "NIXCACHE_UPSTREAM": "",
                 # Neither is used: the socket says where.
                 "NIXCACHE_LISTEN": "192.0.2.1",
@@ -187,8 +177,11 @@ def test_socket_activation(settings: dict[str, str], tmp_path: Path) -> None:
                 early.close()
                 assert process.stdout is not None
                 assert process.stdout.readline() == f"listening on http://{host}\n"
+                assert manager.recv(100) == b"READY=1"
                 process.terminate()
-                assert process.wait(20) == 0
+                assert manager.recv(100) == b"STOPPING=1"
+                assert "event=stopping" in process.communicate(timeout=20)[1]
+                assert process.returncode == 0
             finally:
                 process.kill()
 
@@ -231,20 +224,3 @@ def test_a_start_that_fails_while_the_registry_hangs(ghcr: Ghcr, tmp_path: Path)
     ghcr.server.clear_faults()
     assert run.returncode == 1
     assert "address already in use" in error_line(run)
-
-
-def test_a_second_run_in_a_folder_that_cannot_be_written_any_more(
-    settings: dict[str, str], tmp_path: Path
-) -> None:
-    """What is wrong in the index folder is never a reason to serve nothing."""
-    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
-        proxy.wait_ready()
-    [index] = (tmp_path / "proxy" / "index").glob("*/index.json")
-    index.write_bytes(b"\x00 garbage")
-    (index.parent / "public-key").write_bytes(b"\xff\xfe")
-    for table in (index.parent / "tables").iterdir():
-        table.write_bytes(b"garbage")
-    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
-        assert proxy.wait_ready()["entries"] == 1
-        assert proxy.ask(f"/{hash_part_of('large')}.narinfo").status == 200
-        assert proxy.ask("/public-key").status == 404

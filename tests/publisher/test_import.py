@@ -161,11 +161,7 @@ async def test_bytes_and_signatures_stay_as_they_are(story: ImportStory, compres
     ("nar", "words_of_error"),
     [
         (directory(b".."), "nothing in a directory can be named b'..'"),
-        (directory(b"."), "nothing in a directory can be named b'.'"),
         (directory(b"a/b"), "nothing in a directory can be named b'a/b'"),
-        (directory(b"a\0b"), "nothing in a directory can be named b'a\\x00b'"),
-        (directory(b""), "b'' does not sort after b''"),
-        (directory(b"a", b"a"), "b'a' does not sort after b'a'"),
         (directory(b"b", b"a"), "b'a' does not sort after b'b'"),
         (directory(b"a") + b"more", "something follows the end"),
         (words("nix-archive-1", "(", "type", "symlink", "target", "", ")"), "no link can point at b''"),

@@ -25,7 +25,7 @@ _HARMLESS: Final = (
     b"Accept-Encoding: deflate, gzip, br, zstd\r\n",
     b"Connection: keep-alive\r\n",
 )
-_FIELDS: Final = (
+FIELDS: Final = (
     *_HARMLESS,
     b"Host: localhost\r\n",
     b"hOST:127.0.0.1:37515\t\r\n",
@@ -122,7 +122,7 @@ def conversations(
         st.sampled_from(
             ["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.2", "http/1.1", ""]
         ),
-        st.lists(st.sampled_from(_FIELDS), max_size=4),
+        st.lists(st.sampled_from(FIELDS), max_size=4),
     )
     host, target = b" HTTP/1.1\r\nHost: localhost\r\n", plain_targets[0].encode()
     hidden = b"GET " + target + host + b"\r\n"

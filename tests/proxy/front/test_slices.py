@@ -15,7 +15,7 @@ from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs import memory
 from tests.support.front import Bench, fetched, make_bench, read_index
-from tests.support.front_requests import Conversation, both_ways, conversations
+from tests.support.front_requests import FIELDS, Conversation, both_ways, conversations
 from tests.support.objects import hash_part_of
 from tests.support.packs import PackedCache, publish_packs
 
@@ -115,11 +115,43 @@ async def test_both_ways_answer_alike(
     """
     first, nar = cache.slices[0], cache.nars[0]
     beyond = f"/{replace(nar, offset=(nar.offset or 0) + 1)}"  # by one byte
-    slices = [first, first, beyond, cache.slices[1], cache.slices[-1]]
+    too_long = f"/{replace(nar, length=MAX_PACKED_NAR_BYTES)}".replace("262144", "262145")
+    slices = [first, first, beyond, too_long, cache.slices[1], cache.slices[-1]]
     plain_targets = [*slices, *cache.narinfos[:2], f"/{hash_part_of('absent')}.narinfo"]
     conversation: Conversation = data.draw(conversations(plain_targets, _odd_targets(cache)))
     alone, with_front = await both_ways(cache, index, conversation, _prepared(cache, states))
     assert with_front == alone
+
+
+async def test_each_odd_request_is_answered_alike(cache: PackedCache, index: LiveIndex) -> None:
+    """Whatever may matter in a request keeps it from the fast path: each field, target and line by itself."""
+    plain = [f"GET {target} HTTP/1.1\r\n".encode() for target in (cache.narinfos[0], cache.slices[0])]
+    host = b"Host: localhost\r\n"
+    requests = [
+        line + host + field + b"\r\n" for line in plain for field in (b"Origin: http://x\r\n", *FIELDS)
+    ]
+    requests += [f"GET {target} HTTP/1.1\r\n".encode() + host + b"\r\n" for target in _odd_targets(cache)]
+    for line in plain:
+        requests += [
+            line + b"\r\n",
+            line + b"Host: elsewhere\r\n\r\n",
+            line.replace(b"\r\n", b"\n") + host + b"\r\n",
+        ]
+        for old, new in (
+            (b"GET", b"POST"),
+            (b"GET", b"get"),
+            (b"GET ", b"GET  "),
+            (b"/1.1", b"/1.0"),
+            (b"/1.1", b"/2.0"),
+        ):
+            requests.append(line.replace(old, new) + host + b"\r\n")
+        hidden = line + host + b"\r\n"  # as a body, where a request seems to follow
+        requests += [line + host + b"Content-Length: %d\r\n\r\n" % len(hidden) + hidden]
+        requests += [line + host + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+    for request in requests:
+        conversation = Conversation([request, plain[0] + host + b"\r\n"])
+        alone, with_front = await both_ways(cache, index, conversation, _prepared(cache, ["read"]))
+        assert with_front == alone, request
 
 
 @pytest.mark.parametrize(
