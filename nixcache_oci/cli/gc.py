@@ -9,7 +9,6 @@ from datetime import timedelta
 from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say, say_json
-from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
@@ -20,7 +19,7 @@ from nixcache_oci.settings import variables
 from nixcache_oci.settings.publish_config import max_blob_bytes
 from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
 from nixcache_oci.settings.values import Values, add_flags
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_size
 
 _VARIABLES = (
     *variables.REPOSITORY_VARIABLES,

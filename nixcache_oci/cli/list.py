@@ -24,10 +24,9 @@ from nixcache_oci.cli.cache_view import (
 from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say_json_text
-from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.settings.values import Values
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_size
 
 JsonObject = dict[str, object]
 

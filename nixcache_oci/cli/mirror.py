@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 
 from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import say, say_json
-from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
@@ -17,7 +16,7 @@ from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, parse_location
 from nixcache_oci.settings.values import Values, add_flags
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_size
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
 _OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})

@@ -8,13 +8,12 @@ from nixcache_oci.cache.inventory import Entry, Listed, Root
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import Keepers
-from nixcache_oci.cli.format import format_size
 from nixcache_oci.cli.list import JsonObject, listed_json, pin_json, root_json, time_json
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_size
 
 
 @dataclass(frozen=True, slots=True)

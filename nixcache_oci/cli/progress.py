@@ -11,10 +11,10 @@ from rich.console import Console
 
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.console import as_line
-from nixcache_oci.cli.format import format_duration
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress_bars import BRIEF_SECONDS, Bars, logging_above
 from nixcache_oci.cli.progress_stage import Display, RunningStage
+from nixcache_oci.wording import format_duration
 
 LINE_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 60.0

@@ -5,8 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nixcache_oci.cli.format import format_share, format_size
-from nixcache_oci.wording import inflected
+from nixcache_oci.wording import format_share, format_size, inflected
 
 
 class RunningStage:

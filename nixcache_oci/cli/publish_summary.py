@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.log import escape_unprintable
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_duration, format_size
 
 _MOST_ROWS: Final = 100
 # Whatever could end a cell, or begin something else in Markdown.

@@ -16,7 +16,6 @@ from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import complain, say, say_json, show_foreign, without_colours
-from nixcache_oci.cli.format import format_duration, format_size
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
@@ -44,7 +43,7 @@ from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment
 from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
 from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_duration, format_size
 
 VARIABLES: Final = (
     *variables.REPOSITORY_VARIABLES,

@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, warn
 from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import complain, say, say_json
@@ -16,18 +18,21 @@ from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line
-from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
+from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
+from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
-from nixcache_oci.publisher.compression import NarEncoding
+from nixcache_oci.publisher.compression import Compression, NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
@@ -120,13 +125,16 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         allow_unsigned=True,  # what is listed unsigned is sent again as it was
         repository_source=repository_source(location, values),
     )
+    repair = RepairOptions(arguments.dry_run, arguments.force, publish.segments)
     return _Settings(
         values,
         location,
         nix_environment(values),
         publish,
         with_content=arguments.content,
-        repair=RepairOptions(arguments.dry_run, arguments.force) if arguments.repair else None,
+        repair=RepairOptions(arguments.dry_run, arguments.force, publish.segments)
+        if arguments.repair
+        else None,
         is_json=arguments.json,
     )
 
@@ -194,9 +202,54 @@ async def _verify(settings: _Settings) -> _Checked:
         if actions is not None:
             stack.callback(actions.log.resume)
         store = await _open_store(settings.nix_environment, choose_on_line(actions, is_quiet=is_quiet))
-        sender = Sender(repository, store, folder, upstreams, settings.publish, progress)
-        repairer = Repairer(repository, remover, verifier, read, sender, repair, tell)
+        resender = _PublishAgain(repository, store, folder, upstreams, settings.publish, progress)
+        repairer = Repairer(repository, remover, verifier, read, resender, repair, tell)
         return checked(await repairer.run(inventory, problems))
+
+
+class _PublishAgain:
+    """Publishes again what the local store has; implements ``Resender``."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        store: LocalStore | None,
+        folder: IndexFolder,
+        upstreams: Upstreams,
+        options: PublishOptions,
+        progress: Progress,
+    ) -> None:
+        self.store = store
+        self.public_keys = options.public_keys
+        self._repository = repository
+        self._folder = folder
+        self._upstreams = upstreams
+        self._options = options
+        self._progress = progress
+
+    async def resend(
+        self, infos: Sequence[PathInfo], lost: AbstractSet[str], compression: Compression, *, is_dry_run: bool
+    ) -> Resent:
+        """Publish these, compressed so, and what they refer to."""
+        if self.store is None:
+            return Resent({})
+        encoding = replace(self._options.encoding, compression=compression, level=None)
+        options = replace(self._options, encoding=encoding)
+        publisher = Publisher(
+            self._repository, self.store, self._folder, self._upstreams, options, self._progress
+        )
+        plan = (await publisher.plan([info.store_path for info in infos])).pushing(lost)
+        # A signature does not cover where the bytes are: those who vouched for the path still do.
+        sigs = {info.store_path: info.sigs for info in infos}
+        push = tuple(replace(info, sigs=sigs.get(info.store_path, info.sigs)) for info in plan.push)
+        plan = replace(plan, push=push)
+        sizes = {info.store_path: info.nar_size for info in push}
+        sizes |= {info.store_path: 0 for info, _ in plan.relist}
+        if is_dry_run or not sizes:
+            return Resent(sizes)
+        published = await publisher.publish(plan, ())
+        listed = {narinfo.store_path for narinfo in published.listed}
+        return Resent({path: sizes.get(path, 0) for path in listed}, published.failed)
 
 
 async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:

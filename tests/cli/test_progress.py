@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import pytest
 
 from nixcache_oci.cache.progress import Progress
-from nixcache_oci.cli.format import format_duration
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import LINE_SECONDS, QUIET_SECONDS, show_progress
 from nixcache_oci.cli.progress_bars import BRIEF_SECONDS
+from nixcache_oci.wording import format_duration
 
 MIB = 1024 * 1024
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"

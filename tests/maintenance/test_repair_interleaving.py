@@ -10,17 +10,15 @@ import pytest
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
-from nixcache_oci.cache.progress import SILENT
 from nixcache_oci.cache.record import PinRecord, PublishRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.repairing import Outcome, Repairer, RepairOptions, Sender
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
+from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.options import PublishOptions
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, push_things
 from tests.maintenance.served import Reader
 from tests.support.interleaving import Writer, nothing
@@ -40,6 +38,16 @@ GOOD = [LIB, APP]
 
 def ignore(_line: str) -> None:
     """What people would read."""
+
+
+class NoStore:
+    """A machine without a store publishes nothing again."""
+
+    store = None
+    public_keys = ()
+
+    async def resend(self, *_found: object, **_how: object) -> Resent:
+        raise AssertionError("there is nothing to send")
 
 
 class Scene:
@@ -69,13 +77,11 @@ class Scene:
         upstreams = Upstreams([])
         try:
             verifier = Verifier(repository, upstreams, (), with_content=False)
-            folder = IndexFolder(self.folder, "model")
-            sender = Sender(repository, None, folder, upstreams, PublishOptions(), SILENT)
             remover = ModelRemover(self.storage, repository._before)
             options = RepairOptions(is_dry_run=False, force=True)
             inventory = await read()
             problems = await verifier.run(inventory)
-            return await Repairer(repository, remover, verifier, read, sender, options, ignore).run(
+            return await Repairer(repository, remover, verifier, read, NoStore(), options, ignore).run(
                 inventory, problems
             )
         finally:

@@ -1,19 +1,16 @@
-"""The repair, put together: the check, the local store, the publisher, and what rewrites segments."""
+"""The repair, put together: the check, the local store, what publishes again, and what rewrites segments."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal, Protocol
 
-from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
-from nixcache_oci.cache.progress import Progress
-from nixcache_oci.cli.format import format_size
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repair_plan import (
@@ -28,11 +25,9 @@ from nixcache_oci.maintenance.repair.repair_plan import (
 from nixcache_oci.maintenance.repair.segment_salvage import ReadSegment, read_segments
 from nixcache_oci.maintenance.repair.writing import carry_out_repair
 from nixcache_oci.maintenance.verifier import Verifier, read_entries
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.compression import Compression
-from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publisher import Publisher
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, format_size
 
 # What others publish meanwhile may refer to what has just left: another round takes that, too.
 _ROUNDS: Final = 3
@@ -41,43 +36,49 @@ Say = Callable[[str], None]
 """Is given one line for people."""
 
 
-class Sender:
-    """Sends again what the local store still has, by way of the publisher.
-
-    Args:
-        repository: with leave to push.
-        store: where paths may still be; None where this machine has none.
-        folder: where tables are kept.
-        upstreams: are asked for what they sign.
-        options: of the publisher.
-        progress: is told.
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """What was published again, or would be.
 
     Attributes:
-        store: as given.
-        options: as given.
+        sizes: bytes of each NAR that was sent, 0 for a path that was only signed again.
+        failed: why each of the others was not, by base name.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        store: LocalStore | None,
-        folder: IndexFolder,
-        upstreams: Upstreams,
-        options: PublishOptions,
-        progress: Progress,
-    ) -> None:
-        self.store = store
-        self.options = options
-        self._repository = repository
-        self._folder = folder
-        self._upstreams = upstreams
-        self._progress = progress
+    sizes: Mapping[StorePath, int]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
-    def publisher(self, store: LocalStore, compression: Compression) -> Publisher:
-        """Make a publisher that compresses so."""
-        encoding = replace(self.options.encoding, compression=compression, level=None)
-        options = replace(self.options, encoding=encoding)
-        return Publisher(self._repository, store, self._folder, self._upstreams, options, self._progress)
+
+class Resender(Protocol):
+    """Publishes again what the local store still has."""
+
+    @property
+    def store(self) -> LocalStore | None:
+        """Where paths may still be; None if this machine has no store."""
+
+    @property
+    def public_keys(self) -> Sequence[PublicKey]:
+        """Of the keys that sign what is sent."""
+
+    async def resend(
+        self,
+        infos: Sequence[PathInfo],
+        lost: AbstractSet[str],
+        compression: Literal["zstd", "xz", "none"],
+        *,
+        is_dry_run: bool,
+    ) -> Resent:
+        """Publish these, and what they refer to.
+
+        Args:
+            infos: with the signatures to keep.
+            lost: base names of paths whose bytes have to be sent, even though they are listed.
+            compression: of NARs.
+            is_dry_run: whether nothing is sent.
+
+        Raises:
+            Error: the repository refused, or the store could not answer.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,12 @@ class RepairOptions:
     Attributes:
         is_dry_run: whether nothing is written.
         force: also where over half of the paths would leave.
+        segments: how those in place of others are written.
     """
 
     is_dry_run: bool
     force: bool
+    segments: SegmentOptions = field(default_factory=SegmentOptions)
 
 
 @dataclass(slots=True)
@@ -120,7 +123,7 @@ class Repairer:
         remover: deletes what is replaced.
         verifier: looks again after each step.
         read: reads what is listed.
-        sender: sends again what the local store has.
+        resender: publishes again what the local store has.
         options: how.
         say: is told what was done, line by line.
     """
@@ -131,7 +134,7 @@ class Repairer:
         remover: Remover,
         verifier: Verifier,
         read: Callable[[], Awaitable[Inventory]],
-        sender: Sender,
+        resender: Resender,
         options: RepairOptions,
         say: Say,
     ) -> None:
@@ -139,7 +142,7 @@ class Repairer:
         self._remover = remover
         self._verifier = verifier
         self._read = read
-        self._sender = sender
+        self._resender = resender
         self._options = options
         self._say = say
         self._would = "would be " if options.is_dry_run else ""
@@ -195,24 +198,18 @@ class Repairer:
         self, found: Sequence[tuple[NeededObject, PathInfo]], outcome: Outcome
     ) -> frozenset[HashPart]:
         """Send again what the local store has."""
-        store = self._sender.store
-        if store is None or not found:
+        if not found:
             return frozenset()
-        publisher = self._sender.publisher(store, choose_compression(one for one, _ in found))
-        plan = await publisher.plan([info.store_path for _, info in found])
-        plan = plan.pushing({one.base_name for one, _ in found if one.has_lost_bytes})
-        sigs = {info.store_path: info.sigs for _, info in found}
-        # Whoever vouched for the path still does: a signature does not cover where its bytes lie.
-        push = (replace(info, sigs=sigs.get(info.store_path, info.sigs)) for info in plan.push)
-        plan = replace(plan, push=tuple(push))
-        sizes = {info.store_path: info.nar_size for info in plan.push}
-        sizes |= {info.store_path: 0 for info, _ in plan.relist}
+        resent = await self._resender.resend(
+            [info for _, info in found],
+            {one.base_name for one, _ in found if one.has_lost_bytes},
+            choose_compression(one for one, _ in found),
+            is_dry_run=self._options.is_dry_run,
+        )
+        for base_name, reason in resent.failed.items():
+            self._say(f"not restored {base_name}: {reason}")
+        sizes = resent.sizes
         restored = set(sizes)
-        if sizes and not self._options.is_dry_run:
-            published = await publisher.publish(plan, ())
-            for base_name, reason in published.failed.items():
-                self._say(f"not restored {base_name}: {reason}")
-            restored = {narinfo.store_path for narinfo in published.listed}
         for path in sorted(restored):
             size = f" ({format_size(sizes[path])})" if sizes.get(path) else ", signed again"
             self._say(f"{self._would}restored {path}{size}")
@@ -221,7 +218,7 @@ class Repairer:
 
     async def _find_locally(self, wanted: Sequence[NeededObject]) -> list[tuple[NeededObject, PathInfo]]:
         """Find those whose NAR the local store has, and that somebody vouches for."""
-        store = self._sender.store
+        store = self._resender.store
         if store is None or not wanted:
             return []
         by_path = {
@@ -240,7 +237,7 @@ class Repairer:
             same = [narinfo for narinfo in one.listed if narinfo.nar_hash == info.nar_hash]
             sigs = dict.fromkeys([*info.sigs, *(sig for narinfo in same for sig in narinfo.sigs)])
             vouched = replace(info, sigs=tuple(sigs))
-            if self._verifier.vouches(vouched) or self._verifier.knows(self._sender.options.public_keys):
+            if self._verifier.vouches(vouched) or self._verifier.knows(self._resender.public_keys):
                 found.append((one, vouched))
             else:
                 self._say(f"not restored {info.store_path}: no known key signed it, and none is given")
@@ -287,14 +284,14 @@ class Repairer:
         if not plan.rewrites and not plan.tags:
             return
         self._tell(plan, outcome)
-        options = self._sender.options
+        segments = self._options.segments
         done = await carry_out_repair(
             self._repository,
             self._remover,
             plan,
-            max_layers=options.max_layers,
-            max_blob_bytes=options.encoding.max_blob_bytes,
-            source=options.repository_source,
+            max_layers=segments.max_layers,
+            max_blob_bytes=segments.max_blob_bytes,
+            source=segments.source,
         )
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed
         for tag, reason in done.refused:
