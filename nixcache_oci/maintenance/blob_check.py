@@ -1,7 +1,7 @@
-"""Checking one blob for all who are said to lie in it: by its first byte and size, or by every byte."""
+"""Checks one blob for all NARs that are listed in it: by its first byte and size, or by every byte."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.inventory import Entry
@@ -19,7 +19,7 @@ from nixcache_oci.wording import counted
 
 
 async def check_start(repository: Repository, blob: Digest, entries: Sequence[Entry]) -> list[Problem]:
-    """Read a blob's first byte, as a proxy would, and hold its size to what is said to lie in it."""
+    """Read a blob's first byte, as a proxy would, and compare its size with what is listed in it."""
     try:
         size = await probe_blob(repository, blob)
     except (DigestError, RegistryError) as error:
@@ -30,7 +30,7 @@ async def check_start(repository: Repository, blob: Digest, entries: Sequence[En
 async def check_content(
     repository: Repository, blob: Digest, entries: Sequence[Entry], stage: Stage = SILENT
 ) -> list[Problem]:
-    """Download a blob once, and unpack every NAR in it; the stage is told of its bytes."""
+    """Download a blob once, and unpack every NAR in it; the stage counts its bytes."""
     try:
         if all(entry.url.offset is not None for entry in entries):
             content = await read_blob(repository, blob, MAX_PACK_BYTES)
@@ -41,10 +41,34 @@ async def check_content(
         return await _describe_damage(repository, blob, entries, error)
 
 
+async def stream_blob(
+    repository: Repository, blob: Digest, write: Callable[[bytes], object], stage: Stage
+) -> int:
+    """Download a blob, and pass its chunks to ``write``, which runs on a thread; returns its size in bytes.
+
+    Raises:
+        DigestError: the bytes, which were passed on by then, do not match.
+        RegistryError: the blob cannot be read.
+    """
+    hasher = hashlib.sha256()
+
+    def take(chunk: bytes) -> None:
+        hasher.update(chunk)
+        write(chunk)
+
+    async with open_resuming(repository, blob) as stream:
+        async for chunk in stream.chunks:
+            await run_in_thread(take, chunk)
+            stage.advance(size=len(chunk))
+    if hasher.hexdigest() != blob.hex:
+        raise DigestError(f"blob {blob} does not match its digest")
+    return stream.size
+
+
 async def _describe_damage(
     repository: Repository, blob: Digest, entries: Sequence[Entry], error: Error
 ) -> list[Problem]:
-    """Name all that lies in a blob that cannot be read; where that is no fault of the blob, it is raised."""
+    """Name all NARs in a blob that cannot be read; other errors than damage are raised."""
     await raise_unless_damage(repository, error)
     if isinstance(error, NotFoundError):
         return [problem_of(entry, Kind.MISSING, f"blob {blob} is missing") for entry in entries]
@@ -85,19 +109,12 @@ async def _check_stream(
     repository: Repository, blob: Digest, entries: Sequence[Entry], stage: Stage
 ) -> list[Problem]:
     checkers = {entry.narinfo: NarChecker(entry.narinfo) for entry in entries}
-    hasher = hashlib.sha256()
 
     def write(chunk: bytes) -> None:
-        hasher.update(chunk)
         for checker in checkers.values():
             checker.write(chunk)
 
-    async with open_resuming(repository, blob) as stream:
-        async for chunk in stream.chunks:
-            await run_in_thread(write, chunk)
-            stage.advance(size=len(chunk))
-    if hasher.hexdigest() != blob.hex:
-        raise DigestError(f"blob {blob} does not match its digest")
+    await stream_blob(repository, blob, write, stage)
     return _name_problems(entries, {narinfo: checker.finish() for narinfo, checker in checkers.items()})
 
 

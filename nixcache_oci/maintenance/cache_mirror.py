@@ -1,11 +1,10 @@
-"""The mirror: a whole cache in another repository, blob by blob, every digest unchanged.
+"""Mirrors a whole cache to another repository, blob by blob, with unchanged digests.
 
-Blobs, then each segment under its own tag, then the index: killed anywhere, the destination is a cache as it
-was, and the next run sends only what is not there yet. Unlike a general copier it brings the segments' tags,
-by which publishers and gc find what an index lost.
+It copies blobs, then each segment under its own tag, then the index: after a crash the destination is a cache
+as before, and the next run sends only what is missing. Unlike a general copier it copies the segments' tags,
+by which publishers and gc find what an index has lost.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,22 +16,23 @@ from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.listing import Union, read_union, require_cache
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.parallel import run_all, run_in_thread
+from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.cache.salvage import without_lost
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_inflation import read_table
 from nixcache_oci.cache.writer import write_segments
 from nixcache_oci.clients.repository import Repository, has_manifest
-from nixcache_oci.clients.resume import has_blob, open_resuming, read_blob
+from nixcache_oci.clients.resume import has_blob, read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.maintenance.blob_check import stream_blob
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.wording import counted
 
-_MEMORY_BYTES: Final = 16 * 1024 * 1024  # what is no larger does not go through the disk
+_MEMORY_BYTES: Final = 16 * 1024 * 1024  # larger blobs go through the disk
 _BLOBS_AT_ONCE: Final = 4
 
 
@@ -41,12 +41,12 @@ class Mirrored:
     """What a run did.
 
     Attributes:
-        segments: how many the source has.
-        sent: how many blobs were sent.
-        sent_bytes: how many bytes they have.
-        present: how many blobs were there already.
-        failed: how many paths could not be had.
-        reasons: why, by store path, or by the segment of those that are not known; each was named.
+        segments: number of segments in the source.
+        sent: number of blobs that were sent.
+        sent_bytes: their total size.
+        present: number of blobs that were there already.
+        failed: number of paths that failed.
+        reasons: why, by store path, or by segment if the paths are unknown; each was reported.
     """
 
     segments: int = 0
@@ -61,9 +61,9 @@ class Mirror:
     """Copies from one repository to another.
 
     Args:
-        source: is read.
-        destination: with leave to push.
-        progress: is told how far it is, and what cannot be had.
+        source: to read.
+        destination: with the right to push.
+        progress: gets progress, and what fails.
     """
 
     def __init__(self, source: Repository, destination: Repository, progress: Progress) -> None:
@@ -74,10 +74,10 @@ class Mirror:
         self._known: set[Digest] = set()
 
     async def run(self) -> Mirrored:
-        """Copy all of it, and list it beside what the destination has.
+        """Copy everything, and list it in addition to what the destination has.
 
         Raises:
-            Error: the source is empty, or one of the two could not do it; the next run goes on.
+            Error: the source is empty, or one of the repositories failed; the next run continues.
         """
         union = await read_union(self._source)
         require_cache(self._source, union.listing(), "check the name; nothing was copied")
@@ -95,7 +95,7 @@ class Mirror:
         return self._done
 
     async def _copy_segment(self, segment: Segment, doing: str) -> Sequence[Segment]:
-        """Copy a segment; gives what the destination has of it, nothing where it left the source."""
+        """Copy a segment; returns what the destination has of it, nothing if it has left the source."""
         try:
             stored = await self._source.get_manifest(str(segment.manifest))
         except NotFoundError as error:
@@ -105,7 +105,7 @@ class Mirror:
         manifest = Manifest.parse(stored.content)
         lost = await self._copy_blobs(manifest, doing)
         if lost and (segment.condemned is not None or not await has_manifest(self._source, segment.manifest)):
-            return []  # it is dead, or has just been deleted
+            return []  # it is condemned, or was just deleted
         self._done.segments += 1
         if lost:
             return await self._copy_rest(segment, manifest, lost)
@@ -116,7 +116,7 @@ class Mirror:
     async def _copy_rest(
         self, segment: Segment, manifest: Manifest, lost: Mapping[Digest, str]
     ) -> Sequence[Segment]:
-        """Copy what is left of a segment whose blobs are not all there; every run gives the same."""
+        """Copy what is left of a segment that has lost blobs; the result is the same in every run."""
         if segment.table in lost:
             self._leave_out(segment, lost[segment.table])
             return []
@@ -145,7 +145,7 @@ class Mirror:
         self._done.failed += segment.paths
 
     async def _copy_blobs(self, manifest: Manifest, doing: str) -> dict[Digest, str]:
-        """Copy the blobs of a manifest; gives those that the source has lost, and how it tells."""
+        """Copy the blobs of a manifest; returns those that the source has lost, and why."""
         blobs = {one.digest: one for one in (manifest.config, *manifest.layers)}
         missing = [one for digest, one in blobs.items() if digest not in self._known]
         size = sum(one.size for one in missing)
@@ -156,7 +156,7 @@ class Mirror:
         return lost
 
     async def _find_damage(self, blob: Descriptor, stage: Stage) -> str:
-        """Copy a blob; gives an empty string, or what is wrong with it."""
+        """Copy a blob; returns an empty string, or what is wrong with it."""
         if await has_blob(self._destination, blob):
             self._done.present += 1
             stage.advance(1, blob.size)
@@ -175,30 +175,20 @@ class Mirror:
         return ""
 
     async def _fetch(self, blob: Descriptor, path: Path, stage: Stage) -> bytes | Path:
-        """Fetch and check a blob, a large one into this file."""
+        """Fetch and check a blob, a large one into this file; DigestError if it does not match."""
         if blob.size <= _MEMORY_BYTES:
             content = bytes(await read_blob(self._source, blob.digest, _MEMORY_BYTES))
             stage.advance(size=len(content))
             return content
-        hasher = hashlib.sha256()
-        with path.open("wb") as file:
-
-            def write(chunk: bytes) -> None:
-                hasher.update(chunk)
-                file.write(chunk)
-
-            async with open_resuming(self._source, blob.digest) as stream:
-                async for chunk in stream.chunks:
-                    await run_in_thread(write, chunk)
-                    stage.advance(size=len(chunk))
-        if hasher.hexdigest() != blob.digest.hex:
-            raise DigestError(
-                f"{self._source.name}: blob {blob.digest} does not match its digest; verify says more"
-            )
+        try:
+            with path.open("wb") as file:
+                await stream_blob(self._source, blob.digest, file.write, stage)
+        except DigestError as error:
+            raise DigestError(f"{self._source.name}: {error}; verify says more") from None
         return path
 
     async def _list(self, union: Union, copied: Sequence[Segment]) -> None:
-        """Write the source's own index, marks and watermark too, unless the destination has more, or less."""
+        """Copy the source's index, with marks and watermark, unless the destination has more or less."""
         there = await read_union(self._destination)
         listed = _manifests(union.index.segments)
         is_whole = union.is_complete and listed == _manifests(copied)

@@ -1,8 +1,8 @@
-"""The export: a cache as plain files, which any web server, or ``file://``, serves to Nix.
+"""Exports a cache as plain files, which any web server, or ``file://``, serves to Nix.
 
-``nix-cache-info``, one ``.narinfo`` for each path, and ``nar/``. A narinfo is written when its NAR is there,
-and each is put in its place in one step: killed anywhere, what is there is right; the next run goes on.
-Source: Nix manual, "Binary Cache Store".
+These are ``nix-cache-info``, one ``.narinfo`` per path, and ``nar/``. A narinfo is written after its NAR, and
+each file atomically: what a killed run leaves is valid, and the next run continues. Source: Nix manual,
+"Binary Cache Store".
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.clients.binary_cache.source import CACHE_INFO, MAX_NARINFO_BYTES
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import open_resuming, read_blob
+from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.clients.rooted_path import RootedPath, WrongKindError
 from nixcache_oci.errors import DigestError, Error, FormatError, RegistryError
+from nixcache_oci.maintenance.blob_check import stream_blob
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
@@ -37,9 +38,9 @@ class Exported:
     """What a run did.
 
     Attributes:
-        written: paths that were written.
-        present: paths that were there already.
-        reasons: why each of the others could not be had whole, by store path; each was named.
+        written: number of paths that were written.
+        present: number of paths that were there already.
+        reasons: why each other path failed, by store path; each was reported.
     """
 
     written: int = 0
@@ -48,7 +49,7 @@ class Exported:
 
     @property
     def failed(self) -> int:
-        """How many could not be had."""
+        """Number of paths that failed."""
         return len(self.reasons)
 
 
@@ -56,10 +57,10 @@ class Export:
     """Writes a cache into a folder.
 
     Args:
-        repository: where the bytes lie.
-        folder: which need not exist yet.
+        repository: that holds the blobs.
+        folder: need not exist.
         priority: for nix-cache-info.
-        progress: is told how far it is, and of each path that cannot be had.
+        progress: gets progress, and each path that fails.
     """
 
     def __init__(self, repository: Repository, folder: Path, priority: int, progress: Progress) -> None:
@@ -75,7 +76,7 @@ class Export:
         """Write all of it.
 
         Raises:
-            Error: the folder cannot be written, or the repository could not answer.
+            Error: the folder cannot be written, the repository could not answer, or there are several stores.
         """
         served = list(_served(inventory))
         store_dirs = {narinfo.store_path.store_dir for narinfo in served}
@@ -108,8 +109,8 @@ class Export:
         write_file(self._folder / CACHE_INFO, [info.encode()], self._folder)
 
     def _is_there(self, narinfo: NarInfo) -> bool:
-        """Tell whether an earlier run wrote it; it may have another signature now."""
-        # What is no file, or names none of ours, is written over.
+        """Tell whether an earlier run wrote the same narinfo and its NAR."""
+        # Anything else in its place is replaced.
         with suppress(FileNotFoundError, WrongKindError, FormatError, ValueError):
             there = NarInfo.parse(self._narinfo_path(narinfo).read_bytes(MAX_NARINFO_BYTES))
             lies_elsewhere = replace(
@@ -119,7 +120,7 @@ class Export:
         return False
 
     async def _write_blob(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
-        """Write what lies in one blob; what cannot be had is named."""
+        """Write all NARs of one blob, and report those that fail."""
         try:
             if all(NarUrl.parse(narinfo.url).offset is not None for narinfo in narinfos):
                 content = await read_blob(self._repository, blob, MAX_PACK_BYTES)
@@ -147,22 +148,11 @@ class Export:
 
     async def _write_stream(self, blob: Digest, narinfos: Sequence[NarInfo]) -> None:
         unfinished = self._nars / unfinished_name()
-        hasher, size = hashlib.sha256(), 0
         try:
             with unfinished.create() as file:
-
-                def write(chunk: bytes) -> None:
-                    hasher.update(chunk)
-                    file.write(chunk)
-
-                async with open_resuming(self._repository, blob) as stream:
-                    size = stream.size
-                    async for chunk in stream.chunks:
-                        await run_in_thread(write, chunk)
-                        self._stage.advance(size=len(chunk))
-            if hasher.hexdigest() != blob.hex:
-                raise DigestError(f"blob {blob} does not match its digest")
-            named = [_named(narinfo, NixHash(hasher.digest()), size) for narinfo in narinfos]
+                size = await stream_blob(self._repository, blob, file.write, self._stage)
+            file_hash = NixHash(bytes.fromhex(blob.hex))
+            named = [_named(narinfo, file_hash, size) for narinfo in narinfos]
             for narinfo in named:
                 target = self._path_of(narinfo)
                 if target.stat() is None:
@@ -188,7 +178,7 @@ class Export:
 
 
 def _served(inventory: Inventory) -> Iterator[NarInfo]:
-    """Go through what clients get: one variant of each path."""
+    """Yield what clients get: one variant of each path."""
     catalog = inventory.tables.catalog(())
     parts = dict.fromkeys(entry.narinfo.store_path.hash_part for entry in inventory.entries())
     for part in parts:
@@ -198,7 +188,7 @@ def _served(inventory: Inventory) -> Iterator[NarInfo]:
 
 
 def _size_of(narinfos: Iterable[NarInfo]) -> int | None:
-    """Add up the bytes of their files; None where one does not say."""
+    """Add up the sizes of their files; None if one is unknown."""
     sizes = {narinfo.url: narinfo.file_size for narinfo in narinfos}
     known = [size for size in sizes.values() if size is not None]
     return sum(known) if len(known) == len(sizes) else None

@@ -1,8 +1,8 @@
-"""Pinning and unpinning: each is a record in a segment of its own, so it needs no lock and loses no race.
+"""Pins and unpins: each is a record in its own segment, so it needs no lock and loses no race.
 
-What is pinned may be in condemned segments only, and a gc may be about to take those out of the index. So the
-pin's own segment lists it again, with its blobs, as a publish would: no gc takes a segment that is so young,
-and the next one counts the pin.
+A pinned path may be only in condemned segments, which a gc may be about to remove from the index. So the
+pin's segment lists it again, with its blobs, as a publish would: no gc removes so young a segment, and the
+next one counts the pin.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,12 @@ from nixcache_oci.oci.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """What the segment of a pin lists again.
+    """What a pin's segment lists again.
 
     Attributes:
-        narinfos: that are in condemned segments only.
-        segments: which those are.
-        public_keys: that these segments name.
+        narinfos: that are only in condemned segments.
+        segments: these condemned segments.
+        public_keys: that they name.
     """
 
     narinfos: tuple[NarInfo, ...] = ()
@@ -40,10 +40,10 @@ class Relisted:
 
 
 def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
-    """Walk closures, and find what of them no good segment lists.
+    """Walk closures, and find what is only in condemned segments.
 
     Args:
-        inventory: what is listed; what is not in it is an upstream's, and the walk ends there.
+        inventory: of the cache; a path that it lacks is an upstream's, and the walk ends there.
         paths: where to begin.
     """
     entries: list[Entry] = []
@@ -55,7 +55,7 @@ def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
             continue
         reached.add(part)
         variants = inventory.find(part)
-        # All variants, for clients may get any of them.
+        # All variants, because clients may get any of them.
         waiting += (HashPart.of(name) for entry in variants for name in entry.narinfo.references)
         if variants and all(entry.is_condemned for entry in variants):
             entries.append(variants[0])
@@ -77,18 +77,18 @@ async def write_pinning(
     max_layers: int = MAX_LAYERS,
     max_blob_bytes: int | None = None,
 ) -> None:
-    """Leave records for gc.
+    """Write a segment with these records, and list it.
 
     Args:
-        repository: where the cache lies, with leave to push.
+        repository: of the cache, with the right to push.
         records: of pins, or of the end of one; all of one time.
-        source: address of the GitHub repository: GHCR links the package to it.
-        relisted: what is to be listed again.
-        max_layers: of a segment, its table among them.
+        source: URL of the GitHub repository: GHCR links the package to it.
+        relisted: to list again.
+        max_layers: of a segment, its table included.
         max_blob_bytes: of a table; None for any size.
 
     Raises:
-        FormatError: a version 1 cache, which a publish has to convert first.
+        FormatError: it is a version 1 cache, which a publish has to convert first.
         Error: a gc has just deleted what is pinned.
         RegistryError: the repository refused; nothing is pinned.
     """

@@ -1,6 +1,6 @@
-"""Pins: which of those that were recorded still count, and which records gc has to keep for that.
+"""Decides which recorded pins still count, and which records gc has to keep for that.
 
-A pin counts until its date, or for ever, or until as many other paths were pinned under its name as it has
+A pin counts until its date, or forever, or until as many other paths were pinned under its name as it has
 revisions; or until its name is unpinned. Source: design section 5, promise 1.
 """
 
@@ -17,11 +17,11 @@ PinningRecord = PinRecord | UnpinRecord
 
 @dataclass(frozen=True, slots=True)
 class CountedPins:
-    """What counts at a moment.
+    """What counts at one time.
 
     Attributes:
-        pins: those that count.
-        records: those without which later decisions would be others; the rest may be forgotten.
+        pins: that count.
+        records: that later decisions depend on; the others may be dropped.
     """
 
     pins: frozenset[PinRecord]
@@ -32,7 +32,7 @@ def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
     """Decide which pins count.
 
     Args:
-        records: all that the cache holds, in any order; one that several segments hold counts once.
+        records: all in the cache, in any order; duplicates count once.
         now: the time of the decision.
     """
     by_name: defaultdict[str, set[PinningRecord]] = defaultdict(set)
@@ -44,7 +44,7 @@ def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
         made = [record for record in members if isinstance(record, PinRecord)]
         counting = {record for record in made if _counts(record, members, now)}
         pins |= counting
-        # What ends or displaces an older pin has to stay as long as that is there: it would count again.
+        # Records after the oldest pin may end or displace it, so they stay: it must not count again.
         oldest = min((record.time for record in made), default=now)
         kept |= counting | {record for record in members if record.time > oldest}
     return CountedPins(frozenset(pins), frozenset(kept))

@@ -1,4 +1,4 @@
-"""What may be wrong with a cache, and where."""
+"""Problems of a cache: kind and place."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,13 +10,13 @@ class Kind(StrEnum):
     """What may be wrong.
 
     Attributes:
-        SEGMENT: the table or manifest of a segment cannot be had, or they do not belong together.
-        MALFORMED: a narinfo or record cannot be read.
-        MISSING: the blob is not there.
-        CONTENT: the blob has other bytes, or fewer, or they cannot be read.
-        SIGNATURE: nobody who is known vouches for it.
-        REFERENCE: what it refers to is nowhere.
-        UNKNOWN: nobody could say where what it refers to is.
+        SEGMENT: a segment's table or manifest cannot be read, or they do not match.
+        MALFORMED: a narinfo or record cannot be parsed.
+        MISSING: the blob is missing.
+        CONTENT: the blob has wrong or too few bytes, or cannot be read.
+        SIGNATURE: no known key signed it.
+        REFERENCE: a reference is neither here nor upstream.
+        UNKNOWN: no upstream could say whether it has a reference.
     """
 
     SEGMENT = "segment"
@@ -30,14 +30,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """Something that is wrong with a listed path, or with the segment that lists it.
+    """A problem of a listed path, or of the segment that lists it.
 
     Attributes:
         path: the store path, or the tag of a segment.
-        what: in one line.
+        what: description in one line.
         kind: of problem.
         segment: tag of the segment that lists it.
-        lacks: base name of the store object that would mend it; empty where none can.
+        lacks: base name of the store object that would repair it; empty if none can.
     """
 
     path: str
@@ -48,6 +48,6 @@ class Problem:
 
 
 def problem_of(entry: Entry, kind: Kind, what: str, lacks: str | None = None) -> Problem:
-    """Name what is wrong with a listed path; it lacks itself unless told."""
+    """Make the problem of a listed path, which by default lacks itself."""
     path = entry.narinfo.store_path
     return Problem(str(path), what, kind, entry.listed_by, path.base_name if lacks is None else lacks)

@@ -1,4 +1,4 @@
-"""The check: what a cache lists is there, whole, signed, and complete with all that it refers to."""
+"""Checks that what a cache lists exists, and is intact, signed, and complete with its references."""
 
 import asyncio
 from collections import defaultdict
@@ -36,18 +36,18 @@ _PARALLEL_BLOBS: Final = 4
 
 
 class Verifier:
-    """Checks a cache, once or again after something was mended; what was found good is not asked for again.
+    """Checks a cache, and again after repairs; what was found good is not checked twice.
 
     Args:
-        repository: where the bytes lie.
-        upstreams: are asked for what is referred to and not listed.
-        keys: each path is signed by one of them, or names its own content; empty for any.
-        with_content: whether every byte is downloaded and hashed; otherwise the first of each blob is read.
-        progress: is told how far it is.
+        repository: that holds the blobs.
+        upstreams: asked for references that are not listed.
+        keys: one of which must have signed each path that is not content-addressed; empty for any.
+        with_content: whether to download and hash every byte, instead of reading each blob's first byte.
+        progress: gets progress.
 
     Attributes:
-        unsigned: how many listed paths nobody vouches for.
-        foreign: how many are signed, but by none of the keys.
+        unsigned: listed paths that nobody vouches for.
+        foreign: listed paths that are signed, but by none of the keys.
     """
 
     def __init__(
@@ -69,10 +69,7 @@ class Verifier:
         self._there: set[Digest] = set()
 
     async def run(self, inventory: Inventory) -> list[Problem]:
-        """Find all that is wrong.
-
-        Args:
-            inventory: what is listed.
+        """Find all problems.
 
         Raises:
             Error: the repository could not answer.
@@ -86,7 +83,7 @@ class Verifier:
         problems += await asyncio.to_thread(self._check_signatures, entries)
         problems += await self._check_references(entries)
         problems += await self._check_blobs(entries)
-        # At last, for what gc takes meanwhile is not missing.
+        # Last, because what gc removes meanwhile is not missing.
         union = await read_union(self._repository, inventory.tables.listing.segments)
         blobs = _blobs_of(entries)
         living = [segment for segment in union.index.segments if segment.condemned is None]
@@ -108,7 +105,7 @@ class Verifier:
         return sorted({problem for problem in problems if problem.segment in listed})
 
     async def has_upstream(self, parts: Iterable[HashPart]) -> set[HashPart]:
-        """Find which of these an upstream has, or could not say that it has not."""
+        """Find which of these an upstream has, or may have: it could not say."""
 
         async def find(part: HashPart) -> bool:
             try:
@@ -121,11 +118,11 @@ class Verifier:
         return {part for part, is_there in zip(asked, answers, strict=True) if is_there}
 
     def knows(self, keys: Iterable[PublicKey]) -> bool:
-        """Tell whether what one of these keys signs is good."""
+        """Tell whether one of these keys is known."""
         return any(key in self._keys for key in keys)
 
     def vouches(self, narinfo: StoreObject) -> bool:
-        """Tell whether somebody who is known vouches for it."""
+        """Tell whether a known key signed it, or it is content-addressed."""
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
     def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
@@ -147,12 +144,12 @@ class Verifier:
         referrers: defaultdict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             for reference in entry.narinfo.references:
-                if HashPart(reference.partition("-")[0]) not in listed:
+                if HashPart.of(reference) not in listed:
                     referrers[reference].append(entry)
 
         async def find(reference: str) -> tuple[Kind, str] | None:
             try:
-                found = await self._upstreams.find(HashPart(reference.partition("-")[0]))
+                found = await self._upstreams.find(HashPart.of(reference))
             except UpstreamError as error:
                 return Kind.UNKNOWN, f"and no upstream could say whether it has that: {error}"
             return None if found is not None else (Kind.REFERENCE, "which is neither here nor upstream")
@@ -186,7 +183,7 @@ class Verifier:
         return all(_claims(entry.narinfo) in self._good for entry in entries)
 
     async def _check_segment(self, segment: Segment, blobs: AbstractSet[Digest]) -> list[Problem]:
-        """Check that the manifest is there, and holds all that the table points into."""
+        """Check that the manifest exists, and has all blobs that the table refers to."""
         tag = str(segment.tag)
 
         def problem(what: str) -> list[Problem]:
@@ -220,7 +217,7 @@ class Verifier:
 
 
 def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
-    """Read every narinfo strictly; also gives what cannot be read, tables and records among it."""
+    """Read every narinfo strictly; also returns what cannot be read, tables and records included."""
     listing = inventory.tables.listing
     problems = [Problem(tag, reason, Kind.SEGMENT, tag) for tag, reason in inventory.tables.damaged.items()]
     if inventory.tables.left_out is not None:
@@ -241,7 +238,7 @@ def read_entries(inventory: Inventory) -> tuple[list[Entry], list[Problem]]:
             for narinfo in narinfos:
                 NarUrl.parse(narinfo.url)
         except FormatError as error:
-            # gc reads a table whole, or nothing at all.
+            # gc reads a table as a whole, or not at all.
             narinfos, malformed = _read_one_by_one(file, tag)
             problems += malformed or [
                 Problem(tag, f"its table cannot be read as a whole: {error}", Kind.MALFORMED, tag)
@@ -267,7 +264,7 @@ def _read_one_by_one(file: TableFile, tag: str) -> tuple[list[NarInfo], list[Pro
 
 
 def _name(file: TableFile, row: int) -> tuple[str, str]:
-    """Tell the store path of a malformed narinfo, and its base name where that is none too bad."""
+    """Return the store path of a malformed narinfo, and its base name, empty if that is malformed too."""
     first = file.text(row).partition(b"\n")[0]
     path = first.partition(b": ")[2].decode(errors="replace")
     try:
@@ -284,5 +281,5 @@ def _blobs_of(entries: Iterable[Entry]) -> defaultdict[str, set[Digest]]:
 
 
 def _claims(narinfo: NarInfo) -> tuple[object, ...]:
-    """Take out what a narinfo says of its bytes."""
+    """Return what a narinfo says of its bytes."""
     return narinfo.url, narinfo.compression, narinfo.nar_hash, narinfo.nar_size, narinfo.file_size

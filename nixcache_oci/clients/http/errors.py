@@ -151,7 +151,12 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     (HeadError, str),
     (CodingError, str),
     (aiohttp.ClientResponseError, lambda _: NOT_HTTP),
-    (OSError, lambda error: f"the connection broke: {_tell_number(error)}"),
+    (
+        OSError,
+        lambda error: (
+            f"the connection broke: {os.strerror(error.errno) if error.errno else type(error).__name__}"
+        ),
+    ),
 )
 
 
@@ -182,7 +187,8 @@ def translated() -> Iterator[None]:
 def translate(error: Exception) -> HttpError:
     """Make an HttpError of what a library raised."""
     # A refused certificate stays refused, and so does what no codec or parser takes.
-    is_final = isinstance(error, _FINAL) or _is_private(error) or _is_not_tls(error)
+    is_private = isinstance(getattr(error, "os_error", None), PrivateAddressError)
+    is_final = isinstance(error, _FINAL) or is_private or _is_not_tls(error)
     reason = next((tell(error) for kind, tell in _REASONS if isinstance(error, kind)), None)
     text = reason or f"the answer makes no sense: {type(error).__name__}"
     is_connection = isinstance(error, _CONNECTION) and not isinstance(error, SlowBodyError)
@@ -218,14 +224,6 @@ def clean_line(text: str) -> str:
     """Make one short line of a stranger's text: what is not printable is dropped."""
     line = " ".join(text.split())
     return "".join(character for character in line if character.isprintable())[:_LONGEST_MESSAGE]
-
-
-def _is_private(error: Exception) -> bool:
-    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PrivateAddressError)
-
-
-def _tell_number(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _tell_connecting(error: OSError) -> str:

@@ -131,7 +131,7 @@ class _Race:
                 if not self._tries:
                     return one.result()  # raises
                 self._left = 0  # those under way may still answer, but no more are started
-            if self._is_due(newest):
+            if self._left > 0 and newest.sent.done() and time.monotonic() >= self._due_at(newest):
                 self._begin(opened_after=time.monotonic())
 
     async def end(self) -> None:
@@ -156,9 +156,6 @@ class _Race:
         elif self._left > 0:
             limit = max(0.0, self._due_at(newest) - time.monotonic())
         await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-
-    def _is_due(self, newest: Exchange) -> bool:
-        return self._left > 0 and newest.sent.done() and time.monotonic() >= self._due_at(newest)
 
     def _due_at(self, newest: Exchange) -> float:
         return newest.sent_at + (SILENT_SECONDS if newest.is_reused else self._again_seconds)

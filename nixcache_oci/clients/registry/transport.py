@@ -204,8 +204,10 @@ class Transport:
         Raises:
             HttpError: no answer came, or no token was issued.
         """
-        # Before the token is asked for, to overlap the round trips.
-        with self._preconnect() if call.may_lead_away else nullcontext() as preconnect:
+        ahead: AbstractContextManager[Preconnect | None] = nullcontext()
+        if call.may_lead_away:
+            ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
+        with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
@@ -235,9 +237,6 @@ class Transport:
         arrive = None if preconnect is None else preconnect.arrive
         rules = OneOrigin(authorization, self._allows_http, arrive)
         return await self._http.send(request, rules, limits=self._blob_limits if call.is_blob else None)
-
-    def _preconnect(self) -> AbstractContextManager[Preconnect]:
-        return self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
 
     async def _ask_token_service(self, request: HttpRequest, authorization: str | None) -> BufferedReply:
         reply = await self._http.send(request, OneOrigin(authorization, self._allows_http))

@@ -1,4 +1,4 @@
-"""What a check found: good, worth a look, wrong, or not looked at because something before it is wrong."""
+"""The result of a check: good, a warning, an error, or skipped because of an earlier error."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Finding:
     """One line of a diagnosis.
 
     Attributes:
-        check: what was looked at.
+        check: name of what was checked.
         level: how bad it is.
         text: what was found.
         remedy: what to do about it, or an empty string.
@@ -32,25 +32,25 @@ class Finding:
 
 
 def good(check: str, text: str) -> Finding:
-    """Make a finding of what is as it should be."""
+    """Make a finding of what is right."""
     return Finding(check, Level.GOOD, text)
 
 
 def warning(check: str, text: str, remedy: str = "") -> Finding:
-    """Make a finding of what works, and may surprise."""
+    """Make a finding of what works but may surprise."""
     return Finding(check, Level.WARNING, text, remedy)
 
 
 def wrong(check: str, text: str, remedy: str = "") -> Finding:
-    """Make a finding of what keeps the cache from working."""
+    """Make a finding of what breaks the cache."""
     return Finding(check, Level.ERROR, text, remedy)
 
 
 def skipped(checks: Iterable[str], reason: str) -> list[Finding]:
-    """Make findings of what could not be looked at."""
+    """Make findings of what could not be checked."""
     return [Finding(check, Level.SKIPPED, f"skipped: {reason}") for check in checks]
 
 
 def has_error(findings: Iterable[Finding]) -> bool:
-    """Tell whether something is wrong."""
+    """Tell whether one of them is an error."""
     return any(finding.level is Level.ERROR for finding in findings)

@@ -1,4 +1,4 @@
-"""Whether keys fit: the one that signs, those that the cache records, and those that are configured."""
+"""Checks that the signing key, the cache's recorded keys and the configured keys match."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -15,11 +15,11 @@ _SAMPLE: Final = "1;/nix/store/00000000000000000000000000000000-sample;sha256:0;
 def check_signing_keys(
     keys: Sequence[SecretKey], recorded: Sequence[PublicKey] | None, configured: Sequence[PublicKey]
 ) -> list[Finding]:
-    """Try each key, and look whether clients will know it.
+    """Try each signing key, and check that clients will know it.
 
     Args:
         keys: to sign with.
-        recorded: those that the cache records, none in an empty cache; None where it could not be read.
+        recorded: in the cache, none if it is empty; None if it could not be read.
         configured: NIXCACHE_PUBLIC_KEYS.
     """
     if not keys:
@@ -34,7 +34,7 @@ def check_signing_keys(
 
 
 def check_public_keys(configured: Sequence[PublicKey], recorded: Sequence[PublicKey] | None) -> Finding:
-    """Look whether a client would take what the cache holds."""
+    """Check that a client would accept what the cache holds."""
     names = ", ".join(key.name for key in configured)
     if not configured:
         return good(PUBLIC_KEYS, "NIXCACHE_PUBLIC_KEYS is not set: Nix alone checks signatures")

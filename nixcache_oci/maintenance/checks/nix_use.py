@@ -1,4 +1,4 @@
-"""Whether Nix on this machine uses the proxy: by its own settings, and by whom a daemon trusts."""
+"""Checks that Nix on this machine uses the proxy: its settings, and whom a daemon trusts."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ _USE: Final = "nixcache-oci use --apply"
 
 @dataclass(frozen=True, slots=True)
 class NixClient:
-    """Nix, as whoever runs this meets it.
+    """Nix, as the current user has it.
 
     Attributes:
-        own: the settings with all that the user adds.
-        system: those that a daemon has.
-        user: a name.
+        own: settings, the user's included.
+        system: settings of a daemon.
+        user: name.
         is_daemon: whether a daemon does the work.
-        is_trusted: whether that daemon follows the user.
-        environment: that a Nix started here has.
+        is_trusted: whether that daemon obeys the user's settings.
+        environment: of a Nix that is started here.
     """
 
     own: NixSettings
@@ -42,7 +42,7 @@ class NixClient:
     environment: Mapping[str, str]
 
     def effective(self) -> NixSettings:
-        """Tell what counts in the end."""
+        """Return the settings that are in effect."""
         if not self.is_daemon or self.is_trusted:
             return self.own
         allowed = {url.rstrip("/") for url in (*self.system.substituters, *self.system.trusted_substituters)}
@@ -55,14 +55,14 @@ class NixClient:
 
 
 def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
-    """Look whether Nix asks the proxy, and takes what it gives.
+    """Check that Nix asks the proxy, and accepts what it serves.
 
     Args:
         client: Nix here.
         url: of the proxy.
-        keys: of the cache; none where they are not known.
-        is_configured: whether somebody gave the keys; else the proxy or the registry names them, which proves
-            nothing, and no remedy may ask to trust them.
+        keys: of the cache; none if unknown.
+        is_configured: whether the user configured the keys; otherwise the proxy or the registry named them,
+            which proves nothing, and no hint may ask to trust them.
     """
     effective = client.effective()
     return [
@@ -148,7 +148,7 @@ def _check_http_proxy(client: NixClient, url: str) -> Finding:
     words = shlex.quote(",".join((*no_proxy_words(client.environment), str(host))))
     remedy = f"export no_proxy={words}"
     if client.is_daemon:
-        # Whose environment nobody but root can read.
+        # Only root can read its environment.
         text += ", if nix-daemon has the same variables"
         daemon = f"as root: systemctl edit nix-daemon, with Environment=no_proxy={words} below [Service]"
         return warning(HTTP_PROXY, text, f"{remedy}; {daemon}; then restart nix-daemon")
@@ -156,7 +156,7 @@ def _check_http_proxy(client: NixClient, url: str) -> Finding:
 
 
 def _use(client: NixClient) -> str:
-    """Tell how to add what is missing where Nix obeys it: a daemon takes it from whom it trusts."""
+    """Say how to add what is missing where Nix obeys it: a daemon obeys only trusted users."""
     is_ignored = client.is_daemon and not client.is_trusted
     return f"as root: {_USE}" if is_ignored else f"run: {_USE}"
 
@@ -166,7 +166,7 @@ def _trust(client: NixClient) -> str:
 
 
 def _is_near(other: str, url: str) -> bool:
-    """Tell whether a URL is one of this machine's own, as the proxy's is."""
+    """Tell whether a URL has the same host as the proxy's."""
     try:
         return urlsplit(other).hostname == urlsplit(url).hostname
     except ValueError:

@@ -1,4 +1,4 @@
-"""Whether the repository can be reached, read, and where that is wanted written."""
+"""Checks that the repository can be reached, read, and, for a publisher, written."""
 
 import asyncio
 from collections.abc import Mapping
@@ -61,12 +61,7 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What may be done at a registry.
-
-    Attributes:
-        findings: about it.
-        is_readable: whether the cache can be read.
-    """
+    """What is possible at a registry; ``is_readable`` tells whether the cache can be read."""
 
     findings: list[Finding]
     is_readable: bool
@@ -75,12 +70,12 @@ class Access:
 async def check_registry(
     reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool
 ) -> Access:
-    """Check all that lies between here and the repository.
+    """Check everything between here and the repository.
 
     Args:
-        reference: the repository.
-        environment: where credentials are looked up.
-        is_publisher: whether pushing is wanted.
+        reference: of the repository.
+        environment: to look up credentials in.
+        is_publisher: whether to check pushing.
     """
     later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
     try:
@@ -111,7 +106,7 @@ async def check_registry(
 
 
 def check_clock(ahead: float | None) -> Finding:
-    """Judge by how many seconds the registry's clock is ahead of ours."""
+    """Check how many seconds the registry's clock is ahead of ours."""
     if ahead is None:
         return warning(CLOCK, "the registry does not send its time")
     difference = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the registry's"
@@ -129,10 +124,10 @@ async def read_index(
     """Read the cache as a proxy does.
 
     Args:
-        repository: where it lies.
+        repository: of the cache.
         folder: for indexes.
-        time: the present.
-        is_publisher: whether a cache that is not there yet is no fault.
+        time: now.
+        is_publisher: whether a cache that does not exist yet is no fault.
     """
     try:
         kept = await asyncio.to_thread(IndexFolder, folder, repository.name)
@@ -171,7 +166,7 @@ def no_cache(check: str, name: str, *, is_publisher: bool) -> Finding:
 
 
 def describe_token(credentials: Credentials) -> str:
-    """Tell what kind of token it is, as far as its first letters tell; nothing else of it is shown."""
+    """Describe a token by its prefix and source; nothing else of it is shown."""
     kind = next(
         (kind for start, kind in _KINDS.items() if credentials.password.startswith(start)), "credentials"
     )

@@ -1,4 +1,4 @@
-"""Whether the proxy of this machine answers, and serves the cache that is meant."""
+"""Checks that this machine's proxy answers, and serves the right cache."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,12 +16,7 @@ _UPSTREAM_PRIORITY: Final = 40  # that of cache.nixos.org
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """What was found of a proxy.
-
-    Attributes:
-        findings: about it.
-        public_keys: that it hands out.
-    """
+    """What was found out about a proxy; ``public_keys`` are those that it hands out."""
 
     findings: list[Finding]
     public_keys: tuple[str, ...] = ()
@@ -31,10 +26,10 @@ async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_ch
     """Ask the proxy.
 
     Args:
-        url: of it.
-        repository: name of the one that it should serve; None where the settings do not tell.
-        store_dir: that its paths should belong to.
-        is_chosen: whether somebody named the repository, so that another one is wrong.
+        url: of the proxy.
+        repository: name of the one that it should serve; None if the settings do not say.
+        store_dir: of its paths.
+        is_chosen: whether the user named the repository, so that another one is an error.
     """
     try:
         async with ProxyClient(url) as client:

@@ -1,4 +1,4 @@
-"""Whether the upstream caches answer."""
+"""Checks that the upstream caches answer."""
 
 import asyncio
 import shlex
@@ -13,12 +13,12 @@ from nixcache_oci.nix.store_path import HashPart
 
 UPSTREAM: Final = "upstream"
 
-_SECONDS: Final = 15  # beside the limits that every look-up has
+_SECONDS: Final = 15  # in addition to the limits of every look-up
 _NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 
 
 async def check_upstreams(upstreams: Sequence[Upstream]) -> list[Finding]:
-    """Ask each for a path that nobody has, as the proxy would: a miss is an answer."""
+    """Ask each for a path that does not exist, as the proxy would: a miss is an answer."""
     if not upstreams:
         return [good(UPSTREAM, "none is set")]
     return list(await asyncio.gather(*map(_check, upstreams)))

@@ -1,8 +1,8 @@
-"""The collection: carries a plan out, in an order in which a crash at any point loses nothing.
+"""Carries out a gc plan, in an order in which a crash at any point loses nothing.
 
-First what is to stay is pushed, each segment under a tag of its own; then one write of the index lists it and
-marks what it replaces; at last the manifests go that an earlier run took out of the index. Killed before the
-write, the cache is as it was, with some segments that are there twice; killed after it, the next run goes on.
+First the replacements are pushed, each segment under its own tag; then one write of the index lists them and
+marks what they replace; last, manifests are deleted that an earlier run removed from the index. After a crash
+before the write, the cache is as before, with some duplicate segments; after it, the next run continues.
 Source: design section 5, promises 3 to 7.
 """
 
@@ -35,11 +35,11 @@ class Collected:
     """What a run did.
 
     Attributes:
-        written: segments that were pushed in place of others.
-        is_index_confirmed: whether the last look at the index showed it, or it needed no change; if not,
-            another writer was at it, nothing was deleted, and the next run goes on.
-        deleted: manifests of segments and former indexes that are gone.
-        refused: those that the repository keeps, and why; the next run asks again.
+        written: segments that were pushed to replace others.
+        is_index_confirmed: whether the index was read back as written, or needed no change; if not, another
+            writer interfered, nothing was deleted, and the next run continues.
+        deleted: manifests of segments and former indexes.
+        refused: those that the repository keeps, and why; the next run tries again.
     """
 
     written: tuple[Segment, ...] = ()
@@ -59,10 +59,10 @@ async def prepare_gc(
     """Read everything and decide; nothing is written.
 
     Args:
-        repository: where the cache lies.
-        remover: tells of former versions of the index.
+        repository: of the cache.
+        remover: lists former versions of the index.
         options: how to decide.
-        progress: is told how far it is.
+        progress: gets progress.
         clock: tells the time.
 
     Raises:
@@ -88,20 +88,20 @@ async def carry_out_gc(
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Collected:
-    """Do what the plan says.
+    """Carry out the plan.
 
     Args:
-        repository: where the cache lies, with leave to push.
-        remover: deletes.
-        prepared: what to do.
-        force: also where the plan refuses.
-        source: address of the GitHub repository: GHCR links the package to it.
-        progress: is told how far it is.
+        repository: of the cache, with the right to push.
+        remover: deletes manifests.
+        prepared: the plan.
+        force: whether to ignore the plan's refusals.
+        source: URL of the GitHub repository: GHCR links the package to it.
+        progress: gets progress.
         clock: tells the time.
-        sleep: waits so many seconds between tries.
+        sleep: waits some seconds between tries.
 
     Raises:
-        Error: the plan refuses, or the repository could not do it; the next run goes on.
+        Error: the plan refuses, or the repository failed; the next run continues.
     """
     plan = prepared.plan
     if plan.refusals and not force:
@@ -138,7 +138,11 @@ async def carry_out_gc(
 
 
 async def _check_added(repository: Repository, read: CacheIndex, index: CacheIndex) -> None:
-    """Make sure that what is listed again is still there: a run that slept for long may be behind others."""
+    """Check that what is listed again still exists: another gc may have run while this one was suspended.
+
+    Raises:
+        Error: it does not.
+    """
     listed = {segment.manifest for segment in read.segments}
     for segment in index.segments:
         if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
@@ -151,7 +155,7 @@ async def _check_added(repository: Repository, read: CacheIndex, index: CacheInd
 async def _delete(
     repository: Repository, remover: Remover, plan: GcPlan, progress: Progress
 ) -> tuple[tuple[Digest, ...], tuple[tuple[Digest, str], ...]]:
-    """Delete what readers do not see, by a last look at what they see."""
+    """Delete the plan's manifests, except those that readers see by now."""
     deleted: list[Digest] = []
     refused: list[tuple[Digest, str]] = []
     candidates = [*(one.manifest for one in plan.delete), *(former.digest for former in plan.sweep)]

@@ -1,4 +1,4 @@
-"""The plan: what becomes of each segment. A pure function of what was read, the options and the time.
+"""Plans gc: what becomes of each segment, as a pure function of state, options and time.
 
 Source: design section 5.
 """
@@ -22,11 +22,11 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.wording import counted
 
-# A size class holds tables up to eight times as large as its smallest.
+# A size class holds tables of up to eight times the size of its smallest.
 _BITS_OF_A_CLASS: Final = 3
-# What is that full cannot be merged with many of its kind into one, and stays as it is.
+# A segment that is at least 1/4 full stays as it is: too few of them would fit into one.
 _FULL_SHARE: Final = 4
-# Of the tables that one merge reads: a narinfo takes about four times as much when it is parsed.
+# Of the tables that one merge reads; parsed narinfos take about four times as much memory.
 _MERGED_BYTES: Final = 24 * 1024 * 1024
 
 
@@ -36,14 +36,14 @@ class GcOptions:
 
     Attributes:
         retention: how long a root counts after it was superseded.
-        scope_ttl: how long a scope's roots count after its last publish; None for ever.
-        grace: from the mark to the end: as long as a Nix client remembers a narinfo and its URL.
-        min_age: younger segments are left alone: their publish may not be at its end.
-        max_layers: of a segment that is written, its table among them.
-        max_blob_bytes: what the registry takes as one blob; None for any size.
-        segments_of_a_class: more of about one size than these are merged.
-        public_keys: whose signature decides between two variants of a path; where none are given, those that
-            the tables record.
+        scope_ttl: how long a scope's roots count after its last publish; None for forever.
+        grace: from the mark to the removal: as long as Nix remembers a narinfo and its URL.
+        min_age: younger segments are left alone: their publish may be unfinished.
+        max_layers: of a segment that is written, its table included.
+        max_blob_bytes: largest blob that the registry accepts; None for any size.
+        segments_of_a_class: more segments of about one size are merged.
+        public_keys: whose signatures decide between variants of a path; without any, those that the tables
+            record.
     """
 
     retention: timedelta = timedelta(days=30)
@@ -62,9 +62,9 @@ class PlanRow:
 
     Attributes:
         action: one word.
-        segments: how many (of ``sweep``: how many former versions of the index).
-        paths: how many narinfos they list.
-        size: bytes of all their blobs; of ``delete`` only what no other segment holds.
+        segments: their number; for ``sweep``, that of former versions of the index.
+        paths: number of narinfos in them.
+        size: bytes of all their blobs; for ``delete``, only of those that no other segment holds.
     """
 
     action: str
@@ -75,21 +75,21 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class GcPlan:
-    """What becomes of each segment; each is in one of these at most.
+    """What becomes of each segment; each is in at most one of these.
 
     Attributes:
         keep: stays as it is.
         lift: was condemned or unlisted, and is needed again.
         wait: was condemned or unlisted, and is not old enough for the next step.
         condemn: is dead, and gets a mark.
-        rewrite: is replaced by what is live in it, and gets a mark.
+        rewrite: is replaced by its live paths, and gets a mark.
         merge: several are replaced by one, and get marks.
-        unlist: has had its mark for the grace: leaves the index.
+        unlist: its mark is older than the grace: leaves the index.
         delete: left the index in an earlier run: leaves the repository.
         sweep: former versions of the index, which leave the repository.
-        refusals: why this plan is only carried out by force.
-        roots: how many paths count as roots and pins.
-        freed: bytes that nothing holds once ``delete`` is done.
+        refusals: why this plan needs force.
+        roots: number of paths that count as roots and pins.
+        freed: bytes that ``delete`` frees.
     """
 
     keep: tuple[StoredSegment, ...] = ()
@@ -117,7 +117,7 @@ class GcPlan:
         return unseen or bool(self.lift or self.condemn or self.replacements or self.unlist)
 
     def rows(self) -> list[PlanRow]:
-        """Sum each action up."""
+        """Summarize each action."""
         groups: list[tuple[str, Sequence[StoredSegment]]] = [
             ("keep", self.keep),
             ("lift", self.lift),
@@ -137,9 +137,9 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
     """Decide what becomes of each segment.
 
     Args:
-        state: all that the repository holds.
+        state: of the cache.
         options: how to decide.
-        now: when ``state`` began to be read; a later time would count marks as older than they were then.
+        now: when reading ``state`` began; a later time would make marks older than they were then.
     """
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
@@ -185,7 +185,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """What is needed; ``live`` has one byte a path."""
+    """What is needed; ``live`` has one byte per path."""
 
     live: bytearray
     records: AbstractSet[Record]
@@ -203,7 +203,7 @@ class _Needs:
 def _choose_lifted(
     alive: Iterable[StoredSegment], all_segments: Iterable[StoredSegment], needs: _Needs
 ) -> list[StoredSegment]:
-    """Find what is needed and in no segment that stays: what readers still see first, then the newest."""
+    """Choose segments that hold what is needed and no staying one has: listed ones first, then the newest."""
     alive = list(alive)
     held = bytearray(len(needs.live))
     for one in alive:
@@ -224,7 +224,7 @@ def _choose_lifted(
 
 
 def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
-    """Find the size classes with too many segments in them."""
+    """Choose what to merge: the size classes with too many segments."""
     most_bytes = min(MAX_NARINFO_BYTES, options.max_blob_bytes or MAX_NARINFO_BYTES)
     classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
     for one in segments:
@@ -239,7 +239,7 @@ def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> lis
 
 
 def _split_group(group: Sequence[StoredSegment]) -> Iterator[tuple[StoredSegment, ...]]:
-    """Cut a group into merges whose narinfos fit into memory, parsed; two are merged at least."""
+    """Split a group into merges of at least two segments, whose parsed narinfos fit into memory."""
     part: list[StoredSegment] = []
     size = 0
     for one in sorted(group, key=lambda one: (one.segment.created, one.manifest)):
@@ -254,7 +254,7 @@ def _split_group(group: Sequence[StoredSegment]) -> Iterator[tuple[StoredSegment
 
 
 def _is_mostly_dead(segment: StoredSegment, live: bytearray) -> bool:
-    """Tell whether more than half is dead, of its bytes or of its narinfos."""
+    """Tell whether more than half of its bytes or narinfos are dead."""
     dead = dead_bytes = count = size = 0
     for path, path_bytes in segment.sizes:
         count, size = count + 1, size + path_bytes
@@ -264,9 +264,9 @@ def _is_mostly_dead(segment: StoredSegment, live: bytearray) -> bool:
 
 
 def _expired(segments: Iterable[StoredSegment], oldest: datetime) -> list[StoredSegment]:
-    """Find those whose mark is old enough, and those whose manifest is gone for good.
+    """Find segments whose mark is old enough, and those whose manifest is gone.
 
-    A segment has to be older than the watermark, too: its tag would bring it back.
+    They must also be older than the watermark, or their tags would bring them back.
     """
     return [
         one
@@ -323,6 +323,6 @@ def _size_of(segments: Iterable[StoredSegment]) -> int:
 
 
 def _shared_size(segments: Sequence[StoredSegment], all_segments: Iterable[StoredSegment]) -> int:
-    """Sum up what these hold and others, too."""
+    """Add up the sizes of blobs that these share with other segments."""
     others = _distinct(_without(all_segments, segments))
     return sum(blob.size for digest, blob in _distinct(segments).items() if digest in others)

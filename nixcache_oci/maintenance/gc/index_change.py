@@ -1,7 +1,7 @@
-"""The index that gc writes: what was read right before the write, changed as the plan says.
+"""The index that gc writes: the one read right before the write, changed by the plan. Pure.
 
-What other writers did since gc's start is carried over: a segment that was lifted meanwhile is not unlisted,
-and a mark that was set meanwhile stays. Pure; source: design sections 2 and 5, promise 3.
+Changes by other writers since gc's start are kept: a segment that was lifted meanwhile is not unlisted, and a
+mark that was set meanwhile stays. Source: design sections 2 and 5, promise 3.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,7 @@ from nixcache_oci.oci import media_type
 
 @dataclass(frozen=True, slots=True)
 class PreparedGc:
-    """A plan with what it was made from, to be shown and then carried out.
-
-    Attributes:
-        state: what was read.
-        options: how it was decided.
-        plan: the decision.
-    """
+    """A plan with the state and options that it was made from."""
 
     state: GcState
     options: GcOptions
@@ -38,11 +32,11 @@ def change_index(
     """Make the index.
 
     Args:
-        union: tags and index, as they were read right before the write.
-        prepared: what is to be done, and what was read at gc's start.
-        written: the segments that were pushed for each of the plan's replacements, in their order.
-        now: the time of the write: marks are set to it, for whoever read the index before did not see them.
-            A write that takes long shortens the grace by as much.
+        union: tags and index, as read right before the write.
+        prepared: the plan, and the state at gc's start.
+        written: the segments that were pushed for each of the plan's replacements, in order.
+        now: the time of the write, which marks get: earlier readers did not see them. A slow write shortens
+            the grace by its duration.
     """
     plan = prepared.plan
     read = {segment.manifest: segment for segment in union.index.segments}
@@ -53,7 +47,7 @@ def change_index(
         if all(read.get(one.manifest, one).condemned is None for one in segments)
         for source in replacement.sources
     }
-    # Where a tag's manifest was not to be had, the watermark stays, and all that is newer than it.
+    # If a tag's manifest could not be read, the watermark stays, and so does all that is newer.
     unlisted = {one.manifest: one.segment.condemned for one in plan.unlist} if union.is_complete else {}
     changed = []
     for manifest, segment in read.items():
@@ -77,7 +71,7 @@ def change_index(
 
 
 def mark(segment: Segment, time: datetime | None) -> Segment:
-    """Set the mark of a segment that is dead; None lifts it."""
+    """Set the mark of a condemned segment; None removes it."""
     descriptor = segment.descriptor
     annotations = dict(descriptor.annotations)
     annotations.pop(media_type.ANNOTATION_CONDEMNED, None)

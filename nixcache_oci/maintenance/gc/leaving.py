@@ -1,10 +1,9 @@
-"""What leaves: when a path does, the dead paths that refer to it leave with it.
+"""Decides what leaves: when a path does, the dead paths that refer to it leave with it. Pure.
 
-So nobody is ever served a path whose references are gone. Two rules, both pure. A dead path does not stay
-in a good segment when a reference of it is left in condemned ones only: its segment is trimmed to what is
-live, in the same run that condemns the reference, so that both leave at the same time. And a condemned
-segment stays listed as long as anything that is listed refers to a path that only it has.
-Source: design section 5, promise 4.
+So no path is ever served without its references. Two rules: a dead path does not stay in a good segment when
+one of its references is only in condemned ones: its segment is trimmed to its live paths in the run that
+condemns the reference, so that both leave at the same time. And a condemned segment stays listed while
+anything listed refers to a path that only it has. Source: design section 5, promise 4.
 """
 
 from array import array
@@ -18,11 +17,11 @@ from nixcache_oci.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class Trimming:
-    """What stays uncondemned.
+    """Which segments are trimmed, and what leaves by that.
 
     Attributes:
-        segments: those of which only what is live stays.
-        leaving: one byte a path, 1 for what is listed, and no uncondemned segment will hold.
+        segments: of which only the live paths stay.
+        leaving: one byte per path, 1 for a listed one that no uncondemned segment will hold.
     """
 
     segments: AbstractSet[Digest]
@@ -37,14 +36,14 @@ def choose_trimmed(
     trimmable: Iterable[StoredSegment],
     staying: Iterable[StoredSegment],
 ) -> Trimming:
-    """Find the segments that hold dead paths whose references leave, beside those that are trimmed anyway.
+    """Find the segments to trim because they hold dead paths whose references leave.
 
     Args:
-        state: all that there is.
-        live: what counting roots reach, one byte a path.
-        trimmed: only what is live in these stays.
-        trimmable: those that may be added to these.
-        staying: every segment that is not condemned after this run; a trimmed one stays by what replaces it.
+        state: of the cache.
+        live: what counting roots reach, one byte per path.
+        trimmed: segments that are trimmed anyway.
+        trimmable: segments that may be trimmed as well.
+        staying: every segment that is not condemned after this run; a trimmed one counts as its replacement.
     """
     chosen = {one.manifest for one in trimmed}
     held = array("I", bytes(4 * state.graph.count))
@@ -59,7 +58,7 @@ def choose_trimmed(
             leaving[path] = not held[path]
     kept = {one.manifest for one in staying}
     others = [one for one in trimmable if one.manifest in kept - chosen]
-    # Each one that is trimmed may take the reference of another away: until none is left that has to be.
+    # Trimming one segment may remove a reference of another's path, so repeat until nothing changes.
     while more := [one for one in others if _refers_to_leaving(state, one, live, leaving)]:
         chosen |= {one.manifest for one in more}
         others = [one for one in others if one.manifest not in chosen]
@@ -72,7 +71,7 @@ def choose_trimmed(
 
 
 def _refers_to_leaving(state: GcState, segment: StoredSegment, live: bytearray, leaving: bytearray) -> bool:
-    """Tell whether it holds a dead path with a reference that leaves."""
+    """Tell whether a segment holds a dead path with a reference that leaves."""
     return any(
         leaving[reference]
         for path in segment.paths
@@ -82,12 +81,7 @@ def _refers_to_leaving(state: GcState, segment: StoredSegment, live: bytearray, 
 
 
 def choose_unlisted(state: GcState, expired: Iterable[StoredSegment]) -> list[StoredSegment]:
-    """Take away from the expired segments those that hold what others still refer to.
-
-    Args:
-        state: all that there is.
-        expired: segments that may leave the index.
-    """
+    """Choose the expired segments to remove from the index: those that hold nothing others refer to."""
     candidates = {one.manifest: one for one in expired}
     if not candidates:
         return []
@@ -100,7 +94,7 @@ def choose_unlisted(state: GcState, expired: Iterable[StoredSegment]) -> list[St
     serving = [one for one in state.segments if one.is_listed and one.manifest not in candidates]
     for one in serving:
         _serve(one, served)
-    # What is kept is looked through as well: it may refer to what only another one has.
+    # Segments that are kept for this are searched as well: they may refer to paths of further ones.
     for one in serving:
         for path in one.paths:
             for reference in state.graph.references(path):

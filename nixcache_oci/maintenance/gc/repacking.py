@@ -1,7 +1,7 @@
-"""Repacking: the segments that take the place of others.
+"""Writes the segments that replace others.
 
-NAR blobs stay where they are. Slices of packs move to new packs, in closure order; a pack that is over half
-full and wholly live stays, too: moving it would gain nothing. Source: design section 5, promise 5.
+NAR blobs stay where they are. Slices of packs move to new packs, in closure order, except from packs that are
+over half full and completely live: moving those would gain nothing. Source: design section 5, promise 5.
 """
 
 import asyncio
@@ -40,20 +40,20 @@ async def push_replacement(
     source: str | None,
     stage: Stage = SILENT,
 ) -> list[Segment]:
-    """Push the segments that take the place of others; the index does not list them yet.
+    """Push the segments that replace others; the index does not list them yet.
 
     Args:
-        repository: where the cache lies.
-        replacement: what is to be left.
-        created: becomes the segments' time.
-        max_layers: of a manifest, its table among them.
+        repository: of the cache.
+        replacement: what to keep.
+        created: time of the segments.
+        max_layers: of a manifest, its table included.
         max_blob_bytes: of a pack or table; None for any size.
-        source: address of the GitHub repository: GHCR links the package to it.
-        stage: is told of the packs' bytes.
+        source: URL of the GitHub repository: GHCR links the package to it.
+        stage: counts the packs' bytes.
 
     Raises:
         FormatError: a pack does not hold what a narinfo says.
-        DigestError: a pack is not what its digest says.
+        DigestError: a pack does not match its digest.
         RegistryError: the repository could not answer, or refused.
     """
     blobs = {layer.digest: layer for one in replacement.sources for layer in one.layers[1:]}
@@ -91,14 +91,14 @@ def _kept_packs(narinfos: Iterable[NarInfo], blobs: dict[Digest, Descriptor]) ->
 
 
 class _Packs:
-    """Packs that slices are cut out of, checked; the last few stay in memory."""
+    """Cuts slices out of verified packs; the last few packs stay in memory."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._held: OrderedDict[Digest, bytearray] = OrderedDict()
 
     async def cut_out(self, url: NarUrl) -> bytes:
-        """Give the bytes of one NAR."""
+        """Return the bytes of one NAR; errors are those of ``push_replacement``."""
         if url.blob not in self._held:
             try:
                 self._held[url.blob] = await read_blob(self._repository, url.blob, MAX_PACK_BYTES)
@@ -120,7 +120,7 @@ class _Packs:
 async def _move(
     repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None, stage: Stage
 ) -> tuple[list[NarInfo], list[Descriptor]]:
-    """Copy slices into new packs, and push these; gives the narinfos with their new URLs."""
+    """Copy slices into new packs, and push these; returns the narinfos with their new URLs."""
     moved: list[NarInfo] = []
     packs: list[Descriptor] = []
 

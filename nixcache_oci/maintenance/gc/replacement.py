@@ -1,4 +1,4 @@
-"""Replacements: what is to be left of segments that are rewritten or merged.
+"""What to keep of segments that are rewritten or merged.
 
 Source: design section 5, promise 5.
 """
@@ -22,9 +22,9 @@ class Replacement:
 
     Attributes:
         sources: the segments that are replaced, the oldest first.
-        records: those that have to stay, each once.
-        live: what counting roots reach, one byte a path.
-        public_keys: whose signature decides between two variants.
+        records: to keep, each once.
+        live: what counting roots reach, one byte per path.
+        public_keys: whose signatures decide between variants.
     """
 
     sources: tuple[StoredSegment, ...]
@@ -34,10 +34,10 @@ class Replacement:
 
     @property
     def narinfos(self) -> tuple[NarInfo, ...]:
-        """What is live in them, each path once; parsed anew each time, for it takes much memory.
+        """What is live in them, each path once; parsed again each time, because it takes much memory.
 
         Raises:
-            FormatError: a table cannot be read any more.
+            FormatError: a table can no longer be read.
         """
         variants: defaultdict[int, list[NarInfo]] = defaultdict(list)
         for source in reversed(self.sources):
@@ -51,13 +51,13 @@ class Replacement:
 def replace_segments(
     state: GcState, live: bytearray, needed: AbstractSet[Record], public_keys: Sequence[PublicKey]
 ) -> Callable[[Iterable[StoredSegment]], Replacement]:
-    """Make what replaces segments.
+    """Return a function that makes the replacement of segments.
 
     Args:
-        state: all that there is.
-        live: what counting roots reach, one byte a path.
-        needed: records that have to stay.
-        public_keys: whose signature decides between two variants; empty for those that the tables record.
+        state: of the cache.
+        live: what counting roots reach, one byte per path.
+        needed: records to keep.
+        public_keys: whose signatures decide between variants; empty for those that the tables record.
     """
     keys = tuple(public_keys) or _recorded_keys(state)
 

@@ -1,10 +1,9 @@
-"""Roots: which of those that publishes recorded still count, and which records gc has to keep for that.
+"""Decides which recorded roots still count, and which records gc has to keep for that.
 
 A **run** is all publish records of one scope and run id. A root is superseded when a later run builds its
 name, or when a later whole run neither builds it nor lists it as failed; it counts for some time after that.
-A run that began earlier never displaces what was published after its beginning, so that a slow job, or an
-old run that is started again, does not cost a newer one its roots. Where in doubt, more counts.
-Source: design section 5, promise 1.
+A run never displaces what was published after it began, so that a slow job, or a restarted old run, does not
+displace a newer one's roots. When in doubt, a root counts. Source: design section 5, promise 1.
 """
 
 from collections import defaultdict
@@ -27,11 +26,11 @@ from nixcache_oci.nix.store_path import StorePath
 
 @dataclass(frozen=True, slots=True)
 class CountedRoots:
-    """What counts at a moment.
+    """What counts at one time.
 
     Attributes:
         paths: of the roots.
-        records: those without which later decisions would be others; the rest may be forgotten.
+        records: that later decisions depend on; the others may be dropped.
     """
 
     paths: frozenset[StorePath]
@@ -44,11 +43,11 @@ def count_roots(
     """Decide which roots count.
 
     Args:
-        records: all that the cache holds, in any order; one that several segments hold counts once.
+        records: all in the cache, in any order; duplicates count once.
         now: the time of the decision.
         retention: how long a root counts after it was superseded.
-        scope_ttl: how long the roots of a scope count after its last publish; None for ever. As the last one
-            may have left no record, it is ``UNRECORDED`` more after the last record.
+        scope_ttl: how long a scope's roots count after its last publish; None for forever. ``UNRECORDED`` is
+            added, because the last publish may have left no record.
     """
     by_scope: defaultdict[str, set[PublishRecord]] = defaultdict(set)
     for record in records:
@@ -57,7 +56,7 @@ def count_roots(
     kept: set[PublishRecord] = set()
     for members in by_scope.values():
         last_publish = max(record.time for record in members)
-        # A difference, and not a sum: nothing keeps a record from naming the year 9999.
+        # A difference, because a sum overflows for a record of the year 9999.
         if scope_ttl is not None and now - last_publish >= scope_ttl + UNRECORDED:
             continue
         scope = _Scope(members)
@@ -81,7 +80,7 @@ class _Run:
         )
 
     def displaces(self, name: str) -> bool:
-        """Tell whether the name is gone with this run."""
+        """Tell whether this run removes the name."""
         return self.is_whole and name not in self.built and name not in self.failed
 
 
@@ -102,7 +101,7 @@ class _Scope:
                     self._builders[name].append(record)
 
     def counting(self, superseded_after: datetime) -> list[tuple[PublishRecord, str]]:
-        """Find the roots, record and name of each, that were superseded after that time, or not at all."""
+        """Find the roots, as record and name, that were superseded after that time, or not at all."""
         found = []
         for name, builders in self._builders.items():
             for record in builders:
@@ -112,10 +111,10 @@ class _Scope:
         return found
 
     def needed(self, counting: set[PublishRecord]) -> set[PublishRecord]:
-        """Find the records that have to stay: without the rest, every later decision comes out the same.
+        """Find the records to keep so that every later decision is the same.
 
-        Those are the records with a root that counts, the newest run, which tells when the scope was last
-        published to, the newest whole run, which tells what is gone, and everything after any of these.
+        They are the records with a counting root, the newest run, which says when the scope was last
+        published to, the newest whole run, which says what is gone, and everything after any of these.
         """
         newest_whole = next((run for run in reversed(self._runs) if run.is_whole), self._runs[-1])
         since = min(newest_whole.first, self._runs[-1].first, *(record.time for record in counting))
@@ -123,7 +122,7 @@ class _Scope:
         for run in reversed(self._runs):
             if run.last < since:
                 break
-            since = min(since, run.first)  # what came between its records decides on these
+            since = min(since, run.first)  # records in between decide about this run's
             needed.update(run.records)
         return needed
 
@@ -148,11 +147,11 @@ class _Scope:
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What counts at a moment.
+    """What counts at one time.
 
     Attributes:
         roots: store paths of roots and pins.
-        records: those that have to stay; among them all of a kind that is not known here.
+        records: to keep, including all of an unknown kind.
     """
 
     roots: frozenset[StorePath]

@@ -1,4 +1,4 @@
-"""What gc knows when it decides: every segment of a repository, with its table, at one moment."""
+"""What gc decides on: every segment of a repository, with its table, at one time."""
 
 from array import array
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ class StoredSegment:
     """One segment.
 
     Attributes:
-        segment: as the index lists it, marks included; as its manifest tells otherwise.
+        segment: as the index lists it, with its mark; otherwise from its manifest.
         place: where it was found.
-        layers: of its manifest, the table's blob first; empty where the manifest is gone.
-        table: None where a segment that is condemned or unlisted cannot be read.
+        layers: of its manifest, the table's blob first; empty if the manifest is gone.
+        table: None if a condemned or unlisted segment cannot be read.
     """
 
     segment: Segment
@@ -40,7 +40,7 @@ class StoredSegment:
 
     @property
     def manifest(self) -> Digest:
-        """What names it."""
+        """Digest of its manifest."""
         return self.segment.manifest
 
     @property
@@ -50,27 +50,27 @@ class StoredSegment:
 
     @property
     def is_condemned(self) -> bool:
-        """Whether a gc marked it."""
+        """Whether gc has marked it."""
         return self.segment.condemned is not None
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """What publishes and pins left in it."""
+        """Its records of publishes and pins."""
         return self.table.records if self.table is not None else ()
 
     @property
     def paths(self) -> "array[int]":
-        """Numbers of the paths that it lists, in the order of its rows."""
+        """Numbers of its paths, in the order of its rows."""
         return self.table.rows.paths if self.table is not None else array("I")
 
     @property
     def sizes(self) -> Iterator[tuple[int, int]]:
-        """The numbers of its paths, each with the compressed bytes of the NAR."""
+        """Numbers of its paths, each with its NAR's compressed size in bytes."""
         return zip(self.paths, self.table.rows.sizes if self.table is not None else (), strict=True)
 
     @property
     def blobs(self) -> Iterator[Descriptor]:
-        """Its manifest and all that this holds."""
+        """Its manifest and layers."""
         yield self.segment.descriptor
         yield from self.layers
 
@@ -95,9 +95,9 @@ class GcState:
     """A repository at gc's start.
 
     Attributes:
-        started: before anything was read: marks' ages are measured from here.
+        started: time before anything was read, from which the age of marks is measured.
         segments: all that the index lists or a tag names.
-        former_indexes: those that the repository can tell of.
+        former_indexes: that the repository can list.
     """
 
     started: datetime
@@ -106,5 +106,5 @@ class GcState:
 
     @cached_property
     def graph(self) -> PathGraph:
-        """What each path refers to; of a large cache it takes seconds to make."""
+        """What each path refers to; for a large cache this takes seconds."""
         return PathGraph(one.table for one in self.segments if one.table is not None)

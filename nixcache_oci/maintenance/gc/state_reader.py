@@ -1,7 +1,7 @@
-"""What gc reads: every segment that the index lists or a tag names, whole, or nothing at all.
+"""Reads every segment that the index lists or a tag names, completely or not at all.
 
-Deciding on half of a cache would condemn what the other half needs: anything that cannot be read ends gc
-here, before it has written a byte. Source: design section 5, promise 2.
+A decision based on half of a cache would condemn what the other half needs: anything that cannot be read ends
+gc here, before it writes anything. Source: design section 5, promise 2.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.wording import counted
 
 _PARALLEL_REQUESTS: Final = 8
-_LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; of these, one at a time is read
+_LARGE_TABLE_BYTES: Final = 1024 * 1024  # compressed; larger tables are read one at a time
 
 
 async def read_state(
@@ -43,19 +43,19 @@ async def read_state(
     untagged: Iterable[UntaggedVersion] = (),
     progress: Progress = SILENT,
 ) -> GcState:
-    """Read all that a repository holds.
+    """Read the whole state of a cache.
 
     Args:
-        repository: where the cache lies.
-        now: the time, asked for before this.
-        untagged: manifests without a tag; those that are former versions of the index become part of it.
-        progress: is told how far it is.
+        repository: of the cache.
+        now: the time before this call.
+        untagged: manifests without a tag, among which former versions of the index are looked for.
+        progress: gets progress.
 
     Raises:
-        RegistryError: the repository could not answer, or misses what it says it has.
-        DigestError: a table is not what its digest says.
-        FormatError: the index, or the table of a segment that is not condemned, cannot be read.
-        LimitError: there is more than is read.
+        RegistryError: the repository could not answer, or lacks what it says it has.
+        DigestError: a table does not match its digest.
+        FormatError: the index, or the table of an uncondemned segment, cannot be read.
+        LimitError: the cache exceeds a limit.
     """
     tags = await _list_tags(repository)
     union = await read_union(repository)
@@ -79,9 +79,9 @@ async def read_state(
     indexed = {descriptor.digest for descriptor in union.index.image_index.manifests}
     listed = {segment.manifest for segment in union.index.segments}
     former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
-    # The rest has its turn in later runs, when these are gone.
+    # The rest is left to later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
-    # Who has a file open keeps it: the folder is needed no longer than it takes to read.
+    # Open files outlive the folder, which is needed only while reading.
     count = len(union.index.segments) + len(unlisted)
     with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
         reader = _SegmentReader(repository, IndexFolder(folder, repository.name), stage)
@@ -107,7 +107,7 @@ async def _list_tags(repository: Repository) -> set[SegmentTag]:
     try:
         tags = await repository.list_tags()
     except NotFoundError:
-        return set()  # the repository said itself that it does not exist
+        return set()  # the repository itself said that it does not exist
     return {tag for tag in map(SegmentTag.parse, tags) if tag is not None}
 
 
@@ -122,13 +122,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 class _SegmentReader:
-    """Reads segments; their tables go through the disk, large ones one at a time.
-
-    Args:
-        repository: where the cache lies.
-        folder: for the tables.
-        stage: is told of their bytes.
-    """
+    """Reads segments; their tables go through the disk, large ones one at a time."""
 
     def __init__(self, repository: Repository, folder: IndexFolder, stage: Stage) -> None:
         self._stage = stage
@@ -152,7 +146,7 @@ class _SegmentReader:
         return await self._read_segment(segment, place, stored.content)
 
     async def read_unlisted(self, tag: SegmentTag) -> StoredSegment | None:
-        """Read what an earlier gc took out of the index; None where it is gone, or nothing of ours."""
+        """Read a segment that an earlier gc unlisted; None if it is gone, or no segment."""
         try:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
@@ -183,7 +177,7 @@ class _SegmentReader:
 
     async def _read_table(self, digest: Digest, layers: Sequence[Descriptor]) -> GcTable:
         sizes = {layer.digest: layer.size for layer in layers}
-        # The pages of a file that was just written count as memory, too.
+        # The pages of a file that was just written also count as memory.
         async with self._large if sizes.get(digest, 0) > _LARGE_TABLE_BYTES else nullcontext():
             file = await fetch_table(self._repository, self._folder, digest, self._budget, self._stage)
             async with self._parsing:
@@ -203,7 +197,7 @@ def _check_same_table(listed: Segment, manifest: Segment) -> None:
 
 
 async def _read_former_index(repository: Repository, version: UntaggedVersion) -> FormerIndex | None:
-    """Tell whether a manifest without a tag was the index once: nothing else is anybody's to sweep."""
+    """Read a manifest without a tag; None unless it was the index once: nothing else may be swept."""
     try:
         stored = await repository.get_manifest(str(version.digest))
         CacheIndex.parse(stored.content)

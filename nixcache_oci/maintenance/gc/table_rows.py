@@ -1,7 +1,6 @@
-"""What gc keeps of a table's narinfos: some hundred bytes a path, where a parsed narinfo takes two thousand.
+"""A compact form of a table's narinfos: about 100 bytes per path, while a parsed narinfo takes 2,000.
 
-A path is a number, and all that is told of it as well. Narinfos are parsed again, out of the table,
-where a segment is rewritten.
+Paths are numbers. Narinfos are parsed again from the table when a segment is rewritten.
 """
 
 from array import array
@@ -22,7 +21,7 @@ _PART_LETTERS: Final = 32
 
 
 class PathNumbers:
-    """Numbers for hash parts, from 0 in the order in which they are first met; one for a whole cache."""
+    """Numbers for hash parts, from 0 in order of first use; one object for a whole cache."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}  # an int of 160 bits is smaller than its letters, or its bytes
@@ -31,11 +30,11 @@ class PathNumbers:
         return len(self._numbers)
 
     def of(self, part: str) -> int:
-        """Give the number of a hash part."""
+        """Return the number of a hash part."""
         return self._numbers.setdefault(to_number(part.encode()), len(self._numbers))
 
     def find(self, parts: Iterable[HashPart]) -> Iterator[int]:
-        """Give the numbers of those of these that have one."""
+        """Yield the numbers of the hash parts that have one."""
         for part in parts:
             number = self._numbers.get(to_number(part.encode()))
             if number is not None:
@@ -47,11 +46,11 @@ class TableRows:
     """The narinfos of one table, in its order.
 
     Attributes:
-        numbers: what the numbers stand for.
-        paths: of each row, the number of its path.
-        sizes: of each row, compressed bytes of its NAR.
-        starts: of each row, where its references start in ``references``; and one more, the end of the last.
-        references: numbers of paths; a row's own is left out.
+        numbers: of the whole cache.
+        paths: number of each row's path.
+        sizes: compressed bytes of each row's NAR.
+        starts: where each row's references start in ``references``; then the end of the last.
+        references: numbers of paths, without a row's own.
     """
 
     numbers: PathNumbers
@@ -67,10 +66,10 @@ class TableRows:
         Args:
             narinfos: of one table.
             blobs: size in bytes of each layer of the segment's manifest.
-            numbers: get those of this table, too; no other thread may use them meanwhile.
+            numbers: to add to; no other thread may use them meanwhile.
 
         Raises:
-            FormatError: what iterating over the narinfos raises, or a NAR that is in no layer.
+            FormatError: a narinfo is malformed, or its NAR is in no layer.
         """
         paths, sizes = array("I"), array("Q")
         starts, references = array("I", [0]), array("I")
@@ -92,9 +91,9 @@ class GcTable:
     """A table, as gc holds it.
 
     Attributes:
-        header: what it says of itself.
-        records: what publishes and pins left in it.
-        size: bytes of its text.
+        header: of the table.
+        records: of publishes and pins.
+        size: of its text in bytes.
         rows: its narinfos.
         narinfos: parses them again, in the same order.
     """
@@ -113,8 +112,8 @@ class PathGraph:
         tables: of the segments; all with the same numbers.
 
     Attributes:
-        count: of the numbers: paths that segments list, and those that they refer to.
-        numbers: what they stand for.
+        count: of paths that are listed or referred to.
+        numbers: of these paths.
     """
 
     def __init__(self, tables: Iterable[GcTable]) -> None:
@@ -138,13 +137,13 @@ class PathGraph:
                 filled[path] += len(mine)
 
     def references(self, path: int) -> "array[int]":
-        """Tell what a path refers to; one may come several times."""
+        """Return what a path refers to, possibly with duplicates."""
         return self._references[self._starts[path] : self._starts[path + 1]]
 
     def reach(self, starts: Iterable[HashPart]) -> bytearray:
-        """Walk from the starts; gives one byte a number, 1 for what was reached.
+        """Walk from the starts; returns one byte per number, 1 for what was reached.
 
-        What no segment lists has no references here, and the walk ends there.
+        The walk ends at paths that no segment lists.
         """
         reached = bytearray(self.count)
         waiting = list(self.numbers.find(starts))

@@ -1,7 +1,7 @@
-"""The repair: what can be sent again, and what has to leave because nobody has it. Pure.
+"""Plans a repair: what to send again, and what to unlist because nobody has it. Pure.
 
-What leaves takes with it all that refers to it: what is served stays complete (design section 5, promise 4).
-A segment that lists something which leaves is replaced by one that lists the rest, with all of its records.
+All that refers to an unlisted path is unlisted with it: what is served stays complete (design section 5,
+promise 4). A segment with unlisted paths is replaced by one with the rest and all of its records.
 """
 
 from collections import Counter, defaultdict
@@ -30,14 +30,14 @@ Listing = tuple[str, HashPart]
 
 @dataclass(frozen=True, slots=True)
 class NeededObject:
-    """A store object that would mend something, if somebody still has it.
+    """A store object that would repair something, if somebody still has it.
 
     Attributes:
         base_name: of the object.
-        nar_hashes: what its NAR has to be, one of these; empty for any.
-        listed: narinfos that vouch for it, and whose bytes cannot be had.
+        nar_hashes: one of which its NAR must have; empty for any.
+        listed: its bad narinfos.
         has_lost_bytes: whether its bytes have to be sent again.
-        has_wrong_bytes: whether there are others in their place.
+        has_wrong_bytes: whether the cache has wrong bytes in their place.
     """
 
     base_name: str
@@ -49,13 +49,13 @@ class NeededObject:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A segment, and what is to be left of it.
+    """A segment, and what to keep of it.
 
     Attributes:
         source: the segment.
         header: of the new table.
-        narinfos: what stays and no other segment lists.
-        records: those that no other segment holds.
+        narinfos: that stay, and that no other segment lists.
+        records: that no other segment holds.
     """
 
     source: ReadSegment
@@ -66,16 +66,16 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What is to leave.
+    """What to change.
 
     Attributes:
         unlisted: store paths that no segment will list, and why.
-        dropped: bad listings of paths that another segment lists well: the path, and the segment's tag.
+        dropped: bad entries of paths that another segment lists correctly: the path and the segment's tag.
         left_out: what cannot be read: the segment's tag, and what it is.
-        lost: segments of which nothing can be read, so that what they listed is not known.
-        rewrites: segments that are replaced, the lost ones among them.
+        lost: segments that cannot be read at all, so that their paths are unknown.
+        rewrites: segments that are replaced, the lost ones included.
         tags: of segments whose manifests are gone, and that no index lists.
-        refusal: why this is only carried out by force, or an empty string.
+        refusal: why this plan needs force, or an empty string.
     """
 
     unlisted: Mapping[str, str] = field(default_factory=dict)
@@ -88,16 +88,11 @@ class RepairPlan:
 
 
 def find_needed(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[NeededObject]:
-    """Find what would mend something; what another segment lists well needs nobody.
-
-    Args:
-        problems: as found.
-        segments: as read.
-    """
+    """Find what would repair something; skips paths that another segment lists correctly."""
     problems = [problem for problem in problems if problem.lacks and problem.kind is not Kind.UNKNOWN]
     kinds: defaultdict[Listing, set[Kind]] = defaultdict(set)
     for problem in problems:
-        # That a path refers to something lost does not make its own bytes bad.
+        # A lost reference does not make a path's own bytes bad.
         if problem.kind is not Kind.REFERENCE:
             kinds[_listing_of(problem)].add(problem.kind)
     good: set[HashPart] = set()
@@ -126,8 +121,8 @@ def find_needed(problems: Iterable[Problem], segments: Iterable[ReadSegment]) ->
 def choose_compression(wanted: Iterable[NeededObject]) -> Literal["zstd", "xz", "none"]:
     """Choose how to compress what is sent again, so that no blob gets the digest of one with wrong bytes.
 
-    Most repositories keep what they have under a digest, whatever its bytes are by now, and take the right
-    ones for there already: so another compression is used than that of the blobs that are bad.
+    Most repositories do not accept a blob again under a digest that they have, whatever its bytes are by now.
+    So the compression differs from that of the bad blobs.
     """
     used = {narinfo.compression for one in wanted if one.has_wrong_bytes for narinfo in one.listed}
     if "zstd" not in used:
@@ -138,12 +133,12 @@ def choose_compression(wanted: Iterable[NeededObject]) -> Literal["zstd", "xz", 
 def find_leaving(
     segments: Iterable[ReadSegment], problems: Iterable[Problem], elsewhere: AbstractSet[HashPart]
 ) -> dict[Listing, str]:
-    """Find what leaves, and why: what is bad, and what refers to something that nobody has then.
+    """Find what has to be unlisted, and why: bad entries, and all that then refers to a missing path.
 
     Args:
         segments: as read.
         problems: as found.
-        elsewhere: what is to be had without these segments: upstream, or because it is sent again.
+        elsewhere: paths that are available without these segments: upstream, or because they are sent again.
     """
     segments = list(segments)
     listings = {(one.tag, part) for one in segments for part in one.narinfos}
@@ -183,8 +178,8 @@ def plan_repair(
     Args:
         segments: as read.
         problems: as found.
-        leaving: what leaves.
-        restored: what would be listed by then, where this is only tried.
+        leaving: from ``find_leaving``.
+        restored: for a dry run, what would be listed again by then.
     """
     broken = {problem.segment for problem in problems if problem.kind in _OF_A_TABLE}
     rewritten = [
@@ -238,12 +233,12 @@ def plan_repair(
 def plan_replacement(
     segments: Sequence[ReadSegment], problems: Iterable[Problem], restored: AbstractSet[HashPart]
 ) -> RepairPlan:
-    """Decide what replaces segments whose manifests or tables are gone; all else stays as it is for now.
+    """Decide what replaces segments whose manifests or tables are gone; everything else stays for now.
 
     Args:
         segments: as read.
-        problems: as found; what has lost its bytes cannot be listed by a new segment.
-        restored: what is sent again behind this.
+        problems: as found; a new segment cannot list what has lost its bytes.
+        restored: what is sent again after this.
     """
     problems = list(problems)
     gone = {problem.segment for problem in problems if problem.kind is Kind.SEGMENT}
@@ -255,7 +250,7 @@ def plan_replacement(
 
 
 def _refuse(segments: Iterable[ReadSegment], unlisted: Mapping[str, str], lost: Iterable[ReadSegment]) -> str:
-    """Keep a wrong key, an upstream that is not named, or a disk that is gone from emptying a cache."""
+    """Refuse to unlist most of a cache: a wrong key, a missing upstream or a lost disk may be the cause."""
     unknown = sum(one.segment.paths for one in lost)
     gone = len(unlisted) + unknown
     total = len({part for one in segments for part in one.narinfos}) + unknown

@@ -1,7 +1,6 @@
-"""What a repair knows of each segment: whatever of it can be read, and what has to be left out.
+"""Reads as much of each segment as possible, for a repair.
 
-Where a table breaks the format, its stanzas are read one by one: one bad line costs one stanza, and not the
-segment.
+The stanzas of a malformed table are read one by one: a bad line costs one stanza, not the segment.
 """
 
 import asyncio
@@ -33,9 +32,9 @@ class ReadSegment:
 
     Attributes:
         segment: as listed.
-        header: of its table; None where nothing of that can be read.
-        narinfos: what it lists.
-        records: what publishes and pins left in it.
+        header: of its table; None if nothing of that can be read.
+        narinfos: that it lists.
+        records: of publishes and pins.
         left_out: one line for each stanza that cannot be read.
     """
 
@@ -47,23 +46,23 @@ class ReadSegment:
 
     @property
     def tag(self) -> str:
-        """What names it in problems."""
+        """Its name in problems."""
         return str(self.segment.tag)
 
 
 async def read_segments(
     repository: Repository, inventory: Inventory, entries: Iterable[Entry]
 ) -> list[ReadSegment]:
-    """Put together what is known of every segment.
+    """Collect what can be read of every segment.
 
     Args:
-        repository: where tables are read again that cannot be read as a whole.
-        inventory: what is listed.
+        repository: to read malformed tables from again.
+        inventory: of the cache.
         entries: every narinfo in it that can be read.
 
     Raises:
         RegistryError: the repository could not answer.
-        LimitError: there is more to read again than is read.
+        LimitError: the tables to read again exceed a limit.
     """
     narinfos: dict[str, dict[HashPart, NarInfo]] = {}
     for entry in entries:
@@ -91,7 +90,7 @@ async def read_segments(
 
 
 def _check_whole(file: TableFile) -> tuple[Record, ...]:
-    """Give the records of a table that gc can read; one that it cannot is read stanza by stanza."""
+    """Return the records of a table that gc can read; FormatError for any other."""
     for _ in file.narinfos():
         pass
     return file.records()
@@ -104,7 +103,7 @@ async def _salvage(repository: Repository, segment: Segment, budget: TableBudget
         )
         return await asyncio.to_thread(_salvage_table, segment, inflate_table(compressed, budget))
     except LimitError:
-        raise  # it may be as good as the others
+        raise  # the table may be intact
     except (DigestError, FormatError, RegistryError) as error:
         await raise_unless_damage(repository, error)
         return ReadSegment(segment)
@@ -114,7 +113,7 @@ def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
     """Read a table stanza by stanza.
 
     Raises:
-        FormatError: not even its header can be read.
+        FormatError: its header cannot be read.
     """
     head, *stanzas = _stanzas(text)
     header = parse_header(head)

@@ -1,8 +1,8 @@
-"""Carrying a repair out, in an order in which a crash at any point loses nothing.
+"""Carries out a repair, in an order in which a crash at any point loses nothing.
 
-First what is to stay is pushed, each segment under a tag of its own; then one write of the index lists it in
-the place of what was broken; then the broken segments' manifests go, for their tags would bring them back.
-Killed anywhere, something is listed twice, and the next run goes on.
+First the replacements are pushed, each segment under its own tag; then one write of the index lists them
+instead of the broken ones; then the broken segments' manifests are deleted, because their tags would bring
+them back. After a crash, something may be listed twice, and the next run continues.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ class Repaired:
     """What a repair wrote.
 
     Attributes:
-        written: segments in place of others.
+        written: segments that replace others.
         deleted: tags of segments that are gone.
-        refused: tags of segments that the repository keeps, and why: they are marked as gc marks what is
-            dead, and what they list is the last choice.
-        is_index_confirmed: whether the index was seen as it was written; if not, nothing was deleted, and the
-            next run goes on.
+        refused: tags of segments that the repository keeps, and why: they are marked as condemned, which
+            makes their entries the last choice.
+        is_index_confirmed: whether the index was read back as written; if not, nothing was deleted, and the
+            next run continues.
     """
 
     written: tuple[Segment, ...] = ()
@@ -66,20 +66,20 @@ async def carry_out_repair(
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Repaired:
-    """Do what the plan says, its refusal aside.
+    """Carry out the plan, ignoring its refusal.
 
     Args:
-        repository: where the cache lies, with leave to push.
-        remover: deletes.
+        repository: of the cache, with the right to push.
+        remover: deletes manifests.
         plan: what to do.
-        max_layers: of a segment that is written, its table among them.
+        max_layers: of a segment that is written, its table included.
         max_blob_bytes: of a table; None for any size.
-        source: address of the GitHub repository: GHCR links the package to it.
+        source: URL of the GitHub repository: GHCR links the package to it.
         clock: tells the time.
-        sleep: waits so many seconds between tries.
+        sleep: waits some seconds between tries.
 
     Raises:
-        Error: the repository could not do it; the next run goes on.
+        Error: the repository failed; the next run continues.
     """
     written: list[Segment] = []
     options = SegmentOptions(max_layers, max_blob_bytes, source)
@@ -102,7 +102,7 @@ async def carry_out_repair(
         _refuse_version1(repository, union)
         return _change(union, written, replaced, refused, clock(), source)
 
-    # Whoever read the index before it was written, and wrote it since, lists again what is gone.
+    # A writer that read the index before it was written may have listed the deleted segments again.
     union = await read_union(repository, (*written, *replaced.values()))
     is_confirmed = True
     if refused or any(segment.manifest in replaced for segment in union.index.segments):
@@ -139,7 +139,7 @@ def _change(
     time: datetime,
     source: str | None,
 ) -> CacheIndex:
-    """Make the index: what others did is carried over verbatim."""
+    """Make the index; other writers' changes are kept."""
     kept = set(refused)
     segments: list[Segment] = []
     for segment in union.index.segments:
@@ -154,7 +154,7 @@ def _change(
 async def _delete(
     repository: Repository, remover: Remover, segments: Iterable[Segment], tags: "_Tags"
 ) -> dict[Digest, str]:
-    """Delete the manifests of segments that the index no longer lists; gives those that are kept, and why."""
+    """Delete the manifests of replaced segments; returns those that are kept, and why."""
     refused: dict[Digest, str] = {}
     for segment in segments:
         try:
@@ -168,12 +168,12 @@ async def _delete(
 
 
 class _Tags:
-    """Takes tags away whose manifests are lost: gc does not run while there are any.
+    """Removes tags whose manifests are lost: gc does not run while there are any.
 
-    No repository does that but with the manifest that the tag points at, so that it first gets another one.
+    Repositories delete a tag only with its manifest, so it first gets another one.
 
     Attributes:
-        refused: those that stay, and why.
+        refused: tags that stay, and why.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class _Tags:
         self.refused: dict[str, str] = {}
 
     async def free(self, tag: SegmentTag) -> None:
-        """Take a tag away, if it is there and its manifest is not."""
+        """Remove a tag that exists without its manifest."""
         try:
             if await self._is_lost(tag) and not await self._replace(tag):
                 self.refused[str(tag)] = "the repository keeps the tag: delete it manually"
@@ -193,7 +193,7 @@ class _Tags:
             self.refused[str(tag)] = str(error)
 
     async def _is_lost(self, tag: SegmentTag) -> bool:
-        """Look more than once: just after a push, a registry may list a tag before it knows the manifest."""
+        """Look several times: just after a push, a registry may list a tag before it knows the manifest."""
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
@@ -222,7 +222,7 @@ class _Tags:
 async def _push(
     repository: Repository, rewrite: Rewrite, created: datetime, options: SegmentOptions
 ) -> list[Segment]:
-    """Push what is left of a segment; no blob is moved, for nothing vouches for what lies in them."""
+    """Push what is left of a segment; no blob is repacked, because their content is not verified here."""
     if rewrite.header is None or not (rewrite.narinfos or rewrite.records):
         return []
     return await write_segments(
@@ -236,13 +236,13 @@ async def _push(
 
 
 async def _describe_blobs(repository: Repository, rewrite: Rewrite) -> dict[Digest, Descriptor]:
-    """Describe the blobs, as the manifest does; where it does not, ask."""
+    """Describe the blobs from the manifest, or else by asking the repository."""
     layers: dict[Digest, Descriptor] = {}
     try:
         stored = await repository.get_manifest(str(rewrite.source.segment.manifest))
         layers = {layer.digest: layer for layer in Manifest.parse(stored.content).layers}
     except (NotFoundError, FormatError):
-        pass  # then the narinfos are all that tells of them
+        pass  # then only the narinfos describe them
     by_blob = {NarUrl.parse(narinfo.url).blob: narinfo for narinfo in rewrite.narinfos}
     unknown = [narinfo for blob, narinfo in by_blob.items() if blob not in layers]
     described = await run_all((_describe(repository, one) for one in unknown), _PARALLEL_REQUESTS)
