@@ -132,9 +132,7 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         nix_environment(values),
         publish,
         with_content=arguments.content,
-        repair=RepairOptions(arguments.dry_run, arguments.force, publish.segments)
-        if arguments.repair
-        else None,
+        repair=repair if arguments.repair else None,
         is_json=arguments.json,
     )
 
