@@ -1,7 +1,6 @@
 """The parser of the command line: says in one line what is wrong, and what was probably meant."""
 
 import argparse
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -64,6 +63,8 @@ def _flags_of(words: Iterable[str], *, stops_at_word: bool) -> Iterable[str]:
 
 def _suggest(word: str, known: Iterable[str]) -> str:
     """Ask whether the nearest was meant, where there is one."""
+    import difflib  # noqa: PLC0415 -- with what it imports, a twentieth of a start, and only an error needs it
+
     by_letters = {name.lstrip("-"): name for name in known}
     letters = word.lstrip("-").lower().replace("_", "-")
     begun = [name for name in by_letters if letters and name.startswith(letters)]
