@@ -70,10 +70,10 @@ def test_disk_usage_falls_by_what_was_dropped(nix: NixSandbox, key: SecretKey, t
 def test_pins_are_listed_and_removed(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
     """What is not in the cache cannot be pinned, and what is not pinned cannot be removed."""
     machine = machine_of(ghcr, nix, key, tmp_path)
-    (path,) = nix.build_paths(1)
-    refused = machine.run("pin", "create", "release", path)
-    assert (refused.status, "publish it first" in refused.stderr) == (1, True)
+    path, other = nix.build_paths(2)
     machine.run("push", path).check()
+    refused = machine.run("pin", "create", "release", other)
+    assert (refused.status, "publish it first" in refused.stderr) == (1, True)
     machine.run("pin", "create", "release", path, "--keep-revisions", "3").check()
     assert "for 3 revisions" in machine.run("pin", "list").check().stdout
     unknown = machine.run("pin", "remove", "other")

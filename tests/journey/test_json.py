@@ -115,7 +115,8 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     assert (again["pushed"], again["written"], again["plan"]["cached"]) == ([], [], 1)
     assert story.run("push", "--stdin")["plan"] == {"upstream": 0, "cached": 0, "sign": [], "push": []}
     second = SecretKey.generate("json-2").render()
-    assert story.run("push", one, settings={"NIX_SIGNING_KEY": second})["signed"] == [one]
+    signed = story.run("push", one, "--new-key", settings={"NIX_SIGNING_KEY": second})["signed"]
+    assert signed == [one]
     outputs = story.run("publish", "--file", str(expression), status=1)["outputs"]
     assert [(output["attr"], len(output["paths"]), output["reason"] is None) for output in outputs] == [
         ("good", 1, True),

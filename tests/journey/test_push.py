@@ -90,7 +90,7 @@ def test_how_much_is_said(machine: Machine, nix: NixSandbox) -> None:
     """With `-q` the result alone; `-v` logs what is decided, `-vv` each request, whatever `-q` would say."""
     paths = nix.build_paths(3)
     quiet = machine.run("push", "-q", paths[0]).check()
-    assert (quiet.stderr, " paths pushed (" in quiet.stdout) == ("", True)
+    assert (quiet.stderr, " 1 path pushed (" in quiet.stdout) == ("", True)
     assert "0 to push" in machine.run("push", paths[0]).check().stderr
     said = machine.run("-v", "push", paths[1]).check().stderr
     for event in ("cache read", "segment pushed", "index written"):
