@@ -69,7 +69,8 @@ async def relay(
         what was sent; where it was cut, the connection is closed, and nothing can follow.
     """
     # Have the first bytes before the head is sent: until then, a failure is a plain 404.
-    first = await anext(chunks, b"")
+    # In a list, to be taken out: a name would hold them for as long as the stream lasts.
+    first = [await anext(chunks, b"")]
     status = 206 if hdrs.CONTENT_RANGE in headers else 200
     response = web.StreamResponse(status=status, headers=headers)
     await response.prepare(request)
@@ -95,13 +96,13 @@ async def relay(
 async def _write_all(
     request: web.Request,
     response: web.StreamResponse,
-    first: bytes,
+    first: list[bytes],
     chunks: AsyncIterator[bytes],
     count: Callable[[int], None],
 ) -> None:
     connection = connection_of(request)
     left = response.content_length
-    chunk: bytes | None = first
+    chunk: bytes | None = first.pop()
     while chunk is not None:
         if left is not None:
             # The library would send fewer bytes than it announced, and the next head would become the rest.
