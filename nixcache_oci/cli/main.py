@@ -160,7 +160,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         if name in verbs:
             verbs[name].add_parser(_Summarized(subparsers, summary))
         else:
-            subparsers.add_parser(name, help=summary)
+            subparsers.add_parser(name, help=summary, add_help=False)  # never used: flags would cost time
     return parser
 
 

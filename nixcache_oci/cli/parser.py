@@ -18,7 +18,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  argparse's own
         super().__init__(**options)
-        add_verbosity(self)
+        if self.add_help:
+            add_verbosity(self)
 
     def parse_known_args(  # type: ignore[override]  # overloads let a namespace be of any class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

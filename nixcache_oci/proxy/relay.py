@@ -71,7 +71,8 @@ async def relay(
         The response; if it was cut, the connection is closed.
     """
     # Wait for the first bytes before sending the head: until then, a failure is a 404.
-    first = await anext(chunks, b"")
+    # In a list, to be taken out: a name would hold them for as long as the stream lasts.
+    first = [await anext(chunks, b"")]
     status = 206 if hdrs.CONTENT_RANGE in headers else 200
     response = web.StreamResponse(status=status, headers=headers)
     await response.prepare(request)
@@ -97,13 +98,13 @@ async def relay(
 async def _write_all(
     request: web.Request,
     response: web.StreamResponse,
-    first: bytes,
+    first: list[bytes],
     chunks: AsyncIterator[bytes],
     count: Callable[[int], None],
 ) -> None:
     connection = connection_of(request)
     left = response.content_length
-    chunk: bytes | None = first
+    chunk: bytes | None = first.pop()
     while chunk is not None:
         if left is not None:
             # The library would send fewer bytes than announced, and the next head would fill the gap.

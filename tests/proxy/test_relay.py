@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Self
 
 import pytest
 from aiohttp import web
@@ -76,6 +77,34 @@ async def serving(chunks: Chunks, size: int | None) -> AsyncIterator[Bench]:
         yield bench
     finally:
         await runner.cleanup()
+
+
+class Piece(bytes):
+    """Bytes that count how many of them are held."""
+
+    held = 0
+
+    def __new__(cls, content: bytes) -> Self:
+        cls.held += 1
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        type(self).held -= 1
+
+
+async def test_no_piece_is_held_after_it_was_sent() -> None:
+    """Not the first either: of 128 streams, each would hold it until its end."""
+    most_held = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal most_held
+        for _ in range(5):
+            yield Piece(b"piece")
+            most_held = max(most_held, Piece.held)
+
+    async with serving(chunks, 25) as bench:
+        assert (await bench.ask(GET)).endswith(b"piece" * 5)
+    assert most_held == 1
 
 
 async def test_a_whole_nar() -> None:
