@@ -91,7 +91,7 @@ def test_how_much_is_said(machine: Machine, nix: NixSandbox) -> None:
     """With `-q` the result alone; `-v` logs what is decided, `-vv` each request, whatever `-q` would say."""
     paths = nix.build_paths(3)
     quiet = machine.run("push", "-q", paths[0]).check()
-    assert (quiet.stderr, " paths pushed (" in quiet.stdout) == ("", True)
+    assert (quiet.stderr, " 1 path pushed (" in quiet.stdout) == ("", True)
     assert "0 to push" in machine.run("push", paths[0]).check().stderr
     said = machine.run("-v", "push", paths[1]).check().stderr
     for event in ("cache read", "segment pushed", "index written"):
@@ -193,6 +193,7 @@ def test_a_new_key_signs_what_is_there(
     file.write_text(new.render())
     ran = machine.run("push", *paths, "--signing-key-file", str(file), "--new-key").check()
     assert f"0 cached, {PATHS + 1} to sign, 0 to push" in ran.stderr
+    assert f": 0 paths pushed (0 B, 0 B compressed), {PATHS + 1} paths signed in " in ran.stdout
     assert ghcr.server.count("upload-put") == 1
     signed = {tuple(sig.key_name for sig in table.narinfos[0].sigs) for table in tables_of(ghcr)}
     assert signed == {(key.name,), (key.name, new.name)}
