@@ -80,4 +80,5 @@ def parse_answer(value: object) -> Answer:
 
 def describe_kind(kind: str) -> str:
     """Say that something of another type is no derivation."""
-    return f"is not a derivation, but a {kind}" if kind != NOTHING else "is not a derivation"
+    article = "an" if kind.startswith("int") else "a"
+    return f"it is {article} {kind}, not a derivation" if kind != NOTHING else "it is not a derivation"
