@@ -1,8 +1,8 @@
 """Running the proxy: start from disk, listen, serve, and stop within five seconds."""
 
 import asyncio
-import errno
 import ctypes
+import errno
 import logging
 import signal
 import socket
