@@ -4,7 +4,7 @@ The catalog answers one question fast, the inventory all of them slowly.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Self
@@ -245,6 +245,17 @@ class Inventory:
             row = file.find(hash_part)
             if row is not None:
                 yield file, row, segment
+
+
+def choose_served(entries: Iterable[Entry]) -> list[Entry]:
+    """Choose of each store path what clients get where no variant is preferred for its signature."""
+    best: dict[HashPart, Entry] = {}
+    for entry in entries:
+        other = best.setdefault(entry.narinfo.store_path.hash_part, entry)
+        if other is not entry:
+            chosen = min(other, entry, key=lambda one: _rank(Listed.of(one)))
+            best[entry.narinfo.store_path.hash_part] = chosen
+    return list(best.values())
 
 
 def _tag(segment: Segment | None) -> str:

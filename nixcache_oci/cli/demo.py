@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import shlex
+import shutil
 import tempfile
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,9 @@ from nixcache_oci.settings.values import Values
 
 _STORE_DIR = "/nix/store"
 _KEY_NAME = "nixcache-oci-demo-1"
+_FETCH_WITHOUT_CURL = (
+    "python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())'"
+)
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -120,14 +124,15 @@ async def _publish_sample(repository: Repository, key: SecretKey) -> NarInfo:
 def _what_to_try(address: str, sample: NarInfo, public_key: PublicKey, cache: Path) -> str:
     path = sample.store_path
     key = shlex.quote(str(public_key))
+    fetch = "curl" if shutil.which("curl") is not None else _FETCH_WITHOUT_CURL
     return f"""\
 A cache with one store object is served at {address}
 
 Its narinfo:
-  curl {address}/{path.hash_part}.narinfo
+  {fetch} {address}/{path.hash_part}.narinfo
 
 What an operator sees:
-  curl {address}/_status
+  {fetch} {address}/_status
 
 Into a store of its own, where Nix is installed (nothing of this machine's store is touched):
   nix-store --store "$(mktemp -d)" --option substituters {address} --option substitute true \\

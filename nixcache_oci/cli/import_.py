@@ -82,7 +82,7 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument(
         "source", metavar="URL|DIR", help="a folder, file:///path, or https://cache.example.org"
     )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="store path or hash part")
+    parser.add_argument("paths", nargs="*", default=[], metavar="PATH", help="store path or hash part")
     parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
     add_sending_flags(parser, variables.PUBLIC_KEYS, variables.STORE_DIR, usual_jobs=str(_JOBS))
     # What only those need who compress.

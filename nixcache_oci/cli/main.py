@@ -150,7 +150,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     """Describe the whole command line; of verbs that are not given, by name, the summary alone."""
     parser = Parser(
         prog=PROGRAM,
-        description="A Nix binary cache that lies in an OCI registry.",
+        description="A Nix binary cache that is kept in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
         allow_abbrev=False,
     )

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
@@ -174,7 +174,12 @@ def _pin(arguments: argparse.Namespace, view: CacheView, asked: Asked) -> _Chang
         records = tuple(PinRecord(arguments.name, path, time, keep) for path in paths)
     except FormatError as error:
         raise UsageError(f"pin: {error}") from None
-    return _Change(arguments.name, known, records, found.left_out)
+    change = _Change(arguments.name, known, records, found.left_out)
+    if keep == "forever" and not change.released:
+        # What is kept so already gains nothing by another record.
+        kept = {pin.path for pin in _counting(known) if (pin.name, pin.keep) == (arguments.name, keep)}
+        change = replace(change, records=tuple(pin for pin in records if pin.path not in kept))
+    return change
 
 
 def _unpin(name: str, view: CacheView) -> _Change:

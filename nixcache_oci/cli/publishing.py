@@ -338,8 +338,11 @@ def report(
     if published.is_needless:
         line = f"{repository.name}: 0 paths pushed, nothing written: all of it is listed and recorded"
     else:
-        count = counted(len(pushed), "path")
-        line = f"{repository.name}: {count} pushed ({size}, {packed} compressed) in {took}"
+        sent = f"{counted(len(pushed), 'path')} pushed ({size}, {packed} compressed)"
+        relisted = {info.store_path for info, _ in plan.relist}
+        signed = sum(narinfo.store_path in relisted for narinfo in published.listed)
+        more = f", {counted(signed, 'path')} signed" if signed else ""
+        line = f"{repository.name}: {sent}{more} in {took}"
     if not published.is_index_confirmed:
         complain("others write the index at the same time; what was pushed is found by its tag")
     keys = [str(key) for key in settings.options.public_keys]

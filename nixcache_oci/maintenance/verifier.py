@@ -9,7 +9,7 @@ from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory
+from nixcache_oci.cache.inventory import VERSION1, Entry, Inventory, choose_served
 from nixcache_oci.cache.listing import read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
@@ -27,6 +27,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by, is_unsigned
 from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.wording import counted
@@ -46,8 +47,8 @@ class Verifier:
         progress: gets progress.
 
     Attributes:
-        unsigned: listed paths that nobody vouches for.
-        foreign: listed paths that are signed, but by none of the keys.
+        unsigned: paths that clients get without anyone vouching for them.
+        foreign: paths that clients get signed, but by none of the keys.
     """
 
     def __init__(
@@ -125,18 +126,21 @@ class Verifier:
         """Tell whether a known key signed it, or it is content-addressed."""
         return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
 
-    def _check_signatures(self, entries: Iterable[Entry]) -> list[Problem]:
-        doubtful = [
-            entry
-            for entry in entries
-            if not (is_signed_by(entry.narinfo, self._keys) or is_content_addressed(entry.narinfo))
-        ]
-        unsigned = {entry.narinfo.store_path for entry in doubtful if is_unsigned(entry.narinfo)}
-        foreign = {entry.narinfo.store_path for entry in doubtful if entry.narinfo.sigs}
-        self.unsigned, self.foreign = len(unsigned), len(foreign)
+    def _check_signatures(self, entries: Sequence[Entry]) -> list[Problem]:
+        doubtful = [entry for entry in entries if not is_accepted(entry.narinfo, self._keys)]
+        paths = {entry.narinfo.store_path for entry in doubtful}
+        # Of several variants, what clients get decides: a path may be signed long after it was published.
+        served = choose_served(entry for entry in entries if entry.narinfo.store_path in paths)
+        refused = [one.narinfo for one in served if not is_accepted(one.narinfo, self._keys)]
+        self.unsigned = sum(map(is_unsigned, refused))
+        self.foreign = sum(bool(narinfo.sigs) for narinfo in refused)
         if not self._keys:
             return []  # there is none that could have signed them
-        return [problem_of(entry, Kind.SIGNATURE, "no known key signed it") for entry in doubtful]
+        paths = {narinfo.store_path for narinfo in refused}
+        what = "no known key signed it"
+        return [
+            problem_of(entry, Kind.SIGNATURE, what) for entry in doubtful if entry.narinfo.store_path in paths
+        ]
 
     async def _check_references(self, entries: Iterable[Entry]) -> list[Problem]:
         entries = list(entries)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import logging
 import signal
 import socket
@@ -164,15 +165,14 @@ async def _listen(
             return [await loop.create_server(front, sock=both, backlog=_BACKLOG)]
         return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
     except OSError as error:
-        raise Error(
-            f"cannot listen on {config.listen} port {config.port}: {_reason(error)}; stop the program that "
-            "listens there, or set NIXCACHE_PORT (0 picks a free port) or NIXCACHE_LISTEN"
-        ) from None
-
-
-def _reason(error: OSError) -> str:
-    text = (error.strerror or str(error)).lower()
-    return "address already in use" if "address already in use" in text else text
+        reason = (error.strerror or str(error)).lower()
+        remedy = (
+            "set NIXCACHE_LISTEN to an address of this machine, or NIXCACHE_PORT to a port that you may use"
+        )
+        if error.errno == errno.EADDRINUSE:
+            reason = "address already in use"  # which asyncio says at length
+            remedy = "stop the program that listens there, or set NIXCACHE_PORT (0 picks a free port)"
+        raise Error(f"cannot listen on {config.listen} port {config.port}: {reason}; {remedy}") from None
 
 
 def _address(address: object) -> str:

@@ -256,8 +256,22 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     found = diagnose(capsys)
     failed = "registry" if host.startswith("127") else "name resolution"
     assert found[failed][0] == "error"
+    assert "is the registry's name right" in found[failed][1]
+    assert "[Errno" not in found[failed][1]
     behind = {name: found[name][0] for name in ("token", "clock", "pull", "visibility", "index")}
     assert set(behind.values()) == {"skipped"}
+
+
+def test_a_registry_that_speaks_no_tls(
+    ghcr: Ghcr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy is how to write it, and no guess beside that."""
+    settle(monkeypatch, ghcr, tmp_path)
+    host = os.environ["NIXCACHE_REGISTRY"].removeprefix("http://")
+    monkeypatch.setenv("NIXCACHE_REGISTRY", f"https://{host}")
+    level, text = diagnose(capsys)["registry"]
+    assert level == "error"
+    assert text.endswith(f" is written http://{host}; ")
 
 
 def test_a_token_service_that_stands_still(

@@ -390,3 +390,31 @@ def test_what_the_system_refuses_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"nixcache-oci: error: {message}")
     assert said.count("\n") == 1
+
+
+def test_an_interrupted_start_shows_no_traceback() -> None:
+    """Modules take a second to load on a slow machine: whoever interrupts that sees nothing of Python's."""
+    script = """
+        import sys, time
+
+        class Slow:
+            def find_spec(self, name, path, target=None):
+                if name == "nixcache_oci.cli.main":
+                    print("loading", flush=True)
+                    time.sleep(60)
+
+        sys.meta_path.insert(0, Slow())
+        from nixcache_oci.__main__ import main
+        main()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+        assert process.returncode == -signal.SIGINT

@@ -1,6 +1,6 @@
 """The verb ``pin`` says what it did: to which path, for how long, and what the name keeps beside."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,25 @@ def test_it_says_what_it_did(cache: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     assert main(["pin", "remove", "relaese"]) == FAILED
     assert "there is no pin relaese; did you mean release?" in capsys.readouterr().err
+
+
+def test_what_is_pinned_already_is_not_pinned_again(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written, and what holds is said once."""
+    stays = f"oci:{cache}: {A_PATH} stays pinned as other, kept forever"
+    pins = run_json(capsys, "pin", "list")["pins"]
+    assert main(["pin", "create", "other", str(A_PATH)]) == DONE
+    assert capsys.readouterr().out.splitlines() == [stays]
+    assert run_json(capsys, "pin", "list")["pins"] == pins
+
+
+def test_a_repeated_pin_that_ends_another_is_recorded(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It displaces what was pinned meanwhile until one other would be."""
+    later = PinRecord("other", B_PATH, CREATED + timedelta(days=1), "for 1 revisions")
+    write_layout(cache, lambda repository: publish(repository, [B], records=[later]))
+    done = run_json(capsys, "pin", "create", "other", str(A_PATH))
+    assert [pin["path"] for pin in done["released"]] == [str(B_PATH)]
 
 
 def test_it_says_so_as_json(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,24 @@ def test_a_bad_signature(settings: Path, capsys: pytest.CaptureFixture[str]) -> 
     """Signed by nobody whom the cache records, or whom the user trusts."""
     put(settings, BASE, keys=(SecretKey.generate(KEY.name),))
     assert problems(capsys) == {path_of(BASE): "no known key signed it"}
+
+
+@pytest.mark.parametrize("is_signed_later", [True, False])
+def test_a_path_is_judged_by_what_clients_get(
+    settings: Path, capsys: pytest.CaptureFixture[str], *, is_signed_later: bool
+) -> None:
+    """Signed after it was published, it is well, and counts as unsigned no more."""
+
+    async def story(repository: Repository) -> None:
+        versions = [BASE.signed(), BASE.signed(KEY)]
+        for days, one in enumerate(versions if is_signed_later else reversed(versions)):
+            await publish(repository, [one], keys=[KEY], created=CREATED + timedelta(days=days))
+
+    write_layout(settings, story)
+    assert problems(capsys) == ({} if is_signed_later else {path_of(BASE): "no known key signed it"})
+    main(["verify", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["unsigned"], found["foreignSigned"]) == (0 if is_signed_later else 1, 0)
 
 
 def test_a_dangling_reference(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:

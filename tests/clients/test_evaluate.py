@@ -1,3 +1,5 @@
+import asyncio
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,9 +113,9 @@ async def test_what_throws_hides_nothing(story: NixStory) -> None:
     assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c", "nixosConfigurations.good"]
     assert _failures(found) == {
         f"packages.{SYSTEM}.b": "b is broken",
-        f"packages.{SYSTEM}.d": "is not a derivation, but a set",
+        f"packages.{SYSTEM}.d": "it is a set, not a derivation",
         "nixosConfigurations.bad": "bad is broken",
-        "nixosConfigurations.other": "is not a derivation",
+        "nixosConfigurations.other": "it is not a derivation",
     }
     assert any("b is broken" in line for line in story.lines)
 
@@ -264,6 +266,17 @@ async def test_a_folder_by_its_name(story: NixStory, monkeypatch: pytest.MonkeyP
     assert len((await evaluate_flake(story.nix(), "flake", SYSTEMS)).outputs) == 1
 
 
+@pytest.mark.needs("git")
+def test_a_dirty_tree_is_said_once(story: NixStory) -> None:
+    """Not for each question that Nix is asked."""
+    flake = story.write_flake(_EVERYTHING).removeprefix("path:")
+    git = ["git", "-C", flake]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "flake.nix"], check=True)
+    assert _attrs(asyncio.run(evaluate_flake(story.nix(), flake, SYSTEMS)))
+    assert sum("is dirty" in line for line in story.lines) == 1
+
+
 _FILE = f"""{{ name ? "x" }}: let
   mk = name: derivation {{ inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; }};
 in {{ a = mk "${{name}}-a"; b = throw "b is broken"; nested.c = mk "c"; text = "text"; }}"""
@@ -284,7 +297,7 @@ async def test_attributes_of_a_file(story: NixStory) -> None:
     file = story.write("default.nix", _FILE) / "default.nix"
     found = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["nested.c", "text", "a*"])
     assert sorted(_attrs(found)) == ["a", "nested.c"]
-    assert _failures(found) == {"text": "is not a derivation, but a string"}
+    assert _failures(found) == {"text": "it is a string, not a derivation"}
     missing = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["absent"])
     assert "absent" in _failures(missing)["absent"]
     with pytest.raises(UsageError, match=r"--attr z\*: no output matches; this flake has: a, b, "):

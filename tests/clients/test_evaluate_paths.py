@@ -117,7 +117,7 @@ async def test_any_path_of_attributes(story: NixStory, attr: str, names: list[st
 async def test_what_a_path_cannot_mean(story: NixStory) -> None:
     """A set says how to name what is in it; what throws is its own failure; a typo is told what there is."""
     (failure,) = (await _find(story, ["hydraJobs.build"])).failures
-    assert failure.reason == "is not a derivation, but a set; --attr 'hydraJobs.build.*' means what is in it"
+    assert failure.reason == "it is a set, not a derivation; --attr 'hydraJobs.build.*' means what is in it"
     (failure,) = (await _find(story, ["legacyPackages.hello", "release"])).failures
     assert (failure.attr, failure.reason) == (f"legacyPackages.{SYSTEM}.hello", "not this one")
     for attr in (

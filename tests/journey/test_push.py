@@ -192,6 +192,7 @@ def test_a_new_key_signs_what_is_there(
     file.write_text(new.render())
     ran = machine.run("push", *paths, "--signing-key-file", str(file), "--new-key").check()
     assert f"0 cached, {PATHS + 1} to sign, 0 to push" in ran.stderr
+    assert f": 0 paths pushed (0 B, 0 B compressed), {PATHS + 1} paths signed in " in ran.stdout
     assert ghcr.server.count("upload-put") == 1
     signed = {tuple(sig.key_name for sig in table.narinfos[0].sigs) for table in tables_of(ghcr)}
     assert signed == {(key.name,), (key.name, new.name)}

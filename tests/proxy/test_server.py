@@ -78,6 +78,18 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert "NIXCACHE_PORT" in line
 
 
+@pytest.mark.parametrize("address", ["host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine_is_one_clear_line(tmp_path: Path, address: str) -> None:
+    """Nothing listens there that could be stopped."""
+    run = run_proxy(tmp_path, NIXCACHE_LISTEN=address)
+    assert run.returncode == 1
+    line = error_line(run)
+    assert f"cannot listen on {address} " in line
+    assert line.endswith(
+        "; set NIXCACHE_LISTEN to an address of this machine, or NIXCACHE_PORT to a port that you may use"
+    )
+
+
 @pytest.mark.needs("bwrap")
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_second_run_on_a_disk_that_takes_nothing(

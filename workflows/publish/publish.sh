@@ -26,7 +26,7 @@ find_reading_reason() {
   reason=
   if [ "$origin" = foreign ]; then
     reason="the code is ${HEAD_REPOSITORY:+that of $HEAD_REPOSITORY}"
-    if [ -z "${HEAD_REPOSITORY-}" ]; then reason="whose code this is, ${GITHUB_EVENT_NAME:-no event} does not tell"; fi
+    if [ -z "${HEAD_REPOSITORY-}" ]; then reason="${GITHUB_EVENT_NAME:-no event} does not tell whose code this is"; fi
   elif [ "${GITHUB_EVENT_NAME-}" = pull_request ]; then
     if ! is_true pull-requests "${INPUT_PULL_REQUESTS:-false}"; then
       reason='this is a pull request, and the input pull-requests is not true'
@@ -84,13 +84,13 @@ fi
 
 find_reading_reason
 if [ -n "$reason" ]; then
-  notice "$reason: it is built, and nothing is pushed"
+  notice "building, and pushing nothing: $reason"
   become_reader
 fi
 # A setting of a flake may be a program, which runs as this user.
 add_switch --accept-flake-config "$INPUT_ACCEPT_FLAKE_CONFIG"
 if ! has_key && ! is_true allow-unsigned "$INPUT_ALLOW_UNSIGNED" && ! is_true dry-run "$INPUT_DRY_RUN"; then
   fail "there is no signing-key: nixcache-oci keygen NAME-1 makes one, whose NAME-1.sec goes into the repository's \
-secret NIX_SIGNING_KEY; or set allow-unsigned: true, and what nobody signed is published unsigned"
+secret NIX_SIGNING_KEY; or set allow-unsigned: true to publish unsigned paths"
 fi
 become_program publish

@@ -131,7 +131,8 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Any], str]], ...] = (
     (
         aiohttp.ClientConnectorCertificateError,
         lambda error: (
-            f"the certificate of {error.host} is refused: {_tell_certificate(error.certificate_error)}"
+            f"the certificate of {error.host} is refused: {_tell_certificate(error.certificate_error)}; "
+            "a CA of your own goes into the file that NIX_SSL_CERT_FILE names"
         ),
     ),
     (

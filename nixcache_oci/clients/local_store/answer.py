@@ -79,5 +79,6 @@ def parse_answer(value: object) -> AttributeValue:
 
 
 def describe_kind(kind: str) -> str:
-    """Say that a value of this type is no derivation."""
-    return f"is not a derivation, but a {kind}" if kind != NOTHING else "is not a derivation"
+    """Say that something of another type is no derivation."""
+    article = "an" if kind.startswith("int") else "a"
+    return f"it is {article} {kind}, not a derivation" if kind != NOTHING else "it is not a derivation"

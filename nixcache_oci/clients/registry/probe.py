@@ -51,7 +51,7 @@ async def greet(reference: RegistryReference) -> Greeting:
     """Ask whether this is a registry, without credentials (OCI distribution specification, end-1).
 
     Raises:
-        RegistryError: nothing answers, or something that is no registry.
+        RegistryError: nothing answers, or something else does; temporary unless it names its own remedy.
     """
     http = HttpClient(document_timeouts(_SECONDS))
     try:
@@ -69,13 +69,15 @@ async def greet(reference: RegistryReference) -> Greeting:
         raise RegistryError(f"{reference.host}: no answer within {_SECONDS} s", is_temporary=True) from None
     except HttpError as cause:
         hint = find_tls_hint(reference.host, None, b"", cause.reason) if reference.plain_http else ""
-        raise RegistryError("; ".join(filter(None, (f"{reference.host}: {cause.reason}", hint)))) from None
+        text = "; ".join(filter(None, (f"{reference.host}: {cause.reason}", hint)))
+        raise RegistryError(text, is_temporary=not (hint or cause.is_final)) from None
     finally:
         await http.close()
     if reply.status not in _GREETINGS:
         text = f"{reference.host}: answers {reply.status} to GET /v2/, which no working registry does"
         hint = find_tls_hint(reference.host, reply.status, body) if reference.plain_http else ""
-        raise RegistryError("; ".join(filter(None, (text, hint))), status=reply.status)
+        text = "; ".join(filter(None, (text, hint)))
+        raise RegistryError(text, status=reply.status, is_temporary=not hint)
     challenges = parse_challenges(reply.headers.getall("WWW-Authenticate", []))
     date = parse_http_date(reply.headers.get("Date", ""))
     # A Date is cut to the second, and was written some time between request and answer.

@@ -19,6 +19,7 @@ CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK, HTTP_PROXY)
 
 _MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
+_SUBSTITUTE: Final = "remove it from nix.conf and NIX_CONFIG; without a network, Nix decides so by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_config
 
 def _check_substituter(client: NixClient, effective: NixSettings, url: str) -> Finding:
     if not effective.substitute:
-        return wrong(SUBSTITUTER, "substitute = false: Nix downloads nothing", "remove that line")
+        return wrong(SUBSTITUTER, "substitute = false: Nix downloads nothing", _SUBSTITUTE)
     if has_substituter(effective.substituters, url):
         return good(SUBSTITUTER, f"{url} is among them")
     if has_substituter(client.own.substituters, url):

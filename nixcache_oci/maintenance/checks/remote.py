@@ -91,7 +91,9 @@ async def check_registry(
     try:
         greeting = await greet(reference)
     except RegistryError as error:
+        # What stays so has its remedy in the error: a certificate, or http for https.
         remedy = "is the registry's name right, is it up, and is a firewall or an HTTP proxy in between?"
+        remedy = remedy if error.is_temporary else ""
         reached = [name, wrong(REGISTRY, str(error), remedy), untried]
         return Access([*reached, *skipped(later, "the registry does not answer")], is_readable=False)
     findings = [name, good(REGISTRY, f"{reference.host} answers"), check_clock(greeting.clock_ahead)]
@@ -196,7 +198,9 @@ async def _check_name(reference: RegistryReference) -> Finding:
     except UsageError as error:
         return wrong(NAME, str(error))
     except (OSError, TimeoutError) as error:
-        reason = f"no answer within {_RESOLVE_SECONDS} s" if isinstance(error, TimeoutError) else str(error)
+        reason = f"no answer within {_RESOLVE_SECONDS} s"
+        if not isinstance(error, TimeoutError):
+            reason = error.strerror or str(error)  # without the number, which a name that is not found has
         return wrong(NAME, f"{url.host}: {reason}", "is there a network, and is the registry's name right?")
     return good(NAME, f"{url.host} is {found[0][4][0]}")
 
