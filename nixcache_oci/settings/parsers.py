@@ -175,7 +175,7 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
             # Not the lower error's text: what stands here by mistake may be a secret key.
             raise FormatError(
                 "expected public keys as name:base64 of 32 bytes, separated by spaces; "
-                f"{shown(name)} is not one"
+                f"{shown(name) if name else 'a word without a colon'} is not one"
             ) from error
         if name in keys:
             raise FormatError(f"expected a different name for each key; {shown(name)} appears twice")
