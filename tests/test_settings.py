@@ -251,6 +251,14 @@ def test_what_is_no_upstream(url: str) -> None:
         ),
         (
             "PUBLIC_KEYS",
+            "cache-1",
+            (
+                ": expected public keys as name:base64 of 32 bytes, separated by spaces; "
+                "a word without a colon is not one"
+            ),
+        ),
+        (
+            "PUBLIC_KEYS",
             f"{_KEY} {_KEY}",
             ": expected a different name for each key; 'cache-1' appears twice",
         ),

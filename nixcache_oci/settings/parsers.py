@@ -173,7 +173,7 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
             # Without the parser's own text: this may be a secret key, put here by mistake.
             raise FormatError(
                 "expected public keys as name:base64 of 32 bytes, separated by spaces; "
-                f"{shown(name)} is not one"
+                f"{shown(name) if name else 'a word without a colon'} is not one"
             ) from error
         if name in keys:
             raise FormatError(f"expected a different name for each key; {shown(name)} appears twice")

@@ -53,15 +53,16 @@ def shell(command: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.needs("curl")
-@pytest.mark.parametrize("demo", ["", "/nowhere"], indirect=True)
+@pytest.mark.parametrize(("demo", "has_curl"), [("", True), ("/nowhere", False)], indirect=["demo"])
 def test_the_printed_line_fetches_the_narinfo(
-    demo: tuple["subprocess.Popen[str]", str], tmp_path: Path
+    demo: tuple["subprocess.Popen[str]", str], tmp_path: Path, *, has_curl: bool
 ) -> None:
     """The sample's narinfo is there at once, signed with the key that is printed."""
     _, text = demo
     command = re.search(r"(curl|python3 -c '.*') \S+\.narinfo", text)
     key = re.search(r"--option trusted-public-keys (\S+)", text)
     assert command is not None
+    assert (command[1] == "curl") is has_curl
     assert key is not None
     narinfo = NarInfo.parse(shell(command[0], tmp_path).stdout)
     assert narinfo.store_path == make_sample("/nix/store")[0].store_path

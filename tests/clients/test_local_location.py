@@ -108,5 +108,7 @@ def test_paths_elsewhere(store: Path, tmp_path: Path) -> None:
             _find(tmp_path / name, store)
     with pytest.raises(UsageError, match=r"resutl: No such file"):
         _find(tmp_path / "resutl", store)
+    with pytest.raises(UsageError, match=r"\.#hello: No such file.*; publish takes a flake"):
+        _find(tmp_path / ".#hello", store)
     with pytest.raises(FormatError):
         _find(store / ".links", store)

@@ -82,7 +82,9 @@ def _follow_first_link(path: str) -> str | None:
             is_link = stat.S_ISLNK(part.lstat().st_mode)
             target = part.readlink() if is_link else None
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from None
+            # As nix build writes an output of a flake.
+            hint = "; publish takes a flake, and --attr narrows it to an output" if "#" in path else ""
+            raise UsageError(f"{path}: {error.strerror}{hint}") from None
         if target is not None:
             return os.path.abspath(part.parent.joinpath(target, *parts[number:]))  # noqa: PTH100 - as above
     return None
