@@ -211,7 +211,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound(
             "framing without content: chunk sizes, extensions, trailers",
             "30 s; before a NAR's first byte 300 s",
-            "it stood still",
+            "it stalled",
             "tests/clients/test_http_minimum_rate.py::test_framing_is_no_progress",
         ),
         Bound(
