@@ -211,11 +211,13 @@ class Catalog:
         return not keys or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
 
 
-def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str]:
+def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str, bool]:
     table, row = variant
     # It was validated, so a search suffices: parsing 1 MiB takes 20 ms.
-    match = _NAR_HASH.search(table.file.text(row))
-    return table.is_condemned, str(NixHash.parse(match[1].decode())) if match is not None else ""
+    text = table.file.text(row)
+    match = _NAR_HASH.search(text)
+    nar_hash = str(NixHash.parse(match[1].decode())) if match is not None else ""
+    return table.is_condemned, nar_hash, b"\nSig:" not in text
 
 
 def _parse(text: bytes, hash_part: HashPartBytes) -> NarInfo | None:

@@ -268,10 +268,10 @@ def _entry(file: TableFile, row: int, segment: Segment | None) -> Entry:
     return Entry(narinfo, segment)
 
 
-def _rank(listed: Listed) -> tuple[bool, str, float]:
+def _rank(listed: Listed) -> tuple[bool, str, bool, float]:
     """Order variants as the catalog does: design section 2, "Table"."""
     created = listed.published or EPOCH
-    return listed.is_condemned, listed.nar_hash, -created.timestamp()
+    return listed.is_condemned, listed.nar_hash, not listed.signed_by, -created.timestamp()
 
 
 def _listed(file: TableFile, row: int, segment: Segment | None) -> Listed:

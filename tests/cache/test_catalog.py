@@ -80,6 +80,13 @@ def test_the_newest_wins_where_all_else_is_equal(make_table: MakeTable) -> None:
     assert find([old, new]) == find([new, old]) == variant(1, KEY, OTHER).render()
 
 
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_one_that_anybody_signed_wins_over_that(make_table: MakeTable, hours: int) -> None:
+    """A path that is signed later is served so, whatever two publishers' clocks say."""
+    unsigned, signed = make_table(variant(1)), make_table(variant(1, KEY), hours=hours)
+    assert find([unsigned, signed]) == find([signed, unsigned]) == variant(1, KEY).render()
+
+
 def test_with_keys_what_is_not_signed_is_a_miss(make_table: MakeTable) -> None:
     """Unsigned, signed by another key, or signed for other content."""
     forged = replace(variant(1), sigs=variant(2, KEY).sigs)

@@ -20,6 +20,7 @@ from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import Signature
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
@@ -46,6 +47,7 @@ class Thing:
         self.references = tuple(references)
         self.content = random.Random(seed).randbytes(size)
         self.is_large = is_large
+        self.sigs: tuple[Signature, ...] = ()
 
     def narinfo(self) -> NarInfo:
         digest = Digest.of(self.content)
@@ -59,6 +61,7 @@ class Thing:
             nar_hash,
             len(self.content),
             self.references,
+            sigs=self.sigs,
         )
 
 

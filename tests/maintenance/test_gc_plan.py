@@ -13,6 +13,7 @@ from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.index_change import mark
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRows
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -197,6 +198,18 @@ def test_of_two_variants_the_readers_choice_is_kept() -> None:
     [replacement] = plan(*segments, stored(99.5, records=roots)).merge
     [chosen] = [narinfo for narinfo in replacement.narinfos if narinfo.store_path == LIB.path]
     assert chosen.nar_hash == min((one.narinfo().nar_hash, other.narinfo().nar_hash), key=str)
+
+
+def test_what_is_signed_later_is_kept() -> None:
+    """Even by a clock that is behind that of whoever published it unsigned."""
+    unsigned, signed = Thing("lib"), Thing("lib")
+    signed.sigs = (SecretKey.generate("later-1").sign("anything"),)
+    segments = [stored(90, signed), stored(91, unsigned)]
+    segments += [stored(92 + number / 10, Thing(f"x-{number}")) for number in range(7)]
+    roots = [published(98, LIB, *(Thing(f"x-{number}") for number in range(7)))]
+    [replacement] = plan(*segments, stored(99.5, records=roots)).merge
+    [chosen] = [narinfo for narinfo in replacement.narinfos if narinfo.store_path == LIB.path]
+    assert chosen.sigs == signed.sigs
 
 
 def test_dead_paths_leave_with_what_they_refer_to() -> None:

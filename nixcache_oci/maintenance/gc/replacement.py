@@ -70,7 +70,7 @@ def replace_segments(
 
 
 def _choose(newest_first: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarInfo:
-    """Choose as readers do: signed, then the smallest NarHash, then the newest."""
+    """Choose as readers do: signed by a key, the smallest NarHash, signed by anybody, the newest."""
     if len(newest_first) == 1:
         return newest_first[0]
     return min(
@@ -78,6 +78,7 @@ def _choose(newest_first: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarIn
         key=lambda one: (
             not (is_signed_by(one, keys) or is_content_addressed(one)),
             str(one.nar_hash),
+            not one.sigs,
         ),
     )
 
