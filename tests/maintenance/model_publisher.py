@@ -40,14 +40,20 @@ class Thing:
     """A store object of a model: what it is called tells its bytes."""
 
     def __init__(
-        self, seed: str, references: Iterable[str] = (), *, size: int = 300, is_large: bool = False
+        self,
+        seed: str,
+        references: Iterable[str] = (),
+        *,
+        size: int = 300,
+        is_large: bool = False,
+        sigs: tuple[Signature, ...] = (),
     ) -> None:
         self.path = StorePath("/nix/store", hash_part_of(seed), f"thing-{seed}")
         self.base_name = self.path.base_name
         self.references = tuple(references)
         self.content = random.Random(seed).randbytes(size)
         self.is_large = is_large
-        self.sigs: tuple[Signature, ...] = ()
+        self.sigs = sigs
 
     def narinfo(self) -> NarInfo:
         digest = Digest.of(self.content)

@@ -202,8 +202,7 @@ def test_of_two_variants_the_readers_choice_is_kept() -> None:
 
 def test_what_is_signed_later_is_kept() -> None:
     """Even by a clock that is behind that of whoever published it unsigned."""
-    unsigned, signed = Thing("lib"), Thing("lib")
-    signed.sigs = (SecretKey.generate("later-1").sign("anything"),)
+    unsigned, signed = Thing("lib"), Thing("lib", sigs=(SecretKey.generate("later-1").sign("anything"),))
     segments = [stored(90, signed), stored(91, unsigned)]
     segments += [stored(92 + number / 10, Thing(f"x-{number}")) for number in range(7)]
     roots = [published(98, LIB, *(Thing(f"x-{number}") for number in range(7)))]
