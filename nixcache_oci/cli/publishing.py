@@ -58,6 +58,7 @@ PUBLIC_KEY_OUTPUT: Final = "public-key"
 """Of a step in a workflow: the keys, separated by spaces."""
 
 _MAX_JOBS: Final = 64
+_MOST_WARNINGS: Final = 1000  # of a program, remembered so that none is shown twice
 _IF_INTERRUPTED: Final = (
     "what was sent is kept, and listed only if all of it was; run the same command again, it sends the rest"
 )
@@ -167,14 +168,25 @@ class PublishSettings:
 
 
 def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:
-    """Choose what shows the lines of a program that is started; when quiet, only its warnings and errors."""
+    """Choose what shows the lines of a program that is started; when quiet, only its warnings and errors.
+
+    A warning is shown once: Nix repeats it, such as that a tree is dirty, for each question that it is asked.
+    """
     show = show_foreign if actions is None else actions.log.show
+    warned: set[str] = set()
 
-    def show_trouble(line: str) -> None:
-        if without_colours(line).startswith(("error:", "warning:")):
-            show(line)
+    def show_some(line: str) -> None:
+        plain = without_colours(line)
+        if plain.startswith("warning:"):
+            if plain in warned:
+                return
+            if len(warned) < _MOST_WARNINGS:
+                warned.add(plain)
+        elif is_quiet and not plain.startswith("error:"):
+            return
+        show(line)
 
-    return show_trouble if is_quiet else show
+    return show_some
 
 
 def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PublishSettings:

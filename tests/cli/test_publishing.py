@@ -45,3 +45,19 @@ def test_quiet_shows_what_is_wrong_with_a_build(capsys: pytest.CaptureFixture[st
         "error: no space",
         "warning: dirty",
     ]
+
+
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_a_warning_of_nix_is_shown_once(capsys: pytest.CaptureFixture[str], *, is_quiet: bool) -> None:
+    """A dirty tree is one warning, and not one for each question that Nix is asked; each error is shown."""
+    show = choose_on_line(None, is_quiet=is_quiet)
+    lines = ["\x1b[35;1mwarning:\x1b[0m Git tree '/x' is dirty", "error: no space", "warning: another"]
+    for line in lines * 3:
+        show(line)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [
+        "warning: Git tree '/x' is dirty",
+        "error: no space",
+        "warning: another",
+        *["error: no space"] * 2,
+    ]
