@@ -1,5 +1,3 @@
-import asyncio
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -264,17 +262,6 @@ async def test_a_folder_by_its_name(story: NixStory, monkeypatch: pytest.MonkeyP
     story.write_flake(f'packages.{SYSTEM}.a = mk "a";')
     monkeypatch.chdir(story.folder)
     assert len((await evaluate_flake(story.nix(), "flake", SYSTEMS)).outputs) == 1
-
-
-@pytest.mark.needs("git")
-def test_a_dirty_tree_is_said_once(story: NixStory) -> None:
-    """Not for each question that Nix is asked."""
-    flake = story.write_flake(_EVERYTHING).removeprefix("path:")
-    git = ["git", "-C", flake]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "flake.nix"], check=True)
-    assert _attrs(asyncio.run(evaluate_flake(story.nix(), flake, SYSTEMS)))
-    assert sum("is dirty" in line for line in story.lines) == 1
 
 
 _FILE = f"""{{ name ? "x" }}: let

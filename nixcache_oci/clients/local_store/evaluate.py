@@ -60,8 +60,7 @@ async def evaluate_flake(
     dot = "" if await nix.require_version() < _FIRST_WITHOUT_SEARCH else "."
     accepting = ("--accept-flake-config",) if accept_flake_config else ()
     await nix.ask("flake", "metadata", "--json", *accepting, reference, folder=folder)
-    # That a tree is dirty was said by now.
-    asked = _Flake(f"{reference}#{dot}", folder, ("--no-warn-dirty", *accepting))
+    asked = _Flake(f"{reference}#{dot}", folder, accepting)
     evaluator = Evaluator(nix, systems, attrs)
     for kind in _choose_kinds(attrs, with_checks=with_checks):
         if not kind.is_by_system:
