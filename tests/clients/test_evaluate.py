@@ -127,11 +127,14 @@ async def test_what_throws_hides_nothing(story: NixStory) -> None:
         ("mk 1", " string"),
     ],
 )
-async def test_what_cannot_be_caught_hides_nothing(story: NixStory, broken: str, reason: str) -> None:
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_what_cannot_be_caught_hides_nothing(
+    story: NixStory, broken: str, reason: str, *, accepts: bool
+) -> None:
     """No expression can catch these; then each output is asked for by itself."""
     story.write("flake/broken.nix", "{ a = ; }")
-    outputs = f'packages.{SYSTEM} = {{ a = mk "a"; b = {broken}; c = mk "c"; }};'
-    found = await _evaluate(story, outputs)
+    flake = story.write_flake(f'packages.{SYSTEM} = {{ a = mk "a"; b = {broken}; c = mk "c"; }};')
+    found = await evaluate_flake(story.nix(), flake, SYSTEMS, accept_flake_config=accepts)
     assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c"]
     assert reason in _failures(found)[f"packages.{SYSTEM}.b"]
 

@@ -58,7 +58,8 @@ async def evaluate_flake(
     # A leading dot keeps Nix from looking for every attribute among the packages first, where one that cannot
     # be evaluated would hide the rest. Older versions do not know it.
     dot = "" if await nix.require_version() < _FIRST_WITHOUT_SEARCH else "."
-    accepting = ("--accept-flake-config",) if accept_flake_config else ()
+    # With --accept-flake-config, Nix 2.8 misses attributes of a set where one aborted, in some folders.
+    accepting = ("--option", "accept-flake-config", "true") if accept_flake_config else ()
     await nix.ask("flake", "metadata", "--json", *accepting, reference, folder=folder)
     asked = _Flake(f"{reference}#{dot}", folder, accepting)
     evaluator = Evaluator(nix, systems, attrs)
