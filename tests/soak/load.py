@@ -252,7 +252,7 @@ class Load:
             )
             before = self.outcome.before or figures
             most = before.other_files + self._size.spare_files
-            if figures.other_files <= most or time.monotonic() > end:
+            if (figures.other_files <= most and figures.holds_listed_tables) or time.monotonic() > end:
                 return figures
             await asyncio.sleep(0.5)
 

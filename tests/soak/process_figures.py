@@ -62,6 +62,11 @@ class Figures:
         return self.files - self.tables
 
     @property
+    def holds_listed_tables(self) -> bool:
+        """Whether no table is open but of a segment that the index has: each has its text and its keys."""
+        return self.tables <= 2 * self.segments
+
+    @property
     def own(self) -> int:
         """Anonymous memory without the packs: what would grow if something leaked."""
         return self.anonymous - self.packs
