@@ -296,7 +296,9 @@ class Committer:
         def make_records(failed: AbstractSet[str]) -> Sequence[PublishRecord]:
             return self._make_records(self._failed | failed)
 
-        return await asyncio.to_thread(make_draft, plan, uploaded, blobs, make_records, self._options)
+        return await asyncio.to_thread(
+            make_draft, plan, uploaded, blobs, make_records, self._options, self._stager.checks
+        )
 
     async def _push_segments(self, draft: Draft) -> Sequence[Segment]:
         options = self._options.segments

@@ -11,8 +11,8 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cache.writer import SegmentDraft, TableBlob, draft_segments
+from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import Error
-from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -48,6 +48,7 @@ def make_draft(
     blobs: Mapping[Digest, Descriptor],
     make_records: MakeRecords,
     options: PublishOptions,
+    is_checked: Callable[[PathInfo], bool],
 ) -> Draft:
     """Decide what is listed: nothing that refers to a failed path.
 
@@ -57,6 +58,7 @@ def make_draft(
         blobs: descriptors for what is listed again.
         make_records: for gc.
         options: of the publish.
+        is_checked: of the stager: only what was held to its NarHash here is signed.
 
     Raises:
         Error: something failed, and ``options.is_strict``.
@@ -67,7 +69,11 @@ def make_draft(
     if failed and options.is_strict:
         raise Error(f"--strict: nothing is listed: {next(iter(failed.values()))}")
     sent = [one for one in uploaded.narinfos if one.store_path.base_name not in failed]
-    narinfos = _sign(plan, sent, options)
+    relisted = [narinfo for _, narinfo in plan.relist]
+    checked = {info.store_path for info in plan.push if is_checked(info)}
+    may_sign = [one for one in sent if one.store_path in checked] + (relisted if plan.is_from_store else [])
+    signed = {narinfo.store_path: narinfo for narinfo in sign_all(may_sign, options.keys)}
+    narinfos = [signed.get(narinfo.store_path, narinfo) for narinfo in (*sent, *relisted)]
     header = TableHeader(
         now(), source=options.source, public_keys=tuple(str(key) for key in options.public_keys)
     )
@@ -75,12 +81,3 @@ def make_draft(
         header, narinfos, {**uploaded.blobs, **blobs}, make_records(failed.keys()), options.segments
     )
     return Draft(tuple(narinfos), failed, tuple(segments))
-
-
-def _sign(plan: PublishPlan, sent: Sequence[NarInfo], options: PublishOptions) -> list[NarInfo]:
-    """Sign only what was checked against its NarHash here."""
-    relisted = [narinfo for _, narinfo in plan.relist]
-    checked = [one for one in sent if can_unpack(one.compression)]
-    signed = sign_all([*checked, *(relisted if plan.is_from_store else ())], options.keys)
-    by_path = {narinfo.store_path: narinfo for narinfo in signed}
-    return [by_path.get(narinfo.store_path, narinfo) for narinfo in (*sent, *relisted)]
