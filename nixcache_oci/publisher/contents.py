@@ -1,4 +1,4 @@
-"""The contents of a cache that a publish may rely on."""
+"""What a publish may rely on: the contents of the cache, and what the upstreams have."""
 
 import asyncio
 import logging
@@ -18,7 +18,8 @@ from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
-from nixcache_oci.errors import FormatError
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, FormatError, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
@@ -128,6 +129,26 @@ class ContentsReader:
 
         asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
         return found | {descriptor.digest: descriptor for descriptor in asked}
+
+
+async def find_missing_upstream(
+    upstreams: Upstreams, asked: Mapping[HashPart, object], progress: Progress
+) -> set[HashPart]:
+    """Find what no upstream has; ``asked`` also names each path for people.
+
+    Raises:
+        Error: no upstream could say.
+    """
+
+    async def is_missing(part: HashPart) -> bool:
+        try:
+            return await upstreams.find(part) is None
+        except UpstreamError as error:
+            raise Error(f"no upstream could say whether it has {asked[part]}: {error}") from None
+
+    with progress.stage("looking upstream", "path", len(asked)) as stage:
+        answers = await run_all(map(is_missing, asked), _PARALLEL_REQUESTS, stage)
+    return {part for part, is_gone in zip(asked, answers, strict=True) if is_gone}
 
 
 def _read_records(catalog: Catalog) -> tuple[PublishRecord, ...] | None:
