@@ -180,21 +180,7 @@ class Committer:
         """Send and list, once."""
         sent = await self._send(plan, make_records)
         blobs = await self.contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
-        for _ in range(_ROUNDS - 1):
-            draft = sent.draft or await self._draft(sent.plan, sent.uploaded, blobs, make_records)
-            try:
-                segments = await self._push_segments(draft)
-            except RegistryError as error:
-                if error.code not in _BLOB_UNKNOWN:
-                    raise
-                # Some collectors delete blobs that no manifest names yet, however new.
-                self._progress.warn(f"{error}; sending again what is missing")
-                sent = await self._resend_missing(sent, blobs.values())
-            else:
-                break
-        else:
-            draft = await self._draft(sent.plan, sent.uploaded, blobs, make_records)
-            segments = await self._push_segments(draft)
+        sent, draft, segments = await self._push_segments(sent, blobs, make_records)
         # A registry may accept a manifest by its record of blobs that its collector deleted.
         looking = self.contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
         conversion = sent.conversion
@@ -302,7 +288,24 @@ class Committer:
             make_draft, plan, uploaded, blobs, make_records, self._options, self._stager.checks
         )
 
-    async def _push_segments(self, draft: Draft) -> Sequence[Segment]:
+    async def _push_segments(
+        self, sent: _Sent, blobs: Mapping[Digest, Descriptor], make_records: MakeRecords
+    ) -> tuple[_Sent, Draft, Sequence[Segment]]:
+        """Push the segments; if blobs are gone, send those again, and return what was sent in the end."""
+        attempt = 1
+        while True:
+            draft = sent.draft or await self._draft(sent.plan, sent.uploaded, blobs, make_records)
+            try:
+                return sent, draft, await self._push_draft(draft)
+            except RegistryError as error:
+                if attempt == _ROUNDS or error.code not in _BLOB_UNKNOWN:
+                    raise
+                # Some collectors delete blobs that no manifest names yet, however new.
+                self._progress.warn(f"{error}; sending again what is missing")
+            sent = await self._resend_missing(sent, blobs.values())
+            attempt += 1
+
+    async def _push_draft(self, draft: Draft) -> Sequence[Segment]:
         options = self._options.segments
         if draft.table is None:
             return await push_drafts(self._repository, draft.segments, options)
