@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.inventory import Entry, Inventory
-from nixcache_oci.cache.segment import MAX_LAYERS, Segment
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
@@ -71,21 +71,16 @@ def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
 async def write_pinning(
     repository: Repository,
     records: Sequence[PinningRecord],
-    source: str | None,
     relisted: Relisted,
-    *,
-    max_layers: int = MAX_LAYERS,
-    max_blob_bytes: int | None = None,
+    options: SegmentOptions,
 ) -> None:
     """Write a segment with these records, and list it.
 
     Args:
         repository: of the cache, with the right to push.
         records: of pins, or of the end of one; all of one time.
-        source: URL of the GitHub repository: GHCR links the package to it.
         relisted: to list again.
-        max_layers: of a segment, its table included.
-        max_blob_bytes: of a table; None for any size.
+        options: of the segment.
 
     Raises:
         FormatError: it is a version 1 cache, which a publish has to convert first.
@@ -98,9 +93,9 @@ async def write_pinning(
         order_by_references(relisted.narinfos),
         await _read_layers(repository, relisted.segments),
         records,
-        options=SegmentOptions(max_layers, max_blob_bytes, source),
+        options=options,
     )
-    await list_segments(repository, segments, source=source)
+    await list_segments(repository, segments, source=options.source)
 
 
 async def _read_layers(repository: Repository, segments: Iterable[Segment]) -> dict[Digest, Descriptor]:

@@ -4,10 +4,11 @@ import codecs
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, repository_source
 from nixcache_oci.settings.values import Values
 
 # Source: GitHub's documentation, "Working with the Container registry".
@@ -49,6 +50,15 @@ def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
     if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
         return _GHCR_MAX_BLOB_BYTES
     return given
+
+
+def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
+    """Return how segments are written there."""
+    return SegmentOptions(
+        values.get(variables.MAX_LAYERS),
+        max_blob_bytes(values, location),
+        repository_source(location, values),
+    )
 
 
 def _read_key(path: Path) -> SecretKey:

@@ -83,7 +83,6 @@ async def carry_out_gc(
     prepared: PreparedGc,
     *,
     force: bool = False,
-    source: str | None = None,
     progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -95,7 +94,6 @@ async def carry_out_gc(
         remover: deletes manifests.
         prepared: the plan.
         force: whether to ignore the plan's refusals.
-        source: URL of the GitHub repository: GHCR links the package to it.
         progress: gets progress.
         clock: tells the time.
         sleep: waits some seconds between tries.
@@ -103,21 +101,13 @@ async def carry_out_gc(
     Raises:
         Error: the plan refuses, or the repository failed; the next run continues.
     """
-    plan = prepared.plan
+    plan, options = prepared.plan, prepared.options.segments
     if plan.refusals and not force:
         raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")
     written: list[tuple[Segment, ...]] = []
     with progress.stage("writing what stays", "replacement", len(plan.replacements)) as stage:
         for replacement in plan.replacements:
-            pushed = await push_replacement(
-                repository,
-                replacement,
-                clock(),
-                max_layers=prepared.options.max_layers,
-                max_blob_bytes=prepared.options.max_blob_bytes,
-                source=source,
-                stage=stage,
-            )
+            pushed = await push_replacement(repository, replacement, clock(), options, stage)
             written.append(tuple(pushed))
             stage.advance(1)
     segments = tuple(segment for pushed in written for segment in pushed)
@@ -129,7 +119,7 @@ async def carry_out_gc(
             )
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
-        return replace(index, source=index.source or source)
+        return replace(index, source=index.source or options.source)
 
     if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
         return Collected(segments, is_index_confirmed=False)

@@ -7,13 +7,13 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from nixcache_oci.cache.record import Record
-from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.maintenance.gc.leaving import choose_trimmed, choose_unlisted
 from nixcache_oci.maintenance.gc.replacement import Replacement, replace_segments
 from nixcache_oci.maintenance.gc.roots import count
@@ -39,8 +39,7 @@ class GcOptions:
         scope_ttl: how long a scope's roots count after its last publish; None for forever.
         grace: from the mark to the removal: as long as Nix remembers a narinfo and its URL.
         min_age: younger segments are left alone: their publish may be unfinished.
-        max_layers: of a segment that is written, its table included.
-        max_blob_bytes: largest blob that the registry accepts; None for any size.
+        segments: options of those that are written.
         segments_of_a_class: more segments of about one size are merged.
         public_keys: whose signatures decide between variants of a path; without any, those that the tables
             record.
@@ -50,8 +49,7 @@ class GcOptions:
     scope_ttl: timedelta | None = timedelta(days=90)
     grace: timedelta = timedelta(days=30)
     min_age: timedelta = timedelta(hours=24)
-    max_layers: int = MAX_LAYERS
-    max_blob_bytes: int | None = None
+    segments: SegmentOptions = field(default_factory=SegmentOptions)
     segments_of_a_class: int = 8
     public_keys: tuple[PublicKey, ...] = ()
 
@@ -225,12 +223,13 @@ def _choose_lifted(
 
 def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
     """Choose what to merge: the size classes with too many segments."""
-    most_bytes = min(MAX_NARINFO_BYTES, options.max_blob_bytes or MAX_NARINFO_BYTES)
+    most_bytes = min(MAX_NARINFO_BYTES, options.segments.max_blob_bytes or MAX_NARINFO_BYTES)
     classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
     for one in segments:
         table_size = one.table.size if one.table is not None else 0
         is_full = (
-            len(one.layers) > options.max_layers // _FULL_SHARE or table_size > most_bytes // _FULL_SHARE
+            len(one.layers) > options.segments.max_layers // _FULL_SHARE
+            or table_size > most_bytes // _FULL_SHARE
         )
         if not is_full:
             classes[table_size.bit_length() // _BITS_OF_A_CLASS].append(one)

@@ -34,10 +34,7 @@ async def push_replacement(
     repository: Repository,
     replacement: Replacement,
     created: datetime,
-    *,
-    max_layers: int,
-    max_blob_bytes: int | None = None,
-    source: str | None,
+    options: SegmentOptions,
     stage: Stage = SILENT,
 ) -> list[Segment]:
     """Push the segments that replace others; the index does not list them yet.
@@ -46,9 +43,7 @@ async def push_replacement(
         repository: of the cache.
         replacement: what to keep.
         created: time of the segments.
-        max_layers: of a manifest, its table included.
-        max_blob_bytes: of a pack or table; None for any size.
-        source: URL of the GitHub repository: GHCR links the package to it.
+        options: of the segments; packs keep to the limit of a blob, too.
         stage: counts the packs' bytes.
 
     Raises:
@@ -65,7 +60,7 @@ async def push_replacement(
     for narinfo in order_by_references(narinfos):
         url = NarUrl.parse(narinfo.url)
         (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
-    moved, packs = await _move(repository, moving, max_blob_bytes, stage)
+    moved, packs = await _move(repository, moving, options.max_blob_bytes, stage)
     blobs.update((pack.digest, pack) for pack in packs)
     return await write_segments(
         repository,
@@ -73,7 +68,7 @@ async def push_replacement(
         order_by_references([*staying, *moved]),
         blobs,
         replacement.records,
-        options=SegmentOptions(max_layers, max_blob_bytes, source),
+        options=options,
     )
 
 

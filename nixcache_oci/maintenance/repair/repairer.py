@@ -284,15 +284,7 @@ class Repairer:
         if not plan.rewrites and not plan.tags:
             return
         self._tell(plan, outcome)
-        segments = self._options.segments
-        done = await carry_out_repair(
-            self._repository,
-            self._remover,
-            plan,
-            max_layers=segments.max_layers,
-            max_blob_bytes=segments.max_blob_bytes,
-            source=segments.source,
-        )
+        done = await carry_out_repair(self._repository, self._remover, plan, options=self._options.segments)
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed
         for tag, reason in done.refused:
             self._say(f"kept {tag}, marked as dead: it could not be deleted: {reason}")

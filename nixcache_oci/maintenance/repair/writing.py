@@ -16,7 +16,7 @@ from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
-from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_segments
 from nixcache_oci.clients.removal import Remover
@@ -60,9 +60,7 @@ async def carry_out_repair(
     remover: Remover,
     plan: RepairPlan,
     *,
-    max_layers: int = MAX_LAYERS,
-    max_blob_bytes: int | None = None,
-    source: str | None = None,
+    options: SegmentOptions,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Repaired:
@@ -72,9 +70,7 @@ async def carry_out_repair(
         repository: of the cache, with the right to push.
         remover: deletes manifests.
         plan: what to do.
-        max_layers: of a segment that is written, its table included.
-        max_blob_bytes: of a table; None for any size.
-        source: URL of the GitHub repository: GHCR links the package to it.
+        options: of the segments that are written.
         clock: tells the time.
         sleep: waits some seconds between tries.
 
@@ -82,14 +78,13 @@ async def carry_out_repair(
         Error: the repository failed; the next run continues.
     """
     written: list[Segment] = []
-    options = SegmentOptions(max_layers, max_blob_bytes, source)
     for rewrite in plan.rewrites:
         written += await _push(repository, rewrite, clock(), options)
     replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
 
     async def without_replaced(union: Union) -> CacheIndex:
         _refuse_version1(repository, union)
-        return _change(union, written, replaced, (), clock(), source)
+        return _change(union, written, replaced, (), clock(), options.source)
 
     if plan.rewrites and not await write_index(repository, written, without_replaced, sleep=sleep):
         return Repaired(tuple(written), is_index_confirmed=False)
@@ -100,7 +95,7 @@ async def carry_out_repair(
 
     async def as_they_are(union: Union) -> CacheIndex:
         _refuse_version1(repository, union)
-        return _change(union, written, replaced, refused, clock(), source)
+        return _change(union, written, replaced, refused, clock(), options.source)
 
     # A writer that read the index before it was written may have listed the deleted segments again.
     union = await read_union(repository, (*written, *replaced.values()))
