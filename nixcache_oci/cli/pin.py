@@ -17,8 +17,8 @@ from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
-from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.publish_config import segment_options
 from nixcache_oci.settings.repository_config import repository_config

@@ -30,8 +30,7 @@ from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
-from nixcache_oci.publisher.compression import Compression, NarEncoding
-from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.options import Compression, NarEncoding, PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir

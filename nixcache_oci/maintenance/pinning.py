@@ -15,7 +15,7 @@ from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError
-from nixcache_oci.maintenance.pins import PinningRecord
+from nixcache_oci.maintenance.gc.roots import PinningRecord
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart

@@ -7,9 +7,9 @@ that was counted on. Source: design section 4.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, Self
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -30,6 +30,7 @@ from nixcache_oci.cache.writer import (
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError, UsageError
+from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -38,16 +39,45 @@ from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
 from nixcache_oci.publisher.migration import Conversion, migrate_version1
 from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish_plan import PublishPlan
-from nixcache_oci.publisher.published import Published
-from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.signing import doubt_new_keys, doubt_unsigned
+from nixcache_oci.publisher.publish_plan import PublishPlan, changes_nothing, doubt_new_keys, doubt_unsigned
 from nixcache_oci.publisher.staging import NarStager
 from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
 # Error codes for a manifest that names a missing blob.
 _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The result of a publish.
+
+    Attributes:
+        listed: narinfos that were not listed before, or not signed by every key.
+        failed: why others are not listed, by base name.
+        segments: that were added.
+        is_index_confirmed: whether the index, as read back, lists them; if not, their own tags keep them
+            until another writer lists them.
+        conversion: of a version 1 cache, if any.
+        is_needless: nothing was written, because all is listed and recorded.
+    """
+
+    listed: tuple[NarInfo, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    is_index_confirmed: bool = True
+    conversion: Conversion | None = None
+    is_needless: bool = False
+
+    def followed_by(self, more: Self) -> Self:
+        """Combine the results of two rounds."""
+        return replace(
+            more,
+            listed=(*self.listed, *more.listed),
+            failed={**self.failed, **more.failed},
+            segments=(*self.segments, *more.segments),
+            conversion=self.conversion or more.conversion,
+        )
 
 
 @dataclass(frozen=True, slots=True)

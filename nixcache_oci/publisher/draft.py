@@ -1,11 +1,13 @@
-"""The draft of a commit: the narinfos and segments to list, decided once all is staged.
+"""The draft of a commit: the signed narinfos and the segments to list, decided once all is staged.
 
-Pure, except for the time in the tables. Source: design section 4, promises 3 and 4.
+Pure, except for the time in the tables. The local store is not changed. Source: design section 4, promises 3
+and 4.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table import TableHeader
@@ -14,12 +16,15 @@ from nixcache_oci.cache.writer import SegmentDraft, TableBlob, draft_segments
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import SecretKey, fingerprint, has_signature
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.nar_upload import Uploaded
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents
-from nixcache_oci.publisher.signing import sign_all
+
+MAX_SIGNATURES: Final = 64
+"""Limit per published narinfo, our own first: readers refuse one of over 256 lines."""
 
 MakeRecords = Callable[[AbstractSet[str]], Sequence[PublishRecord]]
 """Makes the records, given the base names of paths that could not be published."""
@@ -81,3 +86,29 @@ def make_draft(
         header, narinfos, {**uploaded.blobs, **blobs}, make_records(failed.keys()), options.segments
     )
     return Draft(tuple(narinfos), failed, tuple(segments))
+
+
+def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
+    """Add missing signatures; keep those that verify, and those by other keys.
+
+    Raises:
+        Error: a signature made just now does not verify.
+    """
+    public_keys = [key.public_key for key in keys]
+    own = {key.name for key in keys}
+    signed = []
+    for narinfo in narinfos:
+        covered = fingerprint(narinfo)
+        sigs = list(narinfo.sigs)
+        for key, public_key in zip(keys, public_keys, strict=True):
+            if has_signature(public_key, covered, sigs):
+                continue
+            sig = key.sign(covered)
+            if not public_key.verify(covered, sig):
+                raise Error(f"{narinfo.store_path}: the signature made with key {key.name} does not verify")
+            # One of this name that does not verify is by another key, or of another build.
+            sigs = [*(one for one in sigs if one.key_name != key.name), sig]
+        if len(sigs) > MAX_SIGNATURES:
+            sigs = sorted(sigs, key=lambda sig: sig.key_name not in own)[:MAX_SIGNATURES]
+        signed.append(replace(narinfo, sigs=tuple(sigs)))
+    return signed

@@ -20,7 +20,7 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.committer import Committer
+from nixcache_oci.publisher.committer import Committer, Published
 from nixcache_oci.publisher.contents import find_missing_upstream
 from nixcache_oci.publisher.import_candidates import Candidates
 from nixcache_oci.publisher.import_staging import CopyNarStager
@@ -32,7 +32,6 @@ from nixcache_oci.publisher.publish_plan import (
     is_signed_by_all,
     is_upstreams,
 )
-from nixcache_oci.publisher.published import Published
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,53 @@
 """Options of a publish, parsed and frozen."""
 
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.writer import SegmentOptions
+from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
-from nixcache_oci.publisher.compression import NarEncoding
+
+Compression = Literal["zstd", "xz", "none"]
+
+COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
+    "zstd": (range(1, 20), 3),
+    "xz": (range(10), 6),
+    "none": (range(1), 0),
+}
+"""Valid levels, and the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class NarEncoding:
+    """How NARs are compressed.
+
+    Attributes:
+        compression: as in narinfos.
+        level: None for the default.
+        max_blob_bytes: limit of the registry; None for none.
+
+    Raises:
+        UsageError: an invalid level.
+    """
+
+    compression: Compression = "zstd"
+    level: int | None = None
+    max_blob_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        allowed, _ = COMPRESSIONS[self.compression]
+        if self.level is not None and self.level not in allowed:
+            raise UsageError(
+                f"--level {self.level}: {self.compression} takes {allowed[0]} to {allowed[-1]}"
+                if len(allowed) > 1
+                else f"--level {self.level}: without compression there are no levels"
+            )
+
+    @property
+    def used_level(self) -> int:
+        """The level, or the default."""
+        return COMPRESSIONS[self.compression][1] if self.level is None else self.level
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,25 @@
-"""The plan: what happens to each path of a closure, decided before anything is sent.
+"""The plan of a publish, decided before anything is sent. Pure.
 
-Pure: depends on what the store has, what the cache lists, and the keys. Source: design
-section 4, promise 5.
+It says what happens to each path, what clients would refuse, and whether anything has to be written at all: a
+publish that sends nothing needs a record only if that changes what gc counts. Skipping one must not change any
+decision of ``maintenance.gc.roots``, now or later; if in doubt, a record is written. Source: design section 2,
+"Table", section 4, promise 5, and section 5, promise 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Final
 
+from nixcache_oci.cache.record import PUSH_SCOPE_START, UNRECORDED, PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.wording import counted
+
+_MOST_NAMES: Final = 3  # of recorded keys, in one line
 
 FindListed = Callable[[HashPart], NarInfo | None]
 """Returns the narinfo that the cache lists in a segment that is not condemned."""
@@ -131,3 +138,95 @@ def find_dependents(infos: Iterable[PathInfo], failed: AbstractSet[str]) -> dict
                 found[base_name] = found.get(reference, reference)
                 break
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why clients would refuse what is about to be published.
+
+    Attributes:
+        what: they would refuse, and why.
+        remedy: what to do about it, the flag that publishes all the same included.
+    """
+
+    what: str
+    remedy: str
+
+
+def doubt_unsigned(number: int) -> Doubt | None:
+    """Doubt so many paths that nobody vouches for."""
+    if not number:
+        return None
+    return Doubt(
+        f"{counted(number, 'unsigned path')}, which Nix refuses unless it is told to trust anything",
+        "set NIXCACHE_SIGNING_KEY_FILE or NIX_SIGNING_KEY (nixcache-oci keygen makes a key), or give "
+        "--allow-unsigned",
+    )
+
+
+def doubt_new_keys(keys: Iterable[PublicKey], recorded: Sequence[PublicKey]) -> Doubt | None:
+    """Doubt keys that the cache does not record; the first key of a cache is in no doubt."""
+    new = [key.name for key in keys if key not in recorded]
+    if not new or not recorded:
+        return None
+    names = list(dict.fromkeys(key.name for key in recorded))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    taken = "; a new key needs a new name, for Nix knows one key of a name" if set(new) & set(names) else ""
+    return Doubt(
+        f"the signing key {', '.join(new)} is not the one that the cache records "
+        f"({', '.join(names[:_MOST_NAMES])}{more}), and clients refuse it until they trust it, too",
+        f"sign with the recorded key, or publish with --new-key{taken}",
+    )
+
+
+def changes_nothing(record: PublishRecord, recorded: Iterable[PublishRecord]) -> bool:
+    """Check whether gc counts the same without this record.
+
+    If the newest run of a scope left several records, none is skipped: a run may have several jobs.
+
+    Args:
+        record: to be written.
+        recorded: of all scopes.
+    """
+    scope = [one for one in recorded if one.scope == record.scope]
+    if not scope:
+        return False
+    newest = max(one.time for one in scope)
+    if newest > record.time or record.time - newest >= UNRECORDED:
+        return False
+    if _is_whole(record):
+        last = _only([one for one in scope if one.time == newest])
+        return (
+            last is not None
+            and _is_whole(last)
+            and sum(one.run == last.run for one in scope) == 1
+            and set(last.roots) == set(record.roots)
+            and set(last.failed) == set(record.failed)
+            and last.extra == record.extra
+        )
+    names = {name for name, _ in record.roots}
+    return not record.failed and not record.extra and all(_is_current(record, name, scope) for name in names)
+
+
+def _is_current(record: PublishRecord, name: str, scope: Sequence[PublishRecord]) -> bool:
+    """Check whether the last record of a name says the same."""
+    paths = {path for root, path in record.roots if root == name}
+    named = [one for one in scope if name in one.failed or any(root == name for root, _ in one.roots)]
+    newest = max((one.time for one in named), default=None)
+    last = _only([one for one in named if one.time == newest])
+    return (
+        last is not None
+        and sum(one.run == last.run for one in named) == 1
+        and name not in last.failed
+        and {path for root, path in last.roots if root == name} == paths
+        and not any(_is_whole(one) and one.time >= last.time and one is not last for one in scope)
+    )
+
+
+def _is_whole(record: PublishRecord) -> bool:
+    """Check whether it supersedes names that it lacks."""
+    return not record.is_partial and not record.scope.startswith(PUSH_SCOPE_START)
+
+
+def _only(records: Sequence[PublishRecord]) -> PublishRecord | None:
+    return records[0] if len(records) == 1 else None

@@ -13,11 +13,10 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.publisher.committer import Committer
+from nixcache_oci.publisher.committer import Committer, Published
 from nixcache_oci.publisher.contents import Contents, find_missing_upstream
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
-from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.staging import StoreNarStager
 
 

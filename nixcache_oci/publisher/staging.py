@@ -7,6 +7,7 @@ import asyncio
 import errno
 import hashlib
 import io
+import lzma
 import os
 import sys
 import threading
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+import zstandard
+
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import retrieve
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -26,11 +29,14 @@ from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.compression import NarEncoding, make_compressor
+from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From this size on, a NAR is staged in a file, and compressed by several cores."""
+
+_MOST_THREADS: Final = 4  # each takes about 10 MiB at the default level, and 100 MiB at the highest
+_PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +180,13 @@ def _stage(
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
         check_size(info.store_path, encoding.max_blob_bytes, sink.size)
 
-    compressor = make_compressor(encoding, is_large=is_large(info))
-    try:
+    def dumped() -> Iterator[bytes]:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
-            for piece in compressor.compress(chunk):
-                sink.write(piece)
+            yield chunk
             keep_going()
-        for piece in compressor.finish():
+
+    try:
+        for piece in _compress(dumped(), encoding, is_large=is_large(info)):
             sink.write(piece)
             keep_going()
         digest = Digest(sink.hasher.hexdigest())
@@ -191,6 +197,27 @@ def _stage(
     except FormatError as error:
         raise StoreError(_plain(f"{info.store_path}: {error}")) from None
     return StagedNar(narinfo, digest, sink.size, sink.content)
+
+
+def _compress(chunks: Iterable[bytes], encoding: NarEncoding, *, is_large: bool) -> Iterator[bytes]:
+    match encoding.compression:
+        case "zstd":
+            # Small NARs are compressed concurrently already. Multi-threaded output differs from that of one
+            # thread, but not by the number of threads: all machines produce the same blobs.
+            threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
+            compressor = zstandard.ZstdCompressor(level=encoding.used_level, threads=threads)
+            # In pieces: the end of a large stream can take seconds, and may be cancelled meanwhile.
+            chunker = compressor.chunker(chunk_size=_PIECE_BYTES)
+            for chunk in chunks:
+                yield from chunker.compress(chunk)
+            yield from chunker.finish()  # type: ignore[no-untyped-call]  # its stub lacks the type
+        case "xz":
+            xz = lzma.LZMACompressor(preset=encoding.used_level)
+            for chunk in chunks:
+                yield xz.compress(chunk)
+            yield xz.flush()
+        case "none":
+            yield from chunks
 
 
 def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:

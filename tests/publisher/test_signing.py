@@ -5,7 +5,8 @@ import pytest
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
-from nixcache_oci.publisher.signing import MAX_SIGNATURES, doubt_new_keys, sign_all
+from nixcache_oci.publisher.draft import MAX_SIGNATURES, sign_all
+from nixcache_oci.publisher.publish_plan import doubt_new_keys
 from tests.support.objects import store_object
 
 FIRST = SecretKey.generate("first-1")

@@ -1,7 +1,8 @@
-"""Checks that the repository can be reached, read, and, for a publisher, written."""
+"""Checks that the repository can be reached, read, and, for a publisher, written; and that upstreams answer."""
 
 import asyncio
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,9 @@ from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_token_error, greet, try_upload
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
+from nixcache_oci.clients.upstream.address import Upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, NotFoundError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.maintenance.checks.finding import (
     Finding,
     Level,
@@ -30,6 +33,7 @@ from nixcache_oci.maintenance.checks.finding import (
     warning,
     wrong,
 )
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.wording import counted
 
@@ -57,6 +61,11 @@ _KINDS: Final = {
     "gho_": "a token of an OAuth app, such as gh auth",
     "ghu_": "a token of an app for a user",
 }
+
+UPSTREAM: Final = "upstream"
+
+_SECONDS: Final = 15  # in addition to the limits of every look-up
+_NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +280,30 @@ async def _resolve(reference: RegistryReference, credentials: Credentials | None
         await registry.resolve(INDEX_TAG)
     finally:
         await registry.close()
+
+
+async def check_upstreams(upstreams: Sequence[Upstream]) -> list[Finding]:
+    """Ask each for a path that does not exist, as the proxy would: a miss is an answer."""
+    if not upstreams:
+        return [good(UPSTREAM, "none is set")]
+    return list(await asyncio.gather(*map(_check, upstreams)))
+
+
+async def _check(upstream: Upstream) -> Finding:
+    asked = Upstreams([upstream])
+    try:
+        async with asyncio.timeout(_SECONDS):
+            await asked.find(_NOBODYS_HASH_PART)
+    except UpstreamError as error:
+        reason = str(error).removeprefix(f"upstream {upstream}: ")
+    except TimeoutError:
+        reason = f"no answer within {_SECONDS} s"
+    else:
+        return good(UPSTREAM, f"{upstream} answers")
+    finally:
+        await asked.close()
+    remedy = (
+        f"see what it says: curl {shlex.quote(str(upstream.at('nix-cache-info')))}; while it is down, Nix "
+        "builds what only it has. If it is gone for good, remove it from NIXCACHE_UPSTREAM or its file"
+    )
+    return warning(UPSTREAM, f"{upstream} does not answer: {reason}", remedy)

@@ -26,8 +26,15 @@ from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import DigestError, Error, FormatError, LimitError, NotFoundError, RegistryError
-from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
-from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRows
+from nixcache_oci.maintenance.gc.state import (
+    FormerIndex,
+    GcState,
+    GcTable,
+    PathNumbers,
+    Place,
+    StoredSegment,
+    TableRows,
+)
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest

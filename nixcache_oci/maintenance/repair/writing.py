@@ -22,7 +22,7 @@ from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_s
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
