@@ -1,9 +1,9 @@
 """The plan of a publish, decided before anything is sent. Pure.
 
 It says what happens to each path, what clients would refuse, and whether anything has to be written at all: a
-publish that sends nothing needs a record only if that changes what gc counts. Skipping one must not change any
-decision of ``maintenance.gc.roots``, now or later; if in doubt, a record is written. Source: design section 2,
-"Table", section 4, promise 5, and section 5, promise 1.
+publish that sends nothing needs a record only if that changes what gc counts. Skipping one must not change a
+decision of ``maintenance.gc.roots``, now or later; if in doubt, a record is written. Source: design sections
+2, "Table", 4, promise 5, and 5, promise 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Checks that the repository can be reached, read, and, for a publisher, written; and that upstreams answer."""
+"""Checks that the repository can be reached, read and, for a publisher, written; and that upstreams answer."""
 
 import asyncio
 import shlex
@@ -64,7 +64,7 @@ _KINDS: Final = {
 
 UPSTREAM: Final = "upstream"
 
-_SECONDS: Final = 15  # in addition to the limits of every look-up
+_UPSTREAM_SECONDS: Final = 15  # in addition to the limits of every look-up
 _NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 
 
@@ -286,18 +286,18 @@ async def check_upstreams(upstreams: Sequence[Upstream]) -> list[Finding]:
     """Ask each for a path that does not exist, as the proxy would: a miss is an answer."""
     if not upstreams:
         return [good(UPSTREAM, "none is set")]
-    return list(await asyncio.gather(*map(_check, upstreams)))
+    return list(await asyncio.gather(*map(_check_upstream, upstreams)))
 
 
-async def _check(upstream: Upstream) -> Finding:
+async def _check_upstream(upstream: Upstream) -> Finding:
     asked = Upstreams([upstream])
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_UPSTREAM_SECONDS):
             await asked.find(_NOBODYS_HASH_PART)
     except UpstreamError as error:
         reason = str(error).removeprefix(f"upstream {upstream}: ")
     except TimeoutError:
-        reason = f"no answer within {_SECONDS} s"
+        reason = f"no answer within {_UPSTREAM_SECONDS} s"
     else:
         return good(UPSTREAM, f"{upstream} answers")
     finally:

@@ -1,4 +1,4 @@
-"""The segments that replace others: what to keep of those that are rewritten or merged, and how it is written.
+"""The segments that replace others: what to keep of those rewritten or merged, and how it is written.
 
 NAR blobs stay where they are. Slices of packs move to new packs, in closure order, except from packs that are
 over half full and completely live: moving those would gain nothing. Source: design section 5, promise 5.
