@@ -38,22 +38,14 @@ _BLOBS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Mirrored:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        segments: number of segments in the source.
-        sent: number of blobs that were sent.
-        sent_bytes: their total size.
-        present: number of blobs that were there already.
-        failed: number of paths that failed.
-        reasons: why, by store path, or by segment if the paths are unknown; each was reported.
-    """
-
-    segments: int = 0
-    sent: int = 0
-    sent_bytes: int = 0
-    present: int = 0
-    failed: int = 0
+    segments: int = 0  # number of segments in the source
+    sent: int = 0  # number of blobs that were sent
+    sent_bytes: int = 0  # their total size
+    present: int = 0  # number of blobs that were there already
+    failed: int = 0  # number of paths that failed
+    # why, by store path, or by segment if the paths are unknown; each was reported
     reasons: dict[str, str] = field(default_factory=dict)
 
 

@@ -35,16 +35,11 @@ _BLOBS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Exported:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        written: number of paths that were written.
-        present: number of paths that were there already.
-        reasons: why each other path failed, by store path; each was reported.
-    """
-
-    written: int = 0
-    present: int = 0
+    written: int = 0  # number of paths that were written
+    present: int = 0  # number of paths that were there already
+    # why each other path failed, by store path; each was reported
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -26,17 +26,11 @@ from nixcache_oci.oci.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """What a pin's segment lists again.
+    """What a pin's segment lists again."""
 
-    Attributes:
-        narinfos: that are only in condemned segments.
-        segments: these condemned segments.
-        public_keys: that they name.
-    """
-
-    narinfos: tuple[NarInfo, ...] = ()
-    segments: tuple[Segment, ...] = ()
-    public_keys: tuple[str, ...] = ()
+    narinfos: tuple[NarInfo, ...] = ()  # that are only in condemned segments
+    segments: tuple[Segment, ...] = ()  # these condemned segments
+    public_keys: tuple[str, ...] = ()  # that they name
 
 
 def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:

@@ -21,12 +21,7 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.writer import (
-    TableBlob,
-    push_drafts,
-    push_empty_config,
-    tag_segment,
-)
+from nixcache_oci.cache.writer import TableBlob, push_drafts, push_empty_config, tag_segment
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError, UsageError
@@ -50,24 +45,16 @@ _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The result of a publish.
+    """The result of a publish."""
 
-    Attributes:
-        listed: narinfos that were not listed before, or not signed by every key.
-        failed: why others are not listed, by base name.
-        segments: that were added.
-        is_index_confirmed: whether the index, as read back, lists them; if not, their own tags keep them
-            until another writer lists them.
-        conversion: of a version 1 cache, if any.
-        is_needless: nothing was written, because all is listed and recorded.
-    """
-
-    listed: tuple[NarInfo, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()
+    listed: tuple[NarInfo, ...] = ()  # narinfos that were not listed before, or not signed by every key
+    failed: Mapping[str, str] = field(default_factory=dict)  # why others are not listed, by base name
+    segments: tuple[Segment, ...] = ()  # that were added
+    # whether the index, as read back, lists them; if not, their own tags keep them until another writer lists
+    # them
     is_index_confirmed: bool = True
-    conversion: Conversion | None = None
-    is_needless: bool = False
+    conversion: Conversion | None = None  # of a version 1 cache, if any
+    is_needless: bool = False  # nothing was written, because all is listed and recorded
 
     def followed_by(self, more: Self) -> Self:
         """Combine the results of two rounds."""
@@ -82,36 +69,22 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What is in the repository, not yet listed.
+    """What is in the repository, not yet listed."""
 
-    Attributes:
-        plan: as amended so far.
-        uploaded: what was sent for it.
-        conversion: of a version 1 cache, if any.
-        draft: of all this, if already made.
-    """
-
-    plan: PublishPlan
-    uploaded: Uploaded
-    conversion: Conversion | None
-    draft: Draft | None
+    plan: PublishPlan  # as amended so far
+    uploaded: Uploaded  # what was sent for it
+    conversion: Conversion | None  # of a version 1 cache, if any
+    draft: Draft | None  # of all this, if already made
 
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    """The result of one commit.
+    """The result of one commit."""
 
-    Attributes:
-        published: for the caller.
-        listing: of the index, as read back; None if other writers interfered.
-        tables: those that were sent and kept, by digest.
-        missing: blobs of its segments that could not be read afterwards.
-    """
-
-    published: Published
-    listing: Listing | None
-    tables: Mapping[Digest, TableFile]
-    missing: AbstractSet[Digest]
+    published: Published  # for the caller
+    listing: Listing | None  # of the index, as read back; None if other writers interfered
+    tables: Mapping[Digest, TableFile]  # those that were sent and kept, by digest
+    missing: AbstractSet[Digest]  # blobs of its segments that could not be read afterwards
 
 
 class Committer:

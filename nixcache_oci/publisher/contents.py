@@ -34,17 +34,13 @@ _PARALLEL_REQUESTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a cache lists, except what gc marked as dead.
+    """What a cache lists, except what gc marked as dead."""
 
-    Attributes:
-        catalog: of all narinfos.
-        records: what publishes left; None where they cannot all be read, or the index does not list all that
-            there is: then something has to be written.
-        recorded_keys: what the cache says it is signed with, also by what gc found dead.
-    """
-
-    catalog: Catalog
+    catalog: Catalog  # of all narinfos
+    # what publishes left; None where they cannot all be read, or the index does not list all that there is:
+    # then something has to be written
     records: tuple[PublishRecord, ...] | None = None
+    # what the cache says it is signed with, also by what gc found dead
     recorded_keys: tuple[PublicKey, ...] = ()
 
     def find(self, hash_part: HashPart) -> NarInfo | None:

@@ -32,19 +32,12 @@ MakeRecords = Callable[[AbstractSet[str]], Sequence[PublishRecord]]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What is about to be listed.
+    """What is about to be listed."""
 
-    Attributes:
-        narinfos: signed, references first.
-        failed: why the others are not listed, by base name.
-        segments: to be pushed, in this order.
-        table: of the only segment, if it was sent ahead of the last blobs.
-    """
-
-    narinfos: tuple[NarInfo, ...]
-    failed: Mapping[str, str]
-    segments: tuple[SegmentDraft, ...]
-    table: TableBlob | None = None
+    narinfos: tuple[NarInfo, ...]  # signed, references first
+    failed: Mapping[str, str]  # why the others are not listed, by base name
+    segments: tuple[SegmentDraft, ...]  # to be pushed, in this order
+    table: TableBlob | None = None  # of the only segment, if it was sent ahead of the last blobs
 
 
 def make_draft(

@@ -24,17 +24,11 @@ _MOST_ADDED_SHARE: Final = 16
 
 @dataclass(slots=True)
 class Candidates:
-    """What the source has.
+    """What the source has."""
 
-    Attributes:
-        narinfos: of the source, by base name.
-        bad: why others cannot be imported, by a name for people.
-        bad_parts: hash parts of the bad ones.
-    """
-
-    narinfos: dict[str, NarInfo] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
-    bad_parts: set[HashPart] = field(default_factory=set)
+    narinfos: dict[str, NarInfo] = field(default_factory=dict)  # of the source, by base name
+    bad: dict[str, str] = field(default_factory=dict)  # why others cannot be imported, by a name for people
+    bad_parts: set[HashPart] = field(default_factory=set)  # hash parts of the bad ones
 
     @property
     def absent(self) -> set[str]:

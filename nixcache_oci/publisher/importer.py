@@ -36,14 +36,10 @@ from nixcache_oci.publisher.publish_plan import (
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """What happens to each path.
+    """What happens to each path."""
 
-    Attributes:
-        plan: of those that are imported.
-        left_out: why others are not, by base name or another name.
-    """
-
-    plan: PublishPlan
+    plan: PublishPlan  # of those that are imported
+    # why others are not, by base name or another name
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 

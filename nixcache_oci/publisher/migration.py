@@ -49,21 +49,13 @@ IsListed = Callable[[HashPart], bool]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The result of a migration.
+    """The result of a migration."""
 
-    Attributes:
-        document: that was converted, for ``list_segments``.
-        segments: that were pushed; the index does not list them yet.
-        missing: base name and reason of each entry without a complete closure.
-        skipped: the first malformed parts of the document, and why.
-        skipped_count: how many in all.
-    """
-
-    document: Digest
-    segments: tuple[Segment, ...]
-    missing: tuple[tuple[str, str], ...]
-    skipped: tuple[tuple[str, str], ...]
-    skipped_count: int
+    document: Digest  # that was converted, for `list_segments`
+    segments: tuple[Segment, ...]  # that were pushed; the index does not list them yet
+    missing: tuple[tuple[str, str], ...]  # base name and reason of each entry without a complete closure
+    skipped: tuple[tuple[str, str], ...]  # the first malformed parts of the document, and why
+    skipped_count: int  # how many in all
 
 
 async def convert_version1(

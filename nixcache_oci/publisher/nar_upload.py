@@ -39,17 +39,12 @@ _UPLOADS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Uploaded:
-    """What is in the repository, not yet listed.
+    """What is in the repository, not yet listed."""
 
-    Attributes:
-        narinfos: with URLs of blobs and packs, references first.
-        blobs: descriptor of each blob and pack, by digest.
-        failed: why others could not be staged, by base name.
-    """
-
-    narinfos: list[NarInfo] = field(default_factory=list)
+    narinfos: list[NarInfo] = field(default_factory=list)  # with URLs of blobs and packs, references first
+    # descriptor of each blob and pack, by digest
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # why others could not be staged, by base name
 
 
 WhenStaged = Callable[[Uploaded], Coroutine[object, object, None]]

@@ -22,18 +22,13 @@ COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
 class NarEncoding:
     """How NARs are compressed.
 
-    Attributes:
-        compression: as in narinfos.
-        level: None for the default.
-        max_blob_bytes: limit of the registry; None for none.
-
     Raises:
         UsageError: an invalid level.
     """
 
-    compression: Compression = "zstd"
-    level: int | None = None
-    max_blob_bytes: int | None = None
+    compression: Compression = "zstd"  # as in narinfos
+    level: int | None = None  # None for the default
+    max_blob_bytes: int | None = None  # limit of the registry; None for none
 
     def __post_init__(self) -> None:
         allowed, _ = COMPRESSIONS[self.compression]
@@ -52,33 +47,20 @@ class NarEncoding:
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
-    """Options of a publish.
+    """Options of a publish."""
 
-    Attributes:
-        keys: that sign every listed path.
-        upstream_key_names: of keys that sign what clients get elsewhere.
-        verify_upstream: whether to check that the upstreams have it.
-        encoding: how NARs are compressed.
-        jobs: store objects staged at once.
-        max_layers: of a manifest.
-        is_strict: whether one path that cannot be sent keeps all others from being listed.
-        source: where the paths come from, such as the address of a commit; for the table's header.
-        allow_unsigned: whether paths are listed that nobody vouches for.
-        allow_new_key: whether a key signs that a cache with keys does not record yet.
-        repository_source: address of the GitHub repository: GHCR links the package to it.
-    """
-
-    keys: tuple[SecretKey, ...] = ()
-    upstream_key_names: frozenset[str] = frozenset()
-    verify_upstream: bool = False
-    encoding: NarEncoding = field(default_factory=NarEncoding)
-    jobs: int = 2
-    max_layers: int = MAX_LAYERS
-    is_strict: bool = False
+    keys: tuple[SecretKey, ...] = ()  # that sign every listed path
+    upstream_key_names: frozenset[str] = frozenset()  # of keys that sign what clients get elsewhere
+    verify_upstream: bool = False  # whether to check that the upstreams have it
+    encoding: NarEncoding = field(default_factory=NarEncoding)  # how NARs are compressed
+    jobs: int = 2  # store objects staged at once
+    max_layers: int = MAX_LAYERS  # of a manifest
+    is_strict: bool = False  # whether one path that cannot be sent keeps all others from being listed
+    # where the paths come from, such as the address of a commit; for the table's header
     source: str | None = None
-    allow_unsigned: bool = False
-    allow_new_key: bool = False
-    repository_source: str | None = None
+    allow_unsigned: bool = False  # whether paths are listed that nobody vouches for
+    allow_new_key: bool = False  # whether a key signs that a cache with keys does not record yet
+    repository_source: str | None = None  # address of the GitHub repository: GHCR links the package to it
 
     @property
     def segments(self) -> SegmentOptions:

@@ -27,22 +27,14 @@ FindListed = Callable[[HashPart], NarInfo | None]
 
 @dataclass(frozen=True, slots=True)
 class PublishPlan:
-    """What happens to each path, references first.
+    """What happens to each path, references first."""
 
-    Attributes:
-        upstream: signed by an upstream's key: clients get them there.
-        cached: listed already, and signed by every key.
-        relist: listed already, as in the store, but not signed by every key: only the narinfo is listed
-            again.
-        push: to be sent.
-        is_from_store: whether ``relist`` may be signed, because the local store has the same.
-    """
-
-    upstream: tuple[PathInfo, ...] = ()
-    cached: tuple[PathInfo, ...] = ()
+    upstream: tuple[PathInfo, ...] = ()  # signed by an upstream's key: clients get them there
+    cached: tuple[PathInfo, ...] = ()  # listed already, and signed by every key
+    # listed already, as in the store, but not signed by every key: only the narinfo is listed again
     relist: tuple[tuple[PathInfo, NarInfo], ...] = ()
-    push: tuple[PathInfo, ...] = ()
-    is_from_store: bool = True
+    push: tuple[PathInfo, ...] = ()  # to be sent
+    is_from_store: bool = True  # whether `relist` may be signed, because the local store has the same
 
     @property
     def paths(self) -> int:
@@ -142,15 +134,10 @@ def find_dependents(infos: Iterable[PathInfo], failed: AbstractSet[str]) -> dict
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Why clients would refuse what is about to be published.
+    """Why clients would refuse what is about to be published."""
 
-    Attributes:
-        what: they would refuse, and why.
-        remedy: what to do about it, the flag that publishes all the same included.
-    """
-
-    what: str
-    remedy: str
+    what: str  # they would refuse, and why
+    remedy: str  # what to do about it, the flag that publishes all the same included
 
 
 def doubt_unsigned(number: int) -> Doubt | None:

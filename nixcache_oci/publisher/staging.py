@@ -41,19 +41,12 @@ _PIECE_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class StagedNar:
-    """A compressed NAR, to be sent.
+    """A compressed NAR, to be sent."""
 
-    Attributes:
-        narinfo: complete, with the URL of a blob of its own.
-        digest: of the compressed bytes.
-        size: of the compressed bytes.
-        content: the bytes, or a file, which the sender removes.
-    """
-
-    narinfo: NarInfo
-    digest: Digest
-    size: int
-    content: bytes | Path
+    narinfo: NarInfo  # complete, with the URL of a blob of its own
+    digest: Digest  # of the compressed bytes
+    size: int  # of the compressed bytes
+    content: bytes | Path  # the bytes, or a file, which the sender removes
 
     def read(self) -> bytes:
         """Return the bytes; only for those that fit into a pack."""

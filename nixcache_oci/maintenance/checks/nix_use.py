@@ -107,23 +107,14 @@ def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class NixClient:
-    """Nix, as the current user has it.
+    """Nix, as the current user has it."""
 
-    Attributes:
-        own: settings, the user's included.
-        system: settings of a daemon.
-        user: name.
-        is_daemon: whether a daemon does the work.
-        is_trusted: whether that daemon obeys the user's settings.
-        environment: of a Nix that is started here.
-    """
-
-    own: NixSettings
-    system: NixSettings
-    user: str
-    is_daemon: bool
-    is_trusted: bool
-    environment: Mapping[str, str]
+    own: NixSettings  # settings, the user's included
+    system: NixSettings  # settings of a daemon
+    user: str  # name
+    is_daemon: bool  # whether a daemon does the work
+    is_trusted: bool  # whether that daemon obeys the user's settings
+    environment: Mapping[str, str]  # of a Nix that is started here
 
     def effective(self) -> NixSettings:
         """Return the settings that are in effect."""

@@ -1,4 +1,4 @@
-"""Checks that the repository can be reached, read and, for a publisher, written; and that upstreams answer."""
+"""Checks that the repository can be reached, read and, for a publisher, written, and that upstreams answer."""
 
 import asyncio
 import shlex
@@ -24,15 +24,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UpstreamError, UsageError
-from nixcache_oci.maintenance.checks.finding import (
-    Finding,
-    Level,
-    good,
-    has_error,
-    skipped,
-    warning,
-    wrong,
-)
+from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.wording import counted

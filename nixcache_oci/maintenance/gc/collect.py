@@ -36,19 +36,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        written: segments that were pushed to replace others.
-        is_index_confirmed: whether the index was read back as written, or needed no change; if not, another
-            writer interfered, nothing was deleted, and the next run continues.
-        deleted: manifests of segments and former indexes.
-        refused: those that the repository keeps, and why; the next run tries again.
-    """
-
-    written: tuple[Segment, ...] = ()
+    written: tuple[Segment, ...] = ()  # segments that were pushed to replace others
+    # whether the index was read back as written, or needed no change; if not, another writer interfered,
+    # nothing was deleted, and the next run continues
     is_index_confirmed: bool = True
-    deleted: tuple[Digest, ...] = ()
+    deleted: tuple[Digest, ...] = ()  # manifests of segments and former indexes
+    # those that the repository keeps, and why; the next run tries again
     refused: tuple[tuple[Digest, str], ...] = ()
 
 

@@ -32,76 +32,47 @@ _MERGED_BYTES: Final = 24 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class GcOptions:
-    """How gc decides.
+    """How gc decides."""
 
-    Attributes:
-        retention: how long a root counts after it was superseded.
-        scope_ttl: how long a scope's roots count after its last publish; None for forever.
-        grace: from the mark to the removal: as long as Nix remembers a narinfo and its URL.
-        min_age: younger segments are left alone: their publish may be unfinished.
-        segments: options of those that are written.
-        segments_of_a_class: more segments of about one size are merged.
-        public_keys: whose signatures decide between variants of a path; without any, those that the tables
-            record.
-    """
-
-    retention: timedelta = timedelta(days=30)
+    retention: timedelta = timedelta(days=30)  # how long a root counts after it was superseded
+    # how long a scope's roots count after its last publish; None for forever
     scope_ttl: timedelta | None = timedelta(days=90)
+    # from the mark to the removal: as long as Nix remembers a narinfo and its URL
     grace: timedelta = timedelta(days=30)
+    # younger segments are left alone: their publish may be unfinished
     min_age: timedelta = timedelta(hours=24)
-    segments: SegmentOptions = field(default_factory=SegmentOptions)
-    segments_of_a_class: int = 8
+    segments: SegmentOptions = field(default_factory=SegmentOptions)  # options of those that are written
+    segments_of_a_class: int = 8  # more segments of about one size are merged
+    # whose signatures decide between variants of a path; without any, those that the tables record
     public_keys: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One line of the plan, for people.
+    """One line of the plan, for people."""
 
-    Attributes:
-        action: one word.
-        segments: their number; for ``sweep``, that of former versions of the index.
-        paths: number of narinfos in them.
-        size: bytes of all their blobs; for ``delete``, only of those that no other segment holds.
-    """
-
-    action: str
-    segments: int
-    paths: int
-    size: int
+    action: str  # one word
+    segments: int  # their number; for `sweep`, that of former versions of the index
+    paths: int  # number of narinfos in them
+    size: int  # bytes of all their blobs; for `delete`, only of those that no other segment holds
 
 
 @dataclass(frozen=True, slots=True)
 class GcPlan:
-    """What becomes of each segment; each is in at most one of these.
+    """What becomes of each segment; each is in at most one of these."""
 
-    Attributes:
-        keep: stays as it is.
-        lift: was condemned or unlisted, and is needed again.
-        wait: was condemned or unlisted, and is not old enough for the next step.
-        condemn: is dead, and gets a mark.
-        rewrite: is replaced by its live paths, and gets a mark.
-        merge: several are replaced by one, and get marks.
-        unlist: its mark is older than the grace: leaves the index.
-        delete: left the index in an earlier run: leaves the repository.
-        sweep: former versions of the index, which leave the repository.
-        refusals: why this plan needs force.
-        roots: number of paths that count as roots and pins.
-        freed: bytes that ``delete`` frees.
-    """
-
-    keep: tuple[StoredSegment, ...] = ()
-    lift: tuple[StoredSegment, ...] = ()
-    wait: tuple[StoredSegment, ...] = ()
-    condemn: tuple[StoredSegment, ...] = ()
-    rewrite: tuple[Replacement, ...] = ()
-    merge: tuple[Replacement, ...] = ()
-    unlist: tuple[StoredSegment, ...] = ()
-    delete: tuple[StoredSegment, ...] = ()
-    sweep: tuple[FormerIndex, ...] = ()
-    refusals: tuple[str, ...] = ()
-    roots: int = 0
-    freed: int = 0
+    keep: tuple[StoredSegment, ...] = ()  # stays as it is
+    lift: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is needed again
+    wait: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is not old enough for the next step
+    condemn: tuple[StoredSegment, ...] = ()  # is dead, and gets a mark
+    rewrite: tuple[Replacement, ...] = ()  # is replaced by its live paths, and gets a mark
+    merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
+    unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
+    delete: tuple[StoredSegment, ...] = ()  # left the index in an earlier run: leaves the repository
+    sweep: tuple[FormerIndex, ...] = ()  # former versions of the index, which leave the repository
+    refusals: tuple[str, ...] = ()  # why this plan needs force
+    roots: int = 0  # number of paths that count as roots and pins
+    freed: int = 0  # bytes that `delete` frees
 
     @property
     def replacements(self) -> tuple[Replacement, ...]:

@@ -17,15 +17,10 @@ from nixcache_oci.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class Trimming:
-    """Which segments are trimmed, and what leaves by that.
+    """Which segments are trimmed, and what leaves by that."""
 
-    Attributes:
-        segments: of which only the live paths stay.
-        leaving: one byte per path, 1 for a listed one that no uncondemned segment will hold.
-    """
-
-    segments: AbstractSet[Digest]
-    leaving: bytearray
+    segments: AbstractSet[Digest]  # of which only the live paths stay
+    leaving: bytearray  # one byte per path, 1 for a listed one that no uncondemned segment will hold
 
 
 def choose_trimmed(

@@ -36,19 +36,12 @@ _PACKS_IN_MEMORY: Final = 4
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """One or more segments, and what is live in them.
+    """One or more segments, and what is live in them."""
 
-    Attributes:
-        sources: the segments that are replaced, the oldest first.
-        records: to keep, each once.
-        live: what counting roots reach, one byte per path.
-        public_keys: whose signatures decide between variants.
-    """
-
-    sources: tuple[StoredSegment, ...]
-    records: tuple[Record, ...]
-    live: bytearray
-    public_keys: tuple[PublicKey, ...]
+    sources: tuple[StoredSegment, ...]  # the segments that are replaced, the oldest first
+    records: tuple[Record, ...]  # to keep, each once
+    live: bytearray  # what counting roots reach, one byte per path
+    public_keys: tuple[PublicKey, ...]  # whose signatures decide between variants
 
     @property
     def narinfos(self) -> tuple[NarInfo, ...]:

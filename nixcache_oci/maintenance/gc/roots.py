@@ -31,15 +31,10 @@ PinningRecord = PinRecord | UnpinRecord
 
 @dataclass(frozen=True, slots=True)
 class CountedRoots:
-    """What counts at one time.
+    """What counts at one time."""
 
-    Attributes:
-        paths: of the roots.
-        records: that later decisions depend on; the others may be dropped.
-    """
-
-    paths: frozenset[StorePath]
-    records: frozenset[PublishRecord]
+    paths: frozenset[StorePath]  # of the roots
+    records: frozenset[PublishRecord]  # that later decisions depend on; the others may be dropped
 
 
 def count_roots(
@@ -152,15 +147,10 @@ class _Scope:
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What counts at one time.
+    """What counts at one time."""
 
-    Attributes:
-        roots: store paths of roots and pins.
-        records: to keep, including all of an unknown kind.
-    """
-
-    roots: frozenset[StorePath]
-    records: frozenset[Record]
+    roots: frozenset[StorePath]  # store paths of roots and pins
+    records: frozenset[Record]  # to keep, including all of an unknown kind
 
 
 def count(
@@ -181,15 +171,10 @@ def count(
 
 @dataclass(frozen=True, slots=True)
 class CountedPins:
-    """What counts at one time.
+    """What counts at one time."""
 
-    Attributes:
-        pins: that count.
-        records: that later decisions depend on; the others may be dropped.
-    """
-
-    pins: frozenset[PinRecord]
-    records: frozenset[PinningRecord]
+    pins: frozenset[PinRecord]  # that count
+    records: frozenset[PinningRecord]  # that later decisions depend on; the others may be dropped
 
 
 def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:

@@ -49,21 +49,13 @@ class PathNumbers:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TableRows:
-    """The narinfos of one table, in its order.
+    """The narinfos of one table, in its order."""
 
-    Attributes:
-        numbers: of the whole cache.
-        paths: number of each row's path.
-        sizes: compressed bytes of each row's NAR.
-        starts: where each row's references start in ``references``; then the end of the last.
-        references: numbers of paths, without a row's own.
-    """
-
-    numbers: PathNumbers
-    paths: "array[int]"
-    sizes: "array[int]"
-    starts: "array[int]"
-    references: "array[int]"
+    numbers: PathNumbers  # of the whole cache
+    paths: "array[int]"  # number of each row's path
+    sizes: "array[int]"  # compressed bytes of each row's NAR
+    starts: "array[int]"  # where each row's references start in `references`; then the end of the last
+    references: "array[int]"  # numbers of paths, without a row's own
 
     @classmethod
     def of(cls, narinfos: Iterable[NarInfo], blobs: Mapping[Digest, int], numbers: PathNumbers) -> Self:
@@ -94,21 +86,13 @@ class TableRows:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GcTable:
-    """A table, as gc holds it.
+    """A table, as gc holds it."""
 
-    Attributes:
-        header: of the table.
-        records: of publishes and pins.
-        size: of its text in bytes.
-        rows: its narinfos.
-        narinfos: parses them again, in the same order.
-    """
-
-    header: TableHeader
-    records: tuple[Record, ...]
-    size: int
-    rows: TableRows
-    narinfos: Callable[[], Iterator[NarInfo]]
+    header: TableHeader  # of the table
+    records: tuple[Record, ...]  # of publishes and pins
+    size: int  # of its text in bytes
+    rows: TableRows  # its narinfos
+    narinfos: Callable[[], Iterator[NarInfo]]  # parses them again, in the same order
 
 
 class PathGraph:
@@ -171,19 +155,13 @@ class Place(Enum):
 
 @dataclass(frozen=True, eq=False)
 class StoredSegment:
-    """One segment.
+    """One segment."""
 
-    Attributes:
-        segment: as the index lists it, with its mark; otherwise from its manifest.
-        place: where it was found.
-        layers: of its manifest, the table's blob first; empty if the manifest is gone.
-        table: None if a condemned or unlisted segment cannot be read.
-    """
-
-    segment: Segment
-    place: Place
+    segment: Segment  # as the index lists it, with its mark; otherwise from its manifest
+    place: Place  # where it was found
+    # of its manifest, the table's blob first; empty if the manifest is gone
     layers: tuple[Descriptor, ...] = ()
-    table: GcTable | None = None
+    table: GcTable | None = None  # None if a condemned or unlisted segment cannot be read
 
     @property
     def manifest(self) -> Digest:
@@ -224,32 +202,20 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True)
 class FormerIndex:
-    """A version of ``cache-index`` that no tag points at any more.
+    """A version of ``cache-index`` that no tag points at any more."""
 
-    Attributes:
-        digest: of the image index.
-        created: when the repository took it.
-        size: in bytes.
-    """
-
-    digest: Digest
-    created: datetime
-    size: int
+    digest: Digest  # of the image index
+    created: datetime  # when the repository took it
+    size: int  # in bytes
 
 
 @dataclass(frozen=True, eq=False)
 class GcState:
-    """A repository at gc's start.
+    """A repository at gc's start."""
 
-    Attributes:
-        started: time before anything was read, from which the age of marks is measured.
-        segments: all that the index lists or a tag names.
-        former_indexes: that the repository can list.
-    """
-
-    started: datetime
-    segments: tuple[StoredSegment, ...] = ()
-    former_indexes: tuple[FormerIndex, ...] = ()
+    started: datetime  # time before anything was read, from which the age of marks is measured
+    segments: tuple[StoredSegment, ...] = ()  # all that the index lists or a tag names
+    former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list
 
     @cached_property
     def graph(self) -> PathGraph:

@@ -30,61 +30,38 @@ Listing = tuple[str, HashPart]
 
 @dataclass(frozen=True, slots=True)
 class NeededObject:
-    """A store object that would repair something, if somebody still has it.
+    """A store object that would repair something, if somebody still has it."""
 
-    Attributes:
-        base_name: of the object.
-        nar_hashes: one of which its NAR must have; empty for any.
-        listed: its bad narinfos.
-        has_lost_bytes: whether its bytes have to be sent again.
-        has_wrong_bytes: whether the cache has wrong bytes in their place.
-    """
-
-    base_name: str
-    nar_hashes: frozenset[NixHash] = frozenset()
-    listed: tuple[NarInfo, ...] = ()
-    has_lost_bytes: bool = False
-    has_wrong_bytes: bool = False
+    base_name: str  # of the object
+    nar_hashes: frozenset[NixHash] = frozenset()  # one of which its NAR must have; empty for any
+    listed: tuple[NarInfo, ...] = ()  # its bad narinfos
+    has_lost_bytes: bool = False  # whether its bytes have to be sent again
+    has_wrong_bytes: bool = False  # whether the cache has wrong bytes in their place
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A segment, and what to keep of it.
+    """A segment, and what to keep of it."""
 
-    Attributes:
-        source: the segment.
-        header: of the new table.
-        narinfos: that stay, and that no other segment lists.
-        records: that no other segment holds.
-    """
-
-    source: ReadSegment
-    header: TableHeader | None
-    narinfos: tuple[NarInfo, ...]
-    records: tuple[Record, ...]
+    source: ReadSegment  # the segment
+    header: TableHeader | None  # of the new table
+    narinfos: tuple[NarInfo, ...]  # that stay, and that no other segment lists
+    records: tuple[Record, ...]  # that no other segment holds
 
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What to change.
+    """What to change."""
 
-    Attributes:
-        unlisted: store paths that no segment will list, and why.
-        dropped: bad entries of paths that another segment lists correctly: the path and the segment's tag.
-        left_out: what cannot be read: the segment's tag, and what it is.
-        lost: segments that cannot be read at all, so that their paths are unknown.
-        rewrites: segments that are replaced, the lost ones included.
-        tags: of segments whose manifests are gone, and that no index lists.
-        refusal: why this plan needs force, or an empty string.
-    """
-
+    # store paths that no segment will list, and why
     unlisted: Mapping[str, str] = field(default_factory=dict)
+    # bad entries of paths that another segment lists correctly: the path and the segment's tag
     dropped: tuple[tuple[str, str], ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-    lost: tuple[ReadSegment, ...] = ()
-    rewrites: tuple[Rewrite, ...] = ()
-    tags: tuple[SegmentTag, ...] = ()
-    refusal: str = ""
+    left_out: tuple[tuple[str, str], ...] = ()  # what cannot be read: the segment's tag, and what it is
+    lost: tuple[ReadSegment, ...] = ()  # segments that cannot be read at all, so that their paths are unknown
+    rewrites: tuple[Rewrite, ...] = ()  # segments that are replaced, the lost ones included
+    tags: tuple[SegmentTag, ...] = ()  # of segments whose manifests are gone, and that no index lists
+    refusal: str = ""  # why this plan needs force, or an empty string
 
 
 def find_needed(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[NeededObject]:

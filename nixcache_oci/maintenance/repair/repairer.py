@@ -38,15 +38,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Resent:
-    """What was published again, or would be.
+    """What was published again, or would be."""
 
-    Attributes:
-        sizes: bytes of each NAR that was sent, 0 for a path that was only signed again.
-        failed: why each of the others was not, by base name.
-    """
-
-    sizes: Mapping[StorePath, int]
-    failed: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[StorePath, int]  # bytes of each NAR that was sent, 0 for a path that was only signed again
+    failed: Mapping[str, str] = field(default_factory=dict)  # why each of the others was not, by base name
 
 
 class Resender(Protocol):
@@ -83,36 +78,23 @@ class Resender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RepairOptions:
-    """How to repair.
+    """How to repair."""
 
-    Attributes:
-        is_dry_run: whether nothing is written.
-        force: also where over half of the paths would leave.
-        segments: how those in place of others are written.
-    """
-
-    is_dry_run: bool
-    force: bool
+    is_dry_run: bool  # whether nothing is written
+    force: bool  # also where over half of the paths would leave
+    # how those in place of others are written
     segments: SegmentOptions = field(default_factory=SegmentOptions)
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        problems: found at first.
-        restored: base names of what was sent again.
-        unlisted: what no segment lists any more, and why.
-        left: problems that are still there.
-        is_stuck: whether somebody refused something that another round would try again.
-    """
-
-    problems: list[Problem]
-    restored: list[str] = field(default_factory=list)
-    unlisted: dict[str, str] = field(default_factory=dict)
-    left: list[Problem] = field(default_factory=list)
-    is_stuck: bool = False
+    problems: list[Problem]  # found at first
+    restored: list[str] = field(default_factory=list)  # base names of what was sent again
+    unlisted: dict[str, str] = field(default_factory=dict)  # what no segment lists any more, and why
+    left: list[Problem] = field(default_factory=list)  # problems that are still there
+    is_stuck: bool = False  # whether somebody refused something that another round would try again
 
 
 class Repairer:

@@ -28,21 +28,13 @@ _NARINFO = b"StorePath: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadSegment:
-    """One segment, as far as it can be read.
+    """One segment, as far as it can be read."""
 
-    Attributes:
-        segment: as listed.
-        header: of its table; None if nothing of that can be read.
-        narinfos: that it lists.
-        records: of publishes and pins.
-        left_out: one line for each stanza that cannot be read.
-    """
-
-    segment: Segment
-    header: TableHeader | None = None
-    narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)
-    records: tuple[Record, ...] = ()
-    left_out: tuple[str, ...] = ()
+    segment: Segment  # as listed
+    header: TableHeader | None = None  # of its table; None if nothing of that can be read
+    narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)  # that it lists
+    records: tuple[Record, ...] = ()  # of publishes and pins
+    left_out: tuple[str, ...] = ()  # one line for each stanza that cannot be read
 
     @property
     def tag(self) -> str:

@@ -38,20 +38,14 @@ _PAUSE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair wrote.
+    """What a repair wrote."""
 
-    Attributes:
-        written: segments that replace others.
-        deleted: tags of segments that are gone.
-        refused: tags of segments that the repository keeps, and why: they are marked as condemned, which
-            makes their entries the last choice.
-        is_index_confirmed: whether the index was read back as written; if not, nothing was deleted, and the
-            next run continues.
-    """
-
-    written: tuple[Segment, ...] = ()
-    deleted: tuple[str, ...] = ()
+    written: tuple[Segment, ...] = ()  # segments that replace others
+    deleted: tuple[str, ...] = ()  # tags of segments that are gone
+    # tags of segments that the repository keeps, and why: they are marked as condemned, which makes their
+    # entries the last choice
     refused: tuple[tuple[str, str], ...] = ()
+    # whether the index was read back as written; if not, nothing was deleted, and the next run continues
     is_index_confirmed: bool = True
 
 
