@@ -50,13 +50,7 @@ class Mirrored:
 
 
 class Mirror:
-    """Copies from one repository to another.
-
-    Args:
-        source: to read.
-        destination: with the right to push.
-        progress: gets progress, and what fails.
-    """
+    """Copies from one repository to another, which needs the right to push; tells the progress what fails."""
 
     def __init__(self, source: Repository, destination: Repository, progress: Progress) -> None:
         self._source = source

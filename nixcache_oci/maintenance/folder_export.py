@@ -49,14 +49,7 @@ class Exported:
 
 
 class Export:
-    """Writes a cache into a folder.
-
-    Args:
-        repository: that holds the blobs.
-        folder: need not exist.
-        priority: for nix-cache-info.
-        progress: gets progress, and each path that fails.
-    """
+    """Writes a cache into a folder, which need not exist; tells the progress each path that fails."""
 
     def __init__(self, repository: Repository, folder: Path, priority: int, progress: Progress) -> None:
         self._repository = repository

@@ -36,9 +36,7 @@ class Relisted:
 def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
     """Walk closures, and find what is only in condemned segments.
 
-    Args:
-        inventory: of the cache; a path that it lacks is an upstream's, and the walk ends there.
-        paths: where to begin.
+    A path that the cache lacks is an upstream's, and the walk ends there.
     """
     entries: list[Entry] = []
     reached: set[HashPart] = set()
@@ -68,13 +66,7 @@ async def write_pinning(
     relisted: Relisted,
     options: SegmentOptions,
 ) -> None:
-    """Write a segment with these records, and list it.
-
-    Args:
-        repository: of the cache, with the right to push.
-        records: of pins, or of the end of one; all of one time.
-        relisted: to list again.
-        options: of the segment.
+    """Write a segment with these records, all of one time, and list it.
 
     Raises:
         FormatError: it is a version 1 cache, which a publish has to convert first.

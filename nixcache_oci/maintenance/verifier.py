@@ -39,12 +39,8 @@ _PARALLEL_BLOBS: Final = 4
 class Verifier:
     """Checks a cache, and again after repairs; what was found good is not checked twice.
 
-    Args:
-        repository: that holds the blobs.
-        upstreams: asked for references that are not listed.
-        keys: one of which must have signed each path that is not content-addressed; empty for any.
-        with_content: whether to download and hash every byte, instead of reading each blob's first byte.
-        progress: gets progress.
+    One of the keys must have signed each path that is not content-addressed; any will do if there are none. With
+    content, every byte is downloaded and hashed; otherwise each blob's first byte is read.
 
     Attributes:
         unsigned: paths that clients get without anyone vouching for them.

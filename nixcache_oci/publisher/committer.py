@@ -116,10 +116,6 @@ class Committer:
 
         If all is listed already, and no record changes what gc counts, nothing is written.
 
-        Args:
-            plan: to carry out.
-            make_records: for gc.
-
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
@@ -345,5 +341,4 @@ class Committer:
 def _make_more(
     make_records: MakeRecords, failed_before: AbstractSet[str], failed: AbstractSet[str]
 ) -> Sequence[PublishRecord]:
-    """Make records that also know what failed in earlier rounds."""
     return make_records(failed_before | failed)

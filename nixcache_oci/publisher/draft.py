@@ -50,13 +50,8 @@ def make_draft(
 ) -> Draft:
     """Decide what is listed: nothing that refers to a failed path.
 
-    Args:
-        plan: of the publish.
-        uploaded: what was sent.
-        blobs: descriptors for what is listed again.
-        make_records: for gc.
-        options: of the publish.
-        is_checked: of the stager: only what was held to its NarHash here is signed.
+    Only what was held to its NarHash here is signed, as ``is_checked`` of the stager says. ``blobs`` describes
+    what is listed again.
 
     Raises:
         Error: something failed, and ``options.is_strict``.

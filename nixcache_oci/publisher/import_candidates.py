@@ -53,15 +53,9 @@ async def read_candidates(
     upstream_key_names: AbstractSet[str],
     progress: Progress = SILENT,
 ) -> Candidates:
-    """Read the narinfos of these closures, or all of the source.
+    """Read the narinfos of these closures, or of all if none is wanted.
 
-    Args:
-        source: to import from.
-        wanted: roots of the closures; none for all.
-        store_dir: of all paths.
-        keys: if any, paths must be signed by one of them, or content-addressed.
-        upstream_key_names: of keys that sign what clients get elsewhere.
-        progress: reports how many are read.
+    If there are keys, each path must be signed by one of them, or content-addressed, unless it is an upstream's.
 
     Raises:
         UpstreamError: the source could not be read.

@@ -41,14 +41,7 @@ _MOST_IN_A_ROW: Final = 5
 
 
 class CopyNarStager:
-    """Stages NARs of another cache unchanged; implements ``NarStager``.
-
-    Args:
-        source: to import from.
-        narinfos: of the source.
-        jobs: NARs fetched at once.
-        max_blob_bytes: limit of the registry; None for none.
-    """
+    """Stages NARs of another cache unchanged, so many at once; implements ``NarStager``."""
 
     def __init__(
         self,

@@ -46,8 +46,7 @@ class ImportPlan:
 class Importer:
     """Imports from one binary cache into one repository; upstreams may have what the source lacks.
 
-    Attributes:
-        committer: which carries out the plan.
+    The committer carries out the plan.
     """
 
     def __init__(
@@ -111,16 +110,9 @@ def make_import_plan(
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
 ) -> ImportPlan:
-    """Plan the import.
+    """Plan the import; base names in ``missing`` are of references that nobody has.
 
     Listed paths are not sent again, unless they need our signature: for that, the NAR has to be checked.
-
-    Args:
-        candidates: of the source.
-        missing: base names of references that nobody has.
-        find_listed: looks up a narinfo in the cache.
-        keys: that sign every listed path.
-        upstream_key_names: of keys that sign what clients get elsewhere.
     """
     infos = {name: path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
     ordered = order_by_references(infos.values())

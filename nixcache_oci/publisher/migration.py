@@ -69,15 +69,8 @@ async def convert_version1(
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
-    If it is interrupted, the cache stays as it was, and the next run continues.
-
-    Args:
-        repository: of the cache.
-        document: of version 1, from the listing.
-        listed: what segments of an interrupted run list.
-        now: time of the segments.
-        options: of the segments.
-        progress: reports blobs.
+    If it is interrupted, the cache stays as it was, and the next run continues: it skips what ``listed`` says
+    that segments have.
 
     Raises:
         FormatError: it is not such a document.

@@ -70,14 +70,9 @@ def make_plan(
     upstream_key_names: AbstractSet[str],
     missing_upstream: AbstractSet[HashPart] = frozenset(),
 ) -> PublishPlan:
-    """Plan a publish.
+    """Plan a publish of a closure, references first; every key shall sign every listed path.
 
-    Args:
-        closure: to be available, references first.
-        find_listed: looks up a narinfo in the cache.
-        keys: that sign every listed path.
-        upstream_key_names: of keys that sign what clients get elsewhere.
-        missing_upstream: paths signed by an upstream that lacks them.
+    Paths signed by an upstream's key are left to it, unless they are in ``missing_upstream``.
     """
     upstream: list[PathInfo] = []
     cached: list[PathInfo] = []
@@ -111,14 +106,9 @@ def is_signed_by_all(narinfo: NarInfo, keys: Iterable[PublicKey]) -> bool:
 
 
 def find_dependents(infos: Iterable[PathInfo], failed: AbstractSet[str]) -> dict[str, str]:
-    """Find what must not be listed because it refers to a failed path.
+    """Find what must not be listed because it refers to a failed path; ``infos`` are references first.
 
-    Args:
-        infos: references first.
-        failed: base names that could not be sent.
-
-    Returns:
-        The failed base name that each reaches, by base name.
+    Returns the failed base name that each reaches, by base name.
     """
     found: dict[str, str] = {}
     for info in infos:
@@ -167,13 +157,9 @@ def doubt_new_keys(keys: Iterable[PublicKey], recorded: Sequence[PublicKey]) -> 
 
 
 def changes_nothing(record: PublishRecord, recorded: Iterable[PublishRecord]) -> bool:
-    """Check whether gc counts the same without this record.
+    """Check whether gc counts the same without this record, given those of all scopes.
 
     If the newest run of a scope left several records, none is skipped: a run may have several jobs.
-
-    Args:
-        record: to be written.
-        recorded: of all scopes.
     """
     scope = [one for one in recorded if one.scope == record.scope]
     if not scope:

@@ -21,13 +21,9 @@ from nixcache_oci.publisher.staging import StoreNarStager
 
 
 class Publisher:
-    """Publishes paths of the local store into one repository.
+    """Publishes paths of the local store into one repository, by its committer.
 
     ``reading`` are the cache's contents, if they are being read already; the first plan uses them.
-
-    Attributes:
-        store: of the paths.
-        committer: which carries out the plans.
     """
 
     def __init__(

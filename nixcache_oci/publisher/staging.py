@@ -71,8 +71,7 @@ class NarStager(Protocol):
     def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
         """Stage while the block runs; then cancel what is still being staged.
 
-        Args:
-            folder: for the files of large NARs, which are not removed here.
+        The folder is for the files of large NARs, which are not removed here.
         """
 
 
@@ -129,14 +128,7 @@ def stage(
     encoding: NarEncoding,
     is_stopped: Callable[[], bool],
 ) -> StagedNar:
-    """Dump and compress a store object; blocks.
-
-    Args:
-        info: of the store.
-        real_path: of its files.
-        folder: for the file of a large NAR.
-        encoding: how to compress.
-        is_stopped: checked for each piece.
+    """Dump and compress a store object; blocks, and asks ``is_stopped`` for each piece.
 
     Raises:
         StoreError: its files do not match the store's record, or cannot be read; or it is over the limit of
@@ -230,11 +222,7 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> None:
-    """Check the registry's limit of a blob.
-
-    Raises:
-        StoreError: over it.
-    """
+    """Check the registry's limit of a blob; StoreError if it is over that."""
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
             f"{store_path}: over {counted(max_blob_bytes, 'byte')} even compressed, which is more than the "
@@ -243,12 +231,7 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
 
 
 class Sink:
-    """Hashes and counts what it writes to an empty file, in memory or on disk.
-
-    Attributes:
-        hasher: of all that was written.
-        size: bytes that were written.
-    """
+    """Hashes and counts what it writes to an empty file, in memory or on disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -261,11 +244,7 @@ class Sink:
         return self._file.getvalue() if isinstance(self._file, io.BytesIO) else Path(self._file.name)
 
     def write(self, piece: bytes) -> None:
-        """Write.
-
-        Raises:
-            StagingFolderError: the folder is full.
-        """
+        """Write; StagingFolderError if the folder is full."""
         self.hasher.update(piece)
         self.size += len(piece)
         try:

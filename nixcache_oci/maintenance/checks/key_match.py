@@ -17,10 +17,7 @@ def check_signing_keys(
 ) -> list[Finding]:
     """Try each signing key, and check that clients will know it.
 
-    Args:
-        keys: to sign with.
-        recorded: in the cache, none if it is empty; None if it could not be read.
-        configured: NIXCACHE_PUBLIC_KEYS.
+    Recorded are no keys if the cache is empty, and None if it could not be read.
     """
     if not keys:
         return [

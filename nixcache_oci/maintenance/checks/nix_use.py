@@ -39,13 +39,9 @@ class Proxy:
 
 
 async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_chosen: bool) -> Proxy:
-    """Ask the proxy.
+    """Ask the proxy, which should serve this repository, unless the settings do not say which.
 
-    Args:
-        url: of the proxy.
-        repository: name of the one that it should serve; None if the settings do not say.
-        store_dir: of its paths.
-        is_chosen: whether the user named the repository, so that another one is an error.
+    If the user has chosen it, another one is an error.
     """
     try:
         async with ProxyClient(url) as client:
@@ -132,12 +128,8 @@ class NixClient:
 def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
     """Check that Nix asks the proxy, and accepts what it serves.
 
-    Args:
-        client: Nix here.
-        url: of the proxy.
-        keys: of the cache; none if unknown.
-        is_configured: whether the user configured the keys; otherwise the proxy or the registry named them,
-            which proves nothing, and no hint may ask to trust them.
+    ``keys`` are the cache's, none if unknown. Unless the user configured them, the proxy or the registry named
+    them: that proves nothing, and no hint may ask to trust them.
     """
     effective = client.effective()
     return [

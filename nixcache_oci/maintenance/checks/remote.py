@@ -1,4 +1,4 @@
-"""Checks that the repository can be reached, read and, for a publisher, written, and that upstreams answer."""
+"""Checks that the repository can be reached, read and, by a publisher, written, and that upstreams answer."""
 
 import asyncio
 import shlex
@@ -71,13 +71,7 @@ class Access:
 async def check_registry(
     reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool
 ) -> Access:
-    """Check everything between here and the repository.
-
-    Args:
-        reference: of the repository.
-        environment: to look up credentials in.
-        is_publisher: whether to check pushing.
-    """
+    """Check everything between here and the repository."""
     later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
     try:
         credentials = await Keyring(reference.host, reference.repository, environment).find()
@@ -124,14 +118,7 @@ def check_clock(ahead: float | None) -> Finding:
 async def read_index(
     repository: Repository, folder: Path, time: datetime, *, is_publisher: bool
 ) -> tuple[Finding, Inventory | None]:
-    """Read the cache as a proxy does.
-
-    Args:
-        repository: of the cache.
-        folder: for indexes.
-        time: now.
-        is_publisher: whether a cache that does not exist yet is no fault.
-    """
+    """Read the cache as a proxy does; for a publisher, a cache that does not exist yet is no fault."""
     try:
         kept = await asyncio.to_thread(IndexFolder, folder, repository.name)
         tables = await read_tables(repository, kept, await read_listing(repository))

@@ -66,13 +66,6 @@ async def prepare_gc(
 ) -> PreparedGc:
     """Read everything and decide; nothing is written.
 
-    Args:
-        repository: of the cache.
-        remover: lists former versions of the index.
-        options: how to decide.
-        progress: gets progress.
-        clock: tells the time.
-
     Raises:
         Error: something could not be read; see ``read_state``.
     """
@@ -95,16 +88,7 @@ async def carry_out_gc(
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Collected:
-    """Carry out the plan.
-
-    Args:
-        repository: of the cache, with the right to push.
-        remover: deletes manifests.
-        prepared: the plan.
-        force: whether to ignore the plan's refusals.
-        progress: gets progress.
-        clock: tells the time.
-        sleep: waits some seconds between tries.
+    """Carry out the plan; ``force`` ignores its refusals.
 
     Raises:
         Error: the plan refuses, or the repository failed; the next run continues.
@@ -136,11 +120,7 @@ async def carry_out_gc(
 
 
 async def _check_added(repository: Repository, read: CacheIndex, index: CacheIndex) -> None:
-    """Check that what is listed again still exists: another gc may have run while this one was suspended.
-
-    Raises:
-        Error: it does not.
-    """
+    """Check that what is listed again still exists: another gc may have run while this one was suspended."""
     listed = {segment.manifest for segment in read.segments}
     for segment in index.segments:
         if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
@@ -179,14 +159,10 @@ async def _delete(
 def change_index(
     union: Union, prepared: PreparedGc, written: Sequence[Sequence[Segment]], now: datetime
 ) -> CacheIndex:
-    """Make the index.
+    """Make the index; ``written`` are the segments that were pushed for each of the plan's replacements.
 
-    Args:
-        union: tags and index, as read right before the write.
-        prepared: the plan, and the state at gc's start.
-        written: the segments that were pushed for each of the plan's replacements, in order.
-        now: the time of the write, which marks get: earlier readers did not see them. A slow write shortens
-            the grace by its duration.
+    Marks get the time of the write, ``now``: earlier readers did not see them. A slow write shortens the grace
+    by its duration.
     """
     plan = prepared.plan
     read = {segment.manifest: segment for segment in union.index.segments}

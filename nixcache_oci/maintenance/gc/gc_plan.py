@@ -105,10 +105,7 @@ class GcPlan:
 def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
     """Decide what becomes of each segment.
 
-    Args:
-        state: of the cache.
-        options: how to decide.
-        now: when reading ``state`` began; a later time would make marks older than they were then.
+    ``now`` is when reading the state began: a later time would make marks older than they were then.
     """
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)

@@ -47,8 +47,7 @@ class Replacement:
     def narinfos(self) -> tuple[NarInfo, ...]:
         """What is live in them, each path once; parsed again each time, because it takes much memory.
 
-        Raises:
-            FormatError: a table can no longer be read.
+        FormatError if a table can no longer be read.
         """
         variants: defaultdict[int, list[NarInfo]] = defaultdict(list)
         for source in reversed(self.sources):
@@ -62,13 +61,9 @@ class Replacement:
 def replace_segments(
     state: GcState, live: bytearray, needed: AbstractSet[Record], public_keys: Sequence[PublicKey]
 ) -> Callable[[Iterable[StoredSegment]], Replacement]:
-    """Return a function that makes the replacement of segments.
+    """Return a function that makes the replacement of segments; it keeps the needed records.
 
-    Args:
-        state: of the cache.
-        live: what counting roots reach, one byte per path.
-        needed: records to keep.
-        public_keys: whose signatures decide between variants; empty for those that the tables record.
+    Without public keys, those that the tables record decide between variants.
     """
     keys = tuple(public_keys) or _recorded_keys(state)
 
@@ -114,12 +109,7 @@ async def push_replacement(
 ) -> list[Segment]:
     """Push the segments that replace others; the index does not list them yet.
 
-    Args:
-        repository: of the cache.
-        replacement: what to keep.
-        created: time of the segments.
-        options: of the segments; packs keep to the limit of a blob, too.
-        stage: counts the packs' bytes.
+    Packs keep to the limit of a blob, too; the stage counts their bytes.
 
     Raises:
         FormatError: a pack does not hold what a narinfo says.

@@ -40,14 +40,10 @@ class CountedRoots:
 def count_roots(
     records: Iterable[PublishRecord], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
 ) -> CountedRoots:
-    """Decide which roots count.
+    """Decide which roots count; duplicates count once.
 
-    Args:
-        records: all in the cache, in any order; duplicates count once.
-        now: the time of the decision.
-        retention: how long a root counts after it was superseded.
-        scope_ttl: how long a scope's roots count after its last publish; None for forever. ``UNRECORDED`` is
-            added, because the last publish may have left no record.
+    A root counts for ``retention`` after it was superseded; a scope's roots for ``scope_ttl`` after its last
+    publish, or forever. ``UNRECORDED`` is added, because the last publish may have left no record.
     """
     by_scope: defaultdict[str, set[PublishRecord]] = defaultdict(set)
     for record in records:
@@ -156,7 +152,7 @@ class Counting:
 def count(
     records: Iterable[Record], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
 ) -> Counting:
-    """Decide which roots and pins count; the arguments are those of ``count_roots``."""
+    """Decide which roots and pins count; see ``count_roots``."""
     unique = frozenset(records)
     roots = count_roots(
         (one for one in unique if isinstance(one, PublishRecord)),
@@ -178,12 +174,7 @@ class CountedPins:
 
 
 def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
-    """Decide which pins count.
-
-    Args:
-        records: all in the cache, in any order; duplicates count once.
-        now: the time of the decision.
-    """
+    """Decide which pins count; duplicates count once."""
     by_name: defaultdict[str, set[PinningRecord]] = defaultdict(set)
     for record in records:
         by_name[record.name].add(record)

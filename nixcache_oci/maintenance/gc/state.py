@@ -59,12 +59,9 @@ class TableRows:
 
     @classmethod
     def of(cls, narinfos: Iterable[NarInfo], blobs: Mapping[Digest, int], numbers: PathNumbers) -> Self:
-        """Read narinfos, one at a time.
+        """Read narinfos, one at a time, and add to the numbers, which no other thread may use meanwhile.
 
-        Args:
-            narinfos: of one table.
-            blobs: size in bytes of each layer of the segment's manifest.
-            numbers: to add to; no other thread may use them meanwhile.
+        ``blobs`` are the sizes in bytes of each layer of the segment's manifest.
 
         Raises:
             FormatError: a narinfo is malformed, or its NAR is in no layer.
@@ -96,14 +93,9 @@ class GcTable:
 
 
 class PathGraph:
-    """What each path refers to, in any of its variants.
+    """What each path refers to, in any of its variants; tables have the same numbers.
 
-    Args:
-        tables: of the segments; all with the same numbers.
-
-    Attributes:
-        count: of paths that are listed or referred to.
-        numbers: of these paths.
+    ``count`` is of all paths that are listed or referred to.
     """
 
     def __init__(self, tables: Iterable[GcTable]) -> None:

@@ -50,13 +50,9 @@ async def read_state(
     untagged: Iterable[UntaggedVersion] = (),
     progress: Progress = SILENT,
 ) -> GcState:
-    """Read the whole state of a cache.
+    """Read the whole state of a cache, as of ``now`` or later.
 
-    Args:
-        repository: of the cache.
-        now: the time before this call.
-        untagged: manifests without a tag, among which former versions of the index are looked for.
-        progress: gets progress.
+    Among the untagged manifests, former versions of the index are looked for.
 
     Raises:
         RegistryError: the repository could not answer, or lacks what it says it has.

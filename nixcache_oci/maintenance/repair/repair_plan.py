@@ -112,10 +112,7 @@ def find_leaving(
 ) -> dict[Listing, str]:
     """Find what has to be unlisted, and why: bad entries, and all that then refers to a missing path.
 
-    Args:
-        segments: as read.
-        problems: as found.
-        elsewhere: paths that are available without these segments: upstream, or because they are sent again.
+    What is ``elsewhere`` is available without these segments: upstream, or because it is sent again.
     """
     segments = list(segments)
     listings = {(one.tag, part) for one in segments for part in one.narinfos}
@@ -150,13 +147,9 @@ def plan_repair(
     leaving: Mapping[Listing, str],
     restored: AbstractSet[HashPart] = frozenset(),
 ) -> RepairPlan:
-    """Decide which segments are replaced, and by what.
+    """Decide which segments are replaced, and by what, given ``find_leaving``.
 
-    Args:
-        segments: as read.
-        problems: as found.
-        leaving: from ``find_leaving``.
-        restored: for a dry run, what would be listed again by then.
+    For a dry run, ``restored`` is what would be listed again by then.
     """
     broken = {problem.segment for problem in problems if problem.kind in _OF_A_TABLE}
     rewritten = [
@@ -212,10 +205,7 @@ def plan_replacement(
 ) -> RepairPlan:
     """Decide what replaces segments whose manifests or tables are gone; everything else stays for now.
 
-    Args:
-        segments: as read.
-        problems: as found; a new segment cannot list what has lost its bytes.
-        restored: what is sent again after this.
+    A new segment cannot list what has lost its bytes; ``restored`` is sent again after this.
     """
     problems = list(problems)
     gone = {problem.segment for problem in problems if problem.kind is Kind.SEGMENT}

@@ -63,7 +63,7 @@ class Resender(Protocol):
         *,
         is_dry_run: bool,
     ) -> Resent:
-        """Publish these, and what they refer to.
+        """Publish these with their signatures, and what they refer to.
 
         Args:
             infos: with the signatures to keep.
@@ -98,16 +98,9 @@ class Outcome:
 
 
 class Repairer:
-    """Mends a cache.
+    """Mends a cache, and says what it does, line by line.
 
-    Args:
-        repository: where it lies, with leave to push unless this is a dry run.
-        remover: deletes what is replaced.
-        verifier: looks again after each step.
-        read: reads what is listed.
-        resender: publishes again what the local store has.
-        options: how.
-        say: is told what was done, line by line.
+    The verifier looks again after each step. The repository needs leave to push, unless this is a dry run.
     """
 
     def __init__(

@@ -45,12 +45,7 @@ class ReadSegment:
 async def read_segments(
     repository: Repository, inventory: Inventory, entries: Iterable[Entry]
 ) -> list[ReadSegment]:
-    """Collect what can be read of every segment.
-
-    Args:
-        repository: to read malformed tables from again.
-        inventory: of the cache.
-        entries: every narinfo in it that can be read.
+    """Collect what can be read of every segment; ``entries`` are all narinfos that can be read.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -102,11 +97,7 @@ async def _salvage(repository: Repository, segment: Segment, budget: TableBudget
 
 
 def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
-    """Read a table stanza by stanza.
-
-    Raises:
-        FormatError: its header cannot be read.
-    """
+    """Read a table stanza by stanza; FormatError if its header cannot be read."""
     head, *stanzas = _stanzas(text)
     header = parse_header(head)
     narinfos: dict[HashPart, NarInfo] = {}

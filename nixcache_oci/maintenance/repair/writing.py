@@ -60,14 +60,6 @@ async def carry_out_repair(
 ) -> Repaired:
     """Carry out the plan, ignoring its refusal.
 
-    Args:
-        repository: of the cache, with the right to push.
-        remover: deletes manifests.
-        plan: what to do.
-        options: of the segments that are written.
-        clock: tells the time.
-        sleep: waits some seconds between tries.
-
     Raises:
         Error: the repository failed; the next run continues.
     """
@@ -159,10 +151,8 @@ async def _delete(
 class _Tags:
     """Removes tags whose manifests are lost: gc does not run while there are any.
 
-    Repositories delete a tag only with its manifest, so it first gets another one.
-
-    Attributes:
-        refused: tags that stay, and why.
+    Repositories delete a tag only with its manifest, so it first gets another one. ``refused`` are those that
+    stay, and why.
     """
 
     def __init__(
