@@ -62,8 +62,7 @@ class Mirror:
     async def run(self) -> Mirrored:
         """Copy everything, and list it in addition to what the destination has.
 
-        Raises:
-            Error: the source is empty, or one of the repositories failed; the next run continues.
+        Error if the source is empty, or one of the repositories failed; the next run continues.
         """
         union = await read_union(self._source)
         require_cache(self._source, union.listing(), "check the name; nothing was copied")

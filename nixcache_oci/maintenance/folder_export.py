@@ -63,8 +63,7 @@ class Export:
     async def run(self, inventory: Inventory) -> Exported:
         """Write all of it.
 
-        Raises:
-            Error: the folder cannot be written, the repository could not answer, or there are several stores.
+        Error if the folder cannot be written, the repository could not answer, or there are several stores.
         """
         served = list(_served(inventory))
         store_dirs = {narinfo.store_path.store_dir for narinfo in served}

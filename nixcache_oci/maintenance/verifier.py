@@ -39,8 +39,8 @@ _PARALLEL_BLOBS: Final = 4
 class Verifier:
     """Checks a cache, and again after repairs; what was found good is not checked twice.
 
-    One of the keys must have signed each path that is not content-addressed; any will do if there are none. With
-    content, every byte is downloaded and hashed; otherwise each blob's first byte is read.
+    One of the keys must have signed each path that is not content-addressed; if there are none, any will do.
+    With content, every byte is downloaded and hashed; otherwise each blob's first byte is read.
 
     Attributes:
         unsigned: paths that clients get without anyone vouching for them.
@@ -66,11 +66,7 @@ class Verifier:
         self._there: set[Digest] = set()
 
     async def run(self, inventory: Inventory) -> list[Problem]:
-        """Find all problems.
-
-        Raises:
-            Error: the repository could not answer.
-        """
+        """Find all problems; Error if the repository could not answer."""
         entries, problems = await asyncio.to_thread(read_entries, inventory)
         # As `list` counts: each once, however many segments list it.
         self._progress.note(

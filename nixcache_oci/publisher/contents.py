@@ -80,8 +80,7 @@ class ContentsReader:
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
         """Read the tables of a listing; those held or on disk are not fetched.
 
-        Raises:
-            RegistryError: the repository could not answer.
+        RegistryError if the repository could not answer.
         """
         tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
         fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
@@ -132,8 +131,7 @@ async def find_missing_upstream(
 ) -> set[HashPart]:
     """Find what no upstream has; ``asked`` also names each path for people.
 
-    Raises:
-        Error: no upstream could say.
+    Error if no upstream could say.
     """
 
     async def is_missing(part: HashPart) -> bool:

@@ -50,11 +50,8 @@ def make_draft(
 ) -> Draft:
     """Decide what is listed: nothing that refers to a failed path.
 
-    Only what was held to its NarHash here is signed, as ``is_checked`` of the stager says. ``blobs`` describes
-    what is listed again.
-
-    Raises:
-        Error: something failed, and ``options.is_strict``.
+    Only what ``is_checked`` against its NarHash here is signed. ``blobs`` describes what is listed again.
+    Error if something failed, and ``options.is_strict``.
     """
     failed = dict(uploaded.failed)
     for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():
@@ -79,8 +76,7 @@ def make_draft(
 def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
     """Add missing signatures; keep those that verify, and those by other keys.
 
-    Raises:
-        Error: a signature made just now does not verify.
+    Error if a signature made just now does not verify.
     """
     public_keys = [key.public_key for key in keys]
     own = {key.name for key in keys}

@@ -55,10 +55,8 @@ async def read_candidates(
 ) -> Candidates:
     """Read the narinfos of these closures, or of all if none is wanted.
 
-    If there are keys, each path must be signed by one of them, or content-addressed, unless it is an upstream's.
-
-    Raises:
-        UpstreamError: the source could not be read.
+    If there are keys, each path must be signed by one of them, or be content-addressed, or an upstream's.
+    UpstreamError if the source could not be read.
     """
     reader = _ClosureReader(source, store_dir, keys, upstream_key_names)
     level = {_part(one): str(one) for one in wanted}

@@ -68,8 +68,7 @@ class Importer:
     async def plan(self, candidates: Candidates) -> ImportPlan:
         """Decide what happens to the candidates; nothing is sent.
 
-        Raises:
-            Error: an upstream or the repository could not answer.
+        Error if an upstream or the repository could not answer.
         """
         self._narinfos.update((narinfo.store_path, narinfo) for narinfo in candidates.narinfos.values())
         contents = self.committer.planned = await self.committer.contents.read()

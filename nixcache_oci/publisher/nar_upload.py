@@ -143,7 +143,7 @@ class Upload:
     async def run(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
         """Send all of these, references first; what cannot be staged is named, and the rest sent.
 
-        ``when_staged`` receives the result once all is staged, while the last of it is sent; what it raises ends this.
+        ``when_staged`` receives the result once all is staged, while the last of it is sent.
 
         Raises:
             RegistryError: the repository refused; what was sent stays there, unlisted.

@@ -20,11 +20,7 @@ COMPRESSIONS: Final[dict[Compression, tuple[range, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class NarEncoding:
-    """How NARs are compressed.
-
-    Raises:
-        UsageError: an invalid level.
-    """
+    """How NARs are compressed; UsageError if the level is invalid."""
 
     compression: Compression = "zstd"  # as in narinfos
     level: int | None = None  # None for the default

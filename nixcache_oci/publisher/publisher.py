@@ -47,8 +47,7 @@ class Publisher:
     async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
         """Decide what happens to these paths, or to their closure; nothing is sent.
 
-        Raises:
-            Error: the store, an upstream or the repository could not answer.
+        Error if the store, an upstream or the repository could not answer.
         """
         paths = list(paths)
         names = self._options.upstream_key_names

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -136,30 +136,7 @@ def stage(
         StagingFolderError: the folder is full.
         StagingStoppedError: ``is_stopped``.
     """
-    if not is_large(info):
-        return _stage(info, real_path, Sink(io.BytesIO()), encoding, is_stopped)
-    path = folder / f"{info.store_path.hash_part}.nar"
-    try:
-        file = path.open("xb")
-    except OSError as error:
-        raise folder_error(folder, error) from None
-    try:
-        with file:
-            return _stage(info, real_path, Sink(file), encoding, is_stopped)
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # closing a file writes what is left
-            raise folder_error(folder, error) from None
-        raise
 
-
-def _stage(
-    info: PathInfo,
-    real_path: Path,
-    sink: "Sink",
-    encoding: NarEncoding,
-    is_stopped: Callable[[], bool],
-) -> StagedNar:
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
@@ -170,18 +147,55 @@ def _stage(
             yield chunk
             keep_going()
 
-    try:
-        for piece in _compress(dumped(), encoding, is_large=is_large(info)):
-            sink.write(piece)
-            keep_going()
-        digest = Digest(sink.hasher.hexdigest())
-        narinfo = _narinfo(info, encoding, digest, sink.size)
-    except OSError as error:
-        name = f"{os.fsdecode(error.filename)} " if error.filename else ""
-        raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
-    except FormatError as error:
-        raise StoreError(_plain(f"{info.store_path}: {error}")) from None
+    with opened_sink(info, folder) as sink:
+        try:
+            for piece in _compress(dumped(), encoding, is_large=is_large(info)):
+                sink.write(piece)
+                keep_going()
+            digest = Digest(sink.hasher.hexdigest())
+            narinfo = NarInfo(
+                store_path=info.store_path,
+                url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
+                compression=encoding.compression,
+                nar_hash=info.nar_hash,
+                nar_size=info.nar_size,
+                file_hash=NixHash(sink.hasher.digest()),
+                file_size=sink.size,
+                references=info.references,
+                deriver=info.deriver,
+                sigs=info.sigs,
+                ca=info.ca,
+            )
+        except OSError as error:
+            name = f"{os.fsdecode(error.filename)} " if error.filename else ""
+            raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
+        except FormatError as error:
+            raise StoreError(_plain(f"{info.store_path}: {error}")) from None
     return StagedNar(narinfo, digest, sink.size, sink.content)
+
+
+@contextmanager
+def opened_sink(info: PathInfo | NarInfo, folder: Path) -> Iterator["Sink"]:
+    """Open a sink in memory, or a file in the folder for a large NAR, which is removed if the block fails.
+
+    StagingFolderError if the folder is full.
+    """
+    if not is_large(info):
+        yield Sink(io.BytesIO())
+        return
+    path = folder / f"{info.store_path.hash_part}.nar"
+    try:
+        file = path.open("w+b")
+    except OSError as error:
+        raise _folder_error(folder, error) from None
+    try:
+        with file:
+            yield Sink(file)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # closing a file writes what is left
+            raise _folder_error(folder, error) from None
+        raise
 
 
 def _compress(chunks: Iterable[bytes], encoding: NarEncoding, *, is_large: bool) -> Iterator[bytes]:
@@ -234,43 +248,26 @@ class Sink:
     """Hashes and counts what it writes to an empty file, in memory or on disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self.file = file
         self.hasher = hashlib.sha256()
         self.size = 0
 
     @property
     def content(self) -> bytes | Path:
         """What was written, or the file that holds it."""
-        return self._file.getvalue() if isinstance(self._file, io.BytesIO) else Path(self._file.name)
+        return self.file.getvalue() if isinstance(self.file, io.BytesIO) else Path(self.file.name)
 
     def write(self, piece: bytes) -> None:
         """Write; StagingFolderError if the folder is full."""
         self.hasher.update(piece)
         self.size += len(piece)
         try:
-            self._file.write(piece)
+            self.file.write(piece)
         except OSError as error:
-            raise folder_error(Path(self._file.name).parent, error) from None
+            raise _folder_error(Path(self.file.name).parent, error) from None
 
 
-def _narinfo(info: PathInfo, encoding: NarEncoding, digest: Digest, size: int) -> NarInfo:
-    return NarInfo(
-        store_path=info.store_path,
-        url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
-        compression=encoding.compression,
-        nar_hash=info.nar_hash,
-        nar_size=info.nar_size,
-        file_hash=NixHash(bytes.fromhex(digest.hex)),
-        file_size=size,
-        references=info.references,
-        deriver=info.deriver,
-        sigs=info.sigs,
-        ca=info.ca,
-    )
-
-
-def folder_error(folder: Path, error: OSError) -> StagingFolderError:
-    """Explain why nothing can be staged in a folder."""
+def _folder_error(folder: Path, error: OSError) -> StagingFolderError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFolderError(f"{folder}: no space left to stage NARs in; set TMPDIR to a larger disk")
     return StagingFolderError(f"{folder}: NARs cannot be staged there: {error.strerror}; set TMPDIR")

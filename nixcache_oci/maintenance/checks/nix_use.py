@@ -128,8 +128,8 @@ class NixClient:
 def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
     """Check that Nix asks the proxy, and accepts what it serves.
 
-    ``keys`` are the cache's, none if unknown. Unless the user configured them, the proxy or the registry named
-    them: that proves nothing, and no hint may ask to trust them.
+    Unless the user configured the cache's keys, the proxy or the registry named them: that proves nothing, so
+    no hint may ask to trust them.
     """
     effective = client.effective()
     return [

@@ -66,8 +66,7 @@ async def prepare_gc(
 ) -> PreparedGc:
     """Read everything and decide; nothing is written.
 
-    Raises:
-        Error: something could not be read; see ``read_state``.
+    Error if something could not be read; see ``read_state``.
     """
     started = clock()
     oldest = started - options.grace
@@ -90,8 +89,7 @@ async def carry_out_gc(
 ) -> Collected:
     """Carry out the plan; ``force`` ignores its refusals.
 
-    Raises:
-        Error: the plan refuses, or the repository failed; the next run continues.
+    Error if the plan refuses, or the repository failed; the next run continues.
     """
     plan, options = prepared.plan, prepared.options.segments
     if plan.refusals and not force:
@@ -161,8 +159,8 @@ def change_index(
 ) -> CacheIndex:
     """Make the index; ``written`` are the segments that were pushed for each of the plan's replacements.
 
-    Marks get the time of the write, ``now``: earlier readers did not see them. A slow write shortens the grace
-    by its duration.
+    Marks get the time of the write: earlier readers did not see them. A slow write shortens the grace by its
+    duration.
     """
     plan = prepared.plan
     read = {segment.manifest: segment for segment in union.index.segments}

@@ -62,9 +62,7 @@ class TableRows:
         """Read narinfos, one at a time, and add to the numbers, which no other thread may use meanwhile.
 
         ``blobs`` are the sizes in bytes of each layer of the segment's manifest.
-
-        Raises:
-            FormatError: a narinfo is malformed, or its NAR is in no layer.
+        FormatError if a narinfo is malformed, or its NAR is in no layer.
         """
         paths, sizes = array("I"), array("Q")
         starts, references = array("I", [0]), array("I")

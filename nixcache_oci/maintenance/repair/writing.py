@@ -58,11 +58,7 @@ async def carry_out_repair(
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Repaired:
-    """Carry out the plan, ignoring its refusal.
-
-    Raises:
-        Error: the repository failed; the next run continues.
-    """
+    """Carry out the plan, ignoring its refusal; Error if the repository failed: the next run continues."""
     written: list[Segment] = []
     for rewrite in plan.rewrites:
         written += await _push(repository, rewrite, clock(), options)
