@@ -78,7 +78,9 @@ class Verifier:
         problems += await self._check_blobs(entries)
         # Last, because what gc removes meanwhile is not missing.
         union = await read_union(self._repository, inventory.tables.listing.segments)
-        blobs = _blobs_of(entries)
+        blobs: defaultdict[str, set[Digest]] = defaultdict(set)
+        for entry in entries:
+            blobs[entry.listed_by].add(entry.url.blob)
         living = [segment for segment in union.index.segments if segment.condemned is None]
         with self._progress.stage("checking", "segment", len(living)) as stage:
             jobs = (self._check_segment(segment, blobs[str(segment.tag)]) for segment in living)
@@ -163,7 +165,11 @@ class Verifier:
         by_blob: defaultdict[Digest, list[Entry]] = defaultdict(list)
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
-        asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
+        asked = {
+            blob: group
+            for blob, group in by_blob.items()
+            if not all(_claims(entry.narinfo) in self._good for entry in group)
+        }
         with self._progress.stage("checking", "blob", len(asked)) as stage:
             check = partial(check_content, stage=stage) if self._with_content else check_start
             at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
@@ -174,9 +180,6 @@ class Verifier:
                 self._good |= {_claims(entry.narinfo) for entry in group}
                 self._there.add(group[0].url.blob)
         return [problem for some in found for problem in some]
-
-    def _is_good(self, entries: Iterable[Entry]) -> bool:
-        return all(_claims(entry.narinfo) in self._good for entry in entries)
 
     async def _check_segment(self, segment: Segment, blobs: AbstractSet[Digest]) -> list[Problem]:
         """Check that the manifest exists, and has all blobs that the table refers to."""
@@ -267,13 +270,6 @@ def _name(file: TableFile, row: int) -> tuple[str, str]:
         return path, StorePath.parse(path).base_name
     except FormatError:
         return path or "a narinfo over the limit", ""
-
-
-def _blobs_of(entries: Iterable[Entry]) -> defaultdict[str, set[Digest]]:
-    blobs: defaultdict[str, set[Digest]] = defaultdict(set)
-    for entry in entries:
-        blobs[entry.listed_by].add(entry.url.blob)
-    return blobs
 
 
 def _claims(narinfo: NarInfo) -> tuple[object, ...]:

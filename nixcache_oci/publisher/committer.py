@@ -14,14 +14,14 @@ from typing import Final, Self
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import in_background, run_in_thread, task_group
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.writer import TableBlob, push_drafts, push_empty_config, tag_segment
+from nixcache_oci.cache.writer import TableBlob, describe_blobs, push_drafts, push_empty_config, tag_segment
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError, UsageError
@@ -178,7 +178,7 @@ class Committer:
     async def _commit(self, plan: PublishPlan, make_records: MakeRecords) -> _Commit:
         """Send and list, once."""
         sent = await self._send(plan, make_records)
-        blobs = await self.contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
+        blobs = await self._describe_blobs(narinfo for _, narinfo in sent.plan.relist)
         sent, draft, segments = await self._push_segments(sent, blobs, make_records)
         # A registry may accept a manifest by its record of blobs that its collector deleted.
         looking = self.contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
@@ -201,6 +201,18 @@ class Committer:
             conversion=conversion,
         )
         return _Commit(published, listing, tables, missing)
+
+    async def _describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+        """Describe blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
+        known: dict[Digest, Descriptor] = {}
+        unknown: list[NarInfo] = []
+        for one in narinfos:
+            url = NarUrl.parse(one.url)
+            if url.offset is None and one.file_size is not None:
+                known[url.blob] = describe_nar(url.blob, one.compression, one.file_size)
+            else:
+                unknown.append(one)
+        return known | await describe_blobs(self._repository, unknown)
 
     async def _send(self, plan: PublishPlan, make_records: MakeRecords) -> _Sent:
         """Send what the plan says, concurrently with what does not depend on it."""

@@ -9,7 +9,6 @@ from typing import Final
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, find_missing_manifests, read_union
-from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
@@ -23,7 +22,6 @@ from nixcache_oci.errors import Error, FormatError, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
@@ -106,24 +104,6 @@ class ContentsReader:
 
         answers = await run_all((find(blob) for blob in blobs), _PARALLEL_REQUESTS)
         return {digest for digest in answers if digest is not None}
-
-    async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
-        """Describe the blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
-        urls = {}
-        found: dict[Digest, Descriptor] = {}
-        for narinfo in narinfos:
-            url = NarUrl.parse(narinfo.url)
-            if url.offset is None and narinfo.file_size is not None:
-                found[url.blob] = describe_nar(url.blob, narinfo.compression, narinfo.file_size)
-            else:
-                urls[url.blob] = url
-
-        async def describe(url: NarUrl) -> Descriptor:
-            kind = media_type.NAR if url.offset is None else media_type.PACK
-            return Descriptor(kind, url.blob, await self._repository.stat_blob(url.blob))
-
-        asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
-        return found | {descriptor.digest: descriptor for descriptor in asked}
 
 
 async def find_missing_upstream(

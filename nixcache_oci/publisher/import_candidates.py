@@ -59,7 +59,7 @@ async def read_candidates(
     UpstreamError if the source could not be read.
     """
     reader = _ClosureReader(source, store_dir, keys, upstream_key_names)
-    level = {_part(one): str(one) for one in wanted}
+    level = {one.hash_part if isinstance(one, StorePath) else one: str(one) for one in wanted}
     if not level:
         for name in await source.list_names() or []:
             try:
@@ -143,7 +143,3 @@ class _ClosureReader:
 def most_file_bytes(narinfo: NarInfo) -> int:
     """Return the limit of a compressed NAR: space is reserved by NarSize."""
     return narinfo.nar_size + narinfo.nar_size // _MOST_ADDED_SHARE + _MOST_ADDED_BYTES
-
-
-def _part(wanted: StorePath | HashPart) -> HashPart:
-    return wanted.hash_part if isinstance(wanted, StorePath) else wanted

@@ -4,7 +4,7 @@ An import is a publish whose store is that cache: with the same plan, packs and 
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
@@ -95,7 +95,11 @@ class Importer:
 
         def with_roots(failed: AbstractSet[str]) -> list[PublishRecord]:
             taken = [info for info in listed if info.store_path.base_name not in failed]
-            roots = tuple((info.store_path.base_name, info.store_path) for info in find_roots(taken))
+            referred = {
+                name for info in taken for name in info.references if name != info.store_path.base_name
+            }
+            paths = {info.store_path.base_name: info.store_path for info in taken}
+            roots = tuple((name, path) for name, path in paths.items() if name not in referred)
             # If something failed, the records of earlier imports stay valid.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
@@ -113,7 +117,7 @@ def make_import_plan(
 
     Listed paths are not sent again, unless they need our signature: for that, the NAR has to be checked.
     """
-    infos = {name: path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
+    infos = {name: _path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
     ordered = order_by_references(infos.values())
     listed = {info.store_path: find_listed(info.store_path.hash_part) for info in ordered}
     left_out = dict(candidates.bad)
@@ -151,23 +155,5 @@ def make_import_plan(
     return ImportPlan(plan, left_out)
 
 
-def path_info(narinfo: NarInfo) -> PathInfo:
-    """Convert a narinfo to what a store says of its path."""
-    return PathInfo(
-        narinfo.store_path,
-        narinfo.nar_hash,
-        narinfo.nar_size,
-        narinfo.references,
-        narinfo.deriver,
-        narinfo.sigs,
-        narinfo.ca,
-    )
-
-
-def find_roots(infos: Iterable[PathInfo]) -> list[PathInfo]:
-    """Return those without referrers."""
-    infos = list(infos)
-    referred = {
-        reference for info in infos for reference in info.references if reference != info.store_path.base_name
-    }
-    return [info for info in infos if info.store_path.base_name not in referred]
+def _path_info(of: NarInfo) -> PathInfo:
+    return PathInfo(of.store_path, of.nar_hash, of.nar_size, of.references, of.deriver, of.sigs, of.ca)

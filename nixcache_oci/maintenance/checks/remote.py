@@ -79,7 +79,8 @@ async def check_registry(
         findings = [wrong(TOKEN, str(error)), *skipped((NAME, REGISTRY, *later), "no usable token")]
         return Access(findings, is_readable=False)
     name = await _check_name(reference)
-    untried = Finding(TOKEN, Level.SKIPPED, f"{_describe(credentials)}; not tried")
+    kind = "none" if credentials is None else describe_token(credentials)
+    untried = Finding(TOKEN, Level.SKIPPED, f"{kind}; not tried")
     if has_error([name]):
         missed = [*skipped((REGISTRY,), "its name does not resolve"), untried]
         return Access([name, *missed, *skipped(later, "the registry was not asked")], is_readable=False)
@@ -161,10 +162,6 @@ def describe_token(credentials: Credentials) -> str:
         (kind for start, kind in _KINDS.items() if credentials.password.startswith(start)), "credentials"
     )
     return f"{kind}, from {credentials.source}"
-
-
-def _describe(credentials: Credentials | None) -> str:
-    return "none" if credentials is None else describe_token(credentials)
 
 
 def _age(seconds: float) -> str:

@@ -109,7 +109,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
     """
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
-    live = state.graph.reach(root.hash_part for root in counting.roots)
+    live = state.graph.reach(path.hash_part for path in counting.paths)
     needs = _Needs(live, counting.records)
     settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
     unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
@@ -133,6 +133,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         one for one in _without(state.segments, lifted) if not one.is_listed and one.segment.created < oldest
     ]
     replace_all = replace_segments(state, live, counting.records, options.public_keys)
+    held = _distinct(_without(state.segments, deleted))
     return GcPlan(
         keep=tuple(_without(alive, [*in_merge, *rewritten])),
         lift=tuple(lifted),
@@ -143,9 +144,9 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         unlist=tuple(unlisted),
         delete=tuple(deleted),
         sweep=tuple(former for former in state.former_indexes if former.created < oldest),
-        refusals=tuple(_refuse(state, counting.roots, unmarked, trimming.leaving)),
-        roots=len(counting.roots),
-        freed=_size_of(deleted) - _shared_size(deleted, state.segments),
+        refusals=tuple(_refuse(state, counting.paths, unmarked, trimming.leaving)),
+        roots=len(counting.paths),
+        freed=sum(blob.size for digest, blob in _distinct(deleted).items() if digest not in held),
     )
 
 
@@ -287,9 +288,3 @@ def _distinct(segments: Iterable[StoredSegment]) -> dict[object, Descriptor]:
 
 def _size_of(segments: Iterable[StoredSegment]) -> int:
     return sum(blob.size for blob in _distinct(segments).values())
-
-
-def _shared_size(segments: Sequence[StoredSegment], all_segments: Iterable[StoredSegment]) -> int:
-    """Add up the sizes of blobs that these share with other segments."""
-    others = _distinct(_without(all_segments, segments))
-    return sum(blob.size for digest, blob in _distinct(segments).items() if digest in others)

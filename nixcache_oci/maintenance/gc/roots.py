@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Generic, TypeVar
 
 from nixcache_oci.cache.record import (
     PUSH_SCOPE_START,
@@ -29,17 +30,20 @@ from nixcache_oci.nix.store_path import StorePath
 PinningRecord = PinRecord | UnpinRecord
 
 
+RecordT = TypeVar("RecordT", PublishRecord, Record)
+
+
 @dataclass(frozen=True, slots=True)
-class CountedRoots:
+class Counting(Generic[RecordT]):
     """What counts at one time."""
 
-    paths: frozenset[StorePath]  # of the roots
-    records: frozenset[PublishRecord]  # that later decisions depend on; the others may be dropped
+    paths: frozenset[StorePath]  # of roots and pins
+    records: frozenset[RecordT]  # that later decisions depend on; the others may be dropped
 
 
 def count_roots(
     records: Iterable[PublishRecord], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
-) -> CountedRoots:
+) -> Counting[PublishRecord]:
     """Decide which roots count; duplicates count once.
 
     A root counts for ``retention`` after it was superseded; a scope's roots for ``scope_ttl`` after its last
@@ -59,7 +63,7 @@ def count_roots(
         counting = scope.counting(now - retention)
         paths |= {path for record, name in counting for root, path in record.roots if root == name}
         kept |= scope.needed({record for record, _ in counting})
-    return CountedRoots(frozenset(paths), frozenset(kept))
+    return Counting(frozenset(paths), frozenset(kept))
 
 
 class _Run:
@@ -141,18 +145,10 @@ class _Scope:
         return gone or built_again
 
 
-@dataclass(frozen=True, slots=True)
-class Counting:
-    """What counts at one time."""
-
-    roots: frozenset[StorePath]  # store paths of roots and pins
-    records: frozenset[Record]  # to keep, including all of an unknown kind
-
-
 def count(
     records: Iterable[Record], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
-) -> Counting:
-    """Decide which roots and pins count; see ``count_roots``."""
+) -> Counting[Record]:
+    """Decide which roots and pins count; see ``count_roots``. Records of an unknown kind are kept."""
     unique = frozenset(records)
     roots = count_roots(
         (one for one in unique if isinstance(one, PublishRecord)),

@@ -4,7 +4,7 @@ The stanzas of a malformed table are read one by one: a bad line costs one stanz
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
@@ -98,7 +98,7 @@ async def _salvage(repository: Repository, segment: Segment, budget: TableBudget
 
 def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
     """Read a table stanza by stanza; FormatError if its header cannot be read."""
-    head, *stanzas = _stanzas(text)
+    head, *stanzas = (stanza.strip(b"\n") + b"\n" for stanza in text.split(b"\n\n"))
     header = parse_header(head)
     narinfos: dict[HashPart, NarInfo] = {}
     records: list[Record] = []
@@ -115,8 +115,3 @@ def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
             first = stanza.partition(b"\n")[0].decode(errors="replace")
             left_out.append(f"{first[:200]}: {error}")
     return ReadSegment(segment, header, narinfos, tuple(records), tuple(left_out))
-
-
-def _stanzas(text: bytes) -> Iterator[bytes]:
-    for stanza in text.split(b"\n\n"):
-        yield stanza.strip(b"\n") + b"\n"
