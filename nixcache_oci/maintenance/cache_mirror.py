@@ -45,8 +45,7 @@ class Mirrored:
     sent_bytes: int = 0  # their total size
     present: int = 0  # number of blobs that were there already
     failed: int = 0  # number of paths that failed
-    # why, by store path, or by segment if the paths are unknown; each was reported
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # by store path, or by segment; each was reported
 
 
 class Mirror:

@@ -39,8 +39,7 @@ class Exported:
 
     written: int = 0  # number of paths that were written
     present: int = 0  # number of paths that were there already
-    # why each other path failed, by store path; each was reported
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # why each other path failed; each was reported
 
     @property
     def failed(self) -> int:

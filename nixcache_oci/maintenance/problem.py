@@ -24,7 +24,7 @@ class Problem:
 
     path: str  # the store path, or the tag of a segment
     what: str  # description in one line
-    kind: Kind  # of problem
+    kind: Kind
     segment: str  # tag of the segment that lists it
     lacks: str = ""  # base name of the store object that would repair it; empty if none can
 

@@ -50,9 +50,7 @@ class Published:
     listed: tuple[NarInfo, ...] = ()  # narinfos that were not listed before, or not signed by every key
     failed: Mapping[str, str] = field(default_factory=dict)  # why others are not listed, by base name
     segments: tuple[Segment, ...] = ()  # that were added
-    # whether the index, as read back, lists them; if not, their own tags keep them until another writer lists
-    # them
-    is_index_confirmed: bool = True
+    is_index_confirmed: bool = True  # if not, their own tags keep them until another writer lists them
     conversion: Conversion | None = None  # of a version 1 cache, if any
     is_needless: bool = False  # nothing was written, because all is listed and recorded
 
@@ -81,7 +79,7 @@ class _Sent:
 class _Commit:
     """The result of one commit."""
 
-    published: Published  # for the caller
+    published: Published
     listing: Listing | None  # of the index, as read back; None if other writers interfered
     tables: Mapping[Digest, TableFile]  # those that were sent and kept, by digest
     missing: AbstractSet[Digest]  # blobs of its segments that could not be read afterwards

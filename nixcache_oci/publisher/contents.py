@@ -38,8 +38,7 @@ class Contents:
     # what publishes left; None where they cannot all be read, or the index does not list all that there is:
     # then something has to be written
     records: tuple[PublishRecord, ...] | None = None
-    # what the cache says it is signed with, also by what gc found dead
-    recorded_keys: tuple[PublicKey, ...] = ()
+    recorded_keys: tuple[PublicKey, ...] = ()  # also of what gc found dead
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look up a narinfo."""

@@ -39,8 +39,7 @@ class ImportPlan:
     """What happens to each path."""
 
     plan: PublishPlan  # of those that are imported
-    # why others are not, by base name or another name
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # why others are not, by any name
 
 
 class Importer:

@@ -42,8 +42,7 @@ class Uploaded:
     """What is in the repository, not yet listed."""
 
     narinfos: list[NarInfo] = field(default_factory=list)  # with URLs of blobs and packs, references first
-    # descriptor of each blob and pack, by digest
-    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)  # each blob and pack
     failed: dict[str, str] = field(default_factory=dict)  # why others could not be staged, by base name
 
 

@@ -48,12 +48,11 @@ class PublishOptions:
     keys: tuple[SecretKey, ...] = ()  # that sign every listed path
     upstream_key_names: frozenset[str] = frozenset()  # of keys that sign what clients get elsewhere
     verify_upstream: bool = False  # whether to check that the upstreams have it
-    encoding: NarEncoding = field(default_factory=NarEncoding)  # how NARs are compressed
+    encoding: NarEncoding = field(default_factory=NarEncoding)
     jobs: int = 2  # store objects staged at once
     max_layers: int = MAX_LAYERS  # of a manifest
     is_strict: bool = False  # whether one path that cannot be sent keeps all others from being listed
-    # where the paths come from, such as the address of a commit; for the table's header
-    source: str | None = None
+    source: str | None = None  # of the paths, such as the address of a commit; for the table's header
     allow_unsigned: bool = False  # whether paths are listed that nobody vouches for
     allow_new_key: bool = False  # whether a key signs that a cache with keys does not record yet
     repository_source: str | None = None  # address of the GitHub repository: GHCR links the package to it

@@ -31,8 +31,7 @@ class PublishPlan:
 
     upstream: tuple[PathInfo, ...] = ()  # signed by an upstream's key: clients get them there
     cached: tuple[PathInfo, ...] = ()  # listed already, and signed by every key
-    # listed already, as in the store, but not signed by every key: only the narinfo is listed again
-    relist: tuple[tuple[PathInfo, NarInfo], ...] = ()
+    relist: tuple[tuple[PathInfo, NarInfo], ...] = ()  # listed, but not signed by every key: list it again
     push: tuple[PathInfo, ...] = ()  # to be sent
     is_from_store: bool = True  # whether `relist` may be signed, because the local store has the same
 

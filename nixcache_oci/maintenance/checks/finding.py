@@ -19,8 +19,8 @@ class Finding:
     """One line of a diagnosis."""
 
     check: str  # name of what was checked
-    level: Level  # how bad it is
-    text: str  # what was found
+    level: Level
+    text: str
     remedy: str = ""  # what to do about it, or an empty string
 
 

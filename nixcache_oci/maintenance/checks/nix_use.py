@@ -107,7 +107,7 @@ class NixClient:
 
     own: NixSettings  # settings, the user's included
     system: NixSettings  # settings of a daemon
-    user: str  # name
+    user: str
     is_daemon: bool  # whether a daemon does the work
     is_trusted: bool  # whether that daemon obeys the user's settings
     environment: Mapping[str, str]  # of a Nix that is started here

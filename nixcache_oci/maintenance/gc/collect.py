@@ -39,12 +39,9 @@ class Collected:
     """What a run did."""
 
     written: tuple[Segment, ...] = ()  # segments that were pushed to replace others
-    # whether the index was read back as written, or needed no change; if not, another writer interfered,
-    # nothing was deleted, and the next run continues
-    is_index_confirmed: bool = True
+    is_index_confirmed: bool = True  # if not, nothing was deleted, and the next run continues
     deleted: tuple[Digest, ...] = ()  # manifests of segments and former indexes
-    # those that the repository keeps, and why; the next run tries again
-    refused: tuple[tuple[Digest, str], ...] = ()
+    refused: tuple[tuple[Digest, str], ...] = ()  # by the repository, and why; the next run tries again
 
 
 @dataclass(frozen=True, slots=True)

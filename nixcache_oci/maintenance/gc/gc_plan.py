@@ -35,12 +35,9 @@ class GcOptions:
     """How gc decides."""
 
     retention: timedelta = timedelta(days=30)  # how long a root counts after it was superseded
-    # how long a scope's roots count after its last publish; None for forever
-    scope_ttl: timedelta | None = timedelta(days=90)
-    # from the mark to the removal: as long as Nix remembers a narinfo and its URL
-    grace: timedelta = timedelta(days=30)
-    # younger segments are left alone: their publish may be unfinished
-    min_age: timedelta = timedelta(hours=24)
+    scope_ttl: timedelta | None = timedelta(days=90)  # of a scope, after its last publish; None for ever
+    grace: timedelta = timedelta(days=30)  # from mark to removal: Nix remembers a narinfo as long
+    min_age: timedelta = timedelta(hours=24)  # younger segments may be of an unfinished publish
     segments: SegmentOptions = field(default_factory=SegmentOptions)  # options of those that are written
     segments_of_a_class: int = 8  # more segments of about one size are merged
     # whose signatures decide between variants of a path; without any, those that the tables record

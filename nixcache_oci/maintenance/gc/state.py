@@ -83,7 +83,7 @@ class TableRows:
 class GcTable:
     """A table, as gc holds it."""
 
-    header: TableHeader  # of the table
+    header: TableHeader
     records: tuple[Record, ...]  # of publishes and pins
     size: int  # of its text in bytes
     rows: TableRows  # its narinfos
@@ -149,8 +149,7 @@ class StoredSegment:
 
     segment: Segment  # as the index lists it, with its mark; otherwise from its manifest
     place: Place  # where it was found
-    # of its manifest, the table's blob first; empty if the manifest is gone
-    layers: tuple[Descriptor, ...] = ()
+    layers: tuple[Descriptor, ...] = ()  # of its manifest, the table first; empty if that is gone
     table: GcTable | None = None  # None if a condemned or unlisted segment cannot be read
 
     @property
@@ -194,7 +193,7 @@ class StoredSegment:
 class FormerIndex:
     """A version of ``cache-index`` that no tag points at any more."""
 
-    digest: Digest  # of the image index
+    digest: Digest
     created: datetime  # when the repository took it
     size: int  # in bytes
 

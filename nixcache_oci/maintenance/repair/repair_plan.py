@@ -32,7 +32,7 @@ Listing = tuple[str, HashPart]
 class NeededObject:
     """A store object that would repair something, if somebody still has it."""
 
-    base_name: str  # of the object
+    base_name: str
     nar_hashes: frozenset[NixHash] = frozenset()  # one of which its NAR must have; empty for any
     listed: tuple[NarInfo, ...] = ()  # its bad narinfos
     has_lost_bytes: bool = False  # whether its bytes have to be sent again
@@ -43,7 +43,7 @@ class NeededObject:
 class Rewrite:
     """A segment, and what to keep of it."""
 
-    source: ReadSegment  # the segment
+    source: ReadSegment
     header: TableHeader | None  # of the new table
     narinfos: tuple[NarInfo, ...]  # that stay, and that no other segment lists
     records: tuple[Record, ...]  # that no other segment holds
@@ -53,10 +53,8 @@ class Rewrite:
 class RepairPlan:
     """What to change."""
 
-    # store paths that no segment will list, and why
-    unlisted: Mapping[str, str] = field(default_factory=dict)
-    # bad entries of paths that another segment lists correctly: the path and the segment's tag
-    dropped: tuple[tuple[str, str], ...] = ()
+    unlisted: Mapping[str, str] = field(default_factory=dict)  # store paths, and why
+    dropped: tuple[tuple[str, str], ...] = ()  # bad entry and tag: another segment lists the path well
     left_out: tuple[tuple[str, str], ...] = ()  # what cannot be read: the segment's tag, and what it is
     lost: tuple[ReadSegment, ...] = ()  # segments that cannot be read at all, so that their paths are unknown
     rewrites: tuple[Rewrite, ...] = ()  # segments that are replaced, the lost ones included

@@ -80,10 +80,9 @@ class Resender(Protocol):
 class RepairOptions:
     """How to repair."""
 
-    is_dry_run: bool  # whether nothing is written
+    is_dry_run: bool
     force: bool  # also where over half of the paths would leave
-    # how those in place of others are written
-    segments: SegmentOptions = field(default_factory=SegmentOptions)
+    segments: SegmentOptions = field(default_factory=SegmentOptions)  # of those in place of others
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ _NARINFO = b"StorePath: "
 class ReadSegment:
     """One segment, as far as it can be read."""
 
-    segment: Segment  # as listed
+    segment: Segment
     header: TableHeader | None = None  # of its table; None if nothing of that can be read
     narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)  # that it lists
     records: tuple[Record, ...] = ()  # of publishes and pins

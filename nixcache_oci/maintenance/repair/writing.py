@@ -40,11 +40,8 @@ class Repaired:
 
     written: tuple[Segment, ...] = ()  # segments that replace others
     deleted: tuple[str, ...] = ()  # tags of segments that are gone
-    # tags of segments that the repository keeps, and why: they are marked as condemned, which makes their
-    # entries the last choice
-    refused: tuple[tuple[str, str], ...] = ()
-    # whether the index was read back as written; if not, nothing was deleted, and the next run continues
-    is_index_confirmed: bool = True
+    refused: tuple[tuple[str, str], ...] = ()  # tags that are kept, and why: marked, and so the last choice
+    is_index_confirmed: bool = True  # if not, nothing was deleted, and the next run continues
 
 
 async def carry_out_repair(
