@@ -31,8 +31,8 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.committer import Published
 from nixcache_oci.publisher.contents import ContentsReader
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.options import COMPRESSIONS, NarEncoding, PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.publisher import Publisher

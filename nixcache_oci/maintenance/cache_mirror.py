@@ -59,10 +59,7 @@ class Mirror:
         self._known: set[Digest] = set()
 
     async def run(self) -> Mirrored:
-        """Copy everything, and list it in addition to what the destination has.
-
-        Error if the source is empty, or one of the repositories failed; the next run continues.
-        """
+        """Copy and list everything; Error if the source is empty, or a repository failed: run it again."""
         union = await read_union(self._source)
         require_cache(self._source, union.listing(), "check the name; nothing was copied")
         if union.version1 is not None:

@@ -60,10 +60,7 @@ class Export:
         self._done = Exported()
 
     async def run(self, inventory: Inventory) -> Exported:
-        """Write all of it.
-
-        Error if the folder cannot be written, the repository could not answer, or there are several stores.
-        """
+        """Write all; Error if the folder or the repository fails, or there are paths of several stores."""
         served = list(_served(inventory))
         store_dirs = {narinfo.store_path.store_dir for narinfo in served}
         if len(store_dirs) > 1:

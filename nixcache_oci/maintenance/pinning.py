@@ -34,10 +34,7 @@ class Relisted:
 
 
 def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
-    """Walk closures, and find what is only in condemned segments.
-
-    A path that the cache lacks is an upstream's, and the walk ends there.
-    """
+    """Walk closures, up to paths that the cache lacks, and find what is only in condemned segments."""
     entries: list[Entry] = []
     reached: set[HashPart] = set()
     waiting = list(paths)

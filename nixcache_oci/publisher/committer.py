@@ -7,30 +7,29 @@ that was counted on. Source: design section 4.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
-from nixcache_oci.cache.nar_url import NarUrl, describe_nar
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import in_background, run_in_thread, task_group
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.writer import TableBlob, describe_blobs, push_drafts, push_empty_config, tag_segment
+from nixcache_oci.cache.writer import TableBlob, push_drafts, push_empty_config, tag_segment
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError, UsageError
-from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
-from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
+from nixcache_oci.publisher.draft import Draft, MakeRecords, Published, make_draft
 from nixcache_oci.publisher.migration import Conversion, migrate_version1
 from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
@@ -41,28 +40,6 @@ from nixcache_oci.wording import counted
 _ROUNDS: Final = 3
 # Error codes for a manifest that names a missing blob.
 _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The result of a publish."""
-
-    listed: tuple[NarInfo, ...] = ()  # narinfos that were not listed before, or not signed by every key
-    failed: Mapping[str, str] = field(default_factory=dict)  # why others are not listed, by base name
-    segments: tuple[Segment, ...] = ()  # that were added
-    is_index_confirmed: bool = True  # if not, their own tags keep them until another writer lists them
-    conversion: Conversion | None = None  # of a version 1 cache, if any
-    is_needless: bool = False  # nothing was written, because all is listed and recorded
-
-    def followed_by(self, more: Self) -> Self:
-        """Combine the results of two rounds."""
-        return replace(
-            more,
-            listed=(*self.listed, *more.listed),
-            failed={**self.failed, **more.failed},
-            segments=(*self.segments, *more.segments),
-            conversion=self.conversion or more.conversion,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +153,7 @@ class Committer:
     async def _commit(self, plan: PublishPlan, make_records: MakeRecords) -> _Commit:
         """Send and list, once."""
         sent = await self._send(plan, make_records)
-        blobs = await self._describe_blobs(narinfo for _, narinfo in sent.plan.relist)
+        blobs = await self.contents.describe_listed(narinfo for _, narinfo in sent.plan.relist)
         sent, draft, segments = await self._push_segments(sent, blobs, make_records)
         # A registry may accept a manifest by its record of blobs that its collector deleted.
         looking = self.contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
@@ -199,18 +176,6 @@ class Committer:
             conversion=conversion,
         )
         return _Commit(published, listing, tables, missing)
-
-    async def _describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
-        """Describe blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
-        known: dict[Digest, Descriptor] = {}
-        unknown: list[NarInfo] = []
-        for one in narinfos:
-            url = NarUrl.parse(one.url)
-            if url.offset is None and one.file_size is not None:
-                known[url.blob] = describe_nar(url.blob, one.compression, one.file_size)
-            else:
-                unknown.append(one)
-        return known | await describe_blobs(self._repository, unknown)
 
     async def _send(self, plan: PublishPlan, make_records: MakeRecords) -> _Sent:
         """Send what the plan says, concurrently with what does not depend on it."""

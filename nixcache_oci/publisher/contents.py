@@ -9,11 +9,13 @@ from typing import Final
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, find_missing_manifests, read_union
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.writer import describe_blobs
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
@@ -75,10 +77,7 @@ class ContentsReader:
         return contents if is_whole else replace(contents, records=None)
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
-        """Read the tables of a listing; those held or on disk are not fetched.
-
-        RegistryError if the repository could not answer.
-        """
+        """Read the tables of a listing, unless held or on disk; RegistryError if the repository fails."""
         tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
         fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
         _log.info("cache read", extra={"fields": fields})
@@ -104,14 +103,23 @@ class ContentsReader:
         answers = await run_all((find(blob) for blob in blobs), _PARALLEL_REQUESTS)
         return {digest for digest in answers if digest is not None}
 
+    async def describe_listed(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+        """Describe blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
+        known: dict[Digest, Descriptor] = {}
+        unknown: list[NarInfo] = []
+        for one in narinfos:
+            url = NarUrl.parse(one.url)
+            if url.offset is None and one.file_size is not None:
+                known[url.blob] = describe_nar(url.blob, one.compression, one.file_size)
+            else:
+                unknown.append(one)
+        return known | await describe_blobs(self._repository, unknown)
+
 
 async def find_missing_upstream(
     upstreams: Upstreams, asked: Mapping[HashPart, object], progress: Progress
 ) -> set[HashPart]:
-    """Find what no upstream has; ``asked`` also names each path for people.
-
-    Error if no upstream could say.
-    """
+    """Find what no upstream has; ``asked`` names each path for people. Error if none of them could say."""
 
     async def is_missing(part: HashPart) -> bool:
         try:

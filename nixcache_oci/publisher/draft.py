@@ -6,10 +6,11 @@ and 4.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cache.writer import SegmentDraft, TableBlob, draft_segments
@@ -19,6 +20,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint, has_signature
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.migration import Conversion
 from nixcache_oci.publisher.nar_upload import Uploaded
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, find_dependents
@@ -38,6 +40,28 @@ class Draft:
     failed: Mapping[str, str]  # why the others are not listed, by base name
     segments: tuple[SegmentDraft, ...]  # to be pushed, in this order
     table: TableBlob | None = None  # of the only segment, if it was sent ahead of the last blobs
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The result of a publish."""
+
+    listed: tuple[NarInfo, ...] = ()  # narinfos that were not listed before, or not signed by every key
+    failed: Mapping[str, str] = field(default_factory=dict)  # why others are not listed, by base name
+    segments: tuple[Segment, ...] = ()  # that were added
+    is_index_confirmed: bool = True  # if not, their own tags keep them until another writer lists them
+    conversion: Conversion | None = None  # of a version 1 cache, if any
+    is_needless: bool = False  # nothing was written, because all is listed and recorded
+
+    def followed_by(self, more: Self) -> Self:
+        """Combine the results of two rounds."""
+        return replace(
+            more,
+            listed=(*self.listed, *more.listed),
+            failed={**self.failed, **more.failed},
+            segments=(*self.segments, *more.segments),
+            conversion=self.conversion or more.conversion,
+        )
 
 
 def make_draft(
@@ -74,10 +98,7 @@ def make_draft(
 
 
 def sign_all(narinfos: Iterable[NarInfo], keys: Sequence[SecretKey]) -> list[NarInfo]:
-    """Add missing signatures; keep those that verify, and those by other keys.
-
-    Error if a signature made just now does not verify.
-    """
+    """Add missing signatures, and keep those by other keys; Error if one made just now does not verify."""
     public_keys = [key.public_key for key in keys]
     own = {key.name for key in keys}
     signed = []

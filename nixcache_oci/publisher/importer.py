@@ -20,8 +20,9 @@ from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
-from nixcache_oci.publisher.committer import Committer, Published
+from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import find_missing_upstream
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.import_candidates import Candidates
 from nixcache_oci.publisher.import_staging import CopyNarStager
 from nixcache_oci.publisher.options import PublishOptions
@@ -43,10 +44,7 @@ class ImportPlan:
 
 
 class Importer:
-    """Imports from one binary cache into one repository; upstreams may have what the source lacks.
-
-    The committer carries out the plan.
-    """
+    """Imports from one binary cache into one repository; upstreams may have what the source lacks."""
 
     def __init__(
         self,
@@ -65,10 +63,7 @@ class Importer:
         self._progress = progress
 
     async def plan(self, candidates: Candidates) -> ImportPlan:
-        """Decide what happens to the candidates; nothing is sent.
-
-        Error if an upstream or the repository could not answer.
-        """
+        """Decide what happens to the candidates; Error if an upstream or the repository could not answer."""
         self._narinfos.update((narinfo.store_path, narinfo) for narinfo in candidates.narinfos.values())
         contents = self.committer.planned = await self.committer.contents.read()
         parts = {HashPart.of(base_name): base_name for base_name in sorted(candidates.absent)}

@@ -148,13 +148,7 @@ def _blob_of(narinfo: NarInfo) -> Digest:
 async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
-    """Convert a version 1 index, and warn of lost entries; None if there is none.
-
-    Raises:
-        FormatError: the index is malformed.
-        DigestError: the document does not match its digest.
-        RegistryError: the repository could not answer, or refused.
-    """
+    """Convert a version 1 index, if there is one, and warn of lost entries; see ``convert_version1``."""
     listing = await read_listing(repository)
     document = listing.version1
     if document is None:

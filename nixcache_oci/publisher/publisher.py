@@ -13,8 +13,9 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.publisher.committer import Committer, Published
+from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, find_missing_upstream
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
 from nixcache_oci.publisher.staging import StoreNarStager
@@ -45,10 +46,7 @@ class Publisher:
         self._reading = reading
 
     async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
-        """Decide what happens to these paths, or to their closure; nothing is sent.
-
-        Error if the store, an upstream or the repository could not answer.
-        """
+        """Decide what happens to these paths, or to their closure; Error if somebody could not answer."""
         paths = list(paths)
         names = self._options.upstream_key_names
         async with AsyncExitStack() as stack:

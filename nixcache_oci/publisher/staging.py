@@ -176,10 +176,7 @@ def stage(
 
 @contextmanager
 def opened_sink(info: PathInfo | NarInfo, folder: Path) -> Iterator["Sink"]:
-    """Open a sink in memory, or a file in the folder for a large NAR, which is removed if the block fails.
-
-    StagingFolderError if the folder is full.
-    """
+    """Open memory, or a file for a large NAR, removed if the block fails; StagingFolderError if full."""
     if not is_large(info):
         yield Sink(io.BytesIO())
         return

@@ -28,7 +28,7 @@ from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.committer import Published
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore

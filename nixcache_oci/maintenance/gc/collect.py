@@ -61,10 +61,7 @@ async def prepare_gc(
     progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
 ) -> PreparedGc:
-    """Read everything and decide; nothing is written.
-
-    Error if something could not be read; see ``read_state``.
-    """
+    """Read everything and decide; nothing is written. Errors are those of ``read_state``."""
     started = clock()
     oldest = started - options.grace
     untagged = [version for version in await remover.untagged() if version.created < oldest]
@@ -84,10 +81,7 @@ async def carry_out_gc(
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Collected:
-    """Carry out the plan; ``force`` ignores its refusals.
-
-    Error if the plan refuses, or the repository failed; the next run continues.
-    """
+    """Carry out the plan; Error if it refuses and is not forced, or the repository failed: run it again."""
     plan, options = prepared.plan, prepared.options.segments
     if plan.refusals and not force:
         raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")

@@ -100,10 +100,7 @@ class GcPlan:
 
 
 def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
-    """Decide what becomes of each segment.
-
-    ``now`` is when reading the state began: a later time would make marks older than they were then.
-    """
+    """Decide what becomes of each segment; ``now`` is when reading began: a later time would age marks."""
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
     live = state.graph.reach(path.hash_part for path in counting.paths)

@@ -45,10 +45,7 @@ class Replacement:
 
     @property
     def narinfos(self) -> tuple[NarInfo, ...]:
-        """What is live in them, each path once; parsed again each time, because it takes much memory.
-
-        FormatError if a table can no longer be read.
-        """
+        """Live ones, each path once, parsed anew to save memory; FormatError if a table is damaged now."""
         variants: defaultdict[int, list[NarInfo]] = defaultdict(list)
         for source in reversed(self.sources):
             narinfos = source.table.narinfos() if source.table is not None else ()

@@ -91,10 +91,7 @@ class GcTable:
 
 
 class PathGraph:
-    """What each path refers to, in any of its variants; tables have the same numbers.
-
-    ``count`` is of all paths that are listed or referred to.
-    """
+    """What each path refers to, in any of its variants; ``count`` paths are listed or referred to."""
 
     def __init__(self, tables: Iterable[GcTable]) -> None:
         rows_of = [table.rows for table in tables]
@@ -121,10 +118,7 @@ class PathGraph:
         return self._references[self._starts[path] : self._starts[path + 1]]
 
     def reach(self, starts: Iterable[HashPart]) -> bytearray:
-        """Walk from the starts; returns one byte per number, 1 for what was reached.
-
-        The walk ends at paths that no segment lists.
-        """
+        """Walk to paths that no segment lists; returns one byte per number, 1 for what was reached."""
         reached = bytearray(self.count)
         waiting = list(self.numbers.find(starts))
         while waiting:

@@ -122,12 +122,7 @@ class Repairer:
         self._would = "would be " if options.is_dry_run else ""
 
     async def run(self, inventory: Inventory, problems: list[Problem]) -> Outcome:
-        """Mend what was found.
-
-        Raises:
-            Error: over half of the paths would leave, or somebody could not do it; what was done until then
-                stays, and the next run goes on.
-        """
+        """Mend what was found; Error if over half of the paths would leave, or a step failed: run again."""
         if inventory.tables.listing.version1 is not None:
             raise Error(
                 f"{self._repository.name}: a version 1 cache: publish to it, which converts the"
