@@ -162,7 +162,7 @@ class Committer:
             listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *segments],
-                source=self._options.repository_source,
+                source=self._options.segments.source,
                 converted=conversion.document if conversion else None,
                 tell=self._progress.warn,
             )

@@ -74,8 +74,8 @@ def make_draft(
 ) -> Draft:
     """Decide what is listed: nothing that refers to a failed path.
 
-    Only what ``is_checked`` against its NarHash here is signed. ``blobs`` describes what is listed again.
-    Error if something failed, and ``options.is_strict``.
+    What was sent is signed only if it ``is_checked`` against its NarHash here. ``blobs`` are of what is
+    listed again. Error if something failed, and ``options.is_strict``.
     """
     failed = dict(uploaded.failed)
     for base_name, cause in find_dependents(plan.push, uploaded.failed.keys()).items():

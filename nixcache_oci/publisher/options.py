@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.signature import PublicKey, SecretKey
@@ -49,18 +48,12 @@ class PublishOptions:
     upstream_key_names: frozenset[str] = frozenset()  # of keys that sign what clients get elsewhere
     verify_upstream: bool = False  # whether to check that the upstreams have it
     encoding: NarEncoding = field(default_factory=NarEncoding)
+    segments: SegmentOptions = field(default_factory=SegmentOptions)
     jobs: int = 2  # store objects staged at once
-    max_layers: int = MAX_LAYERS  # of a manifest
     is_strict: bool = False  # whether one path that cannot be sent keeps all others from being listed
     source: str | None = None  # of the paths, such as the address of a commit; for the table's header
     allow_unsigned: bool = False  # whether paths are listed that nobody vouches for
     allow_new_key: bool = False  # whether a key signs that a cache with keys does not record yet
-    repository_source: str | None = None  # address of the GitHub repository: GHCR links the package to it
-
-    @property
-    def segments(self) -> SegmentOptions:
-        """Options of its segments."""
-        return SegmentOptions(self.max_layers, self.encoding.max_blob_bytes, self.repository_source)
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:

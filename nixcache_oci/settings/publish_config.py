@@ -44,21 +44,12 @@ def nix_environment(values: Values) -> dict[str, str]:
     return values.merged_environment((variables.PASS_ENV,))
 
 
-def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
-    """Return the largest blob that the registry accepts, in bytes; None for any size."""
-    given = values.get(variables.MAX_BLOB_BYTES)
-    if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
-        return _GHCR_MAX_BLOB_BYTES
-    return given
-
-
 def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
-    """Return how segments are written there."""
-    return SegmentOptions(
-        values.get(variables.MAX_LAYERS),
-        max_blob_bytes(values, location),
-        repository_source(location, values),
-    )
+    """Return how segments are written there, and the largest blob that the registry accepts."""
+    most = values.get(variables.MAX_BLOB_BYTES)
+    if most is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
+        most = _GHCR_MAX_BLOB_BYTES
+    return SegmentOptions(values.get(variables.MAX_LAYERS), most, repository_source(location, values))
 
 
 def _read_key(path: Path) -> SecretKey:

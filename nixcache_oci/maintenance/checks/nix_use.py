@@ -13,21 +13,19 @@ from nixcache_oci.maintenance.checks.finding import Finding, good, skipped, warn
 from nixcache_oci.nix.http_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
 
+PROXY: Final = "proxy"
+SERVED: Final = "proxy: cache"
+CACHE_INFO: Final = "proxy: nix-cache-info"
 SUBSTITUTER: Final = "nix.conf: substituters"
 TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
 FALLBACK: Final = "nix.conf: fallback"
 HTTP_PROXY: Final = "HTTP proxy"
 CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK, HTTP_PROXY)
 
+_UPSTREAM_PRIORITY: Final = 40  # that of cache.nixos.org
 _MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
 _SUBSTITUTE: Final = "remove it from nix.conf and NIX_CONFIG; without a network, Nix decides so by itself"
-
-PROXY: Final = "proxy"
-SERVED: Final = "proxy: cache"
-CACHE_INFO: Final = "proxy: nix-cache-info"
-
-_UPSTREAM_PRIORITY: Final = 40  # that of cache.nixos.org
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,11 @@ PULL: Final = "pull"
 VISIBILITY: Final = "visibility"
 PUSH: Final = "push"
 INDEX: Final = "index"
+UPSTREAM: Final = "upstream"
 
 _RESOLVE_SECONDS: Final = 5
+_UPSTREAM_SECONDS: Final = 15  # in addition to the limits of every look-up
+_NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 _PATIENCE_SECONDS: Final = 10
 _ATTEMPTS: Final = 2
 _DENIALS: Final = frozenset({401, 403})
@@ -53,11 +56,6 @@ _KINDS: Final = {
     "gho_": "a token of an OAuth app, such as gh auth",
     "ghu_": "a token of an app for a user",
 }
-
-UPSTREAM: Final = "upstream"
-
-_UPSTREAM_SECONDS: Final = 15  # in addition to the limits of every look-up
-_NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,6 @@ from nixcache_oci.cache.timestamp import parse_time
 from nixcache_oci.nix.store_path import StorePath
 
 PinningRecord = PinRecord | UnpinRecord
-
-
 RecordT = TypeVar("RecordT", PublishRecord, Record)
 
 
