@@ -12,14 +12,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
 
-from nixcache_oci.clients.auth_file import Helper, find_auth_files, search_auth_file
-from nixcache_oci.clients.credential_helper import ask_helper
+from nixcache_oci.clients.auth_file import Helper, ask_helper, find_auth_files, search_auth_file
 from nixcache_oci.clients.credentials import (
     TOKEN_FILE_VARIABLE,
     Credentials,
     choose_variable,
     parse_token,
 )
+from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.errors import UsageError
 
 LOOK_SECONDS: Final = 2.0
@@ -177,8 +177,7 @@ def _read_auth_file(path: Path) -> str | None:
 
 
 def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
+    content = read_small(path, _MOST_BYTES)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"over {_MOST_BYTES} bytes")
     return content.decode("utf-8-sig")

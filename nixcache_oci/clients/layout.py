@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from nixcache_oci.clients.layout_check import FileChecks
-from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
+from nixcache_oci.clients.layout_file import FileChecks, LayoutFile, one_ahead
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError

@@ -30,8 +30,7 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError, Registr
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, parse_document
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_media_type
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, ImageIndex, Manifest, parse_media_type
 from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
 

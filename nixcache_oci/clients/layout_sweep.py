@@ -19,7 +19,7 @@ from typing import Final
 
 from nixcache_oci.clients.layout import stopping
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder, References, find_references
-from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.clients.repository import UntaggedVersion
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest

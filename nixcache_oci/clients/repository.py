@@ -1,12 +1,15 @@
-"""The interface of one repository of OCI blobs, manifests and tags.
+"""The interface of one repository of OCI blobs, manifests and tags, and of what removes from it.
 
-Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``layout`` (a folder, the OCI
-image layout).
+``Repository`` is implemented by ``registry`` (HTTP, the OCI distribution specification) and ``layout`` (a
+folder, the OCI image layout). ``Remover`` is implemented by ``registry.client`` (OCI DELETE),
+``github.packages`` (GitHub's REST API, for GHCR refuses the former) and ``layout_sweep`` (files); what may be
+removed is the caller's to decide.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -107,3 +110,33 @@ async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> b
     except NotFoundError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class UntaggedVersion:
+    """A manifest that no tag points at.
+
+    Attributes:
+        digest: of the manifest.
+        created: when the repository took it, with a time zone.
+    """
+
+    digest: Digest
+    created: datetime
+
+
+class Remover(Protocol):
+    """Removes manifests for good."""
+
+    async def remove(self, manifest: Digest) -> None:
+        """Remove a manifest and its tags; a missing one is no error.
+
+        Raises:
+            RegistryError: it was refused, and the manifest is kept; others may still be removable.
+        """
+
+    async def untagged(self) -> list[UntaggedVersion]:
+        """List the manifests without a tag; empty if the repository cannot say."""
+
+    async def close(self) -> None:
+        """Close all connections."""

@@ -1,10 +1,42 @@
-"""The order of a closure: references first."""
+"""Store objects, as narinfos and stores describe them, and the order of a closure: references first."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from nixcache_oci.nix.store_object import StoreObject
+from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
+
+if TYPE_CHECKING:
+    from nixcache_oci.nix.signature import Signature
+
+
+class StoreObject(Protocol):
+    """A store object."""
+
+    @property
+    def store_path(self) -> StorePath:
+        """Its path."""
+
+    @property
+    def nar_hash(self) -> NixHash:
+        """The sha256 of its NAR."""
+
+    @property
+    def nar_size(self) -> int:
+        """Bytes in its NAR."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Base names, possibly its own among them."""
+
+    @property
+    def sigs(self) -> tuple["Signature", ...]:
+        """Its signatures."""
+
+    @property
+    def ca(self) -> str | None:
+        """The content address as written."""
+
 
 T = TypeVar("T", bound=StoreObject)
 

@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Self
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import StorePath, make_store_path
 
 

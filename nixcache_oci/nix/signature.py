@@ -14,8 +14,8 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.content_address import proves_its_path
-from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64

@@ -1,8 +1,9 @@
-"""Image manifests, and how to tell them from image indexes.
+"""Image manifests and image indexes, and how to tell them apart.
 
 No document may be read as both: a checker may have read it as the other kind (CVE-2021-41190). Docker's
-schema 2 is the same under other names.
-Source: OCI image specification, "Image Manifest".
+schema 2 is the same under other names. The tag ``cache-index`` is an image index, and so is ``index.json`` of
+a layout.
+Source: OCI image specification, "Image Manifest" and "Image Index".
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from nixcache_oci.oci.document import (
     clip,
     get_annotations,
     get_optional_text,
+    get_others,
     parse_document,
     render_document,
     within,
@@ -150,3 +152,52 @@ def _refuse_fields_of_the_other_kind(fields: Mapping[str, object], media_type: s
     for name in _ONLY_IN_MANIFESTS if is_image_index else _ONLY_IN_IMAGE_INDEXES:
         if name in fields:
             raise FormatError(f"{name}: does not belong in {media_type}")
+
+
+_KNOWN_IN_IMAGE_INDEXES = ("annotations", "manifests", "mediaType", "schemaVersion")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """A list of manifests; ``dataclasses.replace`` keeps unknown fields.
+
+    Attributes:
+        manifests: what it lists.
+        annotations: free text by key.
+        media_type: as in the document, or None.
+        extra: unknown fields, as JSON values.
+    """
+
+    manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    media_type: str | None = types.IMAGE_INDEX
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read an OCI image index or a Docker manifest list.
+
+        Raises:
+            FormatError: a field is missing or wrong; the error names it.
+        """
+        fields = parse_fields(content, "image index", types.IMAGE_INDEXES)
+        with within("image index"):
+            return cls(
+                manifests=get_descriptors(fields, "manifests"),
+                annotations=get_annotations(fields),
+                media_type=get_optional_text(fields, "mediaType"),
+                extra=get_others(fields, _KNOWN_IN_IMAGE_INDEXES),
+            )
+
+    def render(self) -> bytes:
+        """Write it: equal indexes give equal bytes and digests."""
+        fields: dict[str, object] = {
+            **self.extra,
+            "schemaVersion": 2,
+            "manifests": [manifest.to_json() for manifest in self.manifests],
+        }
+        if self.media_type is not None:
+            fields["mediaType"] = self.media_type
+        if self.annotations:
+            fields["annotations"] = dict(self.annotations)
+        return render_document(fields, "image index")

@@ -16,8 +16,7 @@ from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import verified
+from nixcache_oci.proxy.verified import Quarantine, verified
 from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16

@@ -4,6 +4,7 @@ import codecs
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.settings import variables
@@ -53,8 +54,7 @@ def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
 
 def _read_key(path: Path) -> SecretKey:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_KEY_BYTES)
+        content = read_small(path, _MAX_KEY_BYTES)
     except OSError as error:
         raise UsageError(f"{variables.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
     # Some shells write redirected output as UTF-16.

@@ -24,7 +24,7 @@ from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.clients.repository import UntaggedVersion
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, get_list, get_text, parse_object, within

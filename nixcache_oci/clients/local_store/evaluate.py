@@ -10,6 +10,7 @@ from urllib.parse import quote
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.evaluator import Evaluator
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import (
     BY_SYSTEM,
     CHECKS,
@@ -22,7 +23,6 @@ from nixcache_oci.clients.local_store.output import (
     find_candidates,
     is_pattern,
 )
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 
 _FIRST_WITHOUT_SEARCH: Final = (2, 26, 0)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
-from nixcache_oci.clients.local_store.answer import (
+from nixcache_oci.clients.local_store.expression import (
     MOST_SHOWN,
     NOTHING,
     SET,
@@ -15,6 +15,7 @@ from nixcache_oci.clients.local_store.answer import (
     read_answer,
 )
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import (
     SYSTEM_PLACES,
     Evaluation,
@@ -27,7 +28,6 @@ from nixcache_oci.clients.local_store.output import (
     is_pattern,
 )
 from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.wording import counted

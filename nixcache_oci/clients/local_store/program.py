@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from nixcache_oci.errors import StoreError, UsageError
 
 OnLine = Callable[[str], None]

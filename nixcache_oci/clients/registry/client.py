@@ -23,8 +23,7 @@ from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.removal import UntaggedVersion
-from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS

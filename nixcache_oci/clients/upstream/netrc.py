@@ -21,7 +21,7 @@ from typing import Final
 
 from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.http.url import basic_authorization
-from nixcache_oci.clients.nix_conf_files import nix_conf_folder, read_nix_conf
+from nixcache_oci.clients.local_store.nix_settings import nix_conf_folder, read_nix_conf
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
 
 _NETRC_FILE: Final = "netrc-file"

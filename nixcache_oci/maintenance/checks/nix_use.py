@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
+from nixcache_oci.clients.http.forward_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.clients.local_store.nix_settings import NixSettings
 from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
-from nixcache_oci.nix.http_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
 
 SUBSTITUTER: Final = "nix.conf: substituters"

@@ -19,8 +19,7 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_segments
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc.index_change import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
