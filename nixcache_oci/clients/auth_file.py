@@ -36,15 +36,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """A credential helper, the program ``docker-credential-NAME``.
+    """A credential helper, the program ``docker-credential-NAME``."""
 
-    Attributes:
-        name: as the file has it; not checked.
-        server: to ask it about.
-    """
-
-    name: str
-    server: str
+    name: str  # as the file has it; not checked
+    server: str  # to ask it about
 
 
 def find_auth_files(environment: Mapping[str, str]) -> tuple[Path, ...]:

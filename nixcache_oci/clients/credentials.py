@@ -30,21 +30,13 @@ _AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark and line ends
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password; also a ``CredentialSource`` that never changes.
+    """A user name and a password; also a ``CredentialSource`` that never changes."""
 
-    Attributes:
-        username: for Basic.
-        password: or token; never shown.
-        source: where it was found, for people.
-        is_identity_token: whether the password is an OAuth2 refresh token, such as docker keeps.
-        is_ambient: whether it was in the environment for other purposes; see ``may_receive``.
-    """
-
-    username: str
-    password: str = field(repr=False)
-    source: str
-    is_identity_token: bool = False
-    is_ambient: bool = False
+    username: str  # for Basic
+    password: str = field(repr=False)  # or token; never shown
+    source: str  # where it was found, for people
+    is_identity_token: bool = False  # whether the password is an OAuth2 refresh token, such as docker keeps
+    is_ambient: bool = False  # whether it was in the environment for other purposes; see ``may_receive``
 
     @property
     def current(self) -> "Credentials":

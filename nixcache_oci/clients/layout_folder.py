@@ -288,16 +288,12 @@ def _pieces(source: bytes | Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What one document names.
+    """What one document names."""
 
-    Attributes:
-        blobs: of a manifest: config and layers, except the empty config: it is two bytes, every manifest
-            names it, and a layout keeps it for good.
-        manifests: the manifests and image indexes that an image index lists.
-    """
-
+    # Of a manifest: config and layers, except the empty config: it is two bytes, every manifest names it,
+    # and a layout keeps it for good.
     blobs: frozenset[Digest]
-    manifests: frozenset[Digest]
+    manifests: frozenset[Digest]  # the manifests and image indexes that an image index lists
 
 
 def find_references(content: bytes, media_type: str) -> References:

@@ -20,33 +20,19 @@ _PRIORITY = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """What ``/_status`` and ``/nix-cache-info`` say.
+    """What ``/_status`` and ``/nix-cache-info`` say."""
 
-    Attributes:
-        registry: name of the repository that is served.
-        entries: number of narinfos.
-        is_ready: whether it has an index.
-        error: why the last refresh failed, or None.
-        is_key_changed: whether the cache records another key than the one first seen.
-        store_dir: such as ``/nix/store``.
-        priority: among substituters, lower first; None if not stated.
-    """
-
-    registry: str
-    entries: int
-    is_ready: bool
-    error: str | None
-    is_key_changed: bool
-    store_dir: str
-    priority: int | None
+    registry: str  # name of the repository that is served
+    entries: int  # number of narinfos
+    is_ready: bool  # whether it has an index
+    error: str | None  # why the last refresh failed, or None
+    is_key_changed: bool  # whether the cache records another key than the one first seen
+    store_dir: str  # such as ``/nix/store``
+    priority: int | None  # among substituters, lower first; None if not stated
 
     @classmethod
     def parse(cls, status: bytes, cache_info: str) -> Self:
-        """Read both answers.
-
-        Raises:
-            FormatError: they are not a nixcache-oci proxy's.
-        """
+        """Read both answers; FormatError if they are not a nixcache-oci proxy's."""
         info = dict(line.split(": ", 1) for line in cache_info.splitlines() if ": " in line)
         priority = info.get("Priority", "")
         with within("the proxy's status"):
@@ -89,11 +75,7 @@ class ProxyClient:
         return status == HTTPStatus.OK and body.strip() == b"ok"
 
     async def status(self) -> ProxyStatus:
-        """Ask what it serves.
-
-        Raises:
-            Error: nothing answers, or something else than a nixcache-oci proxy.
-        """
+        """Ask what it serves; Error if nothing answers, or something else does."""
         _, document = await self._get("/_status")
         _, cache_info = await self._get("/nix-cache-info")
         return ProxyStatus.parse(document, cache_info.decode(errors="replace"))

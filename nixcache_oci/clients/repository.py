@@ -19,36 +19,24 @@ from nixcache_oci.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest or image index as the repository holds it.
+    """A manifest or image index as the repository holds it."""
 
-    Attributes:
-        content: the exact bytes, checked against ``digest``.
-        media_type: as the repository states it.
-        digest: of the content.
-    """
-
-    content: bytes
-    media_type: str
-    digest: Digest
+    content: bytes  # the exact bytes, checked against ``digest``
+    media_type: str  # as the repository states it
+    digest: Digest  # of the content
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStream:
-    """An open blob, or a part of it.
+    """An open blob, or a part of it."""
 
-    Attributes:
-        size: of the whole blob, in bytes.
-        start: offset of the first byte that ``chunks`` yields.
-        end: offset after the last one.
-        chunks: the bytes, unverified; raises a temporary RegistryError if the connection breaks.
-        check: hashes the whole blob before its bytes are used; raises DigestError if it does not match its
-            digest. None where that would need a download.
-    """
-
-    size: int
-    start: int
-    end: int
+    size: int  # of the whole blob, in bytes
+    start: int  # offset of the first byte that ``chunks`` yields
+    end: int  # offset after the last one
+    # The bytes, unverified; raises a temporary RegistryError if the connection breaks.
     chunks: AsyncIterator[bytes]
+    # Hashes the whole blob before its bytes are used; raises DigestError if it does not match its digest.
+    # None where that would need a download.
     check: Callable[[], Awaitable[None]] | None = None
 
 
@@ -114,15 +102,10 @@ async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> b
 
 @dataclass(frozen=True, slots=True)
 class UntaggedVersion:
-    """A manifest that no tag points at.
+    """A manifest that no tag points at."""
 
-    Attributes:
-        digest: of the manifest.
-        created: when the repository took it, with a time zone.
-    """
-
-    digest: Digest
-    created: datetime
+    digest: Digest  # of the manifest
+    created: datetime  # when the repository took it, with a time zone
 
 
 class Remover(Protocol):

@@ -59,11 +59,7 @@ class RootedPath:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Make a path to a file in a trusted folder.
-
-        Raises:
-            ValueError: the path names no file.
-        """
+        """Make a path to a file in a trusted folder; ValueError if the path names no file."""
         return cls(path.parent).joinpath(path.name)
 
     def __str__(self) -> str:
@@ -73,11 +69,7 @@ class RootedPath:
         return self.joinpath(name)
 
     def joinpath(self, *names: str) -> Self:
-        """Descend by these names.
-
-        Raises:
-            ValueError: one of them is no name of a file or folder.
-        """
+        """Descend by these names; ValueError if one is no name of a file or folder."""
         for name in names:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise ValueError(f"{name!r} names no file")

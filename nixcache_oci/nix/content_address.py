@@ -25,15 +25,10 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ContentAddress:
-    """A hash of what a store object holds; ``str()`` gives the field's value.
+    """A hash of what a store object holds; ``str()`` gives the field's value."""
 
-    Attributes:
-        method: what is hashed.
-        hash: of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part zeroed.
-    """
-
-    method: Method
-    hash: NixHash
+    method: Method  # what is hashed
+    hash: NixHash  # of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part zeroed
 
     def __post_init__(self) -> None:
         if self.method is Method.TEXT and self.hash.algorithm != "sha256":

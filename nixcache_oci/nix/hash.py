@@ -23,15 +23,10 @@ _HEX = re.compile(r"[0-9A-Fa-f]*")
 
 @dataclass(frozen=True, slots=True)
 class NixHash:
-    """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``.
+    """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``."""
 
-    Attributes:
-        digest: the raw digest.
-        algorithm: a key of ``DIGEST_SIZES``.
-    """
-
-    digest: bytes
-    algorithm: str = "sha256"
+    digest: bytes  # the raw digest
+    algorithm: str = "sha256"  # a key of ``DIGEST_SIZES``
 
     def __post_init__(self) -> None:
         size = DIGEST_SIZES.get(self.algorithm)

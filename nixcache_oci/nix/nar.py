@@ -31,26 +31,17 @@ _LARGE_BYTES = CHUNK_BYTES // 4
 
 @dataclass(frozen=True, slots=True)
 class StartFile:
-    """A file begins; its contents follow as pieces of ``bytes``, none of them empty.
+    """A file begins; its contents follow as pieces of ``bytes``, none of them empty."""
 
-    Attributes:
-        size: bytes in all of its contents.
-        executable: by its owner.
-    """
-
-    size: int
-    executable: bool
+    size: int  # bytes in all of its contents
+    executable: bool  # by its owner
 
 
 @dataclass(frozen=True, slots=True)
 class Symlink:
-    """A symbolic link, as an event and in a tree.
+    """A symbolic link, as an event and in a tree."""
 
-    Attributes:
-        target: where it points, raw bytes.
-    """
-
-    target: bytes
+    target: bytes  # where it points, raw bytes
 
     def __post_init__(self) -> None:
         if not self.target or b"\0" in self.target:
@@ -64,13 +55,9 @@ class StartDirectory:
 
 @dataclass(frozen=True, slots=True)
 class EntryName:
-    """The name of the object that follows.
+    """The name of the object that follows."""
 
-    Attributes:
-        name: raw bytes.
-    """
-
-    name: bytes
+    name: bytes  # raw bytes
 
     def __post_init__(self) -> None:
         if not self.name or self.name in {b".", b".."} or b"/" in self.name or b"\0" in self.name:

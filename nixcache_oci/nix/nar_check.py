@@ -145,11 +145,7 @@ class _Streams:
                 piece = b""
 
     def finish(self) -> None:
-        """Check that the last stream is complete.
-
-        Raises:
-            EOFError: it is truncated, even if the NAR is whole.
-        """
+        """Check that the last stream is complete; EOFError if it is truncated, even if the NAR is whole."""
         if not self._is_between:
             raise EOFError("it ends in the middle of a stream")
 

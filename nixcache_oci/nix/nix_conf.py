@@ -39,35 +39,24 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One assignment.
+    """One assignment."""
 
-    Attributes:
-        line: its number, from 1.
-        name: the current one, without ``extra-``.
-        is_extra: whether it adds to earlier lines.
-        values: the words after the equals sign.
-    """
-
-    line: int
-    name: str
-    is_extra: bool
-    values: tuple[str, ...]
+    line: int  # its number, from 1
+    name: str  # the current one, without ``extra-``
+    is_extra: bool  # whether it adds to earlier lines
+    values: tuple[str, ...]  # the words after the equals sign
 
 
 @dataclass(frozen=True, slots=True)
 class Substituter:
     """The cache proxy, as a machine's nix.conf has to name it.
 
-    Attributes:
-        url: of the proxy.
-        keys: public keys, ``name:base64``.
-
     Raises:
         FormatError: Nix would read a value as something else.
     """
 
-    url: str
-    keys: tuple[str, ...]
+    url: str  # of the proxy
+    keys: tuple[str, ...]  # public keys, ``name:base64``
 
     def __post_init__(self) -> None:
         for value in (self.url, *self.keys):

@@ -45,27 +45,17 @@ class HashPart(str):
 
     @classmethod
     def of(cls, base_name: str) -> Self:
-        """Return the hash part of a base name.
-
-        Raises:
-            FormatError: it does not start with one.
-        """
+        """Return the hash part of a base name; FormatError if it does not start with one."""
         return cls(base_name[:_HASH_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class StorePath:
-    """The path of a store object; ``str()`` gives the full path.
+    """The path of a store object; ``str()`` gives the full path."""
 
-    Attributes:
-        store_dir: an absolute path without a trailing slash.
-        hash_part: identifies the object.
-        name: 1 to 211 letters, digits and ``+-._?=``, not starting with ``.-`` or ``..-``.
-    """
-
-    store_dir: str
-    hash_part: HashPart
-    name: str
+    store_dir: str  # an absolute path without a trailing slash
+    hash_part: HashPart  # identifies the object
+    name: str  # 1 to 211 letters, digits and ``+-._?=``, not starting with ``.-`` or ``..-``
 
     def __post_init__(self) -> None:
         check_store_dir(self.store_dir)

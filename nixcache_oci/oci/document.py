@@ -69,22 +69,14 @@ def within(where: str) -> Iterator[None]:
 
 
 def parse_object(value: object) -> dict[str, object]:
-    """Check that a value is a JSON object.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """Check that a value is a JSON object; FormatError if it is not."""
     if not isinstance(value, dict):
         raise FormatError(f"expected an object, got {clip(value)}")
     return value
 
 
 def get_text(fields: Mapping[str, object], name: str) -> str:
-    """Read a required string.
-
-    Raises:
-        FormatError: it is missing, or not a string.
-    """
+    """Read a required string; FormatError if it is missing, or not a string."""
     text = get_optional_text(fields, name)
     if text is None:
         raise FormatError(f"{name}: is missing")
@@ -92,11 +84,7 @@ def get_text(fields: Mapping[str, object], name: str) -> str:
 
 
 def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
-    """Read an optional string.
-
-    Raises:
-        FormatError: not a string.
-    """
+    """Read an optional string; FormatError if it is something else."""
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise FormatError(f"{name}: expected a string, got {clip(value)}")
@@ -104,11 +92,7 @@ def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
 
 
 def get_list(fields: Mapping[str, object], name: str) -> list[object]:
-    """Read a required list.
-
-    Raises:
-        FormatError: it is missing, or not a list.
-    """
+    """Read a required list; FormatError if it is missing, or not a list."""
     if name not in fields:
         raise FormatError(f"{name}: is missing")
     value = fields[name]
@@ -120,11 +104,7 @@ def get_list(fields: Mapping[str, object], name: str) -> list[object]:
 
 
 def get_annotations(fields: Mapping[str, object]) -> dict[str, str]:
-    """Read the optional annotations.
-
-    Raises:
-        FormatError: not a map of strings.
-    """
+    """Read the optional annotations; FormatError unless they are a map of strings."""
     value = fields.get("annotations")
     if value is None:
         return {}

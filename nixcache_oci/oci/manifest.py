@@ -35,21 +35,13 @@ _ALL_TYPES = types.MANIFESTS + types.IMAGE_INDEXES
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A list of layers.
+    """A list of layers."""
 
-    Attributes:
-        artifact_type: None for a container image.
-        config: a blob that describes the layers.
-        layers: the blobs.
-        annotations: free text by key.
-        media_type: as in the document, or None.
-    """
-
-    artifact_type: str | None
-    config: Descriptor
-    layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
-    media_type: str | None = types.IMAGE_MANIFEST
+    artifact_type: str | None  # None for a container image
+    config: Descriptor  # a blob that describes the layers
+    layers: tuple[Descriptor, ...]  # the blobs
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)  # free text by key
+    media_type: str | None = types.IMAGE_MANIFEST  # as in the document, or None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -159,19 +151,12 @@ _KNOWN_IN_IMAGE_INDEXES = ("annotations", "manifests", "mediaType", "schemaVersi
 
 @dataclass(frozen=True, slots=True)
 class ImageIndex:
-    """A list of manifests; ``dataclasses.replace`` keeps unknown fields.
+    """A list of manifests; ``dataclasses.replace`` keeps unknown fields."""
 
-    Attributes:
-        manifests: what it lists.
-        annotations: free text by key.
-        media_type: as in the document, or None.
-        extra: unknown fields, as JSON values.
-    """
-
-    manifests: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
-    media_type: str | None = types.IMAGE_INDEX
-    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
+    manifests: tuple[Descriptor, ...]  # what it lists
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)  # free text by key
+    media_type: str | None = types.IMAGE_INDEX  # as in the document, or None
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)  # unknown fields, as JSON values
 
     @classmethod
     def parse(cls, content: bytes) -> Self:

@@ -33,17 +33,11 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class RegistryReference:
-    """A repository at a registry; ``str()`` gives ``ghcr.io/owner/name/nix-cache``.
+    """A repository at a registry; ``str()`` gives ``ghcr.io/owner/name/nix-cache``."""
 
-    Attributes:
-        host: ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case.
-        plain_http: HTTP without TLS.
-        repository: in lower case.
-    """
-
-    host: str
-    plain_http: bool
-    repository: str
+    host: str  # ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case
+    plain_http: bool  # HTTP without TLS
+    repository: str  # in lower case
 
     def __post_init__(self) -> None:
         _parse_host_name(self.host)
@@ -55,16 +49,13 @@ class RegistryReference:
 
     @classmethod
     def of(cls, registry: str, repo: str, image: str) -> Self:
-        """Build a reference from user input.
+        """Build a reference from user input; FormatError names an invalid part.
 
         Args:
             registry: ``host[:port]``; an ``http://`` prefix asks for plain HTTP, the default of loopback
                 hosts, and ``https://`` for TLS.
             repo: GitHub's ``owner/name``, in any case; may be empty.
             image: the last part of the name.
-
-        Raises:
-            FormatError: an invalid part; the error names it.
         """
         if "@" in registry:  # not shown: it may be a password
             raise FormatError("registry: user and password do not belong in the address")
@@ -124,11 +115,7 @@ def is_tag(text: str) -> bool:
 
 
 def parse_tag_or_digest(text: str) -> str | Digest:
-    """Parse a tag, which stays text, or a digest.
-
-    Raises:
-        FormatError: neither.
-    """
+    """Parse a tag, which stays text, or a digest; FormatError if it is neither."""
     if ":" in text:
         return Digest.parse(text)
     if not is_tag(text):

@@ -24,13 +24,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Notifies the service manager; a failure never stops the service.
+    """Notifies the service manager; a failure never stops the service."""
 
-    Attributes:
-        address: the manager's datagram socket: a path, or ``@`` and an abstract name; empty for none.
-    """
-
-    address: str
+    address: str  # the manager's datagram socket: a path, or ``@`` and an abstract name; empty for none
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:

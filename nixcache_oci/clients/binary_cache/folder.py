@@ -31,11 +31,7 @@ class FolderCache:
         """Do nothing: each file is closed after reading."""
 
     async def read_info(self) -> bytes:
-        """Read its nix-cache-info.
-
-        Raises:
-            UpstreamError: there is no such folder, or no such file in it.
-        """
+        """Read its nix-cache-info; UpstreamError if there is no such folder, or no such file in it."""
         content = await asyncio.to_thread(self._read, CACHE_INFO)
         if content is None:
             is_there = await asyncio.to_thread(self._folder.root.is_dir)
@@ -47,11 +43,7 @@ class FolderCache:
         return content
 
     async def list_names(self) -> list[str]:
-        """List the hash parts of the narinfos, sorted.
-
-        Raises:
-            UpstreamError: the folder cannot be read.
-        """
+        """List the hash parts of the narinfos, sorted; UpstreamError if the folder cannot be read."""
 
         def find() -> list[str]:
             names = (path.name for path, _ in self._folder.entries())

@@ -65,11 +65,7 @@ class WebCache:
         await self._http.close()
 
     async def read_info(self) -> bytes:
-        """Read its nix-cache-info.
-
-        Raises:
-            UpstreamError: it has none, or did not answer.
-        """
+        """Read its nix-cache-info; UpstreamError if it has none, or did not answer."""
         content = await self._read(CACHE_INFO)
         if content is None:
             raise UpstreamError(f"{self.name}: is not a binary cache: it has no {CACHE_INFO}")

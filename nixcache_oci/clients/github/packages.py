@@ -34,19 +34,12 @@ from nixcache_oci.wording import counted
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """A version of a package: a manifest.
+    """A version of a package: a manifest."""
 
-    Attributes:
-        number: GitHub's id, by which it is deleted.
-        digest: of the manifest.
-        created: when the manifest was first pushed.
-        is_tagged: whether a tag points at it.
-    """
-
-    number: int
-    digest: Digest
-    created: datetime
-    is_tagged: bool
+    number: int  # GitHub's id, by which it is deleted
+    digest: Digest  # of the manifest
+    created: datetime  # when the manifest was first pushed
+    is_tagged: bool  # whether a tag points at it
 
 
 def parse_versions(body: bytes) -> list[PackageVersion]:

@@ -65,24 +65,15 @@ class Rules(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One request.
-
-    Attributes:
-        method: of HTTP.
-        url: encoded as it is to be sent.
-        headers: without Authorization.
-        body: or None.
-        follows: whether redirects are followed.
-        is_elsewhere: whether the intended server sent us to this URL, of another one.
-        is_guarded: whether it may go to public addresses only, because a public server named the URL.
-    """
+    """One request."""
 
     method: str
-    url: URL
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: URL  # encoded as it is to be sent
+    headers: Mapping[str, str] = field(default_factory=dict)  # without Authorization
     body: Body | None = None
-    follows: bool = True
-    is_elsewhere: bool = False
+    follows: bool = True  # whether redirects are followed
+    is_elsewhere: bool = False  # whether the intended server sent us to this URL, of another one
+    # Whether it may go to public addresses only, because a public server named the URL.
     is_guarded: bool = False
 
 

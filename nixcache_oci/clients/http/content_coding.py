@@ -65,11 +65,7 @@ class Decoder:
             raise CodingError(f"Content-Encoding: {error}") from None
 
     def end(self) -> None:
-        """Check that the body was complete; an empty body is, in any coding.
-
-        Raises:
-            CodingError: it ends early.
-        """
+        """Check that the body was complete; an empty body is, in any coding; CodingError if it ends early."""
         if self._has_begun and not self._inflater.has_ended:
             raise CodingError("Content-Encoding: the body ends early")
 

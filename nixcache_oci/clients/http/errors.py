@@ -53,26 +53,17 @@ def show(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request's failure.
+    """A request's failure."""
 
-    Attributes:
-        status: of HTTP; None without an answer.
-        headers: of the answer; names in lower case.
-        body: of the answer, at least its beginning.
-        is_elsewhere: whether a server that the registry redirected to answered. It mostly refuses expired
-            signatures, and the registry issues new ones.
-        is_expected: whether the thing is known to exist, so that 404 only means "not yet".
-        is_verified: whether the bytes sent match the digest that they were sent with.
-        is_heavy: whether the request is too large to be sent again until a rate limit has passed.
-    """
-
-    status: int | None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    status: int | None  # of HTTP; None without an answer
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the answer; names in lower case
+    body: bytes = b""  # of the answer, at least its beginning
+    # Whether a server that the registry redirected to answered. It mostly refuses expired signatures, and
+    # the registry issues new ones.
     is_elsewhere: bool = False
-    is_expected: bool = False
-    is_verified: bool = False
-    is_heavy: bool = False
+    is_expected: bool = False  # whether the thing is known to exist, so that 404 only means "not yet"
+    is_verified: bool = False  # whether the bytes sent match the digest that they were sent with
+    is_heavy: bool = False  # whether the request is too large to be sent again until a rate limit has passed
 
 
 class SlowBodyError(TimeoutError):

@@ -31,15 +31,10 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 @dataclass(frozen=True, slots=True)
 class HttpProxy:
-    """A proxy.
+    """A proxy."""
 
-    Attributes:
-        url: without credentials, with its port.
-        authorization: for ``Proxy-Authorization``, or None.
-    """
-
-    url: URL
-    authorization: str | None = field(repr=False)
+    url: URL  # without credentials, with its port
+    authorization: str | None = field(repr=False)  # for ``Proxy-Authorization``, or None
 
 
 def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpProxy | None:

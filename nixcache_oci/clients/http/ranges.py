@@ -21,19 +21,12 @@ _MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The wanted part of an answer's body, in bytes.
+    """The wanted part of an answer's body, in bytes."""
 
-    Attributes:
-        size: of the whole blob.
-        skip: to drop at the start of the body.
-        start: offset in the blob of what follows.
-        end: offset in the blob after the wanted part.
-    """
-
-    size: int
-    skip: int
-    start: int
-    end: int
+    size: int  # of the whole blob
+    skip: int  # to drop at the start of the body
+    start: int  # offset in the blob of what follows
+    end: int  # offset in the blob after the wanted part
 
 
 def render_range(start: int, end: int | None) -> str:

@@ -41,19 +41,12 @@ _REDIRECTS: Final = range(300, 400)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits of an exchange, in seconds.
+    """Limits of an exchange, in seconds."""
 
-    Attributes:
-        head: for all heads together, redirects included; None for no limit.
-        first: for each read until the body's first bytes; None for no limit.
-        stall: for each later read, and the window of the minimum rate.
-        again: how long a new connection may give no head before another is tried in parallel.
-    """
-
-    head: float | None
-    first: float | None
-    stall: float
-    again: float
+    head: float | None  # for all heads together, redirects included; None for no limit
+    first: float | None  # for each read until the body's first bytes; None for no limit
+    stall: float  # for each later read, and the window of the minimum rate
+    again: float  # how long a new connection may give no head before another is tried in parallel
 
 
 class MinimumRate:

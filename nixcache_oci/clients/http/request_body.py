@@ -25,23 +25,14 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body.
+    """A request's body."""
 
-    Attributes:
-        source: the bytes, or a file; not shown, for it may hold a secret.
-        size: in bytes.
-    """
-
-    source: bytes | Path = field(repr=False)
-    size: int
+    source: bytes | Path = field(repr=False)  # the bytes, or a file; not shown, for it may hold a secret
+    size: int  # in bytes
 
     @classmethod
     def of(cls, source: bytes | Path) -> "Body":
-        """Make the body of a source.
-
-        Raises:
-            OSError: there is no such file.
-        """
+        """Make the body of a source; OSError if there is no such file."""
         return cls(source, source.stat().st_size if isinstance(source, Path) else len(source))
 
     def pieces(self) -> Generator[bytes, None, None]:

@@ -21,14 +21,11 @@ _REL = re.compile(r';[ \t]*rel[ \t]*=[ \t]*(?:"([^"]*)"|([^\s;,"]+))', re.IGNORE
 
 
 def parse_url(text: str, *, encoded: bool = False) -> URL:
-    """Read a URL.
+    """Read a URL; ValueError if it is no URL.
 
     Args:
         text: whatever somebody sent or set.
         encoded: whether to keep it byte for byte.
-
-    Raises:
-        ValueError: it is no URL.
     """
     try:
         return URL(text, encoded=encoded)

@@ -25,15 +25,11 @@ _DERIVATION = re.compile(r"[^\s'\"/]+\.drv")
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What became of the outputs, by attribute.
+    """What became of the outputs, by attribute."""
 
-    Attributes:
-        built: all store paths of each that exists now, whether built, fetched, or there before.
-        failed: why each other one does not, in one line; Nix's own messages were shown.
-    """
-
+    # All store paths of each that exists now, whether built, fetched, or there before.
     built: Mapping[str, tuple[StorePath, ...]]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # why each other one does not, in one line; Nix's own messages were shown
 
 
 async def build(

@@ -115,17 +115,12 @@ async def evaluate_file(nix: Nix, file: Path, systems: Systems, *, attrs: Sequen
 
 @dataclass(frozen=True, slots=True)
 class _Flake:
-    """Names parts of a flake for Nix.
+    """Names parts of a flake for Nix."""
 
-    Attributes:
-        prefix: of an attribute path.
-        folder: of the flake, which Nix runs in, because it accepts any folder name only as ``.``; or None.
-        accepting: further arguments.
-    """
-
-    prefix: str
+    prefix: str  # of an attribute path
+    # Of the flake, which Nix runs in, because it accepts any folder name only as ``.``; or None.
     folder: Path | None
-    accepting: tuple[str, ...]
+    accepting: tuple[str, ...]  # further arguments
 
     def locate(self, path: expression.Path) -> tuple[Installable, expression.Path]:
         """Return a part that every version of Nix can be asked for, and the rest of the path from there."""

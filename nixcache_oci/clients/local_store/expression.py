@@ -112,11 +112,7 @@ def split_path(text: str) -> list[str]:
 
 
 def parse_path(text: str) -> Path:
-    """Read an attribute path, as ``write_path`` and users write it.
-
-    Raises:
-        FormatError: as ``split_path``.
-    """
+    """Read an attribute path, as ``write_path`` and users write it; errors are those of ``split_path``."""
     return tuple(_read_name(part) for part in split_path(text))
 
 

@@ -22,19 +22,12 @@ _OF_ANOTHER: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "G
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A folder in a git repository.
+    """A folder in a git repository."""
 
-    Attributes:
-        remote: origin, or the only one; empty for none.
-        url: of that remote, as git has it; it may hold a password.
-        branch: to publish.
-        current: branch that is checked out; empty for none.
-    """
-
-    remote: str
-    url: str
-    branch: str
-    current: str
+    remote: str  # origin, or the only one; empty for none
+    url: str  # of that remote, as git has it; it may hold a password
+    branch: str  # to publish
+    current: str  # branch that is checked out; empty for none
 
 
 async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkout | None:

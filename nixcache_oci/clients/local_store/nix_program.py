@@ -18,12 +18,9 @@ _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 
 
 def parse_version(text: str) -> Version:
-    """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``.
+    """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``; StoreError if it contains no version.
 
     Lix, whose versions begin at 2.90, counts as the Nix that it was forked from.
-
-    Raises:
-        StoreError: it contains no version.
     """
     match = _VERSION.search(text)
     if match is None:
@@ -67,11 +64,7 @@ class Nix:
         return self._version
 
     async def require_version(self) -> Version:
-        """Return the version of the ``nix`` command.
-
-        Raises:
-            UsageError: it is missing, or too old.
-        """
+        """Return the version of the ``nix`` command; UsageError if it is missing, or too old."""
         version = await self.version()
         if version is None:
             raise UsageError(
@@ -94,11 +87,7 @@ class Nix:
         return await run_program("nix", words, self.environment, on_line or self.on_line, folder=folder)
 
     async def ask(self, *arguments: str, folder: Path | None = None) -> bytes:
-        """Run ``nix``, and return its standard output.
-
-        Raises:
-            StoreError: it failed.
-        """
+        """Run ``nix``, and return its standard output; StoreError if it failed."""
         return _check(await self.attempt(*arguments, folder=folder), f"nix {arguments[0]}")
 
     async def ask_old(self, program: str, *arguments: str, on_line: OnLine | None = None) -> bytes:

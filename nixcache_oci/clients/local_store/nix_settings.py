@@ -32,35 +32,20 @@ _STATE_DIR: Final = "/nix/var/nix"
 
 @dataclass(frozen=True, slots=True)
 class NixSettings:
-    """The settings that decide whether a substituter is used.
+    """The settings that decide whether a substituter is used."""
 
-    Attributes:
-        substituters: URLs.
-        trusted_public_keys: ``name:base64``.
-        trusted_substituters: URLs that any user may name.
-        trusted_users: names, and groups as ``@name``; ``*`` for all.
-        fallback: whether a failed download is built instead.
-        substitute: whether anything is downloaded at all.
-        require_sigs: whether unsigned paths are refused.
-        store: where paths go, such as ``auto`` or ``daemon``.
-    """
-
-    substituters: tuple[str, ...]
-    trusted_public_keys: tuple[str, ...]
-    trusted_substituters: tuple[str, ...]
-    trusted_users: tuple[str, ...]
-    fallback: bool
-    substitute: bool
-    require_sigs: bool
-    store: str
+    substituters: tuple[str, ...]  # URLs
+    trusted_public_keys: tuple[str, ...]  # ``name:base64``
+    trusted_substituters: tuple[str, ...]  # URLs that any user may name
+    trusted_users: tuple[str, ...]  # names, and groups as ``@name``; ``*`` for all
+    fallback: bool  # whether a failed download is built instead
+    substitute: bool  # whether anything is downloaded at all
+    require_sigs: bool  # whether unsigned paths are refused
+    store: str  # where paths go, such as ``auto`` or ``daemon``
 
     @classmethod
     def parse(cls, document: Mapping[str, object]) -> Self:
-        """Read them from what Nix prints.
-
-        Raises:
-            FormatError: one is missing, or of the wrong type.
-        """
+        """Read them from what Nix prints; FormatError if one is missing, or of the wrong type."""
 
         def texts(name: str) -> tuple[str, ...]:
             with within(name):
@@ -198,16 +183,12 @@ _MACHINE_END: Final = re.compile(r"[\n;]")
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """The systems to build for.
+    """The systems to build for."""
 
-    Attributes:
-        asked: named by the user, or this machine's own: their outputs must exist.
-        built: all that builds are tried for: these, and what Nix can build here or on remote builders.
-        is_named: whether the user named them: then packages and configurations for others are left out.
-    """
-
-    asked: tuple[str, ...]
+    asked: tuple[str, ...]  # named by the user, or this machine's own: their outputs must exist
+    # All that builds are tried for: these, and what Nix can build here or on remote builders.
     built: frozenset[str]
+    # Whether the user named them: then packages and configurations for others are left out.
     is_named: bool = False
 
     def can_build(self, system: str | None, *, is_configuration: bool = False) -> bool:

@@ -119,17 +119,11 @@ _JSON_FORMATS: Final = (2, 33, 0)
 
 @dataclass(frozen=True, slots=True)
 class LocalStore:
-    """A store whose files are on this machine.
+    """A store whose files are on this machine."""
 
-    Attributes:
-        nix: to ask.
-        store_dir: such as ``/nix/store``.
-        real_store_dir: folder of its files, which differs for a chroot store.
-    """
-
-    nix: Nix
-    store_dir: str
-    real_store_dir: Path
+    nix: Nix  # to ask
+    store_dir: str  # such as ``/nix/store``
+    real_store_dir: Path  # folder of its files, which differs for a chroot store
 
     @classmethod
     async def open(cls, nix: Nix) -> Self:
@@ -190,11 +184,7 @@ class LocalStore:
         return found
 
     async def verify_exists(self, paths: Iterable[StorePath]) -> None:
-        """Check that the store holds these paths.
-
-        Raises:
-            StoreError: it does not; names one of them, and what to do.
-        """
+        """Check that the store holds these paths; StoreError, with what to do, if it does not."""
         invalid = await self.find_invalid(paths)
         if invalid:
             more = f" (nor {counted(len(invalid) - 1, 'other')})" if len(invalid) > 1 else ""

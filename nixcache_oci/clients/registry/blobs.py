@@ -210,7 +210,7 @@ class SessionsAhead:
 async def push_blob(
     transport: Transport, base: str, digest: Digest, body: Body, ahead: SessionsAhead | None = None
 ) -> None:
-    """Store a blob.
+    """Store a blob; RegistryError if the registry did not accept it.
 
     Args:
         transport: to the registry.
@@ -218,9 +218,6 @@ async def push_blob(
         digest: of the bytes.
         body: the bytes, read again for every try.
         ahead: may have a session for the first try.
-
-    Raises:
-        RegistryError: the registry did not accept it.
     """
     operation = f"push blob {digest}"
     opening = _opening(operation, base)

@@ -312,11 +312,7 @@ def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str
 
 
 def parse_tags(body: bytes) -> list[str]:
-    """Read the tags of one page.
-
-    Raises:
-        FormatError: this is no list of tags.
-    """
+    """Read the tags of one page; FormatError if this is no list of tags."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -28,44 +28,26 @@ _ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request was made for.
+    """What a request was made for."""
 
-    Attributes:
-        host: of the registry, ``host[:port]``.
-        repository: its name within the registry.
-        push: whether pushing was wanted.
-        source: of the credentials; None for anonymous.
-    """
-
-    host: str
-    repository: str
-    push: bool
-    source: str | None
+    host: str  # of the registry, ``host[:port]``
+    repository: str  # its name within the registry
+    push: bool  # whether pushing was wanted
+    source: str | None  # of the credentials; None for anonymous
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """A registry's error.
+    """A registry's error."""
 
-    Attributes:
-        status: of HTTP; None without an answer.
-        code: of the OCI error document, or an empty string.
-        message: its text, or an empty string.
-        size: of the request's body in bytes, or None.
-        is_about_token: whether the token service answered.
-        is_elsewhere: whether a server that the registry redirected to answered.
-        is_limit: whether it is a rate limit.
-        is_manifest: whether the body is a manifest or index, not a blob.
-    """
-
-    status: int | None
-    code: str = ""
-    message: str = ""
-    size: int | None = None
-    is_about_token: bool = False
-    is_elsewhere: bool = False
-    is_limit: bool = False
-    is_manifest: bool = False
+    status: int | None  # of HTTP; None without an answer
+    code: str = ""  # of the OCI error document, or an empty string
+    message: str = ""  # its text, or an empty string
+    size: int | None = None  # of the request's body in bytes, or None
+    is_about_token: bool = False  # whether the token service answered
+    is_elsewhere: bool = False  # whether a server that the registry redirected to answered
+    is_limit: bool = False  # whether it is a rate limit
+    is_manifest: bool = False  # whether the body is a manifest or index, not a blob
 
 
 def find_hint(context: RequestContext, response: ErrorResponse) -> str:
@@ -220,21 +202,13 @@ _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UN
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Turns failures into the errors that callers see.
+    """Turns failures into the errors that callers see."""
 
-    Attributes:
-        host: of the registry, ``host[:port]``.
-        name: of the repository, for people.
-        push: whether pushing was wanted.
-        plain_http: whether the registry is reached without TLS.
-        source: returns the source of the credentials in use; None for anonymous.
-    """
-
-    host: str
-    name: str
-    push: bool
-    plain_http: bool
-    source: Callable[[], str | None]
+    host: str  # of the registry, ``host[:port]``
+    name: str  # of the repository, for people
+    push: bool  # whether pushing was wanted
+    plain_http: bool  # whether the registry is reached without TLS
+    source: Callable[[], str | None]  # returns the source of the credentials in use; None for anonymous
 
     def explain(
         self,

@@ -34,17 +34,11 @@ _CANCELLED: Final = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """A registry's answer to a request without credentials.
+    """A registry's answer to a request without credentials."""
 
-    Attributes:
-        clock_ahead: seconds that its clock is ahead of ours; None if it sends no time.
-        challenges: of WWW-Authenticate.
-        is_public: whether it answered from a public address.
-    """
-
-    clock_ahead: float | None
-    challenges: tuple[Challenge, ...]
-    is_public: bool
+    clock_ahead: float | None  # seconds that its clock is ahead of ours; None if it sends no time
+    challenges: tuple[Challenge, ...]  # of WWW-Authenticate
+    is_public: bool  # whether it answered from a public address
 
 
 async def greet(reference: RegistryReference) -> Greeting:

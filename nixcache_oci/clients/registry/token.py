@@ -54,15 +54,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the registry.
+    """A token of the registry."""
 
-    Attributes:
-        value: never shown.
-        expires: when it stops being used, in seconds of the monotonic clock.
-    """
-
-    value: str = field(repr=False)
-    expires: float
+    value: str = field(repr=False)  # never shown
+    expires: float  # when it stops being used, in seconds of the monotonic clock
 
 
 class Authorizer:
@@ -321,11 +316,7 @@ def _is_denial(cause: HttpError) -> bool:
 
 
 def _parse_token(answer: BufferedReply, started: float) -> Token:
-    """Read the token service's answer.
-
-    Raises:
-        HttpError: it holds no token; its text repeats nothing of the answer.
-    """
+    """Read the token service's answer; HttpError, which repeats nothing of it, if it holds no token."""
     try:
         document = json.loads(answer.body)
     except (ValueError, RecursionError):

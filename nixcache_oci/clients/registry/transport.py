@@ -115,37 +115,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to the registry, as ``HttpRequest``, and what its answers mean.
+    """One request to the registry, as ``HttpRequest``, and what its answers mean."""
 
-    Attributes:
-        operation: for people, such as ``get manifest cache-index``.
-        method: of HTTP.
-        url: encoded.
-        headers: without Authorization.
-        body: or None.
-        follows: whether redirects are followed.
-        accepts: statuses that are success; all others are failures.
-        is_expected: whether the thing is known to exist, so that 404 is retried.
-        is_verified: whether the body matches the digest that it is sent with.
-        may_be_absent: whether 404 may become NotFoundError.
-        may_lead_away: whether the registry may redirect it to its storage.
-        is_guarded: whether the URL must lead to a public address, because a public server named it.
-        is_blob: whether it is for a blob's bytes, whose head may take longer.
-    """
-
-    operation: str
+    operation: str  # for people, such as ``get manifest cache-index``
     method: str
-    url: URL
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: URL  # encoded
+    headers: Mapping[str, str] = field(default_factory=dict)  # without Authorization
     body: Body | None = None
-    follows: bool = True
-    accepts: frozenset[int] = _GOOD
-    is_expected: bool = False
-    is_verified: bool = False
-    may_be_absent: bool = False
-    may_lead_away: bool = False
+    follows: bool = True  # whether redirects are followed
+    accepts: frozenset[int] = _GOOD  # statuses that are success; all others are failures
+    is_expected: bool = False  # whether the thing is known to exist, so that 404 is retried
+    is_verified: bool = False  # whether the body matches the digest that it is sent with
+    may_be_absent: bool = False  # whether 404 may become NotFoundError
+    may_lead_away: bool = False  # whether the registry may redirect it to its storage
+    # Whether the URL must lead to a public address, because a public server named it.
     is_guarded: bool = False
-    is_blob: bool = False
+    is_blob: bool = False  # whether it is for a blob's bytes, whose head may take longer
 
 
 class Transport:
@@ -264,11 +249,7 @@ class Transport:
         return RegistryError(text, status=status, is_temporary=is_temporary)
 
     async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
-        """Send a call once, and read its answer.
-
-        Raises:
-            HttpError: it failed.
-        """
+        """Send a call once, and read its answer; HttpError if it failed."""
         with translated():
             return await (await self._send(call)).take(limit)
 

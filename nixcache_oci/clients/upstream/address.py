@@ -69,16 +69,13 @@ class UrlSigner:
         return f"mac-{self._mac(key, path, query)}/{path}"
 
     def named_path(self, key: str, path: str, query: str, *, has_password: bool) -> str:
-        """Return which path of the upstream a client asks for.
+        """Return which path of the upstream a client asks for; FormatError if no narinfo named it.
 
         Args:
             key: the upstream's key.
             path: after ``upstream/<key>/``, as on the wire.
             query: as on the wire, without the question mark.
             has_password: whether the upstream is asked with credentials.
-
-        Raises:
-            FormatError: no narinfo named it.
         """
         first, _, rest = path.partition("/")
         if match := _SEGMENT.fullmatch(first):
@@ -149,14 +146,10 @@ class NarMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One HTTP binary cache; made by ``parse_upstream``.
+    """One HTTP binary cache; made by ``parse_upstream``."""
 
-    Attributes:
-        base: URL without credentials; its path ends in a slash.
-        authorization: value of the Authorization header, or empty; never shown.
-    """
-
-    base: URL
+    base: URL  # URL without credentials; its path ends in a slash
+    # Value of the Authorization header, or empty; never shown.
     authorization: str = field(default="", repr=False)
 
     def __str__(self) -> str:

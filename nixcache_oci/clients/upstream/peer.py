@@ -106,43 +106,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class UpstreamHealth:
-    """How one upstream is doing.
+    """How one upstream is doing."""
 
-    Attributes:
-        url: its base URL, without credentials.
-        state: whether it is asked at the moment.
-        hits: narinfos that it had.
-        misses: narinfos that it said it lacks.
-        failures: requests without a usable answer.
-        last_error: the latest failure's text, or empty.
-        retry_seconds: until it is asked again; None if it is not waited for.
-    """
-
-    url: str
-    state: BreakerState
-    hits: int
-    misses: int
-    failures: int
-    last_error: str
-    retry_seconds: float | None
+    url: str  # its base URL, without credentials
+    state: BreakerState  # whether it is asked at the moment
+    hits: int  # narinfos that it had
+    misses: int  # narinfos that it said it lacks
+    failures: int  # requests without a usable answer
+    last_error: str  # the latest failure's text, or empty
+    retry_seconds: float | None  # until it is asked again; None if it is not waited for
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One request under way.
+    """One request under way."""
 
-    Attributes:
-        limit: its timeout.
-        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Before that,
-            the connection's limits apply.
-        is_connected: whether the upstream was reached.
-        is_released: whether it was ended because another request found the upstream unreachable.
-    """
-
-    limit: asyncio.Timeout
+    limit: asyncio.Timeout  # its timeout
+    # Limit for the answer, from when the upstream was reached; None for none. Before that, the
+    # connection's limits apply.
     answer_seconds: float | None = None
-    is_connected: bool = False
-    is_released: bool = False
+    is_connected: bool = False  # whether the upstream was reached
+    is_released: bool = False  # whether it was ended because another request found the upstream unreachable
 
     def connected(self) -> None:
         """Note that the upstream was reached."""
