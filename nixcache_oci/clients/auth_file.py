@@ -65,10 +65,10 @@ def find_auth_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def search_auth_file(text: str, name: str, host: str, repository: str) -> list[Credentials | Helper]:
-    """Find what a file has for a repository, in order of precedence.
+    """Find what a file's text has for a repository, in order of precedence; a malformed one is warned about.
 
     Args:
-        text: the file's content; a malformed one is warned about.
+        text: of the file.
         name: of the file, for people.
         host: ``host[:port]`` of the registry.
         repository: its name within the registry.
@@ -162,12 +162,7 @@ _PASSED_FAMILIES: Final = ("LC_", "XDG_", "AWS_", "AZURE_", "CLOUDSDK_")
 
 
 async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credentials | None:
-    """Ask a helper; None if it has nothing, or, with a warning, if it failed.
-
-    Args:
-        helper: to ask.
-        environment: the process's; the helper gets part of it.
-    """
+    """Ask a helper; None if it has nothing, or, with a warning, if it failed."""
     if not _HELPER_NAME.fullmatch(helper.name):
         _log.warning("%r cannot be the name of a credential helper: it is not run", helper.name[:80])
         return None

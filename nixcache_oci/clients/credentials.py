@@ -57,22 +57,16 @@ class CredentialSource(Protocol):
         """The credentials found last; None means anonymous."""
 
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
-        """Look for credentials; cheap enough to be called for each request.
+        """Look for credentials; cheap enough for each request.
 
-        Args:
-            refused: credentials that the registry has just refused: then look again at once.
+        After the registry refused ``refused``, it looks again at once.
         """
 
 
 def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | None:
     """Choose among the variables that hold a token themselves; an empty one counts as unset.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        environment: of the process.
-
-    Raises:
-        UsageError: ``NIXCACHE_TOKEN`` holds no token.
+    Raises UsageError if ``NIXCACHE_TOKEN`` holds no token. ``host`` is the registry's ``host[:port]``.
     """
     token = environment.get(TOKEN_VARIABLE, "").strip(_AROUND)
     if token:
@@ -85,14 +79,9 @@ def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | 
 
 
 def parse_token(text: str, source: str) -> Credentials:
-    """Read a token, or ``user:password``; surrounding white space and a byte order mark are dropped.
+    """Read a token, or ``user:password``, without white space and a byte order mark around it.
 
-    Args:
-        text: never shown.
-        source: where it was found, for people.
-
-    Raises:
-        UsageError: it is empty, or not one line.
+    Raises UsageError, which shows ``source`` and not the text, if it is empty, or not one line.
     """
     secret = text.strip(_AROUND)
     if not secret:
@@ -107,11 +96,7 @@ def may_receive(realm: URL, registry: URL) -> bool:
     """Tell whether a token service may receive ``GITHUB_TOKEN``, which was not set for this registry.
 
     It may if it is on the registry's own host, over https unless that is this machine, or at GitHub, which
-    issued the token.
-
-    Args:
-        realm: URL of the token service, from the registry's challenge.
-        registry: the registry's URL.
+    issued the token. ``realm`` is its URL, from the registry's challenge.
     """
     host, own = _bracketed(realm), _bracketed(registry)
     if is_loopback(host):

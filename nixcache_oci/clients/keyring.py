@@ -34,16 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """Finds credentials for a repository, in the order that module ``credentials`` states.
+    """Finds credentials for a repository at ``host[:port]``, in the order that module ``credentials`` states.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        repository: its name within the registry.
-        environment: the process's variables.
-        clock: monotonic seconds.
-
-    Raises:
-        UsageError: the token file cannot be read, or holds no token.
+    Raises UsageError if the token file cannot be read, or holds no token.
     """
 
     def __init__(
@@ -84,9 +77,7 @@ class Keyring:
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
         """Return the current credentials; None means anonymous.
 
-        Args:
-            refused: credentials that the registry has just refused: then files are checked at once, and a
-                helper may be asked again.
+        After the registry refused ``refused``, files are checked at once, and a helper may be asked again.
         """
         if self._is_chosen and refused is None and self._clock() - self._looked < LOOK_SECONDS:
             return self._current

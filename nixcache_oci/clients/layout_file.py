@@ -22,12 +22,7 @@ _Result = TypeVar("_Result")
 
 
 class LayoutFile:
-    """An open blob.
-
-    Args:
-        descriptor: of the file; closed by ``close``.
-        translated: turns foreign errors into ours, with the blob's name.
-    """
+    """An open blob; ``translated`` turns foreign errors into ours, with the blob's name."""
 
     def __init__(self, descriptor: int, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._descriptor = descriptor
@@ -46,11 +41,7 @@ class LayoutFile:
         return os.fstat(self._descriptor).st_nlink > 1
 
     def read(self, start: int, end: int) -> bytes:
-        """Read all bytes from ``start`` to before ``end``.
-
-        Raises:
-            RegistryError: the file is shorter, or cannot be read.
-        """
+        """Read all bytes from ``start`` to before ``end``; RegistryError if the file does not have them."""
         pieces: list[bytes] = []
         while start < end:
             with self._translated():
@@ -131,9 +122,8 @@ class FileChecks:
     async def check(self, digest: Digest, file: LayoutFile) -> None:
         """Wait until a file is known to match; concurrent calls for the same file share the work.
 
-        Raises:
-            DigestError: it does not match its digest.
-            RegistryError: it could not be read, or too many others are being checked.
+        Raises DigestError if it does not. Raises RegistryError if it is unreadable, or too many others are
+        being checked.
         """
         state = _FileState.of(file)
         if self._right.get(digest) == state:

@@ -50,11 +50,7 @@ _ANNOTATION_CONTAINERD_NAME = "io.containerd.image.name"
 
 
 class LayoutFolder:
-    """An OCI image layout.
-
-    Args:
-        root: the folder; the first write creates it.
-        lock_seconds: how long to wait for other writers of ``index.json``.
+    """An OCI image layout, whose folder the first write creates.
 
     Every method raises RegistryError, and NotFoundError if there is no such thing, or no layout. Arguments
     ``stop`` are set when nobody waits for the call any more.
@@ -297,11 +293,7 @@ class References:
 
 
 def find_references(content: bytes, media_type: str) -> References:
-    """Read what a document of one of the types ``MANIFESTS`` or ``IMAGE_INDEXES`` names.
-
-    Raises:
-        FormatError: it is no such document.
-    """
+    """Read what a manifest or image index of one of our types names; FormatError if it is none."""
     if media_type in MANIFESTS:
         manifest = Manifest.parse(content)
         named = {each.digest for each in (manifest.config, *manifest.layers)}

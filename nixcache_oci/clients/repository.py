@@ -88,11 +88,7 @@ class Repository(Protocol):
 
 
 async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> bool:
-    """Tell whether a manifest, image index or tag exists, without fetching it.
-
-    Raises:
-        RegistryError: the repository could not say.
-    """
+    """Tell whether a manifest or tag exists, without fetching it; RegistryError if that is unknown."""
     try:
         await repository.resolve(str(tag_or_digest))
     except NotFoundError:
@@ -114,8 +110,7 @@ class Remover(Protocol):
     async def remove(self, manifest: Digest) -> None:
         """Remove a manifest and its tags; a missing one is no error.
 
-        Raises:
-            RegistryError: it was refused, and the manifest is kept; others may still be removable.
+        Raises RegistryError if it was refused: then it is kept, and others may still be removable.
         """
 
     async def untagged(self) -> list[UntaggedVersion]:

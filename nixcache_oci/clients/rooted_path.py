@@ -45,11 +45,7 @@ class WrongKindError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class RootedPath:
-    """A path with a trusted root, and nothing trusted below it; all calls block.
-
-    Args:
-        root: the folder that the user named.
-        names: of the path below it, one per level; see ``joinpath``.
+    """A path with a trusted root, which the user named, and nothing trusted below it; all calls block.
 
     Every method raises OSError with the whole path in it; WrongKindError is one.
     """
@@ -149,11 +145,7 @@ class RootedPath:
             os.link(file.name, self.name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
 
     def make_folder(self, mode: int = 0o777) -> os.stat_result:
-        """Create a folder and its parents, unless it exists; returns its status.
-
-        Args:
-            mode: of each folder that is created below the root, less the umask.
-        """
+        """Create a folder and its parents, each with this mode less the umask; returns its status."""
         self.root.mkdir(parents=True, exist_ok=True)
         for depth in range(1, len(self.names) + 1):
             above = type(self)(self.root, self.names[:depth])

@@ -44,11 +44,8 @@ T = TypeVar("T", bound=StoreObject)
 def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -> list[T]:
     """Order objects so that each follows its references closely: what is fetched together is stored together.
 
-    References of one object are ordered by name, as Nix asks for NARs that are ready.
-
-    Args:
-        objects: in any order; references to other objects are ignored.
-        roots: where to start; the same objects and roots give the same order.
+    References of one object are ordered by name, as Nix asks for NARs that are ready; those to other objects
+    are ignored. It starts at the roots: the same objects and roots give the same order.
     """
     unordered = {one.store_path.base_name: one for one in objects}
     ordered: list[T] = []

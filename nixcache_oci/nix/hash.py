@@ -48,10 +48,8 @@ class NixHash:
     def parse(cls, text: str) -> Self:
         """Read ``<algorithm>:<digest>`` in base 16, nix32 or base 64, or SRI's ``<algorithm>-<base 64>``.
 
-        The length tells the encoding.
-
-        Raises:
-            FormatError: any other form, or an algorithm that not every Nix knows.
+        The length tells the encoding. Raises FormatError for any other form, or an algorithm that not every
+        Nix knows.
         """
         match = _BEGINNING.match(text)
         if match is None or match[1] not in DIGEST_SIZES:

@@ -91,13 +91,9 @@ Node: TypeAlias = File | Symlink | Directory
 
 
 def encode(events: Iterable[Event]) -> Iterator[bytes]:
-    """Write a NAR; small pieces are gathered, large ones passed through.
+    """Write the NAR of one object, in pieces of at most ``CHUNK_BYTES``; small ones are gathered.
 
-    Args:
-        events: of one object, with valid order, names and sizes; no piece larger than ``CHUNK_BYTES``.
-
-    Yields:
-        Pieces of at most ``CHUNK_BYTES``.
+    Events have a valid order, names and sizes, and no piece is larger.
     """
     buffer = bytearray()
     for piece in _encode(events):
@@ -113,11 +109,7 @@ def encode(events: Iterable[Event]) -> Iterator[bytes]:
 
 
 def dump_tree(tree: Node) -> Iterator[bytes]:
-    """Write the NAR of a tree in memory, in pieces of at most ``CHUNK_BYTES``.
-
-    Raises:
-        FormatError: an invalid file name.
-    """
+    """Write the NAR of a tree in memory, in pieces as of ``encode``; FormatError for an invalid file name."""
     return encode(_walk_tree(tree))
 
 

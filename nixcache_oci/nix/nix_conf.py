@@ -49,11 +49,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Substituter:
-    """The cache proxy, as a machine's nix.conf has to name it.
-
-    Raises:
-        FormatError: Nix would read a value as something else.
-    """
+    """The cache proxy, as a machine's nix.conf has to name it; FormatError if Nix would misread it."""
 
     url: str  # of the proxy
     keys: tuple[str, ...]  # public keys, ``name:base64``
@@ -73,8 +69,7 @@ class Substituter:
 def parse_conf(text: str) -> tuple[Setting, ...]:
     """Parse the settings of one file; included files are ignored.
 
-    Raises:
-        FormatError: a line that Nix refuses; the error names it.
+    Raises FormatError, which names it, for a line that Nix refuses.
     """
     settings = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -94,10 +89,9 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
 def complete_conf(text: str, wanted: Substituter) -> str:
     """Append what is missing; the same text if nothing is.
 
-    Raises:
-        FormatError: a line that Nix refuses; that trusts another key of the same name, because Nix uses only
-            the first; or that accepts unsigned paths from the proxy, whose port any local user may take while
-            it is down.
+    Raises FormatError for a line that Nix refuses; that trusts another key of the same name, because Nix uses
+    only the first; or that accepts unsigned paths from the proxy, whose port any local user may take while it
+    is down.
     """
     settings = parse_conf(text)
     if unsigned := _find_unsigned(settings, wanted.url):

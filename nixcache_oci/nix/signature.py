@@ -70,11 +70,7 @@ class PublicKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<name>:<base 64>``, white space around it allowed.
-
-        Raises:
-            FormatError: no name, bad base 64, or not 32 bytes.
-        """
+        """Read ``<name>:<base 64>``, white space around it allowed; FormatError for anything else."""
         return cls(*_split("public key", text.strip()))
 
     def verify(self, signed_fingerprint: str, signature: Signature) -> bool:
@@ -103,10 +99,8 @@ class SecretKey:
         """Read ``<name>:<base 64 of seed and public key>``, as copied from files, secrets and forms.
 
         White space, a byte order mark, quotes and ``NIX_SIGNING_KEY=`` around it are stripped, and, as by
-        Nix, line breaks within the base 64.
-
-        Raises:
-            FormatError: not such a key; the message does not repeat the text.
+        Nix, line breaks within the base 64. Raises FormatError, which does not repeat the text, for anything
+        else.
         """
         name, raw = _split("secret key", strip_key(text), is_secret=True)
         if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
@@ -156,11 +150,7 @@ def strip_key(text: str) -> str:
 
 
 def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
-    """Read a set of keys without duplicates.
-
-    Raises:
-        FormatError: not a key, or two keys of one name, of which Nix would use only one.
-    """
+    """Read a set of keys without duplicates; FormatError for anything else, or two keys of one name."""
     keys: dict[str, PublicKey] = {}
     for text in texts:
         key = PublicKey.parse(text)

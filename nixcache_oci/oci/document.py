@@ -18,16 +18,10 @@ and parsing blocks all threads. This many values take 30 ms."""
 
 
 def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
-    """Read one JSON object.
+    """Read one JSON object from UTF-8 text; ``what`` names it in errors.
 
-    Args:
-        content: UTF-8 text.
-        what: names the document in errors.
-        limit: in bytes.
-
-    Raises:
-        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or not
-            an object.
+    Raises FormatError if it is over the limit, in bytes, has too many values, is not JSON (NaN is not),
+    nested too deeply, or not an object.
     """
     if len(content) > limit:
         raise FormatError(f"{what}: {counted(len(content), 'byte')}, over the limit of {limit}")
@@ -48,11 +42,7 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
 
 
 def render_document(document: Mapping[str, object], what: str) -> bytes:
-    """Write a JSON object: compact, keys sorted, ASCII only.
-
-    Raises:
-        FormatError: a value that JSON cannot represent, or nested too deeply.
-    """
+    """Write a JSON object: compact, keys sorted, ASCII only; FormatError for what JSON cannot represent."""
     try:
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -47,8 +47,7 @@ class Manifest:
     def parse(cls, content: bytes) -> Self:
         """Read an OCI or Docker image manifest; unknown fields are dropped.
 
-        Raises:
-            FormatError: a field is missing or wrong; the error names it.
+        Raises FormatError, which names it, if a field is missing or wrong.
         """
         fields = parse_fields(content, "manifest", types.MANIFESTS)
         with within("manifest"):
@@ -79,17 +78,10 @@ class Manifest:
 
 
 def parse_media_type(content: bytes, stated: str = "") -> str:
-    """Determine the kind of a manifest or image index.
+    """Determine whether a document is a manifest or an image index, and return its media type.
 
-    Args:
-        content: the document.
-        stated: the media type from its repository; a general one, such as ``application/json``, is ignored.
-
-    Returns:
-        One of ``media_type.MANIFESTS`` or ``media_type.IMAGE_INDEXES``.
-
-    Raises:
-        FormatError: it is neither, or the stated type contradicts its own.
+    ``stated`` is the one from its repository; a general one, such as ``application/json``, is ignored. Raises
+    FormatError if it is neither, or the stated type contradicts its own.
     """
     what = "manifest or image index"
     fields = parse_document(content, what, MAX_MANIFEST_BYTES)
@@ -100,15 +92,9 @@ def parse_media_type(content: bytes, stated: str = "") -> str:
 
 
 def parse_fields(content: bytes, what: str, media_types: tuple[str, ...]) -> dict[str, object]:
-    """Read the fields of a manifest or an image index.
+    """Read the fields of a manifest or an image index, which ``what`` names in errors.
 
-    Args:
-        content: the document.
-        what: names it in errors.
-        media_types: allowed, if it states one.
-
-    Raises:
-        FormatError: not a JSON object, another schema, or the other kind of document.
+    Raises FormatError if it is no JSON object, of another schema, or states another than these media types.
     """
     fields = parse_document(content, what, MAX_MANIFEST_BYTES)
     with within(what):
@@ -162,8 +148,7 @@ class ImageIndex:
     def parse(cls, content: bytes) -> Self:
         """Read an OCI image index or a Docker manifest list.
 
-        Raises:
-            FormatError: a field is missing or wrong; the error names it.
+        Raises FormatError, which names it, if a field is missing or wrong.
         """
         fields = parse_fields(content, "image index", types.IMAGE_INDEXES)
         with within("image index"):

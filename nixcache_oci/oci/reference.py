@@ -84,15 +84,12 @@ class RegistryReference:
 
 
 def fit_repository(name: str) -> str:
-    """Convert the name of a Git repository to a valid repository name.
+    """Convert the name of a Git repository, of any depth, to a valid repository name.
 
     Registries are stricter than GitHub, which allows ``.github``, ``name-`` and ``_x``. A valid part stays,
     in lower case: Git hosts ignore case. Any other part keeps its valid characters, followed by a hash of the
     whole part: ``github.xbdcc6a…``. No two parts collide: one that looks like such a result is hashed too.
     Separators are never repeated, which some registries refuse.
-
-    Args:
-        name: such as ``owner/.github``; of any depth.
     """
     return "/".join(_fit_part(part) for part in name.lower().split("/"))
 

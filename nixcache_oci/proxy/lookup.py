@@ -72,8 +72,8 @@ class UpstreamFinder:
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Look up; concurrent requests share the look-up. A loop ends at once.
 
-        Raises:
-            UpstreamError: an upstream could not answer and no other has it, or too many look-ups are running.
+        Raises UpstreamError if an upstream could not answer and no other has it, or too many look-ups are
+        running.
         """
         if self._upstreams.is_loop(via):
             return None

@@ -60,8 +60,7 @@ class UnsatisfiableRangeError(Exception):
 def parse_range(header: str | None, size: int) -> ByteRange | None:
     """Parse a Range header for content of ``size`` bytes; None to send the whole.
 
-    Raises:
-        UnsatisfiableRangeError: there is no such byte.
+    Raises UnsatisfiableRangeError if there is no such byte.
     """
     match = _ONE_RANGE.fullmatch(header) if header is not None else None
     if match is None:
@@ -94,12 +93,7 @@ def wanted_range(request: web.Request) -> str | None:
 
 
 def nar_headers(extent: ByteRange | None, *, accepts_ranges: bool = True) -> dict[str, str]:
-    """Make the headers of a response.
-
-    Args:
-        extent: which bytes follow; None if the size is unknown.
-        accepts_ranges: whether ranges can be requested.
-    """
+    """Make the headers of a response; ``extent`` is None if the size is unknown."""
     headers: dict[str, str] = {hdrs.CONTENT_TYPE: NAR_TYPE}
     if accepts_ranges:
         headers[hdrs.ACCEPT_RANGES] = "bytes"
@@ -124,16 +118,10 @@ async def relay(
     headers: dict[str, str],
     count: Callable[[int], None],
 ) -> web.StreamResponse:
-    """Relay a stream, piece by piece, as fast as the client reads.
+    """Relay a stream, piece by piece, as fast as the client reads; if it is cut, the connection is closed.
 
-    Args:
-        request: of the client.
-        chunks: the bytes; an Error from the first is raised, and becomes a status.
-        headers: from ``nar_headers``; with a Content-Range the status is 206.
-        count: receives the number of bytes sent.
-
-    Returns:
-        The response; if it was cut, the connection is closed.
+    An Error from the first chunk is raised, and becomes a status. With a Content-Range in the headers, the
+    status is 206. ``count`` receives the number of bytes sent.
     """
     # Wait for the first bytes before sending the head: until then, a failure is a 404.
     # In a list, to be taken out: a name would hold them for as long as the stream lasts.

@@ -60,10 +60,8 @@ _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
     """Forward the pieces of a whole blob, the last one only once all of them match the digest.
 
-    Only the last piece waits for hashing; unhashed pieces are held: at most 1 MiB and a piece.
-
-    Raises:
-        DigestError: they do not match; at least one byte was not forwarded, and the blob is in quarantine.
+    Only the last piece waits for hashing; unhashed pieces are held: at most 1 MiB and a piece. Raises
+    DigestError if they do not match; then at least one byte was not forwarded, and the blob is in quarantine.
     """
     hashing = _Hashing()
     held = b""

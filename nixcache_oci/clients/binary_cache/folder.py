@@ -57,19 +57,16 @@ class FolderCache:
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
         """Read a narinfo; None if there is none.
 
-        Raises:
-            FormatError: it is far too large.
-            UpstreamNotFoundError: it cannot be read, is no file, or leads out of the folder.
+        Raises FormatError if it is far too large. Raises UpstreamNotFoundError if it is unreadable, or leads
+        out of the folder.
         """
         return await asyncio.to_thread(self._read, f"{hash_part}{_SUFFIX}")
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the file at a narinfo's URL.
+        """Open the file at a narinfo's URL; UpstreamError if the disk failed.
 
-        Raises:
-            UpstreamNotFoundError: it is missing, unreadable, or outside the folder.
-            UpstreamError: the disk failed.
+        Raises UpstreamNotFoundError if it is missing, unreadable, or outside the folder.
         """
         file = await asyncio.to_thread(self._open, url)
         if file is None:

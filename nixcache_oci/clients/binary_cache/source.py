@@ -45,11 +45,7 @@ class BinaryCache(Protocol):
 
 
 async def read_store_dir(cache: BinaryCache) -> str:
-    """Read which store folder a binary cache is for.
-
-    Raises:
-        UpstreamError: it is no binary cache, or could not be read.
-    """
+    """Read which store folder a binary cache is for; UpstreamError if it is none, or unreadable."""
     content = await cache.read_info()
     try:
         lines = [line.partition(":") for line in content.decode().splitlines()]
@@ -61,11 +57,9 @@ async def read_store_dir(cache: BinaryCache) -> str:
 
 
 async def find_narinfo(cache: BinaryCache, hash_part: HashPart) -> NarInfo | None:
-    """Read a narinfo; None if there is none.
+    """Read a narinfo; None if there is none, UpstreamError if the cache could not be read.
 
-    Raises:
-        FormatError: some version of Nix would reject it, or it is about another path.
-        UpstreamError: the cache could not be read.
+    Raises FormatError if some version of Nix would reject it, or it is about another path.
     """
     content = await cache.read_narinfo(hash_part)
     if content is None:

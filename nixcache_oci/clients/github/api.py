@@ -37,13 +37,9 @@ _ENTERPRISE: Final = ".ghe.com"
 def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
     """Return the REST API's URL, without a trailing slash; None if the registry is not GitHub's.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        environment: ``GITHUB_API_URL`` counts only if it and the registry are both on this machine, as in
-            tests. Every workflow has it, including those that publish elsewhere.
-
-    Raises:
-        UsageError: ``GITHUB_API_URL`` would count, and is no URL.
+    ``GITHUB_API_URL`` counts only if it and the registry are both on this machine, as in tests: every
+    workflow has it, including those that publish elsewhere. Raises UsageError if it would count, and is no
+    URL.
     """
     if is_github(host):
         name = host.lower().removesuffix(":443")
@@ -68,14 +64,7 @@ _LIMITING: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS
 
 
 class GithubApi:
-    """Sends requests with a token; the first one opens connections.
-
-    Args:
-        base_url: ``https://api.github.com``; the token goes nowhere else.
-        credentials: source of a GitHub token, or None.
-        policy: for retries.
-        stall_seconds: how long a connection may make no progress.
-    """
+    """Sends requests with a GitHub token, which goes to ``base_url`` only; the first opens connections."""
 
     def __init__(
         self,
@@ -101,11 +90,7 @@ class GithubApi:
     async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> BufferedReply:
         """Send a request, with retries.
 
-        Args:
-            operation: for people; begins every error's text.
-            method: of HTTP.
-            url: of this API.
-            accepts: statuses that are answers; all others are failures.
+        ``operation`` is for people, and begins every error's text; statuses not in ``accepts`` are failures.
 
         Raises:
             RegistryError: no try succeeded, there is no token, or the URL is not this API's.

@@ -45,8 +45,7 @@ class PackageVersion:
 def parse_versions(body: bytes) -> list[PackageVersion]:
     """Read one page of versions, without those that are not named by a sha256 digest, which are not ours.
 
-    Raises:
-        FormatError: this is no such page. What is not understood must not be deleted.
+    Raises FormatError if this is no such page: what is not understood must not be deleted.
     """
     try:
         page = json.loads(body)
@@ -179,11 +178,7 @@ class GithubPackages:
             )
 
     async def _list(self) -> dict[Digest, PackageVersion]:
-        """List all versions; a concurrent deletion may hide some from this run.
-
-        Raises:
-            RegistryError: the list could not be read, or does not end.
-        """
+        """List all versions; a concurrent deletion may hide some. RegistryError if the list does not end."""
         if self._versions is None:
             operation = f"list versions: {self._name}"
             try:
@@ -211,11 +206,7 @@ class GithubPackages:
         return versions
 
     async def _fetch_first_page(self, operation: str) -> tuple[URL, BufferedReply]:
-        """Find out what kind of owner it is, by trying the URLs of both.
-
-        Raises:
-            RegistryError: neither has such a package.
-        """
+        """Find out the kind of the owner, by trying the URLs of both; RegistryError if neither is found."""
         for kind in _KINDS:
             self._kind = kind
             url = self._url(f"?per_page={_PER_PAGE}")

@@ -163,11 +163,7 @@ _FINAL: tuple[type[Exception], ...] = (
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what a library raises into HttpError, without its text.
-
-    Raises:
-        HttpError: instead.
-    """
+    """Turn what a library raises into HttpError, without its text."""
     try:
         yield
     except UsageError as error:  # the HTTP proxy that the environment names

@@ -40,9 +40,8 @@ class HttpProxy:
 def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpProxy | None:
     """Find the proxy for a URL; None for a direct connection.
 
-    Raises:
-        UsageError: the environment names a proxy that cannot be used, such as a SOCKS proxy. Its text shows
-            only the scheme, for the rest may hold a password.
+    Raises UsageError if the environment names a proxy that cannot be used, such as a SOCKS proxy. Its text
+    shows only the scheme, for the rest may hold a password.
     """
     host, port = url.raw_host or "", url.port
     names = (f"{url.scheme}_proxy", "all_proxy")
@@ -56,11 +55,7 @@ def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpPro
 
 
 def check_proxies(urls: Iterable[URL], environment: Mapping[str, str] = os.environ) -> None:
-    """Check, before any work begins, that no URL needs a proxy that cannot be used.
-
-    Raises:
-        UsageError: one does.
-    """
+    """Check, before any work begins, that no URL needs a proxy that cannot be used; else UsageError."""
     for url in urls:
         find_proxy(url, environment)
 

@@ -88,10 +88,7 @@ _Try = asyncio.Task[aiohttp.ClientResponse]
 async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) -> aiohttp.ClientResponse:
     """Send a request that may be sent more than once, and wait for the head of its answer.
 
-    Args:
-        freshness: of the client's connections.
-        send: sends it; called for each try.
-        again_seconds: how long a new connection may give no head before another is tried in parallel.
+    A new connection may give no head for ``again_seconds``; then another is tried in parallel.
     """
     freshness.notice_sleep()
     race = _Race(freshness, send, again_seconds)

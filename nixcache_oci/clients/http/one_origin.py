@@ -57,8 +57,7 @@ def is_redirect(method: str, status: int) -> bool:
 def join(url: URL, location: str) -> URL:
     """Resolve a Location against a URL, byte for byte: ``%2B`` must not become ``+``.
 
-    Raises:
-        HttpError: it is not an http or https URL, or holds credentials.
+    Raises HttpError if it is not an http or https URL, or holds credentials.
     """
     try:
         target = url.join(parse_url(location, encoded=True))

@@ -99,10 +99,7 @@ def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]
 def is_known_private(peer: str | None, url: URL, is_public: IsPublic) -> bool:
     """Tell whether an answer came from a private address.
 
-    Args:
-        peer: the connection's remote address; None behind an HTTP proxy, where only the URL's host is known.
-        url: of the request.
-        is_public: tells whether an address is public.
+    ``peer`` is the connection's; it is None behind an HTTP proxy, where only the URL's host is known.
     """
     address = literal_address(url.raw_host or "") if peer is None else peer
     return address is not None and not is_public(address)

@@ -61,11 +61,7 @@ class MinimumRate:
         self._count = 0
 
     def add(self, count: int, waited: float) -> None:
-        """Count bytes, and the seconds spent waiting for them.
-
-        Raises:
-            SlowBodyError: a window has ended with too few bytes.
-        """
+        """Count bytes, and the seconds waited for them; SlowBodyError if a window brought too few."""
         self._count += count
         self._waited += waited
         if self._waited < self._window_seconds:
@@ -184,8 +180,7 @@ class Reply:
     async def next(self) -> bytes:
         """Return the next bytes of the body as they arrive; none at its end.
 
-        Raises:
-            HttpError: the connection broke or stalled, or the body arrives too slowly.
+        Raises HttpError if the connection broke or stalled, or the body arrives too slowly.
         """
         began = self._clock()
         try:

@@ -58,13 +58,7 @@ _COMMIT_BYTES_PER_SECOND: Final = 25_000_000
 
 
 class UploadProgress:
-    """Detects that one upload stalls.
-
-    Args:
-        size: of the body, in bytes.
-        stall_seconds: how long the connection may make no progress.
-        transports: that the body is sent over.
-    """
+    """Detects that one upload, over these transports, makes no progress for ``stall_seconds``."""
 
     def __init__(self, size: int, stall_seconds: float, transports: Sequence[asyncio.Transport]) -> None:
         self._size = size
@@ -73,11 +67,7 @@ class UploadProgress:
         self._given = 0
 
     async def pass_on(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Pass the body on.
-
-        Raises:
-            OSError: it is not as long as announced; then the connection has to be ended.
-        """
+        """Pass the body on; OSError if it is not as long as announced: the connection has to be ended."""
         for piece in pieces:
             yield piece
             self._given += len(piece)
@@ -86,11 +76,7 @@ class UploadProgress:
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:
-        """Run a block, from the connection to the answer's head, under the stall limit.
-
-        Raises:
-            TimeoutError: it stalled.
-        """
+        """Run a block, from the connection to the answer's head; TimeoutError if it stalled."""
         async with asyncio.timeout(None) as limit:
             watching = asyncio.create_task(self._watch(limit), name="upload progress")
             try:

@@ -177,9 +177,7 @@ class Tries:
     async def wait(self, error: HttpError, *, transmission: float = 0) -> GiveUp | None:
         """Wait before the next try; returns GiveUp instead if there is none.
 
-        Args:
-            error: of the last try.
-            transmission: seconds of it that went into sending a body, which do not count.
+        ``transmission`` is how many seconds of the last try went into sending a body, which do not count.
         """
         self._attempt += 1
         self._transmission += transmission

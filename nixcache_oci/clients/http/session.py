@@ -50,11 +50,7 @@ class HeadMeter:
         self._interim = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes, and tell whether the final head has ended in them.
-
-        Raises:
-            HeadError: too many interim answers, or too many bytes.
-        """
+        """Take the next bytes, and tell whether the final head has ended; HeadError if it is too long."""
         room = MOST_HEAD_BYTES + 1 - self._former_bytes - len(self._unread)
         self._unread += data[:room]
         while match := _END.search(self._unread, max(0, self._searched - _LONGEST_END + 1)):
@@ -200,11 +196,7 @@ class GuardedRequest(aiohttp.ClientRequest):
 
 
 def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent.
-
-    Args:
-        connector: opens its connections; closed with the session.
-    """
+    """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent."""
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),

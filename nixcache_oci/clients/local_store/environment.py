@@ -76,14 +76,8 @@ _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 def hide_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return all variables of this process; afterwards its block holds no secrets.
 
-    It may restart the program instead of returning, once, which takes some 30 ms.
-
-    Args:
-        environment: that this process was started with.
-
-    Raises:
-        UsageError: the inherited descriptor cannot be read.
-        Error: the program cannot be restarted.
+    It may restart the program instead of returning, once, which takes some 30 ms. Raises UsageError if the
+    inherited descriptor cannot be read; Error if the program cannot be restarted.
     """
     handed = environment.get(DESCRIPTOR_VARIABLE)
     if handed is None:

@@ -145,13 +145,10 @@ class _Flake:
 
 
 def _find_flake(flake: str) -> tuple[str, Path | None]:
-    """Return a flake's reference, and the folder to use it in.
+    """Return a flake's reference, and the folder to use it in; UsageError if it has an attribute.
 
     A folder is named ``.`` from within: its name may have a meaning in a URL, and a bare name would be looked
     up in the flake registry.
-
-    Raises:
-        UsageError: it has an attribute, or looks like an option.
     """
     folder = Path(flake)
     if folder.is_dir():

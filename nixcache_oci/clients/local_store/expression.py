@@ -44,11 +44,8 @@ def describe_one(path: Path, *, is_deep: bool = False) -> str:
     """Ask what an attribute is, as a list that begins with a word.
 
     That is ``derivation``, with its path and system; ``set``, with the names in a set that
-    ``recurseForDerivations`` marks; else only the type, ``null`` if there is nothing.
-
-    Args:
-        path: of the attribute.
-        is_deep: whether every set counts as marked.
+    ``recurseForDerivations`` marks, or in any if it is deep; else only the type, ``null`` if there is
+    nothing.
     """
     return f"{_DEFINITIONS} describe {_write(is_deep)} {_write_path(path)}"
 
@@ -95,8 +92,7 @@ def write_path(path: Iterable[str]) -> str:
 def split_path(text: str) -> list[str]:
     """Split an attribute path at the dots outside of quotes; the parts are not unquoted.
 
-    Raises:
-        FormatError: an unclosed quote, or an empty name.
+    Raises FormatError for an unclosed quote, or an empty name.
     """
     parts = [""]
     for found in _PART.finditer(text):
@@ -162,10 +158,9 @@ class Listener:
 
 
 def read_answer(ended: Ended) -> object:
-    """Read what ``nix eval`` printed; bytes that are not UTF-8, which Nix allows, become lone surrogates.
+    """Read what ``nix eval`` printed; FormatError if it is no JSON, or nested too deeply.
 
-    Raises:
-        FormatError: it is nested too deeply, or no JSON.
+    Bytes that are not UTF-8, which Nix allows, become lone surrogates.
     """
     try:
         return json.loads(ended.stdout.decode(errors="surrogateescape"))
@@ -180,8 +175,7 @@ AttributeValue = tuple[StorePath, str | None] | list[str] | str
 def parse_answer(value: object) -> AttributeValue:
     """Read the answer to ``describe_one``, in which a flake may put anything.
 
-    Raises:
-        FormatError: the derivation's path or system is malformed.
+    Raises FormatError if the derivation's path or system is malformed.
     """
     match value:
         case ["derivation", drv_path, str() | None as system]:

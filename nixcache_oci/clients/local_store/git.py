@@ -33,8 +33,7 @@ class Checkout:
 async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkout | None:
     """Ask git about a folder, or its nearest existing parent; nothing is changed.
 
-    Returns:
-        None if there is no git, no repository, or none that git trusts for this user.
+    None if there is no git, no repository, or none that git trusts for this user.
     """
     existing = await asyncio.to_thread(_nearest_existing, folder)
     git = _Git(existing, {name: value for name, value in environment.items() if name not in _OF_ANOTHER})
@@ -46,12 +45,9 @@ async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkou
 
 
 def choose_branch(remote_head: str, known: Collection[str], current: str) -> str:
-    """Choose the branch to publish.
+    """Choose the branch to publish: the default of a clone's remote, a usual one, or the one checked out.
 
-    Args:
-        remote_head: the remote's default branch, as recorded by a clone; empty if unknown.
-        known: branches that have commits, here or at the remote.
-        current: branch that is checked out; empty for none.
+    ``known`` branches have commits, here or at the remote; the other two are empty if unknown.
     """
     if remote_head:
         return remote_head

@@ -49,11 +49,7 @@ class Nix:
         self._version: Version | None = None
 
     async def version(self) -> Version | None:
-        """Return the version of the ``nix`` command; None if it is missing, or older than 2.4.
-
-        Raises:
-            StoreError: it does not say.
-        """
+        """Return the version of ``nix``; None if it is missing, or older than 2.4, StoreError if unstated."""
         if self._version is None:
             try:
                 ended = await run_program("nix", ["--version"], self.environment, self.on_line)
@@ -78,10 +74,7 @@ class Nix:
     ) -> Ended:
         """Run ``nix``, and return how it ended; a failure is no error here.
 
-        Args:
-            arguments: the command and its arguments.
-            on_line: instead of the usual one.
-            folder: to run it in; None for the current one.
+        It runs in ``folder``, or in the current one; ``on_line`` is instead of the usual one.
         """
         words = [*_FEATURES, *self._options, *arguments]
         return await run_program("nix", words, self.environment, on_line or self.on_line, folder=folder)
@@ -91,11 +84,7 @@ class Nix:
         return _check(await self.attempt(*arguments, folder=folder), f"nix {arguments[0]}")
 
     async def ask_old(self, program: str, *arguments: str, on_line: OnLine | None = None) -> bytes:
-        """Run one of the older programs, such as ``nix-store``, and return its standard output.
-
-        Raises:
-            StoreError: it failed.
-        """
+        """Run an older program, such as ``nix-store``, and return its output; StoreError if it failed."""
         words = [*self._options, *arguments]
         ended = await run_program(program, words, self.environment, on_line or self.on_line)
         return _check(ended, f"{program} {arguments[0]}")

@@ -69,11 +69,9 @@ class NixSettings:
 
 
 async def ask_settings(nix: Nix, version: Version) -> dict[str, object]:
-    """Ask for all settings as Nix prints them, by name.
+    """Ask for all settings as Nix prints them, by name; FormatError if it printed something else.
 
-    Raises:
-        StoreError: Nix refused: a line of nix.conf is wrong.
-        FormatError: it printed something else.
+    Raises StoreError if Nix refused: a line of nix.conf is wrong.
     """
     command = ["config", "show"] if version >= _RENAMED else ["show-config"]
     output = await nix.ask(*command, "--json")
@@ -136,11 +134,8 @@ def nix_conf_folder(environment: Mapping[str, str]) -> Path:
 def read_nix_conf(environment: Mapping[str, str], *, with_users: bool) -> list[Setting]:
     """Read the system's settings, then the user's, then ``NIX_CONFIG``: the last one wins.
 
-    Unreadable and malformed files are skipped; Nix itself refuses malformed ones.
-
-    Args:
-        environment: of the process; names the files.
-        with_users: whether to read the user's files; Nix takes some settings from trusted users only.
+    Unreadable and malformed files are skipped; Nix itself refuses malformed ones. Nix takes some settings
+    from trusted users only: then ``with_users`` is false.
     """
     files = [nix_conf_folder(environment) / "nix.conf", *(_user_files(environment) if with_users else ())]
     settings: list[Setting] = []
@@ -208,12 +203,7 @@ class Systems:
 
 
 async def read_systems(nix: Nix, named: Sequence[str] = ()) -> Systems:
-    """Ask Nix which systems it builds for; errors are those of ``read_settings``.
-
-    Args:
-        nix: to ask.
-        named: by the user; empty for this machine's own.
-    """
+    """Ask Nix which systems it builds for, unless the user named them; errors as of ``read_settings``."""
     settings = await ask_settings(nix, await nix.require_version())
 
     def field(name: str) -> dict[str, object]:

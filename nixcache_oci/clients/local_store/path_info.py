@@ -45,15 +45,7 @@ PathInfos = dict[StorePath, PathInfo | None]
 
 
 def parse_path_infos(content: bytes, store_dir: str) -> PathInfos:
-    """Read what ``nix path-info --json`` printed.
-
-    Args:
-        content: its standard output.
-        store_dir: that all paths must be in.
-
-    Raises:
-        FormatError: an unknown format, or a path in another store.
-    """
+    """Read what ``nix path-info --json`` printed; FormatError for an unknown format, or another store."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -72,10 +64,7 @@ def parse_registrations(content: bytes, store_dir: str) -> PathInfos:
     """Read what ``nix-store --dump-db PATH…`` printed, which lists valid paths only.
 
     For each path, one per line: the path, the hash in base 16, the size, the deriver or nothing, the number
-    of references, and these.
-
-    Raises:
-        FormatError: something else, or a path in another store.
+    of references, and these. Raises FormatError for something else, or a path in another store.
     """
     infos: PathInfos = {}
     with within("nix-store --dump-db"):

@@ -31,16 +31,8 @@ _MOST_LINKS: Final = 40
 def find_real_store_dir(store: str, store_dir: str, environment: Mapping[str, str]) -> Path:
     """Return the folder of the store objects: the store dir itself, except for a chroot store.
 
-    Args:
-        store: Nix's setting, in any spelling: ``auto``, ``/root``, ``local?root=/root``,
-            ``local:///root``, ``unix://…``.
-        store_dir: such as ``/nix/store``.
-        environment: for the home folder, where ``auto`` may put a chroot store.
-
-    Raises:
-        UsageError: the store is not on this machine.
-
-    Source: Nix manual, "Store types", local store and local daemon store.
+    ``store`` is Nix's setting, in any spelling: ``auto``, ``/root``, ``local?root=/root``, ``local:///root``,
+    ``unix://…``. Raises UsageError if it is not on this machine. Source: Nix manual, "Store types".
     """
     url = urlsplit(store)
     settings = parse_qs(url.query.replace("+", "%2B"))
@@ -57,11 +49,9 @@ def find_real_store_dir(store: str, store_dir: str, environment: Mapping[str, st
 
 
 def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePath:
-    """Return the store object that a path is, is inside, or links to.
+    """Return the store object that a path is, is inside, or links to; UsageError if it is not in the store.
 
-    Raises:
-        UsageError: it does not lead into the store.
-        FormatError: what it leads to is not named like a store object.
+    Raises FormatError if what it leads to is not named like a store object.
     """
     for step in follow_links(path):
         for folder in (store_dir, str(real_store_dir)):
@@ -74,11 +64,7 @@ def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePat
 
 
 def follow_links(path: str) -> Iterator[str]:
-    """Yield the absolute path, then what it becomes with each link that is followed.
-
-    Raises:
-        UsageError: a part of it does not exist.
-    """
+    """Yield the absolute path, then what each link makes of it; UsageError for a missing part."""
     step: str | None = os.path.abspath(path)  # noqa: PTH100 - pathlib has nothing that only works on the text
     for _ in range(_MOST_LINKS):
         if step is None:
@@ -127,11 +113,9 @@ class LocalStore:
 
     @classmethod
     async def open(cls, nix: Nix) -> Self:
-        """Ask Nix which store it works on.
+        """Ask Nix which store it works on; StoreError if Nix failed.
 
-        Raises:
-            UsageError: there is no Nix, or the store is on another machine.
-            StoreError: Nix failed.
+        Raises UsageError if there is no Nix, or the store is on another machine.
         """
         version = await nix.version()
         if version is None:
@@ -151,11 +135,8 @@ class LocalStore:
     async def resolve(self, paths: Iterable[PathLike]) -> list[StorePath]:
         """Return the store objects that paths lead to, each once, in order; they need not be valid.
 
-        Args:
-            paths: of store objects, of files inside them, or of links to them, such as ./result.
-
-        Raises:
-            UsageError: one does not lead into the store.
+        Paths are those of store objects, of files inside them, or of links to them, such as ./result. Raises
+        UsageError if one does not lead into the store.
         """
         found = await asyncio.to_thread(
             lambda: [find_store_path(str(path), self.store_dir, self.real_store_dir) for path in paths]
@@ -163,11 +144,9 @@ class LocalStore:
         return list(dict.fromkeys(found))
 
     async def closure(self, paths: Iterable[PathLike]) -> list[PathInfo]:
-        """Describe the closure of paths, references first; ``paths`` are as for ``resolve``.
+        """Describe the closure of paths, references first; ``paths`` and errors are as for ``resolve``.
 
-        Raises:
-            UsageError: one does not lead into the store.
-            StoreError: one is not valid, or Nix failed.
+        Raises StoreError if one is not valid, or Nix failed.
         """
         return await self._describe(paths, is_recursive=True)
 

@@ -220,16 +220,11 @@ class Explainer:
         size: int | None = None,
         is_manifest: bool = False,
     ) -> RegistryError:
-        """Make the error for the end of an operation.
+        """Make the error for the end of an operation, such as ``get manifest cache-index``.
 
-        Args:
-            operation: such as ``get manifest cache-index``.
-            cause: of the last try.
-            end: why there is no other try.
-            may_be_absent: whether the registry may say that it has no such thing. It must do so by an error
-                document: another server's 404 does not mean that the cache is empty.
-            size: of the request's body in bytes, or None.
-            is_manifest: whether the body is a manifest.
+        If it may be absent, the registry may say that it has no such thing. It must do so by an error
+        document: another server's 404 does not mean that the cache is empty. ``size`` is the request body's,
+        in bytes.
         """
         failure = cause.failure
         status = failure.status
@@ -279,13 +274,7 @@ class Explainer:
 def find_tls_hint(host: str, status: int | None, body: bytes, reason: str = "") -> str:
     """Give a hint if a registry that was asked without TLS seems to want it; otherwise empty.
 
-    Servers differ: some answer 400 with a message, some answer in TLS, some hang up.
-
-    Args:
-        host: of the registry, ``host[:port]``.
-        status: of its answer; None without one.
-        body: of its answer.
-        reason: why there was none.
+    Servers differ: some answer 400 with a message, some answer in TLS, some hang up, for this ``reason``.
     """
     if status == HTTPStatus.BAD_REQUEST and any(word in body.lower() for word in _TLS_WORDS):
         return f"it speaks TLS: write https://{host}"

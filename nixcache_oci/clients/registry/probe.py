@@ -44,8 +44,7 @@ class Greeting:
 async def greet(reference: RegistryReference) -> Greeting:
     """Ask whether this is a registry, without credentials (OCI distribution specification, end-1).
 
-    Raises:
-        RegistryError: nothing answers, or something else does; temporary unless it names its own remedy.
+    Raises RegistryError if nothing answers, or something else does; temporary unless it names its own remedy.
     """
     http = HttpClient(document_timeouts(_SECONDS))
     try:
@@ -110,8 +109,7 @@ async def find_token_error(
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:
     """Open an upload and cancel it; False if that failed, and the registry will drop it later.
 
-    Raises:
-        RegistryError: pushing is refused; says what to do.
+    Raises RegistryError, with what to do, if pushing is refused.
     """
     base = f"{reference.base_url}/v2/{reference.repository}"
     opening = Call("open an upload", "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)

@@ -61,15 +61,7 @@ class Token:
 
 
 class Authorizer:
-    """Provides the Authorization for one repository and scope.
-
-    Args:
-        ask: sends a request with an Authorization, and reads the answer.
-        reference: of the repository.
-        credentials: their source, or None for anonymous.
-        push: whether the scope includes pushing.
-        delete: whether it includes deleting too.
-    """
+    """Provides the Authorization for one repository and scope; ``ask`` sends a request for a token."""
 
     def __init__(
         self,
@@ -107,11 +99,7 @@ class Authorizer:
         return self._fetch is not None
 
     async def get(self) -> str | None:
-        """Return the value of Authorization; None until the registry asked for one.
-
-        Raises:
-            HttpError: the token service issued none.
-        """
+        """Return the value of Authorization; None until the registry asked, HttpError for want of a token."""
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
@@ -125,15 +113,12 @@ class Authorizer:
         return f"Bearer {token.value}"
 
     async def renew(self, refused: str | None, challenges: Sequence[Challenge], *, is_guarded: bool) -> bool:
-        """Learn from a 401, and tell whether the same request is worth a retry.
+        """Learn from a 401, and tell whether the same request is worth a retry; HttpError if no token came.
 
         Args:
             refused: the request's Authorization.
             challenges: of the answer.
             is_guarded: whether it came from a public address, so that what it names must be public, too.
-
-        Raises:
-            HttpError: the token service issued no new token.
         """
         bearer = next(
             (each for each in challenges if each.scheme == "bearer" and "realm" in each.parameters), None
@@ -213,11 +198,7 @@ class Authorizer:
             return await self._request_anonymously(realm, credentials, denial)
 
     def _withhold(self, credentials: Credentials, realm: URL) -> None:
-        """Continue without credentials that a token service must not receive; warns once.
-
-        Raises:
-            HttpError: pushing needs credentials.
-        """
+        """Continue without credentials that a token service must not receive; HttpError when pushing."""
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
             text = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
@@ -240,11 +221,7 @@ class Authorizer:
         return token
 
     async def _request_anonymously(self, realm: URL, credentials: Credentials, denial: HttpError) -> Token:
-        """Read without credentials for some minutes, after they were refused.
-
-        Raises:
-            HttpError: anonymous reading is not allowed.
-        """
+        """Read without credentials for some minutes, after they were refused; HttpError if refused too."""
         try:
             token = await self._request_token(realm, None)
         except HttpError as second:

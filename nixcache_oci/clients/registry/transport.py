@@ -37,14 +37,9 @@ Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None
 
 
 class Preconnect:
-    """At most one connection to each origin on the way of one request.
+    """At most one connection to each origin on the way of one request, which will probably go to ``targets``.
 
-    Args:
-        targets: that the request will probably go to.
-        connect: opens a connection; returns None if there is nothing to open ahead.
-
-    Attributes:
-        last: the target that it went to last.
+    ``connect`` returns None if there is nothing to open ahead; ``last`` is where the request went last.
     """
 
     def __init__(self, targets: Iterable[Target], connect: Connect) -> None:
@@ -52,11 +47,7 @@ class Preconnect:
         self._connecting = {target: asyncio.create_task(connect(*target)) for target in targets}
 
     async def arrive(self, origin: URL, is_guarded: bool) -> None:
-        """Wait until the connection to an origin, if any, is ready for the next request.
-
-        Raises:
-            HttpError: it could not be opened.
-        """
+        """Wait until the connection to an origin, if any, is ready; HttpError if it could not be opened."""
         self.last = origin, is_guarded
         connecting = self._connecting.get(self.last)
         if connecting is not None:
@@ -81,9 +72,7 @@ class Storage:
     def preconnect(self, registry: URL, *, is_waiting: bool) -> Iterator[Preconnect]:
         """Open connections while a request for a blob is made.
 
-        Args:
-            registry: its origin.
-            is_waiting: whether the request has to wait for a token that another one asked for.
+        One to the registry, too, if the request is waiting for a token that another one asked for.
         """
         targets = {(registry, False)} if is_waiting else set()
         if self._target is not None:
@@ -134,17 +123,7 @@ class Call:
 
 
 class Transport:
-    """Sends calls to one repository of a registry.
-
-    Args:
-        reference: of the repository.
-        credentials: their source, or None for anonymous.
-        push: whether to ask for the right to push.
-        delete: whether to ask for the right to delete.
-        policy: for retries.
-        stall_seconds: how long a connection may make no progress.
-        is_public: tells whether an IP address is public.
-    """
+    """Sends calls to one repository of a registry; arguments are as for ``Registry``."""
 
     def __init__(
         self,
@@ -180,23 +159,13 @@ class Transport:
         await self._http.close()
 
     async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
-        """Send a call, with retries, and read at most ``limit`` bytes of its answer.
-
-        Raises:
-            RegistryError: no try succeeded.
-        """
+        """Send a call, with retries, and read at most ``limit`` bytes; RegistryError if no try succeeded."""
         return await self.fetch_parsed(call, limit, lambda answer: answer)
 
     async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[BufferedReply], T]) -> T:
-        """Send a call, with retries, and parse its answer; an unusable answer is a failed try.
+        """Send a call, with retries, and parse its answer; RegistryError if no try succeeded.
 
-        Args:
-            call: to send.
-            limit: most bytes of the answer to read.
-            parse: of the answer; raises HttpError if it is unusable.
-
-        Raises:
-            RegistryError: no try succeeded.
+        An unusable answer, for which ``parse`` raises HttpError, is a failed try.
         """
         tries = self.tries()
         while True:
@@ -211,11 +180,7 @@ class Transport:
                     raise self.explain(call, cause, end) from None  # the reason is in its text
 
     async def open(self, call: Call) -> Reply:
-        """Send a call, with retries; the caller reads and closes the reply.
-
-        Raises:
-            RegistryError: no try succeeded.
-        """
+        """Send a call, with retries; the caller closes the reply. RegistryError if no try succeeded."""
         tries = self.tries()
         while True:
             try:
@@ -262,11 +227,7 @@ class Transport:
         raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
     async def _send_authorized(self, call: Call) -> Reply:
-        """Send with the current token, and once more with a new one if the registry asks for it.
-
-        Raises:
-            HttpError: no answer came, or no token was issued.
-        """
+        """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
         ahead: AbstractContextManager[Preconnect | None] = nullcontext()
         if call.may_lead_away:
             ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)

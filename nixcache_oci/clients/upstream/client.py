@@ -144,15 +144,8 @@ class Upstreams:
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo, and rewrite its URL for our clients.
 
-        Args:
-            hash_part: of the store path.
-            via: the proxies that the request came through.
-
-        Returns:
-            what was found, or None if every upstream said that it has none, or this is a loop.
-
-        Raises:
-            UpstreamError: none has it, and at least one could not say.
+        None if every upstream said that it has none, or the proxies that the request came ``via`` make a
+        loop. Raises UpstreamError if none has it, and at least one could not say.
         """
         if self.is_loop(via):
             return None
@@ -288,11 +281,7 @@ class Upstreams:
 
 
 async def read_narinfo(upstream: Upstream, reply: Reply) -> bytes:
-    """Read and close a small answer, and undo its content coding.
-
-    Raises:
-        UpstreamError: it is too large, or not in the coding that its head names.
-    """
+    """Read and close a small answer, and undo its content coding; UpstreamError if it is unusable."""
     coding = reply.headers.get("Content-Encoding", "")
     body = bytearray()
     received = 0

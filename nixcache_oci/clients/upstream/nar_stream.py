@@ -62,9 +62,7 @@ def read_head(
 ) -> NarHead:
     """Read the head of an answer to a request for the bytes from ``start`` to before ``end``.
 
-    Raises:
-        UpstreamNotFoundError: no such NAR, or no such part of it.
-        UpstreamError: the answer is unusable.
+    Raises UpstreamNotFoundError if there is no such NAR or part; UpstreamError if the answer is unusable.
     """
     if status in ABSENT_STATUSES or status == _RANGE_NOT_SATISFIABLE:
         raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
@@ -120,8 +118,7 @@ async def open_part(
 ) -> tuple[Reply, NarHead]:
     """Request the bytes from ``start`` to before ``end``, as the headers say; the caller closes the reply.
 
-    Raises:
-        UpstreamError: no usable answer.
+    Raises UpstreamError for no usable answer.
     """
     reply = await ask(http, upstream, "GET", url, limits, headers=headers, on_connect=on_connect)
     try:
@@ -135,11 +132,11 @@ Reopen = Callable[[int, int | None, str], Awaitable[tuple[Reply, NarHead]]]
 
 
 class NarBody:
-    """The bytes of one NAR, over as many connections as needed.
+    """The bytes of one NAR, over as many connections as needed; closes each reply.
 
     Args:
         upstream: for errors.
-        reply: the first answer; closed here.
+        reply: the first answer.
         head: of that answer.
         reopen: requests the bytes from the first to before the second offset again, if the third argument, a
             validator, still holds.

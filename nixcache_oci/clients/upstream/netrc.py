@@ -34,14 +34,7 @@ def open_upstreams(urls: Iterable[str], environment: Mapping[str, str] = os.envi
     """Parse the URLs of upstreams, check their HTTP proxies, and add credentials from netrc files.
 
     An unreadable or malformed netrc file costs one warning: most upstreams are public, and a service may not
-    be allowed to read root's file.
-
-    Args:
-        urls: as ``parse_upstream`` takes them.
-        environment: of the process; names the files.
-
-    Raises:
-        UsageError: one of them is no URL, or needs a proxy that cannot be used.
+    be allowed to read root's file. Raises UsageError if a URL is none, or needs a proxy that cannot be used.
     """
     upstreams = [parse_upstream(url) for url in urls]
     check_proxies((upstream.base for upstream in upstreams), environment)

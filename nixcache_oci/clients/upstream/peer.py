@@ -59,11 +59,7 @@ class Breaker:
         return max(0.0, self._open_until - now)
 
     def admit(self, now: float) -> int | None:
-        """Let one request through, or not.
-
-        Returns:
-            the ticket to report its outcome with, or None: do not ask.
-        """
+        """Let one request through, and return the ticket to report its outcome with; None: do not ask."""
         if self._open_until is not None:
             if self._is_probing or now < self._open_until:
                 return None
@@ -80,11 +76,7 @@ class Breaker:
         self._is_probing = False
 
     def fail(self, ticket: int, now: float) -> bool:
-        """Note that the upstream could not be reached.
-
-        Returns:
-            whether this failure opened the breaker.
-        """
+        """Note that the upstream could not be reached; returns whether this opened the breaker."""
         if ticket != self._ticket:
             return False
         if self._is_probing:
@@ -136,12 +128,9 @@ class Attempt:
 
 
 class Peer:
-    """One upstream and its state.
+    """One upstream and its state; ``clock`` is monotonic.
 
-    Args:
-        upstream: its address.
-        clock: monotonic seconds, for the breaker.
-        probe: makes a new connection and returns once anything was answered; raises UpstreamError.
+    ``probe`` makes a new connection and returns once anything was answered; UpstreamError if nothing was.
     """
 
     def __init__(
@@ -182,15 +171,9 @@ class Peer:
         """Run one operation if the breaker admits it, and report its outcome to the breaker.
 
         A connection that cannot be made opens the breaker at once. One that was made, and broke or fell
-        silent, may be this path's fault, so a probe decides.
-
-        Args:
-            seconds: limit for the answer once the upstream was reached, or None.
-            operation: calls ``connected`` once the upstream was reached.
-
-        Raises:
-            UpstreamNotFoundError: the operation's; the upstream is well.
-            UpstreamError: the operation's, or the breaker is open.
+        silent, may be this path's fault, so a probe decides. The operation calls ``connected`` once the
+        upstream was reached; then its answer may take these seconds. UpstreamError is its own, or the breaker
+        is open.
         """
         ticket = self._breaker.admit(self._clock())
         if ticket is None:
