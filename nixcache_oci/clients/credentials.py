@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from yarl import URL
 
 from nixcache_oci.errors import UsageError
-from nixcache_oci.oci.reference import is_loopback_name
+from nixcache_oci.oci.reference import is_loopback
 
 TOKEN_FILE_VARIABLE: Final = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
 TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
@@ -98,33 +98,32 @@ def may_receive(realm: URL, registry: URL) -> bool:
     It may if it is on the registry's own host, over https unless that is this machine, or at GitHub, which
     issued the token. ``realm`` is its URL, from the registry's challenge.
     """
-    host, own = _bracketed(realm), _bracketed(registry)
+    host, own = bracketed_host(realm), bracketed_host(registry)
     if is_loopback(host):
         return is_loopback(own)
     return realm.scheme == "https" and (host == own or _is_same_github(host, own))
 
 
-def _bracketed(url: URL) -> str:
+def bracketed_host(url: URL) -> str:
+    """Return a URL's host as ``is_loopback`` reads it; empty if it has none."""
     host = (url.host or "").lower()
     return f"[{host}]" if ":" in host else host
 
 
-def _is_same_github(host: str, own: str) -> bool:
-    """Tell whether both are of one GitHub: github.com, or one enterprise (``NAME.ghe.com`` and below)."""
-    if not own.endswith(_ENTERPRISE):
-        return host == _GITHUB
-    name = own.removesuffix(_ENTERPRISE).rpartition(".")[2]
-    return f".{host}".endswith(f".{name}{_ENTERPRISE}")
+def find_enterprise(host: str) -> str | None:
+    """Return the ``NAME.ghe.com`` that a host is below, as ``containers.NAME.ghe.com`` is; else None."""
+    name = host.lower().removesuffix(":443")
+    if not name.endswith(_ENTERPRISE):
+        return None
+    return f"{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
 
 
 def is_github(host: str) -> bool:
-    """Tell whether a registry is GitHub's: ghcr.io, or an enterprise's (``containers.NAME.ghe.com``)."""
-    name = host.lower().removesuffix(":443")
-    return name == _GITHUB or name.endswith(_ENTERPRISE)
+    """Tell whether a registry is GitHub's: ghcr.io, or an enterprise's."""
+    return host.lower().removesuffix(":443") == _GITHUB or find_enterprise(host) is not None
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host[:port]`` is this machine."""
-    name = host.lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    return is_loopback_name(name)
+def _is_same_github(host: str, own: str) -> bool:
+    """Tell whether both are of one GitHub: github.com, or one enterprise."""
+    enterprise = find_enterprise(own)
+    return host == _GITHUB if enterprise is None else f".{host}".endswith(f".{enterprise}")

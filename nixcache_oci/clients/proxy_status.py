@@ -1,14 +1,17 @@
 """Asks a running proxy about itself: a few small answers over loopback, each within seconds."""
 
-import os
+import asyncio
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
 
-import aiohttp
+from yarl import URL
 
-from nixcache_oci.clients.http.errors import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
+from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
@@ -58,48 +61,38 @@ class ProxyClient:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session: aiohttp.ClientSession | None = None
+        self._http = HttpClient(document_timeouts(_SECONDS))
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=_SECONDS)
-        self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
     async def is_healthy(self) -> bool:
         """Tell whether it answers as a proxy does."""
-        status, body = await self._get("/health")
-        return status == HTTPStatus.OK and body.strip() == b"ok"
+        answer = await self._get("/health")
+        return answer.status == HTTPStatus.OK and answer.body.strip() == b"ok"
 
     async def status(self) -> ProxyStatus:
         """Ask what it serves; Error if nothing answers, or something else does."""
-        _, document = await self._get("/_status")
-        _, cache_info = await self._get("/nix-cache-info")
-        return ProxyStatus.parse(document, cache_info.decode(errors="replace"))
+        document, cache_info = await self._get("/_status"), await self._get("/nix-cache-info")
+        return ProxyStatus.parse(document.body, cache_info.body.decode(errors="replace"))
 
     async def public_keys(self) -> tuple[str, ...]:
         """Ask for the public keys that it hands out."""
-        status, body = await self._get("/public-key")
-        return tuple(body.decode(errors="replace").split()) if status == HTTPStatus.OK else ()
+        answer = await self._get("/public-key")
+        return tuple(answer.body.decode(errors="replace").split()) if answer.status == HTTPStatus.OK else ()
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        if self._session is None:
-            raise AssertionError("the client is opened by async with")
+    async def _get(self, path: str) -> BufferedReply:
         try:
-            async with self._session.get(f"{self._url}{path}", allow_redirects=False) as response:
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    if len(body) > _MOST_BYTES:
-                        raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
-                return response.status, bytes(body)
-        except TimeoutError:
-            raise Error(f"{self._url}: no answer within {_SECONDS} s") from None
-        except aiohttp.ClientConnectorError as error:
-            reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
-            raise Error(f"{self._url}: {reason}") from None
-        except FOREIGN_ERRORS as error:
-            raise Error(f"{self._url}: {show(str(error)) or type(error).__name__}") from None
+            with translated():
+                request = HttpRequest("GET", URL(f"{self._url}{path}"), follows=False)
+                async with asyncio.timeout(_SECONDS):
+                    reply = await self._http.send(request, OneOrigin(None, allows_http=True))
+                    answer = await reply.take(_MOST_BYTES + 1)
+        except HttpError as error:
+            raise Error(f"{self._url}: {error.reason}") from None
+        if len(answer.body) > _MOST_BYTES:
+            raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
+        return answer

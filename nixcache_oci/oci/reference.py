@@ -40,7 +40,7 @@ class RegistryReference:
     repository: str  # in lower case
 
     def __post_init__(self) -> None:
-        _parse_host_name(self.host)
+        _check_host(self.host)
         if not is_repository(self.repository):
             raise FormatError(
                 f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, "
@@ -71,7 +71,7 @@ class RegistryReference:
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
                 " the path is made of the repository (owner/name) and the image"
             )
-        plain_http = scheme == "http" or (scheme == "" and is_loopback_name(_parse_host_name(host)))
+        plain_http = scheme == "http" or (scheme == "" and is_loopback(host))
         return cls(host, plain_http, "/".join(part for part in (repo.lower(), image.lower()) if part))
 
     def __str__(self) -> str:
@@ -123,8 +123,8 @@ def parse_tag_or_digest(text: str) -> str | Digest:
     return text
 
 
-def _parse_host_name(host: str) -> str:
-    """Check ``host[:port]`` and return the host."""
+def _check_host(host: str) -> None:
+    """Check ``host[:port]``; FormatError for anything else."""
     match = _AUTHORITY.fullmatch(host)
     if match is None:
         hint = " (an IPv6 address needs brackets)" if host.count(":") > 1 else ""
@@ -139,14 +139,15 @@ def _parse_host_name(host: str) -> str:
             raise FormatError(f"registry {host[:80]!r}: {error}") from error
     elif len(name) > _MAX_DNS_NAME or not _DNS_NAME.fullmatch(name):
         raise FormatError(f"registry {host[:80]!r}: {name[:80]!r} is not the name of a host")
-    return name
 
 
-def is_loopback_name(name: str) -> bool:
-    """Check whether a lower-case host name or address is loopback."""
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host[:port]`` is this machine: localhost, or a loopback address."""
+    name = host.lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     if name == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

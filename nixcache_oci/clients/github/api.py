@@ -19,8 +19,9 @@ from nixcache_oci.clients.credentials import (
     TOKEN_FILE_VARIABLE,
     Credentials,
     CredentialSource,
+    bracketed_host,
+    find_enterprise,
     is_github,
-    is_loopback,
 )
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError
@@ -29,9 +30,9 @@ from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import RegistryError, UsageError
+from nixcache_oci.oci.reference import is_loopback
 
 API_VARIABLE: Final = "GITHUB_API_URL"
-_ENTERPRISE: Final = ".ghe.com"
 
 
 def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
@@ -42,20 +43,16 @@ def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
     URL.
     """
     if is_github(host):
-        name = host.lower().removesuffix(":443")
-        if not name.endswith(_ENTERPRISE):
-            return "https://api.github.com"
-        return f"https://api.{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
+        return f"https://api.{find_enterprise(host) or 'github.com'}"
     text = environment.get(API_VARIABLE, "").rstrip("/")
     if not text or not is_loopback(host):
         return None
     try:
         url = parse_url(text)
-        name = url.origin().host or ""
+        url.origin()  # raises for a bad scheme or port
     except ValueError as error:
         raise UsageError(f"{API_VARIABLE}: {text[:80]!r} is not the address of an API: {error}") from error
-    is_here = is_loopback(f"[{name}]" if ":" in name else name)
-    return text if is_here and url.scheme in {"http", "https"} else None
+    return text if is_loopback(bracketed_host(url)) and url.scheme in {"http", "https"} else None
 
 
 _HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from yarl import URL
 
-from nixcache_oci.clients.http.public_address import is_loopback
+from nixcache_oci.clients.http.public_address import names_loopback
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.errors import UsageError
 
@@ -46,7 +46,7 @@ def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpPro
     host, port = url.raw_host or "", url.port
     names = (f"{url.scheme}_proxy", "all_proxy")
     found = _first(environment, names)
-    if found is None or is_loopback(host):
+    if found is None or names_loopback(host):
         return None
     no_proxy = _first(environment, ("no_proxy",))
     if no_proxy is not None and is_excepted(host, port, no_proxy[1]):

@@ -13,17 +13,17 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_loopback
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, find_enterprise, is_github
 from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, HttpError, parse_error
 from nixcache_oci.clients.http.retry import GiveUp, is_rate_limit
 from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci.reference import is_loopback
 from nixcache_oci.wording import counted
 
 _DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_ROOM: Final = frozenset({HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.INSUFFICIENT_STORAGE})
 _NO_ROOM_WORDS: Final = ("quota", "billing", "storage limit", "spending limit", "no space left")
 _NO_PUSHING: Final = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
-_ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +169,7 @@ def _open(context: RequestContext) -> str:
 
 def _web(host: str) -> str:
     """Return the URL of the GitHub that a registry belongs to."""
-    name = host.partition(":")[0]
-    if name.endswith(".ghe.com"):
-        return f"https://{name.removeprefix(_ENTERPRISE)}"
-    return "https://github.com"
+    return f"https://{find_enterprise(host.partition(':')[0]) or 'github.com'}"
 
 
 def _set_credentials(context: RequestContext) -> str:
