@@ -14,7 +14,6 @@ docker-credential-helpers, README, "Development".
 import asyncio
 import base64
 import binascii
-import json
 import logging
 import re
 import shutil
@@ -27,6 +26,7 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.http.errors import clean_line
 from nixcache_oci.clients.local_store.program import run_program
 from nixcache_oci.errors import Error
+from nixcache_oci.oci.document import read_json
 
 _DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 _DOCKER_HUB_SERVER: Final = "https://index.docker.io/v1/"  # its name towards helpers
@@ -73,11 +73,7 @@ def search_auth_file(text: str, name: str, host: str, repository: str) -> list[C
         host: ``host[:port]`` of the registry.
         repository: its name within the registry.
     """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        _log.warning("%s is not JSON: continuing without it", name)
-        return []
+    document = read_json(text)
     if not isinstance(document, dict):
         _log.warning("%s is not a JSON object: continuing without it", name)
         return []
@@ -218,11 +214,7 @@ def _choose_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _read_answer(answer: bytes, program: str) -> Credentials | None:
     """Read a helper's answer, of which nothing may get into a message; None if it is no login."""
-    try:
-        document = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    match document:
+    match read_json(answer):
         case {"Username": str(username), "Secret": str(secret)} if secret:
             is_identity_token = username == _IDENTITY_TOKEN
             return Credentials("" if is_identity_token else username, secret, program, is_identity_token)

@@ -13,12 +13,7 @@ from time import monotonic
 from typing import Final, TypeAlias
 
 from nixcache_oci.clients.auth_file import Helper, ask_helper, find_auth_files, search_auth_file
-from nixcache_oci.clients.credentials import (
-    TOKEN_FILE_VARIABLE,
-    Credentials,
-    choose_variable,
-    parse_token,
-)
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, choose_variable, parse_token
 from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.errors import UsageError
 

@@ -31,16 +31,8 @@ _MISSING_COMPRESSION = "bzip2"
 _UNKNOWN_DERIVER = "unknown-deriver"
 _SINGLE_FIELDS = frozenset(
     {
-        "StorePath",
-        "URL",
-        "Compression",
-        "FileHash",
-        "FileSize",
-        "NarHash",
-        "NarSize",
-        "References",
-        "Deriver",
-        "CA",
+        *("StorePath", "URL", "Compression", "FileHash", "FileSize"),
+        *("NarHash", "NarSize", "References", "Deriver", "CA"),
     }
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}

@@ -41,6 +41,14 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
     return document
 
 
+def read_json(content: bytes | str) -> object:
+    """Read a stranger's JSON, of which nothing may get into a message; None if it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
 def render_document(document: Mapping[str, object], what: str) -> bytes:
     """Write a JSON object: compact, keys sorted, ASCII only; FormatError for what JSON cannot represent."""
     try:

@@ -18,7 +18,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.signature_union import Finder, SignatureUnion
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +41,6 @@ class LookUpResult:
 
     verdict: Verdict
     narinfo: bytes | None = None
-
-
-class Finder(Protocol):
-    """Finds narinfos elsewhere."""
-
-    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
-        """Return one, or None; raises UpstreamError if that is unknown."""
 
 
 class LoopFinder(Finder, Protocol):

@@ -130,7 +130,9 @@ class NarSource:
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
         self._check(blob)
         async with AsyncExitStack() as stack:
-            async with self._turn(blob), self._noting(blob):
+            # Requests for blobs that may not exist are bounded.
+            turn: AbstractAsyncContextManager[None] = nullcontext() if blob in self._sizes else self._turns
+            async with turn, self._noting(blob):
                 stream = await stack.enter_async_context(open_resuming(self._repository, blob, start, end))
             self._sizes.put(blob, stream.size)
             yield stream
@@ -140,10 +142,6 @@ class NarSource:
             size = await self._repository.stat_blob(blob)
         self._sizes.put(blob, size)
         return size
-
-    def _turn(self, blob: Digest) -> AbstractAsyncContextManager[None]:
-        """Bound concurrent requests for blobs that may not exist."""
-        return nullcontext() if blob in self._sizes else self._turns
 
     @asynccontextmanager
     async def _noting(self, blob: Digest) -> AsyncIterator[None]:

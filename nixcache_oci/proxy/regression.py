@@ -103,13 +103,7 @@ class Seen:
         try:
             match json.loads(content):
                 case {"looked": looked, "newest": newest, "older_since": older, "missing": dict(missing)}:
-                    return cls(
-                        _parse(looked),
-                        _parse(newest),
-                        None,
-                        _parse(older),
-                        _parse_missing(missing),
-                    )
+                    return cls(_parse(looked), _parse(newest), None, _parse(older), _parse_missing(missing))
         except (FormatError, ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"what was seen of the cache: {error}") from None
         raise FormatError("what was seen of the cache: fields are missing")

@@ -113,10 +113,7 @@ async def send_head(request: web.Request, headers: dict[str, str]) -> web.Stream
 
 
 async def relay(
-    request: web.Request,
-    chunks: AsyncIterator[bytes],
-    headers: dict[str, str],
-    count: Callable[[int], None],
+    request: web.Request, chunks: AsyncIterator[bytes], headers: dict[str, str], count: Callable[[int], None]
 ) -> web.StreamResponse:
     """Relay a stream, piece by piece, as fast as the client reads; if it is cut, the connection is closed.
 

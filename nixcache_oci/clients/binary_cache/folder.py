@@ -30,16 +30,11 @@ class FolderCache:
     async def close(self) -> None:
         """Do nothing: each file is closed after reading."""
 
-    async def read_info(self) -> bytes:
-        """Read its nix-cache-info; UpstreamError if there is no such folder, or no such file in it."""
+    async def read_info(self) -> bytes | None:
+        """Read its nix-cache-info; None if it has none, UpstreamError if there is no such folder."""
         content = await asyncio.to_thread(self._read, CACHE_INFO)
-        if content is None:
-            is_there = await asyncio.to_thread(self._folder.root.is_dir)
-            raise UpstreamError(
-                f"{self.name}: is not a binary cache: it has no {CACHE_INFO}"
-                if is_there
-                else f"{self.name}: there is no such folder"
-            )
+        if content is None and not await asyncio.to_thread(self._folder.root.is_dir):
+            raise UpstreamError(f"{self.name}: there is no such folder")
         return content
 
     async def list_names(self) -> list[str]:

@@ -63,12 +63,9 @@ class WebCache:
         """Close all connections."""
         await self._http.close()
 
-    async def read_info(self) -> bytes:
-        """Read its nix-cache-info; UpstreamError if it has none, or did not answer."""
-        content = await self._read(CACHE_INFO)
-        if content is None:
-            raise UpstreamError(f"{self.name}: is not a binary cache: it has no {CACHE_INFO}")
-        return content
+    async def read_info(self) -> bytes | None:
+        """Read its nix-cache-info; None if it has none, UpstreamError if it did not answer."""
+        return await self._read(CACHE_INFO)
 
     async def list_names(self) -> None:
         """Return None: it cannot be listed."""

@@ -6,7 +6,6 @@ are dropped.
 Source of error documents: OCI distribution specification, "Error Codes".
 """
 
-import json
 import os
 import socket
 import ssl
@@ -21,6 +20,7 @@ from nixcache_oci.clients.http.content_coding import CodingError
 from nixcache_oci.clients.http.public_address import PrivateAddressError
 from nixcache_oci.clients.http.session import HeadError
 from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.document import read_json
 
 # What the HTTP library, URL parser, resolver, TLS and codecs raise for a nonsensical answer.
 FOREIGN_ERRORS: Final = (
@@ -188,10 +188,7 @@ def parse_error(body: bytes) -> tuple[str, str]:
 
     GitHub reports its secondary rate limit in a document with only a ``message``.
     """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", ""
+    document = read_json(body)
     if not isinstance(document, dict):
         return "", ""
     errors = document.get("errors")

@@ -239,13 +239,7 @@ class Evaluator:
         self._outputs.append(Output(attr, drv_path, system, one.installable(path)))
 
     async def _fail(
-        self,
-        one: OutputSet,
-        path: expression.Path,
-        reason: str,
-        listener: Listener,
-        *,
-        is_set: bool = False,
+        self, one: OutputSet, path: expression.Path, reason: str, listener: Listener, *, is_set: bool = False
     ) -> None:
         """Note what cannot be evaluated: a failure, if this machine should have built it."""
         if not one.is_meant(path):

@@ -38,10 +38,7 @@ class Nix:
     """
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        on_line: OnLine,
-        options: Sequence[tuple[str, str]] = (),
+        self, environment: Mapping[str, str], on_line: OnLine, options: Sequence[tuple[str, str]] = ()
     ) -> None:
         self.environment = environment
         self.on_line = on_line

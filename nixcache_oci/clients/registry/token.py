@@ -7,7 +7,6 @@ Sources: distribution, "Token Authentication Specification" and "Oauth2 Token Au
 """
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,12 +18,7 @@ from urllib.parse import urlencode
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import (
-    TOKEN_FILE_VARIABLE,
-    Credentials,
-    CredentialSource,
-    may_receive,
-)
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource, may_receive
 from nixcache_oci.clients.http.client import HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
 from nixcache_oci.clients.http.reply import BufferedReply
@@ -32,6 +26,7 @@ from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import is_temporary
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
+from nixcache_oci.oci.document import read_json
 from nixcache_oci.oci.reference import RegistryReference
 
 Ask: TypeAlias = Callable[[HttpRequest, str | None], Awaitable[BufferedReply]]
@@ -294,17 +289,12 @@ def _is_denial(cause: HttpError) -> bool:
 
 def _parse_token(answer: BufferedReply, started: float) -> Token:
     """Read the token service's answer; HttpError, which repeats nothing of it, if it holds no token."""
-    try:
-        document = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        document = None
+    document = read_json(answer.body)
     if isinstance(document, dict):
         value = document.get("token") or document.get("access_token")
         if isinstance(value, str) and _USABLE_TOKEN.fullmatch(value):
             return Token(value, started + _usable_seconds(document.get("expires_in")))
-    raise HttpError(
-        Failure(answer.status), "the token service's answer holds no token", is_about_token=True
-    ) from None
+    raise HttpError(Failure(answer.status), "the token service's answer holds no token", is_about_token=True)
 
 
 def _usable_seconds(expires_in: object) -> float:

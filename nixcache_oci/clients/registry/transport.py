@@ -142,13 +142,7 @@ class Transport:
         self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
         self._blob_limits = blob_timeouts(stall_seconds)
         self._storage = Storage(self._http.connect)
-        self._tokens = Authorizer(
-            self._ask_token_service,
-            reference,
-            credentials,
-            push=push,
-            delete=delete,
-        )
+        self._tokens = Authorizer(self._ask_token_service, reference, credentials, push=push, delete=delete)
         self._explainer = Explainer(
             reference.host, str(reference), push, reference.plain_http, lambda: self._tokens.source
         )

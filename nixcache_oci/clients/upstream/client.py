@@ -31,11 +31,7 @@ from nixcache_oci.clients.upstream.address import (
     rewrite,
 )
 from nixcache_oci.clients.upstream.nar_client import NarClient
-from nixcache_oci.clients.upstream.nar_stream import (
-    ABSENT_STATUSES,
-    NarHead,
-    NarStream,
-)
+from nixcache_oci.clients.upstream.nar_stream import ABSENT_STATUSES, NarHead, NarStream
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
@@ -212,14 +208,7 @@ class Upstreams:
             task.exception()  # retrieved; it is already counted
 
     def open_nar(
-        self,
-        key: str,
-        path: str,
-        query: str = "",
-        *,
-        start: int = 0,
-        end: int | None = None,
-        via: Chain = (),
+        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None, via: Chain = ()
     ) -> AbstractAsyncContextManager[NarStream]:
         """Open a NAR as ``NarClient.open`` does."""
         self._refuse_loop(via)

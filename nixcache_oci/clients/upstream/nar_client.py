@@ -54,14 +54,7 @@ class NarClient:
 
     @asynccontextmanager
     async def open(
-        self,
-        key: str,
-        path: str,
-        query: str,
-        *,
-        start: int,
-        end: int | None,
-        headers: Mapping[str, str],
+        self, key: str, path: str, query: str, *, start: int, end: int | None, headers: Mapping[str, str]
     ) -> AsyncIterator[NarStream]:
         """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
 
