@@ -143,7 +143,6 @@ class Downloads:
             accepts=accepts,
             is_expected=str(digest) in self._pushed,
             may_be_absent=True,
-            may_lead_away=method != "HEAD",
             is_blob=method != "HEAD",
         )
 

@@ -116,10 +116,10 @@ class Call:
     is_expected: bool = False  # whether the thing is known to exist, so that 404 is retried
     is_verified: bool = False  # whether the body matches the digest that it is sent with
     may_be_absent: bool = False  # whether 404 may become NotFoundError
-    may_lead_away: bool = False  # whether the registry may redirect it to its storage
     # Whether the URL must lead to a public address, because a public server named it.
     is_guarded: bool = False
-    is_blob: bool = False  # whether it is for a blob's bytes, whose head may take longer
+    # Whether it is for a blob's bytes: the registry may redirect it to its storage, whose head takes longer.
+    is_blob: bool = False
 
 
 class Transport:
@@ -223,7 +223,7 @@ class Transport:
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
         ahead: AbstractContextManager[Preconnect | None] = nullcontext()
-        if call.may_lead_away:
+        if call.is_blob:
             ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
