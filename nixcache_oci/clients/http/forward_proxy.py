@@ -26,6 +26,9 @@ from nixcache_oci.errors import UsageError
 
 # Default ports: CURLOPT_PROXY(3).
 _PORTS: Final = {"http": 1080, "https": 443}
+_PROXIES: Final = ("all_proxy", "ALL_PROXY")
+_SEPARATORS: Final = re.compile(r"[\s,]+")
+_NAME_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]{1,5}))?")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -43,13 +46,9 @@ def find_proxy(url: URL, environment: Mapping[str, str] = os.environ) -> HttpPro
     Raises UsageError if the environment names a proxy that cannot be used, such as a SOCKS proxy. Its text
     shows only the scheme, for the rest may hold a password.
     """
-    host, port = url.raw_host or "", url.port
-    names = (f"{url.scheme}_proxy", "all_proxy")
-    found = _first(environment, names)
-    if found is None or names_loopback(host):
-        return None
-    no_proxy = _first(environment, ("no_proxy",))
-    if no_proxy is not None and is_excepted(host, port, no_proxy[1]):
+    host, own = url.raw_host or "", f"{url.scheme}_proxy"
+    found = _first(environment, own, own.upper(), *_PROXIES)
+    if found is None or names_loopback(host) or is_excepted(host, url.port, _no_proxy(environment)):
         return None
     return _parse(*found)
 
@@ -60,10 +59,9 @@ def check_proxies(urls: Iterable[URL], environment: Mapping[str, str] = os.envir
         find_proxy(url, environment)
 
 
-def _first(environment: Mapping[str, str], names: Iterable[str]) -> tuple[str, str] | None:
+def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str] | None:
     """Find the first variable that is set: its name and text."""
-    spelt = (each for name in names for each in (name, name.upper()))
-    return next(((name, text) for name in spelt if (text := environment.get(name, "").strip())), None)
+    return next(((name, text) for name in names if (text := environment.get(name, "").strip())), None)
 
 
 def _parse(variable: str, text: str) -> HttpProxy:
@@ -87,29 +85,21 @@ def _parse(variable: str, text: str) -> HttpProxy:
     return HttpProxy(url, basic_authorization(user, password))
 
 
-_PROXIES: Final = ("http_proxy", "all_proxy", "ALL_PROXY")
-_EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
-_SEPARATORS: Final = re.compile(r"[\s,]+")
-_NAME_AND_PORT: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]{1,5}))?")
-
-
 def find_http_proxy(url: str, environment: Mapping[str, str]) -> str | None:
-    """Return the variable that names the proxy for an ``http`` URL; None for a direct connection."""
-    variable = _find_set(_PROXIES, environment)
-    host = urlsplit(url).hostname or ""
-    is_exception = is_excepted(host, None, " ".join(no_proxy_words(environment)))
-    return None if variable is None or is_exception else variable
+    """Return the variable that names Nix's proxy for an ``http`` URL; None for a direct connection."""
+    found = _first(environment, "http_proxy", *_PROXIES)
+    if found is None or is_excepted(urlsplit(url).hostname or "", None, _no_proxy(environment)):
+        return None
+    return found[0]
 
 
 def no_proxy_words(environment: Mapping[str, str]) -> list[str]:
     """Return the entries of the no_proxy variable."""
-    variable = _find_set(_EXCEPTIONS, environment)
-    return [] if variable is None else [word for word in _SEPARATORS.split(environment[variable]) if word]
+    return [word for word in _SEPARATORS.split(_no_proxy(environment)) if word]
 
 
-def _find_set(names: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
-    """Return the first variable that is set and not empty."""
-    return next((name for name in names if environment.get(name)), None)
+def _no_proxy(environment: Mapping[str, str]) -> str:
+    return (_first(environment, "no_proxy", "NO_PROXY") or ("", ""))[1]
 
 
 def is_excepted(host: str, port: int | None, no_proxy: str) -> bool:
