@@ -32,6 +32,24 @@ _DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io", "registry-1.dock
 _DOCKER_HUB_SERVER: Final = "https://index.docker.io/v1/"  # its name towards helpers
 
 _log = logging.getLogger(__name__)
+_HELPER_SECONDS: Final = 30  # some ask a cloud service, none asks a person
+_MOST_HELPER_BYTES: Final = 64 * 1024  # of its answer
+_MOST_HELPER_LINES: Final = 20  # of its standard error
+_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NOT_FOUND: Final = "credentials not found"  # a helper without credentials says so; not an error
+_IDENTITY_TOKEN: Final = "<token>"  # noqa: S105  the user name that marks one
+# What helpers need to find their files and programs, and to reach a key ring or a cloud.
+_PASSED: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM"),
+        *("DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "GPG_TTY"),
+        *("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "PASSWORD_STORE_DIR", "GOOGLE_APPLICATION_CREDENTIALS"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    }
+)
+_PASSED_FAMILIES: Final = ("LC_", "XDG_", "AWS_", "AZURE_", "CLOUDSDK_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,26 +153,6 @@ def _read_entry(entry: dict[str, object], name: str) -> Credentials | None:
     if isinstance(username, str) and isinstance(password, str) and password:
         return Credentials(username, password.rstrip("\0"), name)
     return None
-
-
-_HELPER_SECONDS: Final = 30  # some ask a cloud service, none asks a person
-_MOST_HELPER_BYTES: Final = 64 * 1024  # of its answer
-_MOST_HELPER_LINES: Final = 20  # of its standard error
-_HELPER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_NOT_FOUND: Final = "credentials not found"  # a helper without credentials says so; not an error
-_IDENTITY_TOKEN: Final = "<token>"  # noqa: S105  the user name that marks one
-# What helpers need to find their files and programs, and to reach a key ring or a cloud.
-_PASSED: Final = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM"),
-        *("DISPLAY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "GPG_TTY"),
-        *("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "PASSWORD_STORE_DIR", "GOOGLE_APPLICATION_CREDENTIALS"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"),
-        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
-    }
-)
-_PASSED_FAMILIES: Final = ("LC_", "XDG_", "AWS_", "AZURE_", "CLOUDSDK_")
 
 
 async def ask_helper(helper: Helper, environment: Mapping[str, str]) -> Credentials | None:

@@ -18,6 +18,13 @@ _MOST_BYTES: Final = 1024 * 1024
 _SECONDS: Final = 10
 # These would select another repository than the folder's.
 _OF_ANOTHER: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"})
+GITHUB: Final = "github.com"
+# git-clone(1), "GIT URLS": [user@]host:path, which has no slash before its first colon.
+_SCP = re.compile(r"(?:[^@/:]+@)?(?P<host>\[[^\]]+\]|[^@/:]+):(?P<path>[^:]+)")
+_PATH = re.compile(r"/?(?P<owner>[A-Za-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:\.git)?/?")
+_SCHEMES: Final = frozenset({"https", "http", "ssh", "git", "git+ssh", "git+https"})
+_OTHER_HOSTS: Final = frozenset({"ssh.github.com", "www.github.com"})
+_NO_NAMES: Final = frozenset({".", "..", ".git"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +98,6 @@ class _Git:
             most_bytes=_MOST_BYTES,
         )
         return ended.stdout.decode(errors="replace").strip() if ended.status == 0 else None
-
-
-GITHUB: Final = "github.com"
-
-# git-clone(1), "GIT URLS": [user@]host:path, which has no slash before its first colon.
-_SCP = re.compile(r"(?:[^@/:]+@)?(?P<host>\[[^\]]+\]|[^@/:]+):(?P<path>[^:]+)")
-_PATH = re.compile(r"/?(?P<owner>[A-Za-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:\.git)?/?")
-_SCHEMES: Final = frozenset({"https", "http", "ssh", "git", "git+ssh", "git+https"})
-_OTHER_HOSTS: Final = frozenset({"ssh.github.com", "www.github.com"})
-_NO_NAMES: Final = frozenset({".", "..", ".git"})
 
 
 @dataclass(frozen=True, slots=True)

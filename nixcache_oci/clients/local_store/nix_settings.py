@@ -28,6 +28,10 @@ SETTINGS_COMMAND: Final = "nix config show"
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _RENAMED: Final = (2, 20, 0)
 _STATE_DIR: Final = "/nix/var/nix"
+_NIX_CONF_DIR: Final = "/etc/nix"
+_MOST_FILE_BYTES: Final = 1024 * 1024
+_ANYWHERE: Final = (None, "builtin")
+_MACHINE_END: Final = re.compile(r"[\n;]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,6 @@ def _group_name(number: int) -> str:
         return str(number)
 
 
-_NIX_CONF_DIR: Final = "/etc/nix"
-_MOST_FILE_BYTES: Final = 1024 * 1024
-
-
 def nix_conf_folder(environment: Mapping[str, str]) -> Path:
     """Return the folder of the system's nix.conf."""
     return Path(environment.get("NIX_CONF_DIR") or _NIX_CONF_DIR)
@@ -170,10 +170,6 @@ def _read_machines(path: str) -> str:
         if Path(path).is_file():
             return _read(Path(path))
     return ""
-
-
-_ANYWHERE: Final = (None, "builtin")
-_MACHINE_END: Final = re.compile(r"[\n;]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,10 @@ from nixcache_oci.oci.reference import RegistryReference
 # An origin, and whether it must be at a public address.
 Target: TypeAlias = tuple[URL, bool]
 Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None]]
+_TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
+_LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
+_GOOD = frozenset({HTTPStatus.OK})
+T = TypeVar("T")
 
 
 class Preconnect:
@@ -93,13 +97,6 @@ def _give_back(connection: Connection | None) -> None:
 def _give_back_from(connecting: asyncio.Task[Connection | None]) -> None:
     if not connecting.cancelled() and connecting.exception() is None:
         _give_back(connecting.result())
-
-
-_TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
-_LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
-_GOOD = frozenset({HTTPStatus.OK})
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
