@@ -17,8 +17,7 @@ from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Remover, Repository
 from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
 from nixcache_oci.settings.values import Values, unknown_variables

@@ -24,8 +24,13 @@ from nixcache_oci.cli.starter import (
     write,
 )
 from nixcache_oci.cli.verb import DONE, SubParsers
-from nixcache_oci.clients.github.remote_url import GITHUB, GithubRepository, parse_remote
-from nixcache_oci.clients.local_store.git import Checkout, read_checkout
+from nixcache_oci.clients.local_store.git import (
+    GITHUB,
+    Checkout,
+    GithubRepository,
+    parse_remote,
+    read_checkout,
+)
 from nixcache_oci.errors import Error, UsageError
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.

@@ -17,8 +17,7 @@ from nixcache_oci.cli.starter import (
     WORKFLOWS,
     Choices,
 )
-from nixcache_oci.clients.github.remote_url import GITHUB, GithubRepository
-from nixcache_oci.clients.local_store.git import Checkout
+from nixcache_oci.clients.local_store.git import GITHUB, Checkout, GithubRepository
 
 KEY_FILES: Final = "*.sec"
 

@@ -20,7 +20,7 @@ from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
 from nixcache_oci.cli.verbosity import settle_verbosity
-from nixcache_oci.clients.local_store.own_environment import hide_environment
+from nixcache_oci.clients.local_store.environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
 PROGRAM: Final = "nixcache-oci"

@@ -15,7 +15,7 @@ from typing import Final, Self
 from nixcache_oci.cache.inventory import Entry, Root
 from nixcache_oci.cli.cache_view import CacheView, warn
 from nixcache_oci.cli.list import time_json
-from nixcache_oci.clients.local_store.location import follow_links
+from nixcache_oci.clients.local_store.store import follow_links
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.store_path import HashPart
 

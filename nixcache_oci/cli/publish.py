@@ -30,9 +30,9 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.build import build
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import Systems, read_systems
 from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.local_store.systems import Systems, read_systems
 from nixcache_oci.errors import Error, FormatError, RegistryError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.proxy.config import ProxyConfig

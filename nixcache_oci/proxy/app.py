@@ -15,7 +15,6 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy import app_keys
-from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -37,9 +36,10 @@ from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
+from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import verified
+from nixcache_oci.proxy.verified import Quarantine, verified
 from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
@@ -30,14 +29,7 @@ _MISSING_SECONDS: Final = 30.0
 
 
 class NarSource:
-    """Opens NARs.
-
-    Args:
-        repository: has the blobs.
-        packs: for slices.
-        quarantine: of corrupt blobs, which are not found.
-        generation: returns another object once missing blobs may exist.
-    """
+    """Opens NARs; ``generation`` returns another object once missing blobs may exist."""
 
     def __init__(
         self,
@@ -60,10 +52,8 @@ class NarSource:
     async def slice_of_pack(self, url: NarUrl) -> bytes:
         """Return a verified NAR from a pack.
 
-        Raises:
-            NotFoundError: the pack is in quarantine.
-            FormatError: the slice is outside the pack.
-            Error: the pack could not be fetched.
+        Raises NotFoundError if the pack is in quarantine; FormatError if it has no such slice; Error if it is
+        not to be had.
         """
         self._check(url.blob)
         async with self._noting(url.blob):
@@ -76,9 +66,8 @@ class NarSource:
     async def size(self, blob: Digest) -> int:
         """Return a blob's size; concurrent calls share the request.
 
-        Raises:
-            NotFoundError: there is no such blob, or it is in quarantine.
-            RegistryError: the repository could not answer.
+        Raises NotFoundError if there is no such blob, or it is in quarantine; RegistryError if there was no
+        answer.
         """
         self._check(blob)
         known = self._sizes.get(blob)
@@ -114,12 +103,7 @@ class NarSource:
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a part of a blob; of a local file, after verifying the whole.
 
-        A part from a registry cannot be verified: Nix checks NarHash.
-
-        Raises:
-            NotFoundError: there is no such blob, or it is in quarantine.
-            DigestError: a file does not match its digest, and is in quarantine.
-            RegistryError: it could not be opened; or, from the bytes, read on.
+        A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
         known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
@@ -146,7 +130,9 @@ class NarSource:
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
         self._check(blob)
         async with AsyncExitStack() as stack:
-            async with self._turn(blob), self._noting(blob):
+            # Requests for blobs that may not exist are bounded.
+            turn: AbstractAsyncContextManager[None] = nullcontext() if blob in self._sizes else self._turns
+            async with turn, self._noting(blob):
                 stream = await stack.enter_async_context(open_resuming(self._repository, blob, start, end))
             self._sizes.put(blob, stream.size)
             yield stream
@@ -156,10 +142,6 @@ class NarSource:
             size = await self._repository.stat_blob(blob)
         self._sizes.put(blob, size)
         return size
-
-    def _turn(self, blob: Digest) -> AbstractAsyncContextManager[None]:
-        """Bound concurrent requests for blobs that may not exist."""
-        return nullcontext() if blob in self._sizes else self._turns
 
     @asynccontextmanager
     async def _noting(self, blob: Digest) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.segment import MAX_LAYERS
-from nixcache_oci.clients.local_store.child_environment import find_refused
+from nixcache_oci.clients.local_store.environment import find_refused
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key

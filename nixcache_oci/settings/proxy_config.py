@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
-from nixcache_oci.clients.nix_conf_files import read_nix_conf
+from nixcache_oci.clients.local_store.nix_settings import read_nix_conf
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, find_values
 from nixcache_oci.nix.signature import PublicKey

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.writer import SegmentOptions
+from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.settings import variables
@@ -54,8 +55,7 @@ def segment_options(values: Values, location: RepositoryConfig) -> SegmentOption
 
 def _read_key(path: Path) -> SecretKey:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_KEY_BYTES)
+        content = read_small(path, _MAX_KEY_BYTES)
     except OSError as error:
         raise UsageError(f"{variables.SIGNING_KEY_FILE.name}: {path}: {error.strerror}") from None
     # Some shells write redirected output as UTF-16.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.settings import variables
@@ -50,8 +51,7 @@ def parse_upstream_file(text: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_small(path, MAX_FILE_BYTES)
         if len(content) > MAX_FILE_BYTES:
             raise FormatError(f"longer than {MAX_FILE_BYTES} bytes; expected one URL per line")
         return content.decode()

@@ -5,7 +5,7 @@ The environment, the flags and their help follow this list; a test keeps README'
 
 from typing import Final
 
-from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
+from nixcache_oci.clients.local_store.environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
 from nixcache_oci.settings.values import Variable
 

@@ -12,7 +12,7 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import RegistryRemover
-from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig

@@ -8,7 +8,7 @@ from nixcache_oci.cli.main import load_verb
 from nixcache_oci.cli.publishing import choose_on_line, publish_settings
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.keyring import Keyring
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from nixcache_oci.nix.signature import SecretKey
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.clients.local_store.systems import Systems
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from tests.support.nix import NixSandbox
 from tests.support.programs import require_program
 

@@ -6,9 +6,9 @@ import pytest
 from nixcache_oci.clients.local_store import build as build_module
 from nixcache_oci.clients.local_store.build import BuildResult, _Reasons, build
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import Output
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.nix.store_path import StorePath
 from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
 

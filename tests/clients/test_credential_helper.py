@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients import credential_helper
-from nixcache_oci.clients.auth_file import Helper
-from nixcache_oci.clients.credential_helper import ask_helper
+from nixcache_oci.clients import auth_file
+from nixcache_oci.clients.auth_file import Helper, ask_helper
 from nixcache_oci.clients.credentials import Credentials
 
 _LOGIN = '{"ServerURL":"quay.io","Username":"me","Secret":"secret-word"}'
@@ -82,7 +81,7 @@ async def test_a_helper_that_hangs_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A start waits so long and no longer, whatever a program waits for."""
-    monkeypatch.setattr(credential_helper, "_SECONDS", 0.2)
+    monkeypatch.setattr(auth_file, "_HELPER_SECONDS", 0.2)
     environment = write_helper(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 600")
     assert await ask_helper(_HELPER, environment) is None
     assert "did not answer within" in caplog.text

@@ -6,11 +6,11 @@ from yarl import URL
 from nixcache_oci.clients.credentials import (
     Credentials,
     choose_variable,
-    is_loopback,
     may_receive,
     parse_token,
 )
 from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.reference import is_loopback
 
 _GITHUB = {"GITHUB_TOKEN": "gh-secret", "GH_TOKEN": "other-secret"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.nix_settings import Systems, find_remote, read_systems
 from nixcache_oci.clients.local_store.output import Evaluation
-from nixcache_oci.clients.local_store.systems import Systems, find_remote, read_systems
 from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
 
 nix = pytest.mark.needs("nix", "nix-store")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.github.remote_url import parse_remote
-from nixcache_oci.clients.local_store.git import choose_branch, read_checkout
+from nixcache_oci.clients.local_store.git import choose_branch, parse_remote, read_checkout
 
 
 @pytest.mark.parametrize(

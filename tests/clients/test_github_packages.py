@@ -14,7 +14,7 @@ from aioresponses import aioresponses
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages, PackageVersion, parse_versions
-from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Remover
 from nixcache_oci.errors import FormatError, RegistryError, UsageError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference

@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from nixcache_oci.clients.http.forward_proxy import check_proxies, find_proxy
+from nixcache_oci.clients.http.forward_proxy import check_proxies, find_proxy, is_excepted
 from nixcache_oci.errors import UsageError
-from nixcache_oci.nix.http_proxy import is_excepted
 
 _HTTP = "http://cache.example/"
 _HTTPS = "https://cache.example/"

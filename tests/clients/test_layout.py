@@ -13,8 +13,7 @@ from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
 from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, manifest, push, read
 
 

@@ -10,8 +10,7 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
 from tests.support.programs import require_program
 from tests.support.skopeo import skopeo_copy
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.location import find_real_store_dir, find_store_path
+from nixcache_oci.clients.local_store.store import find_real_store_dir, find_store_path
 from nixcache_oci.errors import FormatError, UsageError
 
 _NAME = "rmls3l6557n63na18h9lxrdfnjb00vrc-top"

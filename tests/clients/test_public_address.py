@@ -12,7 +12,12 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from nixcache_oci.clients.http.public_address import is_known_private, is_loopback, is_public, literal_address
+from nixcache_oci.clients.http.public_address import (
+    is_known_private,
+    is_public,
+    literal_address,
+    names_loopback,
+)
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import RegistryError, UpstreamError
@@ -111,7 +116,7 @@ def test_every_spelling_of_an_address_is_one(host: str, literal: str | None) -> 
 )
 def test_loopback_hosts(host: str, expected: bool) -> None:
     """No proxy is asked for this machine itself."""
-    assert is_loopback(host) == expected
+    assert names_loopback(host) == expected
 
 
 @pytest.mark.parametrize(

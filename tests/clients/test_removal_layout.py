@@ -18,8 +18,7 @@ from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
 from tests.support.skopeo import skopeo_copy
 
 _DAY = 24 * 3600

@@ -10,7 +10,7 @@ from aioresponses import aioresponses
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
-from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Remover
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST

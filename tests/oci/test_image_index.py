@@ -8,8 +8,7 @@ from hypothesis import given
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import parse_media_type
+from nixcache_oci.oci.manifest import ImageIndex, parse_media_type
 from tests.oci.strategies import image_indexes
 
 # index.json of a layout, written by skopeo 1.9.3: copy oci:… oci:…

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.proxy.byte_range import ByteRange, UnsatisfiableRangeError, parse_range
+from nixcache_oci.proxy.relay import ByteRange, UnsatisfiableRangeError, parse_range
 
 SIZE = 100
 

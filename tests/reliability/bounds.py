@@ -19,7 +19,7 @@ from nixcache_oci.cache import (
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cli import log, publish
-from nixcache_oci.clients import layout_check
+from nixcache_oci.clients import layout_file
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
@@ -333,7 +333,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         ),
         Bound(
             "files that are hashed before a part is sent",
-            f"{layout_check.MAX_CHECKS}, with those that wait",
+            f"{layout_file.MAX_CHECKS}, with those that wait",
             "404",
             "tests/clients/test_layout_check.py::test_checks_are_bounded",
         ),

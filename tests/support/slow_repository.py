@@ -10,7 +10,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.verified import Quarantine
 
 
 class SlowRepository:

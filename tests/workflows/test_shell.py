@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from tests.clients.test_child_environment import HARMLESS, SECRET
 from tests.support.github_commands import find_commands
 from tests.workflows.documents import TOP

@@ -18,8 +18,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite

@@ -39,19 +39,12 @@ _MOST_HEAD_BYTES: Final = 16 * 1024
 
 
 class _Phase(Enum):
-    """Where a connection is between the front and the library.
+    """Where a connection is between the front and the library."""
 
-    Attributes:
-        IDLE: no request is in progress.
-        PARTIAL: the library has the beginning of a head.
-        FORWARDED: the library has one whole request, and answers it.
-        DETACHED: the connection is closing, or is the library's for good.
-    """
-
-    IDLE = "idle"
-    PARTIAL = "partial"
-    FORWARDED = "forwarded"
-    DETACHED = "detached"
+    IDLE = "idle"  # no request is in progress
+    PARTIAL = "partial"  # the library has the beginning of a head
+    FORWARDED = "forwarded"  # the library has one whole request, and answers it
+    DETACHED = "detached"  # the connection is closing, or is the library's for good
 
 
 class FrontServer:

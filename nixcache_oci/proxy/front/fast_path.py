@@ -25,12 +25,7 @@ class FastPath:
     """Looks up, counts hits, and prefetches packs."""
 
     def __init__(
-        self,
-        index: LiveIndex,
-        packs: PackCache,
-        nars: NarSource,
-        counters: Counters,
-        union: SignatureUnion,
+        self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters, union: SignatureUnion
     ) -> None:
         self._union = union
         self._index = index

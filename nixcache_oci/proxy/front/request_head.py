@@ -41,17 +41,11 @@ _NOT_THE_END: Final = frozenset(
 
 
 class Shape(Enum):
-    """The shape of a request, by its head.
+    """The shape of a request, by its head."""
 
-    Attributes:
-        PLAIN: no headers that matter; the Host is allowed, and the connection stays open.
-        BODILESS: the request ends with its head.
-        OTHER: anything else, including malformed heads.
-    """
-
-    PLAIN = "plain"
-    BODILESS = "bodiless"
-    OTHER = "other"
+    PLAIN = "plain"  # no headers that matter; the Host is allowed, and the connection stays open
+    BODILESS = "bodiless"  # the request ends with its head
+    OTHER = "other"  # anything else, including malformed heads
 
 
 class HeadReader:

@@ -20,7 +20,7 @@ from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackEntry, PackMemory
 from nixcache_oci.proxy.packs.slices import SliceHashes
 from nixcache_oci.proxy.packs.sums import PackSums
-from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
 

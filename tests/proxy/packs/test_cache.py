@@ -12,7 +12,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs import cache, memory
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.verified import Quarantine
 from tests.support.process import until
 from tests.support.slow_repository import SlowRepository
 
