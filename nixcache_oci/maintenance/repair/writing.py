@@ -17,7 +17,7 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
-from nixcache_oci.cache.timestamp import format_time, now
+from nixcache_oci.cache.timestamp import format_time, now, other_than
 from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_segments
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
@@ -227,7 +227,7 @@ async def _push(
         return []
     return await write_segments(
         repository,
-        replace(rewrite.header, created=created),
+        replace(rewrite.header, created=other_than(created, rewrite.source.segment.created)),
         order_by_references(rewrite.narinfos),
         await _describe_blobs(repository, rewrite),
         rewrite.records,
