@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -37,16 +38,8 @@ ROLES: Final[Mapping[str, tuple[Role, tuple[str, ...]]]] = {
     "publisher": (
         writer_roles.publisher,
         (
-            "token",
-            "manifest-head",
-            "manifest-get",
-            "manifest-put",
-            "tags",
-            "blob-head",
-            "blob-get",
-            "upload-post",
-            "upload-put",
-            "storage-get",
+            *("token", "manifest-head", "manifest-get", "manifest-put", "tags", "blob-head", "blob-get"),
+            *("upload-post", "upload-put", "storage-get"),
         ),
     ),
     "gc": (writer_roles.gc, ("manifest-get", "tags", "blob-get", "storage-get")),
@@ -108,9 +101,22 @@ class Run:
 
 
 def read_table() -> list[Cell]:
-    """Read the table: five columns parted by bars."""
-    rows = (line for line in TABLE.read_text().splitlines() if line and not line.startswith("#"))
-    return [Cell(*(column.strip() for column in row.split("|"))) for row in rows]
+    """Read the table: parts of two columns, with rows of three, all separated by bars."""
+    cells: list[Cell] = []
+    role = operation = ""
+    for line in TABLE.read_text().splitlines():
+        columns = [column.strip() for column in line.split("|")]
+        if line.startswith("#") or not line:
+            continue
+        if len(columns) == 2:
+            role, operation = columns
+            continue
+        faults, once, forever = columns
+        for fault in faults.split("; "):
+            phrase = HTTPStatus(int(fault)).phrase if fault.isdecimal() else ""
+            cells.append(Cell(role, operation, fault, once, forever.replace("STATUS", f"{fault} {phrase}")))
+    order = {one: number for number, one in enumerate(all_cells())}
+    return sorted(cells, key=lambda cell: order.get((cell.role, cell.operation, cell.fault), -1))
 
 
 def run_cells(cells: Iterable[Cell]) -> Run:
