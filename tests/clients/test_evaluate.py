@@ -176,7 +176,7 @@ async def test_odd_names(story: NixStory) -> None:
     )
     assert found.failures == ()
     assert {output.attr.removeprefix(f"packages.{SYSTEM}.") for output in found.outputs} == {
-        *('"a.b"', r'"q\"x"', r'"\${x}"', r'"back\\slash"', "outPath", "__toString", "type", '"über"'),
+        *('"a.b"', r'"q\"x"', r'"\${x}"', r'"back\\slash"', "outPath", "__toString", "type", '"über"')
     }
     alone = await _evaluate(story, f'packages.{SYSTEM}."q\\"x" = mk "x";', ['q"x'])
     assert _attrs(alone) == [f'packages.{SYSTEM}."q\\"x"']

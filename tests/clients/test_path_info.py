@@ -46,10 +46,7 @@ def test_what_is_read() -> None:
     assert str(top.store_path) == "/nix/store/rmls3l6557n63na18h9lxrdfnjb00vrc-top"
     assert top.nar_size == 216
     assert top.nar_hash == NixHash.parse("sha256-WJRcvsUe1gMwqO5yxKRpFj0su9KOBIj2FL2qUtsg6GY=")
-    assert top.references == (
-        "rmls3l6557n63na18h9lxrdfnjb00vrc-top",
-        "v71yfj64kk1f150ln7lhazlhk04sfvm1-base",
-    )
+    assert top.references == ("rmls3l6557n63na18h9lxrdfnjb00vrc-top", "v71yfj64kk1f150ln7lhazlhk04sfvm1-base")
     assert top.deriver == "pk6n64adwkr8765a1a1905k7r55qhgn6-top.drv"
     assert [sig.key_name for sig in top.sigs] == ["cache.example.org-1", "my-cache-1"]
     assert top.ca is None

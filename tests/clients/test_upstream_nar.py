@@ -130,11 +130,7 @@ class CuttingServer:
     ],
 )
 def test_heads(
-    start: int,
-    end: int | None,
-    status: int,
-    headers: dict[str, str],
-    expected: NarHead | type[UpstreamError],
+    start: int, end: int | None, status: int, headers: dict[str, str], expected: NarHead | type[UpstreamError]
 ) -> None:
     """What an answer says about its bytes is believed only where it fits the question."""
     if isinstance(expected, NarHead):
@@ -298,10 +294,7 @@ async def test_a_cut_part_goes_on_to_its_own_end() -> None:
     async with one(server.handle) as upstreams:
         head, content = await read(upstreams, start=100)
     assert (head.start, content) == (100, CONTENT[100:])
-    assert server.asked[:2] == [
-        ("bytes=100-", None),
-        (f"bytes=400100-{len(CONTENT) - 1}", '"v1"'),
-    ]
+    assert server.asked[:2] == [("bytes=100-", None), (f"bytes=400100-{len(CONTENT) - 1}", '"v1"')]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,7 @@ from yarl import URL
 
 from nixcache_oci.clients.upstream.rules import next_url
 from nixcache_oci.errors import UpstreamError
-from tests.support.upstream_server import (
-    HASH_PART,
-    Handler,
-    asking,
-    narinfo_text,
-    refusing,
-    serve,
-    talk,
-)
+from tests.support.upstream_server import HASH_PART, Handler, asking, narinfo_text, refusing, serve, talk
 
 
 def redirecting(location: str, status: int = 302) -> Handler:

@@ -78,10 +78,7 @@ async def test_what_another_upstream_named_is_not_asked_of_one_with_a_password()
     cache = Cache()
     async with serve(cache.handler()) as url:
         private = url.replace("//", "//user:hidden@")
-        for path, former, kind in (
-            (BY_NAME, [gone], UpstreamError),
-            (BY_NAME, [], UpstreamNotFoundError),
-        ):
+        for path, former, kind in ((BY_NAME, [gone], UpstreamError), (BY_NAME, [], UpstreamNotFoundError)):
             with pytest.raises(kind):
                 await read(path, key_of(gone), [private], former)
         assert cache.asked == []
