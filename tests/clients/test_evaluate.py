@@ -234,7 +234,7 @@ in {{ a = mk "${{name}}-a"; b = throw "b is broken"; nested.c = mk "c"; text = "
 
 
 async def test_a_file(story: NixStory) -> None:
-    """Without a flake, a file's derivations are built as by nix-build; -A takes a path or a pattern of names."""
+    """A file's derivations are built as by nix-build; -A takes a path or a pattern of names."""
     file = story.write("default.nix", _FILE) / "default.nix"
     found = await evaluate_file(story.nix(), file, SYSTEMS)
     assert (attrs_of(found), reasons_of(found.failures)) == (["a"], {"b": "b is broken"})

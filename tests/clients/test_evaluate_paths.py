@@ -20,7 +20,7 @@ nix = pytest.mark.needs("nix", "nix-store")
 @nix
 @pytest.mark.parametrize("name", ["my project", "c#", "a?b", "100% ü", "p%20q", "[q'u\"o\\te]", "@$HOME:x"])
 async def test_folders_of_any_name(story: NixStory, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A bare name of a folder is that folder, no URL and in no registry: as `nix build .` works, from wherever."""
+    """A bare name of a folder is that folder, no URL and in no registry of flakes; from wherever."""
     story.write_flake(f'packages.{SYSTEM}."ü^%#?" = mk "a";')
     folder = (story.folder / "flake").rename(story.folder / name)
     monkeypatch.chdir(folder)

@@ -77,7 +77,7 @@ def _find(path: Path | str, store: Path) -> str:
 
 
 def test_paths_in_the_store(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path in an object means that one, even where a link in it leads on; links of nix-build mean it, too."""
+    """A path in an object means it, even where a link in it leads on; so do links of nix-build."""
     (tmp_path / "result").symlink_to(store / _NAME)
     (tmp_path / "latest").symlink_to("result")
     (tmp_path / "folder").symlink_to(tmp_path)

@@ -50,7 +50,7 @@ async def test_a_program_gets_what_is_harmless() -> None:
 
 
 async def test_odd_lines() -> None:
-    """No bytes and no line without end stop what follows; a carriage return ends a line: for GitHub it does."""
+    """No bytes and no endless line stop what follows; a carriage return ends a line, as for GitHub."""
     lines: list[str] = []
     await _run(r"printf 'a\r::b\rc\r\nd\r' >&2; printf '\ne\n' >&2", lines)
     assert lines == ["a", "::b", "c", "d", "e"]
@@ -150,7 +150,7 @@ async def test_every_call_has_features_and_options(tmp_path: Path) -> None:
     ],
 )
 def test_versions(text: str, version: Version) -> None:
-    """Its version tells which options a Nix knows; Lix counts differently; another program is not taken for it."""
+    """It tells which options a Nix knows; Lix counts differently; another program is no Nix."""
     assert parse_version(text) == version
     with pytest.raises(StoreError, match="got 'hello'"):
         parse_version("hello\n")
