@@ -16,10 +16,10 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
-from tests.support.listener import listener
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import AnyRegistry, Ghcr, docker_registry
+from tests.support.server_thread import listener
 
 KEY = SecretKey.generate("doctor-1")
 REPOSITORY = "octocat/hello/nix-cache"

@@ -13,6 +13,7 @@ from aioresponses import aioresponses
 
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import Repository
+from tests.clients.nix_story import NixStory
 from tests.support.ghcr import GhcrDouble
 
 
@@ -53,3 +54,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(asyncio, "sleep", note)
     return seconds
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> NixStory:
+    return NixStory(tmp_path)

@@ -410,11 +410,7 @@ async def test_a_token_that_left_the_registry_does_not_come_back(web: aiorespons
         assert await registry.resolve("a") == _DIGEST
     assert [
         sent(web, f"http://{path}", "HEAD") for path in (f"{_HOST}/next", "away.example", f"{_HOST}/back")
-    ] == [
-        ["Bearer issued"],
-        [None],
-        [None],
-    ]
+    ] == [["Bearer issued"], [None], [None]]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import pytest
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.oci.reference import RegistryReference
 from tests.support.docker_registry import DockerRegistry
-from tests.support.held_line import HeldLine
 from tests.support.objects import store_object
 from tests.support.publish import publish
 from tests.support.registries import REPO
+from tests.support.slow_line import HeldLine
 
 pytestmark = pytest.mark.needs("docker-registry")
 

@@ -80,13 +80,7 @@ class Modules:
         self.package = make_package(folder / "package")
 
     def evaluate(
-        self,
-        kind: str = "nixos",
-        /,
-        *,
-        more: str = "{ }",
-        system: str = "x86_64-linux",
-        **settings: object,
+        self, kind: str = "nixos", /, *, more: str = "{ }", system: str = "x86_64-linux", **settings: object
     ) -> Evaluated:
         """Evaluate one module.
 
