@@ -15,17 +15,8 @@ _PAGES = [
     _TOP / "README.md",
     _TOP / "CONTRIBUTING.md",
     *(_TOP / "docs" / f"{name}.md" for name in (
-        "architecture",
-        "consuming",
-        "endpoints",
-        "json",
-        "maintenance",
-        "moving",
-        "other-registries",
-        "private-caches",
-        "publishing",
-        "signing",
-        "troubleshooting",
+        *("architecture", "consuming", "endpoints", "json", "maintenance", "moving", "other-registries"),
+        *("private-caches", "publishing", "signing", "troubleshooting"),
     )),
 ]  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")

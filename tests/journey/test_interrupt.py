@@ -171,7 +171,8 @@ def test_sigterm_in_a_log(scene: Scene, case: Case) -> None:
     assert list(scene.folder.glob("nixcache-oci-*")) == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.arguments.partition(" {")[0])
+# With a bar, and without one.
+@pytest.mark.parametrize("case", CASES[2::3], ids=lambda case: case.arguments.partition(" {")[0])
 def test_ctrl_c_on_a_terminal(scene: Scene, case: Case) -> None:
     """A bar shows how far it is; Ctrl-C takes it away and gives the cursor back, then says the same."""
     reader, writer = pty.openpty()

@@ -3,15 +3,23 @@
 from pathlib import Path
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.listing import read_listing
+from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.problem import Problem
+from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
+from nixcache_oci.maintenance.repair.segment_salvage import ReadSegment
+from nixcache_oci.maintenance.repair.writing import carry_out_repair
 from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.oci.digest import Digest
+from tests.maintenance.model_publisher import ModelRemover, push_things
 from tests.maintenance.served import Reader
-from tests.maintenance.test_repair_interleaving import GOOD, LOST, Scene
+from tests.maintenance.test_repair_interleaving import APP, GOOD, LOST, Scene
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
+from tests.support.publish import CREATED
 
 
 def index_of(storage: ModelStorage) -> CacheIndex:
@@ -66,6 +74,22 @@ async def test_what_cannot_be_deleted_is_marked(tmp_path: Path) -> None:
     good = {one.table for one in index_of(scene.storage).segments if one.condemned is None}
     entries = [entry.base_name for table in good for entry in Reader(scene.storage).entries(str(table))]
     assert sorted(entries) == sorted(thing.base_name for thing in GOOD)
+
+
+async def test_what_is_written_anew_is_not_deleted_with_what_it_replaces() -> None:
+    """A repair in the second of the publish: the same content has another digest all the same."""
+    storage = ModelStorage()
+    repository = ModelRepository(storage, nothing)
+    await push_things(repository, [APP], [], CREATED)
+    [segment] = (await read_listing(repository)).segments
+    del storage.manifests[segment.manifest]
+    rewrite = Rewrite(ReadSegment(segment), TableHeader(CREATED), (APP.narinfo(),), ())
+    plan = RepairPlan(rewrites=(rewrite,))
+    remover = ModelRemover(storage, nothing)
+    await carry_out_repair(repository, remover, plan, options=SegmentOptions(), clock=lambda: CREATED)
+    [replacement] = (await read_listing(repository)).segments
+    assert replacement.manifest in storage.manifests
+    assert Reader(storage).view().served.keys() == {APP.base_name}
 
 
 async def test_what_gc_takes_meanwhile_is_not_missing(tmp_path: Path) -> None:

@@ -220,14 +220,17 @@ class Load:
                 self.outcome.injected[kind] = self.outcome.injected.get(kind, 0) + count
 
     async def _traffic(self, proxy: ProxyProcess, seconds: float, part: str) -> Report:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.soak.traffic"),
-            *("--proxy", proxy.host, "--catalogue", str(self._folder / "catalogue")),
-            *("--seconds", str(seconds), "--connections", str(self._size.connections)),
-            *("--seed", f"{self._seed}-{part}", "--wait-seconds", str(_WAIT_SECONDS)),
-            *("--transfer-seconds", *map(str, self._size.transfer_seconds)),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        told = {
+            "host": proxy.host,
+            "catalogue": str(self._folder / "catalogue"),
+            "seed": f"{self._seed}-{part}",
+            "connections": self._size.connections,
+            "seconds": seconds,
+            "wait_seconds": _WAIT_SECONDS,
+            "transfer_seconds": self._size.transfer_seconds,
+        }
+        command = (sys.executable, "-m", "tests.soak.traffic", json.dumps(told))
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
             stdout, _ = await process.communicate()
         finally:

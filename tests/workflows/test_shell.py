@@ -14,12 +14,7 @@ from tests.workflows.documents import TOP
 
 # Where settings are looked for: absolute, or not looked into.
 FOLDERS = (
-    "HOME",
-    "NIX_CONF_DIR",
-    "NIX_USER_CONF_FILES",
-    "XDG_CONFIG_HOME",
-    "XDG_CONFIG_DIRS",
-    "XDG_DATA_HOME",
+    *("HOME", "NIX_CONF_DIR", "NIX_USER_CONF_FILES", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME"),
 )
 COMMON = TOP / "workflows/shell/common.sh"
 
