@@ -75,7 +75,7 @@ class Repository(Protocol):
         """
 
     def prepare_push(self, count: int) -> None:
-        """Prepare for ``count`` calls of ``push_blob`` that will come soon, to save them round trips."""
+        """Prepare for ``count`` calls of ``push_blob`` that will come soon: saves a round trip."""
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Store a blob whose bytes are known to have this digest; one that is already there is no error."""
