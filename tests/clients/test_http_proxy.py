@@ -93,8 +93,10 @@ def test_only_the_way_that_is_taken_counts() -> None:
 # For each host: what names it, and what does not; parts by "|".
 NO_PROXY = {
     "cache.example": (
-        "*|example|.example|cache.example|.cache.example|CACHE.Example|cache.example.|cache.example:443|"
-        + ".example:443|other, cache.example| other\tcache.example |other,,cache.example,",
+        (
+            "*|example|.example|cache.example|.cache.example|CACHE.Example|cache.example.|cache.example:443|"
+            ".example:443|other, cache.example| other\tcache.example |other,,cache.example,"
+        ),
         "he.example|cache|a.cache.example||.|cache.example:8443|10.0.0.0/8",
     ),
     "CACHE.example": ("cache.example", ""),
