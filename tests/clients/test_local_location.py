@@ -21,17 +21,11 @@ _OTHER = "v71yfj64kk1f150ln7lhazlhk04sfvm1-base"
 @pytest.mark.parametrize(
     ("store", "real"),
     [
-        ("auto", "/"),
-        ("daemon", "/"),
-        ("local", "/"),
-        ("unix:///run/nix/socket", "/"),
-        ("local?root=/chroot", "/chroot"),
-        ("local://?root=/chroot", "/chroot"),
+        *(("auto", "/"), ("daemon", "/"), ("local", "/"), ("unix:///run/nix/socket", "/")),
+        *(("local?root=/chroot", "/chroot"), ("local://?root=/chroot", "/chroot")),
         ("local?root=/a%20b+c&trusted=1", "/a b+c"),
-        ("unix:///run/nix/socket?root=/chroot", "/chroot"),
-        ("/chroot", "/chroot"),
-        ("/chroot?require-sigs=false", "/chroot"),
-        ("local:///chroot", "/chroot"),
+        *(("unix:///run/nix/socket?root=/chroot", "/chroot"), ("/chroot", "/chroot")),
+        *(("/chroot?require-sigs=false", "/chroot"), ("local:///chroot", "/chroot")),
     ],
 )
 def test_where_files_are(store: str, real: str, tmp_path: Path) -> None:

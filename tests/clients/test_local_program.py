@@ -141,10 +141,8 @@ async def test_every_call_has_features_and_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "version"),
     [
-        ("nix (Nix) 2.8.0\n", (2, 8, 0)),
-        ("nix (Nix) 2.34.8\n", (2, 34, 8)),
-        ("nix (Nix) 2.20.0pre20231212_abcdef\n", (2, 20, 0)),
-        ("nix (Nix) 2.19\n", (2, 19, 0)),
+        *(("nix (Nix) 2.8.0\n", (2, 8, 0)), ("nix (Nix) 2.34.8\n", (2, 34, 8))),
+        *(("nix (Nix) 2.20.0pre20231212_abcdef\n", (2, 20, 0)), ("nix (Nix) 2.19\n", (2, 19, 0))),
         ("nix (Determinate Nix 3.6.2) 2.29.0\n", (2, 29, 0)),
         ("nix (Lix, like Nix) 2.93.0\n", (2, 18, 0)),
     ],

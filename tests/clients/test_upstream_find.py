@@ -109,18 +109,9 @@ async def test_a_miss_is_what_every_upstream_says(
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        (500, ""),
-        (502, narinfo_text()),
-        (503, ""),
-        (429, ""),
-        (401, ""),
-        (400, ""),
-        (204, ""),
-        (200, ""),
-        (200, "<html>Please log in</html>"),
-        (200, narinfo_text() + "StorePath"),
-        (200, narinfo_text(OTHER)),
-        (200, narinfo_text(url="nar/../../etc/shadow")),
+        *((500, ""), (502, narinfo_text()), (503, ""), (429, ""), (401, ""), (400, ""), (204, "")),
+        *((200, ""), (200, "<html>Please log in</html>"), (200, narinfo_text() + "StorePath")),
+        *((200, narinfo_text(OTHER)), (200, narinfo_text(url="nar/../../etc/shadow"))),
         (200, "x" * (1024 * 1024 + 1)),
     ],
 )

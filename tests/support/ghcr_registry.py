@@ -43,11 +43,7 @@ class _Upload:
 async def receive(
     request: web.BaseRequest, record: RequestRecord, bandwidth: int | None, cut_after: int | None
 ) -> AsyncGenerator[bytes]:
-    """Yield the request's body as it comes.
-
-    Raises:
-        CutRequestError: ``cut_after`` bytes have come.
-    """
+    """Yield the request's body as it comes."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0

@@ -88,11 +88,7 @@ class Modules:
             kind: of machine: nixos, darwin or home.
             more: a further module, as Nix writes it.
             system: of the machine.
-            settings: of services.nixcache-proxy, beside ``enable``.
-
-        Raises:
-            RuntimeError: Nix refuses; with what it said.
-        """
+            settings: of services.nixcache-proxy, beside ``enable``."""
         file = self._folder / "settings.json"
         file.write_text(json.dumps({"enable": True, **settings}))
         expression = f"""import {STANDIN}/evaluate.nix {{
