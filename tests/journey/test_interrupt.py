@@ -37,6 +37,15 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, "-m", "nixcache_oci", *sys.argv[1:]])
 """
 
+# The program, whose lines come sooner than every five seconds.
+_LINES_SOON = """
+import sys
+import nixcache_oci.cli.progress as progress
+from nixcache_oci.__main__ import main
+progress.LINE_SECONDS = 0.5
+sys.exit(main())
+"""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -151,7 +160,7 @@ def test_sigterm_in_a_log(scene: Scene, case: Case) -> None:
     with HeldLine(scene.registry.host, case.held % scene.names) as line:
         words, environment = scene.prepare(case, line.host)
         with subprocess.Popen(
-            [sys.executable, "-m", "nixcache_oci", *words],
+            [sys.executable, "-c", _LINES_SOON, *words],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -105,67 +105,6 @@ def test_what_the_store_has_is_sent_again(
     assert_served(machine, nix, place, key, paths)
 
 
-def other_machine(machine: Machine, folder: Path) -> Machine:
-    """One whose store is empty, and that knows nothing of the cache yet."""
-    settings = {
-        name: value for name, value in machine.environment.items() if name.startswith(("NIXCACHE", "NIX_SIG"))
-    }
-    del settings["NIXCACHE_INDEX_DIR"]
-    nix = NixSandbox(folder / "nix", store_dir=folder / "nix-store" / "store")
-    return Machine(folder, nix, settings)
-
-
-@in_a_registry
-def test_what_nobody_has_is_unlisted(
-    machine: Machine,
-    place: tuple[dict[str, str], Path],
-    key: SecretKey,
-    nix: NixSandbox,
-    paths: list[str],
-    tmp_path: Path,
-) -> None:
-    """With all that refers to it, and nothing else; pins and roots stay; gc goes on."""
-    machine.run("push", *paths).check()
-    machine.run("pin", "create", "release", paths[-1]).check()
-    lost, *_ = blob_files(place[1])
-    lost.unlink()
-    other = other_machine(machine, tmp_path / "other")
-    done = other.run("verify", "--repair")
-    assert done.status == 0, done.stdout + done.stderr
-    assert f"unlisted {paths[-1]}: blob " in done.stdout
-    assert done.stdout.count("\nunlisted ") == 1
-    assert other.run("verify", "--content").check().stdout == ""
-    assert "release" in other.run("pin", "list").check().stdout
-    assert "large" in other.run("list", "--roots").check().stdout
-    other.run(*GC).check()
-    assert_served(machine, nix, place, key, paths[:-1])
-
-
-@in_a_layout
-def test_a_lost_table_is_named(
-    machine: Machine, place: tuple[dict[str, str], Path], paths: list[str], tmp_path: Path
-) -> None:
-    """Where a machine still has a copy it is written anew; where none has, the segment is unlisted."""
-    machine.run("push", *paths[:-1]).check()
-    machine.run("push", paths[-1]).check()
-    tables = [
-        path for path in place[1].rglob("*") if path.is_file() and path.read_bytes()[:4] == b"(\xb5/\xfd"
-    ]
-    assert tables
-    small = [path for path in tables if path.stat().st_size < 4000]
-    for path in small:
-        path.unlink()
-    assert "its table, is missing" in machine.run("verify").stdout
-    refused = other_machine(machine, tmp_path / "other").run("verify", "--repair")
-    assert (refused.status, "--force" in refused.stderr) == (1, True)
-    done = machine.run("verify", "--repair")
-    assert done.status == 0, done.stdout + done.stderr
-    another = other_machine(machine, tmp_path / "another")
-    assert another.run("verify", "--content").check().stdout == ""
-    assert len(another.run("list").check().stdout.splitlines()) == len(paths)
-    another.run(*GC).check()
-
-
 def test_a_lost_manifest(
     machine: Machine, nix: NixSandbox, place: tuple[dict[str, str], Path], key: SecretKey, paths: list[str]
 ) -> None:

@@ -185,8 +185,8 @@ async def test_an_index_that_is_none_of_ours_is_an_error(story: Story) -> None:
 
 
 async def test_a_start_from_disk_needs_no_request(story: Story) -> None:
-    """The catalog is there before the first request goes out."""
-    await publish(story.client, [store_object("one")])
+    """The catalog is there before the first request goes out, and the recorded key."""
+    await publish(story.client, [store_object("one")], keys=[SecretKey.generate("one-1")])
     first = story.make_index()
     await first.refresh(thoroughly=True)
     story.ghcr.stop()
@@ -194,6 +194,7 @@ async def test_a_start_from_disk_needs_no_request(story: Story) -> None:
     await second.start()
     assert second.state.loaded_from_disk
     assert has(second, "one")
+    assert second.state.public_key == first.state.public_key is not None
     await second.close()
     story.ghcr.start()
 

@@ -9,6 +9,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.nar_source import MOST_UNKNOWN
+from tests.support.front import let_run
 from tests.support.slow_repository import NarBench
 
 
@@ -19,19 +20,14 @@ async def bench() -> AsyncIterator[NarBench]:
     await bench.close()
 
 
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
 async def test_sizes_are_asked_for_once(bench: NarBench) -> None:
     """Sixteen clients, one of whom hangs up, cost one request; later ones cost none."""
     blob = bench.repository.add(b"blob")
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.nars.size(blob)) for _ in range(16)]
-    await settle()
+    await let_run()
     clients[0].cancel()
-    await settle()
+    await let_run()
     bench.repository.gate.set()
     assert await asyncio.gather(*clients[1:]) == [4] * 15
     assert await bench.nars.size(blob) == 4
@@ -45,7 +41,7 @@ async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: NarBench) 
     client = asyncio.create_task(bench.nars.size(blob))
     await asyncio.sleep(0)
     client.cancel()
-    await settle()
+    await let_run()
     with pytest.raises(RegistryError):
         await bench.nars.size(blob)
     bench.repository.error = None
@@ -80,7 +76,7 @@ async def test_few_unknown_digests_are_asked_for_at_once(bench: NarBench) -> Non
     blobs = [bench.repository.add(b"%d" % number) for number in range(3 * MOST_UNKNOWN)]
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.nars.size(blob)) for blob in blobs]
-    await settle()
+    await let_run()
     assert len(bench.repository.opened) == MOST_UNKNOWN
     bench.repository.gate.set()
     assert await asyncio.gather(*clients) == [len(bench.repository.blobs[blob]) for blob in blobs]
@@ -160,7 +156,7 @@ async def test_closing_ends_what_is_under_way(bench: NarBench) -> None:
     """No task is left behind."""
     bench.repository.gate.clear()
     client = asyncio.create_task(bench.nars.size(bench.repository.add(b"blob")))
-    await settle()
+    await let_run()
     await bench.nars.close()
     await asyncio.wait([client])
     assert client.cancelled()

@@ -48,9 +48,8 @@ def report_load(outcome: Outcome, size: Size) -> None:
         f"The proxy as a process, and {size.connections} clients for {size.seconds:.0f} s: slow ones, hasty"
         " ones, such as hang up, resume, pipeline, or say half a request. Meanwhile the registry and an"
         " upstream fail at random, a publisher adds segments, and gc and the registry's own collector take"
-        f" what no root reaches. Faults that were ordered: {faults} (`unmet` met no request). CPU, of one"
-        f" core: proxy {outcome.proxy_cpu_share:.2f}, load generator {outcome.reports[-1].cpu_share:.2f},"
-        f" registry and upstream {outcome.far_side_cpu_share:.2f}. Seed: {outcome.seed}."
+        f" what no root reaches. Faults that were ordered: {faults} (`unmet` met no request). Seed:"
+        f" {outcome.seed}."
     )
     cells = [
         Cell(each.what, each.times, each.seen if each.holds else f"{FAILED}: {each.seen}")
