@@ -77,6 +77,6 @@ def _flags(verb: str, values: Values, *, with_environment: bool) -> list[str]:
 @cache
 def _taken(verb: str) -> frozenset[str]:
     """Find the flags that a verb has, by its own description."""
-    described = argparse.ArgumentParser(prog=PROGRAM).add_subparsers()
-    load_verb(verb).add_parser(described)
-    return frozenset(_FLAG.findall(described.choices[verb].format_usage()))
+    parser = argparse.ArgumentParser(prog=PROGRAM)
+    load_verb(verb).add_arguments(parser)
+    return frozenset(_FLAG.findall(parser.format_usage()))

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from yarl import URL
 
-from nixcache_oci.cli.interrupt import Interrupted, handling_signals
+from nixcache_oci.cli.interrupt import Interrupted, handling_signals, if_interrupted
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
@@ -22,7 +23,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.proxy.open_files import allow_many_files
 from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
 from nixcache_oci.settings.values import Values, unknown_variables
-from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL
+from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL, REPOSITORY_VARIABLES
 
 try:
     import uvloop
@@ -41,20 +42,22 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def run_async(main: Coroutine[object, object, T]) -> T:
+def run_async(main: Coroutine[object, object, T], holds: str = "") -> T:
     """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
 
     Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
+    A signal that ends it leaves no program that was started, and no file that was staged.
 
-    A signal that ends it leaves no program that was started, and no file that was staged. A coroutine may
-    handle signals in a way of its own.
+    Args:
+        main: may handle signals in its own way.
+        holds: what holds after an interruption, and how to go on.
 
     Raises:
         Interrupted: a signal ended it.
     """
     allow_many_files()
     numbers: list[int] = []
-    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+    with if_interrupted(holds), asyncio.Runner(loop_factory=_loop_factory) as runner:
         loop = runner.get_loop()
         task = loop.create_task(main)
 
@@ -90,14 +93,9 @@ def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
 
 
 def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Remover:
-    """Open what removes manifests from the repository that the settings name; whoever opens it closes it.
+    """Open what removes manifests from a repository, with credentials out of the environment.
 
-    It has connections and tokens of its own: deleting is another right than pushing, and at GitHub another
-    service.
-
-    Args:
-        config: where the repository lies.
-        environment: where credentials are looked up.
+    It has its own connections and tokens: deleting is a right of its own, and at GitHub another service.
 
     Raises:
         UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
@@ -121,12 +119,7 @@ def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Re
 def open_repository(
     config: RepositoryConfig, environment: Mapping[str, str], *, push: bool = False
 ) -> Repository:
-    """Open the repository that the settings name; whoever opens it closes it.
-
-    Args:
-        config: where it lies.
-        environment: where credentials are looked up.
-        push: whether the credentials must allow writing.
+    """Open a repository, with credentials out of the environment; to push, they must allow writing.
 
     Raises:
         UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
@@ -140,3 +133,15 @@ def open_repository(
             credentials = Keyring(reference.host, reference.repository, environment)
             patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
             return Registry(reference, credentials, push=push, patience=patience)
+
+
+@asynccontextmanager
+async def opened(
+    config: RepositoryConfig, values: Values, *, push: bool = False
+) -> AsyncIterator[Repository]:
+    """Open a repository for as long as the block runs; see ``open_repository``."""
+    repository = open_repository(config, values.merged_environment(REPOSITORY_VARIABLES), push=push)
+    try:
+        yield repository
+    finally:
+        await repository.close()

@@ -1,18 +1,15 @@
 """The verb ``gc``: forgets what no root reaches, in steps that lose nothing."""
 
 import argparse
-from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
-from nixcache_oci.cli.columns import print_table
-from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json
+from nixcache_oci.cli.compose import open_remover, opened, run_async, set_up_quiet_logging
+from nixcache_oci.cli.console import complain, say, say_json, say_table
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
@@ -45,16 +42,14 @@ _MEANINGS = {
 }
 
 
-def add_parser(subparsers: SubParsers) -> None:
+DESCRIPTION = (
+    "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
+    "the grace, and is deleted by the run after that; nothing is ever built."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "gc",
-        description=(
-            "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
-            "the grace, and is deleted by the run after that; nothing is ever built."
-        ),
-        allow_abbrev=False,
-    )
     for flag, default, text in (
         ("--retention-days", 30, "how long a root counts after a later publish superseded it"),
         ("--scope-ttl", 90, "days that a scope counts after its last publish; 0 for ever"),
@@ -74,10 +69,10 @@ def add_parser(subparsers: SubParsers) -> None:
     add_flags(parser, _VARIABLES)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Collect."""
-    set_up_quiet_logging(Values(environment, arguments))
-    values = Values(environment, arguments)
+    set_up_quiet_logging(values)
+    arguments = values.flags
     location = repository_config(values)
     options = GcOptions(
         retention=timedelta(days=arguments.retention_days),
@@ -88,25 +83,16 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         max_blob_bytes=max_blob_bytes(values, location),
         public_keys=values.get(variables.PUBLIC_KEYS),
     )
-    source = repository_source(location, values)
-    merged = values.merged_environment(variables.REPOSITORY_VARIABLES)
-    with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
-        return run_async(_collect(arguments, options, location, source, merged))
+    return run_async(_collect(values, options, location), "" if arguments.dry_run else _IF_INTERRUPTED)
 
 
-async def _collect(
-    arguments: argparse.Namespace,
-    options: GcOptions,
-    location: RepositoryConfig,
-    source: str | None,
-    environment: Mapping[str, str],
-) -> int:
+async def _collect(values: Values, options: GcOptions, location: RepositoryConfig) -> int:
+    arguments = values.flags
+    actions = GithubActions.from_environment(values.environment)
     async with AsyncExitStack() as stack:
-        repository = open_repository(location, environment, push=not arguments.dry_run)
-        stack.push_async_callback(repository.close)
-        remover = open_remover(location, environment)
+        repository = await stack.enter_async_context(opened(location, values, push=not arguments.dry_run))
+        remover = open_remover(location, values.merged_environment(variables.REPOSITORY_VARIABLES))
         stack.push_async_callback(remover.close)
-        actions = GithubActions.from_environment(environment)
         progress = stack.enter_context(showing(actions, is_quiet=arguments.quiet))
         prepared = await prepare_gc(repository, remover, options, progress=progress)
         # Of a dry run, the plan is the result.
@@ -115,20 +101,26 @@ async def _collect(
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
-                repository, remover, prepared, force=arguments.force, source=source, progress=progress
+                repository,
+                remover,
+                prepared,
+                force=arguments.force,
+                source=repository_source(location, values),
+                progress=progress,
             )
     if arguments.json:
         say_json(_to_json(prepared.plan, collected))
     elif collected is not None:
         _print_result(collected)
-    _append_summary(environment, prepared.plan, is_dry_run=arguments.dry_run)
+    if actions is not None:
+        actions.append_summary(_summary(prepared.plan, is_dry_run=arguments.dry_run))
     return FAILED if collected is not None and collected.refused else DONE
 
 
 def _print_plan(plan: GcPlan, name: str) -> None:
     say(f"{name}: {counted(plan.roots, 'root or pin', 'roots or pins')}")
     rows = [row for row in plan.rows() if row.segments]
-    print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
+    say_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
     for refusal in plan.refusals:
         say(f"wants --force: {refusal}")
 
@@ -164,15 +156,10 @@ def _cells(row: PlanRow) -> tuple[str, str, str, str]:
     return row.action, counted(row.segments, "segment"), counted(row.paths, "path"), format_size(row.size)
 
 
-def _append_summary(environment: Mapping[str, str], plan: GcPlan, *, is_dry_run: bool) -> None:
-    actions = GithubActions.from_environment(environment)
-    if actions is None:
-        return
+def _summary(plan: GcPlan, *, is_dry_run: bool) -> str:
     head = "## gc, a dry run" if is_dry_run else "## gc"
     rows = [f"| {' | '.join(_cells(row))} |" for row in plan.rows() if row.segments]
-    actions.append_summary(
-        "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])
-    )
+    return "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])
 
 
 def _parse_number(text: str) -> int:

@@ -7,7 +7,7 @@ With ``--json``, one object a line inside one object: ``{"paths": [...]}``, or `
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from nixcache_oci.cache.inventory import Listed, Root
@@ -21,36 +21,33 @@ from nixcache_oci.cli.cache_view import (
     read_keepers,
     warn,
 )
-from nixcache_oci.cli.columns import print_table
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say_json_text
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.console import complain, say_json_text, say_table
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.settings.values import Values
 from nixcache_oci.wording import counted, format_size
 
 JsonObject = dict[str, object]
 
 
-def add_parser(subparsers: SubParsers) -> None:
+DESCRIPTION = (
+    "List the store paths of a cache: size, compressed size, when published, and whether gc has "
+    "condemned it. Or list the roots and pins that keep them."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "list",
-        description=(
-            "List the store paths of a cache: size, compressed size, when published, and whether gc has "
-            "condemned it. Or list the roots and pins that keep them."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--roots", action="store_true", help="list roots and pins instead")
     add_view_flags(parser)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """List."""
-    set_up_quiet_logging(Values(environment, arguments))
-    view = run_async(read_cache(arguments, environment))
-    show = _show_keepers if arguments.roots else _show_paths
-    is_whole = show(view, is_json=arguments.json)
+    set_up_quiet_logging(values)
+    view = run_async(read_cache(values))
+    show = _show_keepers if values.flags.roots else _show_paths
+    is_whole = show(view, is_json=values.flags.json)
     return DONE if is_whole and view.is_whole else FAILED
 
 
@@ -136,7 +133,7 @@ def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
         )
         for listed in paths
     ]
-    print_table(rows)
+    say_table(rows)
     size = sum(listed.nar_size for listed in paths)
     packed = sum(listed.file_size or 0 for listed in paths)
     segments = len(view.inventory.tables.listing.tables)
@@ -154,7 +151,7 @@ def _print_keepers(view: CacheView, keepers: Keepers) -> None:
         rows += [(root.scope, root.name, time_json(root.built) or "-", path, note) for path in paths]
     for pin in keepers.pins:
         rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep_text}"))
-    print_table(rows)
+    say_table(rows)
     complain(f"{view.name}: {counted(len(keepers.roots), 'root')}, {counted(len(keepers.pins), 'pin')}")
 
 

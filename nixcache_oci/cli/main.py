@@ -16,10 +16,8 @@ from typing import Final, NoReturn, cast
 
 from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.interrupt import Interrupted, handling_signals
-from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
-from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
-from nixcache_oci.cli.verbosity import settle_verbosity
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Parser, Verb, settle_verbosity
 from nixcache_oci.clients.local_store.own_environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
@@ -94,7 +92,7 @@ def _interrupt(number: int) -> NoReturn:
 
 
 def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> int:
-    """Run a command; the environment is None for that of a process which is all ours."""
+    """Run a command; without an environment, in that of this process, which is all ours."""
     try:
         if environment is None:
             environment = hide_environment(os.environ) if _find_verb(argv) in _BUILDING else os.environ
@@ -121,6 +119,8 @@ def _tell(error: OSError) -> str:
 
 
 def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    from nixcache_oci.settings.values import Values  # noqa: PLC0415 -- a start without a verb needs none
+
     name = _find_verb(argv)
     verb = load_verb(name) if name in VERBS else None
     try:
@@ -131,7 +131,7 @@ def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int
     if verb is None:
         raise AssertionError("argparse requires a verb, and takes none but ours")
     settle_verbosity(arguments, environment, logs_by_itself=name == "proxy")
-    return verb.run(arguments, environment)
+    return verb.run(Values(environment, arguments))
 
 
 def _find_verb(argv: Sequence[str]) -> str:
@@ -152,31 +152,15 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="A Nix binary cache that is kept in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version, and exit")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
-        if name in verbs:
-            verbs[name].add_parser(_Summarized(subparsers, summary))
+        if verb := verbs.get(name):
+            verb.add_arguments(subparsers.add_parser(name, help=summary, description=verb.DESCRIPTION))
         else:
             subparsers.add_parser(name, help=summary, add_help=False)  # never used: flags would cost time
     return parser
-
-
-class _Summarized:
-    """Where a verb adds its parser, which gets the verb's summary as well."""
-
-    def __init__(self, subparsers: "argparse._SubParsersAction[Parser]", summary: str) -> None:
-        self._subparsers = subparsers
-        self._summary = summary
-
-    def add_parser(
-        self, name: str, *, description: str = "", allow_abbrev: bool = False
-    ) -> argparse.ArgumentParser:
-        return self._subparsers.add_parser(
-            name, help=self._summary, description=description, allow_abbrev=allow_abbrev
-        )
 
 
 def _fail(error: str, status: int) -> int:

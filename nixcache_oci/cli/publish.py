@@ -1,8 +1,7 @@
 """The verb ``publish``: builds what a flake, or a Nix file, has to offer, and publishes what was built."""
 
 import argparse
-import time
-from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +9,17 @@ from typing import Final
 
 from nixcache_oci.cache.record import PublishRecord, is_root_name
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import open_repository, set_up_quiet_logging
+from nixcache_oci.cli.compose import opened, set_up_quiet_logging
 from nixcache_oci.cli.console import complain
-from nixcache_oci.cli.publish_summary import OutputRow
+from nixcache_oci.cli.publish_report import OutputRow, PublishReport, describe_plan
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
     check_strict,
-    opened,
-    print_dry_run,
     publish_settings,
     publishing,
-    report,
-    report_json,
     run_publisher,
-    show_plan,
 )
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.build import build
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.nix_program import Nix
@@ -59,7 +52,6 @@ class Request:
         systems: what it is built for; empty for what this machine builds.
         with_checks: whether checks count, too.
         accept_flake_config: whether the settings that the flake brings with it are obeyed.
-        scope: what later publishes of the same scope supersede; None for the usual.
         is_build_only: whether a cache that cannot be read is no failure.
     """
 
@@ -69,19 +61,12 @@ class Request:
     systems: tuple[str, ...]
     with_checks: bool
     accept_flake_config: bool
-    scope: str | None
     is_build_only: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What there is to publish, and what there is not.
-
-    Attributes:
-        paths: store paths of each output, by its attribute.
-        failed: why each of the others is not there.
-        is_partial: whether there may be outputs that are in neither.
-    """
+    """What there is to publish, and what failed and why, by attribute; if partial, more may exist."""
 
     paths: dict[str, tuple[StorePath, ...]]
     failed: dict[str, str]
@@ -89,12 +74,12 @@ class Built:
 
     @property
     def rows(self) -> list[OutputRow]:
-        """What the summary tells of each output."""
+        """What the report says of each output."""
         good = [OutputRow(attr, tuple(map(str, paths))) for attr, paths in self.paths.items()]
         return [*good, *(OutputRow(attr, (), reason) for attr, reason in self.failed.items())]
 
     def record(self, scope: str, run: str) -> PublishRecord:
-        """Say which roots there are.
+        """Make the record of the roots.
 
         Raises:
             UsageError: a name that a record cannot hold.
@@ -108,18 +93,16 @@ class Built:
             raise UsageError(f"--scope: {error}") from None
 
 
-def add_parser(subparsers: SubParsers) -> None:
+DESCRIPTION = (
+    "Build the outputs of a flake with the cache as a further substituter, and publish what was "
+    "built: packages, devShells, nixosConfigurations, homeConfigurations and darwinConfigurations. "
+    "What cannot be built, and what is for systems that are not built here, is named, and does not "
+    "keep the rest from being published."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "publish",
-        description=(
-            "Build the outputs of a flake with the cache as a further substituter, and publish what was "
-            "built: packages, devShells, nixosConfigurations, homeConfigurations and darwinConfigurations. "
-            "What cannot be built, and what is for systems that are not built here, is named, and does not "
-            "keep the rest from being published."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument(
         "flake", nargs="?", metavar="FLAKE", help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]"
     )
@@ -156,10 +139,10 @@ def add_parser(subparsers: SubParsers) -> None:
     add_publish_flags(parser, variables.PUBLIC_KEYS)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Build and publish."""
-    set_up_quiet_logging(Values(environment, arguments))
-    values = Values(environment, arguments)
+    set_up_quiet_logging(values)
+    arguments = values.flags
     if arguments.file is not None and arguments.flake is not None:
         raise UsageError(f"publish: either the flake {arguments.flake} or --file, not both")
     if arguments.file is not None and len(arguments.system) > 1:
@@ -171,13 +154,12 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         systems=tuple(arguments.system),
         with_checks=arguments.checks,
         accept_flake_config=arguments.accept_flake_config,
-        scope=arguments.scope,
         is_build_only=arguments.build_only,
     )
     if request.is_build_only:
         arguments.dry_run = True
     proxy = replace(proxy_config(values), listen="127.0.0.1", port=0, upstreams=())
-    settings = publish_settings(arguments, environment)
+    settings = publish_settings(values)
     return run_publisher(_publish(settings, proxy, request), settings.actions)
 
 
@@ -193,16 +175,16 @@ def _default_flake(values: Values) -> str:
 
 
 async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Request) -> int:
-    began = time.monotonic()
     # Settings that a flake brings with it may name programs: not for code that may not push, whatever is set.
     refused = [("accept-flake-config", "false")] if request.is_build_only else []
     nix = settings.nix(refused)
     systems = await read_systems(nix, request.systems)
-    async with opened(settings) as repository:
+    async with settings.opened() as repository:
         async with _substituting(settings, proxy) as options:
             built = await _build(settings, [*refused, *options], request, systems)
         check_strict(settings, [f"{attr}: {reason}" for attr, reason in built.failed.items()])
-        record = built.record(request.scope or _usual_scope(settings, systems), settings.run)
+        record = built.record(settings.flags.scope or _usual_scope(settings, systems), settings.run)
+        report = PublishReport(settings, repository.name, None, outputs=built.rows)
         with settings.progress as progress:
             async with publishing(settings, repository, nix, progress) as publisher:
                 try:
@@ -211,48 +193,42 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                     if not request.is_build_only:
                         raise
                     progress.warn(f"the cache cannot be read, so what would be pushed is not known: {error}")
-                    report_json(settings, repository, None, outputs=built.rows)
-                    return FAILED if built.failed else DONE
-                progress.note(show_plan(plan, repository))
-                if settings.is_dry_run:
+                    return report.finish()
+                report.plan = plan
+                progress.note(describe_plan(plan, repository.name))
+                if settings.flags.dry_run:
                     if not request.is_build_only:  # which is never given a key
                         publisher.warn_of_doubts(plan)
-                    print_dry_run(settings, plan)
-                    report_json(settings, repository, plan, outputs=built.rows)
-                    return FAILED if built.failed else DONE
-                published = await publisher.publish(plan, [record])
-        report(settings, repository, plan, published, time.monotonic() - began, built.rows)
-    return FAILED if built.failed or published.failed else DONE
+                    return report.finish()
+                report.published = await publisher.publish(plan, [record])
+        return report.finish()
 
 
 @asynccontextmanager
 async def _substituting(
     settings: PublishSettings, config: ProxyConfig
 ) -> AsyncIterator[list[tuple[str, str]]]:
-    """Serve the cache to Nix; gives the options that tell Nix of it, and nothing else does.
-
-    Only keys that were configured are trusted: without any, Nix would refuse what the cache offers.
-    """
+    """Serve the cache to Nix, and give the options for it; only configured keys are trusted."""
     own = [key.public_key for key in settings.options.keys]
     keys = {key.name: key for key in (*own, *config.public_keys)}
     if not keys:
         wants = ", and unsigned paths are not published (--allow-unsigned)"
         complain(
             "no key is configured, so the cache is not used for building"
-            f"{'' if settings.options.allow_unsigned or settings.is_dry_run else wants}; "
+            f"{'' if settings.options.allow_unsigned or settings.flags.dry_run else wants}; "
             "see nixcache-oci keygen"
         )
         yield []
         return
-    repository = open_repository(settings.location, settings.environment)
-    try:
-        async with serving(replace(config, public_keys=tuple(keys.values())), repository) as addresses:
-            yield [
-                ("extra-substituters", addresses[0]),
-                ("extra-trusted-public-keys", " ".join(map(str, keys.values()))),
-            ]
-    finally:
-        await repository.close()
+    config = replace(config, public_keys=tuple(keys.values()))
+    async with (
+        opened(settings.location, settings.values) as repository,
+        serving(config, repository) as addresses,
+    ):
+        yield [
+            ("extra-substituters", addresses[0]),
+            ("extra-trusted-public-keys", " ".join(map(str, keys.values()))),
+        ]
 
 
 async def _build(
@@ -292,14 +268,14 @@ async def _evaluate(nix: Nix, request: Request, systems: Systems) -> Evaluation:
 
 
 def find_unusable(evaluation: Evaluation) -> dict[str, str]:
-    """Tell, by attribute, why something is not even built."""
+    """Find, by attribute, what cannot be built, and why."""
     unnameable = (output.attr for output in evaluation.outputs if not is_root_name(output.attr))
     failed = dict.fromkeys(unnameable, "not built: no record can hold this name")
     return failed | {one.attr: f"cannot be evaluated: {one.reason}" for one in evaluation.failures}
 
 
 def _report(settings: PublishSettings, found: Mapping[str, str], *, is_failure: bool = True) -> None:
-    """Say of each output why it is not built, in one line."""
+    """Report, in a line for each output, why it is not built."""
     lines = [f"{attr}: {reason}" for attr, reason in found.items()]
     if len(lines) > MOST_REASONS:
         lines[MOST_REASONS:] = [f"and {counted(len(lines) - MOST_REASONS, 'more output')}"]

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
 from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
 from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.interrupt import if_interrupted
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
 from nixcache_oci.clients.rooted_path import RootedPath
@@ -32,18 +32,16 @@ _MOST_KEY_CHARACTERS: Final = 200  # name and base 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
 
 
-def add_parser(subparsers: SubParsers) -> None:
+DESCRIPTION = (
+    "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
+    "With --apply they are added to the file, with a backup; its other lines are left alone. A key "
+    "that is not configured is printed as a comment, and written only after a confirmation on a "
+    "terminal: any user of this machine may listen where the proxy should."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "use",
-        description=(
-            "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
-            "With --apply they are added to the file, with a backup; its other lines are left alone. A key "
-            "that is not configured is printed as a comment, and written only after a confirmation on a "
-            "terminal: any user of this machine may listen where the proxy should."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--apply", action="store_true", help="add what is missing to nix.conf")
     parser.add_argument(
         "--file",
@@ -64,12 +62,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _NamedKeys:
-    """Keys that somebody names whom nobody checked.
-
-    Attributes:
-        keys: ``name:base64``, printable ASCII.
-        source: who names them, for people.
-    """
+    """Keys, printable ASCII, and the unchecked source that names them."""
 
     keys: tuple[str, ...]
     source: str
@@ -78,9 +71,9 @@ class _NamedKeys:
         return f"{self.source} names {' '.join(self.keys)}"
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Show the lines, or write them."""
-    values = Values(environment, arguments)
+    arguments, environment = values.flags, values.environment
     set_up_quiet_logging(values)
     url = find_proxy_url(values)
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
@@ -89,7 +82,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         run_async(_warn_of_other_keys(url, configured))
         named = None
     else:
-        named = run_async(_find_named_keys(url, arguments, environment))
+        named = run_async(_find_named_keys(url, values))
     if not arguments.apply:
         lines = Substituter(url, configured).lines() if named is None else _unverified_lines(url, named)
         say(*lines)
@@ -109,10 +102,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 
 
 def find_proxy_url(values: Values) -> str:
-    """Tell where the proxy of this machine answers.
+    """Return the address of this machine's proxy.
 
     Raises:
-        UsageError: the settings do not tell.
+        UsageError: the settings do not fix its port.
     """
     port, listen = values.get(variables.PORT), values.get(variables.LISTEN)
     if port == 0:
@@ -125,7 +118,7 @@ def find_proxy_url(values: Values) -> str:
 
 
 def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
-    """Tell which nix.conf is meant: the machine's for root, else the user's own.
+    """Find the nix.conf that is meant: the machine's for root, else the user's own.
 
     Raises:
         UsageError: this user has no home folder.
@@ -197,7 +190,7 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
 
 
 def _back_up(path: Path) -> Path:
-    """Give the file a second name, under which it stays when the first is replaced; no old backup's."""
+    """Link the file to a new name, so that replacing it keeps the old content."""
     time = format_tag_time(now())
     for number in range(_MOST_BACKUPS):
         backup = path.with_name(f"{path.name}.backup-{time}" + (f"-{number}" if number else ""))
@@ -210,7 +203,7 @@ def _back_up(path: Path) -> Path:
 
 
 async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
-    """Say where the proxy hands out keys that are not configured; those are never written."""
+    """Warn where the proxy hands out keys that are not configured; those are never written."""
     try:
         async with ProxyClient(url) as proxy:
             found = await proxy.public_keys()
@@ -224,10 +217,8 @@ async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
         )
 
 
-async def _find_named_keys(
-    url: str, arguments: argparse.Namespace, environment: Mapping[str, str]
-) -> _NamedKeys:
-    """Ask the proxy for the cache's keys, else the cache itself. Neither proves that they are the owner's.
+async def _find_named_keys(url: str, values: Values) -> _NamedKeys:
+    """Ask the proxy for the cache's keys, else the cache; neither proves that they are the owner's.
 
     Raises:
         Error: there is none, or none that a person could compare.
@@ -240,7 +231,7 @@ async def _find_named_keys(
         warn(f"the proxy does not answer ({error}): asking the cache itself")
         found = ()
     if not found:
-        view = await read_cache(arguments, environment)
+        view = await read_cache(values)
         found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
     remedy = f"set {variables.PUBLIC_KEYS.name} to the key that the cache's owner published"
@@ -258,13 +249,13 @@ async def _find_named_keys(
 
 
 def _can_be_compared(key: PublicKey) -> bool:
-    """Tell whether a person sees of a key all that there is: no look-alike letters, nothing out of sight."""
+    """Tell whether a person can compare a key by eye: it is short, and has no look-alike letters."""
     text = str(key)
     return len(text) <= _MOST_KEY_CHARACTERS and text.isascii() and text.isprintable()
 
 
 def _clip(text: str) -> str:
-    """Show a stranger's text: all of it printable, and no look-alike letter as what it looks like."""
+    """Show a stranger's text in printable ASCII, cut to a bounded length."""
     return ascii(text[:_MOST_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MOST_KEY_CHARACTERS else "")
 
 
@@ -284,7 +275,7 @@ def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
     """Show the keys, and ask whether Nix is to trust them.
 
     Raises:
-        Error: nobody said yes.
+        Error: the answer is not yes, or there is no terminal to ask on.
     """
     remedy = (
         "nothing was written. Compare that with the key that the cache's owner published, and give the "

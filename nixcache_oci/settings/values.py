@@ -6,7 +6,7 @@ another type.
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -61,11 +61,11 @@ class Values:
     """What the user set: the environment and the flags of one command.
 
     Attributes:
-        environment: of the process.
+        environment: of the process, which a verb may change.
         flags: parsed arguments; each flag's destination is its variable's name.
     """
 
-    environment: Mapping[str, str]
+    environment: MutableMapping[str, str]
     flags: argparse.Namespace
 
     def is_given(self, variable: Variable[object]) -> bool:
