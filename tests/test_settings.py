@@ -13,15 +13,14 @@ from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import variables
+from nixcache_oci.settings.file_config import MAX_UPSTREAM_FILE_BYTES, signing_keys, upstream_urls
 from nixcache_oci.settings.proxy_config import proxy_config, trusted_keys
-from nixcache_oci.settings.publish_config import signing_keys
 from nixcache_oci.settings.repository_config import (
     LayoutLocation,
     RegistryLocation,
     repository_config,
     repository_source,
 )
-from nixcache_oci.settings.upstream_config import MAX_FILE_BYTES, upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()
@@ -174,7 +173,7 @@ def test_upstreams_of_a_file(tmp_path: Path) -> None:
         ("https://a https://user:hunter2@b\n", "line 1: expected"),
         ("ftp://user:hunter2@b", "line 1: expected"),
         (b"https://user:hunter2@\xff", "not UTF-8 text"),
-        ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_FILE_BYTES} bytes"),
+        ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_UPSTREAM_FILE_BYTES} bytes"),
     ],
 )
 def test_a_file_of_upstreams_is_never_repeated(tmp_path: Path, content: str | bytes, reason: str) -> None:

@@ -19,8 +19,7 @@ from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.maintenance.pins import count_pins
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.repository_config import repository_config
+from nixcache_oci.settings.repository_config import index_dir, repository_config
 from nixcache_oci.settings.values import Values, add_flags
 
 VARIABLES: Final = (

@@ -38,10 +38,13 @@ from nixcache_oci.maintenance.checks import key_match, nix_use, remote, running_
 from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import signing_keys
-from nixcache_oci.settings.repository_config import LayoutLocation, RepositoryConfig, repository_config
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import signing_keys, upstream_urls
+from nixcache_oci.settings.repository_config import (
+    LayoutLocation,
+    RepositoryConfig,
+    index_dir,
+    repository_config,
+)
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 from nixcache_oci.wording import counted
 

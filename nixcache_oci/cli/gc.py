@@ -13,8 +13,12 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish_config import max_blob_bytes
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.repository_config import (
+    RepositoryConfig,
+    max_blob_bytes,
+    repository_config,
+    repository_source,
+)
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 

@@ -18,8 +18,7 @@ from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish_config import max_blob_bytes
-from nixcache_oci.settings.repository_config import repository_config, repository_source
+from nixcache_oci.settings.repository_config import max_blob_bytes, repository_config, repository_source
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 

@@ -37,10 +37,14 @@ from nixcache_oci.publisher.contents import ContentsReader
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import signing_keys, upstream_urls
+from nixcache_oci.settings.repository_config import (
+    RepositoryConfig,
+    index_dir,
+    max_blob_bytes,
+    repository_config,
+    repository_source,
+)
 from nixcache_oci.settings.values import Values, Variable, add_flags
 
 VARIABLES: Final = (
@@ -164,6 +168,16 @@ class PublishSettings:
     def opened(self) -> AbstractAsyncContextManager[Repository]:
         """Open the repository, for pushing unless this is a dry run."""
         return opened(self.location, self.values, push=not self.flags.dry_run)
+
+
+def nix_environment(values: Values) -> dict[str, str]:
+    """Return the environment that Nix's own is chosen from; ``--pass-env`` counts like its variable.
+
+    Raises:
+        UsageError: it names a variable that must not be passed on.
+    """
+    values.get(variables.PASS_ENV)
+    return values.merged_environment((variables.PASS_ENV,))
 
 
 def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:

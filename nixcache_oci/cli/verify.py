@@ -16,7 +16,7 @@ from nixcache_oci.cli.compose import open_remover, opened, run_async, set_up_qui
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line
+from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line, nix_environment
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
@@ -32,10 +32,14 @@ from nixcache_oci.publisher.compression import Compression, NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import signing_keys, upstream_urls
+from nixcache_oci.settings.repository_config import (
+    RepositoryConfig,
+    index_dir,
+    max_blob_bytes,
+    repository_config,
+    repository_source,
+)
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
