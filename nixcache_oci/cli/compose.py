@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, TypeVar
 
 from yarl import URL
@@ -20,8 +21,9 @@ from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.open_files import allow_many_files
-from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RepositoryConfig
 from nixcache_oci.settings.values import Values, unknown_variables
 from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL, REPOSITORY_VARIABLES
 
@@ -98,41 +100,37 @@ def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Re
     It has its own connections and tokens: deleting is a right of its own, and at GitHub another service.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
-            that cannot be used.
+        UsageError: credentials cannot be read, or an HTTP proxy that the environment names cannot be used.
     """
-    match config:
-        case LayoutLocation(path):
-            return LayoutRemover(path)
-        case RegistryLocation(reference):
-            check_proxies([URL(reference.base_url)])
-            credentials = Keyring(reference.host, reference.repository, environment)
-            api_url = find_api_url(reference.host, environment)
-            if api_url is not None:
-                check_proxies([URL(api_url)])
-                return GithubPackages(api_url, reference, credentials, patience=_PUSH_PATIENCE_SECONDS)
-            return RegistryRemover(
-                Registry(reference, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
-            )
+    if isinstance(config, Path):
+        return LayoutRemover(config)
+    credentials = _find_credentials(config, environment)
+    api_url = find_api_url(config.host, environment)
+    if api_url is not None:
+        check_proxies([URL(api_url)])
+        return GithubPackages(api_url, config, credentials, patience=_PUSH_PATIENCE_SECONDS)
+    registry = Registry(config, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
+    return RegistryRemover(registry)
 
 
 def open_repository(
     config: RepositoryConfig, environment: Mapping[str, str], *, push: bool = False
 ) -> Repository:
-    """Open a repository, with credentials out of the environment; to push, they must allow writing.
+    """Open a repository, with credentials out of the environment, which must allow writing to push.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
-            that cannot be used.
+        UsageError: credentials cannot be read, or an HTTP proxy that the environment names cannot be used.
     """
-    match config:
-        case LayoutLocation(path):
-            return Layout(path)
-        case RegistryLocation(reference):
-            check_proxies([URL(reference.base_url)])
-            credentials = Keyring(reference.host, reference.repository, environment)
-            patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
-            return Registry(reference, credentials, push=push, patience=patience)
+    if isinstance(config, Path):
+        return Layout(config)
+    credentials = _find_credentials(config, environment)
+    patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
+    return Registry(config, credentials, push=push, patience=patience)
+
+
+def _find_credentials(reference: RegistryReference, environment: Mapping[str, str]) -> Keyring:
+    check_proxies([URL(reference.base_url)])
+    return Keyring(reference.host, reference.repository, environment)
 
 
 @asynccontextmanager

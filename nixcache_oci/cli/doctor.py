@@ -40,7 +40,6 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys, upstream_urls
 from nixcache_oci.settings.repository_config import (
-    LayoutLocation,
     RepositoryConfig,
     index_dir,
     repository_config,
@@ -215,13 +214,11 @@ class _Doctor:
             checks = (remote.NAME, remote.REGISTRY, remote.CLOCK, remote.TOKEN, *reads)
             return skipped(checks, "the settings name no repository")
         environment = self.values.merged_environment(variables.REPOSITORY_VARIABLES)
-        if isinstance(location, LayoutLocation):
-            findings = [_check_layout(location.path, is_publisher=self.roles.is_publisher)]
+        if isinstance(location, Path):
+            findings = [_check_layout(location, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
         else:
-            access = await remote.check_registry(
-                location.reference, environment, is_publisher=self.roles.is_publisher
-            )
+            access = await remote.check_registry(location, environment, is_publisher=self.roles.is_publisher)
             findings, is_readable = access.findings, access.is_readable
         if not is_readable:
             return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")]
@@ -275,10 +272,12 @@ class _Doctor:
             is_free_port = _try_get(self.values, variables.PORT, None) == 0
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
             return [*named, *skipped(rest, "the proxy's address is not known")]
-        name = None if location is None else _name(location)
+        name = f"oci:{location}" if isinstance(location, Path) else str(location)
         is_chosen = self.values.is_given(variables.REPO) or self.values.is_given(variables.REGISTRY)
         store_dir = _try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
-        found = await running_proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
+        found = await running_proxy.check_proxy(
+            url, name if location else None, store_dir, is_chosen=is_chosen
+        )
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
         names = found.public_keys or [str(key) for key in self.recorded or ()]
@@ -357,7 +356,3 @@ def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
         for path in paths
         if path is not None and path.is_file() and path.stat().st_mode & 0o077
     ]
-
-
-def _name(location: RepositoryConfig) -> str:
-    return f"oci:{location.path}" if isinstance(location, LayoutLocation) else str(location.reference)

@@ -47,16 +47,16 @@ def run(values: Values) -> int:
     keepers = read_keepers(view)
     tables = view.inventory.tables
     look = Look(tables.catalog(configured), configured or tables.recorded_keys, keepers)
-    found = find_all(view, keepers.roots, asked)
-    infos = [look.at(variants) for variants in found.paths]
+    found, left_out = find_all(view, keepers.roots, asked)
+    infos = [look.at(variants) for variants in found]
     if values.flags.json:
-        say_json({"paths": [info.to_json() for info in infos], "failed": failed_json(found.left_out)})
+        say_json({"paths": [info.to_json() for info in infos], "failed": failed_json(left_out)})
     elif asked.nothing is not None:
         say(asked.nothing)
     else:
         texts = [info.to_lines() for info in infos]
         say(*texts[0], *(line for text in texts[1:] for line in ("", *text)))
-    return DONE if view.is_whole and keepers.is_whole and not found.left_out else FAILED
+    return DONE if view.is_whole and keepers.is_whole and not left_out else FAILED
 
 
 @dataclass(frozen=True, slots=True)

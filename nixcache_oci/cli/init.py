@@ -104,14 +104,9 @@ def run(values: Values) -> int:
         say(f"unchanged: {folder / name}")
     _warn_of_place(folder)
     if not arguments.dry_run:
-        situation = Situation(
-            folder=folder,
-            choices=choices,
-            checkout=checkout,
-            github=github,
-            ignores_keys=_ignores_secret_keys(folder / IGNORED),
-            program=own_program(environment),
-        )
+        ignores_keys = _ignores_secret_keys(folder / IGNORED)
+        program = own_program(environment)
+        situation = Situation(folder, choices, checkout, github, ignores_keys, program)
         say(*say_next_steps(situation).splitlines())
     return DONE
 

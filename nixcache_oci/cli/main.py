@@ -45,23 +45,20 @@ VERBS: Final = {
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }
 
-# Whose work is not what they print.
+# Their output is not their result.
 _SERVING: Final = frozenset({"proxy", "demo"})
 
-# They run beside builds, which may read the environment that this process was started with.
+# Builds beside them may read the environment that this process was started with.
 _BUILDING: Final = frozenset({"publish", "push"})
 
 PIPE_CLOSED: Final = 141
-"""As a shell reports a program that SIGPIPE ended."""
+"""As shells report a program that SIGPIPE ended."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: arguments without the program's name; those of the process where None.
+    """Run one command, by default that of this process.
 
     Returns:
         the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 nobody
@@ -73,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with handling_signals(_interrupt):
             status = _run(argv, None if is_own else os.environ)
-            # Here, where a closed pipe can still be handled, and not at the interpreter's end.
+            # Here, and not at the interpreter's end, a closed pipe can still be handled.
             loss = streams.find_loss()
             if loss is not None and _find_verb(argv) not in _SERVING:
                 status = _fail(loss, status or FAILED)
@@ -105,11 +102,11 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> i
         raise
     except OSError as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
-        return _fail(_tell(error), FAILED)
+        return _fail(_describe(error), FAILED)
 
 
-def _tell(error: OSError) -> str:
-    """Say in one line what the system refused, and of which file."""
+def _describe(error: OSError) -> str:
+    """Describe in one line what the system refused, and for which file."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     reason = error.strerror or str(error) or type(error).__name__
     text = f"{' and '.join(names)}: {reason}" if names else reason
@@ -147,7 +144,7 @@ def load_verb(name: str) -> Verb:
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """Describe the whole command line; of verbs that are not given, by name, the summary alone."""
+    """Describe the command line: of verbs that are not given, only the summary."""
     parser = Parser(
         prog=PROGRAM,
         description="A Nix binary cache that is kept in an OCI registry.",
@@ -169,7 +166,7 @@ def _fail(error: str, status: int) -> int:
 
 
 class _VersionAction(argparse.Action):
-    """Unlike argparse's own, it looks the version up only when it is asked for it."""
+    """Looks the version up only when asked, unlike argparse's own."""
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.cache_mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, parse_location
+from nixcache_oci.settings.repository_config import RepositoryConfig, parse_location
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 
@@ -77,8 +77,8 @@ def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str,
     """Leave out credentials that are meant for another registry."""
     environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
     registry = values.get(variables.REGISTRY)
-    if isinstance(location, RegistryLocation) and isinstance(registry, str):
-        named = RegistryReference.of(registry, location.reference.repository, "")
-        if named.host == location.reference.host:
+    if isinstance(location, RegistryReference) and isinstance(registry, str):
+        named = RegistryReference.of(registry, location.repository, "")
+        if named.host == location.host:
             return environment
     return {name: value for name, value in environment.items() if name not in _OF_ONE_REGISTRY}

@@ -143,7 +143,7 @@ async def _write(values: Values, records: Sequence[PinningRecord], relisted: Rel
 
 
 def _pin(arguments: argparse.Namespace, view: CacheView, asked: Asked) -> _Change:
-    found = find_all(view, view.inventory.roots(), asked)
+    found, left_out = find_all(view, view.inventory.roots(), asked)
     known = _recorded(view)
     ends = (one.time for one in known if isinstance(one, UnpinRecord) and one.name == arguments.name)
     time, keep = max((now(), *(_just_after(end) for end in ends))), "forever"
@@ -151,12 +151,12 @@ def _pin(arguments: argparse.Namespace, view: CacheView, asked: Asked) -> _Chang
         keep = f"until {format_time(time + timedelta(days=arguments.keep_days))}"
     elif arguments.keep_revisions is not None:
         keep = f"for {arguments.keep_revisions} revisions"
-    paths = [variants[0].narinfo.store_path for variants in found.paths]
+    paths = [variants[0].narinfo.store_path for variants in found]
     try:
         records = tuple(PinRecord(arguments.name, path, time, keep) for path in paths)
     except FormatError as error:
         raise UsageError(f"pin: {error}") from None
-    change = _Change(arguments.name, known, records, found.left_out)
+    change = _Change(arguments.name, known, records, left_out)
     if keep == "forever" and not change.released:
         # What is kept so already gains nothing by another record.
         kept = {pin.path for pin in _counting(known) if (pin.name, pin.keep) == (arguments.name, keep)}

@@ -19,16 +19,16 @@ from nixcache_oci.clients.proxy_status import ProxyClient
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
-from nixcache_oci.nix.signature import PublicKey, parse_public_keys
+from nixcache_oci.nix.signature import parse_public_keys
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
-_MOST_BACKUPS: Final = 100  # within one second
-_MOST_KEYS: Final = 8  # more cannot be compared by eye
-_MOST_KEY_CHARACTERS: Final = 200  # name and base 64
+_MAX_BACKUPS: Final = 100  # within one second
+_MAX_KEYS: Final = 8  # more cannot be compared by eye
+_MAX_KEY_CHARACTERS: Final = 200  # name and base 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
 
 
@@ -125,14 +125,11 @@ def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
     """
     if is_root:
         return Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
-    configured = environment.get("XDG_CONFIG_HOME")
-    home = environment.get("HOME")
-    if not (configured or home):
-        raise UsageError(
-            "use: there is no home folder, and so no nix.conf of this user: name one with --file"
-        )
-    folder = Path(configured) if configured else Path(home or "") / ".config"
-    return folder / "nix" / "nix.conf"
+    if configured := environment.get("XDG_CONFIG_HOME"):
+        return Path(configured) / "nix" / "nix.conf"
+    if home := environment.get("HOME"):
+        return Path(home) / ".config" / "nix" / "nix.conf"
+    raise UsageError("use: there is no home folder, and so no nix.conf of this user: name one with --file")
 
 
 def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
@@ -142,7 +139,7 @@ def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
         the backup; the path itself where there was no file; None where nothing was missing.
 
     Raises:
-        Error: the file cannot be read or written, is a link, or holds a line that is in the way.
+        Error: the file cannot be read or written, is a link, or a line of it contradicts.
     """
     if path.is_symlink():
         raise Error(
@@ -166,7 +163,7 @@ def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
 def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     candidate = path.parent / unfinished_name()
-    # Nobody else's to read until it has the mode of the file that it replaces, which may hold access tokens.
+    # Private until it has the mode of the file that it replaces, which may hold access tokens.
     descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -192,14 +189,14 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
 def _back_up(path: Path) -> Path:
     """Link the file to a new name, so that replacing it keeps the old content."""
     time = format_tag_time(now())
-    for number in range(_MOST_BACKUPS):
+    for number in range(_MAX_BACKUPS):
         backup = path.with_name(f"{path.name}.backup-{time}" + (f"-{number}" if number else ""))
         try:
             backup.hardlink_to(path)
         except FileExistsError:
             continue
         return backup
-    raise Error(f"{path}: {_MOST_BACKUPS} backups of this second exist; remove some")
+    raise Error(f"{path}: {_MAX_BACKUPS} backups of this second exist; remove some")
 
 
 async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
@@ -237,30 +234,26 @@ async def _find_named_keys(url: str, values: Values) -> _NamedKeys:
     remedy = f"set {variables.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
-    if len(found) > _MOST_KEYS:
+    if len(found) > _MAX_KEYS:
         raise Error(f"{source} names {counted(len(found), 'public key')}, too many to compare: {remedy}")
     try:
         keys = parse_public_keys(found)
     except FormatError as error:
         raise Error(f"{source}: {error}; {remedy}") from None
-    if odd := next((key for key in keys if not _can_be_compared(key)), None):
-        raise Error(f"{source} names a key that cannot be compared, {_clip(str(odd))}: {remedy}")
-    return _NamedKeys(tuple(str(key) for key in keys), source)
-
-
-def _can_be_compared(key: PublicKey) -> bool:
-    """Tell whether a person can compare a key by eye: it is short, and has no look-alike letters."""
-    text = str(key)
-    return len(text) <= _MOST_KEY_CHARACTERS and text.isascii() and text.isprintable()
+    texts = tuple(map(str, keys))
+    for text in texts:  # a person has to see all of it, without look-alike letters
+        if len(text) > _MAX_KEY_CHARACTERS or not (text.isascii() and text.isprintable()):
+            raise Error(f"{source} names a key that cannot be compared, {_clip(text)}: {remedy}")
+    return _NamedKeys(texts, source)
 
 
 def _clip(text: str) -> str:
     """Show a stranger's text in printable ASCII, cut to a bounded length."""
-    return ascii(text[:_MOST_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MOST_KEY_CHARACTERS else "")
+    return ascii(text[:_MAX_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MAX_KEY_CHARACTERS else "")
 
 
 def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
-    """Write the lines with the keys in comments: what is redirected into nix.conf must not trust them."""
+    """Write the lines with the keys in comments: redirected into nix.conf, they must not be trusted."""
     remark = (
         f"# Not verified: {named.source} names this key. Compare it with the one that the cache's owner "
         "published; only then remove the first # of the next line."

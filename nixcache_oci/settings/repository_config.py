@@ -1,7 +1,6 @@
 """Which repository a command works on, its limits, and where its index is kept."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,21 +23,8 @@ _GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutLocation:
-    """An OCI layout in a folder, which need not exist yet."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryLocation:
-    """A repository in a registry."""
-
-    reference: RegistryReference
-
-
-RepositoryConfig = LayoutLocation | RegistryLocation
+RepositoryConfig = Path | RegistryReference
+"""The folder of an OCI layout, which need not exist yet, or a repository in a registry."""
 
 
 def repository_config(values: Values) -> RepositoryConfig:
@@ -49,14 +35,14 @@ def repository_config(values: Values) -> RepositoryConfig:
     """
     registry, repo, image = values.get(REGISTRY), values.get(REPO), values.get(IMAGE)
     if isinstance(registry, Path):
-        return LayoutLocation(registry)
+        return registry
     if repo is None:
         if values.is_given(REGISTRY):
             raise UsageError(
                 f"{REGISTRY.name} names a registry, but not which repository in it: "
                 f"set {REPO.name} or {REPO.flag} to owner/name"
             )
-        return LayoutLocation(_user_data() / "cache")
+        return _user_data() / "cache"
     try:
         reference = RegistryReference.of(registry, fit_repository(repo), image)
     except FormatError as error:  # each part is valid, so together they are too long
@@ -71,14 +57,14 @@ def repository_config(values: Values) -> RepositoryConfig:
             REPO.name,
             IMAGE.name,
         )
-    return RegistryLocation(reference)
+    return reference
 
 
 def repository_source(location: RepositoryConfig, values: Values) -> str | None:
     """Return the URL of the GitHub repository that the cache belongs to, to which GHCR links the package."""
     repo = values.get(REPO)
     # Any other depth names a repository of some registry only.
-    if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
+    if isinstance(location, Path) or repo is None or repo.count("/") != 1:
         return None
     return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"
 
@@ -86,7 +72,7 @@ def repository_source(location: RepositoryConfig, values: Values) -> str | None:
 def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
     """Return the largest blob that the registry accepts, in bytes; None for any size."""
     given = values.get(MAX_BLOB_BYTES)
-    if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
+    if given is None and isinstance(location, RegistryReference) and location.host == _GHCR:
         return _GHCR_MAX_BLOB_BYTES
     return given
 
@@ -144,9 +130,9 @@ def parse_location(text: str) -> RepositoryConfig:
         if text.startswith(LAYOUT_SCHEME):
             registry = parse_registry(text)
             if isinstance(registry, Path):
-                return LayoutLocation(registry)
+                return registry
         if slash and repository:
-            return RegistryLocation(RegistryReference.of(f"{scheme}{separator}{host}", repository, ""))
+            return RegistryReference.of(f"{scheme}{separator}{host}", repository, "")
     except FormatError as error:
         raise UsageError(f"{shown(text)}: {error}") from None
     raise UsageError(
