@@ -47,13 +47,7 @@ class CacheView:
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """What keeps store paths in a cache.
-
-    Attributes:
-        roots: the newest state of each, by scope and name.
-        pins: those that count, by name and time.
-        is_whole: whether all that publishes recorded could be read.
-    """
+    """What keeps store paths in a cache: the newest roots, and pins; whole if no record was unreadable."""
 
     roots: list[Root]
     pins: list[PinRecord]

@@ -33,14 +33,10 @@ def own_program(environment: Mapping[str, str]) -> str:
 
 
 def complete_commands(text: str, values: Values) -> str:
-    """Make every command of this program in a remedy do what this run would.
+    """Add the settings of this run to every command ``nixcache-oci VERB`` in a remedy.
 
-    Behind each come the flags of this run that the verb has as well. For root, whose environment is
-    another, the program's path stands for its name, and what the environment set becomes a flag.
-
-    Args:
-        text: names commands by ``nixcache-oci VERB``, and root's by ``as root:`` before it.
-        values: what this run was told.
+    Flags of this run follow where the verb has them. After ``as root:``, whose environment is another, the
+    program's path replaces its name, and settings of the environment become flags.
     """
 
     def complete(named: re.Match[str]) -> str:

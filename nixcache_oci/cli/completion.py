@@ -16,7 +16,6 @@ SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = frozenset({"FILE", "PATH", "PATH|HASH|ATTR", "FLAKE"})
 _FOLDERS: Final = frozenset({"DIR", "FOLDER", "URL|DIR"})
 
-
 DESCRIPTION = (
     "Print what makes a shell complete verbs, flags and files. It belongs where the shell looks for "
     "such files: the manual page of bash, zsh or fish tells."

@@ -48,14 +48,13 @@ def run_async(main: Coroutine[object, object, T], holds: str = "") -> T:
     """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
 
     Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
-    A signal that ends it leaves no program that was started, and no file that was staged.
 
     Args:
         main: may handle signals in its own way.
         holds: what holds after an interruption, and how to go on.
 
     Raises:
-        Interrupted: a signal ended it.
+        Interrupted: a signal ended it; no started program and no staged file is left.
     """
     allow_many_files()
     numbers: list[int] = []
@@ -81,16 +80,13 @@ async def _wait_for(task: asyncio.Task[T]) -> T:
     return await task
 
 
-def set_up_quiet_logging(values: Values, *, serves_strangers: bool = False) -> None:
-    """Log warnings and errors alone, unless told: for commands that say themselves what they do."""
-    level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else logging.WARNING
+def start_logging(
+    values: Values, usual_level: int = logging.WARNING, *, serves_strangers: bool = False
+) -> None:
+    """Log from the given or usual level on, first of all each variable that looks like a misspelt setting."""
+    level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else usual_level
     set_up_logging(level, values.environment, sys.stderr, serves_strangers=serves_strangers)
-    warn_of_unknown_variables(values.environment)
-
-
-def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Name each variable that looks like a setting and is none: misspelt, it would count for nothing."""
-    for warning in unknown_variables(environment, ALL_VARIABLES):
+    for warning in unknown_variables(values.environment, ALL_VARIABLES):
         _log.warning(warning)
 
 

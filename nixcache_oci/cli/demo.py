@@ -16,10 +16,9 @@ from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.writer import push_segment
-from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE
-from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.content_address import ContentAddress, Method
@@ -53,11 +52,9 @@ _FETCH_WITHOUT_CURL = (
     "python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())'"
 )
 
-
 DESCRIPTION = (
-    "Publish a sample to a cache in a throw-away folder, serve it on a free port of this machine, "
-    "and print what to try. Needs neither Nix nor a registry; Ctrl-C ends it and leaves nothing "
-    "behind."
+    "Publish a sample to a cache in a throw-away folder, serve it on a free port of this machine, and print "
+    "what to try. Needs neither Nix nor a registry; Ctrl-C ends it and leaves nothing behind."
 )
 
 
@@ -67,7 +64,7 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Serve until a signal ends it."""
-    set_up_quiet_logging(values, serves_strangers=True)
+    start_logging(values, serves_strangers=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix="nixcache-oci-demo-")
     except OSError as error:
@@ -75,14 +72,13 @@ def run(values: Values) -> int:
             f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
         ) from None
     with folder as name:
-        run_async(_demo(Path(name)))
+        run_async(_demo(Path(name), values))
     return DONE
 
 
-async def _demo(folder: Path) -> None:
+async def _demo(folder: Path, values: Values) -> None:
     key = SecretKey.generate(_KEY_NAME)
-    repository = Layout(folder / "cache")
-    try:
+    async with opened(folder / "cache", values) as repository:
         sample = await _publish_sample(repository, key)
         config = ProxyConfig(
             listen="127.0.0.1",
@@ -102,8 +98,6 @@ async def _demo(folder: Path) -> None:
             say(*_what_to_try(addresses[0], sample, key.public_key, folder / "cache").splitlines(), "")
 
         await run_proxy(config, repository, activated_sockets=(), notify=Notifier(""), announce=announce)
-    finally:
-        await repository.close()
     say("The demo is over; its folder is removed.")
 
 

@@ -39,11 +39,7 @@ from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_er
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys, upstream_urls
-from nixcache_oci.settings.repository_config import (
-    RepositoryConfig,
-    index_dir,
-    repository_config,
-)
+from nixcache_oci.settings.repository_config import RepositoryConfig, index_dir, repository_config
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 from nixcache_oci.wording import counted
 
@@ -52,12 +48,7 @@ _PROGRAM = "nix"
 _LAYOUT = "layout"
 _MARKS: Final = {Level.GOOD: "✓", Level.WARNING: "!", Level.ERROR: "✗", Level.SKIPPED: "-"}
 _ASCII_MARKS: Final = {Level.GOOD: "+", Level.WARNING: "!", Level.ERROR: "x", Level.SKIPPED: "-"}
-_STYLES: Final = {
-    Level.GOOD: "green",
-    Level.WARNING: "yellow",
-    Level.ERROR: "bold red",
-    Level.SKIPPED: "dim",
-}
+_STYLES: Final = {Level.GOOD: "green", Level.WARNING: "yellow", Level.ERROR: "bold red", Level.SKIPPED: "dim"}
 
 T = TypeVar("T")
 
@@ -88,27 +79,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Check, and tell."""
-    level = (
-        _try_get(values, variables.LOG_LEVEL, logging.ERROR) if values.is_given(variables.LOG_LEVEL) else None
-    )
-    # What a check meets is in its finding: warnings beside it would say it twice.
-    set_up_logging(logging.ERROR if level is None else level, values.environment, sys.stderr)
+    level = logging.ERROR  # warnings would repeat findings
+    if values.is_given(variables.LOG_LEVEL):
+        level = _try_get(values, variables.LOG_LEVEL, level)
+    set_up_logging(level, values.environment, sys.stderr)
     roles = _find_roles(values)
     configured = _try_get(values, variables.PUBLIC_KEYS, ())
-    with (
-        showing(None, is_quiet=values.flags.quiet) as progress,
-        progress.stage("checking", "check") as stage,
-    ):
+    with showing(None, is_quiet=values.flags.quiet) as progress, progress.stage("checking", "check") as stage:
         found = run_async(_Doctor(values, roles, configured).examine(stage))
     findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
     if values.flags.json:
-        document = {
-            "publisher": roles.is_publisher,
-            "client": roles.is_client,
-            "healthy": not has_error(findings),
-            "checks": [asdict(finding) for finding in findings],
-        }
-        say_json(document)
+        say_json(
+            {
+                "publisher": roles.is_publisher,
+                "client": roles.is_client,
+                "healthy": not has_error(findings),
+                "checks": [asdict(finding) for finding in findings],
+            }
+        )
     else:
         print_findings(roles.reason, findings, sys.stdout)
     return FAILED if has_error(findings) else DONE
@@ -149,17 +137,11 @@ def _find_roles(values: Values) -> _Roles:
     if arguments.publisher or arguments.client:
         words = [word for word in ("publisher", "client") if getattr(arguments, word)]
         return _Roles(arguments.publisher, arguments.client, f"Checked as {' and '.join(words)}.")
-    if values.is_given(variables.SIGNING_KEY_FILE) or values.is_given(variables.SIGNING_KEY):
-        return _Roles(
-            is_publisher=True,
-            is_client=False,
-            reason="Checked as publisher, as a signing key is set; --client checks Nix and the proxy here.",
-        )
-    return _Roles(
-        is_publisher=False,
-        is_client=True,
-        reason="Checked as client, as no signing key is set; --publisher checks what publishing needs.",
-    )
+    is_publisher = values.is_given(variables.SIGNING_KEY_FILE) or values.is_given(variables.SIGNING_KEY)
+    reason = "client, as no signing key is set; --publisher checks what publishing needs."
+    if is_publisher:
+        reason = "publisher, as a signing key is set; --client checks Nix and the proxy here."
+    return _Roles(is_publisher, not is_publisher, f"Checked as {reason}")
 
 
 def _try_get(values: Values, variable: Variable[T], otherwise: T) -> T:
@@ -289,10 +271,10 @@ class _Doctor:
         except UsageError:
             return skipped((upstream_answers.UPSTREAM,), "the settings name no usable one")
         try:
-            opened = open_upstreams(urls, self.values.environment)
+            upstreams = open_upstreams(urls, self.values.environment)
         except UsageError as error:
             return [wrong(upstream_answers.UPSTREAM, str(error))]
-        return await upstream_answers.check_upstreams(opened)
+        return await upstream_answers.check_upstreams(upstreams)
 
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from
-from nixcache_oci.cli.compose import opened, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.list import failed_json
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Export."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     folder = values.flags.folder
     holds = f"what is in {folder} is whole; run the same command again, it writes the rest"
     return run_async(_export(values, folder), holds)

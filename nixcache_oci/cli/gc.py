@@ -5,11 +5,11 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
-from nixcache_oci.cli.compose import open_remover, opened, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import open_remover, opened, run_async, start_logging
 from nixcache_oci.cli.console import complain, say, say_json, say_table
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.verb import DONE, FAILED
+from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
@@ -29,7 +29,7 @@ _VARIABLES = (
     variables.PUBLIC_KEYS,
     variables.LOG_LEVEL,
 )
-_MOST_DAYS = 36_500
+_MAX_DAYS = 36_500
 _IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
 
 # What each row of the plan means, for who sees it for the first time.
@@ -44,7 +44,6 @@ _MEANINGS = {
     "delete": "left the index in an earlier run: leaves the repository",
     "sweep": "former versions of the index",
 }
-
 
 DESCRIPTION = (
     "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--min-age-hours", 24, "younger segments are left alone"),
     ):
         parser.add_argument(
-            flag, type=_parse_number, default=default, metavar="N", help=f"{text} [{default}]"
+            flag, type=number(0, _MAX_DAYS), default=default, metavar="N", help=f"{text} [{default}]"
         )
     parser.add_argument(
         "--force",
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Collect."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     arguments = values.flags
     location = repository_config(values)
     options = GcOptions(
@@ -123,8 +122,7 @@ async def _collect(values: Values, options: GcOptions, location: RepositoryConfi
 
 def _print_plan(plan: GcPlan, name: str) -> None:
     say(f"{name}: {counted(plan.roots, 'root or pin', 'roots or pins')}")
-    rows = [row for row in plan.rows() if row.segments]
-    say_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
+    say_table([(*_cells(row), _MEANINGS[row.action]) for row in plan.rows() if row.segments])
     for refusal in plan.refusals:
         say(f"wants --force: {refusal}")
 
@@ -164,9 +162,3 @@ def _summary(plan: GcPlan, *, is_dry_run: bool) -> str:
     head = "## gc, a dry run" if is_dry_run else "## gc"
     rows = [f"| {' | '.join(_cells(row))} |" for row in plan.rows() if row.segments]
     return "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])
-
-
-def _parse_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= _MOST_DAYS):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MOST_DAYS}, got {text[:40]!r}")
-    return int(text)

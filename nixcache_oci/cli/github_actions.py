@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from nixcache_oci.cli.console import escape_controls, without_colours
 from nixcache_oci.cli.log import escape_unprintable
@@ -112,17 +112,9 @@ class GithubActions:
             return None
         return f"{self.server_url}/{self.repository}/commit/{self.sha}"
 
-    def notice(self, line: str) -> None:
-        """Annotate the run with a notice."""
-        self.log.command("notice", line)
-
-    def warning(self, line: str) -> None:
-        """Annotate the run with a warning."""
-        self.log.command("warning", line)
-
-    def error(self, line: str) -> None:
-        """Annotate the run with an error."""
-        self.log.command("error", line)
+    def annotate(self, level: Literal["notice", "warning", "error"], line: str) -> None:
+        """Show a line beside the run."""
+        self.log.command(level, line)
 
     def set_output(self, name: str, value: str) -> None:
         """Set an output of the step, of one line; warn if it cannot be written."""
@@ -132,23 +124,23 @@ class GithubActions:
             with self.output.open("a", encoding="utf-8") as file:
                 file.write(f"{name}={escape_unprintable(value)}\n")
         except OSError as error:
-            self.warning(f"the step's output {name} cannot be written: {error.strerror}")
+            self.annotate("warning", f"the step's output {name} cannot be written: {error.strerror}")
 
     def append_summary(self, markdown: str) -> None:
         """Append to the step's summary; warn if it cannot be written."""
         if self.summary is None:
-            self.warning("there is no step summary: GITHUB_STEP_SUMMARY is not set")
+            self.annotate("warning", "there is no step summary: GITHUB_STEP_SUMMARY is not set")
             return
         content = markdown.encode(errors="replace")
         try:
             with self.summary.open("ab") as file:
                 room = MAX_SUMMARY_BYTES - file.tell()
                 if room < min(len(content), len(_CUT)):
-                    self.warning("the step summary is full: GitHub shows nothing of a longer one")
+                    self.annotate("warning", "the step summary is full: GitHub shows nothing of a longer one")
                     return
                 file.write(content if len(content) <= room else _cut(content, room))
         except OSError as error:
-            self.warning(f"the step summary cannot be written: {error.strerror}")
+            self.annotate("warning", f"the step summary cannot be written: {error.strerror}")
 
 
 def _cut(content: bytes, room: int) -> bytes:

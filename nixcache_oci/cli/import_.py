@@ -3,8 +3,9 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
@@ -13,7 +14,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.compose import start_logging
 from nixcache_oci.cli.publish_report import PublishReport, describe_plan, report_nothing
 from nixcache_oci.cli.publishing import PublishSettings, add_sending_flags, publish_settings, run_publisher
 from nixcache_oci.clients.binary_cache.folder import FolderCache
@@ -32,24 +33,6 @@ from nixcache_oci.settings.values import Values
 from nixcache_oci.wording import counted
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be imported.
-
-    Attributes:
-        source: folder or URL, as it was given.
-        wanted: what to take with all that it refers to; none for all.
-        public_keys: where any are given, only what one of them signed is taken.
-        store_dir: where all paths have to be.
-    """
-
-    source: str
-    wanted: tuple[StorePath | HashPart, ...]
-    public_keys: tuple[PublicKey, ...]
-    store_dir: str
-
 
 DESCRIPTION = (
     "Take an existing binary cache in: its NARs as they are compressed, its signatures as they are; "
@@ -74,49 +57,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Import."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     arguments = values.flags
     lines = [*arguments.paths, *(sys.stdin if arguments.stdin else ())]
-    request = Request(
-        source=arguments.source,
-        wanted=tuple(_parse_path(line.strip()) for line in lines if line.strip()),
-        public_keys=values.get(variables.PUBLIC_KEYS),
-        store_dir=values.get(variables.STORE_DIR),
-    )
+    wanted = [_parse_path(line.strip()) for line in lines if line.strip()]
+    keys, store_dir = values.get(variables.PUBLIC_KEYS), values.get(variables.STORE_DIR)
     settings = publish_settings(values)
     settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
-    if not request.wanted and arguments.stdin:
+    if not wanted and arguments.stdin:
         nothing = report_nothing(settings, "nothing to import: no paths on standard input")
         return run_publisher(nothing, settings.actions)
-    if not request.wanted and not _is_folder(request.source):
+    if not wanted and not _is_folder(arguments.source):
         raise UsageError(
-            f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
-            "or give --stdin and one on each line of standard input"
+            "import: no paths; a web server cannot be asked what it has: name some behind "
+            f"{arguments.source}, or give --stdin and one on each line of standard input"
         )
-    return run_publisher(_import(settings, request), settings.actions)
+    return run_publisher(_import(settings, wanted, keys, store_dir), settings.actions)
 
 
-async def _import(settings: PublishSettings, request: Request) -> int:
+async def _import(
+    settings: PublishSettings,
+    wanted: Sequence[StorePath | HashPart],
+    public_keys: Sequence[PublicKey],
+    store_dir: str,
+) -> int:
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(settings.progress)
         repository = await stack.enter_async_context(settings.opened())
-        source = _open_source(request.source)
+        source = _open_source(settings.flags.source)
         stack.push_async_callback(source.close)
-        record = _make_record(settings, request, source)
-        store_dir = await read_store_dir(source)
-        if store_dir != request.store_dir:
+        record = _make_record(settings, source, is_partial=bool(wanted))
+        its_store = await read_store_dir(source)
+        if its_store != store_dir:
             raise Error(
-                f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
+                f"{source.name}: is for the store {its_store}, and this cache for {store_dir}; see "
                 f"{variables.STORE_DIR.name}"
             )
-        candidates = await read_candidates(
-            source,
-            request.wanted,
-            request.store_dir,
-            request.public_keys,
-            settings.options.upstream_key_names,
-            progress,
-        )
+        upstream_keys = settings.options.upstream_key_names
+        candidates = await read_candidates(source, wanted, store_dir, public_keys, upstream_keys, progress)
         upstreams = Upstreams(open_upstreams(settings.upstreams, settings.values.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
@@ -149,10 +127,10 @@ def _note_unchecked(candidates: Candidates, progress: Progress) -> None:
         )
 
 
-def _make_record(settings: PublishSettings, request: Request, source: BinaryCache) -> PublishRecord:
+def _make_record(settings: PublishSettings, source: BinaryCache, *, is_partial: bool) -> PublishRecord:
     scope = settings.flags.scope or f"import/{quote(source.name, safe='/:[]~+')}"
     try:
-        return PublishRecord(scope, settings.run, now(), is_partial=bool(request.wanted))
+        return PublishRecord(scope, settings.run, now(), is_partial=is_partial)
     except FormatError as error:
         raise UsageError(f"--scope: {error}") from None
 

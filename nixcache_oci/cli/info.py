@@ -13,7 +13,7 @@ from nixcache_oci.cache.inventory import Entry, Listed, Root
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import Keepers, add_view_flags, read_cache, read_keepers
-from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.list import JsonObject, failed_json, listed_json, pin_json, root_json, time_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Show."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     asked = Asked.read(values.flags, "info", act="show")
     configured = values.get(variables.PUBLIC_KEYS)
     view = run_async(read_cache(values))
@@ -61,12 +61,7 @@ def run(values: Values) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """What clients get of a path's closure; sizes are bytes.
-
-    Attributes:
-        paths: how many the cache has, the path itself among them.
-        elsewhere: how many references lead to an upstream.
-    """
+    """What clients get of a path's closure, itself included, and how many references lead to an upstream."""
 
     paths: int
     nar_size: int
@@ -132,7 +127,11 @@ class Info:
             f"Bytes: {where}",
             *self._signature_lines(),
             *(f"Listed by: {variant.listed_by}{self._notes(variant)}" for variant in self.variants),
-            *map(_root_line, self.roots),
+            *(
+                f"Root: {root.name} of {root.scope}, built {time_json(root.built)}"
+                + (f"; failed {time_json(root.failed)}" if root.failed is not None else "")
+                for root in self.roots
+            ),
             *(f"Pin: {pin.name}, pinned {format_time(pin.time)}, kept {pin.keep_text}" for pin in self.pins),
             f"Closure: {paths}, {size}, {packed} compressed; {elsewhere} more elsewhere",
         ]
@@ -220,8 +219,3 @@ class Look:
                     elsewhere += 1
         sizes = (sum(one.nar_size for one in found), sum(one.file_size or 0 for one in found))
         return Closure(len(found), *sizes, elsewhere)
-
-
-def _root_line(root: Root) -> str:
-    failure = f"; failed {time_json(root.failed)}" if root.failed is not None else ""
-    return f"Root: {root.name} of {root.scope}, built {time_json(root.built)}{failure}"

@@ -40,7 +40,6 @@ _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _FLAKE = re.compile(r"\.|[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _ENTERPRISE: Final = re.compile(r"(?:.*[.-])?(?:github|ghe)[.-].*|.*\.ghe\.com")
 
-
 DESCRIPTION = (
     "Write GitHub workflows that publish, update and collect a cache, and a flake to start "
     "from, into a repository, and print the next steps, filled in from git. A file that "

@@ -29,14 +29,7 @@ _IMAGE: Final = "nix-cache"
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """The repository that the files were written into.
-
-    Attributes:
-        checkout: None where git says nothing.
-        github: None where no remote is at GitHub.
-        ignores_keys: whether git ignores files with secret keys.
-        program: how to call this program here, for a shell.
-    """
+    """The repository that the files were written into, and how to call this program in a shell."""
 
     folder: Path
     choices: Choices

@@ -16,11 +16,7 @@ _SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work, and the program ends with ``status``.
-
-    Attributes:
-        holds: what holds now, and how to go on; empty until a block sets it.
-    """
+    """A signal ended the work; ``holds`` says what holds now, and how to go on."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from nixcache_oci.settings.values import Values
 _SECRET_MODE = 0o600
 _PUBLIC_MODE = 0o644
 
-
 DESCRIPTION = (
     "Make a key pair: NAME.sec, which signs and must stay secret, and NAME.pub, which clients trust. "
     "A file that exists is never overwritten."

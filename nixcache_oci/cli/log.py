@@ -45,7 +45,6 @@ _JOURNAL_PRIORITIES: Final = (
     (logging.ERROR, 3),
     (logging.WARNING, 4),
     (logging.INFO, 6),
-    (logging.DEBUG, 7),
 )
 
 
@@ -59,10 +58,13 @@ class LogfmtFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write time, level, event and fields."""
         line = " ".join(
-            f"{_key(key)}={_value(value, is_clipped=key != _TRACEBACK)}"
+            f"{_ODD_KEY_CHARACTERS.sub('_', key)}={_value(value, is_clipped=key != _TRACEBACK)}"
             for key, value in self._fields(record)
         )
-        return f"<{_journal_priority(record.levelno)}>{line}" if self._is_journal else line
+        if not self._is_journal:
+            return line
+        priorities = (priority for lowest, priority in _JOURNAL_PRIORITIES if record.levelno >= lowest)
+        return f"<{next(priorities, 7)}>{line}"
 
     def _fields(self, record: logging.LogRecord) -> Iterator[tuple[str, object]]:
         if not self._is_journal:
@@ -82,12 +84,7 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class FloodHandler(logging.StreamHandler[TextIO]):
-    """Writes a few lines of each kind of event a minute, and counts the others; debug events are all written.
-
-    Args:
-        stream: where to.
-        clock: monotonic seconds.
-    """
+    """Writes a few lines of each kind of event a minute, and counts the others; writes all debug events."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
@@ -148,14 +145,7 @@ class FloodHandler(logging.StreamHandler[TextIO]):
 def set_up_logging(
     level: int, environment: Mapping[str, str], stream: TextIO, *, serves_strangers: bool = False
 ) -> None:
-    """Log from this level on; once in a process.
-
-    Args:
-        level: a number of the logging module.
-        environment: of the process; JOURNAL_STREAM tells whether the stream is the journal.
-        stream: standard error.
-        serves_strangers: whether others can cause events, so that those of one kind are limited.
-    """
+    """Log from this level on; where strangers can cause events, those of one kind are limited."""
     handler = FloodHandler(stream) if serves_strangers else logging.StreamHandler(stream)
     handler.setFormatter(LogfmtFormatter(is_journal=_is_journal(environment, stream)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -185,10 +175,6 @@ def _escape_for_logfmt(text: str) -> str:
     return shown.replace(_COMMAND, "#\\u0023[")
 
 
-def _key(key: str) -> str:
-    return _ODD_KEY_CHARACTERS.sub("_", key)
-
-
 def _value(value: object, *, is_clipped: bool) -> str:
     match value:
         case None | bool():
@@ -205,12 +191,8 @@ def _value(value: object, *, is_clipped: bool) -> str:
     return f'"{_escape_for_logfmt(quotable)}"'
 
 
-def _journal_priority(level: int) -> int:
-    return next((priority for lowest, priority in _JOURNAL_PRIORITIES if level >= lowest), 7)
-
-
 def _is_journal(environment: Mapping[str, str], stream: TextIO) -> bool:
-    """Compare the stream's device and inode with JOURNAL_STREAM: terminals inherit it. See systemd.exec(5)."""
+    """Compare the stream with JOURNAL_STREAM, which terminals of a desktop inherit: systemd.exec(5)."""
     expected = environment.get("JOURNAL_STREAM")
     if not expected:
         return False

@@ -12,7 +12,6 @@ from nixcache_oci.settings.values import Values
 
 _WIDTH: Final = 10_000
 
-
 DESCRIPTION = "Print the manual page: `nixcache-oci man | man -l -` shows it."
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import open_repository, run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.list import failed_json
@@ -19,7 +19,6 @@ from nixcache_oci.wording import counted, format_size
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
 _OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})
-
 
 DESCRIPTION = (
     "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Copy."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     arguments = values.flags
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
     done = run_async(_mirror(source, destination, values), _IF_INTERRUPTED)

@@ -19,7 +19,7 @@ from nixcache_oci.clients.local_store.location import follow_links
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.store_path import HashPart
 
-_MOST_NEAR_NAMES: Final = 3
+_MAX_NEAR_NAMES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,8 @@ class Asked:
     def read(cls, arguments: argparse.Namespace, verb: str, *, act: str | None = None) -> Self:
         """Read the arguments of ``add_paths``, and standard input if they say so.
 
-        Args:
-            arguments: as parsed.
-            verb: for an error.
-            act: what would be done with the paths; None for the verb itself.
-
         Raises:
-            UsageError: nothing is named.
+            UsageError: nothing is named; ``verb`` does not do its ``act``.
         """
         lines = [line.strip() for line in sys.stdin if line.strip()] if arguments.stdin else []
         if arguments.paths or lines:
@@ -109,7 +104,7 @@ def _find(view: CacheView, roots: Sequence[Root], what: str) -> list[list[Entry]
         return _find_root(view, named)
     if "/" in what or os.path.lexists(what):
         return [_variants(view, _lead(view, what), what)]
-    near = difflib.get_close_matches(what, {root.name for root in roots}, n=_MOST_NEAR_NAMES)
+    near = difflib.get_close_matches(what, {root.name for root in roots}, n=_MAX_NEAR_NAMES)
     hint = f"; there is {', '.join(near)}" if near else "; see nixcache-oci list, and list --roots"
     raise Error(f"{view.name}: there is neither a store path nor a root {what}{hint}")
 

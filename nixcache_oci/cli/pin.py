@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
-from nixcache_oci.cli.compose import opened, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say, say_json, say_table
 from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
-from nixcache_oci.cli.verb import DONE, FAILED
+from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.maintenance.pins import PinningRecord, count_pins
@@ -22,6 +22,7 @@ from nixcache_oci.settings.repository_config import max_blob_bytes, repository_c
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
+_MAX_KEPT = 36_500  # a century of days
 _IF_INTERRUPTED = "all of the change was made, or none of it: `nixcache-oci pin list` tells"
 
 DESCRIPTION = "Keep store paths of a cache, with all that they refer to, under a name that gc obeys."
@@ -36,10 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_paths(create, of_cache=True)
     keep = create.add_mutually_exclusive_group()
-    keep.add_argument("--keep-days", type=_parse_count, metavar="N", help="until so many days from now")
+    keep.add_argument(
+        "--keep-days", type=number(1, _MAX_KEPT), metavar="N", help="until so many days from now"
+    )
     keep.add_argument(
         "--keep-revisions",
-        type=_parse_count,
+        type=number(1, _MAX_KEPT),
         metavar="N",
         help="until N other paths were pinned under the name",
     )
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Pin, list or unpin."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     arguments = values.flags
     asked = Asked.read(arguments, "pin create", act="pin") if arguments.action == "create" else None
     view = run_async(read_cache(values))
@@ -195,9 +198,3 @@ def _print_pins(view: CacheView, *, is_json: bool) -> None:
         say_json({"pins": list(map(pin_json, pins))})
     else:
         say_table([(pin.name, pin.path.base_name, format_time(pin.time), pin.keep_text) for pin in pins])
-
-
-def _parse_count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 36_500):  # noqa: PLR2004 -- a century of days
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 36500, got {text[:40]!r}")
-    return int(text)

@@ -43,7 +43,7 @@ def show_progress(
     """Show the progress of long work.
 
     Args:
-        stream: standard error: standard output is for results.
+        stream: standard error.
         is_terminal: whether a bar can be drawn.
         actions: where this runs as a GitHub workflow: warnings annotate the run, and there is no bar.
         is_quiet: whether warnings alone are shown.
@@ -105,7 +105,7 @@ class _Lines(Display):
 
     def warn(self, line: str) -> None:
         if self._actions is not None:
-            self._actions.warning(line)
+            self._actions.annotate("warning", line)
         else:
             self._write(f"warning: {line}")
 

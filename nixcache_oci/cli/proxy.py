@@ -1,14 +1,13 @@
 """The verb ``proxy``: puts the parts together, and serves until it is told to stop."""
 
 import argparse
+import logging
 import os
 import socket
-import sys
 from collections.abc import Sequence
 
-from nixcache_oci.cli.compose import opened, run_async, warn_of_unknown_variables
+from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say
-from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.cli.verb import DONE
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
@@ -20,7 +19,6 @@ from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITO
 
 _VARIABLES = (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
 
-
 DESCRIPTION = "Serve a cache in an OCI registry to Nix on this machine."
 
 
@@ -31,12 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Serve until a signal ends it."""
-    environment = values.environment
-    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr, serves_strangers=True)
-    warn_of_unknown_variables(environment)
+    start_logging(values, logging.INFO, serves_strangers=True)
     config = proxy_config(values)
     location = repository_config(values)
-    sockets = activated_sockets(environment, os.getpid())
+    sockets = activated_sockets(values.environment, os.getpid())
     run_async(_serve(values, config, location, sockets))
     return DONE
 

@@ -21,7 +21,7 @@ from nixcache_oci.wording import counted, format_duration, format_size
 PUBLIC_KEY_OUTPUT: Final = "public-key"
 """Of a step in a workflow: the keys, separated by spaces."""
 
-_MOST_ROWS: Final = 100
+_MAX_ROWS: Final = 100
 # Whatever could end a cell, or begin something else in Markdown.
 _SPECIAL: Final = str.maketrans(
     {character: f"\\{character}" for character in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -63,12 +63,10 @@ class PublishReport:
     """What a publish came to.
 
     Attributes:
-        settings: of the publisher.
         cache: name of the repository.
         plan: None where the cache could not be read, and that is no failure.
         published: None where nothing was to be sent.
         left_out: why something that was asked for is not published, by its name.
-        outputs: what was built, and what was not.
     """
 
     settings: PublishSettings
@@ -191,10 +189,13 @@ def render_summary(summary: PublishSummary) -> str:
     if summary.outputs:
         blocks.append(_table(("output", "", "store path"), map(_output_cells, summary.outputs)))
     if summary.pushed:
-        largest = sorted(summary.pushed, key=lambda row: (-row.nar_size, row.base_name))[:_MOST_ROWS]
-        blocks.append(_table(("pushed", "size", "compressed"), map(_pushed_cells, largest)))
-        if len(summary.pushed) > _MOST_ROWS:
-            blocks.append(f"and {len(summary.pushed) - _MOST_ROWS} more")
+        largest = sorted(summary.pushed, key=lambda row: (-row.nar_size, row.base_name))[:_MAX_ROWS]
+        rows = (
+            (_plain(row.base_name), format_size(row.nar_size), format_size(row.file_size)) for row in largest
+        )
+        blocks.append(_table(("pushed", "size", "compressed"), rows))
+        if len(summary.pushed) > _MAX_ROWS:
+            blocks.append(f"and {len(summary.pushed) - _MAX_ROWS} more")
     if summary.public_keys:
         # Nothing can end the block early: its only line begins with a word of ours.
         keys = escape_unprintable(" ".join(summary.public_keys))
@@ -206,10 +207,6 @@ def _output_cells(row: OutputRow) -> tuple[str, str, str]:
     if row.reason is not None:
         return _plain(row.attr), "✗", _plain(row.reason)
     return _plain(row.attr), "✓", "<br>".join(_plain(path.rpartition("/")[2]) for path in row.paths)
-
-
-def _pushed_cells(row: PushedRow) -> tuple[str, str, str]:
-    return _plain(row.base_name), format_size(row.nar_size), format_size(row.file_size)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -231,11 +228,7 @@ def _plan_json(plan: PublishPlan) -> JsonObject:
 
 
 def _write_public_keys(path: Path, keys: Iterable[str]) -> None:
-    """Write public keys, one a line; a file that holds them already stays untouched.
-
-    Raises:
-        UsageError: there is no key, or the file cannot be written.
-    """
+    """Write public keys, one a line; a file that holds them already stays untouched."""
     text = "".join(f"{key}\n" for key in keys)
     if not text:
         raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")

@@ -24,7 +24,7 @@ from nixcache_oci.cli.compose import opened, run_async
 from nixcache_oci.cli.console import show_foreign, without_colours
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.verb import FAILED, WRONG_USAGE
+from nixcache_oci.cli.verb import FAILED, WRONG_USAGE, number
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
@@ -58,7 +58,7 @@ VARIABLES: Final = (
 UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 
 _MAX_JOBS: Final = 64
-_MOST_WARNINGS: Final = 1000  # of a program, remembered so that none is shown twice
+_MAX_WARNINGS: Final = 1000  # of a program, remembered so that none is shown twice
 _IF_INTERRUPTED: Final = (
     "what was sent is kept, and listed only if all of it was; run the same command again, it sends the rest"
 )
@@ -86,13 +86,11 @@ def add_sending_flags(
     parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
-        "--scope",
-        metavar="NAME",
-        help="what later publishes of the same scope supersede; no spaces",
+        "--scope", metavar="NAME", help="what later publishes of the same scope supersede; no spaces"
     )
     parser.add_argument(
         "--jobs",
-        type=_parse_jobs,
+        type=number(1, _MAX_JOBS),
         metavar="N",
         help=f"store objects read at once [default: {usual_jobs}]",
     )
@@ -130,13 +128,9 @@ class PublishSettings:
     """What a publisher was told, parsed.
 
     Attributes:
-        values: the flags and the environment.
-        location: the repository.
         nix_environment: for Nix, which gets a part of it: no secret of ours.
-        options: of the publisher.
         upstreams: base URLs.
         index_dir: where tables are kept.
-        actions: where this runs as a GitHub workflow.
         run: names this run in records.
         began: monotonic seconds.
     """
@@ -181,10 +175,7 @@ def nix_environment(values: Values) -> dict[str, str]:
 
 
 def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:
-    """Choose what shows the lines of another program; when quiet, only its warnings and errors.
-
-    A warning is shown once: Nix repeats it, such as that a tree is dirty, in each of its runs.
-    """
+    """Choose what shows the lines of Nix, repeated warnings once; when quiet, only warnings and errors."""
     show = show_foreign if actions is None else actions.log.show
     warned: set[str] = set()
 
@@ -193,7 +184,7 @@ def choose_on_line(actions: GithubActions | None, *, is_quiet: bool) -> OnLine:
         if plain.startswith("warning:"):
             if plain in warned:
                 return
-            if len(warned) < _MOST_WARNINGS:
+            if len(warned) < _MAX_WARNINGS:
                 warned.add(plain)
         elif is_quiet and not plain.startswith("error:"):
             return
@@ -226,6 +217,7 @@ def publish_settings(values: Values) -> PublishSettings:
         source=actions.source if actions is not None else None,
         repository_source=repository_source(location, values),
     )
+    own_run = f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}"
     return PublishSettings(
         values,
         location,
@@ -234,7 +226,7 @@ def publish_settings(values: Values) -> PublishSettings:
         upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         actions=actions,
-        run=(actions.run_id if actions is not None else None) or _own_run(),
+        run=(actions.run_id if actions is not None else None) or own_run.replace(" ", "_"),
     )
 
 
@@ -262,7 +254,7 @@ def run_publisher(main: Coroutine[object, object, int], actions: GithubActions |
     except Error as error:
         if actions is None:
             raise
-        actions.error(str(error))
+        actions.annotate("error", str(error))
         return WRONG_USAGE if isinstance(error, UsageError) else FAILED
     finally:
         if actions is not None:
@@ -278,13 +270,3 @@ def check_strict(settings: PublishSettings, problems: Sequence[str]) -> None:
     if settings.options.is_strict and problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise Error(f"--strict: nothing is published, for {problems[0]}{more}")
-
-
-def _own_run() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}".replace(" ", "_")
-
-
-def _parse_jobs(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_JOBS):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_MAX_JOBS}, got {text[:40]!r}")
-    return int(text)

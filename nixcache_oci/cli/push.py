@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.compose import start_logging
 from nixcache_oci.cli.paths import Asked, add_paths
 from nixcache_oci.cli.publish_report import PublishReport, describe_plan, report_nothing
 from nixcache_oci.cli.publishing import (
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(values: Values) -> int:
     """Push."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     settings = publish_settings(values)
     asked = Asked.read(values.flags, "push")
     main = report_nothing(settings, asked.nothing) if asked.nothing is not None else _push(settings, asked)

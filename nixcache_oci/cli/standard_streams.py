@@ -21,15 +21,7 @@ _FLAGS: Final = {_STDIN: os.O_RDONLY, _STDOUT: os.O_RDONLY, _STDERR: os.O_WRONLY
 
 
 class _Lossy(io.FileIO):
-    """Writes to a descriptor, and leaves out what cannot be written.
-
-    Args:
-        descriptor: stays open.
-        ends_with_reader: whether a closed pipe is an error.
-
-    Attributes:
-        error: the first that left something out.
-    """
+    """Writes to a descriptor, and leaves out what cannot be written, for its first ``error``."""
 
     def __init__(self, descriptor: int, *, ends_with_reader: bool) -> None:
         super().__init__(descriptor, "wb", closefd=False)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +38,7 @@ class Choices:
     """What is filled into the workflows.
 
     Attributes:
-        actions: ``owner/name`` of the repository whose actions they use.
-        ref: its branch, tag or commit.
+        actions: ``owner/name`` of the repository whose actions they use, at ``ref``.
         flake: folder of the flake that is published, relative to the repository's top.
         branch: whose pushes are published.
         registry: an enterprise's container registry; None for ghcr.io.
@@ -57,12 +57,9 @@ class Choices:
 
     def unfinished(self) -> Iterator["Choices"]:
         """Give the choices of earlier runs that left places to fill in."""
-        for actions in dict.fromkeys((PLACEHOLDER, self.actions)):
-            for branch in dict.fromkeys((BRANCH, self.branch)):
-                for registry in dict.fromkeys((None, self.registry)):
-                    yield replace(
-                        self, actions=actions, ref=PLACEHOLDER_REF, branch=branch, registry=registry
-                    )
+        each = product({PLACEHOLDER, self.actions}, {BRANCH, self.branch}, {None, self.registry})
+        for actions, branch, registry in each:
+            yield replace(self, actions=actions, ref=PLACEHOLDER_REF, branch=branch, registry=registry)
 
 
 @dataclass(frozen=True, slots=True)

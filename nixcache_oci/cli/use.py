@@ -10,7 +10,7 @@ from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
-from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.verb import DONE
@@ -30,7 +30,6 @@ _MAX_BACKUPS: Final = 100  # within one second
 _MAX_KEYS: Final = 8  # more cannot be compared by eye
 _MAX_KEY_CHARACTERS: Final = 200  # name and base 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
-
 
 DESCRIPTION = (
     "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
@@ -74,7 +73,7 @@ class _NamedKeys:
 def run(values: Values) -> int:
     """Show the lines, or write them."""
     arguments, environment = values.flags, values.environment
-    set_up_quiet_logging(values)
+    start_logging(values)
     url = find_proxy_url(values)
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
     configured = tuple(str(key) for key in values.get(variables.PUBLIC_KEYS))
@@ -215,11 +214,7 @@ async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
 
 
 async def _find_named_keys(url: str, values: Values) -> _NamedKeys:
-    """Ask the proxy for the cache's keys, else the cache; neither proves that they are the owner's.
-
-    Raises:
-        Error: there is none, or none that a person could compare.
-    """
+    """Ask the proxy for the cache's keys, else the cache; neither proves that they are the owner's."""
     source = f"what listens at {url}"
     try:
         async with ProxyClient(url) as proxy:
@@ -265,11 +260,7 @@ def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
 
 
 def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
-    """Show the keys, and ask whether Nix is to trust them.
-
-    Raises:
-        Error: the answer is not yes, or there is no terminal to ask on.
-    """
+    """Show the keys, and ask whether Nix is to trust them; any answer but yes is an error."""
     remedy = (
         "nothing was written. Compare that with the key that the cache's owner published, and give the "
         f"right one with --public-key NAME:BASE64 or {variables.PUBLIC_KEYS.name}"

@@ -1,10 +1,7 @@
-"""What verbs have in common: what a module must have to be one, exit statuses, and the parser with -v and -q.
-
-``-v`` and ``-q`` set what ``NIXCACHE_LOG_LEVEL`` sets: ``-v`` the next level, ``-q`` the lowest.
-"""
+"""What verbs have in common: their protocol, exit statuses, and the parser with -v and -q, the log level."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from nixcache_oci.cli.console import complain
@@ -95,18 +92,24 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-q", "--quiet", action="store_true", dest=f"{_QUIET}{depth}", help=help_of_quiet)
 
 
+def number(least: int, most: int) -> Callable[[str], int]:
+    """Make the type of an argument that is a whole number."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {text[:40]!r}")
+        return int(text)
+
+    return parse
+
+
 def settle_verbosity(
     arguments: argparse.Namespace, environment: Mapping[str, str], *, logs_by_itself: bool
 ) -> None:
     """Turn -v and -q into the setting of the log level, and into ``arguments.quiet``.
 
     A flag for the level itself wins over both; they win over the environment. GitHub's debug logging is a
-    ``-v`` where nothing else is said.
-
-    Args:
-        arguments: as parsed.
-        environment: of the process.
-        logs_by_itself: whether the verb's usual level is info, and not warning.
+    ``-v`` where nothing else is said. The usual level is info if the verb logs by itself, else warning.
 
     Raises:
         UsageError: both were given.

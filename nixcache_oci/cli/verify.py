@@ -12,7 +12,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, warn
-from nixcache_oci.cli.compose import open_remover, opened, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import open_remover, opened, run_async, start_logging
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
 from nixcache_oci.cli.progress import showing
@@ -28,6 +28,7 @@ from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.publisher.compression import Compression, NarEncoding
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
@@ -47,7 +48,6 @@ _IF_REPAIR_INTERRUPTED = (
     "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
 )
 _REPAIR_VARIABLES = (variables.SIGNING_KEY_FILE, variables.MAX_LAYERS, variables.MAX_BLOB_BYTES)
-
 
 DESCRIPTION = (
     "Check that every path of a cache has its bytes and a good signature, and that what it refers to "
@@ -85,7 +85,7 @@ class _Settings:
 
 def run(values: Values) -> int:
     """Check, and mend."""
-    set_up_quiet_logging(values)
+    start_logging(values)
     arguments = values.flags
     is_writing = arguments.repair and not arguments.dry_run
     checked = run_async(_verify(_parse(values)), _IF_REPAIR_INTERRUPTED if is_writing else "")
@@ -179,25 +179,21 @@ async def _verify(settings: _Settings) -> _Checked:
         return checked(await repairer.run(inventory, problems))
 
 
+@dataclass(frozen=True, slots=True)
 class _PublishAgain:
     """Publishes again what the local store has; implements ``Resender``."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        store: LocalStore | None,
-        folder: IndexFolder,
-        upstreams: Upstreams,
-        options: PublishOptions,
-        progress: Progress,
-    ) -> None:
-        self.store = store
-        self.public_keys = options.public_keys
-        self._repository = repository
-        self._folder = folder
-        self._upstreams = upstreams
-        self._options = options
-        self._progress = progress
+    repository: Repository
+    store: LocalStore | None
+    folder: IndexFolder
+    upstreams: Upstreams
+    options: PublishOptions
+    progress: Progress
+
+    @property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The public keys of those that sign."""
+        return self.options.public_keys
 
     async def resend(
         self, infos: Sequence[PathInfo], lost: AbstractSet[str], compression: Compression, *, is_dry_run: bool
@@ -205,10 +201,10 @@ class _PublishAgain:
         """Publish these with their references, compressed as given."""
         if self.store is None:
             return Resent({})
-        encoding = replace(self._options.encoding, compression=compression, level=None)
-        options = replace(self._options, encoding=encoding)
+        encoding = replace(self.options.encoding, compression=compression, level=None)
+        options = replace(self.options, encoding=encoding)
         publisher = Publisher(
-            self._repository, self.store, self._folder, self._upstreams, options, self._progress
+            self.repository, self.store, self.folder, self.upstreams, options, self.progress
         )
         plan = (await publisher.plan([info.store_path for info in infos])).pushing(lost)
         # A signature does not cover where the bytes are: those who vouched for the path still do.
@@ -246,13 +242,8 @@ def _to_json(checked: _Checked, *, is_repair: bool) -> dict[str, object]:
     return document
 
 
-def _problem_to_json(problem: Problem) -> dict[str, str]:
-    return {
-        "path": problem.path,
-        "what": problem.what,
-        "kind": problem.kind.value,
-        "segment": problem.segment,
-    }
+def _problem_to_json(one: Problem) -> dict[str, str]:
+    return {"path": one.path, "what": one.what, "kind": one.kind.value, "segment": one.segment}
 
 
 def _lines(problems: list[Problem]) -> list[str]:

@@ -46,11 +46,6 @@ _GITHUB_PARTS: Final = 2
 _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
-def parse_text(text: str) -> str:
-    """Take any text."""
-    return text
-
-
 def parse_pass_env(text: str) -> tuple[str, ...]:
     """Read names of environment variables, separated by spaces, without this program's own secrets."""
     names = tuple(dict.fromkeys(text.split()))

@@ -129,17 +129,17 @@ def unknown_variables(
 
     These are no errors: other tools of this family share the prefix.
     """
-    known = [variable.name for variable in variables]
-    unknown = (name for name in sorted(environment) if name.startswith(PREFIX) and name not in known)
-    return tuple(_unknown_sentence(name, known) for name in unknown)
-
-
-def _unknown_sentence(name: str, known: list[str]) -> str:
     # Compared without the prefix, which would make all of them similar.
-    endings = [other.removeprefix(PREFIX) for other in known if other.startswith(PREFIX)]
-    near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.7)
-    hint = f": did you mean {PREFIX}{near[0]}?" if near else ""
-    return f"{name} is not a variable of nixcache-oci and is ignored{hint}"
+    names = (variable.name for variable in variables)
+    known = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
+    given = (name.removeprefix(PREFIX) for name in sorted(environment) if name.startswith(PREFIX))
+    sentences = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f": did you mean {PREFIX}{near[0]}?" if near else ""
+            sentences.append(f"{PREFIX}{name} is not a variable of nixcache-oci and is ignored{hint}")
+    return tuple(sentences)
 
 
 def _help(variable: Variable[object]) -> str:

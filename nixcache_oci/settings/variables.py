@@ -33,17 +33,15 @@ IMAGE: Final = Variable(
 )
 GITHUB_TOKEN: Final = Variable(
     "GITHUB_TOKEN",
-    parsers.parse_text,
+    str,
     "TOKEN",
     "token for GitHub's registries, and for one on this machine",
     hides_value=True,
 )
-GH_TOKEN: Final = Variable(
-    "GH_TOKEN", parsers.parse_text, "TOKEN", "the same, if GITHUB_TOKEN is not set", hides_value=True
-)
+GH_TOKEN: Final = Variable("GH_TOKEN", str, "TOKEN", "the same, if GITHUB_TOKEN is not set", hides_value=True)
 TOKEN: Final = Variable(
     "NIXCACHE_TOKEN",
-    parsers.parse_text,
+    str,
     "TOKEN",
     "token, or user:password, for any registry, if there is no token file",
     hides_value=True,
@@ -158,11 +156,7 @@ SIGNING_KEY: Final = Variable(
     hides_value=True,
 )
 CONFIG_DIR: Final = Variable(
-    "NIXCACHE_CONFIG_DIR",
-    parsers.parse_text,
-    "FLAKE",
-    "flake to publish if the command line names none",
-    default="config",
+    "NIXCACHE_CONFIG_DIR", str, "FLAKE", "flake to publish if the command line names none", default="config"
 )
 PASS_ENV: Final = Variable(
     PASS_ENV_VARIABLE,
