@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(values: Values) -> int:
     """Print the script."""
     try:
-        import shtab  # noqa: PLC0415 -- installed for whoever packages this
+        import shtab  # noqa: PLC0415 -- installed to package this
     except ImportError:
         raise missing("completion", "shtab") from None
     parser = make_whole_parser()

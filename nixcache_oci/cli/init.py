@@ -35,7 +35,7 @@ _IMPOSSIBLE = re.compile(
     r"[^@]*/\.\.?(?:@.*)?"  # a folder, or the one above it
     r"|.*@(?:-.*|/.*|.*/|.*\.|.*//.*|.*\.\..*|(?:.*/)?\..*|.*\.lock(?:/.*)?)"
 )
-# Likewise, and without the characters that GitHub takes for a pattern.
+# As above, without the characters that GitHub takes for a pattern.
 _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _FLAKE = re.compile(r"\.|[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _ENTERPRISE: Final = re.compile(r"(?:.*[.-])?(?:github|ghe)[.-].*|.*\.ghe\.com")

@@ -166,7 +166,7 @@ def escape_unprintable(text: str) -> str:
 
 
 def _escape_for_logfmt(text: str) -> str:
-    # In JSON's way, with two halves for what lies beyond four hex digits: readers of logfmt know it.
+    # In JSON's way, which readers of logfmt know: two surrogates for more than four hex digits.
     def escape(letter: str) -> str:
         digits = letter.encode("utf-16-be", "surrogatepass").hex()
         return _SHORT_ESCAPES.get(letter) or re.sub("....", r"\\u\g<0>", digits)

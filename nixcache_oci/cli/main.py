@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, by default that of this process.
 
     Returns:
-        the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 nobody
-        reads the output.
+        the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 by a
+        closed pipe.
     """
     streams = StandardStreams()
     is_own = argv is None

@@ -22,12 +22,12 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 def run(_values: Values) -> int:
     """Print the page."""
     try:
-        from argparse_manpage.manpage import Manpage  # noqa: PLC0415 -- installed for whoever packages this
+        from argparse_manpage.manpage import Manpage  # noqa: PLC0415 -- installed to package this
     except ImportError:
         raise missing("man", "argparse-manpage") from None
     parser = make_whole_parser()
     for one in parsers_of(parser):
-        # Whoever shows the page fills its lines; cut here, one could begin like a request to troff.
+        # troff fills the lines; cut here, one could begin like a request to it.
         one.formatter_class = _Wide
     page = Manpage(parser)
     page.source = f"{PROGRAM} {version(PROGRAM)}"

@@ -58,7 +58,7 @@ class StandardStreams:
         """Write what is still buffered, and say why some of the output is lost, if it is.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
+            BrokenPipeError: the pipe is closed.
         """
         sys.stdout.flush()
         error = self._stdout.error if self._stdout is not None else None
