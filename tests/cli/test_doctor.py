@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cli.doctor_text import print_findings
+from nixcache_oci.cli.doctor import print_findings
 from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong

@@ -10,13 +10,14 @@ from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.local_store.environment import child_environment
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.settings.values import Values
 
 
 async def test_our_secrets_reach_the_registry_and_no_program() -> None:
     """What CI hands out for us is not for Nix, nor for builders and hooks that it starts."""
     parser = argparse.ArgumentParser()
     parser.set_defaults(quiet=False)
-    load_verb("push").add_parser(parser.add_subparsers())
+    load_verb("push").add_arguments(parser)
     secrets = {"NIX_SIGNING_KEY": SecretKey.generate("a-1").render(), "NIXCACHE_TOKEN": "me:secret-word"}
     environment = {
         "PATH": "/bin",
@@ -26,9 +27,9 @@ async def test_our_secrets_reach_the_registry_and_no_program() -> None:
         "GITHUB_TOKEN": "of GitHub alone",
         **secrets,
     }
-    settings = publish_settings(parser.parse_args(["push", "/nix/store/x"]), environment)
+    settings = publish_settings(Values(environment, parser.parse_args(["/nix/store/x"])))
     assert not secrets.keys() & child_environment(settings.nix_environment).keys()
-    found = await Keyring("registry.example", "o/n/nix-cache", settings.environment).find()
+    found = await Keyring("registry.example", "o/n/nix-cache", environment).find()
     assert found == Credentials("me", "secret-word", "NIXCACHE_TOKEN")
 
 
