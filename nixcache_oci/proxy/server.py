@@ -28,6 +28,8 @@ from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.proxy.uploads.interface import UploadSettings
+from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ async def run_proxy(
     activated_sockets: Sequence[socket.socket],
     notify: Notifier,
     announce: Callable[[Sequence[str]], None],
+    uploads: UploadSettings | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -61,6 +64,7 @@ async def run_proxy(
         activated_sockets: of systemd; with any, the address in ``config`` is not used.
         notify: reports readiness to systemd.
         announce: receives the addresses once requests are answered.
+        uploads: how uploads are taken; None if they are not.
 
     Raises:
         UsageError: an unusable setting.
@@ -71,7 +75,7 @@ async def run_proxy(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(config, repository, activated_sockets=activated_sockets) as addresses:
+    async with serving(config, repository, activated_sockets=activated_sockets, uploads=uploads) as addresses:
         announce(addresses)
         _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
         notify.ready()
@@ -98,7 +102,11 @@ def _keep_freed_memory() -> None:
 
 @asynccontextmanager
 async def serving(
-    config: ProxyConfig, repository: Repository, *, activated_sockets: Sequence[socket.socket] = ()
+    config: ProxyConfig,
+    repository: Repository,
+    *,
+    activated_sockets: Sequence[socket.socket] = (),
+    uploads: UploadSettings | None = None,
 ) -> AsyncIterator[list[str]]:
     """Serve while the block runs, and yield the addresses; arguments and errors as of ``run_proxy``."""
     counters = Counters()
@@ -123,10 +131,13 @@ async def serving(
         # other signatures.
         client_keys=config.client_keys if config.upstreams and not config.public_keys else None,
     )
-    app = build_app(config, repository, index, upstreams, counters)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)
+        taken = (
+            await stack.enter_async_context(Uploads.opened(uploads, index)) if uploads is not None else None
+        )
+        app = build_app(config, repository, index, upstreams, counters, taken)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(index.close)
         await runner.setup()

@@ -115,6 +115,28 @@ def parse_index_ttl(text: str) -> float:
     return float(text)
 
 
+def parse_switch(text: str) -> bool:
+    """Read 1 for on, 0 for off."""
+    if text not in ("0", "1"):
+        raise FormatError("expected 1 for on, or 0 for off")
+    return text == "1"
+
+
+def parse_upload_quiet(text: str) -> float:
+    """Read the seconds without an upload before a batch is published."""
+    if not _SECONDS.fullmatch(text):
+        raise FormatError("expected a number of seconds")
+    return float(text)
+
+
+def parse_upload_space(text: str) -> int:
+    """Read a number of bytes, with or without a unit."""
+    size = parse_max_blob_bytes(text)
+    if size is None:
+        raise FormatError("expected a number of bytes")
+    return size
+
+
 def parse_priority(text: str) -> int:
     """Read a substituter's priority; Nix treats a cache with anything but a number as broken."""
     return _parse_whole(text, "a whole number, 0 or more")

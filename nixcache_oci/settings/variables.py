@@ -187,6 +187,37 @@ LOG_LEVEL: Final = Variable(
     default="info",
 )
 
+UPLOADS: Final = Variable(
+    "NIXCACHE_UPLOADS", parsers.parse_switch, "0|1", "whether the proxy takes nix copy --to", default="0"
+)
+UPLOAD_TOKENS_FILE: Final = Variable(
+    "NIXCACHE_UPLOAD_TOKENS_FILE",
+    parsers.parse_path,
+    "FILE",
+    "file of who may upload, one name:token per line",
+)
+UPLOAD_QUIET: Final = Variable(
+    "NIXCACHE_UPLOAD_QUIET",
+    parsers.parse_upload_quiet,
+    "SECONDS",
+    "seconds without a new upload before a batch is published",
+    default="5",
+)
+UPLOAD_DIR: Final = Variable(
+    "NIXCACHE_UPLOAD_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder for uploads that are not published yet",
+    default_note="$STATE_DIRECTORY, else the user's data folder",
+)
+UPLOAD_SPACE: Final = Variable(
+    "NIXCACHE_UPLOAD_SPACE",
+    parsers.parse_upload_space,
+    "BYTES",
+    "most bytes of uploads that are not published yet",
+    default="20G",
+)
+
 REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REPO,
     REGISTRY,
@@ -210,6 +241,17 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     HOSTS,
     PUBLIC_KEYS,
 )
+UPLOAD_VARIABLES: Final[tuple[Variable[object], ...]] = (
+    UPLOADS,
+    UPLOAD_TOKENS_FILE,
+    UPLOAD_QUIET,
+    UPLOAD_DIR,
+    UPLOAD_SPACE,
+    SIGNING_KEY_FILE,
+    SIGNING_KEY,
+    MAX_LAYERS,
+    MAX_BLOB_BYTES,
+)
 PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     SIGNING_KEY_FILE,
     SIGNING_KEY,
@@ -219,5 +261,10 @@ PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     INDEX_DIR,
 )
 ALL_VARIABLES: Final = tuple(
-    dict.fromkeys((*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *PUBLISH_VARIABLES, CONFIG_DIR, LOG_LEVEL))
+    dict.fromkeys(
+        (
+            *(*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *UPLOAD_VARIABLES, *PUBLISH_VARIABLES),
+            *(CONFIG_DIR, LOG_LEVEL),
+        )
+    )
 )
