@@ -1,4 +1,4 @@
-"""A proxy that is killed while it takes and publishes uploads: what it answered with 200 is published, once."""
+"""A proxy that is killed while it takes uploads and publishes: what it answered with 200 is there, once."""
 
 import http.client
 import random
