@@ -23,7 +23,6 @@ from nixcache_oci.nix.package_name import package_name
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.uploads.interface import UploadSettings
-from nixcache_oci.proxy.writers import TokenWriters, read_tokens
 from nixcache_oci.publisher.draft import sign_all
 from nixcache_oci.publisher.import_candidates import read_candidates
 from nixcache_oci.publisher.importer import Importer
@@ -32,6 +31,7 @@ from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys
 from nixcache_oci.settings.repository_config import RepositoryConfig, segment_options, upload_dir
 from nixcache_oci.settings.values import Values
+from nixcache_oci.settings.writers import writers
 
 SCOPE: Final = "upload"
 
@@ -66,7 +66,7 @@ def upload_settings(
         most_bytes=values.get(variables.UPLOAD_SPACE),
         most_nar_bytes=segments.max_blob_bytes,
         quiet_seconds=values.get(variables.UPLOAD_QUIET),
-        writers=TokenWriters(read_tokens(values.get(variables.UPLOAD_TOKENS_FILE))),
+        writers=writers(values),
         sign=sign,
         is_signing=bool(options.keys),
         publish=publish,

@@ -1,4 +1,4 @@
-"""``PUT``: a NAR, a narinfo, and what ``nix copy --to`` sends beside them; ``POST /mass-query``."""
+"""``PUT``: a NAR, a narinfo, and what ``nix copy --to`` sends beside them; ``POST /mass-query``, ``/_login``."""
 
 import asyncio
 import logging
@@ -56,6 +56,7 @@ def upload_routes() -> list[web.RouteDef]:
         route(hdrs.METH_PUT, "/{hash_part:[^/]+}.narinfo", put_narinfo),
         route(hdrs.METH_PUT, "/nar/{name:[^/]+}", put_nar),
         route(hdrs.METH_PUT, "/nix-cache-info", put_dropped),
+        route(hdrs.METH_POST, "/_login", post_login),
         *(route(hdrs.METH_ANY, path, put_dropped) for path in _DROPPED),
     ]
 
@@ -138,6 +139,14 @@ async def put_dropped(request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def post_login(request: web.Request) -> web.Response:
+    """Tell who may upload with this request's credentials; a JSON Web Token becomes a password."""
+    _refuse_web_pages(request)
+    login = await request.app[UPLOADS].writers.log_in(request)
+    body = {"writer": login.writer, "expires_at": login.expires_at, "password": login.password}
+    return web.json_response(body, headers={hdrs.CACHE_CONTROL: "no-store"})
+
+
 async def post_mass_query(request: web.Request) -> web.Response:
     """Answer which of these hash parts, one a line, this cache has; upstreams are not asked."""
     uploads, catalog = request.app.get(UPLOADS), request.app[INDEX].catalog
@@ -157,9 +166,13 @@ async def post_mass_query(request: web.Request) -> web.Response:
 
 
 async def _check_writer(request: web.Request) -> str:
+    _refuse_web_pages(request)
+    return await request.app[UPLOADS].writers.check(request)
+
+
+def _refuse_web_pages(request: web.Request) -> None:
     if hdrs.ORIGIN in request.headers or SITE_HEADER in request.headers:
         raise UploadRefusedError("a web page must not upload", HTTPStatus.FORBIDDEN)
-    return await request.app[UPLOADS].writers.check(request)
 
 
 async def _wait(_request: web.Request) -> None:

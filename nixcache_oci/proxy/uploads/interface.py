@@ -1,7 +1,7 @@
 """What uploads need of others: who may write, signatures, and a publisher, which is not imported here."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
@@ -24,11 +24,23 @@ class UploadRefusedError(Error):
         self.status = status
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who logged in, and the password that was made for that one, if its credentials are short-lived."""
+
+    writer: str
+    expires_at: float | None = None  # seconds since 1970; None for never
+    password: str | None = field(default=None, repr=False)
+
+
 class Writers(Protocol):
-    """Decides who may write."""
+    """Decides who may write; UploadRefusedError with 401 or 403 if the request may not."""
 
     async def check(self, request: web.Request) -> str:
-        """Return the writer's name; UploadRefusedError with 401 or 403 if the request may not write."""
+        """Return the writer's name, with the rule that let it."""
+
+    async def log_in(self, request: web.Request) -> Login:
+        """Do the same, and make a password for who showed a JSON Web Token."""
 
 
 Publish = Callable[[Path, Sequence[HashPart], bool], Awaitable[Mapping[HashPart, str]]]
