@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -28,6 +29,7 @@ from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.proxy.tls import HANDSHAKE_SECONDS, open_tls
 from nixcache_oci.proxy.uploads.interface import UploadSettings
 from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams
@@ -151,26 +153,34 @@ async def serving(
         listeners = await _listen(front, config, activated_sockets)
         for listener in listeners:
             stack.callback(listener.close)
-        yield [_address(each.getsockname()) for listener in listeners for each in listener.sockets]
+        yield [
+            _address(each.getsockname(), is_tls=config.tls is not None)
+            for listener in listeners
+            for each in listener.sockets
+        ]
 
 
 async def _listen(
     front: FrontServer, config: ProxyConfig, activated_sockets: Sequence[socket.socket]
 ) -> list[asyncio.Server]:
-    loop = asyncio.get_running_loop()
+    tls = await asyncio.to_thread(open_tls, config.tls) if config.tls is not None else None
+    listen = partial(
+        asyncio.get_running_loop().create_server,
+        front,
+        backlog=_BACKLOG,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_SECONDS if tls is not None else None,
+    )
     if activated_sockets:
-        return [
-            await loop.create_server(front, sock=activated, backlog=_BACKLOG)
-            for activated in activated_sockets
-        ]
+        return [await listen(sock=activated) for activated in activated_sockets]
     try:
         if config.listen == _EVERY_ADDRESS and socket.has_dualstack_ipv6():
             # asyncio would listen on IPv6 alone, and `use` names 127.0.0.1 to this machine's Nix.
             both = socket.create_server(
                 (config.listen, config.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
             )
-            return [await loop.create_server(front, sock=both, backlog=_BACKLOG)]
-        return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
+            return [await listen(sock=both)]
+        return [await listen(host=config.listen, port=config.port)]
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         remedy = (
@@ -182,8 +192,9 @@ async def _listen(
         raise Error(f"cannot listen on {config.listen} port {config.port}: {reason}; {remedy}") from None
 
 
-def _address(address: object) -> str:
+def _address(address: object, *, is_tls: bool) -> str:
+    scheme = "https" if is_tls else "http"
     match address:
         case (str(host), int(port), *_):
-            return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     return f"unix:{address}"

@@ -1,4 +1,4 @@
-"""``PUT``: a NAR, a narinfo, and what ``nix copy --to`` sends beside them; ``POST /mass-query``, ``/_login``."""
+"""``PUT`` of all that ``nix copy --to`` sends; ``POST /mass-query`` and ``/_login``."""
 
 import asyncio
 import logging

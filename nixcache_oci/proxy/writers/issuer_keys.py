@@ -1,4 +1,4 @@
-"""The public keys of an issuer of JSON Web Tokens: fetched when needed, kept for an hour, never asked in a flood.
+"""Public keys of an issuer of JSON Web Tokens: fetched when needed, and kept for an hour.
 
 Sources: OpenID Connect Discovery 1.0, "Obtaining OpenID Provider Configuration Information"; RFC 7517 (keys).
 """

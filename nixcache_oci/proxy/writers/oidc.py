@@ -1,7 +1,7 @@
 """OpenID Connect: who a JSON Web Token says that it is, and whether that one may upload.
 
-A token is signed by its issuer, made for an audience, and says facts about its job (claims). A rule binds some
-of them: anybody can have a token of a public issuer, for any audience.
+A token is signed by its issuer, is made for an audience, and says facts about its job (claims). A rule binds
+some of them: anybody can have a token of a public issuer, for any audience.
 
 Sources: RFC 7519 (JWT), RFC 8725 (its best practices); OpenID Connect Core 1.0, "ID Token"; GitHub's
 documentation, "OpenID Connect reference".

@@ -18,7 +18,7 @@ JOB_SECONDS: Final = 6 * 3600.0
 MOST_SESSIONS: Final = 10_000
 """Beyond, the oldest ends."""
 
-PREFIX: Final = "session-"
+SESSION_PREFIX: Final = "session-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Sessions:
     def begin(self, writer: str, token_expires_at: float) -> tuple[str, Session]:
         """Make a password for who showed a token, which expires at a time."""
         session = Session(writer, min(token_expires_at, self._clock() + JOB_SECONDS) + JOB_SECONDS)
-        password = f"{PREFIX}{secrets.token_urlsafe(32)}"
+        password = f"{SESSION_PREFIX}{secrets.token_urlsafe(32)}"
         self._sessions.put(_hash(password.encode()), session)
         return password, session
 

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 from aiohttp import hdrs, web
 
 from nixcache_oci.proxy.uploads.interface import Login, UploadRefusedError
-from nixcache_oci.proxy.writers import sessions, tokens
 from nixcache_oci.proxy.writers.certificates import CertificateWriters
+from nixcache_oci.proxy.writers.sessions import SESSION_PREFIX, Sessions
+from nixcache_oci.proxy.writers.tokens import find_name
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class RuleWriters:
     tokens: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # by the name of their writer
     certificates: CertificateWriters | None = None
     oidc: TokenVerifier | None = None
-    sessions: sessions.Sessions = field(default_factory=sessions.Sessions)
+    sessions: Sessions = field(default_factory=Sessions)
 
     async def check(self, request: web.Request) -> str:
         """Return the writer's name, as ``Writers`` says."""
@@ -78,12 +79,12 @@ class RuleWriters:
         return await self._find_owner(credential, begins_session=begins_session)
 
     async def _find_owner(self, credential: bytes, *, begins_session: bool) -> Login:
-        name = tokens.find_name(self.tokens, credential)
+        name = find_name(self.tokens, credential)
         if name is not None:
             return Login(f"token {name}")
         if self.oidc is None:
             raise _refused("the token is not one that may upload")
-        if credential.startswith(sessions.PREFIX.encode()):
+        if credential.startswith(SESSION_PREFIX.encode()):
             session = self.sessions.find(credential)
             if session is None:
                 raise _refused("the session has ended, or never was: log in again")
