@@ -83,6 +83,7 @@ def _is_local(peer: object) -> bool:
     """Check that a connection is from this machine, as transports name the peer."""
     match peer:
         case (str(host), int(), *_):
+            host = host.removeprefix("::ffff:")  # IPv4, over a socket for both
             return is_loopback(f"[{host}]" if ":" in host else host)
         case str() | bytes():
             return True  # a Unix socket, whose folder says who may connect

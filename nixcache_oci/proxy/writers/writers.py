@@ -101,11 +101,11 @@ class RuleWriters:
 
     def _what_is_needed(self) -> str:
         ways = []
-        if self.tokens or self.oidc is not None:
-            ways.append("a password, which nixcache-oci login puts into a netrc file")
         if self.certificates is not None:
             ways.append("a client certificate")
-        return f"uploads need {' or '.join(ways)}"
+        if self.tokens or self.oidc is not None:
+            ways.append("a password from nixcache-oci login")
+        return f"uploads need {', or '.join(ways)}"
 
 
 def _refused(reason: str) -> UploadRefusedError:

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from nixcache_oci.proxy.writers.certificates import render_subject
+from nixcache_oci.proxy.writers.certificates import _is_local, render_subject
 from tests.support.programs import require_program
 from tests.support.tls import certify
 
@@ -51,3 +51,22 @@ def test_a_subject_is_written_as_openssl_writes_it(
     )
     decoded = ssl._ssl._test_decode_cert(str(file))  # type: ignore[attr-defined]  # as getpeercert gives it
     assert render_subject(decoded["subject"]) == told
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_here"),
+    [
+        (("127.0.0.1", 1), True),
+        (("::1", 1, 0, 0), True),
+        (("::ffff:127.0.0.1", 1, 0, 0), True),
+        ("", True),
+        (b"", True),
+        (("192.0.2.1", 1), False),
+        (("::ffff:192.0.2.1", 1, 0, 0), False),
+        (("fe80::1%eth0", 1, 0, 2), False),
+        (None, False),
+    ],
+)
+def test_the_header_counts_only_from_this_machine(peer: object, is_here: bool) -> None:
+    """Over the network anybody could send it; a Unix socket's folder says who may."""
+    assert _is_local(peer) is is_here
