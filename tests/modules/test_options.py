@@ -122,7 +122,7 @@ def test_every_setting_has_an_option(modules: Modules) -> None:
 
 
 def test_uploads_have_a_folder_of_their_own(modules: Modules) -> None:
-    """They outlive the cache folder, which anybody may empty; each setting has an option, or is its folder."""
+    """They outlive the cache folder, which anybody may empty; each setting has an option."""
     evaluated = modules.evaluate(
         **USABLE, uploads=True, uploadTokensFile="/run/secrets/t", signingKeyFile="/k"
     )
