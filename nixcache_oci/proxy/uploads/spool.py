@@ -1,8 +1,8 @@
 """The spool: what was uploaded and is not published yet, in a folder that is a binary cache itself.
 
 A crash loses nothing that was acknowledged: a narinfo and its NAR are on the disk by then. NARs without a
-narinfo wait in ``waiting/``, and their names say what was measured; unsynced, they are dropped if
-the machine was started anew. ``signatures/`` is a second cache of narinfos alone, whose NARs the registry has.
+narinfo wait in ``waiting/``, and their names say what was measured; unsynced, they are dropped if the machine
+was started anew. ``signatures/`` is a second cache of narinfos alone, whose NARs the registry has.
 The index of all this is in memory, and changes on the event loop only; ``_moving`` is held to move files.
 """
 
