@@ -21,7 +21,7 @@ let
   };
   systemd = import ./nix/systemd.nix {
     inherit (proxy) command keepsPort;
-    inherit (cfg) packMemory;
+    inherit (cfg) packMemory uploads;
   };
   # Of the machine: NixOS writes it where every user can read it, and so does the unit.
   passwords = proxy.hasPasswords config.networking.proxy.envVars;
@@ -83,20 +83,26 @@ in
       environment =
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
         // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; }
-        // lib.optionalAttrs (cfg.upstreamsFile != null) { NIXCACHE_UPSTREAM_FILE = "%d/upstreams"; };
+        // lib.optionalAttrs (cfg.upstreamsFile != null) { NIXCACHE_UPSTREAM_FILE = "%d/upstreams"; }
+        // lib.optionalAttrs (cfg.uploadTokensFile != null) { NIXCACHE_UPLOAD_TOKENS_FILE = "%d/upload-tokens"; }
+        // lib.optionalAttrs (cfg.signingKeyFile != null) { NIXCACHE_SIGNING_KEY_FILE = "%d/signing-key"; };
       inherit (systemd) unitConfig;
       serviceConfig = systemd.serviceConfig // {
         # The manager reads them as root; no other service of the same user could.
-        LoadCredential = credential "token" cfg.tokenFile ++ credential "upstreams" cfg.upstreamsFile;
+        LoadCredential =
+          credential "token" cfg.tokenFile
+          ++ credential "upstreams" cfg.upstreamsFile
+          ++ credential "upload-tokens" cfg.uploadTokensFile
+          ++ credential "signing-key" cfg.signingKeyFile;
 
-        # A user of its own that exists while the service runs, and owns nothing but its cache folder.
+        # A user of its own that exists while the service runs, and owns nothing but its own folders.
         DynamicUser = true;
         # Nothing needs a capability: the manager opens the port, also a low one.
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
         # Users are seen as nobody, root among them: not even their names are needed.
         PrivateUsers = true;
-        # It writes to its cache folder only.
+        # It writes to its own folders only.
         ProtectSystem = "strict";
         # An OCI layout may lie in a home, and is read only; else homes hold nothing for it.
         ProtectHome = if proxy.isLayout then "read-only" else true;

@@ -156,6 +156,45 @@ in
       '';
     };
 
+    uploads = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether the proxy takes `nix copy --to`, and publishes what comes. `tokenFile` must then allow writing.
+      '';
+    };
+
+    uploadTokensFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/upload-tokens";
+      description = ''
+        File of who may upload, one `name:token` per line. It is read when the service starts, and must not be in the
+        Nix store.
+      '';
+    };
+
+    uploadQuiet = mkOption {
+      type = types.ints.unsigned;
+      default = 5;
+      description = "Seconds without a new upload before a batch is published.";
+    };
+
+    uploadSpace = mkOption {
+      type = types.strMatching "[0-9]+[kKMGT]?";
+      default = "20G";
+      description = "Most bytes of uploads that are not published yet; beyond, uploads are refused.";
+    };
+
+    signingKeyFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/my-cache-1.sec";
+      description = ''
+        File of the secret key that signs uploads; without one, clients must sign. It must not be in the Nix store.
+      '';
+    };
+
     logLevel = mkOption {
       type = types.enum [ "debug" "info" "warning" "error" ];
       default = "info";

@@ -73,8 +73,20 @@ let
     NIXCACHE_HOSTS = toString cfg.allowedHosts;
     NIXCACHE_PUBLIC_KEYS = toString publicKeys;
     NIXCACHE_LOG_LEVEL = cfg.logLevel;
+  }
+  // builtins.mapAttrs (_: value: if cfg.uploads then value else null) {
+    NIXCACHE_UPLOADS = "1";
+    NIXCACHE_UPLOAD_QUIET = toString cfg.uploadQuiet;
+    NIXCACHE_UPLOAD_SPACE = cfg.uploadSpace;
   };
-  ofOptions = builtins.attrNames settings ++ [ "NIXCACHE_TOKEN_FILE" "NIXCACHE_UPSTREAM_FILE" ];
+  # Each file with secrets, by its variable: the option that names it.
+  files = {
+    NIXCACHE_TOKEN_FILE = "tokenFile";
+    NIXCACHE_UPSTREAM_FILE = "upstreamsFile";
+    NIXCACHE_UPLOAD_TOKENS_FILE = "uploadTokensFile";
+    NIXCACHE_SIGNING_KEY_FILE = "signingKeyFile";
+  };
+  ofOptions = builtins.attrNames (settings // files);
   given = builtins.attrNames cfg.extraSettings;
   among = names: builtins.filter (name: builtins.elem name names) given;
   secret = builtins.filter (
@@ -161,10 +173,7 @@ rec {
 
   # Paths of files with secrets, for a service that reads them itself.
   fileSettings = builtins.mapAttrs (_: toString) (
-    lib.filterAttrs (_: file: file != null) {
-      NIXCACHE_TOKEN_FILE = cfg.tokenFile;
-      NIXCACHE_UPSTREAM_FILE = cfg.upstreamsFile;
-    }
+    lib.filterAttrs (_: file: file != null) (builtins.mapAttrs (_: name: cfg.${name}) files)
   );
 
   # systemd.unit(5), "Specifiers": a URL with %2F would be another one otherwise.
@@ -178,6 +187,10 @@ rec {
     {
       assertion = !isLayout || lib.hasPrefix "oci:/" cfg.registry;
       message = "${option "registry"}: the folder behind `oci:` must be an absolute path.";
+    }
+    {
+      assertion = cfg.uploads -> cfg.uploadTokensFile != null;
+      message = "${option "uploads"} is on, and nobody may upload: set ${option "uploadTokensFile"}.";
     }
     {
       assertion = cfg.port != 0;
@@ -231,7 +244,7 @@ rec {
     assertion = cfg.${name} == null || !lib.hasPrefix builtins.storeDir (toString cfg.${name});
     message =
       "${option name} lies in the Nix store, which every user can read: give the path of a file elsewhere, as a string.";
-  }) [ "tokenFile" "upstreamsFile" ];
+  }) (builtins.attrValues files);
 
   warnings =
     lib.optional unsigned (

@@ -10,9 +10,10 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import settings_of
 from tests.support.nix import NixSandbox
+from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import Ghcr
-from tests.support.uploads import TOKEN, UploadProxy, upload_settings
+from tests.support.uploads import TOKEN, Sent, UploadProxy, upload_settings
 
 pytestmark = pytest.mark.needs("nix")
 
@@ -99,3 +100,44 @@ def test_nix_store_sign_and_copy_log(nix: NixSandbox, key: SecretKey, tmp_path: 
         log = nix.run("nix", "store", "copy-log", "--to", proxy.url, path, environment=environment)
         assert log.returncode == 0, log.stderr
         assert log.stderr == ""
+
+
+def test_a_nar_keeps_its_url_when_it_went_into_a_pack(key: SecretKey, tmp_path: Path) -> None:
+    """Nix remembers a narinfo for 30 days, and asks for the URL that it had; also after a restart.
+
+    Before it uploads, it asks by HEAD: then only what is in the spool counts, for another path may have it.
+    """
+    one = Sent.of(store_object("small"))
+    settings = upload_settings(tmp_path / "cache", key)
+    with UploadProxy(tmp_path / "proxy", **{**settings, "NIXCACHE_UPLOAD_QUIET": "2"}) as proxy:
+        proxy.wait_ready()
+        assert proxy.upload(Sent.of(store_object("beside-it"))) == [200, 200]
+        assert proxy.upload(one) == [200, 200]
+        url = f"/{NarInfo.parse(proxy.ask(one.path).body).url}"
+        for spelling in (url, f"/{one.narinfo.url}"):
+            assert proxy.ask(spelling).body == one.content
+            assert proxy.ask(spelling, headers={"Range": "bytes=3-5"}).body == one.content[3:6]
+            assert proxy.ask(spelling, method="HEAD").status == 200
+        proxy.wait_published()
+        assert NarInfo.parse(proxy.ask(one.path).body).url != url[1:]
+    with UploadProxy(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+        assert proxy.ask(url).body == one.content
+        assert proxy.ask(f"/{one.narinfo.url}").body == one.content
+        assert proxy.ask(f"/{one.narinfo.url}", method="HEAD").status == 404
+
+
+def test_mass_query(key: SecretKey, tmp_path: Path) -> None:
+    """Those that the cache or the spool has; nobody needs a token to ask."""
+    one, other = Sent.of(store_object("one")), store_object("other")
+    parts = [str(each.store_path.hash_part) for each in (one.narinfo, other.narinfo)]
+    settings = upload_settings(tmp_path / "cache", key, NIXCACHE_UPLOAD_QUIET="2")
+    with UploadProxy(tmp_path / "proxy", **settings) as proxy:
+        proxy.wait_ready()
+        assert proxy.upload(one) == [200, 200]
+        for _ in range(2):
+            answer = proxy.post("/mass-query", "".join(f"{part}\n" for part in parts).encode())
+            assert (answer.status, answer.body.decode()) == (200, f"{parts[0]}\n")
+            proxy.wait_published()
+        assert proxy.post("/mass-query", b"no hash part").status == 400
+        assert proxy.post("/mass-query", b"x" * 2**21).status == 413

@@ -45,9 +45,16 @@ class UploadProxy(ProxyProcess):
 
     def put(self, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """Send one file, as the builder unless told."""
+        return self._send("PUT", path, body, BEARER if headers is None else headers)
+
+    def post(self, path: str, body: bytes) -> Answer:
+        """Ask with a body, as nobody in particular."""
+        return self._send("POST", path, body, {})
+
+    def _send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection(self.host, timeout=30)
         try:
-            connection.request("PUT", path, body, BEARER if headers is None else headers)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read())
         finally:

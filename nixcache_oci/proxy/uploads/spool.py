@@ -1,9 +1,9 @@
 """The spool: what was uploaded and is not published yet, in a folder that is a binary cache itself.
 
-A crash loses nothing that was acknowledged: ``nar/`` and the narinfos are on the disk by then. NARs without a
-narinfo wait in ``waiting/``, and their names say what was measured; ``signatures/`` is a second cache of
-narinfos alone, whose NARs the registry has. The index of all this is in memory, and changes on the event loop
-only; files are moved while ``_moving`` is held.
+A crash loses nothing that was acknowledged: a narinfo and its NAR are on the disk by then. NARs without a
+narinfo wait in ``waiting/``, and their names say what was measured; unsynced, they are dropped if the machine
+was started anew. ``signatures/`` is a second cache of narinfos alone, whose NARs the registry has.
+The index of all this is in memory, and changes on the event loop only; ``_moving`` is held to move files.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ MOST_PATHS: Final = 50_000
 
 _MODE: Final = 0o700
 _LOCK_SECONDS: Final = 5.0
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _TEMPORARY: Final = "incoming"
 _SUFFIX: Final = ".narinfo"
 _WAITING: Final = re.compile(rf"([0-9a-f]{{64}})-({CHARACTER}{{52}})-([0-9]{{1,20}})\.nar(\.[a-z0-9]+)?")
@@ -203,7 +204,7 @@ class Spool:
         text = narinfo.render().encode()
         try:
             with _disk_errors():
-                await run_in_thread(self._save, self.rooted, part, text)
+                await self._save(self.rooted, part, text, nar)
         except BaseException:
             if part not in self.paths:
                 async with self._moving:
@@ -217,7 +218,7 @@ class Spool:
         if part not in self.signed and len(self.signed) >= MOST_PATHS:
             raise UploadRefusedError("too much waits to be published: try again later")
         with _disk_errors():
-            await run_in_thread(self._save, self.rooted / "signatures", part, text)
+            await self._save(self.rooted / "signatures", part, text)
         self.signed[part] = SpooledPath(narinfo, text, None)
 
     async def remove(self, path: SpooledPath) -> None:
@@ -251,7 +252,7 @@ class Spool:
                     raise UploadRefusedError(str(error)) from None
                 except DiskError as error:
                     raise _full(str(error)) from None
-                await run_in_thread(_sync, file)
+                await run_in_thread(file.flush)
         return measured
 
     @asynccontextmanager
@@ -304,11 +305,22 @@ class Spool:
             return self.rooted / "nar" / f"{nar.hex}.nar{nar.suffix}"
         return self.rooted / "waiting" / nar.waiting_name
 
-    def _save(self, folder: RootedPath, part: HashPart, text: bytes) -> None:
-        if folder == self.rooted:
-            (self.rooted / "nar").sync()
-        write_file(folder / f"{part}{_SUFFIX}", [text], self.rooted / _TEMPORARY)
-        folder.sync()
+    async def _save(
+        self, folder: RootedPath, part: HashPart, text: bytes, nar: SpooledNar | None = None
+    ) -> None:
+        """Write a narinfo, and wait until it and its NAR are on the disk."""
+        path = folder / f"{part}{_SUFFIX}"
+        if nar is None or part in self.paths:
+            await run_in_thread(write_file, path, [text], self.rooted / _TEMPORARY)
+            await run_in_thread(folder.sync)
+            return
+        # Written first, and synced at once: file systems join what is asked for at the same time. A torn
+        # narinfo was not acknowledged, and is dropped at the start.
+        await run_in_thread(_write, path, text)
+        files, folders = (path, self._locate(nar)), (folder, self.rooted / "nar")
+        await asyncio.gather(
+            *(run_in_thread(_sync, file) for file in files), *(run_in_thread(each.sync) for each in folders)
+        )
 
     # At the start, on a thread
 
@@ -331,8 +343,14 @@ class Spool:
         for name in files.keys() - {f"{nar.hex}.nar{nar.suffix}" for nar in self._nars.values()}:
             (self.rooted / "nar" / name).unlink()  # no narinfo names it: none was acknowledged
         waiting = sorted((self.rooted / "waiting").entries(), key=lambda one: one[1].st_mtime)
+        boot, marker = _boot(), self.rooted / "boot"
+        is_same = boot != b"" and marker.stat() is not None and marker.read_bytes(len(boot)) == boot
         for path, status in waiting:
-            self._load_orphan(path, status)
+            if is_same:
+                self._load_orphan(path, status)
+            else:
+                path.unlink()
+        write_file(marker, [boot], self.rooted / _TEMPORARY)
 
     def _load_path(self, path: RootedPath, files: dict[str, os.stat_result] | None) -> SpooledPath | None:
         try:
@@ -411,9 +429,22 @@ def _tell_unusable(path: RootedPath, reason: str) -> None:
     _log.error("spooled path not usable", extra={"fields": {"path": str(path), "error": reason}})
 
 
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _write(path: RootedPath, text: bytes) -> None:
+    path.unlink(missing_ok=True)  # one that was torn, or could not be synced
+    with path.create() as file:
+        file.write(text)
+
+
+def _sync(path: RootedPath) -> None:
+    with os.fdopen(path.open(), "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _boot() -> bytes:
+    """Name this start of the machine; empty where that is not known."""
+    with suppress(OSError):
+        return _BOOT.read_bytes().strip()
+    return b""
 
 
 def _remove(path: RootedPath) -> None:
