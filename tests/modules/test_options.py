@@ -31,6 +31,9 @@ WITHOUT_OPTION = {
     "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_UPSTREAM_FILE": "as above",
+    "NIXCACHE_TLS_CERT": "as above",
+    "NIXCACHE_TLS_KEY": "as above",
+    "NIXCACHE_TLS_CLIENT_CA": "as above",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
 }
@@ -66,6 +69,8 @@ def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, 
         ("uploads", True, "NIXCACHE_UPLOADS", "1"),
         ("uploadQuiet", 9, "NIXCACHE_UPLOAD_QUIET", "9"),
         ("uploadSpace", "5G", "NIXCACHE_UPLOAD_SPACE", "5G"),
+        ("uploadCertHeader", "X-Subject", "NIXCACHE_UPLOAD_CERT_HEADER", "X-Subject"),
+        ("uploadSubjects", ["CN=a b,O=c", "CN=d-*"], "NIXCACHE_UPLOAD_SUBJECTS", "CN=a b,O=c;CN=d-*"),
         ("extraSettings", {"NIXCACHE_STORE_DIR": "/s"}, "NIXCACHE_STORE_DIR", "/s"),
         ("extraSettings", {"NUMBER": 3}, "NUMBER", "3"),
     ],
@@ -75,7 +80,8 @@ def test_options_reach_the_proxy(
 ) -> None:
     """What a user sets is what the proxy is told, in whatever way its service manager says it."""
     uploading = {"uploads": True, "uploadTokensFile": "/run/secrets/t"} if "upload" in option else {}
-    evaluated = modules.evaluate(kind, **{**USABLE, **uploading, option: value})
+    certified = {"uploadSubjects": ["CN=a"], "uploadCertHeader": "X"} if "upload" in option else {}
+    evaluated = modules.evaluate(kind, **{**USABLE, **uploading, **certified, option: value})
     assert evaluated.failed == []
     assert environment_of(evaluated, kind)[variable] == text
 
@@ -124,8 +130,17 @@ def test_every_setting_has_an_option(modules: Modules) -> None:
 def test_uploads_have_a_folder_of_their_own(modules: Modules) -> None:
     """They outlive the cache folder, which anybody may empty; each setting has an option."""
     evaluated = modules.evaluate(
-        **USABLE, uploads=True, uploadTokensFile="/run/secrets/t", signingKeyFile="/k"
+        **{**USABLE, "configureNix": False},
+        **{name: f"/run/{name}" for name in ("uploadTokensFile", "signingKeyFile", "oidcFile")},
+        **{name: f"/run/{name}" for name in ("tlsCertificate", "tlsKey", "tlsClientCA")},
+        uploads=True,
+        uploadSubjects=["CN=builder"],
+        uploadCertHeader="X-Subject",
     )
+    assert evaluated.failed == []
+    for name in ("NIXCACHE_TLS_CERT", "NIXCACHE_TLS_KEY", "NIXCACHE_TLS_CLIENT_CA", "NIXCACHE_OIDC_FILE"):
+        assert environment_of(evaluated, "nixos")[name].startswith("%d/")
+    assert len(evaluated.service["serviceConfig"]["LoadCredential"]) == 6
     assert evaluated.service["serviceConfig"]["StateDirectory"] == "nixcache-proxy"
     assert "StateDirectory" not in modules.evaluate(**USABLE).service["serviceConfig"]
     names = {variable.name for variable in UPLOAD_VARIABLES}
@@ -243,7 +258,16 @@ def test_daemon_on_macos(modules: Modules) -> None:
         ({"upstreamsFile": "/nix/store/abc-urls"}, "upstreamsFile lies in the Nix store"),
         ({"uploadTokensFile": "/nix/store/abc-tokens"}, "uploadTokensFile lies in the Nix store"),
         ({"signingKeyFile": "/nix/store/abc-key"}, "signingKeyFile lies in the Nix store"),
+        (
+            {"tlsCertificate": "/c", "tlsKey": "/nix/store/abc-key", "configureNix": False},
+            "tlsKey lies in the Nix store",
+        ),
         ({"uploads": True}, "nobody may upload"),
+        ({"uploadSubjects": ["CN=a"]}, "set both, or none"),
+        ({"uploadCertHeader": "X-Subject"}, "set both, or none"),
+        ({"tlsCertificate": "/run/c"}, "are both needed for HTTPS"),
+        ({"tlsClientCA": "/run/c", "uploadSubjects": ["CN=a"]}, "are both needed for HTTPS"),
+        ({"tlsCertificate": "/run/c", "tlsKey": "/run/k"}, "for which no authority gives a certificate"),
         ({"extraSettings": {"NIXCACHE_PORT": "1"}}, "sets NIXCACHE_PORT, which has an option of its own"),
         (
             {"extraSettings": {"NIXCACHE_UPSTREAM_FILE": "/x"}},
@@ -286,6 +310,8 @@ def test_contradictions_on_nixos(modules: Modules, settings: dict[str, Any], mes
         {"packMemory": 63},
         {"tokenFile": "token"},
         {"uploadSpace": "much"},
+        {"uploadSubjects": ["CN=a;CN=b"]},
+        {"uploadCertHeader": "X Y"},
     ],
 )
 def test_values_of_a_wrong_kind(modules: Modules, settings: dict[str, Any]) -> None:
