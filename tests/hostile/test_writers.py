@@ -1,5 +1,6 @@
 """Who may upload, asked of the real proxy: over HTTP, over HTTPS, and by JSON Web Token."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -14,11 +15,12 @@ import pytest
 
 from nixcache_oci.clients.http.url import basic_authorization
 from tests.support.issuer import Issuer, running_issuer
+from tests.support.nginx import nginx_server
 from tests.support.objects import store_object
 from tests.support.programs import require_program
 from tests.support.tls import Authority, make_authority
 from tests.support.uploads import BEARER, TOKEN, Sent, UploadProxy, upload_settings
-from tests.support.writers import HEADER, TlsProxy, oidc_proxy, password_of, tls_proxy
+from tests.support.writers import HEADER, TlsProxy, context, oidc_proxy, password_of, send, tls_proxy
 
 RIGHT = {"repository_id": "42"}
 PROBE = "/nix-cache-info"
@@ -140,6 +142,30 @@ def test_a_web_server_here_hands_over_the_subject(proxy: UploadProxy) -> None:
         assert client.recv(2**16).startswith(b"HTTP/1.1 401")
 
 
+@pytest.mark.needs("nginx")
+async def test_nginx_checks_certificates(proxy: UploadProxy, authority: Authority, tmp_path: Path) -> None:
+    """As docs/uploads.md sets it up: what a client claims itself is replaced by what nginx found out."""
+    page = Path(__file__).parents[2] / "docs/uploads.md"
+    server = page.read_text().partition("```nginx\n")[2].partition("```")[0]
+    server = server.replace("/etc/nginx/builders-ca.pem", str(authority.file))
+    server = server.replace("http://127.0.0.1:37515", proxy.url)
+    server += (
+        f"listen {{address}} ssl; ssl_certificate {authority.chain}; ssl_certificate_key {authority.chain};"
+    )
+    assert f"proxy_set_header {HEADER} " in server
+    forged = {HEADER: "CN=builder-01"}
+    async with nginx_server(tmp_path / "nginx", server) as address:
+
+        def ask(method: str, client: str | None) -> int:
+            file = authority.certify_client(tmp_path / "client.pem", client) if client is not None else None
+            path = PROBE if method == "PUT" else "/nix-cache-info"
+            return send(address, authority, method, path, forged, file).status
+
+        statuses = {who: await asyncio.to_thread(ask, "PUT", who) for who in ("builder-02", "reader", None)}
+        assert statuses == {"builder-02": 200, "reader": 403, None: 401}
+        assert await asyncio.to_thread(ask, "GET", None) == 200
+
+
 def test_without_uploads_nobody_logs_in(tmp_path: Path) -> None:
     """There is nothing to log in for."""
     settings = upload_settings(tmp_path, None, NIXCACHE_UPLOADS="0")
@@ -163,7 +189,7 @@ def test_reading_over_https_is_open(secure: TlsProxy) -> None:
         client.sendall(b"GET /nix-cache-info HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"StoreDir" not in client.recv(2**16)
     # Pipelined, over one connection.
-    with secure.context().wrap_socket(_connect(secure), server_hostname="localhost") as client:
+    with context(secure.authority).wrap_socket(_connect(secure), server_hostname="localhost") as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
         received = b""
         while received.count(b"ok\n") < 2 and (more := client.recv(2**16)):

@@ -24,23 +24,35 @@ class TlsProxy(UploadProxy):
 
     authority: Authority
 
-    def context(self, client: Path | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.authority.file))
-        if client is not None:
-            context.load_cert_chain(client)
-        return context
-
     def send(self, method: str, path: str, headers: Mapping[str, str], client: Path | None = None) -> Answer:
         """Send a request, with a client certificate or without."""
-        connection = http.client.HTTPSConnection(
-            urlsplit(self.url).netloc, timeout=30, context=self.context(client)
-        )
-        try:
-            connection.request(method, path, headers=dict(headers))
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
-        finally:
-            connection.close()
+        return send(urlsplit(self.url).netloc, self.authority, method, path, headers, client)
+
+
+def send(
+    address: str,
+    authority: Authority,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    client: Path | None = None,
+) -> Answer:
+    """Send a request over HTTPS."""
+    connection = http.client.HTTPSConnection(address, timeout=30, context=context(authority, client))
+    try:
+        connection.request(method, path, headers=dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+def context(authority: Authority, client: Path | None = None) -> ssl.SSLContext:
+    """Trust an authority, and show a certificate."""
+    made = ssl.create_default_context(cafile=str(authority.file))
+    if client is not None:
+        made.load_cert_chain(client)
+    return made
 
 
 @contextmanager
