@@ -33,6 +33,8 @@ MOST_RULES: Final = 100
 
 _MOST_MEMBERS: Final = 100  # of a claim that is a list
 _MOST_SHOWN_CHARACTERS: Final = 200
+# The library leaves JSON that is nested deeply, and numbers without end, to its caller.
+_MALFORMED: Final = (jwt.PyJWTError, RecursionError, OverflowError, ValueError, TypeError)
 _FIELDS: Final = frozenset({"name", "issuer", "audience", "claims"})
 
 _log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class OidcWriters:
             raise _refused("it is too long")
         try:
             unverified = jwt.decode_complete(token, options={"verify_signature": False})
-        except jwt.PyJWTError:
+        except _MALFORMED:
             raise _refused("it is malformed") from None
         header, issuer = unverified["header"], unverified["payload"].get("iss")
         if header.get("alg") not in ALGORITHMS:
@@ -91,12 +93,13 @@ class OidcWriters:
         for rule in rules:
             try:
                 claims = _verify(token, key, rule)
-            except jwt.PyJWTError as error:
+                expires_at = float(claims["exp"])
+            except _MALFORMED as error:
                 missed.append((rule.name, _describe(error)))
                 continue
             subject = str(claims.get("sub", ""))[:_MOST_SHOWN_CHARACTERS]
             if (claim := rule.find_missed(claims)) is None:
-                return TokenOwner(rule.name, subject, float(claims["exp"]))
+                return TokenOwner(rule.name, subject, expires_at)
             missed.append((rule.name, f"its claim {claim} does not match"))
             _log.info("token refused", extra={"fields": {"rule": rule.name, "claim": claim, "sub": subject}})
         reasons = list(dict.fromkeys(reason for _, reason in missed))
@@ -187,7 +190,7 @@ def _verify(token: bytes, key: jwt.PyJWK, rule: OidcRule) -> dict[str, Any]:
     )
 
 
-def _describe(error: jwt.PyJWTError) -> str:
+def _describe(error: Exception) -> str:
     match error:
         case jwt.ExpiredSignatureError():
             return "it has expired"

@@ -123,6 +123,41 @@ async def test_wrong_tokens_are_told_what_they_miss(
     assert await refusal(issuer, make(issuer)) == reason
 
 
+def _encode(*parts: bytes) -> bytes:
+    return b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+
+
+HEAD = b'{"alg":"RS256","kid":"rsa"}'
+DEEP = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *(b"", b"\xff\xfe.\xff.\xff", b"a.b.c", b"." * 1000, b"eyJ" + bytes(100)),
+        _encode(b"[]", b"{}", b"x"),
+        _encode(b'{"alg":["RS256"]}', b"{}", b"x"),
+        _encode(HEAD, b"[]", b"x"),
+        _encode(HEAD, DEEP, b"x"),
+        _encode(DEEP, b"{}", b"x"),
+        _encode(HEAD, b'{"iss":["a"]}', b"x"),
+        _encode(HEAD, b'{"exp":' + b"9" * 5000 + b"}", b"x"),
+        _encode(b'{"alg":"RS256","kid":"rsa","crit":["x"]}', b"{}", b"x"),
+        _encode(b'{"alg":"RS256","kid":"rsa","b64":false}', b"{}", b"x"),
+    ],
+)
+async def test_what_is_no_token_is_refused(issuer: Issuer, token: bytes) -> None:
+    """As a refusal, whatever the library makes of it; nobody is asked for keys."""
+    await refusal(issuer, token)
+    assert issuer.fetches == 0
+
+
+@pytest.mark.parametrize("exp", [float("inf"), 10**400, -(10**400), [1], {}, True, None])
+async def test_a_time_that_is_none_is_refused(issuer: Issuer, exp: object) -> None:
+    """Signed as it is."""
+    await refusal(issuer, issuer.sign({**RIGHT, "exp": exp}))
+
+
 async def test_each_rule_is_tried(issuer: Issuer) -> None:
     """One that matches suffices; what each misses is told by name."""
     text = rule(issuer.url, 'ref = ["refs/heads/main", "refs/tags/v*"]', "main") + rule(
