@@ -1,5 +1,6 @@
 """The verb ``login``, with real proxies, and a job at GitHub that asks a real issuer."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from nixcache_oci.cli.login import _find_netrc
 from nixcache_oci.clients.netrc_file import LOGIN
+from nixcache_oci.nix.hash import NixHash
+from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.issuer import AUDIENCE, Issuer, rule, running_issuer
 from tests.support.nix import NixSandbox
 from tests.support.server_thread import listener
@@ -170,4 +173,6 @@ def test_nix_uploads_after_a_login(nix: NixSandbox, issuer: Issuer, tmp_path: Pa
             options = nix.environment(options={"netrc-file": str(file)})
             nix.run("nix", "copy", "--to", proxy.url, path, environment={**options, **environment}).check()
             part = Path(path).name.partition("-")[0]
-            assert proxy.send("GET", f"/{part}.narinfo", {}).status == 200
+            narinfo = NarInfo.parse(proxy.send("GET", f"/{part}.narinfo", {}).body)
+            content = proxy.send("GET", f"/{narinfo.url}", {}).body
+            assert narinfo.file_hash == NixHash(hashlib.sha256(content).digest())

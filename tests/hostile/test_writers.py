@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from nixcache_oci.clients.http.url import basic_authorization
@@ -140,6 +141,21 @@ def test_a_web_server_here_hands_over_the_subject(proxy: UploadProxy) -> None:
     with _connect(proxy) as client:
         client.sendall(twice.encode())
         assert client.recv(2**16).startswith(b"HTTP/1.1 401")
+
+
+def test_the_header_counts_only_from_this_machine(proxy: UploadProxy) -> None:
+    """Over the network anybody could send it; here a client comes from an address of the network."""
+    addresses = [
+        one.address for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET
+    ]
+    outside = [address for address in addresses if not address.startswith("127.")]
+    if not outside:
+        pytest.skip("this machine has only loopback")
+    for source, status in (("127.0.0.1", 200), (outside[0], 401)):
+        connection = http.client.HTTPConnection(proxy.host, timeout=30, source_address=(source, 0))
+        connection.request("POST", "/_login", headers={HEADER: "CN=builder-01"})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 @pytest.mark.needs("nginx")
