@@ -6,7 +6,6 @@ of 8 bytes, then the positions of 4.
 """
 
 import hashlib
-import mmap
 import os
 import struct
 import sys
@@ -18,6 +17,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
 
+from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
 from nixcache_oci.cache.table import (
@@ -79,18 +79,17 @@ class TableFile:
         FormatError: damaged, or not of the same table.
     """
 
-    def __init__(self, text: mmap.mmap, keys: mmap.mmap) -> None:
+    def __init__(self, text: memoryview, keys: memoryview) -> None:
         if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
             raise FormatError("table: its keys file is not of this version")
         size, count = _SIZES.unpack_from(keys, len(_MAGIC))
         positions_start = _KEYS_START + 8 * count
         if size != len(text) or len(keys) != positions_start + 4 * count:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
-        view = memoryview(keys)
         self._text = text
         self._keys_file = keys
-        self._keys = view[_KEYS_START:positions_start].cast("Q")
-        self._positions = view[positions_start:].cast("I")
+        self._keys = keys[_KEYS_START:positions_start].cast("Q")
+        self._positions = keys[positions_start:].cast("I")
         if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
         named = parse_header(text).public_keys
@@ -155,7 +154,7 @@ class TableFile:
 
     def release(self) -> None:
         """Release the memory that reading all of it took."""
-        self._text.madvise(mmap.MADV_DONTNEED)
+        release(self._text)
 
     def records(self) -> tuple[Record, ...]:
         """Read the records.
@@ -239,11 +238,11 @@ class TableFileWriter:
         if self._file is None:
             raise FormatError("table: it is empty")
         text = self._file.map()
-        if text[-1:] != b"\n":
+        if bytes(text[-1:]) != b"\n":
             raise FormatError("table: it does not end with a line break")
         with _SCANNING:
             found = scan(text)
-            text.madvise(mmap.MADV_DONTNEED)  # scanning made it resident
+            release(text)  # scanning made it resident
         self._budget.open(len(found.keys))
         # Opened before it gets its name, which another process may remove at once.
         table = TableFile(text, self._map_keys(len(text), found))
@@ -268,7 +267,7 @@ class TableFileWriter:
         self._file = SpillingFile(self._unfinished_text, self._fallback)
         return LimitedText(self._file, self._budget)
 
-    def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
+    def _map_keys(self, size: int, found: Scan) -> memoryview:
         self._keys = SpillingFile(self._unfinished_keys, self._fallback)
         self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
         for numbers in (found.keys, found.positions):
@@ -294,17 +293,17 @@ def remove_table(path: RootedPath) -> None:
     _keys_path(path).unlink(missing_ok=True)
 
 
-def _pieces(content: mmap.mmap) -> Iterator[bytes]:
-    return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
+def _pieces(content: memoryview) -> Iterator[bytes]:
+    return (bytes(content[start : start + _PIECE_BYTES]) for start in range(0, len(content), _PIECE_BYTES))
 
 
 def _keys_path(path: RootedPath) -> RootedPath:
     return path.with_suffix(".keys")
 
 
-def _map(path: RootedPath) -> mmap.mmap:
-    with os.fdopen(path.open(), "rb") as file:
-        try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise FormatError(f"table: {path.name} is empty") from None
+def _map(path: RootedPath) -> memoryview:
+    descriptor = path.open()
+    try:
+        return map_file(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,10 @@
 
 import asyncio
 import dataclasses
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
+from tests.support.process import open_files_in
 from tests.support.publish import CREATED
 
 HOUR = timedelta(hours=1)
@@ -62,7 +67,6 @@ def cache(tmp_path: Path) -> Cache:
     "budget",
     [
         {"most_entries": 2},
-        {"most_files": 4},
         {"most_bytes": 800},
     ],
 )
@@ -106,7 +110,7 @@ async def test_a_table_that_many_segments_name_is_one_table(cache: Cache) -> Non
         for hour in range(100)
     ]
     cache.asked.clear()
-    look = await cache.read(*others, budget=TableBudget(most_entries=1, most_files=2))
+    look = await cache.read(*others, budget=TableBudget(most_entries=1))
     assert cache.asked == [f"stat {segment.table}"]
     assert look.listing.segments == tuple(others)
     catalog = look.catalog(())
@@ -142,3 +146,40 @@ async def test_a_look_that_fails_leaves_its_tables_to_the_next_one_only(cache: C
         assert cache.on_disk() == 2
     assert (await cache.read(kept, former=look)).tables.keys() == {kept.table}
     assert cache.on_disk() == 1
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Whatever is opened fails, as in a process whose clients have all files that it may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_table_that_cannot_be_opened_loses_no_other(cache: Cache) -> None:
+    """It is named, it stays on disk, and it is read when there are files again; what is held is served."""
+    held, saved, new = [await cache.push(name) for name in ("held", "saved", "new")]
+    look = await cache.read(held)
+    await cache.read(held, saved, former=look)
+    with no_more_files():
+        look = (await cache.read(held, saved, new, former=look)).beside(look)
+    assert look.listing.segments == (held,)
+    assert look.damaged.keys() == {str(saved.tag), str(new.tag)}
+    assert all("Too many open files" in reason for reason in look.damaged.values())
+    cache.asked.clear()
+    look = await cache.read(held, saved, new, former=look)
+    assert (look.listing.segments, look.damaged) == ((held, saved, new), {})
+    assert cache.asked == [f"stat {new.table}"]
+
+
+async def test_tables_hold_no_files(cache: Cache) -> None:
+    """A cache that is published to all day has thousands of them."""
+    look = await cache.read(*[await cache.push(str(number)) for number in range(40)])
+    again = await cache.read(*look.listing.segments)
+    assert len(look.tables) == len(again.tables) == 40
+    assert open_files_in(cache.folder.path) == []
