@@ -4,15 +4,17 @@ Immutable; a refresh swaps in a new one. Source: design section 2, "Table".
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
+from operator import itemgetter
 from typing import Final
 
+from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashPartBytes, row_key
-from nixcache_oci.cache.table_file import BUCKET_SHIFT, TableFile
+from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.hash import NixHash
@@ -65,21 +67,23 @@ class Catalog:
 
     Attributes:
         tables: the newest first, each once.
+        keys: of these tables, and maybe of others.
         public_keys: if any, a narinfo must be signed by one of them, or content-addressed.
         store_dir: of all store paths; None for any.
         client_keys: that clients are known to trust; None if signatures by them do not matter.
     """
 
     tables: tuple[CatalogTable, ...]
+    keys: MergedKeys = field(repr=False, compare=False)
     public_keys: tuple[PublicKey, ...]
     store_dir: str | None = None
     client_keys: tuple[PublicKey, ...] | None = None
-    _starts: tuple[tuple[Sequence[int], CatalogTable], ...] = field(init=False, repr=False, compare=False)
+    # By slot of ``keys``, with its place in the order of reading.
+    _by_slot: tuple[tuple[int, CatalogTable] | None, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Empty tables cost look-ups nothing.
-        starts = tuple((table.file.starts, table) for table in self.tables if table.file.count)
-        object.__setattr__(self, "_starts", starts)
+        placed = {id(table.file): (place, table) for place, table in enumerate(self.tables)}
+        object.__setattr__(self, "_by_slot", tuple(placed.get(id(file)) for file in self.keys.files))
 
     @classmethod
     def of(
@@ -88,15 +92,17 @@ class Catalog:
         public_keys: Sequence[PublicKey],
         store_dir: str | None = None,
         client_keys: tuple[PublicKey, ...] | None = None,
+        keys: MergedKeys | None = None,
     ) -> "Catalog":
-        """Order tables, each once: for its newest segment, preferably not condemned."""
+        """Order tables, each once: for its newest segment, preferably not condemned; and merge their keys."""
         newest_first = sorted(tables, key=lambda table: table.created, reverse=True)
         unique: dict[int, CatalogTable] = {}
         for table in sorted(newest_first, key=lambda table: table.is_condemned):
             unique.setdefault(id(table.file), table)
         kept = {id(table) for table in unique.values()}
         chosen = tuple(table for table in newest_first if id(table) in kept)
-        return cls(chosen, tuple(public_keys), store_dir, client_keys)
+        keys = keys or MergedKeys.of(table.file for table in chosen)
+        return cls(chosen, keys, tuple(public_keys), store_dir, client_keys)
 
     @property
     def entries(self) -> int:
@@ -128,15 +134,17 @@ class Catalog:
     ) -> tuple[bytes, bool] | None:
         """Look up like ``find``; also returns whether a client key is known to have signed it."""
         key = row_key(hash_part)
-        bucket = key >> BUCKET_SHIFT
-        found: list[tuple[CatalogTable, int]] = []
-        for starts, table in self._starts:
-            start, end = starts[bucket], starts[bucket + 1]
-            if start != end:
-                row = table.file.find_between(hash_part, key, start, end)
+        found: list[tuple[int, CatalogTable, int]] = []
+        for slot in self.keys.slots(key):
+            placed = self._by_slot[slot]
+            if placed is not None:
+                row = placed[1].file.find_hash_part(hash_part, key)
                 if row is not None:
-                    found.append((table, row))
-        good = self._choose_good(found, hash_part, most_bytes) if found else found
+                    found.append((*placed, row))
+        if not found:
+            return None
+        found.sort(key=itemgetter(0))
+        good = self._choose_good([(table, row) for _, table, row in found], hash_part, most_bytes)
         if not good:
             return None
         # min() keeps the first of equals, and tables come newest first.
@@ -148,7 +156,7 @@ class Catalog:
             text = NarInfo.parse(text).render().encode()
         return text, verdict == _NONCANONICAL
 
-    def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
+    def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Generator[None, None, None]:
         """Validate narinfos ahead of requests, one per step, the newest tables' first.
 
         Args:

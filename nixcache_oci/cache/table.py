@@ -200,8 +200,6 @@ def find_hash_part(
     positions: Sequence[int],
     hash_part: HashPartBytes,
     key: int,
-    start: int = 0,
-    end: int | None = None,
 ) -> int | None:
     """Look up a narinfo by bisection.
 
@@ -211,13 +209,11 @@ def find_hash_part(
         positions: from ``scan``.
         hash_part: to look for.
         key: its ``row_key``, computed once for several tables.
-        start: the first row that may have this key.
-        end: after the last row that may; None for all.
 
     Returns:
         Its row, or None.
     """
-    row = bisect_left(keys, key, start, end)
+    row = bisect_left(keys, key)
     while row < len(keys) and keys[row] == key:
         if hash_part_at(content, positions[row]) == hash_part:
             return row

@@ -10,8 +10,6 @@ import os
 import struct
 import sys
 import threading
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -21,7 +19,6 @@ from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
 from nixcache_oci.cache.table import (
-    KEY_BITS,
     HashPartBytes,
     Scan,
     TableHeader,
@@ -47,11 +44,6 @@ from nixcache_oci.oci.digest import Digest
 _MAGIC: Final = f"nixcache-oci keys 1 {sys.byteorder}\n".encode().ljust(32, b"\0")
 _SIZES: Final = struct.Struct("=QQ")
 _KEYS_START: Final = len(_MAGIC) + _SIZES.size
-# The first row of each 1024th of the key space, so that a look-up touches few pages: most tables of a large
-# cache miss. Takes 4 KiB, and a millisecond when a table is opened.
-_BUCKETS: Final = 1024
-BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
-_NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
 # Public keys shown to people: per table, and characters of each.
 _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_CHARACTERS: Final = 512
@@ -71,7 +63,7 @@ class TableFile:
     Attributes:
         size: bytes of the table.
         count: number of narinfos.
-        starts: the first row of each bucket; ``key >> BUCKET_SHIFT`` is its number.
+        keys: the ``row_key`` of each row, ascending.
         recorded_keys: the first public keys of the header.
         verdicts: one byte per row, for the result of validating its narinfo.
 
@@ -88,15 +80,13 @@ class TableFile:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
         self._text = text
         self._keys_file = keys
-        self._keys = keys[_KEYS_START:positions_start].cast("Q")
+        self.keys = keys[_KEYS_START:positions_start].cast("Q")
         self._positions = keys[positions_start:].cast("I")
-        if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
+        if not all(is_key_at(text, self.keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
         named = parse_header(text).public_keys
         short = (key for key in named if len(key) <= _MAX_RECORDED_KEY_CHARACTERS)
         self.recorded_keys = tuple(islice(short, _MAX_RECORDED_KEYS))
-        starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
-        self.starts = array("I", starts) if count else _NO_STARTS
         self.size = size
         self.count: int = count
         self.verdicts = bytearray(count)
@@ -119,13 +109,11 @@ class TableFile:
     def find(self, hash_part: HashPart) -> int | None:
         """Return the row of a narinfo, or None."""
         wanted = HashPartBytes(hash_part.encode())
-        key = row_key(wanted)
-        bucket = key >> BUCKET_SHIFT
-        return self.find_between(wanted, key, self.starts[bucket], self.starts[bucket + 1])
+        return self.find_hash_part(wanted, row_key(wanted))
 
-    def find_between(self, hash_part: HashPartBytes, key: int, start: int, end: int) -> int | None:
-        """Look up like ``find``, with a ``row_key`` and its rows from ``starts``."""
-        return find_hash_part(self._text, self._keys, self._positions, hash_part, key, start, end)
+    def find_hash_part(self, hash_part: HashPartBytes, key: int) -> int | None:
+        """Look up like ``find``, with the ``row_key``."""
+        return find_hash_part(self._text, self.keys, self._positions, hash_part, key)
 
     def hash_part(self, row: int) -> HashPartBytes:
         """Return the hash part of a row, not validated."""

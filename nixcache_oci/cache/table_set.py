@@ -14,6 +14,7 @@ from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, Listing, newest_first
+from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment
@@ -98,7 +99,7 @@ class TableSet:
     def recorded_keys(self) -> tuple[PublicKey, ...]:
         """The keys that the cache says it is signed with, as far as they can be read; the oldest first."""
         keys = []
-        for text in self.catalog(()).recorded_keys:
+        for text in self.catalog((), keys=MergedKeys()).recorded_keys:  # no look-ups, so no keys
             try:
                 keys.append(PublicKey.parse(text))
             except FormatError:
@@ -112,6 +113,7 @@ class TableSet:
         store_dir: str | None = None,
         with_condemned: bool = True,
         client_keys: tuple[PublicKey, ...] | None = None,
+        keys: MergedKeys | None = None,
     ) -> Catalog:
         """Build the catalog; see ``Catalog``.
 
@@ -120,6 +122,7 @@ class TableSet:
             store_dir: required.
             with_condemned: False drops segments that gc marked as dead: a publisher must not count on them.
             client_keys: see ``Catalog``.
+            keys: of all these tables; None to merge them now.
         """
         listed = [
             CatalogTable(self.tables[segment.table], segment.condemned is not None, segment.created)
@@ -129,7 +132,7 @@ class TableSet:
         if self.listing.version1 is not None:
             document = self.tables[self.listing.version1]
             listed.append(CatalogTable(document, is_condemned=False, created=EPOCH))
-        return Catalog.of(listed, public_keys, store_dir, client_keys)
+        return Catalog.of(listed, public_keys, store_dir, client_keys, keys)
 
 
 async def read_tables(
