@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from nixcache_oci.cache import table_set
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.cache.writer import push_segment
@@ -23,8 +24,9 @@ from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
-from tests.support.process import open_files_in
+from tests.support.process import open_files_in, until
 from tests.support.publish import CREATED
+from tests.support.slow_repository import SlowRepository
 
 HOUR = timedelta(hours=1)
 
@@ -183,3 +185,35 @@ async def test_tables_hold_no_files(cache: Cache) -> None:
     again = await cache.read(*look.listing.segments)
     assert len(look.tables) == len(again.tables) == 40
     assert open_files_in(cache.folder.path) == []
+
+
+@pytest.mark.parametrize(("paths", "at_once"), [(1, 24), (1000, 24), (1001, 4)])
+async def test_many_small_tables_are_fetched_at_once(cache: Cache, paths: int, at_once: int) -> None:
+    """The newest first: a cache that is published to all day has a thousand, and each is a round trip."""
+    repository = SlowRepository()
+    repository.gate.clear()
+    template = await cache.push("template")
+    segments = []
+    for hour in range(30):
+        text = render_table(Table(TableHeader(CREATED, source=str(hour))))
+        table = repository.add(zstandard.ZstdCompressor().compress(text))
+        segments.append(
+            dataclasses.replace(template, table=table, paths=paths, created=CREATED + hour * HOUR)
+        )
+    reading = asyncio.create_task(read_tables(repository, cache.folder, Listing(segments=tuple(segments))))
+    await until(lambda: repository.at_gate == at_once)
+    newest_first = [segment.table for segment in reversed(segments)]
+    assert set(repository.opened) == set(newest_first[:at_once])
+    repository.gate.set()
+    assert (await reading).tables.keys() == set(newest_first)
+
+
+@pytest.mark.parametrize(("files", "at_once"), [(64, 4), (256, 16), (4096, 24)])
+def test_few_files_take_few_fetches(files: int, at_once: int) -> None:
+    """Each has a connection or two, and the clients need theirs."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
+    try:
+        assert table_set._parallel_tables() == at_once
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
