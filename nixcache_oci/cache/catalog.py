@@ -143,7 +143,8 @@ class Catalog:
                     found.append((*placed, row))
         if not found:
             return None
-        found.sort(key=itemgetter(0))
+        if len(found) > 1:
+            found.sort(key=itemgetter(0))
         good = self._choose_good([(table, row) for _, table, row in found], hash_part, most_bytes)
         if not good:
             return None

@@ -42,6 +42,9 @@ _MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_C
 # A regular expression blocks all threads; this much takes a few milliseconds.
 _SEARCHED_BYTES: Final = 512 * 1024
 _FIRST_PIECE_BYTES: Final = 2 * 1024
+# Of a narinfo before and behind its hash part; others are found by a longer search.
+_NEAR_BYTES: Final = 64
+_USUAL_BYTES: Final = 1024
 _KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_CHARACTERS
 """Bits of a key, as evenly distributed as hash parts."""
@@ -234,6 +237,11 @@ def is_key_at(content: Content, key: int, position: int) -> bool:
 
 def stanza_around(content: Content, position: int) -> bytes:
     """Return the narinfo whose hash part is at this offset, as stored; empty if none, or over 1 MiB."""
+    near = max(0, position - _NEAR_BYTES)
+    piece = bytes(content[near : position + _USUAL_BYTES])
+    gap, end = piece.rfind(_NARINFO_START, 0, position - near), piece.find(b"\n\n", position - near)
+    if gap >= 0 and end >= 0:
+        return piece[gap + 2 : end + 1]
     earliest = max(0, position - _MAX_STORE_DIR_BYTES - len(_NARINFO_START))
     gap = bytes(content[earliest:position]).rfind(_NARINFO_START)
     start = earliest + gap + 2

@@ -71,6 +71,8 @@ class TableFile:
         FormatError: damaged, or not of the same table.
     """
 
+    __slots__ = ("_keys_file", "_positions", "_text", "count", "keys", "recorded_keys", "size", "verdicts")
+
     def __init__(self, text: memoryview, keys: memoryview) -> None:
         if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
             raise FormatError("table: its keys file is not of this version")
