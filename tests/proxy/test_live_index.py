@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import parallel
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.segment import Segment
@@ -423,8 +424,8 @@ async def test_what_is_new_is_judged_before_anybody_asks(story: Story) -> None:
 
 async def test_closing_ends_what_is_judged_ahead(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much there is."""
-    monkeypatch.setattr(live_index, "_PREVALIDATE_SECONDS", 0)
-    monkeypatch.setattr(live_index, "_PREVALIDATE_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(parallel, "_SLICE_SECONDS", 0)
+    monkeypatch.setattr(live_index, "_PAUSE_SECONDS", 1000)
     await publish(story.client, [store_object("one"), store_object("two")])
     index = story.make_index()
     await index.refresh(thoroughly=True)
