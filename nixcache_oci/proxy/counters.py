@@ -19,6 +19,7 @@ class Counters:
         nars_cut: transfers cut because the rest was unavailable or wrong.
         packs_fetched: packs downloaded.
         packs_fetched_ahead: packs prefetched.
+        nars_fetched_ahead: small NARs outside packs, prefetched.
         refreshes: refreshes of the index.
         refresh_failures: those that failed.
         index_regressions: how often the registry showed an older state of the cache than before.
@@ -35,6 +36,7 @@ class Counters:
     nars_cut: int = 0
     packs_fetched: int = 0
     packs_fetched_ahead: int = 0
+    nars_fetched_ahead: int = 0
     refreshes: int = 0
     refresh_failures: int = 0
     index_regressions: int = 0

@@ -1,4 +1,4 @@
-"""The pack cache: bounded, with shared downloads and prefetching.
+"""The pack cache: bounded, with shared downloads and prefetching, also of small NARs outside packs.
 
 Source: design section 3, promises 6, 8 and 9.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of
+from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import Repository
@@ -18,14 +18,13 @@ from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackEntry, PackMemory
+from nixcache_oci.proxy.packs.prefetch import MAX_NAR_BYTES, Prefetch, PrefetchQueue
 from nixcache_oci.proxy.packs.slices import SliceHashes
 from nixcache_oci.proxy.packs.sums import PackSums
 from nixcache_oci.proxy.quarantine import Quarantine
 
 _log = logging.getLogger(__name__)
 
-# Packs to prefetch later; a crawl names thousands.
-_MAX_WANTED: Final = 64
 # A client that reads a pack will read the others whose narinfos it has, in an unknown order.
 _PREFETCH_PER_READ: Final = 2
 _SWEEP_SECONDS: Final = UNUSED_SECONDS / 4
@@ -37,7 +36,10 @@ _MAX_SUMS: Final = 512
 
 
 class PackCache:
-    """Caches at most ``capacity_bytes`` of packs; corrupt ones go to ``quarantine``."""
+    """Caches at most ``capacity_bytes`` of packs and prefetched NARs; corrupt ones go to ``quarantine``.
+
+    At most ``nars_at_once`` NARs are prefetched at a time: each takes connections.
+    """
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class PackCache:
         quarantine: Quarantine,
         counters: Counters,
         capacity_bytes: int,
+        nars_at_once: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._repository = repository
@@ -53,8 +56,8 @@ class PackCache:
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_FAILED_SECONDS)
         self._memory = PackMemory(capacity_bytes, clock)
-        # Those that did not fit, and when their narinfo was served.
-        self._wanted: dict[Digest, float] = {}
+        self._wanted = PrefetchQueue()
+        self._free_nars = nars_at_once
         # Of packs that came, and when that was.
         self._sums: BoundedCache[Digest, tuple[PackSums, float]] = BoundedCache(_MAX_SUMS)
         self._hashes = SliceHashes()
@@ -105,27 +108,50 @@ class PackCache:
             self._mark_read(pack, entry)
         return part
 
-    def prefetch_for(self, narinfo: bytes) -> None:
-        """Prefetch the pack of a narinfo's NAR, if any: the client asks for it next."""
-        # First, because a crawl asks for thousands of narinfos.
-        if not self._memory.has_prefetch_space and len(self._wanted) >= _MAX_WANTED:
-            return
-        if (pack := pack_of(narinfo)) is None:
-            return
-        entry = self._memory.entries.get(pack)
-        if entry is None or not entry.download.done():
-            self._hashes.learn(narinfo)
-        self.prefetch(pack)
+    async def nar(self, blob: Digest) -> bytearray | None:
+        """Return a whole NAR that was prefetched; if that failed, or there is none, the caller streams it.
 
-    def prefetch(self, pack: Digest) -> None:
-        """Prefetch a pack if there is space, else later, when others are read."""
-        if not self._is_of_use(pack) or (self._memory.has_prefetch_space and self._begin_prefetch(pack)):
+        Raises:
+            DigestError: it does not match its digest, and is in quarantine.
+        """
+        self._wanted.discard(blob)
+        entry = self._memory.entries.get(blob)
+        if entry is None or entry.is_pack:
+            return None
+        self._mark_read(blob, entry)
+        try:
+            return await asyncio.shield(entry.download)
+        except DigestError:
+            raise
+        except Error:
+            return None
+
+    def cached_nar(self, blob: Digest) -> memoryview | None:
+        """Return a whole NAR, if it is in memory."""
+        entry = self._memory.entries.get(blob)
+        if entry is None or entry.is_pack or not entry.download.done() or entry.download.cancelled():
+            return None
+        self._mark_read(blob, entry)
+        return memoryview(entry.download.result())
+
+    def prefetch_for(self, narinfo: bytes) -> None:
+        """Prefetch a narinfo's NAR, or its pack: the client asks for it next."""
+        # First, because a crawl asks for thousands of narinfos.
+        if self._wanted.is_full or (wanted := Prefetch.for_narinfo(narinfo)) is None:
             return
-        if len(self._wanted) < _MAX_WANTED:
-            self._wanted.setdefault(pack, self._clock())
+        entry = self._memory.entries.get(wanted.blob)
+        if wanted.is_pack and (entry is None or not entry.download.done()):
+            self._hashes.learn(narinfo)
+        self.prefetch(wanted)
+
+    def prefetch(self, wanted: Prefetch) -> None:
+        """Prefetch if there is space, else later, when others are read."""
+        if self._is_of_use(wanted.blob) and not (self._has_space(wanted) and self._begin_prefetch(wanted)):
+            self._wanted.add(wanted, self._clock())
 
     async def close(self) -> None:
         """Cancel the downloads."""
+        self._wanted = PrefetchQueue()
         if self._sweeping is not None:
             self._sweeping.cancel()
         await cancel_all(entry.download for entry in self._memory.entries.values())
@@ -136,7 +162,7 @@ class PackCache:
         if entry is None:
             async with self._space_freed:
                 await self._space_freed.wait_for(lambda: pack in entries or self._memory.evict_for_demand())
-                entry = entries.get(pack) or self._start(pack)
+                entry = entries.get(pack) or self._start(Prefetch.pack(pack))
         self._mark_read(pack, entry)
         if not entry.download.done() and self._hashes.are_known(pack, start, end):
             await entry.arrival.reach(end)
@@ -153,34 +179,40 @@ class PackCache:
         return part if part is not None and self._hashes.agree(pack, start, part) else None
 
     def _mark_read(self, pack: Digest, entry: PackEntry) -> None:
-        self._wanted.pop(pack, None)
+        self._wanted.discard(pack)
         if self._memory.mark_read(pack, entry):
             self._fetch_wanted(_PREFETCH_PER_READ)
 
     def _fetch_wanted(self, at_least: int = 0) -> None:
         """Prefetch in the order of narinfos, at least some even if much is unread."""
-        for pack in list(self._wanted):
-            if not self._is_of_use(pack):
-                del self._wanted[pack]
-            elif (at_least > 0 or self._memory.has_prefetch_space) and self._begin_prefetch(pack):
+        for wanted in self._wanted:
+            if not self._is_of_use(wanted.blob):
+                self._wanted.discard(wanted.blob)
+            elif (at_least > 0 or self._has_space(wanted)) and self._begin_prefetch(wanted):
                 at_least -= 1
             else:
                 return
 
-    def _is_of_use(self, pack: Digest) -> bool:
+    def _is_of_use(self, blob: Digest) -> bool:
         return not (
-            pack in self._memory.entries
-            or pack in self._quarantine
-            or pack in self._failed
-            or self._sums_instead_of(pack) is not None
+            blob in self._memory.entries
+            or blob in self._quarantine
+            or blob in self._failed
+            or self._sums_instead_of(blob) is not None
         )
 
-    def _begin_prefetch(self, pack: Digest) -> bool:
-        if not self._memory.evict_for_prefetch():
+    def _has_space(self, wanted: Prefetch) -> bool:
+        return self._memory.has_prefetch_space(wanted.size_bytes)
+
+    def _begin_prefetch(self, wanted: Prefetch) -> bool:
+        if not (wanted.is_pack or self._free_nars) or not self._memory.evict_for_prefetch(wanted.size_bytes):
             return False
-        self._wanted.pop(pack, None)
-        self._start(pack)
-        self._counters.packs_fetched_ahead += 1
+        self._wanted.discard(wanted.blob)
+        self._start(wanted)
+        if wanted.is_pack:
+            self._counters.packs_fetched_ahead += 1
+        else:
+            self._counters.nars_fetched_ahead += 1
         return True
 
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
@@ -191,8 +223,7 @@ class PackCache:
     def _sweep(self) -> None:
         """Drop unused packs."""
         self._memory.drop_unused()
-        oldest = self._clock() - UNUSED_SECONDS
-        self._wanted = {pack: since for pack, since in self._wanted.items() if since >= oldest}
+        self._wanted.discard_before(self._clock() - UNUSED_SECONDS)
         self._sweeping = None
         self._fetch_wanted()
         if self._memory.entries:
@@ -202,24 +233,38 @@ class PackCache:
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
 
-    def _start(self, pack: Digest) -> PackEntry:
+    def _start(self, wanted: Prefetch) -> PackEntry:
         async def when_open(size: int) -> None:
             self._memory.resize(entry, size)
             self._fetch_wanted()
             await self._notify_space()
 
         arrival = Arrival(when_open)
-        download = asyncio.create_task(self._download(pack, arrival), name=f"pack {pack.hex[:12]}")
+        download = asyncio.create_task(
+            self._download(wanted, arrival),
+            name=f"{'pack' if wanted.is_pack else 'nar'} {wanted.blob.hex[:12]}",
+        )
         download.add_done_callback(retrieve)  # a failure is logged; a prefetch has no waiter
         download.add_done_callback(lambda _: arrival.end())
         self._sweep_later()
-        entry = self._memory.add(pack, download, arrival)
+        entry = PackEntry(wanted.is_pack, download, arrival, self._clock())
+        self._memory.add(wanted.blob, entry, wanted.size_bytes)
+        if not wanted.is_pack:
+            self._free_nars -= 1
+            download.add_done_callback(self._end_nar)
         return entry
 
-    async def _download(self, pack: Digest, arrival: Arrival) -> bytearray:
+    def _end_nar(self, _: asyncio.Task[bytearray]) -> None:
+        self._free_nars += 1
+        self._fetch_wanted()
+
+    async def _download(self, wanted: Prefetch, arrival: Arrival) -> bytearray:
+        pack, sums = wanted.blob, None
         try:
-            content = await read_blob(self._repository, pack, MAX_PACK_BYTES, receiver=arrival)
-            sums = await asyncio.to_thread(PackSums.of, content)
+            limit = MAX_PACK_BYTES if wanted.is_pack else MAX_NAR_BYTES
+            content = await read_blob(self._repository, pack, limit, receiver=arrival)
+            if wanted.is_pack:
+                sums = await asyncio.to_thread(PackSums.of, content)
         except BaseException as error:
             # Drop a failed download: the next request tries again, or finds it in quarantine.
             self._memory.drop(pack)
@@ -227,11 +272,13 @@ class PackCache:
             if isinstance(error, DigestError):
                 self._quarantine.add(pack)
             if isinstance(error, Error):
-                _log.warning("pack not fetched", extra={"fields": {"error": str(error)}})
+                message = "pack not fetched" if wanted.is_pack else "NAR not fetched ahead"
+                _log.warning(message, extra={"fields": {"error": str(error)}})
             raise
         else:
-            self._sums.put(pack, (sums, self._clock()))
-            self._counters.packs_fetched += 1
+            if sums is not None:
+                self._sums.put(pack, (sums, self._clock()))
+                self._counters.packs_fetched += 1
             return content
         finally:
             await self._notify_space()
