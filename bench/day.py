@@ -48,7 +48,7 @@ _FIRST: Final = "the first pushes"
 _PUBLISHES, _QUICK_PUBLISHES = (300, 1000), (24,)
 _MOST_PATHS: Final = 20  # of a publish
 _AT_ONCE: Final = 4
-_CLOSURE: Final = 300
+CLOSURE: Final = 300
 _DISTANCE: Final = Distance(0.040)
 _SECONDS, _QUICK_SECONDS = 5, 1
 _MISSES: Final = 10_000
@@ -73,7 +73,7 @@ def run(bench: Bench) -> None:
 
 def series_of_closure(publishes: int, nix_version: str) -> Series:
     """Name what README's chart shows."""
-    name = f"{_CLOSURE} paths spread over all publishes realised, Nix {nix_version}"
+    name = f"{CLOSURE} paths spread over all publishes realised, Nix {nix_version}"
     return Series(name, "s", at=publishes, axis="publishes")
 
 
@@ -103,9 +103,9 @@ class _Load:
         # One of each in turn, and not its root, where it has others: that would bring all of them.
         free = [chance.sample(each[:-1], len(each) - 1) for each in made]
         chosen: list[MadeUp] = []
-        while len(chosen) < _CLOSURE and any(free):
+        while len(chosen) < CLOSURE and any(free):
             chosen += [each.pop() for each in free if each]
-        chosen = sorted(chance.sample(chosen, min(_CLOSURE, len(chosen))), key=lambda each: each.name)
+        chosen = sorted(chance.sample(chosen, min(CLOSURE, len(chosen))), key=lambda each: each.name)
         root = MadeUp("closure", 1000, tuple(each.store_path.base_name for each in chosen))
         return cls(made, [*chosen, root])
 
@@ -145,11 +145,13 @@ class _Comparison:
     def run(self) -> None:
         """Publish, read, and collect."""
         paths = self._load.paths
+        clients = list(find_clients(self._folder))
+        self._bench.note("Nix", ", ".join(client.version for client in clients))
         self._bench.note(f"paths of {self._publishes} publishes", f"{len(paths):,}")
         self._publish()
         self._compare_starts()
         self._compare_look_ups()
-        for client in find_clients(self._folder):
+        for client in clients:
             self._compare_realising(client)
         self._collect()
 
