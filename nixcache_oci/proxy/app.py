@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
 _SWEEP_SECONDS: Final = 2.0
-# Of so many streams that there may be, one more NAR may be on its way before a client asks.
+# For so many NARs that may stream, one more blob may be on its way before a client asks.
 _SHARE_AHEAD: Final = 4
 _SITE: Final = "Sec-Fetch-Site"
 
@@ -56,8 +56,8 @@ def build_app(
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
     limits = current_limits()
-    nars_at_once = limits.streams // _SHARE_AHEAD
-    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, nars_at_once)
+    at_once = limits.streams // _SHARE_AHEAD
+    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, at_once)
     nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     connections = Connections(limits.connections)
     streams = NarStreams(limits.streams, connections)

@@ -62,7 +62,7 @@ async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     bench.repository.gate.clear()
     packs = bench.client.app[app_keys.PACKS]
     for number in range(8):
-        packs.prefetch(Prefetch.pack(bench.repository.add(bytes([number]))))
+        packs.prefetch(Prefetch(bench.repository.add(bytes([number])), is_pack=True))
     assert packs.used_bytes == MAX_PACK_BYTES
 
 

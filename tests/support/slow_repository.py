@@ -12,7 +12,7 @@ from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.quarantine import Quarantine
 
-NARS_AT_ONCE = 4
+AT_ONCE = 4
 """That a pack cache here fetches ahead."""
 
 
@@ -119,7 +119,7 @@ class NarBench:
         self.repository = SlowRepository()
         self.quarantine = Quarantine()
         self.counters = Counters()
-        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28, NARS_AT_ONCE)
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28, AT_ONCE)
         self.generation = object()
         self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
 

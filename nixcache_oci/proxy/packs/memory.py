@@ -131,10 +131,10 @@ class PackMemory:
             self._unread_bytes -= entry.size_bytes
         return is_first
 
-    def evict_for_demand(self) -> bool:
-        """Evict packs until one more fits, read ones first; False if all are in transit."""
-        return self._evict(MAX_PACK_BYTES, lambda entry: entry.is_unread) or self._evict(
-            MAX_PACK_BYTES, lambda _: False
+    def evict_for_demand(self, size_bytes: int) -> bool:
+        """Evict packs until so much fits, read ones first; False if all are in transit."""
+        return self._evict(size_bytes, lambda entry: entry.is_unread) or self._evict(
+            size_bytes, lambda _: False
         )
 
     def evict_for_prefetch(self, size_bytes: int) -> bool:

@@ -5,12 +5,11 @@ that are ready by name. Source: facts about Nix clients, "Reading".
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Self
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, pack_of, sized_blob_of
+from nixcache_oci.cache.nar_url import pack_of, sized_blob_of
 from nixcache_oci.nix.closure import by_name
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -18,9 +17,6 @@ from nixcache_oci.oci.digest import Digest
 MAX_NAR_BYTES: Final = 1024 * 1024
 """A NAR in a blob of its own is prefetched if it is smaller, compressed."""
 
-# What waits for its turn to be prefetched: 64 packs, or 1,024 NARs. A crawl names thousands.
-_MOST_PLACES: Final = 1024
-_PLACES_OF_PACK: Final = 16
 # The catalog has validated it: parsing a thousand references again would take 4 ms.
 _REFERENCES: Final = re.compile(rb"^References:(.*)$", re.MULTILINE)
 
@@ -37,63 +33,22 @@ class Prefetch:
     Attributes:
         blob: a pack, or a small NAR.
         is_pack: which of them.
-        size_bytes: of a NAR, as its narinfo states; of a pack, the most it may have.
+        size_bytes: as a narinfo or an earlier attempt tells; None for a pack of unknown size.
     """
 
     blob: Digest
     is_pack: bool
-    size_bytes: int
-
-    @classmethod
-    def pack(cls, blob: Digest) -> Self:
-        """Prefetch a pack."""
-        return cls(blob, is_pack=True, size_bytes=MAX_PACK_BYTES)
+    size_bytes: int | None = None
 
     @classmethod
     def for_narinfo(cls, narinfo: bytes) -> Self | None:
         """Prefetch what has the NAR of a narinfo; None if it is large."""
         if (pack := pack_of(narinfo)) is not None:
-            return cls.pack(pack)
+            return cls(pack, is_pack=True)
         sized = sized_blob_of(narinfo)
         if sized is None or sized[1] >= MAX_NAR_BYTES:
             return None
         return cls(sized[0], is_pack=False, size_bytes=sized[1])
-
-
-class PrefetchQueue:
-    """What is to be prefetched later, in order; bounded: what finds no place is forgotten."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[Digest, tuple[Prefetch, float]] = {}
-        self._free = _MOST_PLACES
-
-    def __iter__(self) -> Iterator[Prefetch]:
-        return iter([each for each, _since in self._waiting.values()])
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no place for anything."""
-        return not self._free
-
-    def add(self, wanted: Prefetch, now: float) -> None:
-        """Append what does not wait yet."""
-        if wanted.blob not in self._waiting and _places(wanted) <= self._free:
-            self._waiting[wanted.blob] = wanted, now
-            self._free -= _places(wanted)
-
-    def discard(self, blob: Digest) -> None:
-        """Remove a blob, if it waits."""
-        if (found := self._waiting.pop(blob, None)) is not None:
-            self._free += _places(found[0])
-
-    def discard_before(self, oldest: float) -> None:
-        """Remove what was added earlier."""
-        for blob in [blob for blob, (_, since) in self._waiting.items() if since < oldest]:
-            self.discard(blob)
-
-
-def _places(wanted: Prefetch) -> int:
-    return _PLACES_OF_PACK if wanted.is_pack else 1
 
 
 def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:

@@ -16,6 +16,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.packs import cache as pack_cache
 from nixcache_oci.proxy.packs import memory
 from nixcache_oci.proxy.packs.prefetch import Prefetch
 from tests.support.front import Bench, fetched, make_bench, read_index
@@ -99,7 +100,7 @@ def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Aw
         packs = bench.app[app_keys.PACKS]
         for pack, state in zip(cache.packs, states, strict=False):
             if state != "absent":
-                packs.prefetch(Prefetch.pack(pack))
+                packs.prefetch(Prefetch(pack, is_pack=True))
             if state == "read":
                 await packs.cut_out(pack, 0, 1)
             if state == "fetched ahead":
@@ -236,10 +237,11 @@ async def test_the_first_slice_has_the_next_pack_fetched(
 ) -> None:
     """Four packs were wanted and one found room: reading that lets two more come, and only once."""
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
+    monkeypatch.setattr(pack_cache, "_LEAST_GUESS_BYTES", MAX_PACK_BYTES)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
         packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
         for pack in cache.packs[:4]:
-            packs.prefetch(Prefetch.pack(pack))
+            packs.prefetch(Prefetch(pack, is_pack=True))
         await fetched(packs)
         assert counters.packs_fetched_ahead == 1
         for count in (1, 2):

@@ -10,7 +10,7 @@ from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.packs import cache, memory, prefetch
+from nixcache_oci.proxy.packs import cache, memory
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.packs.prefetch import Prefetch
 from nixcache_oci.proxy.quarantine import Quarantine
@@ -19,7 +19,7 @@ from tests.support.slow_repository import SlowRepository
 
 PACK_BYTES = 1000  # the largest one, here
 IN_FLIGHT, AHEAD = 6, 3  # so many of those
-NARS_AT_ONCE = 4
+AT_ONCE = 32
 
 
 class Bench:
@@ -35,7 +35,7 @@ class Bench:
             self.quarantine,
             self.counters,
             IN_FLIGHT * PACK_BYTES,
-            NARS_AT_ONCE,
+            AT_ONCE,
             lambda: self.now,
         )
 
@@ -45,7 +45,7 @@ class Bench:
 
     def prefetch(self, pack: Digest) -> None:
         """Have a pack fetched ahead."""
-        self.cache.prefetch(Prefetch.pack(pack))
+        self.cache.prefetch(Prefetch(pack, is_pack=True))
 
     async def get(self, pack: Digest) -> bytes:
         """Ask for all of a pack."""
@@ -68,9 +68,10 @@ def content_of(name: str) -> bytes:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    for module in (cache, memory, prefetch):
+    for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
     monkeypatch.setattr(memory, "_ENTRY_BYTES", 0)
+    monkeypatch.setattr(cache, "_LEAST_GUESS_BYTES", 10)
     monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
@@ -398,6 +399,57 @@ async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> Non
     await settle()
     assert bench.repository.opened == packs
     assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))
+
+
+async def test_many_small_packs_begin_together(bench: Bench) -> None:
+    """One tells what the next ones may be like: 300 publishes of one path each take no 75 round trips."""
+    bench.cache._guess_bytes = 10
+    bench.repository.gate.clear()
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(AT_ONCE + 1)]
+    for pack in packs:
+        bench.prefetch(pack)
+    assert bench.cache.used_bytes == AT_ONCE * 10
+    bench.repository.gate.set()
+    await settle()
+    assert bench.repository.opened == packs
+
+
+async def test_packs_that_are_larger_than_the_last_one_stay_within_the_bound(bench: Bench) -> None:
+    """None of a pack is read before there is room for all of it; what finds none has its turn later."""
+    bench.cache._guess_bytes = 10
+    bench.repository.gate.clear()
+    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
+    for pack in packs:
+        bench.prefetch(pack)
+    await settle()
+    assert bench.repository.opened == packs
+    assert bench.repository.running == AHEAD
+    assert bench.cache.used_bytes == AHEAD * PACK_BYTES
+    bench.repository.gate.set()
+    await bench.get(packs[0])
+    await settle()
+    assert len(bench.repository.opened) == len(packs) + 2
+    assert all(bench.cached(pack) for pack in packs)
+    assert bench.cache.used_bytes == (AHEAD + 2) * PACK_BYTES
+
+
+async def test_who_waits_for_a_pack_that_is_larger_than_the_last_one(bench: Bench) -> None:
+    """It makes room, as for any other; and if there is none yet, the client waits for it."""
+    bench.repository.gate.clear()
+    full = [asyncio.create_task(bench.get(bench.add(f"full {number}"))) for number in range(IN_FLIGHT - 2)]
+    await settle()
+    bench.cache._guess_bytes = 10
+    larger = [bench.add(f"larger {number}") for number in range(2)]
+    for pack in larger:
+        bench.prefetch(pack)
+    clients = [asyncio.create_task(bench.get(pack)) for pack in larger]
+    more = asyncio.create_task(bench.get(bench.add("one more")))
+    await settle()
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
+    bench.repository.gate.set()
+    contents = await asyncio.wait_for(asyncio.gather(*full, *clients, more), 10)
+    assert bytes(contents[IN_FLIGHT - 2]) == content_of("larger 0")
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
 
 
 async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:

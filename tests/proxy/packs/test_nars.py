@@ -12,11 +12,11 @@ from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.packs import memory, prefetch
+from nixcache_oci.proxy.packs import cache, memory
 from nixcache_oci.proxy.packs.prefetch import MAX_NAR_BYTES
 from tests.support.objects import store_object
 from tests.support.process import until
-from tests.support.slow_repository import NARS_AT_ONCE, NarBench
+from tests.support.slow_repository import AT_ONCE, NarBench
 
 CONTENT = b"a compressed NAR"
 
@@ -49,7 +49,7 @@ class Bench(NarBench):
 
     async def come(self) -> None:
         """Wait until nothing is on its way."""
-        await until(lambda: self.packs._free_nars == NARS_AT_ONCE)
+        await until(lambda: not self.packs._in_transit)
 
 
 @pytest.fixture
@@ -89,13 +89,13 @@ async def test_a_client_waits_for_what_is_on_its_way(bench: Bench) -> None:
 async def test_what_has_no_turn_yet_is_streamed_when_it_is_asked_for(bench: Bench) -> None:
     """A client never waits for guesses, and what it had is not fetched for it again."""
     bench.repository.gate.clear()
-    blobs = [bench.serve(bench.add(b"%d" % number)) for number in range(NARS_AT_ONCE + 2)]
-    await until(lambda: bench.repository.at_gate == NARS_AT_ONCE)
-    assert bench.repository.opened == blobs[:NARS_AT_ONCE]
+    blobs = [bench.serve(bench.add(b"%d" % number)) for number in range(AT_ONCE + 2)]
+    await until(lambda: bench.repository.at_gate == AT_ONCE)
+    assert bench.repository.opened == blobs[:AT_ONCE]
     client = asyncio.create_task(bench.read(blobs[-1]))
-    await until(lambda: bench.repository.opened[NARS_AT_ONCE:] == [blobs[-1]])
+    await until(lambda: bench.repository.opened[AT_ONCE:] == [blobs[-1]])
     bench.repository.gate.set()
-    assert await client == b"%d" % (NARS_AT_ONCE + 1)
+    assert await client == b"%d" % (AT_ONCE + 1)
     await bench.come()
     await until(lambda: len(bench.repository.opened) == len(blobs))
     assert sorted(bench.repository.opened) == sorted(blobs)
@@ -184,23 +184,22 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench, monkeypatch: py
 
 async def test_no_more_wait_than_are_of_use(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds no place is forgotten, and streamed."""
-    monkeypatch.setattr(prefetch, "_MOST_PLACES", 2)
-    bench.packs._wanted = prefetch.PrefetchQueue()
+    monkeypatch.setattr(cache, "_MOST_WANTED", 2)
     bench.repository.gate.clear()
-    blobs = [bench.serve(bench.add(b"%d" % number)) for number in range(NARS_AT_ONCE + 5)]
+    blobs = [bench.serve(bench.add(b"%d" % number)) for number in range(AT_ONCE + 5)]
     bench.repository.gate.set()
     await bench.come()
-    await until(lambda: len(bench.repository.opened) == NARS_AT_ONCE + 2)
+    await until(lambda: len(bench.repository.opened) == AT_ONCE + 2)
     await bench.come()
-    assert bench.repository.opened == blobs[: NARS_AT_ONCE + 2]
+    assert bench.repository.opened == blobs[: AT_ONCE + 2]
 
 
 async def test_closing_begins_nothing(bench: Bench) -> None:
     """Where one ends, the next has its turn, but not then."""
     bench.repository.gate.clear()
-    for number in range(NARS_AT_ONCE + 5):
+    for number in range(AT_ONCE + 5):
         bench.serve(bench.add(b"%d" % number))
-    await until(lambda: bench.repository.at_gate == NARS_AT_ONCE)
+    await until(lambda: bench.repository.at_gate == AT_ONCE)
     await bench.packs.close()
-    assert len(bench.repository.opened) == NARS_AT_ONCE
+    assert len(bench.repository.opened) == AT_ONCE
     assert len(asyncio.all_tasks()) == 1
