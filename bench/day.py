@@ -310,18 +310,28 @@ class _Comparison:
         """Weigh both registries, before gc and after it and the grace."""
         before = self._series("bytes in the registry, before gc", "MiB")
         after = self._series("bytes in the registry, after gc and grace", "MiB")
-        idle = self._series("requests of a gc that has nothing to do", "requests")
+        marked, idle = (
+            self._series(f"requests of a gc that has nothing to do, {when}", "requests")
+            for when in ("within the grace", "after it")
+        )
         figures, day = self._bench.figures, self._registries[OURS]
         one = self._registries[ONE_PUSH].disk_usage() / _MIB
         figures.record(before, OURS, day.disk_usage() / _MIB)
         machine = self._machine(NixSandbox(self._folder / "nix-gc"), "gc")
+
+        def collect(*flags: str) -> int:
+            seen = self._requests(OURS)
+            machine.run("gc", *flags).check()
+            return self._requests(OURS) - seen
+
+        time.sleep(_A_SECOND)
+        collect("--min-age-hours", "0")
+        figures.record(marked, OURS, collect())
         # Mark, unlist and delete, and whatever follows from that.
-        for grace in ("30", "0", "0", "0", "0"):
+        for _ in range(4):
             time.sleep(_A_SECOND)
-            machine.run("gc", "--min-age-hours", "0", "--grace-days", grace).check()
-        seen = self._requests(OURS)
-        machine.run("gc").check()
-        figures.record(idle, OURS, self._requests(OURS) - seen)
+            collect("--min-age-hours", "0", "--grace-days", "0")
+        figures.record(idle, OURS, collect())
         day.stop()
         day.garbage_collect(untagged=True)
         figures.record(after, OURS, day.disk_usage() / _MIB)
