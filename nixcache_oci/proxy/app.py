@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
 _SWEEP_SECONDS: Final = 2.0
+# For so many NARs that may stream, one more blob may be on its way before a client asks.
+_SHARE_AHEAD: Final = 4
 _SITE: Final = "Sec-Fetch-Site"
 
 
@@ -53,9 +55,10 @@ def build_app(
 ) -> web.Application:
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
-    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
-    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     limits = current_limits()
+    at_once = limits.streams // _SHARE_AHEAD
+    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, at_once)
+    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     connections = Connections(limits.connections)
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))

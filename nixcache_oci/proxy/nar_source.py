@@ -1,4 +1,4 @@
-"""The source of NARs: blobs, streamed and verified, and slices of packs.
+"""The source of NARs: blobs, streamed and verified or fetched ahead, and slices of packs.
 
 Uses one chunk of memory per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
 """
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from typing import Final
 
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES, NarUrl
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import BlobStream, Repository
@@ -26,6 +26,7 @@ _MAX_SIZES: Final = 4096
 # A blob that was 404 twice is not requested again for a while, unless the index has changed. Once may be a
 # registry's mistake.
 _MISSING_SECONDS: Final = 30.0
+_PIECE_BYTES: Final = 64 * 1024  # of a NAR in memory
 
 
 class NarSource:
@@ -59,9 +60,14 @@ class NarSource:
         async with self._noting(url.blob):
             return await self._packs.cut_out(url.blob, *_extent(url))
 
-    def cached_slice(self, url: NarUrl) -> memoryview | None:
-        """Return the slice if it is in memory; see ``PackCache.cached``."""
-        return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
+    def cached(self, url: NarUrl) -> memoryview | None:
+        """Return a NAR of at most 256 KiB if it is in memory; see ``PackCache.cached``."""
+        if url.blob in self._quarantine:
+            return None
+        if url.offset is not None:
+            return self._packs.cached(url.blob, *_extent(url))
+        nar = self._packs.cached_nar(url.blob)
+        return nar if nar is not None and len(nar) <= MAX_PACKED_NAR_BYTES else None
 
     async def size(self, blob: Digest) -> int:
         """Return a blob's size; concurrent calls share the request.
@@ -70,6 +76,8 @@ class NarSource:
         answer.
         """
         self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            return len(nar)
         known = self._sizes.get(blob)
         if known is not None:
             return known
@@ -88,8 +96,13 @@ class NarSource:
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, read on.
-            DigestError: from the bytes: they are wrong, and the blob is in quarantine.
+            DigestError: from the bytes, unless it was fetched ahead: they are wrong, and the blob is in
+                quarantine.
         """
+        self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            yield len(nar), _pieces(nar, 0, len(nar))
+            return
         async with self._open(blob) as stream:
             try:
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
@@ -105,6 +118,10 @@ class NarSource:
 
         A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
+        self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            yield _pieces(nar, start, end)
+            return
         known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
             if stream.check is not None:
@@ -159,6 +176,11 @@ class NarSource:
                 self._missing = Quarantine(seconds=_MISSING_SECONDS)
             (self._missing if blob in self._missed_once else self._missed_once).add(blob)
             raise
+
+
+async def _pieces(nar: bytearray, start: int, end: int) -> AsyncIterator[bytes]:
+    for position in range(start, end, _PIECE_BYTES):
+        yield bytes(memoryview(nar)[position : min(position + _PIECE_BYTES, end)])
 
 
 def _extent(url: NarUrl) -> tuple[int, int]:
