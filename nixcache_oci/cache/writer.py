@@ -153,7 +153,12 @@ async def push_drafts(
 
 
 async def push_segment(
-    repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
+    repository: Repository,
+    table: Table,
+    layers: Iterable[Descriptor],
+    *,
+    source: str | None = None,
+    merges: Iterable[Digest] = (),
 ) -> Segment:
     """Push a table, and the manifest of it and its blobs, under the segment's own tag.
 
@@ -162,6 +167,7 @@ async def push_segment(
         table: its header's time is the segment's.
         layers: every blob that the narinfos point into.
         source: URL of the GitHub repository: GHCR links the package to it.
+        merges: manifests of segments whose paths and records it has all.
 
     Raises:
         FormatError: over a limit of the format.
@@ -171,11 +177,16 @@ async def push_segment(
     blob = await asyncio.to_thread(TableBlob.of, table)
     # Concurrently: each takes three round trips.
     await run_all((repository.push_blob(blob.digest, blob.content), push_empty_config(repository)), 2)
-    return await tag_segment(repository, blob, layers, source=source)
+    return await tag_segment(repository, blob, layers, source=source, merges=merges)
 
 
 async def tag_segment(
-    repository: Repository, table: TableBlob, layers: Iterable[Descriptor], *, source: str | None = None
+    repository: Repository,
+    table: TableBlob,
+    layers: Iterable[Descriptor],
+    *,
+    source: str | None = None,
+    merges: Iterable[Digest] = (),
 ) -> Segment:
     """Push the manifest of a segment under its own tag; its blobs and the empty config exist.
 
@@ -187,6 +198,7 @@ async def tag_segment(
         created=table.created,
         paths=table.paths,
         source=source,
+        merges=merges,
     )
     segment = Segment.from_manifest(manifest)
     await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)

@@ -176,7 +176,9 @@ async def _verify(settings: _Settings) -> _Checked:
         progress = stack.enter_context(showing(actions, is_quiet=is_quiet))
 
         async def read() -> Inventory:
-            return (await read_cache_from(repository, settings.values, progress)).inventory
+            # gc reads every table, and refuses to run on one that is damaged.
+            view = await read_cache_from(repository, settings.values, progress, with_taken_in=True)
+            return view.inventory
 
         tell = complain if settings.is_json else say
 
