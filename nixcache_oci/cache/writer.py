@@ -13,6 +13,7 @@ from typing import Final, Self
 
 import zstandard
 
+from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.record import Record, record_fields
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, build_manifest
@@ -27,6 +28,7 @@ from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
 
+_PARALLEL_REQUESTS: Final = 16
 _TABLE_LEVEL: Final = 12
 _RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more get segments of their own
 
@@ -213,3 +215,21 @@ async def push_empty_config(repository: Repository) -> None:
     """
     if not await has_blob(repository, EMPTY_CONFIG):
         await repository.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
+
+
+async def describe_blobs(repository: Repository, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+    """Describe the blobs that narinfos point into; asks for their sizes.
+
+    Raises:
+        RegistryError: the repository could not answer, or lacks one.
+    """
+    by_blob = {NarUrl.parse(narinfo.url).blob: narinfo for narinfo in narinfos}
+
+    async def describe(blob: Digest, narinfo: NarInfo) -> Descriptor:
+        size = await repository.stat_blob(blob)
+        if NarUrl.parse(narinfo.url).offset is None:
+            return describe_nar(blob, narinfo.compression, size)
+        return Descriptor(media_type.PACK, blob, size)
+
+    described = await run_all((describe(*one) for one in by_blob.items()), _PARALLEL_REQUESTS)
+    return {descriptor.digest: descriptor for descriptor in described}

@@ -18,7 +18,7 @@ from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.maintenance.pins import count_pins
+from nixcache_oci.maintenance.gc.roots import count_pins
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
 from nixcache_oci.settings.repository_config import repository_config

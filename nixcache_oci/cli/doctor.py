@@ -33,7 +33,7 @@ from nixcache_oci.clients.local_store.nix_settings import (
 from nixcache_oci.clients.local_store.program import find_reason, ignore_line
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
-from nixcache_oci.maintenance.checks import key_match, nix_use, remote, running_proxy, upstream_answers
+from nixcache_oci.maintenance.checks import key_match, nix_use, remote
 from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
@@ -241,7 +241,7 @@ class _Doctor:
         try:
             url = find_proxy_url(self.values)
         except UsageError as error:
-            rest = [running_proxy.PROXY, running_proxy.SERVED, running_proxy.CACHE_INFO, *nix_use.CHECKS]
+            rest = [nix_use.PROXY, nix_use.SERVED, nix_use.CACHE_INFO, *nix_use.CHECKS]
             # What cannot be parsed was named with the settings; port 0 is right there, and no address here.
             is_free_port = _try_get(self.values, variables.PORT, None) == 0
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
@@ -249,7 +249,7 @@ class _Doctor:
         name = None if location is None else _name(location)
         is_chosen = self.values.is_given(variables.REPO) or self.values.is_given(variables.REGISTRY)
         store_dir = _try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
-        found = await running_proxy.check_proxy(url, name, store_dir, is_chosen=is_chosen)
+        found = await nix_use.check_proxy(url, name, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
         names = found.public_keys or [str(key) for key in self.recorded or ()]
@@ -259,12 +259,12 @@ class _Doctor:
         try:
             urls = upstream_urls(self.values)
         except UsageError:
-            return skipped((upstream_answers.UPSTREAM,), "the settings name no usable one")
+            return skipped((remote.UPSTREAM,), "the settings name no usable one")
         try:
             opened = open_upstreams(urls, self.environment)
         except UsageError as error:
-            return [wrong(upstream_answers.UPSTREAM, str(error))]
-        return await upstream_answers.check_upstreams(opened)
+            return [wrong(remote.UPSTREAM, str(error))]
+        return await remote.check_upstreams(opened)
 
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names

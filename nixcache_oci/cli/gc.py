@@ -16,8 +16,8 @@ from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish_config import max_blob_bytes
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.publish_config import segment_options
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 
@@ -84,21 +84,18 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
         grace=timedelta(days=arguments.grace_days),
         min_age=timedelta(hours=arguments.min_age_hours),
-        max_layers=values.get(variables.MAX_LAYERS),
-        max_blob_bytes=max_blob_bytes(values, location),
+        segments=segment_options(values, location),
         public_keys=values.get(variables.PUBLIC_KEYS),
     )
-    source = repository_source(location, values)
     merged = values.merged_environment(variables.REPOSITORY_VARIABLES)
     with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
-        return run_async(_collect(arguments, options, location, source, merged))
+        return run_async(_collect(arguments, options, location, merged))
 
 
 async def _collect(
     arguments: argparse.Namespace,
     options: GcOptions,
     location: RepositoryConfig,
-    source: str | None,
     environment: Mapping[str, str],
 ) -> int:
     async with AsyncExitStack() as stack:
@@ -115,7 +112,7 @@ async def _collect(
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
-                repository, remover, prepared, force=arguments.force, source=source, progress=progress
+                repository, remover, prepared, force=arguments.force, progress=progress
             )
     if arguments.json:
         say_json(_to_json(prepared.plan, collected))

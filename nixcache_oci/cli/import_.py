@@ -148,7 +148,7 @@ async def _import(settings: PublishSettings, request: Request) -> int:
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
         if settings.is_dry_run:
-            importer.warn_of_doubts(chosen.plan)
+            importer.committer.warn_of_doubts(chosen.plan)
             print_dry_run(settings, chosen.plan)
             report_json(settings, repository, chosen.plan, left_out=chosen.left_out)
             return FAILED if chosen.left_out else DONE

@@ -17,11 +17,11 @@ from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
-from nixcache_oci.maintenance.pins import PinningRecord, count_pins
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish_config import max_blob_bytes
-from nixcache_oci.settings.repository_config import repository_config, repository_source
+from nixcache_oci.settings.publish_config import segment_options
+from nixcache_oci.settings.repository_config import repository_config
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
@@ -148,14 +148,7 @@ async def _write(values: Values, records: Sequence[PinningRecord], relisted: Rel
     environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
     repository = open_repository(location, environment, push=True)
     try:
-        await write_pinning(
-            repository,
-            records,
-            repository_source(location, values),
-            relisted,
-            max_layers=values.get(variables.MAX_LAYERS),
-            max_blob_bytes=max_blob_bytes(values, location),
-        )
+        await write_pinning(repository, records, relisted, segment_options(values, location))
     finally:
         await repository.close()
 

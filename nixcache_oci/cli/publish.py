@@ -216,7 +216,7 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                 progress.note(show_plan(plan, repository))
                 if settings.is_dry_run:
                     if not request.is_build_only:  # which is never given a key
-                        publisher.warn_of_doubts(plan)
+                        publisher.committer.warn_of_doubts(plan)
                     print_dry_run(settings, plan)
                     report_json(settings, repository, plan, outputs=built.rows)
                     return FAILED if built.failed else DONE

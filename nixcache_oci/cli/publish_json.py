@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.publish_summary import OutputRow
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.publish_plan import PublishPlan
-from nixcache_oci.publisher.published import Published
 
 
 @dataclass(frozen=True, slots=True)

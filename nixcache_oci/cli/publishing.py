@@ -31,16 +31,15 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error, UsageError
-from nixcache_oci.publisher.compression import COMPRESSIONS, NarEncoding
 from nixcache_oci.publisher.contents import ContentsReader
-from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.draft import Published
+from nixcache_oci.publisher.options import COMPRESSIONS, NarEncoding, PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan
-from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.publish_config import nix_environment, segment_options, signing_keys
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags
 from nixcache_oci.wording import counted, format_duration, format_size
@@ -200,18 +199,18 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
     location = repository_config(values)
     given = arguments.upstream_key_name
     names = [UPSTREAM_KEY_NAME] if given is None else given
+    segments = segment_options(values, location)
     options = PublishOptions(
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=arguments.verify_upstream,
-        encoding=NarEncoding(arguments.compression, arguments.level, max_blob_bytes(values, location)),
+        encoding=NarEncoding(arguments.compression, arguments.level, segments.max_blob_bytes),
+        segments=segments,
         jobs=arguments.jobs or os.cpu_count() or 1,
-        max_layers=values.get(variables.MAX_LAYERS),
         is_strict=arguments.strict,
         allow_unsigned=arguments.allow_unsigned,
         allow_new_key=arguments.new_key,
         source=actions.source if actions is not None else None,
-        repository_source=repository_source(location, values),
     )
     return PublishSettings(
         location=location,

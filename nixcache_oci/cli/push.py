@@ -106,7 +106,7 @@ async def _push(settings: PublishSettings, request: _Request) -> int:
             records = make_records(roots, request.root, request.scope, settings.run)
             progress.note(show_plan(plan, repository))
             if settings.is_dry_run:
-                publisher.warn_of_doubts(plan)
+                publisher.committer.warn_of_doubts(plan)
                 print_dry_run(settings, plan)
                 report_json(settings, repository, plan, left_out=left_out)
                 return FAILED if left_out else DONE

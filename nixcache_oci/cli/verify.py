@@ -30,13 +30,12 @@ from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
-from nixcache_oci.publisher.compression import Compression, NarEncoding
-from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.options import Compression, NarEncoding, PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import max_blob_bytes, nix_environment, signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config, repository_source
+from nixcache_oci.settings.publish_config import nix_environment, segment_options, signing_keys
+from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.upstream_config import upstream_urls
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
@@ -115,17 +114,17 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         raise UsageError("verify: --dry-run and --force go with --repair")
     values = Values(environment, arguments)
     location = repository_config(values)
+    segments = segment_options(values, location)
     publish = PublishOptions(
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
         verify_upstream=True,
-        encoding=NarEncoding(max_blob_bytes=max_blob_bytes(values, location)),
+        encoding=NarEncoding(max_blob_bytes=segments.max_blob_bytes),
+        segments=segments,
         jobs=os.cpu_count() or 1,
-        max_layers=values.get(variables.MAX_LAYERS),
         allow_unsigned=True,  # what is listed unsigned is sent again as it was
-        repository_source=repository_source(location, values),
     )
-    repair = RepairOptions(arguments.dry_run, arguments.force, publish.segments)
+    repair = RepairOptions(arguments.dry_run, arguments.force, segments)
     return _Settings(
         values,
         location,

@@ -35,7 +35,11 @@ async def check_content(
         if all(entry.url.offset is not None for entry in entries):
             content = await read_blob(repository, blob, MAX_PACK_BYTES)
             stage.advance(size=len(content))
-            return await run_in_thread(_check_pack, content, entries)
+            by_narinfo = {entry.narinfo: entry for entry in entries}
+            errors = await run_in_thread(
+                lambda: {narinfo: _slice_error(content, entry) for narinfo, entry in by_narinfo.items()}
+            )
+            return _name_problems(entries, errors)
         return await _check_stream(repository, blob, entries, stage)
     except (DigestError, FormatError, RegistryError) as error:
         return await _describe_damage(repository, blob, entries, error)
@@ -84,15 +88,6 @@ def _size_error(entry: Entry, size: int) -> str | None:
     if entry.narinfo.file_size not in (None, size):
         return f"FileSize is {entry.narinfo.file_size}, and its blob has {counted(size, 'byte')}"
     return None
-
-
-def _check_pack(content: bytearray, entries: Iterable[Entry]) -> list[Problem]:
-    entries = list(entries)
-    errors: dict[NarInfo, str | None] = {}
-    for entry in entries:
-        if entry.narinfo not in errors:
-            errors[entry.narinfo] = _slice_error(content, entry)
-    return _name_problems(entries, errors)
 
 
 def _slice_error(content: bytearray, entry: Entry) -> str | None:

@@ -38,33 +38,18 @@ _BLOBS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Mirrored:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        segments: number of segments in the source.
-        sent: number of blobs that were sent.
-        sent_bytes: their total size.
-        present: number of blobs that were there already.
-        failed: number of paths that failed.
-        reasons: why, by store path, or by segment if the paths are unknown; each was reported.
-    """
-
-    segments: int = 0
-    sent: int = 0
-    sent_bytes: int = 0
-    present: int = 0
-    failed: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)
+    segments: int = 0  # number of segments in the source
+    sent: int = 0  # number of blobs that were sent
+    sent_bytes: int = 0  # their total size
+    present: int = 0  # number of blobs that were there already
+    failed: int = 0  # number of paths that failed
+    reasons: dict[str, str] = field(default_factory=dict)  # by store path, or by segment; each was reported
 
 
 class Mirror:
-    """Copies from one repository to another.
-
-    Args:
-        source: to read.
-        destination: with the right to push.
-        progress: gets progress, and what fails.
-    """
+    """Copies from one repository to another, which needs the right to push; tells the progress what fails."""
 
     def __init__(self, source: Repository, destination: Repository, progress: Progress) -> None:
         self._source = source
@@ -74,11 +59,7 @@ class Mirror:
         self._known: set[Digest] = set()
 
     async def run(self) -> Mirrored:
-        """Copy everything, and list it in addition to what the destination has.
-
-        Raises:
-            Error: the source is empty, or one of the repositories failed; the next run continues.
-        """
+        """Copy and list everything; Error if the source is empty, or a repository failed: run it again."""
         union = await read_union(self._source)
         require_cache(self._source, union.listing(), "check the name; nothing was copied")
         if union.version1 is not None:

@@ -35,17 +35,11 @@ _BLOBS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Exported:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        written: number of paths that were written.
-        present: number of paths that were there already.
-        reasons: why each other path failed, by store path; each was reported.
-    """
-
-    written: int = 0
-    present: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)
+    written: int = 0  # number of paths that were written
+    present: int = 0  # number of paths that were there already
+    reasons: dict[str, str] = field(default_factory=dict)  # why each other path failed; each was reported
 
     @property
     def failed(self) -> int:
@@ -54,14 +48,7 @@ class Exported:
 
 
 class Export:
-    """Writes a cache into a folder.
-
-    Args:
-        repository: that holds the blobs.
-        folder: need not exist.
-        priority: for nix-cache-info.
-        progress: gets progress, and each path that fails.
-    """
+    """Writes a cache into a folder, which need not exist; tells the progress each path that fails."""
 
     def __init__(self, repository: Repository, folder: Path, priority: int, progress: Progress) -> None:
         self._repository = repository
@@ -73,11 +60,7 @@ class Export:
         self._done = Exported()
 
     async def run(self, inventory: Inventory) -> Exported:
-        """Write all of it.
-
-        Raises:
-            Error: the folder cannot be written, the repository could not answer, or there are several stores.
-        """
+        """Write all; Error if the folder or the repository fails, or there are paths of several stores."""
         served = list(_served(inventory))
         store_dirs = {narinfo.store_path.store_dir for narinfo in served}
         if len(store_dirs) > 1:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.inventory import Entry, Inventory
-from nixcache_oci.cache.segment import MAX_LAYERS, Segment
+from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError
-from nixcache_oci.maintenance.pins import PinningRecord
+from nixcache_oci.maintenance.gc.roots import PinningRecord
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -26,26 +26,15 @@ from nixcache_oci.oci.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """What a pin's segment lists again.
+    """What a pin's segment lists again."""
 
-    Attributes:
-        narinfos: that are only in condemned segments.
-        segments: these condemned segments.
-        public_keys: that they name.
-    """
-
-    narinfos: tuple[NarInfo, ...] = ()
-    segments: tuple[Segment, ...] = ()
-    public_keys: tuple[str, ...] = ()
+    narinfos: tuple[NarInfo, ...] = ()  # that are only in condemned segments
+    segments: tuple[Segment, ...] = ()  # these condemned segments
+    public_keys: tuple[str, ...] = ()  # that they name
 
 
 def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
-    """Walk closures, and find what is only in condemned segments.
-
-    Args:
-        inventory: of the cache; a path that it lacks is an upstream's, and the walk ends there.
-        paths: where to begin.
-    """
+    """Walk closures, up to paths that the cache lacks, and find what is only in condemned segments."""
     entries: list[Entry] = []
     reached: set[HashPart] = set()
     waiting = list(paths)
@@ -71,21 +60,10 @@ def find_condemned(inventory: Inventory, paths: Iterable[HashPart]) -> Relisted:
 async def write_pinning(
     repository: Repository,
     records: Sequence[PinningRecord],
-    source: str | None,
     relisted: Relisted,
-    *,
-    max_layers: int = MAX_LAYERS,
-    max_blob_bytes: int | None = None,
+    options: SegmentOptions,
 ) -> None:
-    """Write a segment with these records, and list it.
-
-    Args:
-        repository: of the cache, with the right to push.
-        records: of pins, or of the end of one; all of one time.
-        source: URL of the GitHub repository: GHCR links the package to it.
-        relisted: to list again.
-        max_layers: of a segment, its table included.
-        max_blob_bytes: of a table; None for any size.
+    """Write a segment with these records, all of one time, and list it.
 
     Raises:
         FormatError: it is a version 1 cache, which a publish has to convert first.
@@ -98,9 +76,9 @@ async def write_pinning(
         order_by_references(relisted.narinfos),
         await _read_layers(repository, relisted.segments),
         records,
-        options=SegmentOptions(max_layers, max_blob_bytes, source),
+        options=options,
     )
-    await list_segments(repository, segments, source=source)
+    await list_segments(repository, segments, source=options.source)
 
 
 async def _read_layers(repository: Repository, segments: Iterable[Segment]) -> dict[Digest, Descriptor]:

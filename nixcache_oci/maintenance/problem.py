@@ -7,44 +7,26 @@ from nixcache_oci.cache.inventory import Entry
 
 
 class Kind(StrEnum):
-    """What may be wrong.
+    """What may be wrong."""
 
-    Attributes:
-        SEGMENT: a segment's table or manifest cannot be read, or they do not match.
-        MALFORMED: a narinfo or record cannot be parsed.
-        MISSING: the blob is missing.
-        CONTENT: the blob has wrong or too few bytes, or cannot be read.
-        SIGNATURE: no known key signed it.
-        REFERENCE: a reference is neither here nor upstream.
-        UNKNOWN: no upstream could say whether it has a reference.
-    """
-
-    SEGMENT = "segment"
-    MALFORMED = "malformed"
-    MISSING = "missing"
-    CONTENT = "content"
-    SIGNATURE = "signature"
-    REFERENCE = "reference"
-    UNKNOWN = "unknown"
+    SEGMENT = "segment"  # a segment's table or manifest cannot be read, or they do not match
+    MALFORMED = "malformed"  # a narinfo or record cannot be parsed
+    MISSING = "missing"  # the blob is missing
+    CONTENT = "content"  # the blob has wrong or too few bytes, or cannot be read
+    SIGNATURE = "signature"  # no known key signed it
+    REFERENCE = "reference"  # a reference is neither here nor upstream
+    UNKNOWN = "unknown"  # no upstream could say whether it has a reference
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """A problem of a listed path, or of the segment that lists it.
+    """A problem of a listed path, or of the segment that lists it."""
 
-    Attributes:
-        path: the store path, or the tag of a segment.
-        what: description in one line.
-        kind: of problem.
-        segment: tag of the segment that lists it.
-        lacks: base name of the store object that would repair it; empty if none can.
-    """
-
-    path: str
-    what: str
+    path: str  # the store path, or the tag of a segment
+    what: str  # description in one line
     kind: Kind
-    segment: str
-    lacks: str = ""
+    segment: str  # tag of the segment that lists it
+    lacks: str = ""  # base name of the store object that would repair it; empty if none can
 
 
 def problem_of(entry: Entry, kind: Kind, what: str, lacks: str | None = None) -> Problem:

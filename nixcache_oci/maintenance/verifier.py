@@ -39,12 +39,8 @@ _PARALLEL_BLOBS: Final = 4
 class Verifier:
     """Checks a cache, and again after repairs; what was found good is not checked twice.
 
-    Args:
-        repository: that holds the blobs.
-        upstreams: asked for references that are not listed.
-        keys: one of which must have signed each path that is not content-addressed; empty for any.
-        with_content: whether to download and hash every byte, instead of reading each blob's first byte.
-        progress: gets progress.
+    One of the keys must have signed each path that is not content-addressed; if there are none, any will do.
+    With content, every byte is downloaded and hashed; otherwise each blob's first byte is read.
 
     Attributes:
         unsigned: paths that clients get without anyone vouching for them.
@@ -70,11 +66,7 @@ class Verifier:
         self._there: set[Digest] = set()
 
     async def run(self, inventory: Inventory) -> list[Problem]:
-        """Find all problems.
-
-        Raises:
-            Error: the repository could not answer.
-        """
+        """Find all problems; Error if the repository could not answer."""
         entries, problems = await asyncio.to_thread(read_entries, inventory)
         # As `list` counts: each once, however many segments list it.
         self._progress.note(
@@ -86,7 +78,9 @@ class Verifier:
         problems += await self._check_blobs(entries)
         # Last, because what gc removes meanwhile is not missing.
         union = await read_union(self._repository, inventory.tables.listing.segments)
-        blobs = _blobs_of(entries)
+        blobs: defaultdict[str, set[Digest]] = defaultdict(set)
+        for entry in entries:
+            blobs[entry.listed_by].add(entry.url.blob)
         living = [segment for segment in union.index.segments if segment.condemned is None]
         with self._progress.stage("checking", "segment", len(living)) as stage:
             jobs = (self._check_segment(segment, blobs[str(segment.tag)]) for segment in living)
@@ -171,7 +165,11 @@ class Verifier:
         by_blob: defaultdict[Digest, list[Entry]] = defaultdict(list)
         for entry in entries:
             by_blob[entry.url.blob].append(entry)
-        asked = {blob: group for blob, group in by_blob.items() if not self._is_good(group)}
+        asked = {
+            blob: group
+            for blob, group in by_blob.items()
+            if not all(_claims(entry.narinfo) in self._good for entry in group)
+        }
         with self._progress.stage("checking", "blob", len(asked)) as stage:
             check = partial(check_content, stage=stage) if self._with_content else check_start
             at_once = _PARALLEL_BLOBS if self._with_content else _PARALLEL_REQUESTS
@@ -182,9 +180,6 @@ class Verifier:
                 self._good |= {_claims(entry.narinfo) for entry in group}
                 self._there.add(group[0].url.blob)
         return [problem for some in found for problem in some]
-
-    def _is_good(self, entries: Iterable[Entry]) -> bool:
-        return all(_claims(entry.narinfo) in self._good for entry in entries)
 
     async def _check_segment(self, segment: Segment, blobs: AbstractSet[Digest]) -> list[Problem]:
         """Check that the manifest exists, and has all blobs that the table refers to."""
@@ -275,13 +270,6 @@ def _name(file: TableFile, row: int) -> tuple[str, str]:
         return path, StorePath.parse(path).base_name
     except FormatError:
         return path or "a narinfo over the limit", ""
-
-
-def _blobs_of(entries: Iterable[Entry]) -> defaultdict[str, set[Digest]]:
-    blobs: defaultdict[str, set[Digest]] = defaultdict(set)
-    for entry in entries:
-        blobs[entry.listed_by].add(entry.url.blob)
-    return blobs
 
 
 def _claims(narinfo: NarInfo) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from nixcache_oci.cache.commit import list_segments
@@ -20,12 +21,7 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_fetch import keep_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.cache.writer import (
-    TableBlob,
-    push_drafts,
-    push_empty_config,
-    tag_segment,
-)
+from nixcache_oci.cache.writer import TableBlob, push_drafts, push_empty_config, tag_segment
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, RegistryError, UsageError
@@ -33,14 +29,11 @@ from nixcache_oci.nix.signature import is_unsigned
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher.contents import Contents, ContentsReader
-from nixcache_oci.publisher.draft import Draft, MakeRecords, make_draft
+from nixcache_oci.publisher.draft import Draft, MakeRecords, Published, make_draft
 from nixcache_oci.publisher.migration import Conversion, migrate_version1
 from nixcache_oci.publisher.nar_upload import Uploaded, WhenStaged, upload
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.publish_plan import PublishPlan
-from nixcache_oci.publisher.published import Published
-from nixcache_oci.publisher.record_need import changes_nothing
-from nixcache_oci.publisher.signing import doubt_new_keys, doubt_unsigned
+from nixcache_oci.publisher.publish_plan import PublishPlan, changes_nothing, doubt_new_keys, doubt_unsigned
 from nixcache_oci.publisher.staging import NarStager
 from nixcache_oci.wording import counted
 
@@ -51,77 +44,62 @@ _BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What is in the repository, not yet listed.
+    """What is in the repository, not yet listed."""
 
-    Attributes:
-        plan: as amended so far.
-        uploaded: what was sent for it.
-        conversion: of a version 1 cache, if any.
-        draft: of all this, if already made.
-    """
-
-    plan: PublishPlan
-    uploaded: Uploaded
-    conversion: Conversion | None
-    draft: Draft | None
+    plan: PublishPlan  # as amended so far
+    uploaded: Uploaded  # what was sent for it
+    conversion: Conversion | None  # of a version 1 cache, if any
+    draft: Draft | None  # of all this, if already made
 
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    """The result of one commit.
-
-    Attributes:
-        published: for the caller.
-        listing: of the index, as read back; None if other writers interfered.
-        tables: those that were sent and kept, by digest.
-        missing: blobs of its segments that could not be read afterwards.
-    """
+    """The result of one commit."""
 
     published: Published
-    listing: Listing | None
-    tables: Mapping[Digest, TableFile]
-    missing: AbstractSet[Digest]
+    listing: Listing | None  # of the index, as read back; None if other writers interfered
+    tables: Mapping[Digest, TableFile]  # those that were sent and kept, by digest
+    missing: AbstractSet[Digest]  # blobs of its segments that could not be read afterwards
 
 
 class Committer:
-    """Sends what a plan says, and lists it; needs a repository with permission to push."""
+    """Sends what a plan says, and lists it; needs a repository with permission to push.
+
+    Attributes:
+        contents: reads what the cache lists.
+        planned: what it listed when the plan was made, once that is known.
+    """
 
     def __init__(
         self,
         repository: Repository,
         folder: IndexFolder,
         stager: NarStager,
-        make_records: MakeRecords,
         options: PublishOptions,
         progress: Progress,
     ) -> None:
         self._repository = repository
         self._folder = folder
         self._stager = stager
-        self._make_records = make_records
         self._options = options
         self._progress = progress
-        self._contents = ContentsReader(repository, folder, progress)
-        self._failed: set[str] = set()  # in any round
+        self.contents = ContentsReader(repository, folder, progress)
+        self.planned: Contents | None = None
 
-    async def publish(self, plan: PublishPlan, planned: Contents | None) -> Published:
+    async def publish(self, plan: PublishPlan, make_records: MakeRecords) -> Published:
         """Send what the plan says, and list it with the records.
 
         If all is listed already, and no record changes what gc counts, nothing is written.
 
-        Args:
-            plan: to carry out.
-            planned: what the cache listed when the plan was made, if known.
-
         Raises:
             Error: the repository refused, or nothing more can be staged; what was sent until then is not
                 listed, and the next run finds it.
-            UsageError: see ``check_trust``.
+            UsageError: clients would refuse it, and nobody asked for that.
         """
-        if self._is_needless(plan, planned):
+        if self._is_needless(plan, make_records):
             return Published(is_needless=True)
-        self.check_trust(plan, planned)
-        done = await self._commit(plan)
+        self._check_trust(plan, is_dry_run=False)
+        done = await self._commit(plan, make_records)
         published = done.published
         rounds = 1
         while missing := await self._find_missing(plan.listed, published, done):
@@ -134,28 +112,24 @@ class Committer:
             self._progress.warn(
                 f"sending again what has left the cache in the meantime: {counted(len(missing), 'path')}"
             )
-            done = await self._commit(PublishPlan(push=tuple(missing)))
+            done = await self._commit(
+                PublishPlan(push=tuple(missing)), partial(_make_more, make_records, published.failed.keys())
+            )
             published = published.followed_by(done.published)
             rounds += 1
         return published
 
-    def check_trust(self, plan: PublishPlan, planned: Contents | None, *, is_dry_run: bool = False) -> None:
-        """Say what clients would refuse, where it was asked for or nothing is sent anyway.
+    def warn_of_doubts(self, plan: PublishPlan) -> None:
+        """Say what clients would refuse, and what to do about it; nothing is sent."""
+        self._check_trust(plan, is_dry_run=True)
 
-        Args:
-            plan: what is about to be done.
-            planned: what the cache listed when the plan was made, where that is known.
-            is_dry_run: whether nothing is sent.
-
-        Raises:
-            UsageError: it was not asked for.
-        """
+    def _check_trust(self, plan: PublishPlan, *, is_dry_run: bool) -> None:
         options = self._options
         is_signing = bool(options.keys)
         unsigned = sum(
             is_unsigned(info) and not (is_signing and self._stager.checks(info)) for info in plan.push
         )
-        recorded = planned.recorded_keys if planned is not None else ()
+        recorded = self.planned.recorded_keys if self.planned is not None else ()
         for doubt, is_allowed in (
             (doubt_unsigned(unsigned), options.allow_unsigned),
             (doubt_new_keys(options.public_keys, recorded), options.allow_new_key),
@@ -170,40 +144,25 @@ class Committer:
                 name = self._repository.name
                 raise UsageError(f"{name}: nothing was published: {doubt.what}: {doubt.remedy}")
 
-    def _is_needless(self, plan: PublishPlan, planned: Contents | None) -> bool:
-        if plan.push or plan.relist or planned is None or planned.records is None:
+    def _is_needless(self, plan: PublishPlan, make_records: MakeRecords) -> bool:
+        recorded = self.planned.records if self.planned is not None else None
+        if plan.push or plan.relist or recorded is None:
             return False
-        recorded = planned.records
-        return all(changes_nothing(record, recorded) for record in self._make_records(frozenset()))
+        return all(changes_nothing(record, recorded) for record in make_records(frozenset()))
 
-    async def _commit(self, plan: PublishPlan) -> _Commit:
+    async def _commit(self, plan: PublishPlan, make_records: MakeRecords) -> _Commit:
         """Send and list, once."""
-        sent = await self._send(plan)
-        blobs = await self._contents.describe_blobs(narinfo for _, narinfo in sent.plan.relist)
-        for _ in range(_ROUNDS - 1):
-            draft = sent.draft or await self._draft(sent.plan, sent.uploaded, blobs)
-            try:
-                segments = await self._push_segments(draft)
-            except RegistryError as error:
-                if error.code not in _BLOB_UNKNOWN:
-                    raise
-                # Some collectors delete blobs that no manifest names yet, however new.
-                self._progress.warn(f"{error}; sending again what is missing")
-                sent = await self._resend_missing(sent, blobs.values())
-            else:
-                break
-        else:
-            draft = await self._draft(sent.plan, sent.uploaded, blobs)
-            segments = await self._push_segments(draft)
-        self._failed |= draft.failed.keys()
+        sent = await self._send(plan, make_records)
+        blobs = await self.contents.describe_listed(narinfo for _, narinfo in sent.plan.relist)
+        sent, draft, segments = await self._push_segments(sent, blobs, make_records)
         # A registry may accept a manifest by its record of blobs that its collector deleted.
-        looking = self._contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
+        looking = self.contents.find_missing_blobs({**sent.uploaded.blobs, **blobs}.values())
         conversion = sent.conversion
         async with in_background(self._keep(draft.table)) as keeping, in_background(looking) as looked:
             listing = await list_segments(
                 self._repository,
                 [*(conversion.segments if conversion else ()), *segments],
-                source=self._options.repository_source,
+                source=self._options.segments.source,
                 converted=conversion.document if conversion else None,
                 tell=self._progress.warn,
             )
@@ -218,7 +177,7 @@ class Committer:
         )
         return _Commit(published, listing, tables, missing)
 
-    async def _send(self, plan: PublishPlan) -> _Sent:
+    async def _send(self, plan: PublishPlan, make_records: MakeRecords) -> _Sent:
         """Send what the plan says, concurrently with what does not depend on it."""
         ahead: Draft | None = None
         self._repository.prepare_push(1)  # at least the table will be pushed
@@ -227,7 +186,7 @@ class Committer:
             nonlocal ahead
             # For the table, and for the last pack, which is checked for meanwhile.
             self._repository.prepare_push(2 if plan.push else 1)
-            ahead = await self._send_table(plan, staged)
+            ahead = await self._send_table(plan, staged, make_records)
 
         async with task_group() as group:
             migrating = group.create_task(
@@ -241,11 +200,13 @@ class Committer:
             return _Sent(plan, uploaded, conversion, ahead)
         return _Sent(more, await self._upload_missing(more.push, uploaded), conversion, None)
 
-    async def _send_table(self, plan: PublishPlan, staged: Uploaded) -> Draft | None:
+    async def _send_table(
+        self, plan: PublishPlan, staged: Uploaded, make_records: MakeRecords
+    ) -> Draft | None:
         """Sign and send the table while the last blobs are in transit; None if it has to wait."""
         if staged.failed or plan.relist:
             return None
-        draft = await self._draft(plan, staged, {})
+        draft = await self._draft(plan, staged, {}, make_records)
         if len(draft.segments) > 1:
             return None  # each table is held in memory: one at a time
         table = await asyncio.to_thread(TableBlob.of, draft.segments[0].table)
@@ -259,7 +220,7 @@ class Committer:
 
     async def _resend_missing(self, sent: _Sent, listed: Iterable[Descriptor]) -> _Sent:
         """Send again what the registry lost, of what was sent and of what was to be listed again."""
-        missing = await self._contents.find_missing_blobs(listed)
+        missing = await self.contents.find_missing_blobs(listed)
         plan = sent.plan.pushing(
             {
                 narinfo.store_path.base_name
@@ -274,7 +235,7 @@ class Committer:
 
     async def _upload_missing(self, infos: Sequence[PathInfo], uploaded: Uploaded) -> Uploaded:
         """Check each blob that was sent, and send what is missing."""
-        there = uploaded.blobs.keys() - await self._contents.find_missing_blobs(uploaded.blobs.values())
+        there = uploaded.blobs.keys() - await self.contents.find_missing_blobs(uploaded.blobs.values())
         kept = {one.store_path: one for one in uploaded.narinfos if NarUrl.parse(one.url).blob in there}
         again = await self._upload(
             [
@@ -291,14 +252,34 @@ class Committer:
         )
 
     async def _draft(
-        self, plan: PublishPlan, uploaded: Uploaded, blobs: Mapping[Digest, Descriptor]
+        self,
+        plan: PublishPlan,
+        uploaded: Uploaded,
+        blobs: Mapping[Digest, Descriptor],
+        make_records: MakeRecords,
     ) -> Draft:
-        def make_records(failed: AbstractSet[str]) -> Sequence[PublishRecord]:
-            return self._make_records(self._failed | failed)
+        return await asyncio.to_thread(
+            make_draft, plan, uploaded, blobs, make_records, self._options, self._stager.checks
+        )
 
-        return await asyncio.to_thread(make_draft, plan, uploaded, blobs, make_records, self._options)
+    async def _push_segments(
+        self, sent: _Sent, blobs: Mapping[Digest, Descriptor], make_records: MakeRecords
+    ) -> tuple[_Sent, Draft, Sequence[Segment]]:
+        """Push the segments; if blobs are gone, send those again, and return what was sent in the end."""
+        attempt = 1
+        while True:
+            draft = sent.draft or await self._draft(sent.plan, sent.uploaded, blobs, make_records)
+            try:
+                return sent, draft, await self._push_draft(draft)
+            except RegistryError as error:
+                if attempt == _ROUNDS or error.code not in _BLOB_UNKNOWN:
+                    raise
+                # Some collectors delete blobs that no manifest names yet, however new.
+                self._progress.warn(f"{error}; sending again what is missing")
+            sent = await self._resend_missing(sent, blobs.values())
+            attempt += 1
 
-    async def _push_segments(self, draft: Draft) -> Sequence[Segment]:
+    async def _push_draft(self, draft: Draft) -> Sequence[Segment]:
         options = self._options.segments
         if draft.table is None:
             return await push_drafts(self._repository, draft.segments, options)
@@ -324,9 +305,15 @@ class Committer:
         missing = [info for info in wanted if info.store_path not in lost]
         if missing and done.listing is not None:
             # The cache lists at least what the index lists: tags only add to it.
-            contents = await self._contents.read_tables(done.listing, done.tables)
+            contents = await self.contents.read_tables(done.listing, done.tables)
             missing = contents.find_missing(missing)
         if missing:
-            missing = (await self._contents.read()).find_missing(missing)
+            missing = (await self.contents.read()).find_missing(missing)
         lost |= {info.store_path for info in missing}
         return [info for info in wanted if info.store_path in lost]
+
+
+def _make_more(
+    make_records: MakeRecords, failed_before: AbstractSet[str], failed: AbstractSet[str]
+) -> Sequence[PublishRecord]:
+    return make_records(failed_before | failed)

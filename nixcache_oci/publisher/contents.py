@@ -1,4 +1,4 @@
-"""The contents of a cache that a publish may rely on."""
+"""What a publish may rely on: the contents of the cache, and what the upstreams have."""
 
 import asyncio
 import logging
@@ -15,14 +15,15 @@ from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.writer import describe_blobs
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
-from nixcache_oci.errors import FormatError
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, FormatError, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
@@ -33,18 +34,13 @@ _PARALLEL_REQUESTS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a cache lists, except what gc marked as dead.
+    """What a cache lists, except what gc marked as dead."""
 
-    Attributes:
-        catalog: of all narinfos.
-        records: what publishes left; None where they cannot all be read, or the index does not list all that
-            there is: then something has to be written.
-        recorded_keys: what the cache says it is signed with, also by what gc found dead.
-    """
-
-    catalog: Catalog
+    catalog: Catalog  # of all narinfos
+    # what publishes left; None where they cannot all be read, or the index does not list all that there is:
+    # then something has to be written
     records: tuple[PublishRecord, ...] | None = None
-    recorded_keys: tuple[PublicKey, ...] = ()
+    recorded_keys: tuple[PublicKey, ...] = ()  # also of what gc found dead
 
     def find(self, hash_part: HashPart) -> NarInfo | None:
         """Look up a narinfo."""
@@ -81,11 +77,7 @@ class ContentsReader:
         return contents if is_whole else replace(contents, records=None)
 
     async def read_tables(self, listing: Listing, held: Mapping[Digest, TableFile] | None = None) -> Contents:
-        """Read the tables of a listing; those held or on disk are not fetched.
-
-        Raises:
-            RegistryError: the repository could not answer.
-        """
+        """Read the tables of a listing, unless held or on disk; RegistryError if the repository fails."""
         tables = await read_tables(self._repository, self._folder, listing, held, progress=self._progress)
         fields = {"repository": self._repository.name, "segments": len(tables.listing.segments)}
         _log.info("cache read", extra={"fields": fields})
@@ -111,23 +103,33 @@ class ContentsReader:
         answers = await run_all((find(blob) for blob in blobs), _PARALLEL_REQUESTS)
         return {digest for digest in answers if digest is not None}
 
-    async def describe_blobs(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
-        """Describe the blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
-        urls = {}
-        found: dict[Digest, Descriptor] = {}
-        for narinfo in narinfos:
-            url = NarUrl.parse(narinfo.url)
-            if url.offset is None and narinfo.file_size is not None:
-                found[url.blob] = describe_nar(url.blob, narinfo.compression, narinfo.file_size)
+    async def describe_listed(self, narinfos: Iterable[NarInfo]) -> dict[Digest, Descriptor]:
+        """Describe blobs of listed narinfos; asks for sizes that the narinfos do not tell."""
+        known: dict[Digest, Descriptor] = {}
+        unknown: list[NarInfo] = []
+        for one in narinfos:
+            url = NarUrl.parse(one.url)
+            if url.offset is None and one.file_size is not None:
+                known[url.blob] = describe_nar(url.blob, one.compression, one.file_size)
             else:
-                urls[url.blob] = url
+                unknown.append(one)
+        return known | await describe_blobs(self._repository, unknown)
 
-        async def describe(url: NarUrl) -> Descriptor:
-            kind = media_type.NAR if url.offset is None else media_type.PACK
-            return Descriptor(kind, url.blob, await self._repository.stat_blob(url.blob))
 
-        asked = await run_all((describe(url) for url in urls.values()), _PARALLEL_REQUESTS)
-        return found | {descriptor.digest: descriptor for descriptor in asked}
+async def find_missing_upstream(
+    upstreams: Upstreams, asked: Mapping[HashPart, object], progress: Progress
+) -> set[HashPart]:
+    """Find what no upstream has; ``asked`` names each path for people. Error if none of them could say."""
+
+    async def is_missing(part: HashPart) -> bool:
+        try:
+            return await upstreams.find(part) is None
+        except UpstreamError as error:
+            raise Error(f"no upstream could say whether it has {asked[part]}: {error}") from None
+
+    with progress.stage("looking upstream", "path", len(asked)) as stage:
+        answers = await run_all(map(is_missing, asked), _PARALLEL_REQUESTS, stage)
+    return {part for part, is_gone in zip(asked, answers, strict=True) if is_gone}
 
 
 def _read_records(catalog: Catalog) -> tuple[PublishRecord, ...] | None:

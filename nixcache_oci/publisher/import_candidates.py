@@ -24,17 +24,11 @@ _MOST_ADDED_SHARE: Final = 16
 
 @dataclass(slots=True)
 class Candidates:
-    """What the source has.
+    """What the source has."""
 
-    Attributes:
-        narinfos: of the source, by base name.
-        bad: why others cannot be imported, by a name for people.
-        bad_parts: hash parts of the bad ones.
-    """
-
-    narinfos: dict[str, NarInfo] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
-    bad_parts: set[HashPart] = field(default_factory=set)
+    narinfos: dict[str, NarInfo] = field(default_factory=dict)  # of the source, by base name
+    bad: dict[str, str] = field(default_factory=dict)  # why others cannot be imported, by a name for people
+    bad_parts: set[HashPart] = field(default_factory=set)  # hash parts of the bad ones
 
     @property
     def absent(self) -> set[str]:
@@ -59,21 +53,13 @@ async def read_candidates(
     upstream_key_names: AbstractSet[str],
     progress: Progress = SILENT,
 ) -> Candidates:
-    """Read the narinfos of these closures, or all of the source.
+    """Read the narinfos of these closures, or of all if none is wanted.
 
-    Args:
-        source: to import from.
-        wanted: roots of the closures; none for all.
-        store_dir: of all paths.
-        keys: if any, paths must be signed by one of them, or content-addressed.
-        upstream_key_names: of keys that sign what clients get elsewhere.
-        progress: reports how many are read.
-
-    Raises:
-        UpstreamError: the source could not be read.
+    If there are keys, each path must be signed by one of them, or be content-addressed, or an upstream's.
+    UpstreamError if the source could not be read.
     """
     reader = _ClosureReader(source, store_dir, keys, upstream_key_names)
-    level = {_part(one): str(one) for one in wanted}
+    level = {one.hash_part if isinstance(one, StorePath) else one: str(one) for one in wanted}
     if not level:
         for name in await source.list_names() or []:
             try:
@@ -157,7 +143,3 @@ class _ClosureReader:
 def most_file_bytes(narinfo: NarInfo) -> int:
     """Return the limit of a compressed NAR: space is reserved by NarSize."""
     return narinfo.nar_size + narinfo.nar_size // _MOST_ADDED_SHARE + _MOST_ADDED_BYTES
-
-
-def _part(wanted: StorePath | HashPart) -> HashPart:
-    return wanted.hash_part if isinstance(wanted, StorePath) else wanted

@@ -4,12 +4,11 @@ FileHash and FileSize while it streams, then NarHash, NarSize and form by unpack
 """
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import cancel_all, retrieve, run_in_thread
@@ -28,8 +27,7 @@ from nixcache_oci.publisher.staging import (
     StageNar,
     StagingStoppedError,
     check_size,
-    folder_error,
-    is_large,
+    opened_sink,
 )
 from nixcache_oci.wording import counted
 
@@ -41,14 +39,7 @@ _MOST_IN_A_ROW: Final = 5
 
 
 class CopyNarStager:
-    """Stages NARs of another cache unchanged; implements ``NarStager``.
-
-    Args:
-        source: to import from.
-        narinfos: of the source.
-        jobs: NARs fetched at once.
-        max_blob_bytes: limit of the registry; None for none.
-    """
+    """Stages NARs of another cache unchanged, so many at once; implements ``NarStager``."""
 
     def __init__(
         self,
@@ -113,20 +104,18 @@ class CopyNarStager:
         return await self._fetch(narinfo, folder)
 
     async def _fetch(self, narinfo: NarInfo, folder: Path) -> StagedNar:
-        if not is_large(narinfo):
-            return await self._fetch_into(io.BytesIO(), narinfo)
-        path = folder / f"{narinfo.store_path.hash_part}.nar"
-        try:
-            with path.open("w+b") as file:
-                return await self._fetch_into(file, narinfo)
-        except BaseException as error:
-            path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise folder_error(folder, error) from None
-            raise
+        with opened_sink(narinfo, folder) as sink:
+            await self._fetch_into(sink, narinfo)
+        digest = Digest(sink.hasher.hexdigest())
+        placed = replace(
+            narinfo,
+            url=str(NarUrl(digest, suffix=SUFFIXES[narinfo.compression])),
+            file_hash=NixHash(sink.hasher.digest()),
+            file_size=sink.size,
+        )
+        return StagedNar(placed, digest, sink.size, sink.content)
 
-    async def _fetch_into(self, file: IO[bytes], narinfo: NarInfo) -> StagedNar:
-        sink = Sink(file)
+    async def _fetch_into(self, sink: Sink, narinfo: NarInfo) -> None:
         limit = most_file_bytes(narinfo) if narinfo.file_size is None else narinfo.file_size
         async with self._source.open_nar(narinfo.url) as chunks:
             async for chunk in chunks:
@@ -141,16 +130,8 @@ class CopyNarStager:
         if sink.size == 0:
             raise FormatError("its file is empty")
         if can_unpack(narinfo.compression):
-            file.seek(0)
-            await run_in_thread(check_nar, narinfo, file, _going_on())
-        digest = Digest(file_hash.digest_hex)
-        placed = replace(
-            narinfo,
-            url=str(NarUrl(digest, suffix=SUFFIXES[narinfo.compression])),
-            file_hash=file_hash,
-            file_size=sink.size,
-        )
-        return StagedNar(placed, digest, sink.size, sink.content)
+            sink.file.seek(0)
+            await run_in_thread(check_nar, narinfo, sink.file, _going_on())
 
 
 def _going_on() -> Callable[[], None]:

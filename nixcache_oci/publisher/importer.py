@@ -4,28 +4,25 @@ An import is a publish whose store is that cache: with the same plan, packs and 
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.publisher.committer import Committer
-from nixcache_oci.publisher.contents import Contents, ContentsReader
-from nixcache_oci.publisher.draft import MakeRecords
+from nixcache_oci.publisher.contents import find_missing_upstream
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.import_candidates import Candidates
 from nixcache_oci.publisher.import_staging import CopyNarStager
 from nixcache_oci.publisher.options import PublishOptions
@@ -36,22 +33,14 @@ from nixcache_oci.publisher.publish_plan import (
     is_signed_by_all,
     is_upstreams,
 )
-from nixcache_oci.publisher.published import Published
-
-_REQUESTS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
-    """What happens to each path.
+    """What happens to each path."""
 
-    Attributes:
-        plan: of those that are imported.
-        left_out: why others are not, by base name or another name.
-    """
-
-    plan: PublishPlan
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    plan: PublishPlan  # of those that are imported
+    left_out: Mapping[str, str] = field(default_factory=dict)  # why others are not, by any name
 
 
 class Importer:
@@ -66,29 +55,24 @@ class Importer:
         options: PublishOptions,
         progress: Progress,
     ) -> None:
-        self._repository = repository
-        self._source = source
-        self._folder = folder
+        self._narinfos = dict[StorePath, NarInfo]()
+        stager = CopyNarStager(source, self._narinfos, options.jobs, options.encoding.max_blob_bytes)
+        self.committer = Committer(repository, folder, stager, options, progress)
         self._upstreams = upstreams
         self._options = options
         self._progress = progress
-        self._narinfos = dict[StorePath, NarInfo]()
-        self._planned: Contents | None = None
 
     async def plan(self, candidates: Candidates) -> ImportPlan:
-        """Decide what happens to the candidates; nothing is sent.
-
-        Raises:
-            Error: an upstream or the repository could not answer.
-        """
-        self._narinfos = {narinfo.store_path: narinfo for narinfo in candidates.narinfos.values()}
-        reader = ContentsReader(self._repository, self._folder, self._progress)
-        contents = self._planned = await reader.read()
-        missing = await self._find_missing_references(candidates, contents.find)
+        """Decide what happens to the candidates; Error if an upstream or the repository could not answer."""
+        self._narinfos.update((narinfo.store_path, narinfo) for narinfo in candidates.narinfos.values())
+        contents = self.committer.planned = await self.committer.contents.read()
+        parts = {HashPart.of(base_name): base_name for base_name in sorted(candidates.absent)}
+        asked = {part: base_name for part, base_name in parts.items() if contents.find(part) is None}
+        missing = await find_missing_upstream(self._upstreams, asked, self._progress)
         return await asyncio.to_thread(
             make_import_plan,
             candidates,
-            missing,
+            {asked[part] for part in missing},
             contents.find,
             self._options.public_keys,
             self._options.upstream_key_names,
@@ -105,37 +89,15 @@ class Importer:
 
         def with_roots(failed: AbstractSet[str]) -> list[PublishRecord]:
             taken = [info for info in listed if info.store_path.base_name not in failed]
-            roots = tuple((info.store_path.base_name, info.store_path) for info in find_roots(taken))
+            referred = {
+                name for info in taken for name in info.references if name != info.store_path.base_name
+            }
+            paths = {info.store_path.base_name: info.store_path for info in taken}
+            roots = tuple((name, path) for name, path in paths.items() if name not in referred)
             # If something failed, the records of earlier imports stay valid.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 
-        return await self._committer(with_roots).publish(plan.plan, self._planned)
-
-    def warn_of_doubts(self, plan: PublishPlan) -> None:
-        """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
-        self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
-
-    def _committer(self, make_records: MakeRecords) -> Committer:
-        options = self._options
-        stager = CopyNarStager(self._source, self._narinfos, options.jobs, options.encoding.max_blob_bytes)
-        return Committer(self._repository, self._folder, stager, make_records, options, self._progress)
-
-    async def _find_missing_references(self, candidates: Candidates, find_listed: FindListed) -> set[str]:
-        """Find references that neither the source, nor this cache, nor an upstream has; base names."""
-
-        async def find(base_name: str) -> str | None:
-            hash_part = HashPart.of(base_name)
-            if find_listed(hash_part) is not None:
-                return None
-            try:
-                return None if await self._upstreams.find(hash_part) is not None else base_name
-            except UpstreamError as error:
-                raise Error(f"no upstream could say whether it has {base_name}: {error}") from None
-
-        absent = sorted(candidates.absent)
-        with self._progress.stage("looking upstream", "path", len(absent)) as stage:
-            answers = await run_all(map(find, absent), _REQUESTS_AT_ONCE, stage)
-        return {base_name for base_name in answers if base_name is not None}
+        return await self.committer.publish(plan.plan, with_roots)
 
 
 def make_import_plan(
@@ -145,18 +107,11 @@ def make_import_plan(
     keys: Sequence[PublicKey],
     upstream_key_names: AbstractSet[str],
 ) -> ImportPlan:
-    """Plan the import.
+    """Plan the import; base names in ``missing`` are of references that nobody has.
 
     Listed paths are not sent again, unless they need our signature: for that, the NAR has to be checked.
-
-    Args:
-        candidates: of the source.
-        missing: base names of references that nobody has.
-        find_listed: looks up a narinfo in the cache.
-        keys: that sign every listed path.
-        upstream_key_names: of keys that sign what clients get elsewhere.
     """
-    infos = {name: path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
+    infos = {name: _path_info(narinfo) for name, narinfo in candidates.narinfos.items()}
     ordered = order_by_references(infos.values())
     listed = {info.store_path: find_listed(info.store_path.hash_part) for info in ordered}
     left_out = dict(candidates.bad)
@@ -194,23 +149,5 @@ def make_import_plan(
     return ImportPlan(plan, left_out)
 
 
-def path_info(narinfo: NarInfo) -> PathInfo:
-    """Convert a narinfo to what a store says of its path."""
-    return PathInfo(
-        narinfo.store_path,
-        narinfo.nar_hash,
-        narinfo.nar_size,
-        narinfo.references,
-        narinfo.deriver,
-        narinfo.sigs,
-        narinfo.ca,
-    )
-
-
-def find_roots(infos: Iterable[PathInfo]) -> list[PathInfo]:
-    """Return those without referrers."""
-    infos = list(infos)
-    referred = {
-        reference for info in infos for reference in info.references if reference != info.store_path.base_name
-    }
-    return [info for info in infos if info.store_path.base_name not in referred]
+def _path_info(of: NarInfo) -> PathInfo:
+    return PathInfo(of.store_path, of.nar_hash, of.nar_size, of.references, of.deriver, of.sigs, of.ca)

@@ -49,21 +49,13 @@ IsListed = Callable[[HashPart], bool]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The result of a migration.
+    """The result of a migration."""
 
-    Attributes:
-        document: that was converted, for ``list_segments``.
-        segments: that were pushed; the index does not list them yet.
-        missing: base name and reason of each entry without a complete closure.
-        skipped: the first malformed parts of the document, and why.
-        skipped_count: how many in all.
-    """
-
-    document: Digest
-    segments: tuple[Segment, ...]
-    missing: tuple[tuple[str, str], ...]
-    skipped: tuple[tuple[str, str], ...]
-    skipped_count: int
+    document: Digest  # that was converted, for `list_segments`
+    segments: tuple[Segment, ...]  # that were pushed; the index does not list them yet
+    missing: tuple[tuple[str, str], ...]  # base name and reason of each entry without a complete closure
+    skipped: tuple[tuple[str, str], ...]  # the first malformed parts of the document, and why
+    skipped_count: int  # how many in all
 
 
 async def convert_version1(
@@ -77,15 +69,8 @@ async def convert_version1(
 ) -> Conversion:
     """Push the entries of a version 1 cache as segments; ``list_segments`` then replaces the index.
 
-    If it is interrupted, the cache stays as it was, and the next run continues.
-
-    Args:
-        repository: of the cache.
-        document: of version 1, from the listing.
-        listed: what segments of an interrupted run list.
-        now: time of the segments.
-        options: of the segments.
-        progress: reports blobs.
+    If it is interrupted, the cache stays as it was, and the next run continues: it skips what ``listed`` says
+    that segments have.
 
     Raises:
         FormatError: it is not such a document.
@@ -163,13 +148,7 @@ def _blob_of(narinfo: NarInfo) -> Digest:
 async def migrate_version1(
     repository: Repository, folder: IndexFolder, options: PublishOptions, progress: Progress
 ) -> Conversion | None:
-    """Convert a version 1 index, and warn of lost entries; None if there is none.
-
-    Raises:
-        FormatError: the index is malformed.
-        DigestError: the document does not match its digest.
-        RegistryError: the repository could not answer, or refused.
-    """
+    """Convert a version 1 index, if there is one, and warn of lost entries; see ``convert_version1``."""
     listing = await read_listing(repository)
     document = listing.version1
     if document is None:

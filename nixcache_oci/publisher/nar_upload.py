@@ -39,17 +39,11 @@ _UPLOADS_AT_ONCE: Final = 4
 
 @dataclass(slots=True)
 class Uploaded:
-    """What is in the repository, not yet listed.
+    """What is in the repository, not yet listed."""
 
-    Attributes:
-        narinfos: with URLs of blobs and packs, references first.
-        blobs: descriptor of each blob and pack, by digest.
-        failed: why others could not be staged, by base name.
-    """
-
-    narinfos: list[NarInfo] = field(default_factory=list)
-    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    narinfos: list[NarInfo] = field(default_factory=list)  # with URLs of blobs and packs, references first
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)  # each blob and pack
+    failed: dict[str, str] = field(default_factory=dict)  # why others could not be staged, by base name
 
 
 WhenStaged = Callable[[Uploaded], Coroutine[object, object, None]]
@@ -148,10 +142,7 @@ class Upload:
     async def run(self, infos: Sequence[PathInfo], when_staged: WhenStaged | None = None) -> Uploaded:
         """Send all of these, references first; what cannot be staged is named, and the rest sent.
 
-        Args:
-            infos: of store objects.
-            when_staged: receives the result once all is staged, while the last of it is sent; what it raises
-                ends this.
+        ``when_staged`` receives the result once all is staged, while the last of it is sent.
 
         Raises:
             RegistryError: the repository refused; what was sent stays there, unlisted.

@@ -5,31 +5,24 @@ from collections.abc import Awaitable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.parallel import in_background, run_all
+from nixcache_oci.cache.parallel import in_background
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
-from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import Error, UpstreamError
-from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher.committer import Committer
-from nixcache_oci.publisher.contents import Contents, ContentsReader
-from nixcache_oci.publisher.draft import MakeRecords
+from nixcache_oci.publisher.contents import Contents, find_missing_upstream
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
-from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.staging import StoreNarStager
-
-_PARALLEL_REQUESTS: Final = 16
 
 
 class Publisher:
-    """Publishes paths of the local store into one repository.
+    """Publishes paths of the local store into one repository, by its committer.
 
     ``reading`` are the cache's contents, if they are being read already; the first plan uses them.
     """
@@ -45,32 +38,30 @@ class Publisher:
         reading: Awaitable[Contents] | None = None,
     ) -> None:
         self.store = store
-        self._repository = repository
-        self._folder = folder
+        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
+        self.committer = Committer(repository, folder, stager, options, progress)
         self._upstreams = upstreams
         self._options = options
         self._progress = progress
         self._reading = reading
-        self._planned: Contents | None = None
 
     async def plan(self, paths: Iterable[PathLike], *, with_closure: bool = True) -> PublishPlan:
-        """Decide what happens to these paths, or to their closure; nothing is sent.
-
-        Raises:
-            Error: the store, an upstream or the repository could not answer.
-        """
+        """Decide what happens to these paths, or to their closure; Error if somebody could not answer."""
         paths = list(paths)
         names = self._options.upstream_key_names
         async with AsyncExitStack() as stack:
             reading, self._reading = self._reading, None
             if reading is None:
                 # Nix takes as long for a closure as a distant registry for the contents.
-                reading = await stack.enter_async_context(
-                    in_background(ContentsReader(self._repository, self._folder, self._progress).read())
-                )
+                reading = await stack.enter_async_context(in_background(self.committer.contents.read()))
             closure = await (self.store.closure(paths) if with_closure else self.store.infos(paths))
-            missing = await self._missing_upstream(closure) if self._options.verify_upstream else frozenset()
-            contents = self._planned = await reading
+            missing = set()
+            if self._options.verify_upstream:
+                asked = {
+                    one.store_path.hash_part: one.store_path for one in closure if is_upstreams(one, names)
+                }
+                missing = await find_missing_upstream(self._upstreams, asked, self._progress)
+            contents = self.committer.planned = await reading
         # On a thread: every signature is verified, which takes seconds for a large closure.
         return await asyncio.to_thread(
             make_plan, closure, contents.find, self._options.public_keys, names, missing
@@ -85,31 +76,7 @@ class Publisher:
         def without_failed(failed: AbstractSet[str]) -> list[PublishRecord]:
             return [_without_failed(record, failed) for record in records]
 
-        return await self._committer(without_failed).publish(plan, self._planned)
-
-    def warn_of_doubts(self, plan: PublishPlan) -> None:
-        """Say what clients would refuse, as of a dry run; see ``Committer.check_trust``."""
-        self._committer(lambda _: []).check_trust(plan, self._planned, is_dry_run=True)
-
-    def _committer(self, make_records: MakeRecords) -> Committer:
-        store, options = self.store, self._options
-        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
-        return Committer(self._repository, self._folder, stager, make_records, options, self._progress)
-
-    async def _missing_upstream(self, closure: Iterable[PathInfo]) -> frozenset[HashPart]:
-        asked = [info for info in closure if is_upstreams(info, self._options.upstream_key_names)]
-
-        async def is_missing(info: PathInfo) -> bool:
-            try:
-                return await self._upstreams.find(info.store_path.hash_part) is None
-            except UpstreamError as error:
-                raise Error(f"no upstream could say whether it has {info.store_path}: {error}") from None
-
-        with self._progress.stage("looking upstream", "path", len(asked)) as stage:
-            answers = await run_all(map(is_missing, asked), _PARALLEL_REQUESTS, stage)
-        return frozenset(
-            info.store_path.hash_part for info, is_gone in zip(asked, answers, strict=True) if is_gone
-        )
+        return await self.committer.publish(plan, without_failed)
 
 
 def _without_failed(record: PublishRecord, failed: AbstractSet[str]) -> PublishRecord:

@@ -7,15 +7,18 @@ import asyncio
 import errno
 import hashlib
 import io
+import lzma
 import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
+
+import zstandard
 
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
 from nixcache_oci.cache.parallel import retrieve
@@ -26,28 +29,24 @@ from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.compression import NarEncoding, make_compressor
+from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.wording import counted
 
 LARGE_NAR_BYTES: Final = 4 * 1024 * 1024
 """From this size on, a NAR is staged in a file, and compressed by several cores."""
 
+_MOST_THREADS: Final = 4  # each takes about 10 MiB at the default level, and 100 MiB at the highest
+_PIECE_BYTES: Final = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class StagedNar:
-    """A compressed NAR, to be sent.
+    """A compressed NAR, to be sent."""
 
-    Attributes:
-        narinfo: complete, with the URL of a blob of its own.
-        digest: of the compressed bytes.
-        size: of the compressed bytes.
-        content: the bytes, or a file, which the sender removes.
-    """
-
-    narinfo: NarInfo
-    digest: Digest
-    size: int
-    content: bytes | Path
+    narinfo: NarInfo  # complete, with the URL of a blob of its own
+    digest: Digest  # of the compressed bytes
+    size: int  # of the compressed bytes
+    content: bytes | Path  # the bytes, or a file, which the sender removes
 
     def read(self) -> bytes:
         """Return the bytes; only for those that fit into a pack."""
@@ -72,8 +71,7 @@ class NarStager(Protocol):
     def opened(self, folder: Path) -> AbstractAsyncContextManager[StageNar]:
         """Stage while the block runs; then cancel what is still being staged.
 
-        Args:
-            folder: for the files of large NARs, which are not removed here.
+        The folder is for the files of large NARs, which are not removed here.
         """
 
 
@@ -130,14 +128,7 @@ def stage(
     encoding: NarEncoding,
     is_stopped: Callable[[], bool],
 ) -> StagedNar:
-    """Dump and compress a store object; blocks.
-
-    Args:
-        info: of the store.
-        real_path: of its files.
-        folder: for the file of a large NAR.
-        encoding: how to compress.
-        is_stopped: checked for each piece.
+    """Dump and compress a store object; blocks, and asks ``is_stopped`` for each piece.
 
     Raises:
         StoreError: its files do not match the store's record, or cannot be read; or it is over the limit of
@@ -145,52 +136,84 @@ def stage(
         StagingFolderError: the folder is full.
         StagingStoppedError: ``is_stopped``.
     """
-    if not is_large(info):
-        return _stage(info, real_path, Sink(io.BytesIO()), encoding, is_stopped)
-    path = folder / f"{info.store_path.hash_part}.nar"
-    try:
-        file = path.open("xb")
-    except OSError as error:
-        raise folder_error(folder, error) from None
-    try:
-        with file:
-            return _stage(info, real_path, Sink(file), encoding, is_stopped)
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # closing a file writes what is left
-            raise folder_error(folder, error) from None
-        raise
 
-
-def _stage(
-    info: PathInfo,
-    real_path: Path,
-    sink: "Sink",
-    encoding: NarEncoding,
-    is_stopped: Callable[[], bool],
-) -> StagedNar:
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
         check_size(info.store_path, encoding.max_blob_bytes, sink.size)
 
-    compressor = make_compressor(encoding, is_large=is_large(info))
-    try:
+    def dumped() -> Iterator[bytes]:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):
-            for piece in compressor.compress(chunk):
+            yield chunk
+            keep_going()
+
+    with opened_sink(info, folder) as sink:
+        try:
+            for piece in _compress(dumped(), encoding, is_large=is_large(info)):
                 sink.write(piece)
-            keep_going()
-        for piece in compressor.finish():
-            sink.write(piece)
-            keep_going()
-        digest = Digest(sink.hasher.hexdigest())
-        narinfo = _narinfo(info, encoding, digest, sink.size)
-    except OSError as error:
-        name = f"{os.fsdecode(error.filename)} " if error.filename else ""
-        raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
-    except FormatError as error:
-        raise StoreError(_plain(f"{info.store_path}: {error}")) from None
+                keep_going()
+            digest = Digest(sink.hasher.hexdigest())
+            narinfo = NarInfo(
+                store_path=info.store_path,
+                url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
+                compression=encoding.compression,
+                nar_hash=info.nar_hash,
+                nar_size=info.nar_size,
+                file_hash=NixHash(sink.hasher.digest()),
+                file_size=sink.size,
+                references=info.references,
+                deriver=info.deriver,
+                sigs=info.sigs,
+                ca=info.ca,
+            )
+        except OSError as error:
+            name = f"{os.fsdecode(error.filename)} " if error.filename else ""
+            raise StoreError(_plain(f"{info.store_path}: {name}cannot be read: {error.strerror}")) from None
+        except FormatError as error:
+            raise StoreError(_plain(f"{info.store_path}: {error}")) from None
     return StagedNar(narinfo, digest, sink.size, sink.content)
+
+
+@contextmanager
+def opened_sink(info: PathInfo | NarInfo, folder: Path) -> Iterator["Sink"]:
+    """Open memory, or a file for a large NAR, removed if the block fails; StagingFolderError if full."""
+    if not is_large(info):
+        yield Sink(io.BytesIO())
+        return
+    path = folder / f"{info.store_path.hash_part}.nar"
+    try:
+        file = path.open("w+b")
+    except OSError as error:
+        raise _folder_error(folder, error) from None
+    try:
+        with file:
+            yield Sink(file)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # closing a file writes what is left
+            raise _folder_error(folder, error) from None
+        raise
+
+
+def _compress(chunks: Iterable[bytes], encoding: NarEncoding, *, is_large: bool) -> Iterator[bytes]:
+    match encoding.compression:
+        case "zstd":
+            # Small NARs are compressed concurrently already. Multi-threaded output differs from that of one
+            # thread, but not by the number of threads: all machines produce the same blobs.
+            threads = min(os.cpu_count() or 1, _MOST_THREADS) if is_large else 0
+            compressor = zstandard.ZstdCompressor(level=encoding.used_level, threads=threads)
+            # In pieces: the end of a large stream can take seconds, and may be cancelled meanwhile.
+            chunker = compressor.chunker(chunk_size=_PIECE_BYTES)
+            for chunk in chunks:
+                yield from chunker.compress(chunk)
+            yield from chunker.finish()  # type: ignore[no-untyped-call]  # its stub lacks the type
+        case "xz":
+            xz = lzma.LZMACompressor(preset=encoding.used_level)
+            for chunk in chunks:
+                yield xz.compress(chunk)
+            yield xz.flush()
+        case "none":
+            yield from chunks
 
 
 def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -210,11 +233,7 @@ def _checked(info: PathInfo, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> None:
-    """Check the registry's limit of a blob.
-
-    Raises:
-        StoreError: over it.
-    """
+    """Check the registry's limit of a blob; StoreError if it is over that."""
     if max_blob_bytes is not None and size > max_blob_bytes:
         raise StoreError(
             f"{store_path}: over {counted(max_blob_bytes, 'byte')} even compressed, which is more than the "
@@ -223,55 +242,29 @@ def check_size(store_path: StorePath, max_blob_bytes: int | None, size: int) -> 
 
 
 class Sink:
-    """Hashes and counts what it writes to an empty file, in memory or on disk.
-
-    Attributes:
-        hasher: of all that was written.
-        size: bytes that were written.
-    """
+    """Hashes and counts what it writes to an empty file, in memory or on disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self.file = file
         self.hasher = hashlib.sha256()
         self.size = 0
 
     @property
     def content(self) -> bytes | Path:
         """What was written, or the file that holds it."""
-        return self._file.getvalue() if isinstance(self._file, io.BytesIO) else Path(self._file.name)
+        return self.file.getvalue() if isinstance(self.file, io.BytesIO) else Path(self.file.name)
 
     def write(self, piece: bytes) -> None:
-        """Write.
-
-        Raises:
-            StagingFolderError: the folder is full.
-        """
+        """Write; StagingFolderError if the folder is full."""
         self.hasher.update(piece)
         self.size += len(piece)
         try:
-            self._file.write(piece)
+            self.file.write(piece)
         except OSError as error:
-            raise folder_error(Path(self._file.name).parent, error) from None
+            raise _folder_error(Path(self.file.name).parent, error) from None
 
 
-def _narinfo(info: PathInfo, encoding: NarEncoding, digest: Digest, size: int) -> NarInfo:
-    return NarInfo(
-        store_path=info.store_path,
-        url=str(NarUrl(digest, suffix=SUFFIXES[encoding.compression])),
-        compression=encoding.compression,
-        nar_hash=info.nar_hash,
-        nar_size=info.nar_size,
-        file_hash=NixHash(bytes.fromhex(digest.hex)),
-        file_size=size,
-        references=info.references,
-        deriver=info.deriver,
-        sigs=info.sigs,
-        ca=info.ca,
-    )
-
-
-def folder_error(folder: Path, error: OSError) -> StagingFolderError:
-    """Explain why nothing can be staged in a folder."""
+def _folder_error(folder: Path, error: OSError) -> StagingFolderError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFolderError(f"{folder}: no space left to stage NARs in; set TMPDIR to a larger disk")
     return StagingFolderError(f"{folder}: NARs cannot be staged there: {error.strerror}; set TMPDIR")

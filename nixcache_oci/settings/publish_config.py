@@ -4,10 +4,11 @@ import codecs
 from pathlib import Path
 from typing import Final
 
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, repository_source
 from nixcache_oci.settings.values import Values
 
 # Source: GitHub's documentation, "Working with the Container registry".
@@ -43,12 +44,12 @@ def nix_environment(values: Values) -> dict[str, str]:
     return values.merged_environment((variables.PASS_ENV,))
 
 
-def max_blob_bytes(values: Values, location: RepositoryConfig) -> int | None:
-    """Return the largest blob that the registry accepts, in bytes; None for any size."""
-    given = values.get(variables.MAX_BLOB_BYTES)
-    if given is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
-        return _GHCR_MAX_BLOB_BYTES
-    return given
+def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
+    """Return how segments are written there, and the largest blob that the registry accepts."""
+    most = values.get(variables.MAX_BLOB_BYTES)
+    if most is None and isinstance(location, RegistryLocation) and location.reference.host == _GHCR:
+        most = _GHCR_MAX_BLOB_BYTES
+    return SegmentOptions(values.get(variables.MAX_LAYERS), most, repository_source(location, values))
 
 
 def _read_key(path: Path) -> SecretKey:

@@ -16,7 +16,7 @@ from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 from tests.support.interleaving import no_sleep, nothing

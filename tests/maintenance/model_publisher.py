@@ -25,7 +25,7 @@ from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher.record_need import changes_nothing
+from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.served import Reader
 from tests.support.interleaving import no_sleep
 from tests.support.model_repository import ModelRepository, ModelStorage

@@ -10,9 +10,8 @@ from nixcache_oci.clients.proxy_status import ProxyStatus
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.checks.finding import Level
 from nixcache_oci.maintenance.checks.key_match import check_public_keys, check_signing_keys
-from nixcache_oci.maintenance.checks.nix_use import NixClient, check_nix_use
+from nixcache_oci.maintenance.checks.nix_use import NixClient, _check_cache_info, _check_served, check_nix_use
 from nixcache_oci.maintenance.checks.remote import check_clock, describe_token
-from nixcache_oci.maintenance.checks.running_proxy import _check_cache_info, _check_served
 from nixcache_oci.nix.signature import PublicKey, SecretKey
 
 URL = "http://127.0.0.1:37515"

@@ -9,10 +9,17 @@ from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.record import PublishRecord, Record, UnknownRecord
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
-from nixcache_oci.maintenance.gc.index_change import mark
-from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
-from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRows
+from nixcache_oci.maintenance.gc.state import (
+    FormerIndex,
+    GcState,
+    GcTable,
+    PathNumbers,
+    Place,
+    StoredSegment,
+    TableRows,
+)
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor

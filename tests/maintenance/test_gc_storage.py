@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.removal import Remover
@@ -82,7 +83,9 @@ async def test_what_is_repacked_keeps_to_what_the_registry_takes(tmp_path: Path)
         await push_things(layout, [thing], records, CREATED + number * timedelta(minutes=1))
     clock = partial(_same, CREATED + 2 * DAY)
     remover = LayoutRemover(root)
-    prepared = await prepare_gc(layout, remover, GcOptions(max_blob_bytes=limit), clock=clock)
+    prepared = await prepare_gc(
+        layout, remover, GcOptions(segments=SegmentOptions(max_blob_bytes=limit)), clock=clock
+    )
     before = {path.name for path in (root / "blobs/sha256").iterdir()}
     collected = await carry_out_gc(layout, remover, prepared, clock=clock)
     written = [path for path in (root / "blobs/sha256").iterdir() if path.name not in before]

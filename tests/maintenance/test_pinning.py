@@ -11,6 +11,7 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.record import PinRecord, PublishRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
@@ -58,7 +59,9 @@ class Scene:
         inventory = await read_inventory(repository, self.folder)
         assert inventory.find(LARGE.path.hash_part)
         record = PinRecord("release", LARGE.path, self.now, "forever")
-        await write_pinning(repository, [record], None, find_condemned(inventory, [LARGE.path.hash_part]))
+        await write_pinning(
+            repository, [record], find_condemned(inventory, [LARGE.path.hash_part]), SegmentOptions()
+        )
 
     async def collect_for_months(self) -> None:
         """Long enough for anything that could leave to be gone."""
@@ -86,7 +89,7 @@ async def test_nothing_is_listed_twice(tmp_path: Path) -> None:
     await push_things(repository, [LIB, OLD, LARGE], [], CREATED)
     inventory = await read_inventory(repository, tmp_path)
     assert find_condemned(inventory, [LARGE.path.hash_part]) == Relisted()
-    await write_pinning(repository, [UnpinRecord("release", scene.now)], None, Relisted())
+    await write_pinning(repository, [UnpinRecord("release", scene.now)], Relisted(), SegmentOptions())
     assert [segment.paths for segment in (await read_listing(repository)).segments] == [3, 0]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.maintenance.pins import PinningRecord, count_pins
+from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins
 from nixcache_oci.nix.store_path import StorePath
 from tests.support.objects import hash_part_of
 from tests.support.publish import CREATED

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.errors import FormatError
-from nixcache_oci.maintenance.gc.table_rows import GcTable, PathGraph, PathNumbers, TableRows
+from nixcache_oci.maintenance.gc.state import GcTable, PathGraph, PathNumbers, TableRows
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.oci.digest import Digest

@@ -16,7 +16,7 @@ from nixcache_oci.nix.nar import File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import Compression, NarEncoding
+from nixcache_oci.publisher.options import Compression, NarEncoding
 from nixcache_oci.publisher.staging import (
     StagedNar,
     is_large,

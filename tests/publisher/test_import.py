@@ -29,10 +29,10 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint, is_signed_by
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.publisher import import_staging
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.import_candidates import read_candidates
 from nixcache_oci.publisher.importer import Importer, ImportPlan
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.published import Published
 from tests.support.objects import store_object
 from tests.support.publish import CREATED
 from tests.support.told import Told

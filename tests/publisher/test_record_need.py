@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.record import UNRECORDED, PublishRecord
 from nixcache_oci.maintenance.gc.roots import count_roots
-from nixcache_oci.publisher.record_need import changes_nothing
+from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.test_roots import DAY, RETENTION, publish
 from tests.support.publish import CREATED
 

@@ -24,12 +24,12 @@ from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore, PathLike
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
+from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.options import PublishOptions
-from nixcache_oci.publisher.published import Published
 from nixcache_oci.publisher.publisher import Publisher
 from tests.publisher.made_store import MadeStore
 from tests.publisher.migration_story import ALL, base_names, names_listed

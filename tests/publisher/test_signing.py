@@ -2,10 +2,17 @@ from dataclasses import replace
 
 import pytest
 
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, Signature, fingerprint
-from nixcache_oci.publisher.signing import MAX_SIGNATURES, doubt_new_keys, sign_all
+from nixcache_oci.oci import media_type
+from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.publisher.draft import MAX_SIGNATURES, make_draft, sign_all
+from nixcache_oci.publisher.nar_upload import Uploaded
+from nixcache_oci.publisher.options import PublishOptions
+from nixcache_oci.publisher.publish_plan import PublishPlan, doubt_new_keys
 from tests.support.objects import store_object
 
 FIRST = SecretKey.generate("first-1")
@@ -98,3 +105,16 @@ def test_a_key_that_is_not_recorded(
     doubt = doubt_new_keys([key.public_key for key in keys], [key.public_key for key in recorded])
     assert (doubt is None) == (words is None)
     assert doubt is None or words is None or words in doubt.what
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_only_what_the_stager_checked_is_signed(*, is_checked: bool) -> None:
+    """A signature vouches for a NarHash: nobody but the stager knows whether the NAR has it."""
+    sent = narinfo(FOREIGN)
+    info = PathInfo(sent.store_path, sent.nar_hash, sent.nar_size, sent.references)
+    url = NarUrl.parse(sent.url)
+    uploaded = Uploaded([sent], {url.blob: Descriptor(media_type.NAR, url.blob, 1)})
+    options = PublishOptions(keys=(FIRST,))
+    draft = make_draft(PublishPlan(push=(info,)), uploaded, {}, lambda _: (), options, lambda _: is_checked)
+    names = [sig.key_name for sig in draft.narinfos[0].sigs]
+    assert names == ([FOREIGN.key_name, FIRST.name] if is_checked else [FOREIGN.key_name])

@@ -11,8 +11,8 @@ from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.nar import CHUNK_BYTES, File, Node, Symlink
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.publisher import compression, staging
-from nixcache_oci.publisher.compression import Compression, NarEncoding
+from nixcache_oci.publisher import staging
+from nixcache_oci.publisher.options import Compression, NarEncoding
 from nixcache_oci.publisher.staging import (
     LARGE_NAR_BYTES,
     is_large,
@@ -119,7 +119,7 @@ def test_the_number_of_cores_does_not_change_the_bytes(
 
     Several jobs of the compressor's threads, 8 MiB each at this level, are needed to tell.
     """
-    monkeypatch.setattr(compression, "_MOST_THREADS", 8)
+    monkeypatch.setattr(staging, "_MOST_THREADS", 8)
     info = store.add("a", File(random.Random(2).randbytes(13 * 1024 * 1024).hex().encode()))
     digests = set()
     for count in (1, 2, 4, 7):

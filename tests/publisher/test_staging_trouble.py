@@ -13,7 +13,7 @@ import pytest
 from nixcache_oci.nix.nar import Directory, File
 from nixcache_oci.nix.nar_files import dump
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import NarEncoding
+from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.publisher.staging import (
     StagingFolderError,
     StagingStoppedError,

@@ -7,8 +7,8 @@ import pytest
 
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import nar_upload
-from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.nar_upload import Budget
+from nixcache_oci.publisher.options import NarEncoding
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
 

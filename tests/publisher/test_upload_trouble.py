@@ -10,7 +10,7 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import nar_upload
-from nixcache_oci.publisher.compression import NarEncoding
+from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.publisher.staging import StagingFolderError
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until

@@ -18,8 +18,8 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.nar import File
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.publisher import staging
-from nixcache_oci.publisher.compression import NarEncoding
 from nixcache_oci.publisher.nar_upload import Upload, Uploaded, WhenStaged
+from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.publisher.staging import StagedNar, StoreNarStager, stage
 from tests.publisher.made_store import MadeStore
 from tests.support.model_repository import ModelRepository, ModelStorage

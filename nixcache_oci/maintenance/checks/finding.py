@@ -16,19 +16,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of a diagnosis.
+    """One line of a diagnosis."""
 
-    Attributes:
-        check: name of what was checked.
-        level: how bad it is.
-        text: what was found.
-        remedy: what to do about it, or an empty string.
-    """
-
-    check: str
+    check: str  # name of what was checked
     level: Level
     text: str
-    remedy: str = ""
+    remedy: str = ""  # what to do about it, or an empty string
 
 
 def good(check: str, text: str) -> Finding:

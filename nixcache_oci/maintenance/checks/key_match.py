@@ -1,6 +1,6 @@
 """Checks that the signing key, the cache's recorded keys and the configured keys match."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
@@ -17,10 +17,7 @@ def check_signing_keys(
 ) -> list[Finding]:
     """Try each signing key, and check that clients will know it.
 
-    Args:
-        keys: to sign with.
-        recorded: in the cache, none if it is empty; None if it could not be read.
-        configured: NIXCACHE_PUBLIC_KEYS.
+    Recorded are no keys if the cache is empty, and None if it could not be read.
     """
     if not keys:
         return [
@@ -41,9 +38,10 @@ def check_public_keys(configured: Sequence[PublicKey], recorded: Sequence[Public
     if recorded is None:
         return good(PUBLIC_KEYS, f"{names}; the cache's records could not be read")
     if recorded and not set(recorded) & set(configured):
+        known = " ".join(map(str, recorded))
         return wrong(
             PUBLIC_KEYS,
-            f"NIXCACHE_PUBLIC_KEYS ({names}) has none of the keys that the cache records: {_join(recorded)}",
+            f"NIXCACHE_PUBLIC_KEYS ({names}) has none of the keys that the cache records: {known}",
             "ask the cache's owner which key is right, and set it; with the wrong one, nothing is served",
         )
     return good(PUBLIC_KEYS, f"{names}, as the cache records" if recorded else f"{names}; none recorded yet")
@@ -79,7 +77,3 @@ def _check_one(
         return good(SIGNING_KEY, f"{key.name}: signs and verifies; the cache's records were not read")
     known = "as recorded" if recorded else "the first one here"
     return good(SIGNING_KEY, f"{key.name}: signs and verifies, {known}")
-
-
-def _join(keys: Iterable[PublicKey]) -> str:
-    return " ".join(map(str, keys))

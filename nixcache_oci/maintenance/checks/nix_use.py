@@ -1,4 +1,4 @@
-"""Checks that Nix on this machine uses the proxy: its settings, and whom a daemon trusts."""
+"""Checks that this machine's proxy answers and serves the right cache, and that Nix uses it."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -7,40 +7,108 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from nixcache_oci.clients.local_store.nix_settings import NixSettings
-from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
+from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
+from nixcache_oci.errors import Error
+from nixcache_oci.maintenance.checks.finding import Finding, good, skipped, warning, wrong
 from nixcache_oci.nix.http_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
 
+PROXY: Final = "proxy"
+SERVED: Final = "proxy: cache"
+CACHE_INFO: Final = "proxy: nix-cache-info"
 SUBSTITUTER: Final = "nix.conf: substituters"
 TRUSTED_KEY: Final = "nix.conf: trusted-public-keys"
 FALLBACK: Final = "nix.conf: fallback"
 HTTP_PROXY: Final = "HTTP proxy"
 CHECKS: Final = (SUBSTITUTER, TRUSTED_KEY, FALLBACK, HTTP_PROXY)
 
+_UPSTREAM_PRIORITY: Final = 40  # that of cache.nixos.org
 _MOST_CHARACTERS: Final = 200  # of a key that anybody may have made up
 _USE: Final = "nixcache-oci use --apply"
 _SUBSTITUTE: Final = "remove it from nix.conf and NIX_CONFIG; without a network, Nix decides so by itself"
 
 
 @dataclass(frozen=True, slots=True)
-class NixClient:
-    """Nix, as the current user has it.
+class Proxy:
+    """What was found out about a proxy; ``public_keys`` are those that it hands out."""
 
-    Attributes:
-        own: settings, the user's included.
-        system: settings of a daemon.
-        user: name.
-        is_daemon: whether a daemon does the work.
-        is_trusted: whether that daemon obeys the user's settings.
-        environment: of a Nix that is started here.
+    findings: list[Finding]
+    public_keys: tuple[str, ...] = ()
+
+
+async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_chosen: bool) -> Proxy:
+    """Ask the proxy, which should serve this repository, unless the settings do not say which.
+
+    If the user has chosen it, another one is an error.
     """
+    try:
+        async with ProxyClient(url) as client:
+            if not await client.is_healthy():
+                remedy = "something else listens there: stop it, or set NIXCACHE_PORT"
+                return _failed(wrong(PROXY, f"{url}: what answers is not a nixcache-oci proxy", remedy))
+            status, keys = await client.status(), await client.public_keys()
+    except Error as error:
+        remedy = "start it: nixcache-oci proxy; or as a service: systemctl start nixcache-proxy"
+        return _failed(wrong(PROXY, str(error), remedy))
+    findings = [good(PROXY, f"{url} answers")]
+    findings.append(_check_served(status, repository, is_chosen=is_chosen))
+    findings.append(_check_cache_info(status, store_dir))
+    return Proxy(findings, keys)
 
-    own: NixSettings
-    system: NixSettings
+
+def _failed(finding: Finding) -> Proxy:
+    return Proxy([finding, *skipped((SERVED, CACHE_INFO), "no proxy answers")])
+
+
+def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: bool) -> Finding:
+    if repository is not None and status.registry != repository:
+        text = f"it serves {status.registry}, but the settings here name {repository}"
+        if is_chosen:
+            return wrong(SERVED, text, "start it with the same settings")
+        remedy = (
+            "set NIXCACHE_REPO and NIXCACHE_REGISTRY as in the proxy's own configuration, not as it says: "
+            "any user of this machine can listen there"
+        )
+        return warning(SERVED, text, remedy)
+    if not status.is_ready:
+        return wrong(SERVED, f"it has no index yet: {status.error or 'it is being read'}", "see its log")
+    if status.is_key_changed:
+        return warning(
+            SERVED,
+            "the cache records a different key from the one first seen",
+            "ask the cache's owner, and set NIXCACHE_PUBLIC_KEYS",
+        )
+    if status.error is not None:
+        return warning(SERVED, f"it serves an older index, because the last refresh failed: {status.error}")
+    return good(SERVED, status.registry)
+
+
+def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:
+    if status.store_dir != store_dir:
+        return wrong(
+            CACHE_INFO,
+            f"its paths belong to {status.store_dir}, but the store here is {store_dir}",
+            "set NIXCACHE_STORE_DIR for the proxy",
+        )
+    if status.priority is None or status.priority >= _UPSTREAM_PRIORITY:
+        return warning(
+            CACHE_INFO,
+            f"priority {status.priority}: cache.nixos.org is asked first",
+            f"set NIXCACHE_PRIORITY below {_UPSTREAM_PRIORITY}",
+        )
+    return good(CACHE_INFO, f"priority {status.priority}, {status.store_dir}")
+
+
+@dataclass(frozen=True, slots=True)
+class NixClient:
+    """Nix, as the current user has it."""
+
+    own: NixSettings  # settings, the user's included
+    system: NixSettings  # settings of a daemon
     user: str
-    is_daemon: bool
-    is_trusted: bool
-    environment: Mapping[str, str]
+    is_daemon: bool  # whether a daemon does the work
+    is_trusted: bool  # whether that daemon obeys the user's settings
+    environment: Mapping[str, str]  # of a Nix that is started here
 
     def effective(self) -> NixSettings:
         """Return the settings that are in effect."""
@@ -58,12 +126,8 @@ class NixClient:
 def check_nix_use(client: NixClient, url: str, keys: Sequence[str], *, is_configured: bool) -> list[Finding]:
     """Check that Nix asks the proxy, and accepts what it serves.
 
-    Args:
-        client: Nix here.
-        url: of the proxy.
-        keys: of the cache; none if unknown.
-        is_configured: whether the user configured the keys; otherwise the proxy or the registry named them,
-            which proves nothing, and no hint may ask to trust them.
+    Unless the user configured the cache's keys, the proxy or the registry named them: that proves nothing, so
+    no hint may ask to trust them.
     """
     effective = client.effective()
     return [

@@ -1,7 +1,8 @@
-"""Checks that the repository can be reached, read, and, for a publisher, written."""
+"""Checks that the repository can be reached, read and, by a publisher, written, and that upstreams answer."""
 
 import asyncio
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,16 +21,11 @@ from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.registry.probe import Greeting, find_token_error, greet, try_upload
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import Error, NotFoundError, RegistryError, UsageError
-from nixcache_oci.maintenance.checks.finding import (
-    Finding,
-    Level,
-    good,
-    has_error,
-    skipped,
-    warning,
-    wrong,
-)
+from nixcache_oci.clients.upstream.address import Upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import Error, NotFoundError, RegistryError, UpstreamError, UsageError
+from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.wording import counted
 
@@ -41,8 +37,11 @@ PULL: Final = "pull"
 VISIBILITY: Final = "visibility"
 PUSH: Final = "push"
 INDEX: Final = "index"
+UPSTREAM: Final = "upstream"
 
 _RESOLVE_SECONDS: Final = 5
+_UPSTREAM_SECONDS: Final = 15  # in addition to the limits of every look-up
+_NOBODYS_HASH_PART: Final = HashPart("0" * 32)
 _PATIENCE_SECONDS: Final = 10
 _ATTEMPTS: Final = 2
 _DENIALS: Final = frozenset({401, 403})
@@ -70,13 +69,7 @@ class Access:
 async def check_registry(
     reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool
 ) -> Access:
-    """Check everything between here and the repository.
-
-    Args:
-        reference: of the repository.
-        environment: to look up credentials in.
-        is_publisher: whether to check pushing.
-    """
+    """Check everything between here and the repository."""
     later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
     try:
         credentials = await Keyring(reference.host, reference.repository, environment).find()
@@ -84,7 +77,8 @@ async def check_registry(
         findings = [wrong(TOKEN, str(error)), *skipped((NAME, REGISTRY, *later), "no usable token")]
         return Access(findings, is_readable=False)
     name = await _check_name(reference)
-    untried = Finding(TOKEN, Level.SKIPPED, f"{_describe(credentials)}; not tried")
+    kind = "none" if credentials is None else describe_token(credentials)
+    untried = Finding(TOKEN, Level.SKIPPED, f"{kind}; not tried")
     if has_error([name]):
         missed = [*skipped((REGISTRY,), "its name does not resolve"), untried]
         return Access([name, *missed, *skipped(later, "the registry was not asked")], is_readable=False)
@@ -123,14 +117,7 @@ def check_clock(ahead: float | None) -> Finding:
 async def read_index(
     repository: Repository, folder: Path, time: datetime, *, is_publisher: bool
 ) -> tuple[Finding, Inventory | None]:
-    """Read the cache as a proxy does.
-
-    Args:
-        repository: of the cache.
-        folder: for indexes.
-        time: now.
-        is_publisher: whether a cache that does not exist yet is no fault.
-    """
+    """Read the cache as a proxy does; for a publisher, a cache that does not exist yet is no fault."""
     try:
         kept = await asyncio.to_thread(IndexFolder, folder, repository.name)
         tables = await read_tables(repository, kept, await read_listing(repository))
@@ -173,10 +160,6 @@ def describe_token(credentials: Credentials) -> str:
         (kind for start, kind in _KINDS.items() if credentials.password.startswith(start)), "credentials"
     )
     return f"{kind}, from {credentials.source}"
-
-
-def _describe(credentials: Credentials | None) -> str:
-    return "none" if credentials is None else describe_token(credentials)
 
 
 def _age(seconds: float) -> str:
@@ -271,3 +254,30 @@ async def _resolve(reference: RegistryReference, credentials: Credentials | None
         await registry.resolve(INDEX_TAG)
     finally:
         await registry.close()
+
+
+async def check_upstreams(upstreams: Sequence[Upstream]) -> list[Finding]:
+    """Ask each for a path that does not exist, as the proxy would: a miss is an answer."""
+    if not upstreams:
+        return [good(UPSTREAM, "none is set")]
+    return list(await asyncio.gather(*map(_check_upstream, upstreams)))
+
+
+async def _check_upstream(upstream: Upstream) -> Finding:
+    asked = Upstreams([upstream])
+    try:
+        async with asyncio.timeout(_UPSTREAM_SECONDS):
+            await asked.find(_NOBODYS_HASH_PART)
+    except UpstreamError as error:
+        reason = str(error).removeprefix(f"upstream {upstream}: ")
+    except TimeoutError:
+        reason = f"no answer within {_UPSTREAM_SECONDS} s"
+    else:
+        return good(UPSTREAM, f"{upstream} answers")
+    finally:
+        await asked.close()
+    remedy = (
+        f"see what it says: curl {shlex.quote(str(upstream.at('nix-cache-info')))}; while it is down, Nix "
+        "builds what only it has. If it is gone for good, remove it from NIXCACHE_UPSTREAM or its file"
+    )
+    return warning(UPSTREAM, f"{upstream} does not answer: {reason}", remedy)

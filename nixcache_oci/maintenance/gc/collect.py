@@ -3,12 +3,15 @@
 First the replacements are pushed, each segment under its own tag; then one write of the index lists them and
 marks what they replace; last, manifests are deleted that an earlier run removed from the index. After a crash
 before the write, the cache is as before, with some duplicate segments; after it, the next run continues.
-Source: design section 5, promises 3 to 7.
+
+The index is the one read right before the write, changed by the plan: a segment that another writer lifted
+since gc's start is not unlisted, and a mark that was set meanwhile stays.
+Source: design sections 2 and 5, promises 3 to 7.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -17,14 +20,15 @@ from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
-from nixcache_oci.maintenance.gc.index_change import PreparedGc, change_index
-from nixcache_oci.maintenance.gc.repacking import push_replacement
+from nixcache_oci.maintenance.gc.replacement import push_replacement
+from nixcache_oci.maintenance.gc.state import GcState
 from nixcache_oci.maintenance.gc.state_reader import read_state
+from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
@@ -32,20 +36,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a run did.
+    """What a run did."""
 
-    Attributes:
-        written: segments that were pushed to replace others.
-        is_index_confirmed: whether the index was read back as written, or needed no change; if not, another
-            writer interfered, nothing was deleted, and the next run continues.
-        deleted: manifests of segments and former indexes.
-        refused: those that the repository keeps, and why; the next run tries again.
-    """
+    written: tuple[Segment, ...] = ()  # segments that were pushed to replace others
+    is_index_confirmed: bool = True  # if not, nothing was deleted, and the next run continues
+    deleted: tuple[Digest, ...] = ()  # manifests of segments and former indexes
+    refused: tuple[tuple[Digest, str], ...] = ()  # by the repository, and why; the next run tries again
 
-    written: tuple[Segment, ...] = ()
-    is_index_confirmed: bool = True
-    deleted: tuple[Digest, ...] = ()
-    refused: tuple[tuple[Digest, str], ...] = ()
+
+@dataclass(frozen=True, slots=True)
+class PreparedGc:
+    """A plan with the state and options that it was made from."""
+
+    state: GcState
+    options: GcOptions
+    plan: GcPlan
 
 
 async def prepare_gc(
@@ -56,18 +61,7 @@ async def prepare_gc(
     progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
 ) -> PreparedGc:
-    """Read everything and decide; nothing is written.
-
-    Args:
-        repository: of the cache.
-        remover: lists former versions of the index.
-        options: how to decide.
-        progress: gets progress.
-        clock: tells the time.
-
-    Raises:
-        Error: something could not be read; see ``read_state``.
-    """
+    """Read everything and decide; nothing is written. Errors are those of ``read_state``."""
     started = clock()
     oldest = started - options.grace
     untagged = [version for version in await remover.untagged() if version.created < oldest]
@@ -83,41 +77,18 @@ async def carry_out_gc(
     prepared: PreparedGc,
     *,
     force: bool = False,
-    source: str | None = None,
     progress: Progress = SILENT,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Collected:
-    """Carry out the plan.
-
-    Args:
-        repository: of the cache, with the right to push.
-        remover: deletes manifests.
-        prepared: the plan.
-        force: whether to ignore the plan's refusals.
-        source: URL of the GitHub repository: GHCR links the package to it.
-        progress: gets progress.
-        clock: tells the time.
-        sleep: waits some seconds between tries.
-
-    Raises:
-        Error: the plan refuses, or the repository failed; the next run continues.
-    """
-    plan = prepared.plan
+    """Carry out the plan; Error if it refuses and is not forced, or the repository failed: run it again."""
+    plan, options = prepared.plan, prepared.options.segments
     if plan.refusals and not force:
         raise Error(f"{repository.name}: gc did nothing: {'; '.join(plan.refusals)} (--force)")
     written: list[tuple[Segment, ...]] = []
     with progress.stage("writing what stays", "replacement", len(plan.replacements)) as stage:
         for replacement in plan.replacements:
-            pushed = await push_replacement(
-                repository,
-                replacement,
-                clock(),
-                max_layers=prepared.options.max_layers,
-                max_blob_bytes=prepared.options.max_blob_bytes,
-                source=source,
-                stage=stage,
-            )
+            pushed = await push_replacement(repository, replacement, clock(), options, stage)
             written.append(tuple(pushed))
             stage.advance(1)
     segments = tuple(segment for pushed in written for segment in pushed)
@@ -129,7 +100,7 @@ async def carry_out_gc(
             )
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
-        return replace(index, source=index.source or source)
+        return replace(index, source=index.source or options.source)
 
     if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
         return Collected(segments, is_index_confirmed=False)
@@ -138,11 +109,7 @@ async def carry_out_gc(
 
 
 async def _check_added(repository: Repository, read: CacheIndex, index: CacheIndex) -> None:
-    """Check that what is listed again still exists: another gc may have run while this one was suspended.
-
-    Raises:
-        Error: it does not.
-    """
+    """Check that what is listed again still exists: another gc may have run while this one was suspended."""
     listed = {segment.manifest for segment in read.segments}
     for segment in index.segments:
         if segment.manifest not in listed and not await has_manifest(repository, segment.manifest):
@@ -176,3 +143,53 @@ async def _delete(
                 _log.info("manifest deleted", extra={"fields": {"digest": manifest}})
             stage.advance(1)
     return tuple(deleted), tuple(refused)
+
+
+def change_index(
+    union: Union, prepared: PreparedGc, written: Sequence[Sequence[Segment]], now: datetime
+) -> CacheIndex:
+    """Make the index; ``written`` are the segments that were pushed for each of the plan's replacements.
+
+    Marks get the time of the write: earlier readers did not see them. A slow write shortens the grace by its
+    duration.
+    """
+    plan = prepared.plan
+    read = {segment.manifest: segment for segment in union.index.segments}
+    lifted = {one.manifest for one in plan.lift}
+    condemned = {one.manifest for one in plan.condemn} | {
+        source.manifest
+        for replacement, segments in zip(plan.replacements, written, strict=True)
+        if all(read.get(one.manifest, one).condemned is None for one in segments)
+        for source in replacement.sources
+    }
+    # If a tag's manifest could not be read, the watermark stays, and so does all that is newer.
+    unlisted = {one.manifest: one.segment.condemned for one in plan.unlist} if union.is_complete else {}
+    changed = []
+    for manifest, segment in read.items():
+        if manifest in unlisted and segment.condemned == unlisted[manifest]:
+            continue
+        if manifest in lifted:
+            changed.append(mark(segment, None))
+        elif manifest in condemned and segment.condemned is None:
+            changed.append(mark(segment, now))
+        else:
+            changed.append(segment)
+    needed = [one.segment for one in plan.keep]
+    needed += [mark(one.segment, None) for one in plan.lift]
+    needed += [segment for segments in written for segment in segments]
+    watermark = union.index.watermark
+    if union.is_complete:
+        watermark = max(watermark, prepared.state.started - prepared.options.grace)
+    index = replace(union.index, segments=tuple(changed), watermark=watermark)
+    # Another gc may have unlisted what this one found to be needed.
+    return index.with_segments(segment for segment in needed if segment.manifest not in read)
+
+
+def mark(segment: Segment, time: datetime | None) -> Segment:
+    """Set the mark of a condemned segment; None removes it."""
+    descriptor = segment.descriptor
+    annotations = dict(descriptor.annotations)
+    annotations.pop(media_type.ANNOTATION_CONDEMNED, None)
+    if time is not None:
+        annotations[media_type.ANNOTATION_CONDEMNED] = format_time(time)
+    return Segment.from_descriptor(replace(descriptor, annotations=annotations))

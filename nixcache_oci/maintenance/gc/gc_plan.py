@@ -7,13 +7,13 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from nixcache_oci.cache.record import Record
-from nixcache_oci.cache.segment import MAX_LAYERS
 from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.maintenance.gc.leaving import choose_trimmed, choose_unlisted
 from nixcache_oci.maintenance.gc.replacement import Replacement, replace_segments
 from nixcache_oci.maintenance.gc.roots import count
@@ -32,78 +32,44 @@ _MERGED_BYTES: Final = 24 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class GcOptions:
-    """How gc decides.
+    """How gc decides."""
 
-    Attributes:
-        retention: how long a root counts after it was superseded.
-        scope_ttl: how long a scope's roots count after its last publish; None for forever.
-        grace: from the mark to the removal: as long as Nix remembers a narinfo and its URL.
-        min_age: younger segments are left alone: their publish may be unfinished.
-        max_layers: of a segment that is written, its table included.
-        max_blob_bytes: largest blob that the registry accepts; None for any size.
-        segments_of_a_class: more segments of about one size are merged.
-        public_keys: whose signatures decide between variants of a path; without any, those that the tables
-            record.
-    """
-
-    retention: timedelta = timedelta(days=30)
-    scope_ttl: timedelta | None = timedelta(days=90)
-    grace: timedelta = timedelta(days=30)
-    min_age: timedelta = timedelta(hours=24)
-    max_layers: int = MAX_LAYERS
-    max_blob_bytes: int | None = None
-    segments_of_a_class: int = 8
+    retention: timedelta = timedelta(days=30)  # how long a root counts after it was superseded
+    scope_ttl: timedelta | None = timedelta(days=90)  # of a scope, after its last publish; None for ever
+    grace: timedelta = timedelta(days=30)  # from mark to removal: Nix remembers a narinfo as long
+    min_age: timedelta = timedelta(hours=24)  # younger segments may be of an unfinished publish
+    segments: SegmentOptions = field(default_factory=SegmentOptions)  # options of those that are written
+    segments_of_a_class: int = 8  # more segments of about one size are merged
+    # whose signatures decide between variants of a path; without any, those that the tables record
     public_keys: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One line of the plan, for people.
+    """One line of the plan, for people."""
 
-    Attributes:
-        action: one word.
-        segments: their number; for ``sweep``, that of former versions of the index.
-        paths: number of narinfos in them.
-        size: bytes of all their blobs; for ``delete``, only of those that no other segment holds.
-    """
-
-    action: str
-    segments: int
-    paths: int
-    size: int
+    action: str  # one word
+    segments: int  # their number; for `sweep`, that of former versions of the index
+    paths: int  # number of narinfos in them
+    size: int  # bytes of all their blobs; for `delete`, only of those that no other segment holds
 
 
 @dataclass(frozen=True, slots=True)
 class GcPlan:
-    """What becomes of each segment; each is in at most one of these.
+    """What becomes of each segment; each is in at most one of these."""
 
-    Attributes:
-        keep: stays as it is.
-        lift: was condemned or unlisted, and is needed again.
-        wait: was condemned or unlisted, and is not old enough for the next step.
-        condemn: is dead, and gets a mark.
-        rewrite: is replaced by its live paths, and gets a mark.
-        merge: several are replaced by one, and get marks.
-        unlist: its mark is older than the grace: leaves the index.
-        delete: left the index in an earlier run: leaves the repository.
-        sweep: former versions of the index, which leave the repository.
-        refusals: why this plan needs force.
-        roots: number of paths that count as roots and pins.
-        freed: bytes that ``delete`` frees.
-    """
-
-    keep: tuple[StoredSegment, ...] = ()
-    lift: tuple[StoredSegment, ...] = ()
-    wait: tuple[StoredSegment, ...] = ()
-    condemn: tuple[StoredSegment, ...] = ()
-    rewrite: tuple[Replacement, ...] = ()
-    merge: tuple[Replacement, ...] = ()
-    unlist: tuple[StoredSegment, ...] = ()
-    delete: tuple[StoredSegment, ...] = ()
-    sweep: tuple[FormerIndex, ...] = ()
-    refusals: tuple[str, ...] = ()
-    roots: int = 0
-    freed: int = 0
+    keep: tuple[StoredSegment, ...] = ()  # stays as it is
+    lift: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is needed again
+    wait: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is not old enough for the next step
+    condemn: tuple[StoredSegment, ...] = ()  # is dead, and gets a mark
+    rewrite: tuple[Replacement, ...] = ()  # is replaced by its live paths, and gets a mark
+    merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
+    unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
+    delete: tuple[StoredSegment, ...] = ()  # left the index in an earlier run: leaves the repository
+    sweep: tuple[FormerIndex, ...] = ()  # former versions of the index, which leave the repository
+    refusals: tuple[str, ...] = ()  # why this plan needs force
+    roots: int = 0  # number of paths that count as roots and pins
+    freed: int = 0  # bytes that `delete` frees
 
     @property
     def replacements(self) -> tuple[Replacement, ...]:
@@ -134,16 +100,10 @@ class GcPlan:
 
 
 def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
-    """Decide what becomes of each segment.
-
-    Args:
-        state: of the cache.
-        options: how to decide.
-        now: when reading ``state`` began; a later time would make marks older than they were then.
-    """
+    """Decide what becomes of each segment; ``now`` is when reading began: a later time would age marks."""
     records = (record for segment in state.segments for record in segment.records)
     counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
-    live = state.graph.reach(root.hash_part for root in counting.roots)
+    live = state.graph.reach(path.hash_part for path in counting.paths)
     needs = _Needs(live, counting.records)
     settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
     unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
@@ -167,6 +127,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         one for one in _without(state.segments, lifted) if not one.is_listed and one.segment.created < oldest
     ]
     replace_all = replace_segments(state, live, counting.records, options.public_keys)
+    held = _distinct(_without(state.segments, deleted))
     return GcPlan(
         keep=tuple(_without(alive, [*in_merge, *rewritten])),
         lift=tuple(lifted),
@@ -177,9 +138,9 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         unlist=tuple(unlisted),
         delete=tuple(deleted),
         sweep=tuple(former for former in state.former_indexes if former.created < oldest),
-        refusals=tuple(_refuse(state, counting.roots, unmarked, trimming.leaving)),
-        roots=len(counting.roots),
-        freed=_size_of(deleted) - _shared_size(deleted, state.segments),
+        refusals=tuple(_refuse(state, counting.paths, unmarked, trimming.leaving)),
+        roots=len(counting.paths),
+        freed=sum(blob.size for digest, blob in _distinct(deleted).items() if digest not in held),
     )
 
 
@@ -225,12 +186,13 @@ def _choose_lifted(
 
 def _choose_merged(segments: Iterable[StoredSegment], options: GcOptions) -> list[tuple[StoredSegment, ...]]:
     """Choose what to merge: the size classes with too many segments."""
-    most_bytes = min(MAX_NARINFO_BYTES, options.max_blob_bytes or MAX_NARINFO_BYTES)
+    most_bytes = min(MAX_NARINFO_BYTES, options.segments.max_blob_bytes or MAX_NARINFO_BYTES)
     classes: defaultdict[int, list[StoredSegment]] = defaultdict(list)
     for one in segments:
         table_size = one.table.size if one.table is not None else 0
         is_full = (
-            len(one.layers) > options.max_layers // _FULL_SHARE or table_size > most_bytes // _FULL_SHARE
+            len(one.layers) > options.segments.max_layers // _FULL_SHARE
+            or table_size > most_bytes // _FULL_SHARE
         )
         if not is_full:
             classes[table_size.bit_length() // _BITS_OF_A_CLASS].append(one)
@@ -320,9 +282,3 @@ def _distinct(segments: Iterable[StoredSegment]) -> dict[object, Descriptor]:
 
 def _size_of(segments: Iterable[StoredSegment]) -> int:
     return sum(blob.size for blob in _distinct(segments).values())
-
-
-def _shared_size(segments: Sequence[StoredSegment], all_segments: Iterable[StoredSegment]) -> int:
-    """Add up the sizes of blobs that these share with other segments."""
-    others = _distinct(_without(all_segments, segments))
-    return sum(blob.size for digest, blob in _distinct(segments).items() if digest in others)

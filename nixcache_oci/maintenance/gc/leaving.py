@@ -17,15 +17,10 @@ from nixcache_oci.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class Trimming:
-    """Which segments are trimmed, and what leaves by that.
+    """Which segments are trimmed, and what leaves by that."""
 
-    Attributes:
-        segments: of which only the live paths stay.
-        leaving: one byte per path, 1 for a listed one that no uncondemned segment will hold.
-    """
-
-    segments: AbstractSet[Digest]
-    leaving: bytearray
+    segments: AbstractSet[Digest]  # of which only the live paths stay
+    leaving: bytearray  # one byte per path, 1 for a listed one that no uncondemned segment will hold
 
 
 def choose_trimmed(
@@ -38,12 +33,8 @@ def choose_trimmed(
 ) -> Trimming:
     """Find the segments to trim because they hold dead paths whose references leave.
 
-    Args:
-        state: of the cache.
-        live: what counting roots reach, one byte per path.
-        trimmed: segments that are trimmed anyway.
-        trimmable: segments that may be trimmed as well.
-        staying: every segment that is not condemned after this run; a trimmed one counts as its replacement.
+    ``trimmed`` are trimmed anyway, ``trimmable`` may be as well. ``staying`` are all that are not condemned
+    after this run; a trimmed one counts as its replacement. ``live`` has one byte per path.
     """
     chosen = {one.manifest for one in trimmed}
     held = array("I", bytes(4 * state.graph.count))

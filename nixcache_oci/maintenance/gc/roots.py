@@ -1,15 +1,19 @@
-"""Decides which recorded roots still count, and which records gc has to keep for that.
+"""Decides which recorded roots and pins still count, and which records gc has to keep for that.
 
 A **run** is all publish records of one scope and run id. A root is superseded when a later run builds its
 name, or when a later whole run neither builds it nor lists it as failed; it counts for some time after that.
 A run never displaces what was published after it began, so that a slow job, or a restarted old run, does not
-displace a newer one's roots. When in doubt, a root counts. Source: design section 5, promise 1.
+displace a newer one's roots. When in doubt, a root counts.
+
+A pin counts until its date, or forever, or until as many other paths were pinned under its name as it has
+revisions; or until its name is unpinned. Source: design section 5, promise 1.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Generic, TypeVar
 
 from nixcache_oci.cache.record import (
     PUSH_SCOPE_START,
@@ -20,34 +24,28 @@ from nixcache_oci.cache.record import (
     UnknownRecord,
     UnpinRecord,
 )
-from nixcache_oci.maintenance.pins import count_pins
+from nixcache_oci.cache.timestamp import parse_time
 from nixcache_oci.nix.store_path import StorePath
+
+PinningRecord = PinRecord | UnpinRecord
+RecordT = TypeVar("RecordT", PublishRecord, Record)
 
 
 @dataclass(frozen=True, slots=True)
-class CountedRoots:
-    """What counts at one time.
+class Counting(Generic[RecordT]):
+    """What counts at one time."""
 
-    Attributes:
-        paths: of the roots.
-        records: that later decisions depend on; the others may be dropped.
-    """
-
-    paths: frozenset[StorePath]
-    records: frozenset[PublishRecord]
+    paths: frozenset[StorePath]  # of roots and pins
+    records: frozenset[RecordT]  # that later decisions depend on; the others may be dropped
 
 
 def count_roots(
     records: Iterable[PublishRecord], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
-) -> CountedRoots:
-    """Decide which roots count.
+) -> Counting[PublishRecord]:
+    """Decide which roots count; duplicates count once.
 
-    Args:
-        records: all in the cache, in any order; duplicates count once.
-        now: the time of the decision.
-        retention: how long a root counts after it was superseded.
-        scope_ttl: how long a scope's roots count after its last publish; None for forever. ``UNRECORDED`` is
-            added, because the last publish may have left no record.
+    A root counts for ``retention`` after it was superseded; a scope's roots for ``scope_ttl`` after its last
+    publish, or forever. ``UNRECORDED`` is added, because the last publish may have left no record.
     """
     by_scope: defaultdict[str, set[PublishRecord]] = defaultdict(set)
     for record in records:
@@ -63,7 +61,7 @@ def count_roots(
         counting = scope.counting(now - retention)
         paths |= {path for record, name in counting for root, path in record.roots if root == name}
         kept |= scope.needed({record for record, _ in counting})
-    return CountedRoots(frozenset(paths), frozenset(kept))
+    return Counting(frozenset(paths), frozenset(kept))
 
 
 class _Run:
@@ -145,23 +143,10 @@ class _Scope:
         return gone or built_again
 
 
-@dataclass(frozen=True, slots=True)
-class Counting:
-    """What counts at one time.
-
-    Attributes:
-        roots: store paths of roots and pins.
-        records: to keep, including all of an unknown kind.
-    """
-
-    roots: frozenset[StorePath]
-    records: frozenset[Record]
-
-
 def count(
     records: Iterable[Record], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
-) -> Counting:
-    """Decide which roots and pins count; the arguments are those of ``count_roots``."""
+) -> Counting[Record]:
+    """Decide which roots and pins count; see ``count_roots``. Records of an unknown kind are kept."""
     unique = frozenset(records)
     roots = count_roots(
         (one for one in unique if isinstance(one, PublishRecord)),
@@ -172,3 +157,41 @@ def count(
     pins = count_pins((one for one in unique if isinstance(one, PinRecord | UnpinRecord)), now)
     unknown = {one for one in unique if isinstance(one, UnknownRecord)}
     return Counting(roots.paths | {pin.path for pin in pins.pins}, roots.records | pins.records | unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedPins:
+    """What counts at one time."""
+
+    pins: frozenset[PinRecord]  # that count
+    records: frozenset[PinningRecord]  # that later decisions depend on; the others may be dropped
+
+
+def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
+    """Decide which pins count; duplicates count once."""
+    by_name: defaultdict[str, set[PinningRecord]] = defaultdict(set)
+    for record in records:
+        by_name[record.name].add(record)
+    pins: set[PinRecord] = set()
+    kept: set[PinningRecord] = set()
+    for members in by_name.values():
+        made = [record for record in members if isinstance(record, PinRecord)]
+        counting = {record for record in made if _counts(record, members, now)}
+        pins |= counting
+        # Records after the oldest pin may end or displace it, so they stay: it must not count again.
+        oldest = min((record.time for record in made), default=now)
+        kept |= counting | {record for record in members if record.time > oldest}
+    return CountedPins(frozenset(pins), frozenset(kept))
+
+
+def _counts(pin: PinRecord, members: Iterable[PinningRecord], now: datetime) -> bool:
+    later = [record for record in members if record.time > pin.time]
+    if any(isinstance(record, UnpinRecord) for record in later):
+        return False
+    match pin.keep.split(" "):
+        case ["until", time]:
+            return now < parse_time(time)
+        case ["for", revisions, _]:
+            others = {record.path for record in later if isinstance(record, PinRecord)} - {pin.path}
+            return len(others) < int(revisions)
+    return True

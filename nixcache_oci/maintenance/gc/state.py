@@ -1,17 +1,132 @@
-"""What gc decides on: every segment of a repository, with its table, at one time."""
+"""What gc decides on: every segment of a repository, with its table, at one time.
+
+Tables are held in a compact form: about 100 bytes per path, while a parsed narinfo takes 2,000. Paths are
+numbers; narinfos are parsed again from the table when a segment is rewritten.
+"""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
+from typing import Final, Self
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.maintenance.gc.table_rows import GcTable, PathGraph
+from nixcache_oci.cache.table import TableHeader
+from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.base32 import to_number
+from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+
+_PART_LETTERS: Final = 32
+
+
+class PathNumbers:
+    """Numbers for hash parts, from 0 in order of first use; one object for a whole cache."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}  # an int of 160 bits is smaller than its letters, or its bytes
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def of(self, part: str) -> int:
+        """Return the number of a hash part."""
+        return self._numbers.setdefault(to_number(part.encode()), len(self._numbers))
+
+    def find(self, parts: Iterable[HashPart]) -> Iterator[int]:
+        """Yield the numbers of the hash parts that have one."""
+        for part in parts:
+            number = self._numbers.get(to_number(part.encode()))
+            if number is not None:
+                yield number
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TableRows:
+    """The narinfos of one table, in its order."""
+
+    numbers: PathNumbers  # of the whole cache
+    paths: "array[int]"  # number of each row's path
+    sizes: "array[int]"  # compressed bytes of each row's NAR
+    starts: "array[int]"  # where each row's references start in `references`; then the end of the last
+    references: "array[int]"  # numbers of paths, without a row's own
+
+    @classmethod
+    def of(cls, narinfos: Iterable[NarInfo], blobs: Mapping[Digest, int], numbers: PathNumbers) -> Self:
+        """Read narinfos, one at a time, and add to the numbers, which no other thread may use meanwhile.
+
+        ``blobs`` are the sizes in bytes of each layer of the segment's manifest.
+        FormatError if a narinfo is malformed, or its NAR is in no layer.
+        """
+        paths, sizes = array("I"), array("Q")
+        starts, references = array("I", [0]), array("I")
+        for narinfo in narinfos:
+            url = NarUrl.parse(narinfo.url)
+            if url.blob not in blobs:
+                raise FormatError(f"{narinfo.store_path}: its NAR is in no layer of the manifest")
+            own = numbers.of(narinfo.store_path.hash_part)
+            paths.append(own)
+            sizes.append(blobs[url.blob] if url.length is None else url.length)
+            others = (numbers.of(reference[:_PART_LETTERS]) for reference in narinfo.references)
+            references.extend(number for number in others if number != own)
+            starts.append(len(references))
+        return cls(numbers, paths, sizes, starts, references)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GcTable:
+    """A table, as gc holds it."""
+
+    header: TableHeader
+    records: tuple[Record, ...]  # of publishes and pins
+    size: int  # of its text in bytes
+    rows: TableRows  # its narinfos
+    narinfos: Callable[[], Iterator[NarInfo]]  # parses them again, in the same order
+
+
+class PathGraph:
+    """What each path refers to, in any of its variants; ``count`` paths are listed or referred to."""
+
+    def __init__(self, tables: Iterable[GcTable]) -> None:
+        rows_of = [table.rows for table in tables]
+        self.numbers = rows_of[0].numbers if rows_of else PathNumbers()
+        self.count = len(self.numbers)
+        # Where the references of each path start in one array of all of them.
+        starts = array("I", bytes(4 * (self.count + 1)))
+        for rows in rows_of:
+            for row, path in enumerate(rows.paths):
+                starts[path + 1] += rows.starts[row + 1] - rows.starts[row]
+        for path in range(self.count):
+            starts[path + 1] += starts[path]
+        self._starts = starts
+        self._references = array("I", bytes(4 * starts[self.count]))
+        filled = array("I", starts)
+        for rows in rows_of:
+            for row, path in enumerate(rows.paths):
+                mine = rows.references[rows.starts[row] : rows.starts[row + 1]]
+                self._references[filled[path] : filled[path] + len(mine)] = mine
+                filled[path] += len(mine)
+
+    def references(self, path: int) -> "array[int]":
+        """Return what a path refers to, possibly with duplicates."""
+        return self._references[self._starts[path] : self._starts[path + 1]]
+
+    def reach(self, starts: Iterable[HashPart]) -> bytearray:
+        """Walk to paths that no segment lists; returns one byte per number, 1 for what was reached."""
+        reached = bytearray(self.count)
+        waiting = list(self.numbers.find(starts))
+        while waiting:
+            path = waiting.pop()
+            if not reached[path]:
+                reached[path] = 1
+                waiting += (other for other in self.references(path) if not reached[other])
+        return reached
 
 
 class Place(Enum):
@@ -24,19 +139,12 @@ class Place(Enum):
 
 @dataclass(frozen=True, eq=False)
 class StoredSegment:
-    """One segment.
+    """One segment."""
 
-    Attributes:
-        segment: as the index lists it, with its mark; otherwise from its manifest.
-        place: where it was found.
-        layers: of its manifest, the table's blob first; empty if the manifest is gone.
-        table: None if a condemned or unlisted segment cannot be read.
-    """
-
-    segment: Segment
-    place: Place
-    layers: tuple[Descriptor, ...] = ()
-    table: GcTable | None = None
+    segment: Segment  # as the index lists it, with its mark; otherwise from its manifest
+    place: Place  # where it was found
+    layers: tuple[Descriptor, ...] = ()  # of its manifest, the table first; empty if that is gone
+    table: GcTable | None = None  # None if a condemned or unlisted segment cannot be read
 
     @property
     def manifest(self) -> Digest:
@@ -77,32 +185,20 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True)
 class FormerIndex:
-    """A version of ``cache-index`` that no tag points at any more.
-
-    Attributes:
-        digest: of the image index.
-        created: when the repository took it.
-        size: in bytes.
-    """
+    """A version of ``cache-index`` that no tag points at any more."""
 
     digest: Digest
-    created: datetime
-    size: int
+    created: datetime  # when the repository took it
+    size: int  # in bytes
 
 
 @dataclass(frozen=True, eq=False)
 class GcState:
-    """A repository at gc's start.
+    """A repository at gc's start."""
 
-    Attributes:
-        started: time before anything was read, from which the age of marks is measured.
-        segments: all that the index lists or a tag names.
-        former_indexes: that the repository can list.
-    """
-
-    started: datetime
-    segments: tuple[StoredSegment, ...] = ()
-    former_indexes: tuple[FormerIndex, ...] = ()
+    started: datetime  # time before anything was read, from which the age of marks is measured
+    segments: tuple[StoredSegment, ...] = ()  # all that the index lists or a tag names
+    former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list
 
     @cached_property
     def graph(self) -> PathGraph:

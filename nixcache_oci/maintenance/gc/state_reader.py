@@ -26,8 +26,15 @@ from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.removal import UntaggedVersion
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import DigestError, Error, FormatError, LimitError, NotFoundError, RegistryError
-from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
-from nixcache_oci.maintenance.gc.table_rows import GcTable, PathNumbers, TableRows
+from nixcache_oci.maintenance.gc.state import (
+    FormerIndex,
+    GcState,
+    GcTable,
+    PathNumbers,
+    Place,
+    StoredSegment,
+    TableRows,
+)
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.manifest import Manifest
@@ -43,13 +50,9 @@ async def read_state(
     untagged: Iterable[UntaggedVersion] = (),
     progress: Progress = SILENT,
 ) -> GcState:
-    """Read the whole state of a cache.
+    """Read the whole state of a cache, as of ``now`` or later.
 
-    Args:
-        repository: of the cache.
-        now: the time before this call.
-        untagged: manifests without a tag, among which former versions of the index are looked for.
-        progress: gets progress.
+    Among the untagged manifests, former versions of the index are looked for.
 
     Raises:
         RegistryError: the repository could not answer, or lacks what it says it has.

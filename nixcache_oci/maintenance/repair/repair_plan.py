@@ -30,61 +30,36 @@ Listing = tuple[str, HashPart]
 
 @dataclass(frozen=True, slots=True)
 class NeededObject:
-    """A store object that would repair something, if somebody still has it.
-
-    Attributes:
-        base_name: of the object.
-        nar_hashes: one of which its NAR must have; empty for any.
-        listed: its bad narinfos.
-        has_lost_bytes: whether its bytes have to be sent again.
-        has_wrong_bytes: whether the cache has wrong bytes in their place.
-    """
+    """A store object that would repair something, if somebody still has it."""
 
     base_name: str
-    nar_hashes: frozenset[NixHash] = frozenset()
-    listed: tuple[NarInfo, ...] = ()
-    has_lost_bytes: bool = False
-    has_wrong_bytes: bool = False
+    nar_hashes: frozenset[NixHash] = frozenset()  # one of which its NAR must have; empty for any
+    listed: tuple[NarInfo, ...] = ()  # its bad narinfos
+    has_lost_bytes: bool = False  # whether its bytes have to be sent again
+    has_wrong_bytes: bool = False  # whether the cache has wrong bytes in their place
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A segment, and what to keep of it.
-
-    Attributes:
-        source: the segment.
-        header: of the new table.
-        narinfos: that stay, and that no other segment lists.
-        records: that no other segment holds.
-    """
+    """A segment, and what to keep of it."""
 
     source: ReadSegment
-    header: TableHeader | None
-    narinfos: tuple[NarInfo, ...]
-    records: tuple[Record, ...]
+    header: TableHeader | None  # of the new table
+    narinfos: tuple[NarInfo, ...]  # that stay, and that no other segment lists
+    records: tuple[Record, ...]  # that no other segment holds
 
 
 @dataclass(frozen=True, slots=True)
 class RepairPlan:
-    """What to change.
+    """What to change."""
 
-    Attributes:
-        unlisted: store paths that no segment will list, and why.
-        dropped: bad entries of paths that another segment lists correctly: the path and the segment's tag.
-        left_out: what cannot be read: the segment's tag, and what it is.
-        lost: segments that cannot be read at all, so that their paths are unknown.
-        rewrites: segments that are replaced, the lost ones included.
-        tags: of segments whose manifests are gone, and that no index lists.
-        refusal: why this plan needs force, or an empty string.
-    """
-
-    unlisted: Mapping[str, str] = field(default_factory=dict)
-    dropped: tuple[tuple[str, str], ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-    lost: tuple[ReadSegment, ...] = ()
-    rewrites: tuple[Rewrite, ...] = ()
-    tags: tuple[SegmentTag, ...] = ()
-    refusal: str = ""
+    unlisted: Mapping[str, str] = field(default_factory=dict)  # store paths, and why
+    dropped: tuple[tuple[str, str], ...] = ()  # bad entry and tag: another segment lists the path well
+    left_out: tuple[tuple[str, str], ...] = ()  # what cannot be read: the segment's tag, and what it is
+    lost: tuple[ReadSegment, ...] = ()  # segments that cannot be read at all, so that their paths are unknown
+    rewrites: tuple[Rewrite, ...] = ()  # segments that are replaced, the lost ones included
+    tags: tuple[SegmentTag, ...] = ()  # of segments whose manifests are gone, and that no index lists
+    refusal: str = ""  # why this plan needs force, or an empty string
 
 
 def find_needed(problems: Iterable[Problem], segments: Iterable[ReadSegment]) -> list[NeededObject]:
@@ -135,10 +110,7 @@ def find_leaving(
 ) -> dict[Listing, str]:
     """Find what has to be unlisted, and why: bad entries, and all that then refers to a missing path.
 
-    Args:
-        segments: as read.
-        problems: as found.
-        elsewhere: paths that are available without these segments: upstream, or because they are sent again.
+    What is ``elsewhere`` is available without these segments: upstream, or because it is sent again.
     """
     segments = list(segments)
     listings = {(one.tag, part) for one in segments for part in one.narinfos}
@@ -173,13 +145,9 @@ def plan_repair(
     leaving: Mapping[Listing, str],
     restored: AbstractSet[HashPart] = frozenset(),
 ) -> RepairPlan:
-    """Decide which segments are replaced, and by what.
+    """Decide which segments are replaced, and by what, given ``find_leaving``.
 
-    Args:
-        segments: as read.
-        problems: as found.
-        leaving: from ``find_leaving``.
-        restored: for a dry run, what would be listed again by then.
+    For a dry run, ``restored`` is what would be listed again by then.
     """
     broken = {problem.segment for problem in problems if problem.kind in _OF_A_TABLE}
     rewritten = [
@@ -235,10 +203,7 @@ def plan_replacement(
 ) -> RepairPlan:
     """Decide what replaces segments whose manifests or tables are gone; everything else stays for now.
 
-    Args:
-        segments: as read.
-        problems: as found; a new segment cannot list what has lost its bytes.
-        restored: what is sent again after this.
+    A new segment cannot list what has lost its bytes; ``restored`` is sent again after this.
     """
     problems = list(problems)
     gone = {problem.segment for problem in problems if problem.kind is Kind.SEGMENT}

@@ -38,15 +38,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Resent:
-    """What was published again, or would be.
+    """What was published again, or would be."""
 
-    Attributes:
-        sizes: bytes of each NAR that was sent, 0 for a path that was only signed again.
-        failed: why each of the others was not, by base name.
-    """
-
-    sizes: Mapping[StorePath, int]
-    failed: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[StorePath, int]  # bytes of each NAR that was sent, 0 for a path that was only signed again
+    failed: Mapping[str, str] = field(default_factory=dict)  # why each of the others was not, by base name
 
 
 class Resender(Protocol):
@@ -68,7 +63,7 @@ class Resender(Protocol):
         *,
         is_dry_run: bool,
     ) -> Resent:
-        """Publish these, and what they refer to.
+        """Publish these with their signatures, and what they refer to.
 
         Args:
             infos: with the signatures to keep.
@@ -83,49 +78,28 @@ class Resender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RepairOptions:
-    """How to repair.
-
-    Attributes:
-        is_dry_run: whether nothing is written.
-        force: also where over half of the paths would leave.
-        segments: how those in place of others are written.
-    """
+    """How to repair."""
 
     is_dry_run: bool
-    force: bool
-    segments: SegmentOptions = field(default_factory=SegmentOptions)
+    force: bool  # also where over half of the paths would leave
+    segments: SegmentOptions = field(default_factory=SegmentOptions)  # of those in place of others
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        problems: found at first.
-        restored: base names of what was sent again.
-        unlisted: what no segment lists any more, and why.
-        left: problems that are still there.
-        is_stuck: whether somebody refused something that another round would try again.
-    """
-
-    problems: list[Problem]
-    restored: list[str] = field(default_factory=list)
-    unlisted: dict[str, str] = field(default_factory=dict)
-    left: list[Problem] = field(default_factory=list)
-    is_stuck: bool = False
+    problems: list[Problem]  # found at first
+    restored: list[str] = field(default_factory=list)  # base names of what was sent again
+    unlisted: dict[str, str] = field(default_factory=dict)  # what no segment lists any more, and why
+    left: list[Problem] = field(default_factory=list)  # problems that are still there
+    is_stuck: bool = False  # whether somebody refused something that another round would try again
 
 
 class Repairer:
-    """Mends a cache.
+    """Mends a cache, and says what it does, line by line.
 
-    Args:
-        repository: where it lies, with leave to push unless this is a dry run.
-        remover: deletes what is replaced.
-        verifier: looks again after each step.
-        read: reads what is listed.
-        resender: publishes again what the local store has.
-        options: how.
-        say: is told what was done, line by line.
+    The verifier looks again after each step. The repository needs leave to push, unless this is a dry run.
     """
 
     def __init__(
@@ -148,12 +122,7 @@ class Repairer:
         self._would = "would be " if options.is_dry_run else ""
 
     async def run(self, inventory: Inventory, problems: list[Problem]) -> Outcome:
-        """Mend what was found.
-
-        Raises:
-            Error: over half of the paths would leave, or somebody could not do it; what was done until then
-                stays, and the next run goes on.
-        """
+        """Mend what was found; Error if over half of the paths would leave, or a step failed: run again."""
         if inventory.tables.listing.version1 is not None:
             raise Error(
                 f"{self._repository.name}: a version 1 cache: publish to it, which converts the"
@@ -284,15 +253,7 @@ class Repairer:
         if not plan.rewrites and not plan.tags:
             return
         self._tell(plan, outcome)
-        segments = self._options.segments
-        done = await carry_out_repair(
-            self._repository,
-            self._remover,
-            plan,
-            max_layers=segments.max_layers,
-            max_blob_bytes=segments.max_blob_bytes,
-            source=segments.source,
-        )
+        done = await carry_out_repair(self._repository, self._remover, plan, options=self._options.segments)
         outcome.is_stuck |= bool(done.refused) or not done.is_index_confirmed
         for tag, reason in done.refused:
             self._say(f"kept {tag}, marked as dead: it could not be deleted: {reason}")

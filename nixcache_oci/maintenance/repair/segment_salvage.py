@@ -4,7 +4,7 @@ The stanzas of a malformed table are read one by one: a bad line costs one stanz
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
@@ -28,21 +28,13 @@ _NARINFO = b"StorePath: "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadSegment:
-    """One segment, as far as it can be read.
-
-    Attributes:
-        segment: as listed.
-        header: of its table; None if nothing of that can be read.
-        narinfos: that it lists.
-        records: of publishes and pins.
-        left_out: one line for each stanza that cannot be read.
-    """
+    """One segment, as far as it can be read."""
 
     segment: Segment
-    header: TableHeader | None = None
-    narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)
-    records: tuple[Record, ...] = ()
-    left_out: tuple[str, ...] = ()
+    header: TableHeader | None = None  # of its table; None if nothing of that can be read
+    narinfos: Mapping[HashPart, NarInfo] = field(default_factory=dict)  # that it lists
+    records: tuple[Record, ...] = ()  # of publishes and pins
+    left_out: tuple[str, ...] = ()  # one line for each stanza that cannot be read
 
     @property
     def tag(self) -> str:
@@ -53,12 +45,7 @@ class ReadSegment:
 async def read_segments(
     repository: Repository, inventory: Inventory, entries: Iterable[Entry]
 ) -> list[ReadSegment]:
-    """Collect what can be read of every segment.
-
-    Args:
-        repository: to read malformed tables from again.
-        inventory: of the cache.
-        entries: every narinfo in it that can be read.
+    """Collect what can be read of every segment; ``entries`` are all narinfos that can be read.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -110,12 +97,8 @@ async def _salvage(repository: Repository, segment: Segment, budget: TableBudget
 
 
 def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
-    """Read a table stanza by stanza.
-
-    Raises:
-        FormatError: its header cannot be read.
-    """
-    head, *stanzas = _stanzas(text)
+    """Read a table stanza by stanza; FormatError if its header cannot be read."""
+    head, *stanzas = (stanza.strip(b"\n") + b"\n" for stanza in text.split(b"\n\n"))
     header = parse_header(head)
     narinfos: dict[HashPart, NarInfo] = {}
     records: list[Record] = []
@@ -132,8 +115,3 @@ def _salvage_table(segment: Segment, text: bytes) -> ReadSegment:
             first = stanza.partition(b"\n")[0].decode(errors="replace")
             left_out.append(f"{first[:200]}: {error}")
     return ReadSegment(segment, header, narinfos, tuple(records), tuple(left_out))
-
-
-def _stanzas(text: bytes) -> Iterator[bytes]:
-    for stanza in text.split(b"\n\n"):
-        yield stanza.strip(b"\n") + b"\n"

@@ -6,7 +6,7 @@ them back. After a crash, something may be listed twice, and the next run contin
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -14,18 +14,16 @@ from typing import Final
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
-from nixcache_oci.cache.nar_url import NarUrl, describe_nar
-from nixcache_oci.cache.parallel import run_all
-from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag
+from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now
-from nixcache_oci.cache.writer import SegmentOptions, push_empty_config, write_segments
+from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
 from nixcache_oci.clients.removal import Remover
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
 from nixcache_oci.nix.closure import order_by_references
-from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -38,21 +36,12 @@ _PAUSE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair wrote.
+    """What a repair wrote."""
 
-    Attributes:
-        written: segments that replace others.
-        deleted: tags of segments that are gone.
-        refused: tags of segments that the repository keeps, and why: they are marked as condemned, which
-            makes their entries the last choice.
-        is_index_confirmed: whether the index was read back as written; if not, nothing was deleted, and the
-            next run continues.
-    """
-
-    written: tuple[Segment, ...] = ()
-    deleted: tuple[str, ...] = ()
-    refused: tuple[tuple[str, str], ...] = ()
-    is_index_confirmed: bool = True
+    written: tuple[Segment, ...] = ()  # segments that replace others
+    deleted: tuple[str, ...] = ()  # tags of segments that are gone
+    refused: tuple[tuple[str, str], ...] = ()  # tags that are kept, and why: marked, and so the last choice
+    is_index_confirmed: bool = True  # if not, nothing was deleted, and the next run continues
 
 
 async def carry_out_repair(
@@ -60,54 +49,47 @@ async def carry_out_repair(
     remover: Remover,
     plan: RepairPlan,
     *,
-    max_layers: int = MAX_LAYERS,
-    max_blob_bytes: int | None = None,
-    source: str | None = None,
+    options: SegmentOptions,
     clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Repaired:
-    """Carry out the plan, ignoring its refusal.
-
-    Args:
-        repository: of the cache, with the right to push.
-        remover: deletes manifests.
-        plan: what to do.
-        max_layers: of a segment that is written, its table included.
-        max_blob_bytes: of a table; None for any size.
-        source: URL of the GitHub repository: GHCR links the package to it.
-        clock: tells the time.
-        sleep: waits some seconds between tries.
-
-    Raises:
-        Error: the repository failed; the next run continues.
-    """
+    """Carry out the plan, ignoring its refusal; Error if the repository failed: the next run continues."""
     written: list[Segment] = []
-    options = SegmentOptions(max_layers, max_blob_bytes, source)
     for rewrite in plan.rewrites:
         written += await _push(repository, rewrite, clock(), options)
     replaced = {rewrite.source.segment.manifest: rewrite.source.segment for rewrite in plan.rewrites}
 
-    async def without_replaced(union: Union) -> CacheIndex:
-        _refuse_version1(repository, union)
-        return _change(union, written, replaced, (), clock(), source)
+    refused: dict[Digest, str] = {}
 
-    if plan.rewrites and not await write_index(repository, written, without_replaced, sleep=sleep):
+    async def change(union: Union) -> CacheIndex:
+        """Make the index; other writers' changes are kept."""
+        if union.version1 is not None:
+            raise Error(
+                f"{repository.name}: the older tool wrote its index: publish, which converts its entries and"
+                " leaves out those without bytes; then repair"
+            )
+        segments: list[Segment] = []
+        for segment in union.index.segments:
+            if segment.manifest not in replaced:
+                segments.append(segment)
+            elif segment.manifest in refused:
+                segments.append(segment if segment.condemned is not None else mark(segment, clock()))
+        index = replace(union.index, segments=tuple(segments)).with_segments(written)
+        return replace(index, source=index.source or options.source)
+
+    if plan.rewrites and not await write_index(repository, written, change, sleep=sleep):
         return Repaired(tuple(written), is_index_confirmed=False)
     tags = _Tags(repository, remover, sleep)
     refused = await _delete(repository, remover, replaced.values(), tags)
     for tag in plan.tags:
         await tags.free(tag)
 
-    async def as_they_are(union: Union) -> CacheIndex:
-        _refuse_version1(repository, union)
-        return _change(union, written, replaced, refused, clock(), source)
-
     # A writer that read the index before it was written may have listed the deleted segments again.
     union = await read_union(repository, (*written, *replaced.values()))
     is_confirmed = True
     if refused or any(segment.manifest in replaced for segment in union.index.segments):
         known = (*written, *(segment for segment in replaced.values() if segment.manifest in refused))
-        is_confirmed = await write_index(repository, known, as_they_are, sleep=sleep) is not None
+        is_confirmed = await write_index(repository, known, change, sleep=sleep) is not None
     return Repaired(
         tuple(written),
         tuple(
@@ -121,34 +103,6 @@ async def carry_out_repair(
         ),
         is_confirmed,
     )
-
-
-def _refuse_version1(repository: Repository, union: Union) -> None:
-    if union.version1 is not None:
-        raise Error(
-            f"{repository.name}: the older tool wrote its index: publish, which converts its entries and"
-            " leaves out those without bytes; then repair"
-        )
-
-
-def _change(
-    union: Union,
-    written: Sequence[Segment],
-    replaced: dict[Digest, Segment],
-    refused: Iterable[Digest],
-    time: datetime,
-    source: str | None,
-) -> CacheIndex:
-    """Make the index; other writers' changes are kept."""
-    kept = set(refused)
-    segments: list[Segment] = []
-    for segment in union.index.segments:
-        if segment.manifest not in replaced:
-            segments.append(segment)
-        elif segment.manifest in kept:
-            segments.append(segment if segment.condemned is not None else mark(segment, time))
-    index = replace(union.index, segments=tuple(segments)).with_segments(written)
-    return replace(index, source=index.source or source)
 
 
 async def _delete(
@@ -170,10 +124,8 @@ async def _delete(
 class _Tags:
     """Removes tags whose manifests are lost: gc does not run while there are any.
 
-    Repositories delete a tag only with its manifest, so it first gets another one.
-
-    Attributes:
-        refused: tags that stay, and why.
+    Repositories delete a tag only with its manifest, so it first gets another one. ``refused`` are those that
+    stay, and why.
     """
 
     def __init__(
@@ -243,15 +195,5 @@ async def _describe_blobs(repository: Repository, rewrite: Rewrite) -> dict[Dige
         layers = {layer.digest: layer for layer in Manifest.parse(stored.content).layers}
     except (NotFoundError, FormatError):
         pass  # then only the narinfos describe them
-    by_blob = {NarUrl.parse(narinfo.url).blob: narinfo for narinfo in rewrite.narinfos}
-    unknown = [narinfo for blob, narinfo in by_blob.items() if blob not in layers]
-    described = await run_all((_describe(repository, one) for one in unknown), _PARALLEL_REQUESTS)
-    return layers | {descriptor.digest: descriptor for descriptor in described}
-
-
-async def _describe(repository: Repository, narinfo: NarInfo) -> Descriptor:
-    url = NarUrl.parse(narinfo.url)
-    size = await repository.stat_blob(url.blob)
-    if url.offset is None:
-        return describe_nar(url.blob, narinfo.compression, size)
-    return Descriptor(media_type.PACK, url.blob, size)
+    unknown = (one for one in rewrite.narinfos if NarUrl.parse(one.url).blob not in layers)
+    return layers | await describe_blobs(repository, unknown)
