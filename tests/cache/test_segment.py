@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag, build_manifest
 from nixcache_oci.errors import FormatError
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest

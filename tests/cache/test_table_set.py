@@ -17,7 +17,7 @@ from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
-from nixcache_oci.maintenance.gc.index_change import mark
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
