@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
 _TABLE_LEVEL: Final = 12
-_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more get segments of their own
+MAX_RECORD_BYTES: Final = 3 * 1024 * 1024
+"""Records beside a table's narinfos; more get segments of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +135,19 @@ def draft_segments(
 def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Record, ...]]:
     """Split records: the first go beside narinfos, the others into tables of their own."""
     pieces: list[list[Record]] = [[]]
-    size, limit = 0, min(_RECORD_BYTES, most_bytes // 2)
+    size, limit = 0, min(MAX_RECORD_BYTES, most_bytes // 2)
     for record in records:
-        record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
-        if size + record_size > limit:
+        if size + record_size(record) > limit:
             pieces.append([])
             size, limit = 0, min(MAX_NARINFO_BYTES, most_bytes)
         pieces[-1].append(record)
-        size += record_size
+        size += record_size(record)
     return [tuple(piece) for piece in pieces]
+
+
+def record_size(record: Record) -> int:
+    """Return the bytes of a record in a table."""
+    return sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
 
 
 async def push_drafts(

@@ -221,7 +221,9 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig, request: Reque
                     report_json(settings, repository, plan, outputs=built.rows)
                     return FAILED if built.failed else DONE
                 published = await publisher.publish(plan, [record])
-        report(settings, repository, plan, published, time.monotonic() - began, built.rows)
+                seconds = time.monotonic() - began
+                await publisher.merge(published)
+        report(settings, repository, plan, published, seconds, built.rows)
     return FAILED if built.failed or published.failed else DONE
 
 

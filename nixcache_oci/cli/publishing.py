@@ -75,7 +75,7 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) 
         action="store_true",
         help="ask the upstreams if they really have such paths, and push those that they have not",
     )
-    add_sending_flags(parser, *more)
+    add_sending_flags(parser, variables.MERGE, *more)
 
 
 def add_sending_flags(
@@ -210,6 +210,7 @@ def publish_settings(arguments: argparse.Namespace, environment: Mapping[str, st
         is_strict=arguments.strict,
         allow_unsigned=arguments.allow_unsigned,
         allow_new_key=arguments.new_key,
+        is_merging=values.get(variables.MERGE),
         source=actions.source if actions is not None else None,
     )
     return PublishSettings(

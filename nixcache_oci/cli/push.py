@@ -111,7 +111,9 @@ async def _push(settings: PublishSettings, request: _Request) -> int:
                 report_json(settings, repository, plan, left_out=left_out)
                 return FAILED if left_out else DONE
             published = await publisher.publish(plan, records)
-    report(settings, repository, plan, published, time.monotonic() - began, (), left_out)
+            seconds = time.monotonic() - began
+            await publisher.merge(published)
+    report(settings, repository, plan, published, seconds, (), left_out)
     return FAILED if published.failed or left_out else DONE
 
 
