@@ -1,4 +1,4 @@
-"""Collections beside publishes and merges, in any order of steps: what was published and counts is never lost."""
+"""Collections beside publishes and merges, in any order of steps, lose nothing that counts."""
 
 import asyncio
 import os
