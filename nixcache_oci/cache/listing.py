@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeVar
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
@@ -65,6 +65,18 @@ class Listing:
     def is_absent(self) -> bool:
         """Whether there is no cache at all, as the repository itself says: no index, and no segment's tag."""
         return self.index is None and not self.tables and self.is_complete and not self.left_out
+
+    def without_taken_in(self, unreadable: AbstractSet[Digest] = frozenset()) -> Self:
+        """Leave out what merged segments took in: their tables have all of it.
+
+        Args:
+            unreadable: tables that cannot be read: what their segments took in stays.
+        """
+        merged = (one for one in self.segments if one.condemned is None and one.table not in unreadable)
+        taken_in = {manifest for one in merged for manifest in one.merges}
+        if not taken_in:
+            return self
+        return replace(self, segments=tuple(one for one in self.segments if one.manifest not in taken_in))
 
     def tables_newest_first(self) -> dict[Digest, list[Segment]]:
         """Return each table with its segments; a version 1 document comes last, with none."""

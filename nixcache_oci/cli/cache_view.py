@@ -71,12 +71,21 @@ async def read_cache(values: Values) -> CacheView:
             return await read_cache_from(repository, values, progress)
 
 
-async def read_cache_from(repository: Repository, values: Values, progress: Progress) -> CacheView:
-    """Read a cache whose repository is open; likewise."""
+async def read_cache_from(
+    repository: Repository, values: Values, progress: Progress, *, with_taken_in: bool = False
+) -> CacheView:
+    """Read a cache whose repository is open; likewise.
+
+    Args:
+        repository: of the cache.
+        values: of the settings.
+        progress: gets progress.
+        with_taken_in: also the tables of segments that a merged one took in.
+    """
     folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
     listing = await read_listing(repository)
     require_cache(repository, listing)
-    tables = await read_tables(repository, folder, listing, progress=progress)
+    tables = await read_tables(repository, folder, listing, progress=progress, with_taken_in=with_taken_in)
     fields = {"repository": repository.name, "segments": len(tables.listing.segments)}
     _log.info("cache read", extra={"fields": fields})
     for tag, reason in tables.damaged.items():

@@ -74,7 +74,7 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) 
         action="store_true",
         help="ask the upstreams if they really have such paths, and push those that they have not",
     )
-    add_sending_flags(parser, *more)
+    add_sending_flags(parser, variables.MERGE, *more)
 
 
 def add_sending_flags(
@@ -213,6 +213,7 @@ def publish_settings(values: Values) -> PublishSettings:
         is_strict=flags.strict,
         allow_unsigned=flags.allow_unsigned,
         allow_new_key=flags.new_key,
+        is_merging=values.get(variables.MERGE),
         source=actions.source if actions is not None else None,
     )
     own_run = f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}"

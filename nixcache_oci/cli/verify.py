@@ -151,7 +151,8 @@ async def _verify(settings: _Settings) -> _Checked:
         progress = stack.enter_context(showing(actions, is_quiet=values.flags.quiet))
 
         async def read() -> Inventory:
-            return (await read_cache_from(repository, values, progress)).inventory
+            # gc reads every table, and refuses to run on one that is damaged.
+            return (await read_cache_from(repository, values, progress, with_taken_in=True)).inventory
 
         inventory = await read()
         keys = values.get(variables.PUBLIC_KEYS) or inventory.tables.recorded_keys

@@ -193,7 +193,7 @@ class LiveIndex:
         ):
             asked_at = time.monotonic()
             look = await self._look()
-            self.watch.compare(self._set.listing.segments, look.listing.segments)
+            self.watch.compare(self._set.listed, look.listed)
             self._report_problems(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
@@ -221,7 +221,7 @@ class LiveIndex:
         self.state.damaged, self.state.left_out = damaged, look.left_out
 
     async def _look(self) -> TableSet:
-        listing = await read_listing(self._repository, self._set.listing.segments)
+        listing = await read_listing(self._repository, self._set.listed)
         look = await read_tables(self._repository, self._folder, listing, self._set.tables)
         # A damaged table may have replaced one that is loaded, as in a merge: keep that.
         return look.beside(self._set) if look.damaged else look

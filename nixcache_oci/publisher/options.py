@@ -53,6 +53,7 @@ class PublishOptions:
     is_strict: bool = False  # whether one path that cannot be sent keeps all others from being listed
     source: str | None = None  # of the paths, such as the address of a commit; for the table's header
     allow_unsigned: bool = False  # whether paths are listed that nobody vouches for
+    is_merging: bool = False  # whether small segments are merged in the end
     allow_new_key: bool = False  # whether a key signs that a cache with keys does not record yet
 
     @property

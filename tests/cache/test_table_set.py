@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
@@ -47,8 +48,12 @@ class Cache:
             raise RegistryError("503")
 
     async def push(self, seed: str, created: datetime = CREATED) -> Segment:
-        table = Table(TableHeader(created), (), (store_object(seed).narinfo,))
-        return await push_segment(self.repository, table, [])
+        return await self.merge([seed], created)
+
+    async def merge(self, seeds: Sequence[str], created: datetime, *taken_in: Segment) -> Segment:
+        table = Table(TableHeader(created), (), tuple(store_object(seed).narinfo for seed in seeds))
+        merges = [segment.manifest for segment in taken_in]
+        return await push_segment(self.repository, table, [], merges=merges)
 
     async def read(
         self, *segments: Segment, former: TableSet | None = None, budget: TableBudget | None = None
@@ -217,3 +222,47 @@ def test_few_files_take_few_fetches(files: int, at_once: int) -> None:
         assert table_set._parallel_tables() == at_once
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("broken", "damaged", "read"),
+    [
+        ((), (), ("second",)),
+        (("first",), (), ("second",)),
+        (("second",), ("second",), ("first", "c")),
+        (("second", "first"), ("second", "first"), ("a", "b", "c")),
+    ],
+)
+async def test_what_was_taken_in_is_read_only_where_the_merged_table_is_damaged(
+    cache: Cache, broken: Sequence[str], damaged: Sequence[str], read: Sequence[str]
+) -> None:
+    """A hundred small publishes cost the request of one, and a damaged table loses nothing that is there."""
+    segments = {seed: await cache.push(seed, CREATED + hour * HOUR) for hour, seed in enumerate("abc")}
+    segments["first"] = await cache.merge("ab", CREATED + 3 * HOUR, segments["a"], segments["b"])
+    segments["second"] = await cache.merge("abc", CREATED + 4 * HOUR, segments["first"], segments["c"])
+    for name in broken:
+        cache.storage.blobs[segments[name].table] = bytes(1000)
+    cache.asked.clear()
+    look = await cache.read(*segments.values())
+    assert look.damaged.keys() == {str(segments[name].tag) for name in damaged}
+    assert set(look.listing.segments) == {segments[name] for name in read}
+    assert set(look.listed) == {one for name, one in segments.items() if name not in damaged}
+    assert all(look.catalog(()).find(store_object(seed).narinfo.store_path.hash_part) for seed in "abc")
+    assert sum("stat" in step for step in cache.asked) == len(damaged) + len(read)
+
+
+async def test_a_condemned_segment_takes_nothing_in(cache: Cache) -> None:
+    """gc is about to delete it: what it took in is read beside it."""
+    one = await cache.push("a")
+    merged = mark(await cache.merge("a", CREATED + HOUR, one), CREATED)
+    look = await cache.read(one, merged)
+    assert look.listing.segments == (one, merged)
+
+
+async def test_whoever_checks_a_cache_reads_all_tables(cache: Cache) -> None:
+    """gc reads what was taken in, and refuses to run where it is damaged: verify has to find that."""
+    one = await cache.push("a")
+    merged = await cache.merge("a", CREATED + HOUR, one)
+    listing = Listing(segments=(one, merged))
+    look = await read_tables(cache.repository, cache.folder, listing, with_taken_in=True)
+    assert (look.listing.segments, look.taken_in) == ((one, merged), ())

@@ -37,6 +37,7 @@ def stored(
     records: Sequence[Record] = (),
     condemned: float | None = None,
     place: Place = Place.INDEX,
+    merges: Sequence[StoredSegment] = (),
 ) -> StoredSegment:
     """Make a segment of a day, each thing in a blob of its own."""
     created = CREATED + day * DAY
@@ -47,7 +48,14 @@ def stored(
         Descriptor(media_type.TABLE, Digest.of(text), len(text)),
         *(describe_nar(NarUrl.parse(one.url).blob, "none", one.file_size or 0) for one in narinfos),
     )
-    content = build_manifest(layers[0], layers[1:], created=created, paths=len(things), source=None)
+    content = build_manifest(
+        layers[0],
+        layers[1:],
+        created=created,
+        paths=len(things),
+        source=None,
+        merges=[one.manifest for one in merges],
+    )
     segment = Segment.from_manifest(content)
     if condemned is not None:
         segment = mark(segment, CREATED + condemned * DAY)
@@ -129,6 +137,43 @@ def test_one_segment(segment: StoredSegment, action: str) -> None:
     made = plan(GOOD, segment)
     assert actions(made, GOOD, segment) == ["keep", action]
     assert not made.refusals
+
+
+PART = stored(99.9, LIB, records=[published(99.9, LIB)])
+
+
+@pytest.mark.parametrize(
+    ("merged", "action"),
+    [
+        pytest.param(stored(100, LIB, APP, records=PART.records, merges=[PART]), "condemn", id="all of it"),
+        pytest.param(stored(100, APP, records=PART.records, merges=[PART]), "keep", id="not its path"),
+        pytest.param(
+            stored(100, LIB, records=[published(1, LIB)], merges=[PART]), "keep", id="not its record"
+        ),
+        pytest.param(
+            stored(100, Thing("lib", size=301), records=PART.records, merges=[PART]),
+            "keep",
+            id="another build",
+        ),
+        pytest.param(stored(100, LIB, records=PART.records), "keep", id="it does not name it"),
+        pytest.param(
+            stored(100, LIB, records=PART.records, merges=[PART], condemned=100), "keep", id="condemned"
+        ),
+        pytest.param(
+            stored(70, LIB, records=PART.records, merges=[PART], place=Place.UNLISTED), "keep", id="unlisted"
+        ),
+    ],
+)
+def test_what_was_taken_in_is_condemned_at_once(merged: StoredSegment, action: str) -> None:
+    """However young and alive, where a good listed segment has all of it; what that names proves nothing."""
+    assert actions(plan(PART, merged), PART) == [action]
+
+
+def test_a_chain_of_merged_segments_is_condemned_in_one_run() -> None:
+    """What is live is in the last one, and nothing is lifted for it; dead paths stay with that."""
+    first = stored(99.91, LIB, OTHER, records=PART.records, merges=[PART])
+    last = stored(99.92, LIB, OTHER, APP, records=PART.records, merges=[first])
+    assert actions(plan(PART, first, last), PART, first, last) == ["condemn", "condemn", "keep"]
 
 
 @pytest.mark.parametrize("place", [Place.INDEX, Place.UNLISTED])

@@ -20,6 +20,7 @@ from nixcache_oci.maintenance.gc.roots import count
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
 # A size class holds tables of up to eight times the size of its smallest.
@@ -61,7 +62,7 @@ class GcPlan:
     keep: tuple[StoredSegment, ...] = ()  # stays as it is
     lift: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is needed again
     wait: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is not old enough for the next step
-    condemn: tuple[StoredSegment, ...] = ()  # is dead, and gets a mark
+    condemn: tuple[StoredSegment, ...] = ()  # is dead or taken in, and gets a mark
     rewrite: tuple[Replacement, ...] = ()  # is replaced by its live paths, and gets a mark
     merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
     unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
@@ -107,7 +108,12 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
     needs = _Needs(live, counting.records)
     settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
     unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
-    dead = [one for one in unmarked if one.manifest in settled and not needs.anything_of(one)]
+    taken_in = _find_taken_in(unmarked)
+    dead = [
+        one
+        for one in unmarked
+        if one.manifest in taken_in or (one.manifest in settled and not needs.anything_of(one))
+    ]
     alive = _without(unmarked, dead)
     lifted = _choose_lifted(alive, state.segments, needs)
     merged = _choose_merged([one for one in alive if one.manifest in settled], options)
@@ -159,6 +165,24 @@ class _Needs:
 
     def records_of(self, segment: StoredSegment) -> AbstractSet[Record]:
         return self.records & frozenset(segment.records)
+
+
+def _find_taken_in(segments: Sequence[StoredSegment]) -> set[Digest]:
+    """Find what merged segments took in, of these, and have all of: what they name alone proves nothing."""
+    by_manifest = {one.manifest: one for one in segments}
+    found: set[Digest] = set()
+    for merged in segments:
+        named = [by_manifest[manifest] for manifest in merged.segment.merges if manifest in by_manifest]
+        lacking = {variant for one in named for variant in one.variants}
+        if named:
+            lacking.difference_update(merged.variants)
+        records = frozenset(merged.records)
+        found |= {
+            one.manifest
+            for one in named
+            if records.issuperset(one.records) and lacking.isdisjoint(one.variants)
+        }
+    return found
 
 
 def _choose_lifted(

@@ -8,6 +8,7 @@ import asyncio
 import tempfile
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
@@ -163,7 +164,10 @@ class _SegmentReader:
         layers: tuple[Descriptor, ...] = ()
         try:
             layers = Manifest.parse(content).layers
-            _check_same_table(segment, Segment.from_manifest(content))
+            pushed = Segment.from_manifest(content)
+            _check_same_table(segment, pushed)
+            # A writer that does not know the annotation listed the segment without it.
+            segment = replace(segment, merges=pushed.merges)
             table = await self._read_table(segment.table, layers)
         except LimitError as error:
             raise LimitError(f"{self._repository.name}: {error}; gc needs all of them") from None
