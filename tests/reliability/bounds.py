@@ -201,7 +201,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "an error", "tests/clients/test_layout_odd_files.py::test_huge_sparse_files_are_not_read"),
         Bound("files that are hashed before a part is sent",
               f"{layout_file.MAX_CHECKS}, with those that wait",
-              "404", "tests/clients/test_layout_file.py::test_checks_are_bounded"),
+              "404", "tests/clients/test_layout_check.py::test_checks_are_bounded"),
     ),
     "What a flake says": (
         Bound("an attribute's name", f"{evaluator.MOST_NAME_BYTES:,} bytes",
