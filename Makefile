@@ -59,7 +59,7 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-# Two files at a time, in their order: what a file's tests share is made once, and the last files are short ones.
+# Two files at a time, in their order, which tests/support/order.py says: what a file's tests share is made once.
 tests: setup
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder

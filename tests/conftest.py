@@ -1,3 +1,3 @@
 """Names the helper modules that pytest loads."""
 
-pytest_plugins = ["tests.support.programs", "tests.support.journey"]
+pytest_plugins = ["tests.support.order", "tests.support.programs", "tests.support.journey"]

@@ -15,17 +15,8 @@ _PAGES = [
     _TOP / "README.md",
     _TOP / "CONTRIBUTING.md",
     *(_TOP / "docs" / f"{name}.md" for name in (
-        "architecture",
-        "consuming",
-        "endpoints",
-        "json",
-        "maintenance",
-        "moving",
-        "other-registries",
-        "private-caches",
-        "publishing",
-        "signing",
-        "troubleshooting",
+        *("architecture", "consuming", "endpoints", "json", "maintenance", "moving", "other-registries"),
+        *("private-caches", "publishing", "signing", "troubleshooting"),
     )),
 ]  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
@@ -43,7 +34,7 @@ pytestmark = pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
 def _flags_of(name: str) -> set[str]:
     """Every flag of a verb, and of its actions."""
     parser = argparse.ArgumentParser()
-    load_verb(name).add_parser(parser.add_subparsers())
+    load_verb(name).add_arguments(parser)
     return set(_walk(parser))
 
 

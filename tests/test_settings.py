@@ -13,15 +13,12 @@ from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import variables
+from nixcache_oci.settings.file_config import MAX_UPSTREAM_FILE_BYTES, signing_keys, upstream_urls
 from nixcache_oci.settings.proxy_config import proxy_config, trusted_keys
-from nixcache_oci.settings.publish_config import signing_keys
 from nixcache_oci.settings.repository_config import (
-    LayoutLocation,
-    RegistryLocation,
     repository_config,
     repository_source,
 )
-from nixcache_oci.settings.upstream_config import MAX_FILE_BYTES, upstream_urls
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
 _KEY = "cache-1:" + base64.b64encode(bytes(range(32))).decode()
@@ -61,7 +58,7 @@ def test_defaults(tmp_path: Path) -> None:
         public_keys=(),
         trusted_keys=(NIXOS_KEY,),
     )
-    assert repository_config(values) == LayoutLocation(tmp_path / "data" / "nixcache-oci" / "cache")
+    assert repository_config(values) == tmp_path / "data" / "nixcache-oci" / "cache"
     assert values.get(variables.LOG_LEVEL) == logging.INFO
     assert values.get(variables.SIGNING_KEY_FILE) == ()
 
@@ -174,7 +171,7 @@ def test_upstreams_of_a_file(tmp_path: Path) -> None:
         ("https://a https://user:hunter2@b\n", "line 1: expected"),
         ("ftp://user:hunter2@b", "line 1: expected"),
         (b"https://user:hunter2@\xff", "not UTF-8 text"),
-        ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_FILE_BYTES} bytes"),
+        ("https://user:hunter2@b\n" * 4000, f"longer than {MAX_UPSTREAM_FILE_BYTES} bytes"),
     ],
 )
 def test_a_file_of_upstreams_is_never_repeated(tmp_path: Path, content: str | bytes, reason: str) -> None:
@@ -339,8 +336,8 @@ def test_index_lies_in_the_cache_folder_of_the_service(folders: str, expected: s
 )
 def test_repo_in_every_spelling(repo: str) -> None:
     """Whatever a person copies from the browser or from git is the same repository, in lower case."""
-    assert repository_config(_say(NIXCACHE_REPO=repo)) == RegistryLocation(
-        RegistryReference.of("ghcr.io", "owner/name", "nix-cache")
+    assert repository_config(_say(NIXCACHE_REPO=repo)) == RegistryReference.of(
+        "ghcr.io", "owner/name", "nix-cache"
     )
 
 
@@ -358,8 +355,8 @@ def test_other_registries_have_names_of_any_depth(repo: str, image: str, expecte
     location = repository_config(
         _say(NIXCACHE_REGISTRY="r.example", NIXCACHE_REPO=repo, NIXCACHE_IMAGE=image)
     )
-    assert isinstance(location, RegistryLocation)
-    assert location.reference.repository == expected
+    assert isinstance(location, RegistryReference)
+    assert location.repository == expected
 
 
 @pytest.mark.parametrize("name", [".github", ".dotfiles", "name-", "_x", "-", "a..b", "a._b"])
@@ -367,9 +364,9 @@ def test_every_repository_at_github_has_a_place(name: str, caplog: pytest.LogCap
     """GitHub takes names that registries refuse; where their cache is kept is said, and what to set else."""
     values = _say(NIXCACHE_REPO=f"Owner/{name}")
     location = repository_config(values)
-    assert isinstance(location, RegistryLocation)
-    assert location.reference.repository == f"{fit_repository(f'owner/{name}')}/nix-cache"
-    assert f"kept at {location.reference}; NIXCACHE_REPO or NIXCACHE_IMAGE" in caplog.text
+    assert isinstance(location, RegistryReference)
+    assert location.repository == f"{fit_repository(f'owner/{name}')}/nix-cache"
+    assert f"kept at {location}; NIXCACHE_REPO or NIXCACHE_IMAGE" in caplog.text
     assert repository_source(location, values) == f"https://github.com/owner/{name}"
 
 
@@ -391,7 +388,7 @@ def test_another_registry() -> None:
     """Registry and image are the user's choice."""
     values = _say("--repo=o/n", "--image=Other", NIXCACHE_REGISTRY="127.0.0.1:5000")
     reference = RegistryReference.of("127.0.0.1:5000", "o/n", "other")
-    assert repository_config(values) == RegistryLocation(reference)
+    assert repository_config(values) == reference
 
 
 @pytest.mark.parametrize("repo", ["", "owner/name"])
@@ -400,7 +397,7 @@ def test_a_layout_folder(repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for spelling in (f"oci:{tmp_path}/layout", "oci:layout"):
         values = _say(NIXCACHE_REGISTRY=spelling, NIXCACHE_REPO=repo)
-        assert repository_config(values) == LayoutLocation(tmp_path / "layout")
+        assert repository_config(values) == tmp_path / "layout"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_only_the_local_store_starts_programs() -> None:
         for path in _PACKAGE.rglob("*.py")
         if _STARTING.search(path.read_text())
     }
-    assert starting == {"clients/local_store/own_environment.py", "clients/local_store/program.py"}
+    assert starting == {"clients/local_store/environment.py", "clients/local_store/program.py"}
 
 
 def test_few_may_name_a_program() -> None:
@@ -30,7 +30,7 @@ def test_few_may_name_a_program() -> None:
         if re.search(r"\brun_program\b", path.read_text())
     }
     others = {path for path in naming if not path.startswith("clients/local_store/")}
-    assert others == {"clients/credential_helper.py"}
+    assert others == {"clients/auth_file.py"}
 
 
 def test_no_program_is_started_by_a_shell() -> None:

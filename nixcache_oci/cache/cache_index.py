@@ -15,7 +15,7 @@ from nixcache_oci.cache.segment import Segment, SegmentTag, is_segment_tag
 from nixcache_oci.cache.timestamp import EPOCH, format_time, parse_time
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
-from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.oci.manifest import ImageIndex
 from nixcache_oci.wording import counted
 
 INDEX_TAG: Final = "cache-index"

@@ -14,7 +14,7 @@ from nixcache_oci.cache.listing import find_missing_manifests
 from nixcache_oci.cache.salvage import Salvage, salvage
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_budget import TableBudget
-from nixcache_oci.cache.timestamp import now
+from nixcache_oci.cache.timestamp import now, other_than
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import RegistryError
@@ -62,7 +62,7 @@ class IndexRepair:
         for segment in gone:
             is_counted = segment.condemned is None
             rest = await salvage(self._repository, segment, self._budget) if is_counted else Salvage()
-            written = await self._push_rest(rest, index.source)
+            written = await self._push_rest(segment, rest, index.source)
             self._replaced[segment.manifest] = tuple(written)
             self._there |= {one.manifest for one in written}
             left = len(rest.table.narinfos) if rest.table is not None else 0
@@ -76,12 +76,12 @@ class IndexRepair:
         new = (one for manifest, segments in self._replaced.items() if manifest in listed for one in segments)
         return replace(index, segments=staying).with_segments(new)
 
-    async def _push_rest(self, rest: Salvage, source: str | None) -> list[Segment]:
+    async def _push_rest(self, gone: Segment, rest: Salvage, source: str | None) -> list[Segment]:
         if rest.table is None or not (rest.table.narinfos or rest.table.records):
             return []
         return await write_segments(
             self._repository,
-            replace(rest.table.header, created=now()),
+            replace(rest.table.header, created=other_than(now(), gone.created)),
             order_by_references(rest.table.narinfos),
             rest.blobs,
             rest.table.records,

@@ -31,8 +31,8 @@ T = TypeVar("T")
 _PARALLEL_REQUESTS = 8
 
 MAX_SEGMENTS: Final = 4000
-"""Segments read of a cache. The largest index that is written, 1 MiB, holds 3,000; a look-up in 4,000 tables
-takes a millisecond."""
+"""Segments read of a cache. The largest index that is written, 1 MiB, holds 3,000. Look-ups do not grow with
+them, but reading the cache does: each is a request, two files on disk and two maps."""
 MAX_UNLISTED_BYTES: Final = 256 * 1024 * 1024
 """Manifests of unlisted segments fetched per read, for their annotations."""
 

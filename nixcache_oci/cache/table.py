@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from mmap import mmap
 from typing import Final, NewType, TypeAlias
 
 from nixcache_oci.cache.record import FIELD_VALUE, Field, Record, parse_record, record_fields
@@ -42,12 +41,16 @@ _LISTED = re.compile(
 _MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_CHARACTERS + 1
 # A regular expression blocks all threads; this much takes a few milliseconds.
 _SEARCHED_BYTES: Final = 512 * 1024
+_FIRST_PIECE_BYTES: Final = 2 * 1024
+# Of a narinfo before and behind its hash part; others are found by a longer search.
+_NEAR_BYTES: Final = 64
+_USUAL_BYTES: Final = 1024
 _KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
 KEY_BITS: Final = 5 * _KEY_CHARACTERS
 """Bits of a key, as evenly distributed as hash parts."""
 
-Content: TypeAlias = bytes | mmap
-"""The text of a table, in memory or on disk."""
+Content: TypeAlias = bytes | memoryview
+"""The text of a table, in memory or mapped from disk."""
 
 HashPartBytes = NewType("HashPartBytes", bytes)
 """The characters of a ``HashPart``, from a table or a validated request."""
@@ -144,8 +147,9 @@ def parse_header(content: Content) -> TableHeader:
     Raises:
         FormatError: not a version 2 table, or a malformed header.
     """
-    end = content.find(b"\n\n", 0, MAX_HEADER_BYTES + 1)
-    header = content[: MAX_HEADER_BYTES + 1 if end < 0 else end + 1]
+    header = bytes(content[: MAX_HEADER_BYTES + 1])
+    end = header.find(b"\n\n")
+    header = header if end < 0 else header[: end + 1]
     _check_header(header)
     return _parse_header(_parse_fields(header))
 
@@ -199,8 +203,6 @@ def find_hash_part(
     positions: Sequence[int],
     hash_part: HashPartBytes,
     key: int,
-    start: int = 0,
-    end: int | None = None,
 ) -> int | None:
     """Look up a narinfo by bisection.
 
@@ -210,13 +212,11 @@ def find_hash_part(
         positions: from ``scan``.
         hash_part: to look for.
         key: its ``row_key``, computed once for several tables.
-        start: the first row that may have this key.
-        end: after the last row that may; None for all.
 
     Returns:
         Its row, or None.
     """
-    row = bisect_left(keys, key, start, end)
+    row = bisect_left(keys, key)
     while row < len(keys) and keys[row] == key:
         if hash_part_at(content, positions[row]) == hash_part:
             return row
@@ -226,7 +226,7 @@ def find_hash_part(
 
 def hash_part_at(content: Content, position: int) -> HashPartBytes:
     """Return the hash part at this offset."""
-    return HashPartBytes(content[position : position + _HASH_CHARACTERS])
+    return HashPartBytes(bytes(content[position : position + _HASH_CHARACTERS]))
 
 
 def is_key_at(content: Content, key: int, position: int) -> bool:
@@ -237,14 +237,19 @@ def is_key_at(content: Content, key: int, position: int) -> bool:
 
 def stanza_around(content: Content, position: int) -> bytes:
     """Return the narinfo whose hash part is at this offset, as stored; empty if none, or over 1 MiB."""
+    near = max(0, position - _NEAR_BYTES)
+    piece = bytes(content[near : position + _USUAL_BYTES])
+    gap, end = piece.rfind(_NARINFO_START, 0, position - near), piece.find(b"\n\n", position - near)
+    if gap >= 0 and end >= 0:
+        return piece[gap + 2 : end + 1]
     earliest = max(0, position - _MAX_STORE_DIR_BYTES - len(_NARINFO_START))
-    gap = content.rfind(_NARINFO_START, earliest, position)
-    start = gap + 2
-    end = content.find(b"\n\n", position, start + MAX_STANZA_BYTES + 1)
+    gap = bytes(content[earliest:position]).rfind(_NARINFO_START)
+    start = earliest + gap + 2
+    end = _find(content, b"\n\n", position, start + MAX_STANZA_BYTES + 1)
     stanza_end = len(content) if end < 0 else end + 1
     if gap < 0 or stanza_end - start > MAX_STANZA_BYTES:
         return b""
-    return content[start:stanza_end]
+    return bytes(content[start:stanza_end])
 
 
 def row_key(hash_part: bytes) -> int:
@@ -260,8 +265,21 @@ def _parse_narinfo(stanza: bytes) -> NarInfo:
 
 
 def _end_of_head(content: Content) -> int:
-    at = content.find(_NARINFO_START)
+    at = _find(content, _NARINFO_START, 0, len(content))
     return len(content) if at < 0 else at + 1
+
+
+def _find(content: Content, wanted: bytes, start: int, end: int) -> int:
+    """Find as ``bytes.find`` does, which views lack: copy a piece at a time, most stanzas in one."""
+    end = min(end, len(content))
+    size = _FIRST_PIECE_BYTES
+    while start < end:
+        at = bytes(content[start : min(start + size, end)]).find(wanted)
+        if at >= 0:
+            return start + at
+        start += size - len(wanted) + 1
+        size = min(2 * size, _SEARCHED_BYTES)
+    return -1
 
 
 def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
@@ -270,11 +288,11 @@ def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
     while gap >= 0:
         if start >= end:
             raise FormatError("table: it is empty, or there is nothing behind an empty line")
-        gap = content.find(b"\n\n", start, end)
+        gap = _find(content, b"\n\n", start, end)
         stanza_end = end if gap < 0 else gap + 1
         if stanza_end - start > MAX_STANZA_BYTES:
             raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
-        yield content[start:stanza_end]
+        yield bytes(content[start:stanza_end])
         start = gap + 2
 
 

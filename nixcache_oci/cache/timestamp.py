@@ -5,7 +5,7 @@ because a tag may hold no colon.
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nixcache_oci.errors import FormatError
 
@@ -21,6 +21,14 @@ _TAG_SHAPE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 def now() -> datetime:
     """Return the time, to the second."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def other_than(time: datetime, former: datetime) -> datetime:
+    """Return a time for what replaces a segment of ``former``, at most a second later than the given one.
+
+    A replacement with the same content and time would have the digest of what it replaces.
+    """
+    return time if time != former else time + timedelta(seconds=1)
 
 
 def format_time(time: datetime) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,14 +13,13 @@ from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import open_repository
+from nixcache_oci.cli.compose import opened
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.maintenance.gc.roots import count_pins
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.repository_config import repository_config
+from nixcache_oci.settings.repository_config import index_dir, repository_config
 from nixcache_oci.settings.values import Values, add_flags
 
 VARIABLES: Final = (
@@ -36,31 +34,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CacheView:
-    """A cache that was read.
-
-    Attributes:
-        name: of its repository.
-        inventory: all that it lists.
-    """
+    """A cache that was read, and the name of its repository."""
 
     name: str
     inventory: Inventory
 
     @property
     def is_whole(self) -> bool:
-        """Whether every table could be had, and was read."""
+        """Whether every table was read."""
         return not self.inventory.tables.damaged and self.inventory.tables.left_out is None
 
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """What keeps store paths in a cache.
-
-    Attributes:
-        roots: the newest state of each, by scope and name.
-        pins: those that count, by name and time.
-        is_whole: whether all that publishes recorded could be read.
-    """
+    """What keeps store paths in a cache: the newest roots, and pins; whole if no record was unreadable."""
 
     roots: list[Root]
     pins: list[PinRecord]
@@ -73,20 +60,15 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, VARIABLES)
 
 
-async def read_cache(arguments: argparse.Namespace, environment: Mapping[str, str]) -> CacheView:
+async def read_cache(values: Values) -> CacheView:
     """Read the cache that the settings name; what is damaged is named on standard error.
 
     Raises:
         Error: a setting cannot be used, or the repository could not answer.
     """
-    values = Values(environment, arguments)
-    config = repository_config(values)
-    repository = open_repository(config, values.merged_environment(variables.REPOSITORY_VARIABLES))
-    try:
+    async with opened(repository_config(values), values) as repository:
         with showing(None, is_quiet=values.flags.quiet) as progress:
             return await read_cache_from(repository, values, progress)
-    finally:
-        await repository.close()
 
 
 async def read_cache_from(

@@ -33,14 +33,10 @@ def own_program(environment: Mapping[str, str]) -> str:
 
 
 def complete_commands(text: str, values: Values) -> str:
-    """Make every command of this program in a remedy do what this run would.
+    """Add the settings of this run to every command ``nixcache-oci VERB`` in a remedy.
 
-    Behind each come the flags of this run that the verb has as well. For root, whose environment is
-    another, the program's path stands for its name, and what the environment set becomes a flag.
-
-    Args:
-        text: names commands by ``nixcache-oci VERB``, and root's by ``as root:`` before it.
-        values: what this run was told.
+    Flags of this run follow where the verb has them. After ``as root:``, whose environment is another, the
+    program's path replaces its name, and settings of the environment become flags.
     """
 
     def complete(named: re.Match[str]) -> str:
@@ -77,6 +73,6 @@ def _flags(verb: str, values: Values, *, with_environment: bool) -> list[str]:
 @cache
 def _taken(verb: str) -> frozenset[str]:
     """Find the flags that a verb has, by its own description."""
-    described = argparse.ArgumentParser(prog=PROGRAM).add_subparsers()
-    load_verb(verb).add_parser(described)
-    return frozenset(_FLAG.findall(described.choices[verb].format_usage()))
+    parser = argparse.ArgumentParser(prog=PROGRAM)
+    load_verb(verb).add_arguments(parser)
+    return frozenset(_FLAG.findall(parser.format_usage()))

@@ -1,13 +1,14 @@
 """The verb ``completion``: what teaches a shell the verbs and their flags, made from the parsers."""
 
 import argparse
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Final
 
 from nixcache_oci.cli.console import say_generated
 from nixcache_oci.cli.main import PROGRAM, VERBS, load_verb, make_parser
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.errors import Error
+from nixcache_oci.settings.values import Values
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -15,24 +16,21 @@ SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = frozenset({"FILE", "PATH", "PATH|HASH|ATTR", "FLAKE"})
 _FOLDERS: Final = frozenset({"DIR", "FOLDER", "URL|DIR"})
 
+DESCRIPTION = (
+    "Print what makes a shell complete verbs, flags and files. It belongs where the shell looks for "
+    "such files: the manual page of bash, zsh or fish tells."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "completion",
-        description=(
-            "Print what makes a shell complete verbs, flags and files. It belongs where the shell looks for "
-            "such files: the manual page of bash, zsh or fish tells."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
 
-def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Print the script."""
     try:
-        import shtab  # noqa: PLC0415 -- installed for whoever packages this
+        import shtab  # noqa: PLC0415 -- installed to package this
     except ImportError:
         raise missing("completion", "shtab") from None
     parser = make_whole_parser()
@@ -43,7 +41,7 @@ def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -
         if action.metavar in _FILES | _FOLDERS:
             kind = shtab.FILE if action.metavar in _FILES else shtab.DIRECTORY
             action.complete = kind  # type: ignore[attr-defined]
-    say_generated(shtab.complete(parser, arguments.shell))
+    say_generated(shtab.complete(parser, values.flags.shell))
     return DONE
 
 

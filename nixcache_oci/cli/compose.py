@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, TypeVar
 
 from yarl import URL
 
-from nixcache_oci.cli.interrupt import Interrupted, handling_signals
+from nixcache_oci.cli.interrupt import Interrupted, handling_signals, if_interrupted
 from nixcache_oci.cli.log import set_up_logging
 from nixcache_oci.clients.github.api import find_api_url
 from nixcache_oci.clients.github.packages import GithubPackages
@@ -17,12 +19,12 @@ from nixcache_oci.clients.keyring import Keyring
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Remover, Repository
+from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.open_files import allow_many_files
-from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RepositoryConfig
 from nixcache_oci.settings.values import Values, unknown_variables
-from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL
+from nixcache_oci.settings.variables import ALL_VARIABLES, LOG_LEVEL, REPOSITORY_VARIABLES
 
 try:
     import uvloop
@@ -41,20 +43,21 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def run_async(main: Coroutine[object, object, T]) -> T:
+def run_async(main: Coroutine[object, object, T], holds: str = "") -> T:
     """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
 
     Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
 
-    A signal that ends it leaves no program that was started, and no file that was staged. A coroutine may
-    handle signals in a way of its own.
+    Args:
+        main: may handle signals in its own way.
+        holds: what holds after an interruption, and how to go on.
 
     Raises:
-        Interrupted: a signal ended it.
+        Interrupted: a signal ended it; no started program and no staged file is left.
     """
     allow_many_files()
     numbers: list[int] = []
-    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+    with if_interrupted(holds), asyncio.Runner(loop_factory=_loop_factory) as runner:
         loop = runner.get_loop()
         task = loop.create_task(main)
 
@@ -76,67 +79,62 @@ async def _wait_for(task: asyncio.Task[T]) -> T:
     return await task
 
 
-def set_up_quiet_logging(values: Values, *, serves_strangers: bool = False) -> None:
-    """Log warnings and errors alone, unless told: for commands that say themselves what they do."""
-    level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else logging.WARNING
+def start_logging(
+    values: Values, usual_level: int = logging.WARNING, *, serves_strangers: bool = False
+) -> None:
+    """Log from the given or usual level on, first of all each variable that looks like a misspelt setting."""
+    level = values.get(LOG_LEVEL) if values.is_given(LOG_LEVEL) else usual_level
     set_up_logging(level, values.environment, sys.stderr, serves_strangers=serves_strangers)
-    warn_of_unknown_variables(values.environment)
-
-
-def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Name each variable that looks like a setting and is none: misspelt, it would count for nothing."""
-    for warning in unknown_variables(environment, ALL_VARIABLES):
+    for warning in unknown_variables(values.environment, ALL_VARIABLES):
         _log.warning(warning)
 
 
 def open_remover(config: RepositoryConfig, environment: Mapping[str, str]) -> Remover:
-    """Open what removes manifests from the repository that the settings name; whoever opens it closes it.
+    """Open what removes manifests from a repository, with credentials out of the environment.
 
-    It has connections and tokens of its own: deleting is another right than pushing, and at GitHub another
-    service.
-
-    Args:
-        config: where the repository lies.
-        environment: where credentials are looked up.
+    It has its own connections and tokens: deleting is a right of its own, and at GitHub another service.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
-            that cannot be used.
+        UsageError: credentials cannot be read, or an HTTP proxy that the environment names cannot be used.
     """
-    match config:
-        case LayoutLocation(path):
-            return LayoutRemover(path)
-        case RegistryLocation(reference):
-            check_proxies([URL(reference.base_url)])
-            credentials = Keyring(reference.host, reference.repository, environment)
-            api_url = find_api_url(reference.host, environment)
-            if api_url is not None:
-                check_proxies([URL(api_url)])
-                return GithubPackages(api_url, reference, credentials, patience=_PUSH_PATIENCE_SECONDS)
-            return RegistryRemover(
-                Registry(reference, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
-            )
+    if isinstance(config, Path):
+        return LayoutRemover(config)
+    credentials = _find_credentials(config, environment)
+    api_url = find_api_url(config.host, environment)
+    if api_url is not None:
+        check_proxies([URL(api_url)])
+        return GithubPackages(api_url, config, credentials, patience=_PUSH_PATIENCE_SECONDS)
+    registry = Registry(config, credentials, push=True, delete=True, patience=_PUSH_PATIENCE_SECONDS)
+    return RegistryRemover(registry)
 
 
 def open_repository(
     config: RepositoryConfig, environment: Mapping[str, str], *, push: bool = False
 ) -> Repository:
-    """Open the repository that the settings name; whoever opens it closes it.
-
-    Args:
-        config: where it lies.
-        environment: where credentials are looked up.
-        push: whether the credentials must allow writing.
+    """Open a repository, with credentials out of the environment, which must allow writing to push.
 
     Raises:
-        UsageError: credentials that were asked for cannot be read, or the environment names an HTTP proxy
-            that cannot be used.
+        UsageError: credentials cannot be read, or an HTTP proxy that the environment names cannot be used.
     """
-    match config:
-        case LayoutLocation(path):
-            return Layout(path)
-        case RegistryLocation(reference):
-            check_proxies([URL(reference.base_url)])
-            credentials = Keyring(reference.host, reference.repository, environment)
-            patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
-            return Registry(reference, credentials, push=push, patience=patience)
+    if isinstance(config, Path):
+        return Layout(config)
+    credentials = _find_credentials(config, environment)
+    patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
+    return Registry(config, credentials, push=push, patience=patience)
+
+
+def _find_credentials(reference: RegistryReference, environment: Mapping[str, str]) -> Keyring:
+    check_proxies([URL(reference.base_url)])
+    return Keyring(reference.host, reference.repository, environment)
+
+
+@asynccontextmanager
+async def opened(
+    config: RepositoryConfig, values: Values, *, push: bool = False
+) -> AsyncIterator[Repository]:
+    """Open a repository for as long as the block runs; see ``open_repository``."""
+    repository = open_repository(config, values.merged_environment(REPOSITORY_VARIABLES), push=push)
+    try:
+        yield repository
+    finally:
+        await repository.close()

@@ -6,22 +6,23 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TextIO, TypeVar
+
+from rich.console import Console
+from rich.text import Text
 
 from nixcache_oci.cache.progress import Stage
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.command import complete_commands
-from nixcache_oci.cli.compose import open_repository, run_async
+from nixcache_oci.cli.compose import opened, run_async
 from nixcache_oci.cli.console import say_json
-from nixcache_oci.cli.doctor_text import print_findings
-from nixcache_oci.cli.log import set_up_logging
+from nixcache_oci.cli.log import escape_unprintable, set_up_logging
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.use import find_proxy_url
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
 from nixcache_oci.clients.local_store.nix_settings import (
     current_user,
@@ -34,98 +35,113 @@ from nixcache_oci.clients.local_store.program import find_reason, ignore_line
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError, StoreError, UsageError
 from nixcache_oci.maintenance.checks import key_match, nix_use, remote
-from nixcache_oci.maintenance.checks.finding import Finding, good, has_error, skipped, warning, wrong
+from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import signing_keys
-from nixcache_oci.settings.repository_config import LayoutLocation, RepositoryConfig, repository_config
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import signing_keys, upstream_urls
+from nixcache_oci.settings.repository_config import RepositoryConfig, index_dir, repository_config
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
+from nixcache_oci.wording import counted
 
 _SETTINGS = "settings"
 _PROGRAM = "nix"
 _LAYOUT = "layout"
+_MARKS: Final = {Level.GOOD: "✓", Level.WARNING: "!", Level.ERROR: "✗", Level.SKIPPED: "-"}
+_ASCII_MARKS: Final = {Level.GOOD: "+", Level.WARNING: "!", Level.ERROR: "x", Level.SKIPPED: "-"}
+_STYLES: Final = {Level.GOOD: "green", Level.WARNING: "yellow", Level.ERROR: "bold red", Level.SKIPPED: "dim"}
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
-    """What this machine is to do.
-
-    Attributes:
-        is_publisher: it publishes.
-        is_client: its Nix uses the proxy.
-        reason: why, in words.
-    """
+    """As what this machine is checked, and why, in words."""
 
     is_publisher: bool
     is_client: bool
     reason: str
 
 
-def add_parser(subparsers: SubParsers) -> None:
+DESCRIPTION = (
+    "Check settings, network, token, rights, index, keys, Nix and proxy, and say what to do. Exit "
+    "status 1 if something is wrong. With a signing key set, the machine is checked as a publisher, "
+    "otherwise as a client."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "doctor",
-        description=(
-            "Check settings, network, token, rights, index, keys, Nix and proxy, and say what to do. Exit "
-            "status 1 if something is wrong. With a signing key set, the machine is checked as a publisher, "
-            "otherwise as a client."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--publisher", action="store_true", help="check what publishing needs")
     parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, variables.ALL_VARIABLES)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Check, and tell."""
-    values = Values(dict(environment), arguments)
-    level = (
-        _try_get(values, variables.LOG_LEVEL, logging.ERROR) if values.is_given(variables.LOG_LEVEL) else None
-    )
-    # What a check meets is in its finding: warnings beside it would say it twice.
-    set_up_logging(logging.ERROR if level is None else level, environment, sys.stderr)
-    roles = _find_roles(arguments, values)
+    level = logging.ERROR  # warnings would repeat findings
+    if values.is_given(variables.LOG_LEVEL):
+        level = _try_get(values, variables.LOG_LEVEL, level)
+    set_up_logging(level, values.environment, sys.stderr)
+    roles = _find_roles(values)
     configured = _try_get(values, variables.PUBLIC_KEYS, ())
-    with (
-        showing(None, is_quiet=arguments.quiet) as progress,
-        progress.stage("checking", "check") as stage,
-    ):
-        found = run_async(_Doctor(values, dict(environment), roles, configured).examine(stage))
+    with showing(None, is_quiet=values.flags.quiet) as progress, progress.stage("checking", "check") as stage:
+        found = run_async(_Doctor(values, roles, configured).examine(stage))
     findings = [replace(one, remedy=complete_commands(one.remedy, values)) for one in found]
-    if arguments.json:
-        document = {
-            "publisher": roles.is_publisher,
-            "client": roles.is_client,
-            "healthy": not has_error(findings),
-            "checks": [asdict(finding) for finding in findings],
-        }
-        say_json(document)
+    if values.flags.json:
+        say_json(
+            {
+                "publisher": roles.is_publisher,
+                "client": roles.is_client,
+                "healthy": not has_error(findings),
+                "checks": [asdict(finding) for finding in findings],
+            }
+        )
     else:
         print_findings(roles.reason, findings, sys.stdout)
     return FAILED if has_error(findings) else DONE
 
 
-def _find_roles(arguments: argparse.Namespace, values: Values) -> _Roles:
+def print_findings(head: str, findings: Sequence[Finding], stream: TextIO) -> None:
+    """Write a line for each finding, another for its remedy, and one that counts them.
+
+    On a terminal the mark has a colour, unless NO_COLOR or TERM=dumb says otherwise.
+    """
+    marks = _MARKS if _can_show("".join(_MARKS.values()), stream) else _ASCII_MARKS
+    console = Console(file=stream, force_jupyter=False, highlight=False, soft_wrap=True)
+
+    def show(text: str, mark: str = "", style: str = "") -> None:
+        line = text if _can_show(text, stream) else ascii(text)[1:-1]
+        console.print(Text.assemble((mark, style), line))
+
+    show(head)
+    for finding in findings:
+        text = f" {finding.check}: {escape_unprintable(finding.text)}"
+        show(text, marks[finding.level], _STYLES[finding.level])
+        if finding.remedy:
+            show(f"    {escape_unprintable(finding.remedy)}")
+    count = {level: sum(finding.level is level for finding in findings) for level in Level}
+    show(f"{counted(count[Level.ERROR], 'error')}, {counted(count[Level.WARNING], 'warning')}")
+
+
+def _can_show(text: str, stream: TextIO) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _find_roles(values: Values) -> _Roles:
+    arguments = values.flags
     if arguments.publisher or arguments.client:
         words = [word for word in ("publisher", "client") if getattr(arguments, word)]
         return _Roles(arguments.publisher, arguments.client, f"Checked as {' and '.join(words)}.")
-    if values.is_given(variables.SIGNING_KEY_FILE) or values.is_given(variables.SIGNING_KEY):
-        return _Roles(
-            is_publisher=True,
-            is_client=False,
-            reason="Checked as publisher, as a signing key is set; --client checks Nix and the proxy here.",
-        )
-    return _Roles(
-        is_publisher=False,
-        is_client=True,
-        reason="Checked as client, as no signing key is set; --publisher checks what publishing needs.",
-    )
+    is_publisher = values.is_given(variables.SIGNING_KEY_FILE) or values.is_given(variables.SIGNING_KEY)
+    reason = "client, as no signing key is set; --publisher checks what publishing needs."
+    if is_publisher:
+        reason = "publisher, as a signing key is set; --client checks Nix and the proxy here."
+    return _Roles(is_publisher, not is_publisher, f"Checked as {reason}")
 
 
 def _try_get(values: Values, variable: Variable[T], otherwise: T) -> T:
@@ -140,21 +156,17 @@ class _Doctor:
     """Makes the checks in the order in which they depend on each other.
 
     Attributes:
-        values: what the user said.
-        environment: for Nix, without the signing key.
-        roles: what is to be checked.
         configured: NIXCACHE_PUBLIC_KEYS.
         recorded: keys that the cache records; None until it was read.
     """
 
     values: Values
-    environment: Mapping[str, str]
     roles: _Roles
     configured: tuple[PublicKey, ...]
     recorded: tuple[PublicKey, ...] | None = None
 
     async def examine(self, stage: Stage) -> list[Finding]:
-        """Make all checks that apply; the stage is told of each few."""
+        """Make all checks that apply, and count them in the stage."""
         findings = _check_settings(self.values)
         try:
             location = repository_config(self.values)
@@ -184,19 +196,15 @@ class _Doctor:
             checks = (remote.NAME, remote.REGISTRY, remote.CLOCK, remote.TOKEN, *reads)
             return skipped(checks, "the settings name no repository")
         environment = self.values.merged_environment(variables.REPOSITORY_VARIABLES)
-        if isinstance(location, LayoutLocation):
-            findings = [_check_layout(location.path, is_publisher=self.roles.is_publisher)]
+        if isinstance(location, Path):
+            findings = [_check_layout(location, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
         else:
-            access = await remote.check_registry(
-                location.reference, environment, is_publisher=self.roles.is_publisher
-            )
+            access = await remote.check_registry(location, environment, is_publisher=self.roles.is_publisher)
             findings, is_readable = access.findings, access.is_readable
         if not is_readable:
             return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")]
-        async with AsyncExitStack() as stack:
-            repository = open_repository(location, environment)
-            stack.push_async_callback(repository.close)
+        async with opened(location, self.values) as repository:
             try:
                 folder = index_dir(self.values)
             except UsageError:
@@ -226,7 +234,7 @@ class _Doctor:
     async def _check_program(self) -> tuple[Finding, Version | None]:
         said: list[str] = []
         try:
-            version = await Nix(self.environment, on_line=said.append).version()
+            version = await Nix(self.values.environment, on_line=said.append).version()
         except StoreError as error:
             text = find_reason(said) if said else str(error)
             return wrong(_PROGRAM, text, "fix what it complains about"), None
@@ -246,10 +254,10 @@ class _Doctor:
             is_free_port = _try_get(self.values, variables.PORT, None) == 0
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
             return [*named, *skipped(rest, "the proxy's address is not known")]
-        name = None if location is None else _name(location)
+        name = f"oci:{location}" if isinstance(location, Path) else str(location)
         is_chosen = self.values.is_given(variables.REPO) or self.values.is_given(variables.REGISTRY)
         store_dir = _try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
-        found = await nix_use.check_proxy(url, name, store_dir, is_chosen=is_chosen)
+        found = await nix_use.check_proxy(url, name if location else None, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
         names = found.public_keys or [str(key) for key in self.recorded or ()]
@@ -261,16 +269,19 @@ class _Doctor:
         except UsageError:
             return skipped((remote.UPSTREAM,), "the settings name no usable one")
         try:
-            opened = open_upstreams(urls, self.environment)
+            upstreams = open_upstreams(urls, self.values.environment)
         except UsageError as error:
             return [wrong(remote.UPSTREAM, str(error))]
-        return await remote.check_upstreams(opened)
+        return await remote.check_upstreams(upstreams)
 
     async def _check_nix(self, url: str, names: Sequence[str]) -> list[Finding]:
         known = [str(key) for key in self.configured] or names
-        quiet = [self.environment, system_environment(self.environment)]
+        environment = self.values.environment
         try:
-            own, system = [await read_settings(Nix(one, on_line=ignore_line)) for one in quiet]
+            own, system = [
+                await read_settings(Nix(one, on_line=ignore_line))
+                for one in (environment, system_environment(environment))
+            ]
         except (StoreError, FormatError) as error:
             first, *rest = nix_use.CHECKS
             return [wrong(first, str(error), "mend nix.conf"), *skipped(rest, "nix.conf cannot be read")]
@@ -279,9 +290,9 @@ class _Doctor:
             own,
             system,
             user,
-            is_daemon=await asyncio.to_thread(uses_daemon, own.store, self.environment),
+            is_daemon=await asyncio.to_thread(uses_daemon, own.store, environment),
             is_trusted=os.geteuid() == 0 or is_trusted(user, groups, system.trusted_users),
-            environment=self.environment,
+            environment=environment,
         )
         return nix_use.check_nix_use(client, url, known, is_configured=bool(self.configured))
 
@@ -325,7 +336,3 @@ def _check_secrecy(check: str, paths: Iterable[Path | None]) -> list[Finding]:
         for path in paths
         if path is not None and path.is_file() and path.stat().st_mode & 0o077
     ]
-
-
-def _name(location: RepositoryConfig) -> str:
-    return f"oci:{location.path}" if isinstance(location, LayoutLocation) else str(location.reference)

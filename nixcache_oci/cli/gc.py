@@ -1,23 +1,23 @@
 """The verb ``gc``: forgets what no root reaches, in steps that lose nothing."""
 
 import argparse
-from collections.abc import Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
-from nixcache_oci.cli.columns import print_table
-from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say, say_json
+from nixcache_oci.cli.compose import open_remover, opened, run_async, start_logging
+from nixcache_oci.cli.console import complain, say, say_json, say_table
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.publish_config import segment_options
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
+from nixcache_oci.settings.repository_config import (
+    RepositoryConfig,
+    repository_config,
+    segment_options,
+)
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 
@@ -28,7 +28,7 @@ _VARIABLES = (
     variables.PUBLIC_KEYS,
     variables.LOG_LEVEL,
 )
-_MOST_DAYS = 36_500
+_MAX_DAYS = 36_500
 _IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
 
 # What each row of the plan means, for who sees it for the first time.
@@ -44,17 +44,14 @@ _MEANINGS = {
     "sweep": "former versions of the index",
 }
 
+DESCRIPTION = (
+    "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
+    "the grace, and is deleted by the run after that; nothing is ever built."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "gc",
-        description=(
-            "Forget what no root and no pin reaches. What is dead is marked first, leaves the index after "
-            "the grace, and is deleted by the run after that; nothing is ever built."
-        ),
-        allow_abbrev=False,
-    )
     for flag, default, text in (
         ("--retention-days", 30, "how long a root counts after a later publish superseded it"),
         ("--scope-ttl", 90, "days that a scope counts after its last publish; 0 for ever"),
@@ -62,7 +59,7 @@ def add_parser(subparsers: SubParsers) -> None:
         ("--min-age-hours", 24, "younger segments are left alone"),
     ):
         parser.add_argument(
-            flag, type=_parse_number, default=default, metavar="N", help=f"{text} [{default}]"
+            flag, type=number(0, _MAX_DAYS), default=default, metavar="N", help=f"{text} [{default}]"
         )
     parser.add_argument(
         "--force",
@@ -74,10 +71,10 @@ def add_parser(subparsers: SubParsers) -> None:
     add_flags(parser, _VARIABLES)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Collect."""
-    set_up_quiet_logging(Values(environment, arguments))
-    values = Values(environment, arguments)
+    start_logging(values)
+    arguments = values.flags
     location = repository_config(values)
     options = GcOptions(
         retention=timedelta(days=arguments.retention_days),
@@ -87,23 +84,16 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         segments=segment_options(values, location),
         public_keys=values.get(variables.PUBLIC_KEYS),
     )
-    merged = values.merged_environment(variables.REPOSITORY_VARIABLES)
-    with if_interrupted("" if arguments.dry_run else _IF_INTERRUPTED):
-        return run_async(_collect(arguments, options, location, merged))
+    return run_async(_collect(values, options, location), "" if arguments.dry_run else _IF_INTERRUPTED)
 
 
-async def _collect(
-    arguments: argparse.Namespace,
-    options: GcOptions,
-    location: RepositoryConfig,
-    environment: Mapping[str, str],
-) -> int:
+async def _collect(values: Values, options: GcOptions, location: RepositoryConfig) -> int:
+    arguments = values.flags
+    actions = GithubActions.from_environment(values.environment)
     async with AsyncExitStack() as stack:
-        repository = open_repository(location, environment, push=not arguments.dry_run)
-        stack.push_async_callback(repository.close)
-        remover = open_remover(location, environment)
+        repository = await stack.enter_async_context(opened(location, values, push=not arguments.dry_run))
+        remover = open_remover(location, values.merged_environment(variables.REPOSITORY_VARIABLES))
         stack.push_async_callback(remover.close)
-        actions = GithubActions.from_environment(environment)
         progress = stack.enter_context(showing(actions, is_quiet=arguments.quiet))
         prepared = await prepare_gc(repository, remover, options, progress=progress)
         # Of a dry run, the plan is the result.
@@ -112,20 +102,24 @@ async def _collect(
         collected = None
         if not arguments.dry_run:
             collected = await carry_out_gc(
-                repository, remover, prepared, force=arguments.force, progress=progress
+                repository,
+                remover,
+                prepared,
+                force=arguments.force,
+                progress=progress,
             )
     if arguments.json:
         say_json(_to_json(prepared.plan, collected))
     elif collected is not None:
         _print_result(collected)
-    _append_summary(environment, prepared.plan, is_dry_run=arguments.dry_run)
+    if actions is not None:
+        actions.append_summary(_summary(prepared.plan, is_dry_run=arguments.dry_run))
     return FAILED if collected is not None and collected.refused else DONE
 
 
 def _print_plan(plan: GcPlan, name: str) -> None:
     say(f"{name}: {counted(plan.roots, 'root or pin', 'roots or pins')}")
-    rows = [row for row in plan.rows() if row.segments]
-    print_table([(*_cells(row), _MEANINGS[row.action]) for row in rows])
+    say_table([(*_cells(row), _MEANINGS[row.action]) for row in plan.rows() if row.segments])
     for refusal in plan.refusals:
         say(f"wants --force: {refusal}")
 
@@ -161,18 +155,7 @@ def _cells(row: PlanRow) -> tuple[str, str, str, str]:
     return row.action, counted(row.segments, "segment"), counted(row.paths, "path"), format_size(row.size)
 
 
-def _append_summary(environment: Mapping[str, str], plan: GcPlan, *, is_dry_run: bool) -> None:
-    actions = GithubActions.from_environment(environment)
-    if actions is None:
-        return
+def _summary(plan: GcPlan, *, is_dry_run: bool) -> str:
     head = "## gc, a dry run" if is_dry_run else "## gc"
     rows = [f"| {' | '.join(_cells(row))} |" for row in plan.rows() if row.segments]
-    actions.append_summary(
-        "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])
-    )
-
-
-def _parse_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= _MOST_DAYS):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MOST_DAYS}, got {text[:40]!r}")
-    return int(text)
+    return "\n".join([head, "", "| | segments | paths | size |", "|---|---|---|---|", *rows, "", ""])

@@ -1,4 +1,4 @@
-"""GitHub Actions: what a workflow tells us of itself, and how it is told of trouble and results.
+"""GitHub Actions: what a workflow's environment holds, annotations, outputs and summaries.
 
 Source: GitHub's documentation, "Workflow commands for GitHub Actions" and "Variables reference".
 """
@@ -10,23 +10,23 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from nixcache_oci.cli.console import escape_controls, without_colours
 from nixcache_oci.cli.log import escape_unprintable
 
 MAX_SUMMARY_BYTES: Final = 1024 * 1024
-"""Of a step; GitHub shows nothing of a longer one."""
+"""Of a step; GitHub shows no longer one."""
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _CUT: Final = b"\n\nThe rest is left out: it is over what GitHub shows.\n"
 
 
 class WorkflowLog:
-    """The log of a step, which GitHub reads for commands: foreign lines stand where it reads none.
+    """The log of a step, on standard error, in which GitHub finds no commands in foreign lines.
 
-    They begin with ``::stop-commands::`` and a random word, and that word ends them; each time it is another,
-    so that nobody who reads along can end them first. All of it goes to standard error, in order.
+    ``::stop-commands::`` and a random word stand before them, and that word ends them. It is another one each
+    time, so that nobody can know it.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class WorkflowLog:
         self._word: str | None = None
 
     def show(self, line: str) -> None:
-        """Show a line of a program that was started."""
+        """Show a line of another program."""
         with self._lock:
             if self._word is None:
                 self._word = secrets.token_hex(16)
                 self._write(f"::stop-commands::{self._word}")
-            # What only looks like the end is none; the other form of commands is broken up in all lines.
+            # Nothing may look like the end; the older form of commands works even here.
             shown = escape_controls(without_colours(line)).replace("##[", "#\\x23[")
             self._write(shown.replace(self._word, "..."))
 
@@ -52,7 +52,7 @@ class WorkflowLog:
             self._write(f"::{name}::{shown}")
 
     def resume(self) -> None:
-        """End the foreign lines, if some were shown."""
+        """End the foreign lines, if there were any."""
         with self._lock:
             if self._word is not None:
                 self._write(f"::{self._word}::")
@@ -66,17 +66,14 @@ class WorkflowLog:
 
 @dataclass(frozen=True, slots=True)
 class GithubActions:
-    """A run of a workflow; what GitHub did not tell is None.
+    """A run of a workflow; what GitHub did not set is None.
 
     Attributes:
-        server_url: of GitHub.
         repository: ``owner/name``.
-        sha: the commit that the workflow runs on.
         ref_name: the branch or tag.
-        run_id: of the run; its later attempts have the same.
+        run_id: the same for all attempts of a run.
         summary: the file that the step's summary is appended to.
         output: the file that the step's outputs are appended to.
-        log: of the step.
     """
 
     server_url: str | None = None
@@ -90,7 +87,7 @@ class GithubActions:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
-        """Read what GitHub set; None outside of a workflow."""
+        """Read what GitHub set; None outside a workflow."""
         if environment.get("GITHUB_ACTIONS") != "true":
             return None
 
@@ -115,47 +112,39 @@ class GithubActions:
             return None
         return f"{self.server_url}/{self.repository}/commit/{self.sha}"
 
-    def notice(self, line: str) -> None:
-        """Annotate the run with what is no trouble."""
-        self.log.command("notice", line)
-
-    def warning(self, line: str) -> None:
-        """Annotate the run with a warning."""
-        self.log.command("warning", line)
-
-    def error(self, line: str) -> None:
-        """Annotate the run with an error."""
-        self.log.command("error", line)
+    def annotate(self, level: Literal["notice", "warning", "error"], line: str) -> None:
+        """Show a line beside the run."""
+        self.log.command(level, line)
 
     def set_output(self, name: str, value: str) -> None:
-        """Set an output of the step, of one line; that it cannot be written is a warning, and no failure."""
+        """Set an output of the step, of one line; warn if it cannot be written."""
         if self.output is None:
             return
         try:
             with self.output.open("a", encoding="utf-8") as file:
                 file.write(f"{name}={escape_unprintable(value)}\n")
         except OSError as error:
-            self.warning(f"the step's output {name} cannot be written: {error.strerror}")
+            self.annotate("warning", f"the step's output {name} cannot be written: {error.strerror}")
 
     def append_summary(self, markdown: str) -> None:
-        """Append to the step's summary; that it cannot be written is a warning, and no failure."""
+        """Append to the step's summary; warn if it cannot be written."""
         if self.summary is None:
-            self.warning("there is no step summary: GITHUB_STEP_SUMMARY is not set")
+            self.annotate("warning", "there is no step summary: GITHUB_STEP_SUMMARY is not set")
             return
         content = markdown.encode(errors="replace")
         try:
             with self.summary.open("ab") as file:
                 room = MAX_SUMMARY_BYTES - file.tell()
                 if room < min(len(content), len(_CUT)):
-                    self.warning("the step summary is full: GitHub shows nothing of a longer one")
+                    self.annotate("warning", "the step summary is full: GitHub shows nothing of a longer one")
                     return
                 file.write(content if len(content) <= room else _cut(content, room))
         except OSError as error:
-            self.warning(f"the step summary cannot be written: {error.strerror}")
+            self.annotate("warning", f"the step summary cannot be written: {error.strerror}")
 
 
 def _cut(content: bytes, room: int) -> bytes:
-    """Keep whole lines, or whole letters where there is but one line, and say that this is not all."""
+    """Keep whole lines, or whole letters of the first line, and add that this is not all."""
     text = content[: room - len(_CUT)].decode(errors="ignore")
     lines, line_end, _ = text.rpartition("\n")
     return (lines + line_end or text).encode() + _CUT

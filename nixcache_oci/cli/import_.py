@@ -3,10 +3,9 @@
 import argparse
 import asyncio
 import sys
-import time
-from collections.abc import MutableMapping
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
@@ -15,20 +14,9 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import set_up_quiet_logging
-from nixcache_oci.cli.publishing import (
-    PublishSettings,
-    add_sending_flags,
-    opened,
-    print_dry_run,
-    publish_settings,
-    report,
-    report_json,
-    report_nothing,
-    run_publisher,
-    show_plan,
-)
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.compose import start_logging
+from nixcache_oci.cli.publish_report import PublishReport, describe_plan, report_nothing
+from nixcache_oci.cli.publishing import PublishSettings, add_sending_flags, publish_settings, run_publisher
 from nixcache_oci.clients.binary_cache.folder import FolderCache
 from nixcache_oci.clients.binary_cache.source import BinaryCache, read_store_dir
 from nixcache_oci.clients.binary_cache.web import WebCache
@@ -46,39 +34,17 @@ from nixcache_oci.wording import counted
 
 _JOBS: Final = 8  # what comes from a distance is waited for, and not computed
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be imported.
-
-    Attributes:
-        source: folder or URL, as it was given.
-        wanted: what to take with all that it refers to; none for all.
-        public_keys: where any are given, only what one of them signed is taken.
-        store_dir: where all paths have to lie.
-        scope: what later imports supersede; None for the usual.
-    """
-
-    source: str
-    wanted: tuple[StorePath | HashPart, ...]
-    public_keys: tuple[PublicKey, ...]
-    store_dir: str
-    scope: str | None
+DESCRIPTION = (
+    "Take an existing binary cache in: its NARs as they are compressed, its signatures as they are; "
+    "each NAR is checked on the way. A folder, or a file:// URL, is taken whole unless paths are "
+    "named. A cache behind http:// or https:// cannot be listed: name store paths (or hash parts), "
+    "or give --stdin; each comes with all that it refers to there. What is wrong is named and left "
+    "out, with what refers to it. A second run sends what is new."
+)
 
 
-def add_parser(subparsers: SubParsers) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "import",
-        description=(
-            "Take an existing binary cache in: its NARs as they are compressed, its signatures as they are; "
-            "each NAR is checked on the way. A folder, or a file:// URL, is taken whole unless paths are "
-            "named. A cache behind http:// or https:// cannot be listed: name store paths (or hash parts), "
-            "or give --stdin; each comes with all that it refers to there. What is wrong is named and left "
-            "out, with what refers to it. A second run sends what is new."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument(
         "source", metavar="URL|DIR", help="a folder, file:///path, or https://cache.example.org"
     )
@@ -89,79 +55,70 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.set_defaults(compression="zstd", level=None, verify_upstream=False)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Import."""
-    values = Values(dict(environment), arguments)
-    set_up_quiet_logging(values)
+    start_logging(values)
+    arguments = values.flags
     lines = [*arguments.paths, *(sys.stdin if arguments.stdin else ())]
-    request = Request(
-        source=arguments.source,
-        wanted=tuple(_parse_path(line.strip()) for line in lines if line.strip()),
-        public_keys=values.get(variables.PUBLIC_KEYS),
-        store_dir=values.get(variables.STORE_DIR),
-        scope=arguments.scope,
-    )
-    settings = publish_settings(arguments, environment)
+    wanted = [_parse_path(line.strip()) for line in lines if line.strip()]
+    keys, store_dir = values.get(variables.PUBLIC_KEYS), values.get(variables.STORE_DIR)
+    settings = publish_settings(values)
     settings = replace(settings, options=replace(settings.options, jobs=arguments.jobs or _JOBS))
-    if not request.wanted and arguments.stdin:
+    if not wanted and arguments.stdin:
         nothing = report_nothing(settings, "nothing to import: no paths on standard input")
         return run_publisher(nothing, settings.actions)
-    if not request.wanted and not _is_folder(request.source):
+    if not wanted and not _is_folder(arguments.source):
         raise UsageError(
-            f"import: no paths; a web server cannot be asked what it has: name some behind {request.source}, "
-            "or give --stdin and one on each line of standard input"
+            "import: no paths; a web server cannot be asked what it has: name some behind "
+            f"{arguments.source}, or give --stdin and one on each line of standard input"
         )
-    return run_publisher(_import(settings, request), settings.actions)
+    return run_publisher(_import(settings, wanted, keys, store_dir), settings.actions)
 
 
-async def _import(settings: PublishSettings, request: Request) -> int:
-    began = time.monotonic()
+async def _import(
+    settings: PublishSettings,
+    wanted: Sequence[StorePath | HashPart],
+    public_keys: Sequence[PublicKey],
+    store_dir: str,
+) -> int:
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(settings.progress)
-        repository = await stack.enter_async_context(opened(settings))
-        source = _open_source(request.source)
+        repository = await stack.enter_async_context(settings.opened())
+        source = _open_source(settings.flags.source)
         stack.push_async_callback(source.close)
-        record = _make_record(request, source, settings.run)
-        store_dir = await read_store_dir(source)
-        if store_dir != request.store_dir:
+        record = _make_record(settings, source, is_partial=bool(wanted))
+        its_store = await read_store_dir(source)
+        if its_store != store_dir:
             raise Error(
-                f"{source.name}: is for the store {store_dir}, and this cache for {request.store_dir}; see "
+                f"{source.name}: is for the store {its_store}, and this cache for {store_dir}; see "
                 f"{variables.STORE_DIR.name}"
             )
-        candidates = await read_candidates(
-            source,
-            request.wanted,
-            request.store_dir,
-            request.public_keys,
-            settings.options.upstream_key_names,
-            progress,
-        )
-        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.environment))
+        upstream_keys = settings.options.upstream_key_names
+        candidates = await read_candidates(source, wanted, store_dir, public_keys, upstream_keys, progress)
+        upstreams = Upstreams(open_upstreams(settings.upstreams, settings.values.environment))
         stack.push_async_callback(upstreams.close)
         folder = await asyncio.to_thread(IndexFolder, settings.index_dir, repository.name)
         importer = Importer(repository, source, folder, upstreams, settings.options, progress)
         chosen = await importer.plan(candidates)
         for name, reason in chosen.left_out.items():
             progress.warn(f"{name}: left out: {reason}")
-        progress.note(show_plan(chosen.plan, repository))
+        progress.note(describe_plan(chosen.plan, repository.name))
         _note_unchecked(candidates, progress)
         if settings.options.is_strict and chosen.left_out:
             raise Error(f"--strict: nothing is imported, for {next(iter(chosen.left_out))} is left out")
-        if settings.is_dry_run:
+        report = PublishReport(settings, repository.name, chosen.plan, left_out=chosen.left_out)
+        if settings.flags.dry_run:
             importer.committer.warn_of_doubts(chosen.plan)
-            print_dry_run(settings, chosen.plan)
-            report_json(settings, repository, chosen.plan, left_out=chosen.left_out)
-            return FAILED if chosen.left_out else DONE
-        published = await importer.take(chosen, record)
+            return report.finish()
+        report.published = published = await importer.take(chosen, record)
         for base_name, reason in published.failed.items():
             if base_name not in reason:  # otherwise it was said when it happened
                 progress.warn(f"{base_name}: left out: {reason}")
-    report(settings, repository, chosen.plan, published, time.monotonic() - began, (), chosen.left_out)
-    return FAILED if chosen.left_out or published.failed else DONE
+    return report.finish()
 
 
 def _note_unchecked(candidates: Candidates, progress: Progress) -> None:
-    """Say what cannot be looked into."""
+    """Name the compressions that cannot be unpacked here."""
     others = [one.compression for one in candidates.narinfos.values() if not can_unpack(one.compression)]
     if others:
         progress.note(
@@ -170,10 +127,10 @@ def _note_unchecked(candidates: Candidates, progress: Progress) -> None:
         )
 
 
-def _make_record(request: Request, source: BinaryCache, run: str) -> PublishRecord:
-    scope = request.scope or f"import/{quote(source.name, safe='/:[]~+')}"
+def _make_record(settings: PublishSettings, source: BinaryCache, *, is_partial: bool) -> PublishRecord:
+    scope = settings.flags.scope or f"import/{quote(source.name, safe='/:[]~+')}"
     try:
-        return PublishRecord(scope, run, now(), is_partial=bool(request.wanted))
+        return PublishRecord(scope, settings.run, now(), is_partial=is_partial)
     except FormatError as error:
         raise UsageError(f"--scope: {error}") from None
 

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -23,10 +22,16 @@ from nixcache_oci.cli.starter import (
     compare,
     write,
 )
-from nixcache_oci.cli.verb import DONE, SubParsers
-from nixcache_oci.clients.github.remote_url import GITHUB, GithubRepository, parse_remote
-from nixcache_oci.clients.local_store.git import Checkout, read_checkout
+from nixcache_oci.cli.verb import DONE
+from nixcache_oci.clients.local_store.git import (
+    GITHUB,
+    Checkout,
+    GithubRepository,
+    parse_remote,
+    read_checkout,
+)
 from nixcache_oci.errors import Error, UsageError
+from nixcache_oci.settings.values import Values
 
 # As GitHub names repositories, and what a ref may hold that stands in a line of YAML.
 _ACTIONS = re.compile(r"(?P<actions>[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+)(?:@(?P<ref>[A-Za-z0-9._/-]+))?")
@@ -35,23 +40,20 @@ _IMPOSSIBLE = re.compile(
     r"[^@]*/\.\.?(?:@.*)?"  # a folder, or the one above it
     r"|.*@(?:-.*|/.*|.*/|.*\.|.*//.*|.*\.\..*|(?:.*/)?\..*|.*\.lock(?:/.*)?)"
 )
-# Likewise, and without the characters that GitHub takes for a pattern.
+# As above, without the characters that GitHub takes for a pattern.
 _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _FLAKE = re.compile(r"\.|[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _ENTERPRISE: Final = re.compile(r"(?:.*[.-])?(?:github|ghe)[.-].*|.*\.ghe\.com")
 
+DESCRIPTION = (
+    "Write GitHub workflows that publish, update and collect a cache, and a flake to start "
+    "from, into a repository, and print the next steps, filled in from git. A file that "
+    "exists is never overwritten: if one differs, nothing is written."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "init",
-        description=(
-            "Write GitHub workflows that publish, update and collect a cache, and a flake to start "
-            "from, into a repository, and print the next steps, filled in from git. A file that "
-            "exists is never overwritten: if one differs, nothing is written."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument(
         "folder",
         metavar="FOLDER",
@@ -81,8 +83,9 @@ def add_parser(subparsers: SubParsers) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Write what is missing, and say what to do next."""
+    arguments, environment = values.flags, values.environment
     actions, ref = _parse_actions(arguments.actions)
     folder: Path = arguments.folder
     flake = _choose_flake(folder, arguments.flake)
@@ -105,20 +108,15 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         say(f"unchanged: {folder / name}")
     _warn_of_place(folder)
     if not arguments.dry_run:
-        situation = Situation(
-            folder=folder,
-            choices=choices,
-            checkout=checkout,
-            github=github,
-            ignores_keys=_ignores_secret_keys(folder / IGNORED),
-            program=own_program(environment),
-        )
+        ignores_keys = _ignores_secret_keys(folder / IGNORED)
+        program = own_program(environment)
+        situation = Situation(folder, choices, checkout, github, ignores_keys, program)
         say(*say_next_steps(situation).splitlines())
     return DONE
 
 
 def _parse_actions(given: str | None) -> tuple[str, str]:
-    """Read ``owner/name@ref``; what is not said is left to fill in, and no workflow starts without it."""
+    """Read ``owner/name@ref``; a missing part becomes a placeholder, with which no workflow starts."""
     if given is None:
         return PLACEHOLDER, PLACEHOLDER_REF
     named = _ACTIONS.fullmatch(given)
@@ -140,7 +138,7 @@ def _choose_flake(folder: Path, given: str | None) -> str:
 
 
 def _find_github(checkout: Checkout | None) -> GithubRepository | None:
-    """Tell which repository at GitHub it is; what can be none of GitHub's is said."""
+    """Find the repository at GitHub; warn if its host can be none of GitHub's."""
     github = parse_remote(checkout.url) if checkout is not None else None
     if github is None or github.registry is None or _ENTERPRISE.fullmatch(github.host):
         return github
@@ -154,8 +152,7 @@ def _find_github(checkout: Checkout | None) -> GithubRepository | None:
 def _leave_own(folder: Path, plan: Plan, choices: Choices, *, is_flake_chosen: bool) -> Plan:
     """Leave alone what is the user's own: .gitignore always, and a flake that is meant to be published.
 
-    Which one is meant was said; or it is at the top, where no run writes one unasked; or an earlier run wrote
-    workflows for it.
+    A flake is meant if it was named, if it is at the top, or if an earlier run wrote workflows for it.
     """
     was_here = (folder / WORKFLOWS / "publish-cache.yml").exists()
     is_own = is_flake_chosen or was_here or choices.flake != FLAKE_FOLDER

@@ -1,4 +1,4 @@
-"""What to do after ``init``, as commands that work as they are printed, one after the other."""
+"""What to do after ``init``, as commands that work as printed, one after the other."""
 
 import re
 import shlex
@@ -17,8 +17,7 @@ from nixcache_oci.cli.starter import (
     WORKFLOWS,
     Choices,
 )
-from nixcache_oci.clients.github.remote_url import GITHUB, GithubRepository
-from nixcache_oci.clients.local_store.git import Checkout
+from nixcache_oci.clients.local_store.git import GITHUB, Checkout, GithubRepository
 
 KEY_FILES: Final = "*.sec"
 
@@ -29,16 +28,7 @@ _IMAGE: Final = "nix-cache"
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known of the repository that was made a cache.
-
-    Attributes:
-        folder: as the user named it.
-        choices: what was written.
-        checkout: what git says; None where it says nothing.
-        github: the repository at GitHub; None where no remote tells.
-        ignores_keys: whether git leaves files with secret keys alone.
-        program: how to call this program here, for a shell.
-    """
+    """The repository that the files were written into, and how to call this program in a shell."""
 
     folder: Path
     choices: Choices
@@ -49,7 +39,7 @@ class Situation:
 
     @property
     def repo(self) -> str:
-        """``owner/name``, or the words that stand for it."""
+        """``owner/name``, or a placeholder."""
         return "OWNER/NAME" if self.github is None else str(self.github)
 
     @property
@@ -77,19 +67,14 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One step.
-
-    Attributes:
-        text: what it is for.
-        commands: for a shell, in this order.
-    """
+    """What a step is for, and its commands for a shell."""
 
     text: str
     commands: tuple[str, ...] = ()
 
 
 def say_next_steps(situation: Situation) -> str:
-    """Write the steps that are left, numbered; a line of a command begins with four spaces."""
+    """Write the numbered steps; the line of a command begins with four spaces."""
     lines = ["Next:"]
     for number, step in enumerate(_steps(situation), 1):
         lines.append(f"{number}. {step.text}{':' if step.commands else ''}")
@@ -114,28 +99,23 @@ def _steps(situation: Situation) -> Iterator[_Step]:
         # On a line of its own, also where the last one has no end.
         yield _Step("Keep secret keys out of git", (f"printf '\\n{KEY_FILES}\\n' >> {IGNORED}",))
     key = situation.key
-    of_repo = "" if situation.github is None else f" --repo {_gh_name(situation.github)}"
-    secrets = (
-        "the repository's Settings, Secrets"
-        if situation.github is None
-        else f"{situation.page}/settings/secrets/actions"
-    )
+    github = situation.github
+    of_repo, secrets = "", "the repository's Settings, Secrets"
+    if github is not None:
+        of_repo = f" --repo {github}" if github.host == GITHUB else f" --repo {github.host}/{github}"
+        secrets = f"{situation.page}/settings/secrets/actions"
     yield _Step(
         f"Make a key pair, and give GitHub {key}.sec, by gh or at {secrets}; nobody else may see that file",
         (f"{situation.program} keygen {key}", f"gh secret set NIX_SIGNING_KEY{of_repo} < {key}.sec"),
     )
     yield from _publishing(situation)
     yield _Step(f"Let everybody read the package, or give clients a token: {_package_settings(situation)}")
-    of_registry = (
-        f"NIXCACHE_REGISTRY={situation.choices.registry} " if situation.choices.registry is not None else ""
-    )
+    registry = situation.choices.registry
+    of_registry = f"NIXCACHE_REGISTRY={registry} " if registry is not None else ""
     settings = f"{of_registry}NIXCACHE_REPO={situation.repo}"
     yield _Step(
         f"On each client, serve the cache, and point Nix at it with the key in {key}.pub",
-        (
-            f"{settings} {PROGRAM} proxy",
-            f'{PROGRAM} use --apply --public-key "$(cat {key}.pub)"',
-        ),
+        (f"{settings} {PROGRAM} proxy", f'{PROGRAM} use --apply --public-key "$(cat {key}.pub)"'),
     )
 
 
@@ -187,10 +167,6 @@ def _publishing(situation: Situation) -> Iterator[_Step]:
             f"git push --set-upstream {remote or 'origin'} {shlex.quote(current)}",
         ),
     )
-
-
-def _gh_name(github: GithubRepository) -> str:
-    return str(github) if github.host == GITHUB else f"{github.host}/{github}"
 
 
 def _package_settings(situation: Situation) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM, which ends a job in CI: the first ends the work in order, another one at once."""
+"""Ctrl-C, and SIGTERM, which ends a job in CI: the first ends the work in order, the second at once."""
 
 import os
 import signal
@@ -16,15 +16,7 @@ _SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work.
-
-    Args:
-        number: of the signal.
-
-    Attributes:
-        status: that the program ends with.
-        holds: what holds now, and how to go on; an empty string where nobody said.
-    """
+    """A signal ended the work; ``holds`` says what holds now, and how to go on."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -37,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def if_interrupted(holds: str) -> Iterator[None]:
-    """Say what holds when a signal ends what is done within; the innermost says it."""
+    """Set what holds when a signal ends the block; the innermost block wins."""
     try:
         yield
     except Interrupted as error:
@@ -47,10 +39,10 @@ def if_interrupted(holds: str) -> Iterator[None]:
 
 @contextmanager
 def handling_signals(end: Callable[[int], None]) -> Iterator[None]:
-    """Let the first signal call ``end`` on the main thread; another one ends the process at once.
+    """Let the first signal call ``end`` on the main thread; the second ends the process at once.
 
-    A signal that the process was started to ignore, as ``nohup`` and shells do, is ignored. After the first
-    signal, the block's end restores nothing: what is left to do may be waited for in vain.
+    A signal that the process was started to ignore, as by ``nohup``, stays ignored. After the first signal,
+    the end of the block restores nothing: whatever is left to do may hang.
     """
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -2,28 +2,25 @@
 
 import argparse
 import os
-from collections.abc import MutableMapping
 from pathlib import Path
 
 from nixcache_oci.cli.console import say
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.settings.values import Values
 
 _SECRET_MODE = 0o600
 _PUBLIC_MODE = 0o644
 
+DESCRIPTION = (
+    "Make a key pair: NAME.sec, which signs and must stay secret, and NAME.pub, which clients trust. "
+    "A file that exists is never overwritten."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "keygen",
-        description=(
-            "Make a key pair: NAME.sec, which signs and must stay secret, and NAME.pub, which clients trust. "
-            "A file that exists is never overwritten."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument(
         "name", metavar="NAME", help="name of the key, unique among all caches, such as my-cache-1"
     )
@@ -32,14 +29,14 @@ def add_parser(subparsers: SubParsers) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Make the files, and print the public key."""
-    name: str = arguments.name
+    name: str = values.flags.name
     try:
         key = SecretKey.generate(name)
     except FormatError as error:
         raise UsageError(str(error)) from None
-    secret, public = arguments.directory / f"{name}.sec", arguments.directory / f"{name}.pub"
+    secret, public = (values.flags.directory / f"{name}.{end}" for end in ("sec", "pub"))
     _create(secret, key.render(), _SECRET_MODE)
     try:
         _create(public, f"{key.public_key}\n", _PUBLIC_MODE)

@@ -1,61 +1,49 @@
 """The verb ``list``: what a cache holds, or what keeps it.
 
 With ``--json``, one object a line inside one object: ``{"paths": [...]}``, or ``{"roots": [...], "pins":
-[...]}``; ``listed_json``, ``root_json`` and ``pin_json`` tell their fields. Sizes are bytes, times are
-``2026-11-21T03:15:00Z``, and what nobody knows is null.
+[...]}``. Sizes are bytes, times are ``2026-11-21T03:15:00Z``, and what is unknown is null.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from nixcache_oci.cache.inventory import Listed, Root
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.cli.cache_view import (
-    CacheView,
-    Keepers,
-    add_view_flags,
-    read_cache,
-    read_keepers,
-    warn,
-)
-from nixcache_oci.cli.columns import print_table
-from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
-from nixcache_oci.cli.console import complain, say_json_text
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.cache_view import CacheView, Keepers, add_view_flags, read_cache, read_keepers, warn
+from nixcache_oci.cli.compose import run_async, start_logging
+from nixcache_oci.cli.console import complain, say_json_text, say_table
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.settings.values import Values
 from nixcache_oci.wording import counted, format_size
 
 JsonObject = dict[str, object]
 
+DESCRIPTION = (
+    "List the store paths of a cache: size, compressed size, when published, and whether gc has "
+    "condemned it. Or list the roots and pins that keep them."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "list",
-        description=(
-            "List the store paths of a cache: size, compressed size, when published, and whether gc has "
-            "condemned it. Or list the roots and pins that keep them."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--roots", action="store_true", help="list roots and pins instead")
     add_view_flags(parser)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """List."""
-    set_up_quiet_logging(Values(environment, arguments))
-    view = run_async(read_cache(arguments, environment))
-    show = _show_keepers if arguments.roots else _show_paths
-    is_whole = show(view, is_json=arguments.json)
+    start_logging(values)
+    view = run_async(read_cache(values))
+    show = _show_keepers if values.flags.roots else _show_paths
+    is_whole = show(view, is_json=values.flags.json)
     return DONE if is_whole and view.is_whole else FAILED
 
 
 def listed_json(listed: Listed) -> JsonObject:
-    """Tell one store path; ``signedBy`` names keys, and says nothing of whether they are right."""
+    """Describe one store path; ``signedBy`` names keys whose signatures are not checked."""
     return {
         "path": str(listed.store_path),
         "narHash": listed.nar_hash,
@@ -69,7 +57,7 @@ def listed_json(listed: Listed) -> JsonObject:
 
 
 def root_json(root: Root) -> JsonObject:
-    """Tell one root: ``built`` is null where it never was, ``failed`` where its newest build is good."""
+    """Describe one root: ``built`` is null if it never was, ``failed`` if its newest build is good."""
     return {
         "scope": root.scope,
         "name": root.name,
@@ -80,23 +68,23 @@ def root_json(root: Root) -> JsonObject:
 
 
 def pin_json(pin: PinRecord) -> JsonObject:
-    """Tell one pin: ``keep`` is ``until <time>``, ``for <N> revisions`` or ``forever``."""
+    """Describe one pin: ``keep`` is ``until <time>``, ``for <N> revisions`` or ``forever``."""
     return {"name": pin.name, "path": str(pin.path), "pinned": format_time(pin.time), "keep": pin.keep}
 
 
 def failed_json(failed: Mapping[str, str]) -> list[JsonObject]:
-    """Tell what was left out: the store path, or what else names it, and why."""
+    """List what was left out: its store path or another name, and why."""
     return [{"name": name, "reason": reason} for name, reason in failed.items()]
 
 
 def time_json(time: datetime | None) -> str | None:
-    """Tell a time, or that nobody knows it."""
+    """Write a time, or None if it is unknown."""
     return format_time(time) if time is not None else None
 
 
 def _show_paths(view: CacheView, *, is_json: bool) -> bool:
     contents = view.inventory.contents()
-    paths = sorted(contents.paths, key=_by_name)
+    paths = sorted(contents.paths, key=lambda one: (one.store_path.name, one.store_path.hash_part))
     if is_json:
         _print_json(paths=map(listed_json, paths))
     else:
@@ -116,7 +104,7 @@ def _show_keepers(view: CacheView, *, is_json: bool) -> bool:
 
 
 def _print_json(**arrays: Iterable[JsonObject]) -> None:
-    """Print one object a line, which ``grep`` understands too."""
+    """Print one object a line, for ``grep``."""
     texts = []
     for name, objects in arrays.items():
         lines = ",\n".join(map(json.dumps, objects))
@@ -136,7 +124,7 @@ def _print_paths(view: CacheView, paths: Sequence[Listed]) -> None:
         )
         for listed in paths
     ]
-    print_table(rows)
+    say_table(rows)
     size = sum(listed.nar_size for listed in paths)
     packed = sum(listed.file_size or 0 for listed in paths)
     segments = len(view.inventory.tables.listing.tables)
@@ -154,9 +142,5 @@ def _print_keepers(view: CacheView, keepers: Keepers) -> None:
         rows += [(root.scope, root.name, time_json(root.built) or "-", path, note) for path in paths]
     for pin in keepers.pins:
         rows.append(("(pin)", pin.name, format_time(pin.time), pin.path.base_name, f"kept {pin.keep_text}"))
-    print_table(rows)
+    say_table(rows)
     complain(f"{view.name}: {counted(len(keepers.roots), 'root')}, {counted(len(keepers.pins), 'pin')}")
-
-
-def _by_name(listed: Listed) -> tuple[str, str]:
-    return listed.store_path.name, listed.store_path.hash_part

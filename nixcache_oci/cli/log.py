@@ -1,15 +1,14 @@
 """Structured logs on standard error, one event a line, as ``key=value`` pairs (logfmt).
 
-Every module logs by the standard library alone: a fixed sentence names the event, ``extra`` has its fields,
-under one name, because ``logging`` refuses names that it uses itself::
+Every module logs by the standard library alone; the fields have one name, for ``logging`` reserves many::
 
     logging.getLogger(__name__).info("index refreshed", extra={"fields": {"entries": 12}})
 
-gives ``level=info event="index refreshed" entries=12``. No value can forge a line or a field, whatever it
-holds: all but printable characters are escaped, and what is too long is cut.
+gives ``level=info event="index refreshed" entries=12``. No value can forge a line or a field: unprintable
+characters are escaped, and long values cut.
 
-Where strangers can cause events, each kind of event has a few lines a minute, and one that counts the others.
-A kind is a place in the code, or what ``extra`` calls ``kind`` there: a flood of one hides no other.
+Where strangers can cause events, each kind of event has a few lines a minute, and one that counts the others:
+a flood of one kind hides no other. A kind is a place in the code, or the ``kind`` in ``extra``.
 """
 
 import logging
@@ -24,14 +23,14 @@ from typing import Final, TextIO
 from nixcache_oci.wording import counted
 
 MOST_VALUE_CHARACTERS: Final = 400
-"""Of one field, before it is escaped; Nix names no store path that is longer."""
+"""Of one field, before it is escaped; no store path is longer."""
 
 MOST_TRACEBACK_CHARACTERS: Final = 8_000
-"""Of a traceback, the end of which tells most."""
+"""Of a traceback, whose end is kept."""
 
 MOST_LINES_OF_A_KIND: Final = 5
 KIND_SECONDS: Final = 60.0
-"""In so long a time, one kind of event has so many lines, and one more that counts the others."""
+"""In this time, one kind of event has so many lines, and one more that counts the others."""
 
 _BARE_VALUE = re.compile(r"[A-Za-z0-9_./:@+~,-]+")
 _ODD_KEY_CHARACTERS = re.compile(r"[^A-Za-z0-9_]")
@@ -46,28 +45,26 @@ _JOURNAL_PRIORITIES: Final = (
     (logging.ERROR, 3),
     (logging.WARNING, 4),
     (logging.INFO, 6),
-    (logging.DEBUG, 7),
 )
 
 
 class LogfmtFormatter(logging.Formatter):
-    """Turns a record into one line.
-
-    Args:
-        is_journal: whether the line goes to the journal, which adds the time itself and reads a priority.
-    """
+    """Turns a record into one line; the journal adds the time itself, and reads a priority."""
 
     def __init__(self, *, is_journal: bool) -> None:
         super().__init__()
         self._is_journal = is_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write time, level, event and fields, in the order in which they were given."""
+        """Write time, level, event and fields."""
         line = " ".join(
-            f"{_key(key)}={_value(value, is_clipped=key != _TRACEBACK)}"
+            f"{_ODD_KEY_CHARACTERS.sub('_', key)}={_value(value, is_clipped=key != _TRACEBACK)}"
             for key, value in self._fields(record)
         )
-        return f"<{_journal_priority(record.levelno)}>{line}" if self._is_journal else line
+        if not self._is_journal:
+            return line
+        priorities = (priority for lowest, priority in _JOURNAL_PRIORITIES if record.levelno >= lowest)
+        return f"<{next(priorities, 7)}>{line}"
 
     def _fields(self, record: logging.LogRecord) -> Iterator[tuple[str, object]]:
         if not self._is_journal:
@@ -87,19 +84,12 @@ class LogfmtFormatter(logging.Formatter):
 
 
 class FloodHandler(logging.StreamHandler[TextIO]):
-    """Writes a few lines of each kind of event in a while, and counts the others.
-
-    Events of level debug are all written: who asks for them wants them.
-
-    Args:
-        stream: where to.
-        clock: seconds, monotonic.
-    """
+    """Writes a few lines of each kind of event a minute, and counts the others; writes all debug events."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
         self._clock = clock
-        # When the first line of a kind was written, how many events there were since, and the newest of them.
+        # When the first line of a kind was written, how many events came since, and the newest of them.
         self._kinds: dict[tuple[object, ...], tuple[float, int, logging.LogRecord]] = {}
         self._timer: threading.Timer | None = None
 
@@ -121,7 +111,7 @@ class FloodHandler(logging.StreamHandler[TextIO]):
             self._timer.start()
 
     def write_counts(self, *, is_end: bool = False) -> None:
-        """Say how many events were not written, of kinds whose time is over; of all, if this is the end."""
+        """Write how many events were left out, of kinds whose time is over, or of all at the end."""
         over = self._clock() - KIND_SECONDS
         for kind, (since, count, record) in list(self._kinds.items()):
             if not is_end and since > over:
@@ -133,7 +123,7 @@ class FloodHandler(logging.StreamHandler[TextIO]):
                 super().emit(logging.LogRecord(record.name, record.levelno, "", 0, event, (), None))
 
     def close(self) -> None:
-        """Say what was not said, and end."""
+        """Write all counts, and end."""
         if self._timer is not None:
             self._timer.cancel()
         self.acquire()
@@ -155,50 +145,34 @@ class FloodHandler(logging.StreamHandler[TextIO]):
 def set_up_logging(
     level: int, environment: Mapping[str, str], stream: TextIO, *, serves_strangers: bool = False
 ) -> None:
-    """Send what the package logs to a stream; called once, by a verb that logs.
-
-    Args:
-        level: the lowest level that is written, as a number of the logging module.
-        environment: of the process; JOURNAL_STREAM tells whether the stream is the journal.
-        stream: standard error.
-        serves_strangers: whether others can cause events; then those of one kind are limited.
-    """
+    """Log from this level on; where strangers can cause events, those of one kind are limited."""
     handler = FloodHandler(stream) if serves_strangers else logging.StreamHandler(stream)
     handler.setFormatter(LogfmtFormatter(is_journal=_is_journal(environment, stream)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # One line a request would cost more than the answer from memory.
     logging.getLogger("aiohttp.access").disabled = True
-    # What is no HTTP is the sender's matter: a traceback for each would let anybody flood the log. What goes
-    # wrong in a handler, the application logs itself.
+    # A traceback for each malformed request would let anybody flood the log. The application logs errors of
+    # its handlers itself.
     logging.getLogger("aiohttp.server").disabled = True
 
 
 def escape_unprintable(text: str) -> str:
     r"""Make a text safe inside one line: ``\n`` for a newline, ``\x1b`` for the escape character.
 
-    GitHub takes ``##[name]`` for a command, wherever in a line it stands: it is broken up as well.
+    GitHub takes ``##[name]`` for a command, anywhere in a line: it is broken up as well.
     """
-    shown = "".join(letter if letter.isprintable() else _escape_letter(letter) for letter in text)
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return shown.replace(_COMMAND, "#\\x23[")
 
 
-def _escape_letter(letter: str) -> str:
-    # As Python writes it.
-    return ascii(letter)[1:-1]
-
-
 def _escape_for_logfmt(text: str) -> str:
-    # In JSON's way, with two halves for what lies beyond four hex digits: readers of logfmt know it.
+    # In JSON's way, which readers of logfmt know: two surrogates for more than four hex digits.
     def escape(letter: str) -> str:
         digits = letter.encode("utf-16-be", "surrogatepass").hex()
         return _SHORT_ESCAPES.get(letter) or re.sub("....", r"\\u\g<0>", digits)
 
     shown = "".join(letter if letter.isprintable() else escape(letter) for letter in text)
     return shown.replace(_COMMAND, "#\\u0023[")
-
-
-def _key(key: str) -> str:
-    return _ODD_KEY_CHARACTERS.sub("_", key)
 
 
 def _value(value: object, *, is_clipped: bool) -> str:
@@ -217,15 +191,8 @@ def _value(value: object, *, is_clipped: bool) -> str:
     return f'"{_escape_for_logfmt(quotable)}"'
 
 
-def _journal_priority(level: int) -> int:
-    return next((priority for lowest, priority in _JOURNAL_PRIORITIES if level >= lowest), 7)
-
-
 def _is_journal(environment: Mapping[str, str], stream: TextIO) -> bool:
-    """Tell whether the stream is the one that JOURNAL_STREAM names by device and inode: systemd.exec(5).
-
-    A desktop's terminals inherit the variable from the session, so that it alone proves nothing.
-    """
+    """Compare the stream with JOURNAL_STREAM, which terminals of a desktop inherit: systemd.exec(5)."""
     expected = environment.get("JOURNAL_STREAM")
     if not expected:
         return False

@@ -16,11 +16,9 @@ from typing import Final, NoReturn, cast
 
 from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.interrupt import Interrupted, handling_signals
-from nixcache_oci.cli.parser import Parser
 from nixcache_oci.cli.standard_streams import StandardStreams
-from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Verb
-from nixcache_oci.cli.verbosity import settle_verbosity
-from nixcache_oci.clients.local_store.own_environment import hide_environment
+from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE, Parser, Verb, settle_verbosity
+from nixcache_oci.clients.local_store.environment import hide_environment
 from nixcache_oci.errors import Error, UsageError
 
 PROGRAM: Final = "nixcache-oci"
@@ -47,27 +45,24 @@ VERBS: Final = {
     "demo": "publish a sample into a throw-away cache, serve it, say what to try",
 }
 
-# Whose work is not what they print.
+# Their output is not their result.
 _SERVING: Final = frozenset({"proxy", "demo"})
 
-# They run beside builds, which may read the environment that this process was started with.
+# Builds beside them may read the environment that this process was started with.
 _BUILDING: Final = frozenset({"publish", "push"})
 
 PIPE_CLOSED: Final = 141
-"""As a shell reports a program that SIGPIPE ended."""
+"""As shells report a program that SIGPIPE ended."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: arguments without the program's name; those of the process where None.
+    """Run one command, by default that of this process.
 
     Returns:
-        the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 nobody
-        reads the output.
+        the exit status: 0 done, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM, 141 by a
+        closed pipe.
     """
     streams = StandardStreams()
     is_own = argv is None
@@ -75,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with handling_signals(_interrupt):
             status = _run(argv, None if is_own else os.environ)
-            # Here, where a closed pipe can still be handled, and not at the interpreter's end.
+            # Here, and not at the interpreter's end, a closed pipe can still be handled.
             loss = streams.find_loss()
             if loss is not None and _find_verb(argv) not in _SERVING:
                 status = _fail(loss, status or FAILED)
@@ -94,7 +89,7 @@ def _interrupt(number: int) -> NoReturn:
 
 
 def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> int:
-    """Run a command; the environment is None for that of a process which is all ours."""
+    """Run a command; without an environment, in that of this process, which is all ours."""
     try:
         if environment is None:
             environment = hide_environment(os.environ) if _find_verb(argv) in _BUILDING else os.environ
@@ -107,11 +102,11 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> i
         raise
     except OSError as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=error)
-        return _fail(_tell(error), FAILED)
+        return _fail(_describe(error), FAILED)
 
 
-def _tell(error: OSError) -> str:
-    """Say in one line what the system refused, and of which file."""
+def _describe(error: OSError) -> str:
+    """Describe in one line what the system refused, and for which file."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     reason = error.strerror or str(error) or type(error).__name__
     text = f"{' and '.join(names)}: {reason}" if names else reason
@@ -121,6 +116,8 @@ def _tell(error: OSError) -> str:
 
 
 def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int:
+    from nixcache_oci.settings.values import Values  # noqa: PLC0415 -- a start without a verb needs none
+
     name = _find_verb(argv)
     verb = load_verb(name) if name in VERBS else None
     try:
@@ -131,7 +128,7 @@ def _run_verb(argv: Sequence[str], environment: MutableMapping[str, str]) -> int
     if verb is None:
         raise AssertionError("argparse requires a verb, and takes none but ours")
     settle_verbosity(arguments, environment, logs_by_itself=name == "proxy")
-    return verb.run(arguments, environment)
+    return verb.run(Values(environment, arguments))
 
 
 def _find_verb(argv: Sequence[str]) -> str:
@@ -147,36 +144,20 @@ def load_verb(name: str) -> Verb:
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """Describe the whole command line; of verbs that are not given, by name, the summary alone."""
+    """Describe the command line: of verbs that are not given, only the summary."""
     parser = Parser(
         prog=PROGRAM,
         description="A Nix binary cache that is kept in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version, and exit")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
-        if name in verbs:
-            verbs[name].add_parser(_Summarized(subparsers, summary))
+        if verb := verbs.get(name):
+            verb.add_arguments(subparsers.add_parser(name, help=summary, description=verb.DESCRIPTION))
         else:
             subparsers.add_parser(name, help=summary, add_help=False)  # never used: flags would cost time
     return parser
-
-
-class _Summarized:
-    """Where a verb adds its parser, which gets the verb's summary as well."""
-
-    def __init__(self, subparsers: "argparse._SubParsersAction[Parser]", summary: str) -> None:
-        self._subparsers = subparsers
-        self._summary = summary
-
-    def add_parser(
-        self, name: str, *, description: str = "", allow_abbrev: bool = False
-    ) -> argparse.ArgumentParser:
-        return self._subparsers.add_parser(
-            name, help=self._summary, description=description, allow_abbrev=allow_abbrev
-        )
 
 
 def _fail(error: str, status: int) -> int:
@@ -185,7 +166,7 @@ def _fail(error: str, status: int) -> int:
 
 
 class _VersionAction(argparse.Action):
-    """Unlike argparse's own, it looks the version up only when it is asked for it."""
+    """Looks the version up only when asked, unlike argparse's own."""
 
     def __call__(
         self,

@@ -1,36 +1,33 @@
 """The verb ``man``: the manual page, made from the parsers."""
 
 import argparse
-from collections.abc import MutableMapping
 from importlib.metadata import version
 from typing import Final
 
 from nixcache_oci.cli.completion import make_whole_parser, missing, parsers_of
 from nixcache_oci.cli.console import say_generated
 from nixcache_oci.cli.main import PROGRAM
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
+from nixcache_oci.settings.values import Values
 
 _WIDTH: Final = 10_000
 
-
-def add_parser(subparsers: SubParsers) -> None:
-    """Describe the verb's arguments."""
-    subparsers.add_parser(
-        "man",
-        description="Print the manual page: `nixcache-oci man | man -l -` shows it.",
-        allow_abbrev=False,
-    )
+DESCRIPTION = "Print the manual page: `nixcache-oci man | man -l -` shows it."
 
 
-def run(_arguments: argparse.Namespace, _environment: MutableMapping[str, str]) -> int:
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Describe no arguments."""
+
+
+def run(_values: Values) -> int:
     """Print the page."""
     try:
-        from argparse_manpage.manpage import Manpage  # noqa: PLC0415 -- installed for whoever packages this
+        from argparse_manpage.manpage import Manpage  # noqa: PLC0415 -- installed to package this
     except ImportError:
         raise missing("man", "argparse-manpage") from None
     parser = make_whole_parser()
     for one in parsers_of(parser):
-        # Whoever shows the page fills its lines; cut here, one could begin like a request to troff.
+        # troff fills the lines; cut here, one could begin like a request to it.
         one.formatter_class = _Wide
     page = Manpage(parser)
     page.source = f"{PROGRAM} {version(PROGRAM)}"

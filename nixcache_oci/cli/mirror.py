@@ -1,51 +1,46 @@
 """The verb ``mirror``: a whole cache in another repository."""
 
 import argparse
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
-from nixcache_oci.cli.compose import open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import open_repository, run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.list import failed_json
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.cache_mirror import Mirror, Mirrored
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.repository_config import RegistryLocation, RepositoryConfig, parse_location
+from nixcache_oci.settings.repository_config import RepositoryConfig, parse_location
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 
 _IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
 _OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})
 
+DESCRIPTION = (
+    "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
+    "is there is not sent again: an interrupted run goes on where it stopped. NIXCACHE_TOKEN_FILE is "
+    "for the registry that NIXCACHE_REGISTRY names, and offered to no other; docker login serves any."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "mirror",
-        description=(
-            "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
-            "is there is not sent again: an interrupted run goes on where it stopped. NIXCACHE_TOKEN_FILE is "
-            "for the registry that NIXCACHE_REGISTRY names, and offered to no other; docker login serves any."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
     parser.add_argument("destination", metavar="DEST", help="likewise")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, (*variables.REPOSITORY_VARIABLES, variables.LOG_LEVEL))
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Copy."""
-    set_up_quiet_logging(Values(environment, arguments))
-    values = Values(environment, arguments)
+    start_logging(values)
+    arguments = values.flags
     source, destination = parse_location(arguments.source), parse_location(arguments.destination)
-    with if_interrupted(_IF_INTERRUPTED):
-        done = run_async(_mirror(source, destination, values))
+    done = run_async(_mirror(source, destination, values), _IF_INTERRUPTED)
     if arguments.json:
         say_json(
             {
@@ -58,10 +53,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
                 "failed": failed_json(done.reasons),
             }
         )
-        return FAILED if done.failed else DONE
-    sent = f"{counted(done.sent, 'blob')} sent ({format_size(done.sent_bytes)})"
-    left_out = f"; {counted(done.failed, 'path')} left out" if done.failed else ""
-    say(f"{counted(done.segments, 'segment')}; {sent}, {done.present} already there{left_out}")
+    else:
+        sent = f"{counted(done.sent, 'blob')} sent ({format_size(done.sent_bytes)})"
+        left_out = f"; {counted(done.failed, 'path')} left out" if done.failed else ""
+        say(f"{counted(done.segments, 'segment')}; {sent}, {done.present} already there{left_out}")
     return FAILED if done.failed else DONE
 
 
@@ -81,8 +76,8 @@ def _environment_for(location: RepositoryConfig, values: Values) -> Mapping[str,
     """Leave out credentials that are meant for another registry."""
     environment = values.merged_environment(variables.REPOSITORY_VARIABLES)
     registry = values.get(variables.REGISTRY)
-    if isinstance(location, RegistryLocation) and isinstance(registry, str):
-        named = RegistryReference.of(registry, location.reference.repository, "")
-        if named.host == location.reference.host:
+    if isinstance(location, RegistryReference) and isinstance(registry, str):
+        named = RegistryReference.of(registry, location.repository, "")
+        if named.host == location.host:
             return environment
     return {name: value for name, value in environment.items() if name not in _OF_ONE_REGISTRY}

@@ -1,25 +1,25 @@
-"""The store paths that a verb is given, on the command line and on standard input, and what they mean.
+"""The store paths that a verb is given, on the command line and on standard input, found in a cache.
 
-``push`` asks the local store what is meant. A verb that looks into a cache needs no Nix: the cache knows
-which of the names that a path goes through it lists.
+This needs no Nix: a path is followed through its links until one names what the cache lists.
 """
 
 import argparse
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
 from nixcache_oci.cache.inventory import Entry, Root
 from nixcache_oci.cli.cache_view import CacheView, warn
 from nixcache_oci.cli.list import time_json
-from nixcache_oci.clients.local_store.location import follow_links
+from nixcache_oci.clients.local_store.store import follow_links
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.store_path import HashPart
 
-_MOST_NEAR_NAMES: Final = 3
+_MAX_NEAR_NAMES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Asked:
     """What the user named.
 
     Attributes:
-        words: on the command line: each has to mean something.
-        lines: of standard input: what means nothing is left out, and said.
-        nothing: the line to say where standard input was empty and nothing else was named; else None.
+        words: on the command line: all must be found.
+        lines: of standard input: what is not found is left out, with a warning.
+        nothing: the line to print where nothing was named and standard input was empty; else None.
     """
 
     words: Sequence[str]
@@ -38,15 +38,10 @@ class Asked:
 
     @classmethod
     def read(cls, arguments: argparse.Namespace, verb: str, *, act: str | None = None) -> Self:
-        """Take them from the arguments, and from standard input where these say so.
-
-        Args:
-            arguments: of a parser that ``add_paths`` was given.
-            verb: for an error.
-            act: what would have been done with them; None for the verb itself.
+        """Read the arguments of ``add_paths``, and standard input if they say so.
 
         Raises:
-            UsageError: nothing is named.
+            UsageError: nothing is named; ``verb`` does not do its ``act``.
         """
         lines = [line.strip() for line in sys.stdin if line.strip()] if arguments.stdin else []
         if arguments.paths or lines:
@@ -58,21 +53,8 @@ class Asked:
         return cls((), (), f"nothing to {act or verb}: no paths on standard input")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was meant.
-
-    Attributes:
-        paths: all that is listed of each store path.
-        left_out: lines of standard input that mean nothing, and why.
-    """
-
-    paths: Sequence[Sequence[Entry]]
-    left_out: Mapping[str, str]
-
-
 def add_paths(parser: argparse.ArgumentParser, *, of_cache: bool = False) -> None:
-    """Describe the arguments that name store paths: of the local store, or of a cache."""
+    """Describe the arguments that name store paths, of the local store or of a cache."""
     known = ", its hash part, or the name of a root" if of_cache else ""
     parser.add_argument(
         "paths",
@@ -83,11 +65,16 @@ def add_paths(parser: argparse.ArgumentParser, *, of_cache: bool = False) -> Non
     parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
 
 
-def find_all(view: CacheView, roots: Sequence[Root], asked: Asked) -> Found:
-    """Find everything that is meant, each store path once.
+def find_all(
+    view: CacheView, roots: Sequence[Root], asked: Asked
+) -> tuple[list[list[Entry]], dict[str, str]]:
+    """Find everything that was asked for.
+
+    Returns:
+        the variants of each store path, and why lines of standard input were left out.
 
     Raises:
-        Error: the cache has no such thing.
+        Error: a word, or every line, names nothing in the cache.
     """
     found: dict[HashPart, list[Entry]] = {}
     left_out: dict[str, str] = {}
@@ -106,22 +93,18 @@ def find_all(view: CacheView, roots: Sequence[Root], asked: Asked) -> Found:
             warn(f"{line}: left out: {error}")
     if not found and left_out:
         raise Error(next(iter(left_out.values())))
-    return Found(list(found.values()), left_out)
+    return list(found.values()), left_out
 
 
 def _find(view: CacheView, roots: Sequence[Root], what: str) -> list[list[Entry]]:
-    """Find what is meant, each with all of its variants: a path, a hash part, a root, or a link.
-
-    Raises:
-        Error: the cache has no such thing.
-    """
+    """Find a path, a hash part, a root, or the target of a link; each store path with all variants."""
     if "/" not in what and (parts := _hash_parts(what)):
         return [_variants(view, parts, what)]
     if named := _named(view, roots, what):
         return _find_root(view, named)
     if "/" in what or os.path.lexists(what):
         return [_variants(view, _lead(view, what), what)]
-    near = difflib.get_close_matches(what, {root.name for root in roots}, n=_MOST_NEAR_NAMES)
+    near = difflib.get_close_matches(what, {root.name for root in roots}, n=_MAX_NEAR_NAMES)
     hint = f"; there is {', '.join(near)}" if near else "; see nixcache-oci list, and list --roots"
     raise Error(f"{view.name}: there is neither a store path nor a root {what}{hint}")
 
@@ -137,16 +120,14 @@ def _variants(view: CacheView, parts: Sequence[HashPart], what: str) -> list[Ent
 
 
 def _lead(view: CacheView, path: str) -> list[HashPart]:
-    """Follow a path through its links, up to where it names what the cache knows, or enters a store.
-
-    Raises:
-        UsageError: it does not lead into any store.
-    """
+    """Follow a path through its links, up to where it names what the cache lists, or enters a store."""
     parts: list[HashPart] = []
     try:
         for step in follow_links(path):
             parts += _hash_parts(step)
-            if any(map(view.inventory.find, parts)) or _enters_store(step):
+            if any(map(view.inventory.find, parts)) or _hash_parts(
+                step.partition("/store/")[2].partition("/")[0]
+            ):
                 return parts
     except UsageError:
         if not parts:
@@ -156,28 +137,17 @@ def _lead(view: CacheView, path: str) -> list[HashPart]:
     return parts
 
 
-def _enters_store(path: str) -> bool:
-    below = path.partition("/store/")[2]
-    return bool(_hash_parts(below.partition("/")[0]))
-
-
 def _hash_parts(path: str) -> list[HashPart]:
     """Read the hash parts, alone or at the beginning of a base name, anywhere in a path."""
     found = []
     for part in path.split("/"):
-        try:
+        with suppress(FormatError):
             found.append(HashPart(part.partition("-")[0]))
-        except FormatError:
-            continue
     return found
 
 
 def _named(view: CacheView, roots: Sequence[Root], what: str) -> list[Root]:
-    """Find the roots of this name; what ends an attribute's path will do, where it ends no other's.
-
-    Raises:
-        Error: it ends those of several.
-    """
+    """Find the roots of this name, or those whose attribute path ends so, if only one does."""
     if exact := [root for root in roots if root.name == what]:
         return exact
     ending = [root for root in roots if root.name.endswith(f".{what}")]
@@ -188,11 +158,7 @@ def _named(view: CacheView, roots: Sequence[Root], what: str) -> list[Root]:
 
 
 def _find_root(view: CacheView, named: Sequence[Root]) -> list[list[Entry]]:
-    """Find what a root became, in each scope that has it.
-
-    Raises:
-        Error: nothing, or nothing that the cache lists.
-    """
+    """Find the paths of a root, in each scope that has it."""
     name = named[0].name
     paths = dict.fromkeys(path for root in named for path in root.paths)
     if not paths:

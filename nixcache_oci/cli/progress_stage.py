@@ -1,4 +1,4 @@
-"""How far the stages of long work have come, whoever shows it."""
+"""The stages of long work, and what every display of them shares."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ class RunningStage:
         self._count_done = self._size_done = self._size_sent = 0
 
     def advance(self, count: int = 0, size: int = 0) -> None:
-        """See ``Stage``, as for what follows."""
+        """Add done things, or bytes of them."""
         self._change(count, size, 0)
 
     def sent(self, size: int) -> None:
-        """Count what went over the line."""
+        """Add bytes sent to the repository."""
         self._change(0, 0, size)
 
     def _change(self, count: int, size: int, sent: int) -> None:
@@ -41,12 +41,12 @@ class RunningStage:
 
     @property
     def share(self) -> tuple[int, int | None]:
-        """How much is done, and of how much: bytes where all of them are known."""
+        """How much is done, and of how much: in bytes if their total is known."""
         return (self._size_done, self._size) if self._size else (self._count_done, self._count)
 
     @property
     def amount(self) -> str:
-        """How far it is, in words that leave room for a bar."""
+        """The progress in words, short enough to stand beside a bar."""
         of_all = "" if self._count is None else f" of {self._count:,}"
         noun = inflected(self._count_done if self._count is None else self._count, self._unit)
         parts = [f"{self._count_done:,}{of_all} {noun}"]
@@ -61,13 +61,13 @@ class RunningStage:
 
     @property
     def line(self) -> str:
-        """All that is known of it."""
+        """The progress in one line."""
         sent = f", {format_size(self._size_sent)} sent" if self._size_sent else ""
         return f"{self.doing}: {self.amount}{sent}"
 
 
 class Display(ABC):
-    """Shows stages, which may be told of by several threads, and looked at by another one."""
+    """Shows stages, which several threads may advance; implements ``Progress``."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -76,17 +76,17 @@ class Display(ABC):
 
     @abstractmethod
     def note(self, line: str) -> None:
-        """Say one line."""
+        """Show one line."""
 
     def warn(self, line: str) -> None:
-        """Say one line, as a warning."""
+        """Show one line, as a warning."""
         self.note(f"warning: {line}")
 
     @contextmanager
     def stage(
         self, doing: str, unit: str, count: int | None = None, size: int | None = None
     ) -> Iterator[RunningStage]:
-        """Show a stage for as long as the block runs."""
+        """Show a stage while the block runs."""
         stage = RunningStage(self, doing, unit, count, size)
         if count == 0:  # there is nothing to do, and nothing to show
             yield stage
@@ -107,12 +107,12 @@ class Display(ABC):
 
     @abstractmethod
     def show(self, stage: RunningStage) -> None:
-        """Show that a stage has come further, if it is time for that."""
+        """Show that a stage has advanced, if that is due."""
 
     @abstractmethod
     def end(self, stage: RunningStage) -> None:
-        """Show that a stage is over, however it ended."""
+        """Show that a stage is over, even if it failed."""
 
     @abstractmethod
     def look(self) -> None:
-        """Show what is due by the clock."""
+        """Show what is due, whether or not anything advanced."""

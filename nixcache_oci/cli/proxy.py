@@ -1,15 +1,14 @@
 """The verb ``proxy``: puts the parts together, and serves until it is told to stop."""
 
 import argparse
+import logging
 import os
 import socket
-import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 
-from nixcache_oci.cli.compose import open_repository, run_async, warn_of_unknown_variables
+from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say
-from nixcache_oci.cli.log import set_up_logging
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
@@ -20,49 +19,30 @@ from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITO
 
 _VARIABLES = (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
 
+DESCRIPTION = "Serve a cache in an OCI registry to Nix on this machine."
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "proxy",
-        description="Serve a cache in an OCI registry to Nix on this machine.",
-        allow_abbrev=False,
-    )
     add_flags(parser, _VARIABLES)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Serve until a signal ends it."""
-    values = Values(environment, arguments)
-    set_up_logging(values.get(LOG_LEVEL), environment, sys.stderr, serves_strangers=True)
-    warn_of_unknown_variables(environment)
+    start_logging(values, logging.INFO, serves_strangers=True)
     config = proxy_config(values)
     location = repository_config(values)
-    sockets = activated_sockets(environment, os.getpid())
-    run_async(
-        _serve(
-            config,
-            location,
-            values.merged_environment(REPOSITORY_VARIABLES),
-            sockets,
-            Notifier.from_environment(environment),
-        )
-    )
+    sockets = activated_sockets(values.environment, os.getpid())
+    run_async(_serve(values, config, location, sockets))
     return DONE
 
 
 async def _serve(
-    config: ProxyConfig,
-    location: RepositoryConfig,
-    environment: Mapping[str, str],
-    sockets: Sequence[socket.socket],
-    notifier: Notifier,
+    values: Values, config: ProxyConfig, location: RepositoryConfig, sockets: Sequence[socket.socket]
 ) -> None:
-    repository = open_repository(location, environment)
-    try:
+    notifier = Notifier.from_environment(values.environment)
+    async with opened(location, values) as repository:
         await run_proxy(config, repository, activated_sockets=sockets, notify=notifier, announce=_announce)
-    finally:
-        await repository.close()
 
 
 def _announce(addresses: Sequence[str]) -> None:

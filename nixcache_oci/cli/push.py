@@ -1,30 +1,22 @@
 """The verb ``push``: given store paths, with all that they refer to."""
 
 import argparse
-import time
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from nixcache_oci.cache.record import PUSH_SCOPE_START, PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import set_up_quiet_logging
+from nixcache_oci.cli.compose import start_logging
 from nixcache_oci.cli.paths import Asked, add_paths
+from nixcache_oci.cli.publish_report import PublishReport, describe_plan, report_nothing
 from nixcache_oci.cli.publishing import (
     PublishSettings,
     add_publish_flags,
     check_strict,
-    opened,
-    print_dry_run,
     publish_settings,
     publishing,
-    report,
-    report_json,
-    report_nothing,
     run_publisher,
-    show_plan,
 )
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, StoreError, UsageError
 from nixcache_oci.nix.store_path import StorePath
@@ -32,19 +24,14 @@ from nixcache_oci.publisher.publish_plan import PublishPlan
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings.values import Values
 
-_SCOPE_PREFIX = "push/"
+DESCRIPTION = (
+    "Publish store paths with all that they refer to, less what an upstream or the cache has. "
+    "Each path becomes a root that gc keeps for as long as it is pushed again now and then."
+)
 
 
-def add_parser(subparsers: SubParsers) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "push",
-        description=(
-            "Publish store paths with all that they refer to, less what an upstream or the cache has. "
-            "Each path becomes a root that gc keeps for as long as it is pushed again now and then."
-        ),
-        allow_abbrev=False,
-    )
     add_paths(parser)
     parser.add_argument(
         "--closure",
@@ -60,65 +47,43 @@ def add_parser(subparsers: SubParsers) -> None:
     add_publish_flags(parser)
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Push."""
-    set_up_quiet_logging(Values(environment, arguments))
-    settings = publish_settings(arguments, environment)
-    asked = Asked.read(arguments, "push")
-    if asked.nothing is not None:
-        return run_publisher(report_nothing(settings, asked.nothing), settings.actions)
-    request = _Request(asked, arguments.root, arguments.scope, arguments.closure)
-    return run_publisher(_push(settings, request), settings.actions)
+    start_logging(values)
+    settings = publish_settings(values)
+    asked = Asked.read(values.flags, "push")
+    main = report_nothing(settings, asked.nothing) if asked.nothing is not None else _push(settings, asked)
+    return run_publisher(main, settings.actions)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What is to be pushed.
-
-    Attributes:
-        asked: what has to lead into the store.
-        root: name of the root that the paths become, or None.
-        scope: of the records, or None.
-        with_closure: whether what the paths refer to counts.
-    """
-
-    asked: Asked
-    root: str | None
-    scope: str | None
-    with_closure: bool
-
-
-async def _push(settings: PublishSettings, request: _Request) -> int:
-    began = time.monotonic()
+async def _push(settings: PublishSettings, asked: Asked) -> int:
+    flags = settings.flags
     nix = settings.nix()
     with settings.progress as progress:
         async with (
-            opened(settings) as repository,
+            settings.opened() as repository,
             publishing(settings, repository, nix, progress) as publisher,
         ):
-            asked, left_out = await _resolve(publisher.store, request.asked)
-            plan, roots, gone = await plan_valid(publisher, asked, with_closure=request.with_closure)
+            paths, left_out = await _resolve(publisher.store, asked)
+            plan, roots, gone = await plan_valid(publisher, paths, with_closure=flags.closure)
             left_out |= gone
             warnings = [f"{what}: left out: {reason}" for what, reason in left_out.items()]
             for line in warnings:
                 progress.warn(line)
             check_strict(settings, warnings)
-            records = make_records(roots, request.root, request.scope, settings.run)
-            progress.note(show_plan(plan, repository))
-            if settings.is_dry_run:
+            records = make_records(roots, flags.root, flags.scope, settings.run)
+            progress.note(describe_plan(plan, repository.name))
+            report = PublishReport(settings, repository.name, plan, left_out=left_out)
+            if flags.dry_run:
                 publisher.committer.warn_of_doubts(plan)
-                print_dry_run(settings, plan)
-                report_json(settings, repository, plan, left_out=left_out)
-                return FAILED if left_out else DONE
-            published = await publisher.publish(plan, records)
-            seconds = time.monotonic() - began
+                return report.finish()
+            report.published = published = await publisher.publish(plan, records)
             await publisher.merge(published)
-    report(settings, repository, plan, published, seconds, (), left_out)
-    return FAILED if published.failed or left_out else DONE
+    return report.finish()
 
 
 async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], dict[str, str]]:
-    """Tell which store objects are meant; also says why a line of standard input means none."""
+    """Find the store objects that are meant; also returns the lines of standard input that mean none."""
     found = await store.resolve(asked.words)
     left_out: dict[str, str] = {}
     try:
@@ -137,7 +102,7 @@ async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], di
 async def plan_valid(
     publisher: Publisher, paths: Iterable[StorePath], *, with_closure: bool
 ) -> tuple[PublishPlan, list[StorePath], dict[str, str]]:
-    """Plan for those of the paths that the store holds; also gives these, and says why not for the others.
+    """Plan for the paths that the store holds; returns the plan, those paths, and why the others are out.
 
     Raises:
         StoreError: it holds none of them, or Nix refused.
@@ -158,7 +123,7 @@ async def plan_valid(
 def make_records(
     roots: Iterable[StorePath], root: str | None, scope: str | None, run: str
 ) -> list[PublishRecord]:
-    """Say what is kept and for how long: each name is a scope of its own, unless told otherwise.
+    """Make the records of the roots: each name is its own scope, unless one is given.
 
     Raises:
         UsageError: a name that a record cannot hold.

@@ -1,8 +1,8 @@
-"""Standard streams that can always be written to: no work is given up because nobody can be told of it.
+"""Standard streams that can always be written to, so that no work ends for want of a log.
 
-A closed one is opened on /dev/null. Its number would otherwise be that of the next file or socket, into
-which a message would then be written; and libuv aborts where one of its own has it. What cannot be written to
-a full disk is left out and remembered; a reader who goes away (``| head``) still ends the program.
+A closed one is opened on /dev/null: else its number goes to the next file or socket, and messages into that;
+libuv aborts if it gets one. What a full disk does not take is left out and remembered; a reader who goes away
+(``| head``) still ends the program.
 """
 
 import io
@@ -16,24 +16,16 @@ if TYPE_CHECKING:
 _STDIN: Final = 0
 _STDOUT: Final = 1
 _STDERR: Final = 2
-# Reading is all that a closed standard output allows, so that what is written there is known to be lost.
+# A closed standard output is opened to read only, so that what is written there is known to be lost.
 _FLAGS: Final = {_STDIN: os.O_RDONLY, _STDOUT: os.O_RDONLY, _STDERR: os.O_WRONLY}
 
 
 class _Lossy(io.FileIO):
-    """Writes to a descriptor, and leaves out what cannot be written.
-
-    Args:
-        descriptor: stays open.
-        ends_with_reader: whether the end of a pipe's reader is an error.
-
-    Attributes:
-        trouble: why something was left out, first of all; None while nothing was.
-    """
+    """Writes to a descriptor, and leaves out what cannot be written, for its first ``error``."""
 
     def __init__(self, descriptor: int, *, ends_with_reader: bool) -> None:
         super().__init__(descriptor, "wb", closefd=False)
-        self.trouble: OSError | None = None
+        self.error: OSError | None = None
         self._ends_with_reader = ends_with_reader
 
     def write(self, data: "ReadableBuffer", /) -> int:
@@ -42,7 +34,7 @@ class _Lossy(io.FileIO):
         except OSError as error:
             if self._ends_with_reader and isinstance(error, BrokenPipeError):
                 raise
-            self.trouble = self.trouble or error
+            self.error = self.error or error
         return memoryview(data).nbytes
 
 
@@ -51,7 +43,7 @@ class StandardStreams:
 
     def __init__(self) -> None:
         self._stdout: _Lossy | None = None
-        # A test may have put streams of its own there, which have no descriptors to care for.
+        # A test may have put streams of its own there, without descriptors.
         if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
             return
         for descriptor, flags in _FLAGS.items():
@@ -63,16 +55,14 @@ class StandardStreams:
         sys.stderr = _wrap(_Lossy(_STDERR, ends_with_reader=False), sys.stderr, is_line_buffered=True)
 
     def find_loss(self) -> str | None:
-        """Write what is still buffered; tells in one sentence why some of the output is lost, if it is.
+        """Write what is still buffered, and say why some of the output is lost, if it is.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
+            BrokenPipeError: the pipe is closed.
         """
         sys.stdout.flush()
-        trouble = self._stdout.trouble if self._stdout is not None else None
-        if trouble is None:
-            return None
-        return f"standard output: {trouble.strerror}; part of the output is lost"
+        error = self._stdout.error if self._stdout is not None else None
+        return f"standard output: {error.strerror}; part of the output is lost" if error is not None else None
 
 
 def _open_if_closed(descriptor: int, flags: int) -> None:

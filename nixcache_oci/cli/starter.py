@@ -1,7 +1,7 @@
 """The files that make a repository publish a cache: read out of this package, compared, and written.
 
-They are in the package's folder ``starter``, which is also the flake's template. Its README.md is for
-those who begin with an empty repository, and is left out here: a repository that exists has one.
+They are in the package's folder ``starter``, which is also the flake's template. Its README.md is left out:
+a repository that exists has one.
 """
 
 import contextlib
@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from importlib.resources.abc import Traversable
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.errors import Error
 
-# What the starter's workflows name, until somebody says whose actions they are to use. Whoever owns that name
-# runs code beside the signing key, so it is one that no account at GitHub can have: those are letters, digits
-# and single hyphens, at most 39. GitHub ends such a job before its first step, and names what it cannot find.
+# What the workflows name until an owner is chosen, who runs code beside the signing key. No account at GitHub
+# can have this name: letters, digits and single hyphens, at most 39. GitHub ends such a job before its first
+# step, and names what it cannot find.
 PLACEHOLDER: Final = "__PUT-THE-OWNER-OF-YOUR-NIXCACHE-OCI-HERE__/nixcache-oci"
 PLACEHOLDER_REF: Final = "PUT-A-COMMIT-HERE"
 
@@ -28,7 +28,6 @@ IGNORED: Final = ".gitignore"
 FLAKE_FOLDER: Final = "config"
 BRANCH: Final = "main"
 
-_WORKFLOW_FOLDER: Final = (".github", "workflows")
 _BRANCHES: Final = "branches: [main]"
 _PLAIN_BRANCHES: Final = frozenset({"main", "master"})
 _ACTION = re.compile(r"(?P<before> +(?:- )?)uses: \S+/workflows/(?P<action>[a-z-]+)@\S+\n")
@@ -36,11 +35,10 @@ _ACTION = re.compile(r"(?P<before> +(?:- )?)uses: \S+/workflows/(?P<action>[a-z-
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the workflows are told.
+    """What is filled into the workflows.
 
     Attributes:
-        actions: ``owner/name`` of the repository whose actions they use.
-        ref: its branch, tag or commit.
+        actions: ``owner/name`` of the repository whose actions they use, at ``ref``.
         flake: folder of the flake that is published, relative to the repository's top.
         branch: whose pushes are published.
         registry: an enterprise's container registry; None for ghcr.io.
@@ -54,28 +52,22 @@ class Choices:
 
     @property
     def flake_file(self) -> str:
-        """Name of the flake's file, relative to the repository's top."""
+        """The flake's file, relative to the repository's top."""
         return "flake.nix" if self.flake == "." else f"{self.flake}/flake.nix"
 
     def unfinished(self) -> Iterator["Choices"]:
-        """Tell what an earlier run may have written, with places left to fill in."""
-        for actions in dict.fromkeys((PLACEHOLDER, self.actions)):
-            for branch in dict.fromkeys((BRANCH, self.branch)):
-                for registry in dict.fromkeys((None, self.registry)):
-                    yield replace(
-                        self, actions=actions, ref=PLACEHOLDER_REF, branch=branch, registry=registry
-                    )
+        """Give the choices of earlier runs that left places to fill in."""
+        each = product({PLACEHOLDER, self.actions}, {BRANCH, self.branch}, {None, self.registry})
+        for actions, branch, registry in each:
+            yield replace(self, actions=actions, ref=PLACEHOLDER_REF, branch=branch, registry=registry)
 
 
 @dataclass(frozen=True, slots=True)
 class StarterFile:
-    """One file of the starter.
+    """One file of the starter; its name is relative to the repository's folder, with slashes.
 
     Attributes:
-        name: relative to the repository's folder, with slashes.
-        content: what it holds.
-        replaced: what is there, and may be replaced: written by an earlier run, and not touched since. None
-            where nothing is.
+        replaced: the file that an earlier run wrote, unchanged since; None where there is none.
     """
 
     name: str
@@ -85,32 +77,24 @@ class StarterFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be written, and what is there already.
-
-    Attributes:
-        missing: to be written, for the first time or over what was left to fill in.
-        same: names of those that are there, with the same content.
-        different: names of those that are there, with something else.
-    """
+    """The files that are to be written, and the names of those that exist, with this or another content."""
 
     missing: tuple[StarterFile, ...]
     same: tuple[str, ...]
     different: tuple[str, ...]
 
     def without(self, *names: str) -> "Plan":
-        """Leave alone what is there of these names, whatever it holds."""
+        """Accept existing files of these names, whatever they hold."""
         return replace(self, different=tuple(name for name in self.different if name not in names))
 
 
 def read_starter(choices: Choices) -> tuple[StarterFile, ...]:
     """Read the starter's files, and fill in what was chosen."""
     starter = files("nixcache_oci").joinpath("starter")
+    folder = starter.joinpath(*WORKFLOWS.split("/"))
     workflows = [
-        StarterFile(
-            f"{WORKFLOWS}/{workflow.name}",
-            _fill_in(workflow.read_text(encoding="utf-8"), choices).encode(),
-        )
-        for workflow in _by_name(starter.joinpath(*_WORKFLOW_FOLDER))
+        StarterFile(f"{WORKFLOWS}/{one.name}", _fill_in(one.read_text(encoding="utf-8"), choices).encode())
+        for one in sorted(folder.iterdir(), key=lambda entry: entry.name)
     ]
     flake = starter.joinpath(FLAKE_FOLDER, "flake.nix").read_bytes()
     return (
@@ -121,7 +105,7 @@ def read_starter(choices: Choices) -> tuple[StarterFile, ...]:
 
 
 def compare(folder: Path, choices: Choices) -> Plan:
-    """See which of the files are there; a name that cannot be read as a file counts as different."""
+    """Compare the files with the folder; what cannot be read counts as different."""
     unfinished: dict[str, set[bytes]] = {}
     for earlier in choices.unfinished():
         for file in read_starter(earlier):
@@ -129,7 +113,10 @@ def compare(folder: Path, choices: Choices) -> Plan:
     missing, same, different = [], [], []
     for file in read_starter(choices):
         path = folder / file.name
-        found = _read(path)
+        try:
+            found = path.read_bytes()
+        except OSError:
+            found = None
         if not os.path.lexists(path):
             missing.append(file)
         elif found == file.content:
@@ -142,18 +129,19 @@ def compare(folder: Path, choices: Choices) -> Plan:
 
 
 def write(folder: Path, missing: Sequence[StarterFile]) -> None:
-    """Write all of the files, and the folders that they need, or nothing.
+    """Write all of the files and their folders, or nothing.
 
     Raises:
-        Error: one could not be written; what was made before it is gone again.
+        Error: one could not be written; what was made before it was removed.
     """
     with contextlib.ExitStack() as undo:
         for file in missing:
             path = folder / file.name
             try:
-                for parent in _missing_folders(path.parent):
-                    parent.mkdir()
-                    undo.callback(parent.rmdir)
+                for parent in reversed((path.parent, *path.parent.parents)):
+                    if not parent.exists():
+                        parent.mkdir()
+                        undo.callback(parent.rmdir)
                 if file.replaced is None:
                     # Never over a file that somebody made meanwhile.
                     with path.open("xb") as opened:
@@ -168,7 +156,7 @@ def write(folder: Path, missing: Sequence[StarterFile]) -> None:
 
 
 def _fill_in(text: str, choices: Choices) -> str:
-    """Fill in a workflow; what was chosen as the starter has it changes nothing."""
+    """Fill in a workflow; a choice that is the starter's own changes nothing."""
     inputs: Mapping[str, Mapping[str, str]] = {
         "publish": _changed(choices, "flake", "registry"),
         "update": _changed(choices, "flake"),
@@ -196,25 +184,14 @@ def _fill_in(text: str, choices: Choices) -> str:
 
 
 def _changed(choices: Choices, *names: str) -> dict[str, str]:
-    """Tell the inputs that have to be given, for the actions' own defaults are others."""
+    """Find the inputs that differ from the actions' own defaults."""
     usual = Choices()
     given = {name: getattr(choices, name) for name in names}
     return {name: value for name, value in given.items() if value != getattr(usual, name)}
 
 
-def _by_name(folder: Traversable) -> list[Traversable]:
-    return sorted(folder.iterdir(), key=lambda entry: entry.name)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file anew, in one step."""
+    """Replace a file in one step."""
     candidate = path.parent / unfinished_name()
     try:
         candidate.write_bytes(content)
@@ -222,10 +199,3 @@ def _replace(path: Path, content: bytes) -> None:
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
-
-
-def _missing_folders(folder: Path) -> Iterator[Path]:
-    """The outermost first."""
-    for candidate in reversed((folder, *folder.parents)):
-        if not candidate.exists():
-            yield candidate

@@ -3,47 +3,44 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.timestamp import format_tag_time, now
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache, warn
-from nixcache_oci.cli.compose import run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import ask, complain, say
 from nixcache_oci.cli.interrupt import if_interrupted
-from nixcache_oci.cli.verb import DONE, SubParsers
+from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.durable_file import unfinished_name
 from nixcache_oci.clients.proxy_status import ProxyClient
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
-from nixcache_oci.nix.signature import PublicKey, parse_public_keys
+from nixcache_oci.nix.signature import parse_public_keys
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _NEW_FILE_MODE: Final = 0o644
 _MODE_BITS: Final = 0o7777
-_MOST_BACKUPS: Final = 100  # within one second
-_MOST_KEYS: Final = 8  # more cannot be compared by eye
-_MOST_KEY_CHARACTERS: Final = 200  # name and base 64
+_MAX_BACKUPS: Final = 100  # within one second
+_MAX_KEYS: Final = 8  # more cannot be compared by eye
+_MAX_KEY_CHARACTERS: Final = 200  # name and base 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  they are recognized here, not listened on
 
+DESCRIPTION = (
+    "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
+    "With --apply they are added to the file, with a backup; its other lines are left alone. A key "
+    "that is not configured is printed as a comment, and written only after a confirmation on a "
+    "terminal: any user of this machine may listen where the proxy should."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "use",
-        description=(
-            "Print the nix.conf lines that make Nix on this machine use the proxy and trust the cache's key. "
-            "With --apply they are added to the file, with a backup; its other lines are left alone. A key "
-            "that is not configured is printed as a comment, and written only after a confirmation on a "
-            "terminal: any user of this machine may listen where the proxy should."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--apply", action="store_true", help="add what is missing to nix.conf")
     parser.add_argument(
         "--file",
@@ -64,12 +61,7 @@ def add_parser(subparsers: SubParsers) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _NamedKeys:
-    """Keys that somebody names whom nobody checked.
-
-    Attributes:
-        keys: ``name:base64``, printable ASCII.
-        source: who names them, for people.
-    """
+    """Keys, printable ASCII, and the unchecked source that names them."""
 
     keys: tuple[str, ...]
     source: str
@@ -78,10 +70,10 @@ class _NamedKeys:
         return f"{self.source} names {' '.join(self.keys)}"
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Show the lines, or write them."""
-    values = Values(environment, arguments)
-    set_up_quiet_logging(values)
+    arguments, environment = values.flags, values.environment
+    start_logging(values)
     url = find_proxy_url(values)
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
     configured = tuple(str(key) for key in values.get(variables.PUBLIC_KEYS))
@@ -89,7 +81,7 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
         run_async(_warn_of_other_keys(url, configured))
         named = None
     else:
-        named = run_async(_find_named_keys(url, arguments, environment))
+        named = run_async(_find_named_keys(url, values))
     if not arguments.apply:
         lines = Substituter(url, configured).lines() if named is None else _unverified_lines(url, named)
         say(*lines)
@@ -109,10 +101,10 @@ def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) ->
 
 
 def find_proxy_url(values: Values) -> str:
-    """Tell where the proxy of this machine answers.
+    """Return the address of this machine's proxy.
 
     Raises:
-        UsageError: the settings do not tell.
+        UsageError: the settings do not fix its port.
     """
     port, listen = values.get(variables.PORT), values.get(variables.LISTEN)
     if port == 0:
@@ -125,21 +117,18 @@ def find_proxy_url(values: Values) -> str:
 
 
 def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:
-    """Tell which nix.conf is meant: the machine's for root, else the user's own.
+    """Find the nix.conf that is meant: the machine's for root, else the user's own.
 
     Raises:
         UsageError: this user has no home folder.
     """
     if is_root:
         return Path(environment.get("NIX_CONF_DIR") or "/etc/nix") / "nix.conf"
-    configured = environment.get("XDG_CONFIG_HOME")
-    home = environment.get("HOME")
-    if not (configured or home):
-        raise UsageError(
-            "use: there is no home folder, and so no nix.conf of this user: name one with --file"
-        )
-    folder = Path(configured) if configured else Path(home or "") / ".config"
-    return folder / "nix" / "nix.conf"
+    if configured := environment.get("XDG_CONFIG_HOME"):
+        return Path(configured) / "nix" / "nix.conf"
+    if home := environment.get("HOME"):
+        return Path(home) / ".config" / "nix" / "nix.conf"
+    raise UsageError("use: there is no home folder, and so no nix.conf of this user: name one with --file")
 
 
 def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
@@ -149,7 +138,7 @@ def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
         the backup; the path itself where there was no file; None where nothing was missing.
 
     Raises:
-        Error: the file cannot be read or written, is a link, or holds a line that is in the way.
+        Error: the file cannot be read or written, is a link, or a line of it contradicts.
     """
     if path.is_symlink():
         raise Error(
@@ -173,7 +162,7 @@ def apply_to_file(path: Path, wanted: Substituter) -> Path | None:
 def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     candidate = path.parent / unfinished_name()
-    # Nobody else's to read until it has the mode of the file that it replaces, which may hold access tokens.
+    # Private until it has the mode of the file that it replaces, which may hold access tokens.
     descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -197,20 +186,20 @@ def _replace(path: Path, before: bytes | None, content: bytes) -> Path:
 
 
 def _back_up(path: Path) -> Path:
-    """Give the file a second name, under which it stays when the first is replaced; no old backup's."""
+    """Link the file to a new name, so that replacing it keeps the old content."""
     time = format_tag_time(now())
-    for number in range(_MOST_BACKUPS):
+    for number in range(_MAX_BACKUPS):
         backup = path.with_name(f"{path.name}.backup-{time}" + (f"-{number}" if number else ""))
         try:
             backup.hardlink_to(path)
         except FileExistsError:
             continue
         return backup
-    raise Error(f"{path}: {_MOST_BACKUPS} backups of this second exist; remove some")
+    raise Error(f"{path}: {_MAX_BACKUPS} backups of this second exist; remove some")
 
 
 async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
-    """Say where the proxy hands out keys that are not configured; those are never written."""
+    """Warn where the proxy hands out keys that are not configured; those are never written."""
     try:
         async with ProxyClient(url) as proxy:
             found = await proxy.public_keys()
@@ -224,14 +213,8 @@ async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
         )
 
 
-async def _find_named_keys(
-    url: str, arguments: argparse.Namespace, environment: Mapping[str, str]
-) -> _NamedKeys:
-    """Ask the proxy for the cache's keys, else the cache itself. Neither proves that they are the owner's.
-
-    Raises:
-        Error: there is none, or none that a person could compare.
-    """
+async def _find_named_keys(url: str, values: Values) -> _NamedKeys:
+    """Ask the proxy for the cache's keys, else the cache; neither proves that they are the owner's."""
     source = f"what listens at {url}"
     try:
         async with ProxyClient(url) as proxy:
@@ -240,36 +223,32 @@ async def _find_named_keys(
         warn(f"the proxy does not answer ({error}): asking the cache itself")
         found = ()
     if not found:
-        view = await read_cache(arguments, environment)
+        view = await read_cache(values)
         found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name
     remedy = f"set {variables.PUBLIC_KEYS.name} to the key that the cache's owner published"
     if not found:
         raise Error(f"{source} names no public key: {remedy}")
-    if len(found) > _MOST_KEYS:
+    if len(found) > _MAX_KEYS:
         raise Error(f"{source} names {counted(len(found), 'public key')}, too many to compare: {remedy}")
     try:
         keys = parse_public_keys(found)
     except FormatError as error:
         raise Error(f"{source}: {error}; {remedy}") from None
-    if odd := next((key for key in keys if not _can_be_compared(key)), None):
-        raise Error(f"{source} names a key that cannot be compared, {_clip(str(odd))}: {remedy}")
-    return _NamedKeys(tuple(str(key) for key in keys), source)
-
-
-def _can_be_compared(key: PublicKey) -> bool:
-    """Tell whether a person sees of a key all that there is: no look-alike letters, nothing out of sight."""
-    text = str(key)
-    return len(text) <= _MOST_KEY_CHARACTERS and text.isascii() and text.isprintable()
+    texts = tuple(map(str, keys))
+    for text in texts:  # a person has to see all of it, without look-alike letters
+        if len(text) > _MAX_KEY_CHARACTERS or not (text.isascii() and text.isprintable()):
+            raise Error(f"{source} names a key that cannot be compared, {_clip(text)}: {remedy}")
+    return _NamedKeys(texts, source)
 
 
 def _clip(text: str) -> str:
-    """Show a stranger's text: all of it printable, and no look-alike letter as what it looks like."""
-    return ascii(text[:_MOST_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MOST_KEY_CHARACTERS else "")
+    """Show a stranger's text in printable ASCII, cut to a bounded length."""
+    return ascii(text[:_MAX_KEY_CHARACTERS])[1:-1] + ("..." if len(text) > _MAX_KEY_CHARACTERS else "")
 
 
 def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
-    """Write the lines with the keys in comments: what is redirected into nix.conf must not trust them."""
+    """Write the lines with the keys in comments: redirected into nix.conf, they must not be trusted."""
     remark = (
         f"# Not verified: {named.source} names this key. Compare it with the one that the cache's owner "
         "published; only then remove the first # of the next line."
@@ -281,11 +260,7 @@ def _unverified_lines(url: str, named: _NamedKeys) -> tuple[str, ...]:
 
 
 def _ask_for_trust(named: _NamedKeys, path: Path) -> None:
-    """Show the keys, and ask whether Nix is to trust them.
-
-    Raises:
-        Error: nobody said yes.
-    """
+    """Show the keys, and ask whether Nix is to trust them; any answer but yes is an error."""
     remedy = (
         "nothing was written. Compare that with the key that the cache's owner published, and give the "
         f"right one with --public-key NAME:BASE64 or {variables.PUBLIC_KEYS.name}"

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -12,16 +12,14 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.cache_view import VARIABLES, read_cache_from, warn
-from nixcache_oci.cli.compose import open_remover, open_repository, run_async, set_up_quiet_logging
+from nixcache_oci.cli.compose import open_remover, opened, run_async, start_logging
 from nixcache_oci.cli.console import complain, say, say_json
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.interrupt import if_interrupted
 from nixcache_oci.cli.progress import showing
-from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line
-from nixcache_oci.cli.verb import DONE, FAILED, SubParsers
+from nixcache_oci.cli.publishing import UPSTREAM_KEY_NAME, choose_on_line, nix_environment
+from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
-from nixcache_oci.clients.local_store.program import OnLine
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
@@ -30,13 +28,17 @@ from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.publisher.options import Compression, NarEncoding, PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.publish_config import nix_environment, segment_options, signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import signing_keys, upstream_urls
+from nixcache_oci.settings.repository_config import (
+    RepositoryConfig,
+    index_dir,
+    repository_config,
+    segment_options,
+)
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
@@ -45,17 +47,14 @@ _IF_REPAIR_INTERRUPTED = (
 )
 _REPAIR_VARIABLES = (variables.SIGNING_KEY_FILE, variables.MAX_LAYERS, variables.MAX_BLOB_BYTES)
 
+DESCRIPTION = (
+    "Check that every path of a cache has its bytes and a good signature, and that what it refers to "
+    "is listed or upstream. What is wrong is listed by name; exit status 1 while something is."
+)
 
-def add_parser(subparsers: SubParsers) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser = subparsers.add_parser(
-        "verify",
-        description=(
-            "Check that every path of a cache has its bytes and a good signature, and that what it refers to "
-            "is listed or upstream. What is wrong is listed by name; exit status 1 while something is."
-        ),
-        allow_abbrev=False,
-    )
     parser.add_argument("--content", action="store_true", help="download, unpack and hash every byte")
     parser.add_argument(
         "--repair",
@@ -72,47 +71,37 @@ def add_parser(subparsers: SubParsers) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What the verb was told, parsed.
-
-    Attributes:
-        values: for what reads the cache.
-        location: the repository.
-        nix_environment: for Nix, which gets a part of it.
-        publish: how to send again.
-        with_content: whether every byte is looked at.
-        repair: how to mend; None for not at all.
-        is_json: whether the result alone is printed.
-    """
+    """What the verb was told, parsed; without repair options, nothing is repaired."""
 
     values: Values
     location: RepositoryConfig
-    nix_environment: Mapping[str, str]
+    nix: Nix
+    actions: GithubActions | None
     publish: PublishOptions
-    with_content: bool
     repair: RepairOptions | None
-    is_json: bool
 
 
-def run(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+def run(values: Values) -> int:
     """Check, and mend."""
-    set_up_quiet_logging(Values(environment, arguments))
-    with if_interrupted(_IF_REPAIR_INTERRUPTED if arguments.repair and not arguments.dry_run else ""):
-        checked = run_async(_verify(_parse(arguments, environment)))
+    start_logging(values)
+    arguments = values.flags
+    is_writing = arguments.repair and not arguments.dry_run
+    checked = run_async(_verify(_parse(values)), _IF_REPAIR_INTERRUPTED if is_writing else "")
     outcome = checked.outcome
     if arguments.json:
         say_json(_to_json(checked, is_repair=arguments.repair))
     else:
         for line in checked.doubts():
             warn(line)
-        left = f", {_count(outcome.left)} left" if arguments.repair and not arguments.dry_run else ""
+        left = f", {_count(outcome.left)} left" if is_writing else ""
         complain(f"{checked.name}: {counted(_count(outcome.problems), 'problem')}{left}")
     return FAILED if outcome.left else DONE
 
 
-def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> _Settings:
+def _parse(values: Values) -> _Settings:
+    arguments = values.flags
     if (arguments.dry_run or arguments.force) and not arguments.repair:
         raise UsageError("verify: --dry-run and --force go with --repair")
-    values = Values(environment, arguments)
     location = repository_config(values)
     segments = segment_options(values, location)
     publish = PublishOptions(
@@ -125,26 +114,18 @@ def _parse(arguments: argparse.Namespace, environment: MutableMapping[str, str])
         allow_unsigned=True,  # what is listed unsigned is sent again as it was
     )
     repair = RepairOptions(arguments.dry_run, arguments.force, segments)
-    return _Settings(
-        values,
-        location,
-        nix_environment(values),
-        publish,
-        with_content=arguments.content,
-        repair=repair if arguments.repair else None,
-        is_json=arguments.json,
-    )
+    actions = GithubActions.from_environment(values.environment)
+    nix = Nix(nix_environment(values), choose_on_line(actions, is_quiet=values.flags.quiet))
+    return _Settings(values, location, nix, actions, publish, repair if arguments.repair else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What came of it.
+    """What was found in the repository of this name.
 
     Attributes:
-        name: of the repository.
-        outcome: what was wrong, and what was mended.
-        unsigned: how many listed paths nobody vouches for.
-        foreign: how many are signed, and by no key that is known.
+        unsigned: how many listed paths no key signed.
+        foreign: how many are signed by unknown keys only.
     """
 
     name: str
@@ -153,7 +134,7 @@ class _Checked:
     foreign: int
 
     def doubts(self) -> Iterator[str]:
-        """Say what Nix refuses, though nothing may be wrong with it."""
+        """Describe what Nix refuses, though nothing may be wrong with it."""
         if self.unsigned:
             yield f"{counted(self.unsigned, 'path')} unsigned: Nix refuses what nobody signed"
         if self.foreign:
@@ -161,81 +142,68 @@ class _Checked:
 
 
 async def _verify(settings: _Settings) -> _Checked:
-    environment = settings.values.merged_environment(variables.REPOSITORY_VARIABLES)
-    repair = settings.repair
+    values, repair, actions = settings.values, settings.repair, settings.actions
     async with AsyncExitStack() as stack:
         is_writing = repair is not None and not repair.is_dry_run
-        repository = open_repository(settings.location, environment, push=is_writing)
-        stack.push_async_callback(repository.close)
-        upstreams = Upstreams(open_upstreams(upstream_urls(settings.values), settings.values.environment))
+        repository = await stack.enter_async_context(opened(settings.location, values, push=is_writing))
+        upstreams = Upstreams(open_upstreams(upstream_urls(values), values.environment))
         stack.push_async_callback(upstreams.close)
-
-        is_quiet: bool = settings.values.flags.quiet
-        actions = GithubActions.from_environment(settings.values.environment)
-        progress = stack.enter_context(showing(actions, is_quiet=is_quiet))
+        progress = stack.enter_context(showing(actions, is_quiet=values.flags.quiet))
 
         async def read() -> Inventory:
             # gc reads every table, and refuses to run on one that is damaged.
-            view = await read_cache_from(repository, settings.values, progress, with_taken_in=True)
-            return view.inventory
-
-        tell = complain if settings.is_json else say
+            return (await read_cache_from(repository, values, progress, with_taken_in=True)).inventory
 
         inventory = await read()
-        keys = settings.values.get(variables.PUBLIC_KEYS) or inventory.tables.recorded_keys
-        verifier = Verifier(
-            repository, upstreams, keys, with_content=settings.with_content, progress=progress
-        )
+        keys = values.get(variables.PUBLIC_KEYS) or inventory.tables.recorded_keys
+        verifier = Verifier(repository, upstreams, keys, with_content=values.flags.content, progress=progress)
         problems = await verifier.run(inventory)
 
         def checked(outcome: Outcome) -> _Checked:
             return _Checked(repository.name, outcome, verifier.unsigned, verifier.foreign)
 
-        if not settings.is_json:
-            tell(*_lines(problems))
+        if not values.flags.json:
+            say(*_lines(problems))
         if repair is None or not problems:
             return checked(Outcome(problems, left=problems))
-        remover = open_remover(settings.location, environment)
+        remover = open_remover(settings.location, values.merged_environment(variables.REPOSITORY_VARIABLES))
         stack.push_async_callback(remover.close)
-        folder = await asyncio.to_thread(IndexFolder, index_dir(settings.values), repository.name)
+        folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
         if actions is not None:
             stack.callback(actions.log.resume)
-        store = await _open_store(settings.nix_environment, choose_on_line(actions, is_quiet=is_quiet))
+        store = await _open_store(settings.nix)
         resender = _PublishAgain(repository, store, folder, upstreams, settings.publish, progress)
+        tell = complain if values.flags.json else say
         repairer = Repairer(repository, remover, verifier, read, resender, repair, tell)
         return checked(await repairer.run(inventory, problems))
 
 
+@dataclass(frozen=True, slots=True)
 class _PublishAgain:
     """Publishes again what the local store has; implements ``Resender``."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        store: LocalStore | None,
-        folder: IndexFolder,
-        upstreams: Upstreams,
-        options: PublishOptions,
-        progress: Progress,
-    ) -> None:
-        self.store = store
-        self.public_keys = options.public_keys
-        self._repository = repository
-        self._folder = folder
-        self._upstreams = upstreams
-        self._options = options
-        self._progress = progress
+    repository: Repository
+    store: LocalStore | None
+    folder: IndexFolder
+    upstreams: Upstreams
+    options: PublishOptions
+    progress: Progress
+
+    @property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The public keys of those that sign."""
+        return self.options.public_keys
 
     async def resend(
         self, infos: Sequence[PathInfo], lost: AbstractSet[str], compression: Compression, *, is_dry_run: bool
     ) -> Resent:
-        """Publish these, compressed so, and what they refer to."""
+        """Publish these with their references, compressed as given."""
         if self.store is None:
             return Resent({})
-        encoding = replace(self._options.encoding, compression=compression, level=None)
-        options = replace(self._options, encoding=encoding)
+        encoding = replace(self.options.encoding, compression=compression, level=None)
+        options = replace(self.options, encoding=encoding)
         publisher = Publisher(
-            self._repository, self.store, self._folder, self._upstreams, options, self._progress
+            self.repository, self.store, self.folder, self.upstreams, options, self.progress
         )
         plan = (await publisher.plan([info.store_path for info in infos])).pushing(lost)
         # A signature does not cover where the bytes are: those who vouched for the path still do.
@@ -251,9 +219,9 @@ class _PublishAgain:
         return Resent({path: sizes.get(path, 0) for path in listed}, published.failed)
 
 
-async def _open_store(environment: Mapping[str, str], on_line: OnLine) -> LocalStore | None:
+async def _open_store(nix: Nix) -> LocalStore | None:
     try:
-        return await LocalStore.open(Nix(environment, on_line))
+        return await LocalStore.open(nix)
     except (UsageError, StoreError) as error:
         warn(f"there is no local store to send anything again from: {error}")
         return None
@@ -273,17 +241,12 @@ def _to_json(checked: _Checked, *, is_repair: bool) -> dict[str, object]:
     return document
 
 
-def _problem_to_json(problem: Problem) -> dict[str, str]:
-    return {
-        "path": problem.path,
-        "what": problem.what,
-        "kind": problem.kind.value,
-        "segment": problem.segment,
-    }
+def _problem_to_json(one: Problem) -> dict[str, str]:
+    return {"path": one.path, "what": one.what, "kind": one.kind.value, "segment": one.segment}
 
 
 def _lines(problems: list[Problem]) -> list[str]:
-    """Write each once: two segments may list the same."""
+    """Write each problem once: two segments may list the same path."""
     return list(dict.fromkeys(f"{problem.path}: {problem.what}" for problem in problems))
 
 

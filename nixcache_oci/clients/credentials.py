@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from yarl import URL
 
 from nixcache_oci.errors import UsageError
-from nixcache_oci.oci.reference import is_loopback_name
+from nixcache_oci.oci.reference import is_loopback
 
 TOKEN_FILE_VARIABLE: Final = "NIXCACHE_TOKEN_FILE"  # noqa: S105  the name of a variable, no secret
 TOKEN_VARIABLE: Final = "NIXCACHE_TOKEN"  # noqa: S105  as above
@@ -30,21 +30,13 @@ _AROUND: Final = "\ufeff \t\r\n"  # editors add a byte order mark and line ends
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and a password; also a ``CredentialSource`` that never changes.
+    """A user name and a password; also a ``CredentialSource`` that never changes."""
 
-    Attributes:
-        username: for Basic.
-        password: or token; never shown.
-        source: where it was found, for people.
-        is_identity_token: whether the password is an OAuth2 refresh token, such as docker keeps.
-        is_ambient: whether it was in the environment for other purposes; see ``may_receive``.
-    """
-
-    username: str
-    password: str = field(repr=False)
-    source: str
-    is_identity_token: bool = False
-    is_ambient: bool = False
+    username: str  # for Basic
+    password: str = field(repr=False)  # or token; never shown
+    source: str  # where it was found, for people
+    is_identity_token: bool = False  # whether the password is an OAuth2 refresh token, such as docker keeps
+    is_ambient: bool = False  # whether it was in the environment for other purposes; see ``may_receive``
 
     @property
     def current(self) -> "Credentials":
@@ -65,22 +57,16 @@ class CredentialSource(Protocol):
         """The credentials found last; None means anonymous."""
 
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
-        """Look for credentials; cheap enough to be called for each request.
+        """Look for credentials; cheap enough for each request.
 
-        Args:
-            refused: credentials that the registry has just refused: then look again at once.
+        After the registry refused ``refused``, it looks again at once.
         """
 
 
 def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | None:
     """Choose among the variables that hold a token themselves; an empty one counts as unset.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        environment: of the process.
-
-    Raises:
-        UsageError: ``NIXCACHE_TOKEN`` holds no token.
+    Raises UsageError if ``NIXCACHE_TOKEN`` holds no token. ``host`` is the registry's ``host[:port]``.
     """
     token = environment.get(TOKEN_VARIABLE, "").strip(_AROUND)
     if token:
@@ -93,14 +79,9 @@ def choose_variable(host: str, environment: Mapping[str, str]) -> Credentials | 
 
 
 def parse_token(text: str, source: str) -> Credentials:
-    """Read a token, or ``user:password``; surrounding white space and a byte order mark are dropped.
+    """Read a token, or ``user:password``, without white space and a byte order mark around it.
 
-    Args:
-        text: never shown.
-        source: where it was found, for people.
-
-    Raises:
-        UsageError: it is empty, or not one line.
+    Raises UsageError, which shows ``source`` and not the text, if it is empty, or not one line.
     """
     secret = text.strip(_AROUND)
     if not secret:
@@ -115,39 +96,34 @@ def may_receive(realm: URL, registry: URL) -> bool:
     """Tell whether a token service may receive ``GITHUB_TOKEN``, which was not set for this registry.
 
     It may if it is on the registry's own host, over https unless that is this machine, or at GitHub, which
-    issued the token.
-
-    Args:
-        realm: URL of the token service, from the registry's challenge.
-        registry: the registry's URL.
+    issued the token. ``realm`` is its URL, from the registry's challenge.
     """
-    host, own = _bracketed(realm), _bracketed(registry)
+    host, own = bracketed_host(realm), bracketed_host(registry)
     if is_loopback(host):
         return is_loopback(own)
     return realm.scheme == "https" and (host == own or _is_same_github(host, own))
 
 
-def _bracketed(url: URL) -> str:
+def bracketed_host(url: URL) -> str:
+    """Return a URL's host as ``is_loopback`` reads it; empty if it has none."""
     host = (url.host or "").lower()
     return f"[{host}]" if ":" in host else host
 
 
-def _is_same_github(host: str, own: str) -> bool:
-    """Tell whether both are of one GitHub: github.com, or one enterprise (``NAME.ghe.com`` and below)."""
-    if not own.endswith(_ENTERPRISE):
-        return host == _GITHUB
-    name = own.removesuffix(_ENTERPRISE).rpartition(".")[2]
-    return f".{host}".endswith(f".{name}{_ENTERPRISE}")
+def find_enterprise(host: str) -> str | None:
+    """Return the ``NAME.ghe.com`` that a host is below, as ``containers.NAME.ghe.com`` is; else None."""
+    name = host.lower().removesuffix(":443")
+    if not name.endswith(_ENTERPRISE):
+        return None
+    return f"{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
 
 
 def is_github(host: str) -> bool:
-    """Tell whether a registry is GitHub's: ghcr.io, or an enterprise's (``containers.NAME.ghe.com``)."""
-    name = host.lower().removesuffix(":443")
-    return name == _GITHUB or name.endswith(_ENTERPRISE)
+    """Tell whether a registry is GitHub's: ghcr.io, or an enterprise's."""
+    return host.lower().removesuffix(":443") == _GITHUB or find_enterprise(host) is not None
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host[:port]`` is this machine."""
-    name = host.lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    return is_loopback_name(name)
+def _is_same_github(host: str, own: str) -> bool:
+    """Tell whether both are of one GitHub: github.com, or one enterprise."""
+    enterprise = find_enterprise(own)
+    return host == _GITHUB if enterprise is None else f".{host}".endswith(f".{enterprise}")

@@ -23,11 +23,12 @@ def write_file(
 ) -> None:
     """Replace a file atomically: it is as before, or complete with its bytes on the disk.
 
-    A link, pipe or other non-folder in its place is replaced, not written through.
+    A link, pipe or other non-folder in its place is replaced, not written through. Its name is durable once
+    ``sync`` was called for its folder; if ``pieces`` raises, nothing is replaced.
 
     Args:
-        path: the file; its name is durable once ``sync`` was called for its folder.
-        pieces: the content; if the iterator raises, nothing is replaced.
+        path: of the file.
+        pieces: of its content.
         workshop: a folder on the same file system, for the unfinished file.
         mode: of the file, less the process's umask.
     """
@@ -58,15 +59,10 @@ def remove_unfinished(workshop: RootedPath) -> None:
 
 @contextmanager
 def locked(path: RootedPath, seconds: float, stop: Event) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel releases it when its process ends.
+    """Hold an exclusive lock on a file, which is created; the kernel releases it when its process ends.
 
-    Args:
-        path: the file; it is created, and kept.
-        seconds: how long to wait.
-        stop: set when nobody waits for this any more.
-
-    Raises:
-        RegistryError: another program held it all that time, or ``stop`` was set.
+    Raises RegistryError if another program held it all these seconds, or ``stop`` was set: nobody waits any
+    more.
     """
     file = path.open_or_create()
     try:

@@ -12,14 +12,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
 
-from nixcache_oci.clients.auth_file import Helper, find_auth_files, search_auth_file
-from nixcache_oci.clients.credential_helper import ask_helper
-from nixcache_oci.clients.credentials import (
-    TOKEN_FILE_VARIABLE,
-    Credentials,
-    choose_variable,
-    parse_token,
-)
+from nixcache_oci.clients.auth_file import Helper, ask_helper, find_auth_files, search_auth_file
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, choose_variable, parse_token
+from nixcache_oci.clients.rooted_path import read_small
 from nixcache_oci.errors import UsageError
 
 LOOK_SECONDS: Final = 2.0
@@ -34,16 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """Finds credentials for a repository, in the order that module ``credentials`` states.
+    """Finds credentials for a repository at ``host[:port]``, in the order that module ``credentials`` states.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        repository: its name within the registry.
-        environment: the process's variables.
-        clock: monotonic seconds.
-
-    Raises:
-        UsageError: the token file cannot be read, or holds no token.
+    Raises UsageError if the token file cannot be read, or holds no token.
     """
 
     def __init__(
@@ -84,9 +72,7 @@ class Keyring:
     async def find(self, *, refused: Credentials | None = None) -> Credentials | None:
         """Return the current credentials; None means anonymous.
 
-        Args:
-            refused: credentials that the registry has just refused: then files are checked at once, and a
-                helper may be asked again.
+        After the registry refused ``refused``, files are checked at once, and a helper may be asked again.
         """
         if self._is_chosen and refused is None and self._clock() - self._looked < LOOK_SECONDS:
             return self._current
@@ -177,8 +163,7 @@ def _read_auth_file(path: Path) -> str | None:
 
 
 def _read_text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
+    content = read_small(path, _MOST_BYTES)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"over {_MOST_BYTES} bytes")
     return content.decode("utf-8-sig")

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from nixcache_oci.clients.layout_check import FileChecks
-from nixcache_oci.clients.layout_file import LayoutFile, one_ahead
+from nixcache_oci.clients.layout_file import FileChecks, LayoutFile, one_ahead
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder
 from nixcache_oci.clients.repository import BlobStream, StoredManifest
 from nixcache_oci.errors import RegistryError
@@ -22,9 +21,7 @@ _BATCH_BYTES = 512 * 1024
 class Layout:
     """Implements ``Repository`` over an OCI image layout; files are read and written in threads.
 
-    Args:
-        root: the folder; until the first write creates it, the repository does not exist.
-        lock_seconds: how long to wait for other programs that write tags.
+    Until the first write creates the folder, the repository does not exist.
     """
 
     def __init__(self, root: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
@@ -61,11 +58,8 @@ class Layout:
     ) -> AsyncIterator[BlobStream]:
         """Open a blob from ``start`` to before ``end`` (None: its end), both in bytes.
 
-        A file that has a second name (a hard link) may be anything: it is hashed first.
-
-        Raises:
-            DigestError: such a file is not the blob.
-            RegistryError: the blob cannot be read, or has no such range.
+        A file that has a second name (a hard link) may be anything: it is hashed first, and DigestError
+        raised if it is not the blob. Raises RegistryError if the blob cannot be read, or has no such range.
         """
         file = await self._open(digest)
         try:

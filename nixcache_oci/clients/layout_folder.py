@@ -30,8 +30,7 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError, Registr
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, parse_document
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_media_type
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, ImageIndex, Manifest, parse_media_type
 from nixcache_oci.oci.media_type import ANNOTATION_REF_NAME, IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import is_tag, parse_tag_or_digest
 
@@ -51,11 +50,7 @@ _ANNOTATION_CONTAINERD_NAME = "io.containerd.image.name"
 
 
 class LayoutFolder:
-    """An OCI image layout.
-
-    Args:
-        root: the folder; the first write creates it.
-        lock_seconds: how long to wait for other writers of ``index.json``.
+    """An OCI image layout, whose folder the first write creates.
 
     Every method raises RegistryError, and NotFoundError if there is no such thing, or no layout. Arguments
     ``stop`` are set when nobody waits for the call any more.
@@ -289,24 +284,16 @@ def _pieces(source: bytes | Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What one document names.
+    """What one document names."""
 
-    Attributes:
-        blobs: of a manifest: config and layers, except the empty config: it is two bytes, every manifest
-            names it, and a layout keeps it for good.
-        manifests: the manifests and image indexes that an image index lists.
-    """
-
+    # Of a manifest: config and layers, except the empty config: it is two bytes, every manifest names it,
+    # and a layout keeps it for good.
     blobs: frozenset[Digest]
-    manifests: frozenset[Digest]
+    manifests: frozenset[Digest]  # the manifests and image indexes that an image index lists
 
 
 def find_references(content: bytes, media_type: str) -> References:
-    """Read what a document of one of the types ``MANIFESTS`` or ``IMAGE_INDEXES`` names.
-
-    Raises:
-        FormatError: it is no such document.
-    """
+    """Read what a manifest or image index of one of our types names; FormatError if it is none."""
     if media_type in MANIFESTS:
         manifest = Manifest.parse(content)
         named = {each.digest for each in (manifest.config, *manifest.layers)}

@@ -19,7 +19,7 @@ from typing import Final
 
 from nixcache_oci.clients.layout import stopping
 from nixcache_oci.clients.layout_folder import LOCK_SECONDS, LayoutFolder, References, find_references
-from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.clients.repository import UntaggedVersion
 from nixcache_oci.errors import FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -32,10 +32,7 @@ _MIN_AGE_SECONDS: Final = 24 * 3600.0  # longer than a publish takes from pushin
 class LayoutRemover:
     """Implements ``Remover`` over an OCI image layout, in threads; disk space is free at once.
 
-    Args:
-        root: the layout's folder.
-        min_age_seconds: blobs that were written or pushed again within this time stay.
-        lock_seconds: how long to wait for other writers.
+    Blobs that were written or pushed again within ``min_age_seconds`` stay.
     """
 
     def __init__(

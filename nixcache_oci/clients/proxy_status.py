@@ -1,14 +1,17 @@
 """Asks a running proxy about itself: a few small answers over loopback, each within seconds."""
 
-import os
+import asyncio
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
 
-import aiohttp
+from yarl import URL
 
-from nixcache_oci.clients.http.errors import FOREIGN_ERRORS, show
+from nixcache_oci.clients.http.client import HttpClient, HttpRequest
+from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
+from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.errors import Error
 from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
 
@@ -20,33 +23,19 @@ _PRIORITY = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """What ``/_status`` and ``/nix-cache-info`` say.
+    """What ``/_status`` and ``/nix-cache-info`` say."""
 
-    Attributes:
-        registry: name of the repository that is served.
-        entries: number of narinfos.
-        is_ready: whether it has an index.
-        error: why the last refresh failed, or None.
-        is_key_changed: whether the cache records another key than the one first seen.
-        store_dir: such as ``/nix/store``.
-        priority: among substituters, lower first; None if not stated.
-    """
-
-    registry: str
-    entries: int
-    is_ready: bool
-    error: str | None
-    is_key_changed: bool
-    store_dir: str
-    priority: int | None
+    registry: str  # name of the repository that is served
+    entries: int  # number of narinfos
+    is_ready: bool  # whether it has an index
+    error: str | None  # why the last refresh failed, or None
+    is_key_changed: bool  # whether the cache records another key than the one first seen
+    store_dir: str  # such as ``/nix/store``
+    priority: int | None  # among substituters, lower first; None if not stated
 
     @classmethod
     def parse(cls, status: bytes, cache_info: str) -> Self:
-        """Read both answers.
-
-        Raises:
-            FormatError: they are not a nixcache-oci proxy's.
-        """
+        """Read both answers; FormatError if they are not a nixcache-oci proxy's."""
         info = dict(line.split(": ", 1) for line in cache_info.splitlines() if ": " in line)
         priority = info.get("Priority", "")
         with within("the proxy's status"):
@@ -72,52 +61,38 @@ class ProxyClient:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session: aiohttp.ClientSession | None = None
+        self._http = HttpClient(document_timeouts(_SECONDS))
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=_SECONDS)
-        self._session = aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
     async def is_healthy(self) -> bool:
         """Tell whether it answers as a proxy does."""
-        status, body = await self._get("/health")
-        return status == HTTPStatus.OK and body.strip() == b"ok"
+        answer = await self._get("/health")
+        return answer.status == HTTPStatus.OK and answer.body.strip() == b"ok"
 
     async def status(self) -> ProxyStatus:
-        """Ask what it serves.
-
-        Raises:
-            Error: nothing answers, or something else than a nixcache-oci proxy.
-        """
-        _, document = await self._get("/_status")
-        _, cache_info = await self._get("/nix-cache-info")
-        return ProxyStatus.parse(document, cache_info.decode(errors="replace"))
+        """Ask what it serves; Error if nothing answers, or something else does."""
+        document, cache_info = await self._get("/_status"), await self._get("/nix-cache-info")
+        return ProxyStatus.parse(document.body, cache_info.body.decode(errors="replace"))
 
     async def public_keys(self) -> tuple[str, ...]:
         """Ask for the public keys that it hands out."""
-        status, body = await self._get("/public-key")
-        return tuple(body.decode(errors="replace").split()) if status == HTTPStatus.OK else ()
+        answer = await self._get("/public-key")
+        return tuple(answer.body.decode(errors="replace").split()) if answer.status == HTTPStatus.OK else ()
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        if self._session is None:
-            raise AssertionError("the client is opened by async with")
+    async def _get(self, path: str) -> BufferedReply:
         try:
-            async with self._session.get(f"{self._url}{path}", allow_redirects=False) as response:
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    if len(body) > _MOST_BYTES:
-                        raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
-                return response.status, bytes(body)
-        except TimeoutError:
-            raise Error(f"{self._url}: no answer within {_SECONDS} s") from None
-        except aiohttp.ClientConnectorError as error:
-            reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
-            raise Error(f"{self._url}: {reason}") from None
-        except FOREIGN_ERRORS as error:
-            raise Error(f"{self._url}: {show(str(error)) or type(error).__name__}") from None
+            with translated():
+                request = HttpRequest("GET", URL(f"{self._url}{path}"), follows=False)
+                async with asyncio.timeout(_SECONDS):
+                    reply = await self._http.send(request, OneOrigin(None, allows_http=True))
+                    answer = await reply.take(_MOST_BYTES + 1)
+        except HttpError as error:
+            raise Error(f"{self._url}: {error.reason}") from None
+        if len(answer.body) > _MOST_BYTES:
+            raise Error(f"{self._url}{path}: over {_MOST_BYTES} bytes: not a nixcache-oci proxy")
+        return answer

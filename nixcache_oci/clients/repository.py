@@ -1,12 +1,15 @@
-"""The interface of one repository of OCI blobs, manifests and tags.
+"""The interface of one repository of OCI blobs, manifests and tags, and of what removes from it.
 
-Implemented by ``registry`` (HTTP, the OCI distribution specification) and ``layout`` (a folder, the OCI
-image layout).
+``Repository`` is implemented by ``registry`` (HTTP, the OCI distribution specification) and ``layout`` (a
+folder, the OCI image layout). ``Remover`` is implemented by ``registry.client`` (OCI DELETE),
+``github.packages`` (GitHub's REST API, for GHCR refuses the former) and ``layout_sweep`` (files); what may be
+removed is the caller's to decide.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -16,36 +19,24 @@ from nixcache_oci.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A manifest or image index as the repository holds it.
+    """A manifest or image index as the repository holds it."""
 
-    Attributes:
-        content: the exact bytes, checked against ``digest``.
-        media_type: as the repository states it.
-        digest: of the content.
-    """
-
-    content: bytes
-    media_type: str
-    digest: Digest
+    content: bytes  # the exact bytes, checked against ``digest``
+    media_type: str  # as the repository states it
+    digest: Digest  # of the content
 
 
 @dataclass(frozen=True, slots=True)
 class BlobStream:
-    """An open blob, or a part of it.
+    """An open blob, or a part of it."""
 
-    Attributes:
-        size: of the whole blob, in bytes.
-        start: offset of the first byte that ``chunks`` yields.
-        end: offset after the last one.
-        chunks: the bytes, unverified; raises a temporary RegistryError if the connection breaks.
-        check: hashes the whole blob before its bytes are used; raises DigestError if it does not match its
-            digest. None where that would need a download.
-    """
-
-    size: int
-    start: int
-    end: int
+    size: int  # of the whole blob, in bytes
+    start: int  # offset of the first byte that ``chunks`` yields
+    end: int  # offset after the last one
+    # The bytes, unverified; raises a temporary RegistryError if the connection breaks.
     chunks: AsyncIterator[bytes]
+    # Hashes the whole blob before its bytes are used; raises DigestError if it does not match its digest.
+    # None where that would need a download.
     check: Callable[[], Awaitable[None]] | None = None
 
 
@@ -84,7 +75,7 @@ class Repository(Protocol):
         """
 
     def prepare_push(self, count: int) -> None:
-        """Prepare for ``count`` calls of ``push_blob`` that will come soon, to save them round trips."""
+        """Prepare for ``count`` calls of ``push_blob`` that will come soon: saves a round trip."""
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Store a blob whose bytes are known to have this digest; one that is already there is no error."""
@@ -97,13 +88,33 @@ class Repository(Protocol):
 
 
 async def has_manifest(repository: Repository, tag_or_digest: Digest | str) -> bool:
-    """Tell whether a manifest, image index or tag exists, without fetching it.
-
-    Raises:
-        RegistryError: the repository could not say.
-    """
+    """Tell whether a manifest or tag exists, without fetching it; RegistryError if that is unknown."""
     try:
         await repository.resolve(str(tag_or_digest))
     except NotFoundError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class UntaggedVersion:
+    """A manifest that no tag points at."""
+
+    digest: Digest  # of the manifest
+    created: datetime  # when the repository took it, with a time zone
+
+
+class Remover(Protocol):
+    """Removes manifests for good."""
+
+    async def remove(self, manifest: Digest) -> None:
+        """Remove a manifest and its tags; a missing one is no error.
+
+        Raises RegistryError if it was refused: then it is kept, and others may still be removable.
+        """
+
+    async def untagged(self) -> list[UntaggedVersion]:
+        """List the manifests without a tag; empty if the repository cannot say."""
+
+    async def close(self) -> None:
+        """Close all connections."""

@@ -59,8 +59,7 @@ async def open_resuming(
         digest: of the blob.
         start: offset of the first byte.
         end: offset after the last byte; None for the blob's end.
-        head_seconds: limit for opening it; None for the repository's own limit, which may be as long as Nix
-            waits for a NAR.
+        head_seconds: limit for opening it; None for the repository's own, which may be as long as for a NAR.
         sleep: waits before the stream is opened again.
 
     Raises:
@@ -92,14 +91,9 @@ async def read_blob(
     receiver: Receiver | None = None,
     head_seconds: float | None = None,
 ) -> bytearray:
-    """Read a whole blob into memory, and check its digest.
+    """Read a whole blob into memory, and check its digest; ``head_seconds`` is as for ``open_resuming``.
 
-    Args:
-        repository: that holds it.
-        digest: of the blob.
-        limit: most bytes that it may have.
-        receiver: follows the download, once the size is known to be within the limit.
-        head_seconds: as for ``open_resuming``.
+    The receiver follows the download, once the size is known to be within the limit.
 
     Raises:
         FormatError: it is larger than the limit; nothing was read.
@@ -148,12 +142,9 @@ async def probe_blob(repository: Repository, digest: Digest, *, sleep: Sleep = a
 
 
 async def has_blob(repository: Repository, blob: Descriptor) -> bool:
-    """Tell whether a blob can be read and has the size that its descriptor states.
+    """Tell whether a blob can be read with the size that its descriptor states; RegistryError if unknown.
 
     A blob that the storage has lost counts as absent, so that it is sent again.
-
-    Raises:
-        RegistryError: the repository could not answer.
     """
     try:
         return await probe_blob(repository, blob.digest) == blob.size

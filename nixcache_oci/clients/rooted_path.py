@@ -45,11 +45,7 @@ class WrongKindError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class RootedPath:
-    """A path with a trusted root, and nothing trusted below it; all calls block.
-
-    Args:
-        root: the folder that the user named.
-        names: of the path below it, one per level; see ``joinpath``.
+    """A path with a trusted root, which the user named, and nothing trusted below it; all calls block.
 
     Every method raises OSError with the whole path in it; WrongKindError is one.
     """
@@ -59,11 +55,7 @@ class RootedPath:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Make a path to a file in a trusted folder.
-
-        Raises:
-            ValueError: the path names no file.
-        """
+        """Make a path to a file in a trusted folder; ValueError if the path names no file."""
         return cls(path.parent).joinpath(path.name)
 
     def __str__(self) -> str:
@@ -73,11 +65,7 @@ class RootedPath:
         return self.joinpath(name)
 
     def joinpath(self, *names: str) -> Self:
-        """Descend by these names.
-
-        Raises:
-            ValueError: one of them is no name of a file or folder.
-        """
+        """Descend by these names; ValueError if one is no name of a file or folder."""
         for name in names:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise ValueError(f"{name!r} names no file")
@@ -116,7 +104,7 @@ class RootedPath:
         return os.fdopen(self.open_new(mode), "wb")
 
     def read_bytes(self, limit: int) -> bytes:
-        """Read a small file; of a larger one, one byte more than the limit, so that its parser refuses it."""
+        """Read a small file, as ``read_small`` does."""
         with os.fdopen(self.open(), "rb") as file:
             return file.read(limit + 1)
 
@@ -157,11 +145,7 @@ class RootedPath:
             os.link(file.name, self.name, src_dir_fd=other, dst_dir_fd=folder, follow_symlinks=False)
 
     def make_folder(self, mode: int = 0o777) -> os.stat_result:
-        """Create a folder and its parents, unless it exists; returns its status.
-
-        Args:
-            mode: of each folder that is created below the root, less the umask.
-        """
+        """Create a folder and its parents, each with this mode less the umask; returns its status."""
         self.root.mkdir(parents=True, exist_ok=True)
         for depth in range(1, len(self.names) + 1):
             above = type(self)(self.root, self.names[:depth])
@@ -210,6 +194,12 @@ class RootedPath:
             os.close(descriptor)
             raise
         return descriptor
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """Read a small file that the user named; of a larger one, one byte more than the limit, as a sign."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError, UpstreamError
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by, is_unsigned
-from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.oci.digest import Digest

@@ -46,9 +46,8 @@ def to_number(digits: bytes) -> int:
 def decode(text: str) -> bytes:
     """Decode nix32.
 
-    Raises:
-        FormatError: a character outside the alphabet (e, o, t, u, capitals), an impossible length, or a
-            number too large for its length.
+    Raises FormatError for a character outside the alphabet (e, o, t, u, capitals), an impossible length, or a
+    number too large for its length.
     """
     if not _TEXT.fullmatch(text):
         raise FormatError(f"nix32: expected letters of {ALPHABET}, got {text[:80]!r}")

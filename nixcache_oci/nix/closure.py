@@ -1,10 +1,42 @@
-"""The order of a closure: references first."""
+"""Store objects, as narinfos and stores describe them, and the order of a closure: references first."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from nixcache_oci.nix.store_object import StoreObject
+from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.store_path import StorePath
+
+if TYPE_CHECKING:
+    from nixcache_oci.nix.signature import Signature
+
+
+class StoreObject(Protocol):
+    """A store object."""
+
+    @property
+    def store_path(self) -> StorePath:
+        """Its path."""
+
+    @property
+    def nar_hash(self) -> NixHash:
+        """The sha256 of its NAR."""
+
+    @property
+    def nar_size(self) -> int:
+        """Bytes in its NAR."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Base names, possibly its own among them."""
+
+    @property
+    def sigs(self) -> tuple["Signature", ...]:
+        """Its signatures."""
+
+    @property
+    def ca(self) -> str | None:
+        """The content address as written."""
+
 
 T = TypeVar("T", bound=StoreObject)
 
@@ -12,11 +44,8 @@ T = TypeVar("T", bound=StoreObject)
 def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -> list[T]:
     """Order objects so that each follows its references closely: what is fetched together is stored together.
 
-    References of one object are ordered by name, as Nix asks for NARs that are ready.
-
-    Args:
-        objects: in any order; references to other objects are ignored.
-        roots: where to start; the same objects and roots give the same order.
+    References of one object are ordered by name, as Nix asks for NARs that are ready; those to other objects
+    are ignored. It starts at the roots: the same objects and roots give the same order.
     """
     unordered = {one.store_path.base_name: one for one in objects}
     ordered: list[T] = []

@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Self
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.hash import NixHash
-from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.nix.store_path import StorePath, make_store_path
 
 
@@ -25,15 +25,10 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ContentAddress:
-    """A hash of what a store object holds; ``str()`` gives the field's value.
+    """A hash of what a store object holds; ``str()`` gives the field's value."""
 
-    Attributes:
-        method: what is hashed.
-        hash: of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part zeroed.
-    """
-
-    method: Method
-    hash: NixHash
+    method: Method  # what is hashed
+    hash: NixHash  # of the file's contents (TEXT, FLAT), or of the NAR with the object's own hash part zeroed
 
     def __post_init__(self) -> None:
         if self.method is Method.TEXT and self.hash.algorithm != "sha256":
@@ -44,12 +39,9 @@ class ContentAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``text:sha256:…``, ``fixed:<algorithm>:…`` or ``fixed:r:<algorithm>:…``.
+        """Read ``text:sha256:…``, ``fixed:<algorithm>:…`` or ``fixed:r:<algorithm>:…``; else FormatError.
 
         Newer kinds (git, blake3) are refused: every Nix stops at them unless they were enabled.
-
-        Raises:
-            FormatError: any other form.
         """
         for method in (Method.TEXT, Method.NAR, Method.FLAT):
             # Nix does not accept an SRI hash here.
@@ -60,16 +52,9 @@ class ContentAddress:
     def store_path(
         self, name: str, references: Collection[str], store_dir: str, *, refers_to_itself: bool = False
     ) -> StorePath:
-        """Calculate the one store path that holds this content.
+        """Calculate the one store path that holds this content, and refers to ``references`` besides itself.
 
-        Args:
-            name: the object's name.
-            references: base names of the other objects that it refers to.
-            store_dir: of the path.
-            refers_to_itself: whether the object's own path is among its references.
-
-        Raises:
-            FormatError: this kind cannot have such references, or the name is invalid.
+        Raises FormatError if this kind cannot have such references, or the name is invalid.
         """
         if (refers_to_itself and not self._is_source) or (references and not self._may_refer):
             raise FormatError(f"content address: {self} cannot have these references")

@@ -23,15 +23,10 @@ _HEX = re.compile(r"[0-9A-Fa-f]*")
 
 @dataclass(frozen=True, slots=True)
 class NixHash:
-    """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``.
+    """A digest and its algorithm; ``str()`` gives ``sha256:<nix32>``."""
 
-    Attributes:
-        digest: the raw digest.
-        algorithm: a key of ``DIGEST_SIZES``.
-    """
-
-    digest: bytes
-    algorithm: str = "sha256"
+    digest: bytes  # the raw digest
+    algorithm: str = "sha256"  # a key of ``DIGEST_SIZES``
 
     def __post_init__(self) -> None:
         size = DIGEST_SIZES.get(self.algorithm)
@@ -53,10 +48,8 @@ class NixHash:
     def parse(cls, text: str) -> Self:
         """Read ``<algorithm>:<digest>`` in base 16, nix32 or base 64, or SRI's ``<algorithm>-<base 64>``.
 
-        The length tells the encoding.
-
-        Raises:
-            FormatError: any other form, or an algorithm that not every Nix knows.
+        The length tells the encoding. Raises FormatError for any other form, or an algorithm that not every
+        Nix knows.
         """
         match = _BEGINNING.match(text)
         if match is None or match[1] not in DIGEST_SIZES:

@@ -31,26 +31,17 @@ _LARGE_BYTES = CHUNK_BYTES // 4
 
 @dataclass(frozen=True, slots=True)
 class StartFile:
-    """A file begins; its contents follow as pieces of ``bytes``, none of them empty.
+    """A file begins; its contents follow as pieces of ``bytes``, none of them empty."""
 
-    Attributes:
-        size: bytes in all of its contents.
-        executable: by its owner.
-    """
-
-    size: int
-    executable: bool
+    size: int  # bytes in all of its contents
+    executable: bool  # by its owner
 
 
 @dataclass(frozen=True, slots=True)
 class Symlink:
-    """A symbolic link, as an event and in a tree.
+    """A symbolic link, as an event and in a tree."""
 
-    Attributes:
-        target: where it points, raw bytes.
-    """
-
-    target: bytes
+    target: bytes  # where it points, raw bytes
 
     def __post_init__(self) -> None:
         if not self.target or b"\0" in self.target:
@@ -64,13 +55,9 @@ class StartDirectory:
 
 @dataclass(frozen=True, slots=True)
 class EntryName:
-    """The name of the object that follows.
+    """The name of the object that follows."""
 
-    Attributes:
-        name: raw bytes.
-    """
-
-    name: bytes
+    name: bytes  # raw bytes
 
     def __post_init__(self) -> None:
         if not self.name or self.name in {b".", b".."} or b"/" in self.name or b"\0" in self.name:
@@ -104,13 +91,9 @@ Node: TypeAlias = File | Symlink | Directory
 
 
 def encode(events: Iterable[Event]) -> Iterator[bytes]:
-    """Write a NAR; small pieces are gathered, large ones passed through.
+    """Write the NAR of one object, in pieces of at most ``CHUNK_BYTES``; small ones are gathered.
 
-    Args:
-        events: of one object, with valid order, names and sizes; no piece larger than ``CHUNK_BYTES``.
-
-    Yields:
-        Pieces of at most ``CHUNK_BYTES``.
+    Events have a valid order, names and sizes, and no piece is larger.
     """
     buffer = bytearray()
     for piece in _encode(events):
@@ -126,11 +109,7 @@ def encode(events: Iterable[Event]) -> Iterator[bytes]:
 
 
 def dump_tree(tree: Node) -> Iterator[bytes]:
-    """Write the NAR of a tree in memory, in pieces of at most ``CHUNK_BYTES``.
-
-    Raises:
-        FormatError: an invalid file name.
-    """
+    """Write the NAR of a tree in memory, in pieces as of ``encode``; FormatError for an invalid file name."""
     return encode(_walk_tree(tree))
 
 

@@ -77,15 +77,10 @@ def can_unpack(compression: str) -> bool:
 
 
 def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object]) -> None:
-    """Check a compressed NAR against its narinfo, and that it has the form that Nix writes; blocks.
+    """Check a NAR of a known compression against its narinfo, and for the form that Nix writes; blocks.
 
-    Args:
-        narinfo: its compression can be unpacked.
-        file: the compressed bytes.
-        keep_going: called for each piece; what it raises ends the check.
-
-    Raises:
-        FormatError: it cannot be unpacked, is another NAR, or is not a valid NAR.
+    ``keep_going`` is called for each piece; what it raises ends the check. Raises FormatError if the NAR
+    cannot be unpacked, is another one, or is not valid.
     """
     hasher, size = hashlib.sha256(), 0
 
@@ -145,11 +140,7 @@ class _Streams:
                 piece = b""
 
     def finish(self) -> None:
-        """Check that the last stream is complete.
-
-        Raises:
-            EOFError: it is truncated, even if the NAR is whole.
-        """
+        """Check that the last stream is complete; EOFError if it is truncated, even if the NAR is whole."""
         if not self._is_between:
             raise EOFError("it ends in the middle of a stream")
 

@@ -29,14 +29,9 @@ _KINDS = {"p": "a fifo", "s": "a socket", "b": "a block device", "c": "a charact
 
 
 def dump(path: Path, *, use_case_hack: bool = False) -> Iterator[bytes]:
-    """Write the NAR of a file, symlink or directory, with at most a few pieces of it in memory.
+    """Write the NAR of a file, symlink or directory, in pieces of at most ``CHUNK_BYTES``.
 
-    Args:
-        path: to dump; a symlink is not followed.
-        use_case_hack: strip ``CASE_HACK`` from names, as Nix does on macOS.
-
-    Yields:
-        Pieces of at most ``CHUNK_BYTES``.
+    A symlink is not followed. With ``use_case_hack``, names lose ``CASE_HACK``, as in Nix on macOS.
 
     Raises:
         FormatError: something that a NAR cannot hold, such as a fifo, or a file whose size changes meanwhile.
@@ -46,14 +41,10 @@ def dump(path: Path, *, use_case_hack: bool = False) -> Iterator[bytes]:
 
 
 def restore(chunks: Iterable[bytes], target: Path) -> None:
-    """Unpack an untrusted NAR: nothing outside ``target`` is touched.
+    """Unpack an untrusted NAR: nothing outside ``target``, whose parent exists, is touched.
 
-    Only new names are created and existing ones never opened, so no link is followed. Modes are 0777 and
-    0666 less the umask. If the NAR turns out to be bad, what was unpacked is removed.
-
-    Args:
-        chunks: the NAR, in pieces of any size.
-        target: the file, symlink or directory to create; its parent exists.
+    Only new names are created and existing ones never opened, so no link is followed. Modes are 0777 and 0666
+    less the umask. If the NAR turns out to be bad, what was unpacked is removed.
 
     Raises:
         FormatError: not a NAR.

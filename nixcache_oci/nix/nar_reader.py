@@ -41,13 +41,10 @@ _EXECUTABLE_REST = words("") + CONTENTS
 
 
 def parse(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """Read a NAR from pieces of any size.
+    """Read a NAR from pieces of any size; it is valid only once this ends without an error.
 
-    Yields:
-        Events as ``nar`` defines them; the NAR is valid only once this ends without an error.
-
-    Raises:
-        FormatError: not a NAR, truncated, with trailing bytes, or over ``MAX_NAME_BYTES`` or ``MAX_DEPTH``.
+    Raises FormatError if it is no NAR, truncated, with trailing bytes, or over ``MAX_NAME_BYTES`` or
+    ``MAX_DEPTH``.
     """
     source = _Source(chunks)
     names: list[bytes] = []  # for each directory that is open, its last name

@@ -31,16 +31,8 @@ _MISSING_COMPRESSION = "bzip2"
 _UNKNOWN_DERIVER = "unknown-deriver"
 _SINGLE_FIELDS = frozenset(
     {
-        "StorePath",
-        "URL",
-        "Compression",
-        "FileHash",
-        "FileSize",
-        "NarHash",
-        "NarSize",
-        "References",
-        "Deriver",
-        "CA",
+        *("StorePath", "URL", "Compression", "FileHash", "FileSize"),
+        *("NarHash", "NarSize", "References", "Deriver", "CA"),
     }
 )
 _FIELDS = _SINGLE_FIELDS | {"Sig"}
@@ -61,35 +53,20 @@ _FIRST_SEGMENT = re.compile(r"[^/?#]*")
 
 @dataclass(frozen=True, slots=True)
 class NarInfo:
-    """One narinfo; every value can be written without breaking its line.
+    """One narinfo; every value can be written without breaking its line."""
 
-    Attributes:
-        store_path: of the object.
-        url: where its NAR is: relative to the cache's root, or absolute.
-        compression: of the NAR at ``url``; one of ``COMPRESSIONS``.
-        nar_hash: sha256 of the NAR, uncompressed.
-        nar_size: bytes in the NAR, uncompressed; not 0.
-        file_hash: sha256 of the file at ``url``, or None. Clients do not check it.
-        file_size: bytes of the file at ``url``, or None.
-        references: base names, possibly its own among them.
-        deriver: base name of the derivation that built it.
-        sigs: its signatures.
-        ca: its content address, as written.
-        extra: names and values of fields that Nix ignores.
-    """
-
-    store_path: StorePath
-    url: str
-    compression: str
-    nar_hash: NixHash
-    nar_size: int
-    file_hash: NixHash | None = None
-    file_size: int | None = None
-    references: tuple[str, ...] = ()
-    deriver: str | None = None
-    sigs: tuple[Signature, ...] = ()
-    ca: str | None = None
-    extra: tuple[tuple[str, str], ...] = ()
+    store_path: StorePath  # of the object
+    url: str  # where its NAR is: relative to the cache's root, or absolute
+    compression: str  # of the NAR at ``url``; one of ``COMPRESSIONS``
+    nar_hash: NixHash  # sha256 of the NAR, uncompressed
+    nar_size: int  # bytes in the NAR, uncompressed; not 0
+    file_hash: NixHash | None = None  # sha256 of the file at ``url``, or None. Clients do not check it
+    file_size: int | None = None  # bytes of the file at ``url``, or None
+    references: tuple[str, ...] = ()  # base names, possibly its own among them
+    deriver: str | None = None  # base name of the derivation that built it
+    sigs: tuple[Signature, ...] = ()  # its signatures
+    ca: str | None = None  # its content address, as written
+    extra: tuple[tuple[str, str], ...] = ()  # names and values of fields that Nix ignores
 
     def __post_init__(self) -> None:
         _check_url(self.url)
@@ -109,13 +86,10 @@ class NarInfo:
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
-        """Read a narinfo.
+        """Read a narinfo; FormatError if some Nix would fail at this.
 
         If a field is repeated, the last line counts, as in Nix. Dropped are malformed signatures, unknown
         fields that could not be written again, and a FileHash other than sha256, which nobody checks.
-
-        Raises:
-            FormatError: some Nix would fail at this.
         """
         single: dict[str, str] = {}
         sigs: list[str] = []
@@ -191,11 +165,7 @@ def _read_lines(text: str | bytes) -> Iterator[tuple[str, str]]:
 
 
 def _check_value(name: str, value: str) -> None:
-    """Check a value that a later line replaces: Nix parses it too.
-
-    Raises:
-        FormatError: Nix would fail at it.
-    """
+    """Check a value that a later line replaces: Nix parses it too; FormatError if it would fail at it."""
     match name:
         case "StorePath":
             StorePath.parse(value)

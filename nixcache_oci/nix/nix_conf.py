@@ -39,35 +39,20 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One assignment.
+    """One assignment."""
 
-    Attributes:
-        line: its number, from 1.
-        name: the current one, without ``extra-``.
-        is_extra: whether it adds to earlier lines.
-        values: the words after the equals sign.
-    """
-
-    line: int
-    name: str
-    is_extra: bool
-    values: tuple[str, ...]
+    line: int  # its number, from 1
+    name: str  # the current one, without ``extra-``
+    is_extra: bool  # whether it adds to earlier lines
+    values: tuple[str, ...]  # the words after the equals sign
 
 
 @dataclass(frozen=True, slots=True)
 class Substituter:
-    """The cache proxy, as a machine's nix.conf has to name it.
+    """The cache proxy, as a machine's nix.conf has to name it; FormatError if Nix would misread it."""
 
-    Attributes:
-        url: of the proxy.
-        keys: public keys, ``name:base64``.
-
-    Raises:
-        FormatError: Nix would read a value as something else.
-    """
-
-    url: str
-    keys: tuple[str, ...]
+    url: str  # of the proxy
+    keys: tuple[str, ...]  # public keys, ``name:base64``
 
     def __post_init__(self) -> None:
         for value in (self.url, *self.keys):
@@ -84,8 +69,7 @@ class Substituter:
 def parse_conf(text: str) -> tuple[Setting, ...]:
     """Parse the settings of one file; included files are ignored.
 
-    Raises:
-        FormatError: a line that Nix refuses; the error names it.
+    Raises FormatError, which names it, for a line that Nix refuses.
     """
     settings = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -105,10 +89,9 @@ def parse_conf(text: str) -> tuple[Setting, ...]:
 def complete_conf(text: str, wanted: Substituter) -> str:
     """Append what is missing; the same text if nothing is.
 
-    Raises:
-        FormatError: a line that Nix refuses; that trusts another key of the same name, because Nix uses only
-            the first; or that accepts unsigned paths from the proxy, whose port any local user may take while
-            it is down.
+    Raises FormatError for a line that Nix refuses; that trusts another key of the same name, because Nix uses
+    only the first; or that accepts unsigned paths from the proxy, whose port any local user may take while it
+    is down.
     """
     settings = parse_conf(text)
     if unsigned := _find_unsigned(settings, wanted.url):

@@ -14,8 +14,8 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.content_address import proves_its_path
-from nixcache_oci.nix.store_object import StoreObject
 from nixcache_oci.wording import counted
 
 SIGNATURE_BYTES: Final = 64
@@ -38,15 +38,10 @@ _QUOTES: Final = "\"'`"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One signature; ``str()`` gives ``<key name>:<base 64>`` as in a Sig field.
+    """One signature; ``str()`` gives ``<key name>:<base 64>`` as in a Sig field."""
 
-    Attributes:
-        key_name: of the key that made it.
-        raw: the 64 bytes of ed25519.
-    """
-
-    key_name: str
-    raw: bytes
+    key_name: str  # of the key that made it
+    raw: bytes  # the 64 bytes of ed25519
 
     def __post_init__(self) -> None:
         _check("signature", self.key_name, self.raw, SIGNATURE_BYTES)
@@ -56,25 +51,16 @@ class Signature:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<key name>:<base 64>``.
-
-        Raises:
-            FormatError: no key name, bad base 64, or not 64 bytes.
-        """
+        """Read ``<key name>:<base 64>``; FormatError for no key name, bad base 64, or not 64 bytes."""
         return cls(*_split("signature", text))
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key that verifies signatures; ``str()`` gives ``<name>:<base 64>``.
+    """A key that verifies signatures; ``str()`` gives ``<name>:<base 64>``."""
 
-    Attributes:
-        name: as in its signatures.
-        raw: the 32 bytes of ed25519.
-    """
-
-    name: str
-    raw: bytes
+    name: str  # as in its signatures
+    raw: bytes  # the 32 bytes of ed25519
 
     def __post_init__(self) -> None:
         _check("public key", self.name, self.raw, PUBLIC_KEY_BYTES)
@@ -84,11 +70,7 @@ class PublicKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``<name>:<base 64>``, white space around it allowed.
-
-        Raises:
-            FormatError: no name, bad base 64, or not 32 bytes.
-        """
+        """Read ``<name>:<base 64>``, white space around it allowed; FormatError for anything else."""
         return cls(*_split("public key", text.strip()))
 
     def verify(self, signed_fingerprint: str, signature: Signature) -> bool:
@@ -104,15 +86,10 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """A key that signs; only ``render`` shows its secret.
+    """A key that signs; only ``render`` shows its secret."""
 
-    Attributes:
-        name: as in its signatures.
-        seed: the 32 secret bytes of ed25519.
-    """
-
-    name: str
-    seed: bytes = field(repr=False)
+    name: str  # as in its signatures
+    seed: bytes = field(repr=False)  # the 32 secret bytes of ed25519
 
     def __post_init__(self) -> None:
         _check("secret key", self.name, self.seed, SEED_BYTES)
@@ -122,10 +99,8 @@ class SecretKey:
         """Read ``<name>:<base 64 of seed and public key>``, as copied from files, secrets and forms.
 
         White space, a byte order mark, quotes and ``NIX_SIGNING_KEY=`` around it are stripped, and, as by
-        Nix, line breaks within the base 64.
-
-        Raises:
-            FormatError: not such a key; the message does not repeat the text.
+        Nix, line breaks within the base 64. Raises FormatError, which does not repeat the text, for anything
+        else.
         """
         name, raw = _split("secret key", strip_key(text), is_secret=True)
         if len(raw) != SEED_BYTES + PUBLIC_KEY_BYTES:
@@ -140,11 +115,7 @@ class SecretKey:
 
     @classmethod
     def generate(cls, name: str) -> Self:
-        """Make a new key.
-
-        Raises:
-            FormatError: a name that Nix cannot use everywhere.
-        """
+        """Make a new key; FormatError for a name that Nix cannot use everywhere."""
         if not _NEW_KEY_NAME.fullmatch(name) or len(name) > _MAX_NEW_KEY_NAME:
             raise FormatError(
                 f"key name {name[:80]!r}: expected letters, digits and . _ + @ ~ -, the first a letter or "
@@ -179,11 +150,7 @@ def strip_key(text: str) -> str:
 
 
 def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
-    """Read a set of keys without duplicates.
-
-    Raises:
-        FormatError: not a key, or two keys of one name, of which Nix would use only one.
-    """
+    """Read a set of keys without duplicates; FormatError for anything else, or two keys of one name."""
     keys: dict[str, PublicKey] = {}
     for text in texts:
         key = PublicKey.parse(text)

@@ -36,36 +36,22 @@ class HashPart(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Check 32 nix32 characters, which encode 20 bytes.
-
-        Raises:
-            FormatError: wrong length, or a character outside nix32 (e, o, t, u).
-        """
+        """Check 32 nix32 characters, which encode 20 bytes; FormatError for others, such as e, o, t, u."""
         return cls(text)
 
     @classmethod
     def of(cls, base_name: str) -> Self:
-        """Return the hash part of a base name.
-
-        Raises:
-            FormatError: it does not start with one.
-        """
+        """Return the hash part of a base name; FormatError if it does not start with one."""
         return cls(base_name[:_HASH_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class StorePath:
-    """The path of a store object; ``str()`` gives the full path.
+    """The path of a store object; ``str()`` gives the full path."""
 
-    Attributes:
-        store_dir: an absolute path without a trailing slash.
-        hash_part: identifies the object.
-        name: 1 to 211 letters, digits and ``+-._?=``, not starting with ``.-`` or ``..-``.
-    """
-
-    store_dir: str
-    hash_part: HashPart
-    name: str
+    store_dir: str  # an absolute path without a trailing slash
+    hash_part: HashPart  # identifies the object
+    name: str  # 1 to 211 letters, digits and ``+-._?=``, not starting with ``.-`` or ``..-``
 
     def __post_init__(self) -> None:
         check_store_dir(self.store_dir)
@@ -82,14 +68,9 @@ class StorePath:
 
     @classmethod
     def parse(cls, text: str, store_dir: str | None = None) -> Self:
-        """Read the full path of a store object, not of a file inside one.
+        """Read the full path of a store object, not of a file inside one; in this store dir, if one is given.
 
-        Args:
-            text: the path.
-            store_dir: required store dir; None for any.
-
-        Raises:
-            FormatError: not a store path, or in another store dir.
+        Raises FormatError for anything else.
         """
         parent, _, base_name = text.rpartition("/")
         if store_dir is not None and parent != store_dir:
@@ -98,32 +79,23 @@ class StorePath:
 
     @classmethod
     def from_base_name(cls, base_name: str, store_dir: str) -> Self:
-        """Join a base name to its store dir.
-
-        Raises:
-            FormatError: not ``<hash part>-<name>``, or not a store dir.
-        """
+        """Join a base name, ``<hash part>-<name>``, to its store dir; FormatError if either is malformed."""
         if base_name[_HASH_CHARACTERS : _HASH_CHARACTERS + 1] != "-":
             raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
         return cls(store_dir, HashPart.of(base_name), base_name[_HASH_CHARACTERS + 1 :])
 
 
 def check_base_name(base_name: str) -> None:
-    """Check a base name: five times as fast as making its StorePath.
-
-    Raises:
-        FormatError: not ``<hash part>-<name>``.
-    """
+    """Check ``<hash part>-<name>``: five times as fast as making its StorePath; FormatError for all else."""
     if not _BASE_NAME.fullmatch(base_name):
         raise FormatError(f"store path: expected <hash part>-<name>, got {base_name[:300]!r}")
 
 
 @lru_cache(maxsize=8)  # most machines have one
 def check_store_dir(store_dir: str) -> None:
-    """Check a store dir.
+    """Check a store dir: an absolute path, not too long, without a trailing slash; else FormatError.
 
-    Raises:
-        FormatError: not absolute, too long, a trailing slash, or a part that is empty, ``.`` or ``..``.
+    No part of it is empty, ``.`` or ``..``.
     """
     is_short = len(store_dir) < _MAX_STORE_DIR_CHARACTERS
     if (
@@ -137,16 +109,10 @@ def check_store_dir(store_dir: str) -> None:
 
 
 def make_store_path(path_type: str, inner_digest_hex: str, name: str, store_dir: str) -> StorePath:
-    """Calculate the path of a store object from what identifies it.
+    """Calculate the path of a store object from what identifies it; FormatError for a bad name or store dir.
 
-    Args:
-        path_type: such as ``output:out``, or ``source`` or ``text`` followed by references.
-        inner_digest_hex: the sha256 of what the type says, in hex.
-        name: the object's name.
-        store_dir: another store dir gives another hash part.
-
-    Raises:
-        FormatError: invalid name or store dir.
+    ``path_type`` is such as ``output:out``, or ``source`` or ``text`` followed by references; the digest is
+    the sha256 of what the type says. Another store dir gives another hash part.
     """
     pre_image = f"{path_type}:sha256:{inner_digest_hex}:{store_dir}:{name}"
     digest = hashlib.sha256(pre_image.encode()).digest()

@@ -28,10 +28,8 @@ def is_accepted(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
 def choose_variant(variants: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarInfo:
     """Choose one of several narinfos of one store path, with the signatures of all that agree with it.
 
-    Args:
-        variants: at least one. The first is chosen, unless only one that disagrees with it is signed by one
-            of these keys, or signed at all.
-        keys: trusted by clients.
+    The first is chosen, unless only one that disagrees with it is signed by one of these keys, which clients
+    trust, or signed at all.
     """
     best = max(variants, key=lambda one: (is_accepted(one, keys), bool(one.sigs)))  # the first of equals
     chosen = next(one for one in variants if _covered(one) == _covered(best))

@@ -24,15 +24,10 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One accepted authentication scheme.
+    """One accepted authentication scheme."""
 
-    Attributes:
-        scheme: in lower case, such as ``bearer``.
-        parameters: by name in lower case, unquoted; a token68 is dropped, because no scheme used here has
-            one.
-    """
-
-    scheme: str
+    scheme: str  # in lower case, such as ``bearer``
+    # By name in lower case, unquoted; a token68 is dropped, because no scheme used here has one.
     parameters: dict[str, str] = field(default_factory=dict)
 
 

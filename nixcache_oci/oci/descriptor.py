@@ -31,22 +31,14 @@ _MEDIA_TYPE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Points at content.
+    """Points at content."""
 
-    Attributes:
-        media_type: what the content is.
-        digest: what it hashes to.
-        size: its length in bytes.
-        annotations: free text by key.
-        artifact_type: of a manifest.
-        extra: unknown fields (``platform``, ``urls``, ``data``), as JSON values.
-    """
-
-    media_type: str
-    digest: Digest
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
-    artifact_type: str | None = None
+    media_type: str  # what the content is
+    digest: Digest  # what it hashes to
+    size: int  # its length in bytes
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)  # free text by key
+    artifact_type: str | None = None  # of a manifest
+    # Unknown fields (``platform``, ``urls``, ``data``), as JSON values.
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -58,11 +50,7 @@ class Descriptor:
 
     @classmethod
     def from_json(cls, value: object) -> Self:
-        """Read a descriptor from parsed JSON.
-
-        Raises:
-            FormatError: a field is missing or wrong; the error names it.
-        """
+        """Read a descriptor from parsed JSON; FormatError, which names it, if a field is missing or wrong."""
         fields = parse_object(value)
         return cls(
             media_type=get_text(fields, "mediaType"),
@@ -89,11 +77,7 @@ class Descriptor:
 
 
 def get_descriptors(fields: Mapping[str, object], name: str) -> tuple[Descriptor, ...]:
-    """Read a required list of descriptors.
-
-    Raises:
-        FormatError: it is missing, or a descriptor is malformed.
-    """
+    """Read a required list of descriptors; FormatError if it is missing, or a descriptor is malformed."""
     descriptors = []
     for position, value in enumerate(get_list(fields, name)):
         with within(f"{name}[{position}]"):

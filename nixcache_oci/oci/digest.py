@@ -28,11 +28,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``sha256:<64 hex>``.
-
-        Raises:
-            FormatError: another algorithm, or not 64 lower-case hex digits.
-        """
+        """Read ``sha256:<64 hex>``; FormatError for another algorithm, or not 64 lower-case hex digits."""
         algorithm, _, digits = text.partition(":")
         if algorithm != "sha256":
             raise FormatError(f"digest: expected sha256:<64 hex>, got {text[:80]!r}")
@@ -44,11 +40,7 @@ class Digest:
         return cls(hashlib.sha256(content).hexdigest())
 
     def check(self, content: bytes | bytearray) -> None:
-        """Check that the bytes have this digest.
-
-        Raises:
-            DigestError: they do not.
-        """
+        """Check that the bytes have this digest; DigestError if they do not."""
         actual = self.of(content)
         if actual != self:
             raise DigestError(f"{self}: the bytes received ({len(content)}) have digest {actual}")

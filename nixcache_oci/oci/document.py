@@ -18,16 +18,10 @@ and parsing blocks all threads. This many values take 30 ms."""
 
 
 def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
-    """Read one JSON object.
+    """Read one JSON object from UTF-8 text; ``what`` names it in errors.
 
-    Args:
-        content: UTF-8 text.
-        what: names the document in errors.
-        limit: in bytes.
-
-    Raises:
-        FormatError: too long, too many values, not UTF-8, not JSON (NaN is not), nested too deeply, or not
-            an object.
+    Raises FormatError if it is over the limit, in bytes, has too many values, is not JSON (NaN is not),
+    nested too deeply, or not an object.
     """
     if len(content) > limit:
         raise FormatError(f"{what}: {counted(len(content), 'byte')}, over the limit of {limit}")
@@ -47,12 +41,16 @@ def parse_document(content: bytes, what: str, limit: int) -> dict[str, object]:
     return document
 
 
-def render_document(document: Mapping[str, object], what: str) -> bytes:
-    """Write a JSON object: compact, keys sorted, ASCII only.
+def read_json(content: bytes | str) -> object:
+    """Read a stranger's JSON, of which nothing may get into a message; None if it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
-    Raises:
-        FormatError: a value that JSON cannot represent, or nested too deeply.
-    """
+
+def render_document(document: Mapping[str, object], what: str) -> bytes:
+    """Write a JSON object: compact, keys sorted, ASCII only; FormatError for what JSON cannot represent."""
     try:
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -69,22 +67,14 @@ def within(where: str) -> Iterator[None]:
 
 
 def parse_object(value: object) -> dict[str, object]:
-    """Check that a value is a JSON object.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """Check that a value is a JSON object; FormatError if it is not."""
     if not isinstance(value, dict):
         raise FormatError(f"expected an object, got {clip(value)}")
     return value
 
 
 def get_text(fields: Mapping[str, object], name: str) -> str:
-    """Read a required string.
-
-    Raises:
-        FormatError: it is missing, or not a string.
-    """
+    """Read a required string; FormatError if it is missing, or not a string."""
     text = get_optional_text(fields, name)
     if text is None:
         raise FormatError(f"{name}: is missing")
@@ -92,11 +82,7 @@ def get_text(fields: Mapping[str, object], name: str) -> str:
 
 
 def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
-    """Read an optional string.
-
-    Raises:
-        FormatError: not a string.
-    """
+    """Read an optional string; FormatError if it is something else."""
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
         raise FormatError(f"{name}: expected a string, got {clip(value)}")
@@ -104,11 +90,7 @@ def get_optional_text(fields: Mapping[str, object], name: str) -> str | None:
 
 
 def get_list(fields: Mapping[str, object], name: str) -> list[object]:
-    """Read a required list.
-
-    Raises:
-        FormatError: it is missing, or not a list.
-    """
+    """Read a required list; FormatError if it is missing, or not a list."""
     if name not in fields:
         raise FormatError(f"{name}: is missing")
     value = fields[name]
@@ -120,11 +102,7 @@ def get_list(fields: Mapping[str, object], name: str) -> list[object]:
 
 
 def get_annotations(fields: Mapping[str, object]) -> dict[str, str]:
-    """Read the optional annotations.
-
-    Raises:
-        FormatError: not a map of strings.
-    """
+    """Read the optional annotations; FormatError unless they are a map of strings."""
     value = fields.get("annotations")
     if value is None:
         return {}

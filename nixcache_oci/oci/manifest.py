@@ -1,8 +1,9 @@
-"""Image manifests, and how to tell them from image indexes.
+"""Image manifests and image indexes, and how to tell them apart.
 
 No document may be read as both: a checker may have read it as the other kind (CVE-2021-41190). Docker's
-schema 2 is the same under other names.
-Source: OCI image specification, "Image Manifest".
+schema 2 is the same under other names. The tag ``cache-index`` is an image index, and so is ``index.json`` of
+a layout.
+Source: OCI image specification, "Image Manifest" and "Image Index".
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from nixcache_oci.oci.document import (
     clip,
     get_annotations,
     get_optional_text,
+    get_others,
     parse_document,
     render_document,
     within,
@@ -33,28 +35,19 @@ _ALL_TYPES = types.MANIFESTS + types.IMAGE_INDEXES
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A list of layers.
+    """A list of layers."""
 
-    Attributes:
-        artifact_type: None for a container image.
-        config: a blob that describes the layers.
-        layers: the blobs.
-        annotations: free text by key.
-        media_type: as in the document, or None.
-    """
-
-    artifact_type: str | None
-    config: Descriptor
-    layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
-    media_type: str | None = types.IMAGE_MANIFEST
+    artifact_type: str | None  # None for a container image
+    config: Descriptor  # a blob that describes the layers
+    layers: tuple[Descriptor, ...]  # the blobs
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)  # free text by key
+    media_type: str | None = types.IMAGE_MANIFEST  # as in the document, or None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
         """Read an OCI or Docker image manifest; unknown fields are dropped.
 
-        Raises:
-            FormatError: a field is missing or wrong; the error names it.
+        Raises FormatError, which names it, if a field is missing or wrong.
         """
         fields = parse_fields(content, "manifest", types.MANIFESTS)
         with within("manifest"):
@@ -85,17 +78,10 @@ class Manifest:
 
 
 def parse_media_type(content: bytes, stated: str = "") -> str:
-    """Determine the kind of a manifest or image index.
+    """Determine whether a document is a manifest or an image index, and return its media type.
 
-    Args:
-        content: the document.
-        stated: the media type from its repository; a general one, such as ``application/json``, is ignored.
-
-    Returns:
-        One of ``media_type.MANIFESTS`` or ``media_type.IMAGE_INDEXES``.
-
-    Raises:
-        FormatError: it is neither, or the stated type contradicts its own.
+    ``stated`` is the one from its repository; a general one, such as ``application/json``, is ignored. Raises
+    FormatError if it is neither, or the stated type contradicts its own.
     """
     what = "manifest or image index"
     fields = parse_document(content, what, MAX_MANIFEST_BYTES)
@@ -106,15 +92,9 @@ def parse_media_type(content: bytes, stated: str = "") -> str:
 
 
 def parse_fields(content: bytes, what: str, media_types: tuple[str, ...]) -> dict[str, object]:
-    """Read the fields of a manifest or an image index.
+    """Read the fields of a manifest or an image index, which ``what`` names in errors.
 
-    Args:
-        content: the document.
-        what: names it in errors.
-        media_types: allowed, if it states one.
-
-    Raises:
-        FormatError: not a JSON object, another schema, or the other kind of document.
+    Raises FormatError if it is no JSON object, of another schema, or states another than these media types.
     """
     fields = parse_document(content, what, MAX_MANIFEST_BYTES)
     with within(what):
@@ -150,3 +130,44 @@ def _refuse_fields_of_the_other_kind(fields: Mapping[str, object], media_type: s
     for name in _ONLY_IN_MANIFESTS if is_image_index else _ONLY_IN_IMAGE_INDEXES:
         if name in fields:
             raise FormatError(f"{name}: does not belong in {media_type}")
+
+
+_KNOWN_IN_IMAGE_INDEXES = ("annotations", "manifests", "mediaType", "schemaVersion")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """A list of manifests; ``dataclasses.replace`` keeps unknown fields."""
+
+    manifests: tuple[Descriptor, ...]  # what it lists
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)  # free text by key
+    media_type: str | None = types.IMAGE_INDEX  # as in the document, or None
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)  # unknown fields, as JSON values
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read an OCI image index or a Docker manifest list.
+
+        Raises FormatError, which names it, if a field is missing or wrong.
+        """
+        fields = parse_fields(content, "image index", types.IMAGE_INDEXES)
+        with within("image index"):
+            return cls(
+                manifests=get_descriptors(fields, "manifests"),
+                annotations=get_annotations(fields),
+                media_type=get_optional_text(fields, "mediaType"),
+                extra=get_others(fields, _KNOWN_IN_IMAGE_INDEXES),
+            )
+
+    def render(self) -> bytes:
+        """Write it: equal indexes give equal bytes and digests."""
+        fields: dict[str, object] = {
+            **self.extra,
+            "schemaVersion": 2,
+            "manifests": [manifest.to_json() for manifest in self.manifests],
+        }
+        if self.media_type is not None:
+            fields["mediaType"] = self.media_type
+        if self.annotations:
+            fields["annotations"] = dict(self.annotations)
+        return render_document(fields, "image index")

@@ -33,20 +33,14 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class RegistryReference:
-    """A repository at a registry; ``str()`` gives ``ghcr.io/owner/name/nix-cache``.
+    """A repository at a registry; ``str()`` gives ``ghcr.io/owner/name/nix-cache``."""
 
-    Attributes:
-        host: ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case.
-        plain_http: HTTP without TLS.
-        repository: in lower case.
-    """
-
-    host: str
-    plain_http: bool
-    repository: str
+    host: str  # ``name``, ``name:port``, ``[IPv6]`` or ``[IPv6]:port``, in lower case
+    plain_http: bool  # HTTP without TLS
+    repository: str  # in lower case
 
     def __post_init__(self) -> None:
-        _parse_host_name(self.host)
+        _check_host(self.host)
         if not is_repository(self.repository):
             raise FormatError(
                 f"repository {self.repository[:80]!r}: registries take lower-case letters and digits, "
@@ -55,16 +49,13 @@ class RegistryReference:
 
     @classmethod
     def of(cls, registry: str, repo: str, image: str) -> Self:
-        """Build a reference from user input.
+        """Build a reference from user input; FormatError names an invalid part.
 
         Args:
             registry: ``host[:port]``; an ``http://`` prefix asks for plain HTTP, the default of loopback
                 hosts, and ``https://`` for TLS.
             repo: GitHub's ``owner/name``, in any case; may be empty.
             image: the last part of the name.
-
-        Raises:
-            FormatError: an invalid part; the error names it.
         """
         if "@" in registry:  # not shown: it may be a password
             raise FormatError("registry: user and password do not belong in the address")
@@ -80,7 +71,7 @@ class RegistryReference:
                 f"registry {registry[:80]!r}: only host[:port] belongs here, without a path;"
                 " the path is made of the repository (owner/name) and the image"
             )
-        plain_http = scheme == "http" or (scheme == "" and is_loopback_name(_parse_host_name(host)))
+        plain_http = scheme == "http" or (scheme == "" and is_loopback(host))
         return cls(host, plain_http, "/".join(part for part in (repo.lower(), image.lower()) if part))
 
     def __str__(self) -> str:
@@ -93,15 +84,12 @@ class RegistryReference:
 
 
 def fit_repository(name: str) -> str:
-    """Convert the name of a Git repository to a valid repository name.
+    """Convert the name of a Git repository, of any depth, to a valid repository name.
 
     Registries are stricter than GitHub, which allows ``.github``, ``name-`` and ``_x``. A valid part stays,
     in lower case: Git hosts ignore case. Any other part keeps its valid characters, followed by a hash of the
     whole part: ``github.xbdcc6a…``. No two parts collide: one that looks like such a result is hashed too.
     Separators are never repeated, which some registries refuse.
-
-    Args:
-        name: such as ``owner/.github``; of any depth.
     """
     return "/".join(_fit_part(part) for part in name.lower().split("/"))
 
@@ -124,11 +112,7 @@ def is_tag(text: str) -> bool:
 
 
 def parse_tag_or_digest(text: str) -> str | Digest:
-    """Parse a tag, which stays text, or a digest.
-
-    Raises:
-        FormatError: neither.
-    """
+    """Parse a tag, which stays text, or a digest; FormatError if it is neither."""
     if ":" in text:
         return Digest.parse(text)
     if not is_tag(text):
@@ -139,8 +123,8 @@ def parse_tag_or_digest(text: str) -> str | Digest:
     return text
 
 
-def _parse_host_name(host: str) -> str:
-    """Check ``host[:port]`` and return the host."""
+def _check_host(host: str) -> None:
+    """Check ``host[:port]``; FormatError for anything else."""
     match = _AUTHORITY.fullmatch(host)
     if match is None:
         hint = " (an IPv6 address needs brackets)" if host.count(":") > 1 else ""
@@ -155,14 +139,15 @@ def _parse_host_name(host: str) -> str:
             raise FormatError(f"registry {host[:80]!r}: {error}") from error
     elif len(name) > _MAX_DNS_NAME or not _DNS_NAME.fullmatch(name):
         raise FormatError(f"registry {host[:80]!r}: {name[:80]!r} is not the name of a host")
-    return name
 
 
-def is_loopback_name(name: str) -> bool:
-    """Check whether a lower-case host name or address is loopback."""
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host[:port]`` is this machine: localhost, or a loopback address."""
+    name = host.lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     if name == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

@@ -15,7 +15,6 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy import app_keys
-from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -37,14 +36,17 @@ from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
+from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
 _SWEEP_SECONDS: Final = 2.0
+# For so many NARs that may stream, one more blob may be on its way before a client asks.
+_SHARE_AHEAD: Final = 4
 _SITE: Final = "Sec-Fetch-Site"
 
 
@@ -53,9 +55,10 @@ def build_app(
 ) -> web.Application:
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
-    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
-    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     limits = current_limits()
+    at_once = limits.streams // _SHARE_AHEAD
+    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, at_once)
+    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     connections = Connections(limits.connections)
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))

@@ -15,36 +15,22 @@ MIN_PACK_MEMORY_BYTES: Final = 4 * MAX_PACK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """Settings of the proxy.
+    """Settings of the proxy."""
 
-    Attributes:
-        listen: IP address or host name to listen on, without brackets.
-        port: TCP port to listen on, 0 for a free one.
-        upstreams: base URLs of the caches that are asked on a miss, in order, as for ``parse_upstream``; not
-            shown, because a URL may contain a password.
-        index_ttl_seconds: between refreshes of the index, at least 1.
-        index_dir: folder for the last good index; need not exist.
-        pack_memory_bytes: limit of packs in memory, at least MIN_PACK_MEMORY_BYTES.
-        priority: for nix-cache-info; Nix asks lower numbers first.
-        store_dir: for nix-cache-info, without a trailing slash.
-        upstream_nars: ``stream`` relays upstream NARs, ``direct`` hands out the upstream's URL.
-        hosts: further valid Host headers, in lower case, without port.
-        public_keys: required signers of narinfos; empty for none.
-        trusted_keys: keys that Nix on this machine trusts.
-    """
-
-    listen: str
-    port: int
+    listen: str  # IP address or host name to listen on, without brackets
+    port: int  # TCP port to listen on, 0 for a free one
+    # Base URLs of the caches that are asked on a miss, in order, as for ``parse_upstream``; not shown,
+    # because a URL may contain a password.
     upstreams: tuple[str, ...] = field(repr=False)
-    index_ttl_seconds: float
-    index_dir: Path
-    pack_memory_bytes: int
-    priority: int
-    store_dir: str
-    upstream_nars: UpstreamNars
-    hosts: frozenset[str]
-    public_keys: tuple[PublicKey, ...]
-    trusted_keys: tuple[PublicKey, ...] = ()
+    index_ttl_seconds: float  # between refreshes of the index, at least 1
+    index_dir: Path  # folder for the last good index; need not exist
+    pack_memory_bytes: int  # limit of packs in memory, at least MIN_PACK_MEMORY_BYTES
+    priority: int  # for nix-cache-info; Nix asks lower numbers first
+    store_dir: str  # for nix-cache-info, without a trailing slash
+    upstream_nars: UpstreamNars  # ``stream`` relays upstream NARs, ``direct`` hands out the upstream's URL
+    hosts: frozenset[str]  # further valid Host headers, in lower case, without port
+    public_keys: tuple[PublicKey, ...]  # required signers of narinfos; empty for none
+    trusted_keys: tuple[PublicKey, ...] = ()  # keys that Nix on this machine trusts
 
     @property
     def client_keys(self) -> tuple[PublicKey, ...]:

@@ -61,13 +61,8 @@ def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, a
     """Check whether a browser sends a request for a page that is not ours.
 
     Browsers add Sec-Fetch-Site to every request, and no page can change it; links from other pages count,
-    too, because no page of ours has links.
-
-    Args:
-        sites: values of Sec-Fetch-Site; none from other clients, and from browsers before 2023.
-        origins: values of Origin.
-        host: value of Host.
-        allow: value of ``X-Nixcache-Oci``, as below; with it, Origin does not count.
+    too, because no page of ours has links. Other clients, and browsers before 2023, send none. With the
+    header ``X-Nixcache-Oci``, as below, Origin does not count.
     """
     if any(site.strip().lower() not in _OUR_SITES for site in sites):
         return True
@@ -78,9 +73,7 @@ def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, a
 def may_change_state(origin: str | None, allow: str | None) -> bool:
     """Check whether a request may change state.
 
-    Args:
-        origin: value of Origin: browsers send it across origins, and with every POST.
-        allow: value of ``X-Nixcache-Oci``: a page of another origin cannot send it, because the preflight
-            request of the browser is refused.
+    Browsers send Origin across origins, and with every POST. A page of another origin cannot send
+    ``X-Nixcache-Oci``, because the preflight request of the browser is refused.
     """
     return origin is None or allow is not None

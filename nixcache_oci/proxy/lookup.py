@@ -18,7 +18,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.signature_union import Finder, SignatureUnion
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,6 @@ class LookUpResult:
     narinfo: bytes | None = None
 
 
-class Finder(Protocol):
-    """Finds narinfos elsewhere."""
-
-    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
-        """Return one, or None; raises UpstreamError if that is unknown."""
-
-
 class LoopFinder(Finder, Protocol):
     """A finder that detects loops."""
 
@@ -72,8 +65,8 @@ class UpstreamFinder:
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Look up; concurrent requests share the look-up. A loop ends at once.
 
-        Raises:
-            UpstreamError: an upstream could not answer and no other has it, or too many look-ups are running.
+        Raises UpstreamError if an upstream could not answer and no other has it, or too many look-ups are
+        running.
         """
         if self._upstreams.is_loop(via):
             return None

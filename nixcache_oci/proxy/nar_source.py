@@ -1,4 +1,4 @@
-"""The source of NARs: blobs, streamed and verified, and slices of packs.
+"""The source of NARs: blobs, streamed and verified or fetched ahead, and slices of packs.
 
 Uses one chunk of memory per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
 """
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from typing import Final
 
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES, NarUrl
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import BlobStream, Repository
@@ -16,8 +16,7 @@ from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import verified
+from nixcache_oci.proxy.verified import Quarantine, verified
 from nixcache_oci.wording import counted
 
 MOST_UNKNOWN: Final = 16
@@ -27,17 +26,11 @@ _MAX_SIZES: Final = 4096
 # A blob that was 404 twice is not requested again for a while, unless the index has changed. Once may be a
 # registry's mistake.
 _MISSING_SECONDS: Final = 30.0
+_PIECE_BYTES: Final = 64 * 1024  # of a NAR in memory
 
 
 class NarSource:
-    """Opens NARs.
-
-    Args:
-        repository: has the blobs.
-        packs: for slices.
-        quarantine: of corrupt blobs, which are not found.
-        generation: returns another object once missing blobs may exist.
-    """
+    """Opens NARs; ``generation`` returns another object once missing blobs may exist."""
 
     def __init__(
         self,
@@ -60,27 +53,31 @@ class NarSource:
     async def slice_of_pack(self, url: NarUrl) -> bytes:
         """Return a verified NAR from a pack.
 
-        Raises:
-            NotFoundError: the pack is in quarantine.
-            FormatError: the slice is outside the pack.
-            Error: the pack could not be fetched.
+        Raises NotFoundError if the pack is in quarantine; FormatError if it has no such slice; Error if it is
+        not to be had.
         """
         self._check(url.blob)
         async with self._noting(url.blob):
             return await self._packs.cut_out(url.blob, *_extent(url))
 
-    def cached_slice(self, url: NarUrl) -> memoryview | None:
-        """Return the slice if it is in memory; see ``PackCache.cached``."""
-        return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
+    def cached(self, url: NarUrl) -> memoryview | None:
+        """Return a NAR of at most 256 KiB if it is in memory; see ``PackCache.cached``."""
+        if url.blob in self._quarantine:
+            return None
+        if url.offset is not None:
+            return self._packs.cached(url.blob, *_extent(url))
+        nar = self._packs.cached_nar(url.blob)
+        return nar if nar is not None and len(nar) <= MAX_PACKED_NAR_BYTES else None
 
     async def size(self, blob: Digest) -> int:
         """Return a blob's size; concurrent calls share the request.
 
-        Raises:
-            NotFoundError: there is no such blob, or it is in quarantine.
-            RegistryError: the repository could not answer.
+        Raises NotFoundError if there is no such blob, or it is in quarantine; RegistryError if there was no
+        answer.
         """
         self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            return len(nar)
         known = self._sizes.get(blob)
         if known is not None:
             return known
@@ -99,8 +96,13 @@ class NarSource:
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, read on.
-            DigestError: from the bytes: they are wrong, and the blob is in quarantine.
+            DigestError: from the bytes, unless it was fetched ahead: they are wrong, and the blob is in
+                quarantine.
         """
+        self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            yield len(nar), _pieces(nar, 0, len(nar))
+            return
         async with self._open(blob) as stream:
             try:
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
@@ -114,13 +116,12 @@ class NarSource:
     async def part(self, blob: Digest, start: int, end: int) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a part of a blob; of a local file, after verifying the whole.
 
-        A part from a registry cannot be verified: Nix checks NarHash.
-
-        Raises:
-            NotFoundError: there is no such blob, or it is in quarantine.
-            DigestError: a file does not match its digest, and is in quarantine.
-            RegistryError: it could not be opened; or, from the bytes, read on.
+        A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
+        self._check(blob)
+        if (nar := await self._packs.nar(blob)) is not None:
+            yield _pieces(nar, start, end)
+            return
         known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
             if stream.check is not None:
@@ -146,7 +147,9 @@ class NarSource:
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
         self._check(blob)
         async with AsyncExitStack() as stack:
-            async with self._turn(blob), self._noting(blob):
+            # Requests for blobs that may not exist are bounded.
+            turn: AbstractAsyncContextManager[None] = nullcontext() if blob in self._sizes else self._turns
+            async with turn, self._noting(blob):
                 stream = await stack.enter_async_context(open_resuming(self._repository, blob, start, end))
             self._sizes.put(blob, stream.size)
             yield stream
@@ -156,10 +159,6 @@ class NarSource:
             size = await self._repository.stat_blob(blob)
         self._sizes.put(blob, size)
         return size
-
-    def _turn(self, blob: Digest) -> AbstractAsyncContextManager[None]:
-        """Bound concurrent requests for blobs that may not exist."""
-        return nullcontext() if blob in self._sizes else self._turns
 
     @asynccontextmanager
     async def _noting(self, blob: Digest) -> AsyncIterator[None]:
@@ -177,6 +176,11 @@ class NarSource:
                 self._missing = Quarantine(seconds=_MISSING_SECONDS)
             (self._missing if blob in self._missed_once else self._missed_once).add(blob)
             raise
+
+
+async def _pieces(nar: bytearray, start: int, end: int) -> AsyncIterator[bytes]:
+    for position in range(start, end, _PIECE_BYTES):
+        yield bytes(memoryview(nar)[position : min(position + _PIECE_BYTES, end)])
 
 
 def _extent(url: NarUrl) -> tuple[int, int]:

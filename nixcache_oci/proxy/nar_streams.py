@@ -47,9 +47,7 @@ class NarStreams:
     async def turn(self, connection: Connection) -> AsyncIterator[None]:
         """Stream one NAR while the block runs.
 
-        Raises:
-            BusyError: its turn did not come.
-            ConnectionError: the client went away meanwhile.
+        Raises BusyError if its turn did not come; ConnectionError if the client went away meanwhile.
         """
         if self._free:
             self._free -= 1

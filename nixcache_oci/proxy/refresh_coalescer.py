@@ -30,8 +30,7 @@ class RefreshCoalescer:
     async def refresh(self) -> None:
         """Refresh, starting after this call: a running refresh may miss what the client knows of.
 
-        Raises:
-            Error: the repository could not be read; the catalog is unchanged.
+        Raises Error if the repository could not be read; the catalog is unchanged.
         """
         if self._next is None:
             self._next = asyncio.create_task(self._refresh_after(self._running), name="refresh for a client")

@@ -42,20 +42,13 @@ _SAVED: Final = timedelta(hours=1)  # between writes of the time alone
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a cache, across runs of the proxy.
+    """What was seen of a cache, across runs of the proxy."""
 
-    Attributes:
-        looked: when the repository last confirmed its state, or None.
-        newest: time of the newest segment ever listed, or None.
-        newest_now: time of the newest segment now, or None.
-        older_since: since when that is older than one seen before, or None.
-        missing: tags of segments that disappeared unmarked, and when; at most ``MAX_MISSING``.
-    """
-
-    looked: datetime | None = None
-    newest: datetime | None = None
-    newest_now: datetime | None = None
-    older_since: datetime | None = None
+    looked: datetime | None = None  # when the repository last confirmed its state, or None
+    newest: datetime | None = None  # time of the newest segment ever listed, or None
+    newest_now: datetime | None = None  # time of the newest segment now, or None
+    older_since: datetime | None = None  # since when that is older than one seen before, or None
+    # Tags of segments that disappeared unmarked, and when; at most ``MAX_MISSING``.
     missing: Mapping[str, datetime] = field(default_factory=dict)
 
     @property
@@ -106,21 +99,11 @@ class Seen:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """Read what ``to_json`` wrote, without ``newest_now``.
-
-        Raises:
-            FormatError: it is damaged.
-        """
+        """Read what ``to_json`` wrote, without ``newest_now``; FormatError if it is damaged."""
         try:
             match json.loads(content):
                 case {"looked": looked, "newest": newest, "older_since": older, "missing": dict(missing)}:
-                    return cls(
-                        _parse(looked),
-                        _parse(newest),
-                        None,
-                        _parse(older),
-                        _parse_missing(missing),
-                    )
+                    return cls(_parse(looked), _parse(newest), None, _parse(older), _parse_missing(missing))
         except (FormatError, ValueError, TypeError, RecursionError) as error:
             raise FormatError(f"what was seen of the cache: {error}") from None
         raise FormatError("what was seen of the cache: fields are missing")
@@ -181,11 +164,7 @@ class RegressionWatch:
             _log.info("the registry shows again what it had shown before")
 
     async def save(self) -> None:
-        """Save changes for the next run.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Save changes for the next run; OSError if it cannot be written."""
         if self._is_new():
             await asyncio.to_thread(
                 write_file, self._folder / _FILE, [self.seen.to_json().encode()], self._folder

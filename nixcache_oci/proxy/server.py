@@ -100,11 +100,7 @@ def _keep_freed_memory() -> None:
 async def serving(
     config: ProxyConfig, repository: Repository, *, activated_sockets: Sequence[socket.socket] = ()
 ) -> AsyncIterator[list[str]]:
-    """Serve while the block runs; arguments and errors as of ``run_proxy``.
-
-    Yields:
-        The addresses, such as ``http://127.0.0.1:37515``.
-    """
+    """Serve while the block runs, and yield the addresses; arguments and errors as of ``run_proxy``."""
     counters = Counters()
     configured = open_upstreams(config.upstreams)
     upstreams = Upstreams(

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from nixcache_oci.cache.table import HashPartBytes
 from nixcache_oci.clients.bounded_cache import BoundedCache
+from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
@@ -25,15 +26,17 @@ _ANSWERED_SECONDS: Final = 3600.0  # as long as Nix itself remembers that a path
 _UNKNOWN_SECONDS: Final = 60.0
 
 
-class _Finder(Protocol):
-    async def find(self, hash_part: HashPart) -> NarInfo | None:
-        """Return a narinfo of an upstream."""
+class Finder(Protocol):
+    """Finds narinfos elsewhere."""
+
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
+        """Return one, or None; raises UpstreamError if that is unknown."""
 
 
 class SignatureUnion:
     """Adds upstream signatures to narinfos, and caches the result; ``keys`` are those that clients trust."""
 
-    def __init__(self, finder: _Finder, keys: tuple[PublicKey, ...]) -> None:
+    def __init__(self, finder: Finder, keys: tuple[PublicKey, ...]) -> None:
         self._finder = finder
         self._keys = keys
         self._memo: BoundedCache[HashPartBytes, tuple[bytes, bytes, float]] = BoundedCache(MOST_REMEMBERED)

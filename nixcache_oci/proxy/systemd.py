@@ -24,13 +24,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Notifies the service manager; a failure never stops the service.
+    """Notifies the service manager; a failure never stops the service."""
 
-    Attributes:
-        address: the manager's datagram socket: a path, or ``@`` and an abstract name; empty for none.
-    """
-
-    address: str
+    address: str  # the manager's datagram socket: a path, or ``@`` and an abstract name; empty for none
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -69,14 +65,8 @@ class Notifier:
 def activated_sockets(environment: MutableMapping[str, str], pid: int) -> list[socket.socket]:
     """Take over listening sockets of systemd, non-blocking and not inheritable; none without activation.
 
-    The variables are removed from the environment, so that no child uses the sockets.
-
-    Args:
-        environment: of this process; LISTEN_PID says whether the sockets are meant for it.
-        pid: of this process.
-
-    Raises:
-        UsageError: they are not listening stream sockets.
+    The variables are removed from the environment, so that no child uses the sockets. LISTEN_PID says whether
+    they are meant for this process. Raises UsageError if they are not listening stream sockets.
     """
     given = {name: environment.pop(name, "") for name in _ACTIVATION_VARIABLES}
     if given["LISTEN_PID"] != str(pid):

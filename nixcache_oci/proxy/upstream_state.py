@@ -86,14 +86,9 @@ def _make_secret(path: RootedPath) -> None:
 
 
 def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float) -> tuple[Upstream, ...]:
-    """Save which upstreams are configured, and return former ones; blocks.
+    """Save in the index folder which upstreams are configured, and return former ones; blocks.
 
     If the file cannot be read or written, URLs of former upstreams are not served, and a warning is logged.
-
-    Args:
-        folder: the index folder; need not exist.
-        configured: upstreams.
-        now: seconds of ``time.time``.
     """
     path = RootedPath(folder) / FORMER_FILE
     current = {str(upstream.base): upstream for upstream in configured}
@@ -120,9 +115,7 @@ def remember_upstreams(folder: Path, configured: Iterable[Upstream], now: float)
 def _read_former(path: RootedPath, now: float) -> dict[str, float]:
     """Read when each upstream left the configuration; those configured last leave it now.
 
-    Raises:
-        FormatError: malformed, or others may have written it.
-        OSError: it cannot be read.
+    Raises FormatError if it is malformed, or others may have written it; OSError if it cannot be read.
     """
     with os.fdopen(path.open(), "rb") as file:
         status = os.fstat(file.fileno())

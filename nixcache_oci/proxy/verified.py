@@ -1,13 +1,15 @@
 """Verified streams: no client receives a corrupt blob as a complete response.
 
-The bytes are hashed while they stream, and the last piece is held back until the hash matches. Source: design
-section 3, promise 3.
+The bytes are hashed while they stream, and the last piece is held back until the hash matches. A corrupt blob
+is then 404 for a while, so that a client's resume fails gracefully: Nix resumes a cut transfer; at a 404 it
+tries another cache, or builds. Source: design section 3, promise 3; facts about Nix clients, "Reading".
 """
 
 import asyncio
 import hashlib
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from threading import Lock
 from typing import Final
@@ -15,7 +17,37 @@ from typing import Final
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.quarantine import Quarantine
+
+QUARANTINE_SECONDS: Final = 600.0
+_MAX_ENTRIES: Final = 1024
+
+
+class Quarantine:
+    """Remembers digests for some seconds after they were last added; ``clock`` is monotonic."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, seconds: float = QUARANTINE_SECONDS
+    ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._until: dict[Digest, float] = {}
+
+    def add(self, digest: Digest) -> None:
+        """Add a blob."""
+        self._until.pop(digest, None)
+        self._until[digest] = self._clock() + self._seconds
+        while len(self._until) > _MAX_ENTRIES:
+            del self._until[next(iter(self._until))]
+
+    def __contains__(self, digest: Digest) -> bool:
+        until = self._until.get(digest)
+        if until is None:
+            return False
+        if until <= self._clock():
+            del self._until[digest]
+            return False
+        return True
+
 
 # A thread starts for so much: with less, waiting for the interpreter costs more than it gains.
 _BATCH_BYTES: Final = 512 * 1024
@@ -28,10 +60,8 @@ _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 async def verified(stream: BlobStream, digest: Digest, quarantine: Quarantine) -> AsyncGenerator[bytes, None]:
     """Forward the pieces of a whole blob, the last one only once all of them match the digest.
 
-    Only the last piece waits for hashing; unhashed pieces are held: at most 1 MiB and a piece.
-
-    Raises:
-        DigestError: they do not match; at least one byte was not forwarded, and the blob is in quarantine.
+    Only the last piece waits for hashing; unhashed pieces are held: at most 1 MiB and a piece. Raises
+    DigestError if they do not match; then at least one byte was not forwarded, and the blob is in quarantine.
     """
     hashing = _Hashing()
     held = b""

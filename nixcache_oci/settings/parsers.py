@@ -1,7 +1,6 @@
-"""Parsers from the text of one setting to its value.
+"""Parsers from the text of one setting to its value; the text of an unset one without a default is empty.
 
-Each raises FormatError, or UsageError for an upstream, that says what is expected. They get an empty text for
-an unset variable without a default.
+Each raises FormatError, or UsageError for an upstream, that says what is expected.
 """
 
 import ipaddress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.segment import MAX_LAYERS
-from nixcache_oci.clients.local_store.child_environment import find_refused
+from nixcache_oci.clients.local_store.environment import find_refused
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
@@ -25,14 +24,7 @@ MIN_LAYERS: Final = 2
 PATH_SEPARATOR: Final = ":"
 LAYOUT_SCHEME: Final = "oci:"
 
-LOG_LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
-
-_UPSTREAM_NARS: Final[dict[str, UpstreamNars]] = {"stream": "stream", "direct": "direct"}
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 # int() and float() accept more than a person means: "1_000", other scripts' digits, "nan".
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
@@ -62,13 +54,8 @@ def parse_yes_or_no(text: str) -> bool:
         raise FormatError("expected yes or no") from None
 
 
-def parse_text(text: str) -> str:
-    """Take any text."""
-    return text
-
-
 def parse_pass_env(text: str) -> tuple[str, ...]:
-    """Read names of environment variables, separated by spaces; this program's own secrets are refused."""
+    """Read names of environment variables, separated by spaces, without this program's own secrets."""
     names = tuple(dict.fromkeys(text.split()))
     if (refused := find_refused(names)) is not None:
         raise FormatError(f"{refused} is this program's own, and builds could read it; leave it out")
@@ -110,9 +97,7 @@ def parse_image(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """Read a TCP port; 0 picks a free one."""
-    if not _WHOLE_NUMBER.fullmatch(text) or int(text) > MAX_PORT:
-        raise FormatError(f"expected a port number from 0 to {MAX_PORT}")
-    return int(text)
+    return _parse_whole(text, f"a port number from 0 to {MAX_PORT}", most=MAX_PORT)
 
 
 def parse_listen(text: str) -> str:
@@ -140,9 +125,7 @@ def parse_index_ttl(text: str) -> float:
 
 def parse_priority(text: str) -> int:
     """Read a substituter's priority; Nix treats a cache with anything but a number as broken."""
-    if not _WHOLE_NUMBER.fullmatch(text):
-        raise FormatError("expected a whole number, 0 or more")
-    return int(text)
+    return _parse_whole(text, "a whole number, 0 or more")
 
 
 def parse_store_dir(text: str) -> str:
@@ -154,9 +137,10 @@ def parse_store_dir(text: str) -> str:
 
 def parse_upstream_nars(text: str) -> UpstreamNars:
     """Read whether upstream NARs pass through the proxy."""
-    if text not in _UPSTREAM_NARS:
-        raise FormatError(f"expected {' or '.join(_UPSTREAM_NARS)}")
-    return _UPSTREAM_NARS[text]
+    match text:
+        case "stream" | "direct":
+            return text
+    raise FormatError("expected stream or direct")
 
 
 def parse_hosts(text: str) -> frozenset[str]:
@@ -191,10 +175,9 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
 
 def parse_log_level(text: str) -> int:
     """Read the name of a level into a number of the logging module."""
-    level = LOG_LEVELS.get(text.lower())
-    if level is None:
+    if text.lower() not in LOG_LEVELS:
         raise FormatError(f"expected one of {', '.join(LOG_LEVELS)}")
-    return level
+    return logging.getLevelNamesMapping()[text.upper()]
 
 
 def parse_path(text: str) -> Path | None:
@@ -214,9 +197,8 @@ def parse_secret_key(text: str) -> SecretKey | None:
 
 def parse_max_layers(text: str) -> int:
     """Read how many layers a manifest may have: the table, and at least one blob."""
-    if not _WHOLE_NUMBER.fullmatch(text) or not MIN_LAYERS <= int(text) <= MAX_LAYERS:
-        raise FormatError(f"expected a number from {MIN_LAYERS} to {MAX_LAYERS}")
-    return int(text)
+    expected = f"a number from {MIN_LAYERS} to {MAX_LAYERS}"
+    return _parse_whole(text, expected, least=MIN_LAYERS, most=MAX_LAYERS)
 
 
 def parse_max_blob_bytes(text: str) -> int | None:
@@ -231,9 +213,14 @@ def parse_max_blob_bytes(text: str) -> int | None:
 
 def parse_pack_memory(text: str) -> int:
     """Read how many MiB packs may take in memory, into bytes."""
-    if not _WHOLE_NUMBER.fullmatch(text) or int(text) * _MIB < MIN_PACK_MEMORY_BYTES:
-        raise FormatError(f"expected a number of MiB, at least {MIN_PACK_MEMORY_BYTES // _MIB}")
-    return int(text) * _MIB
+    least = MIN_PACK_MEMORY_BYTES // _MIB
+    return _parse_whole(text, f"a number of MiB, at least {least}", least=least) * _MIB
+
+
+def _parse_whole(text: str, expected: str, *, least: int = 0, most: int | None = None) -> int:
+    if not _WHOLE_NUMBER.fullmatch(text) or int(text) < least or (most is not None and int(text) > most):
+        raise FormatError(f"expected {expected}")
+    return int(text)
 
 
 def _is_host(text: str) -> bool:

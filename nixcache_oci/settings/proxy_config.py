@@ -3,24 +3,20 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
-from nixcache_oci.clients.nix_conf_files import read_nix_conf
+from nixcache_oci.clients.local_store.nix_settings import read_nix_conf
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, find_values
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.settings import variables
-from nixcache_oci.settings.index_dir import index_dir
-from nixcache_oci.settings.upstream_config import upstream_urls
+from nixcache_oci.settings.file_config import upstream_urls
+from nixcache_oci.settings.repository_config import index_dir
 from nixcache_oci.settings.values import Values
 
 
 def proxy_config(values: Values) -> ProxyConfig:
-    """Parse the proxy's settings.
-
-    Raises:
-        UsageError: a value that cannot be used.
-    """
+    """Parse the proxy's settings; raises UsageError for a value that cannot be used."""
     return ProxyConfig(
         listen=values.get(variables.LISTEN),
         port=values.get(variables.PORT),
@@ -40,8 +36,7 @@ def proxy_config(values: Values) -> ProxyConfig:
 def trusted_keys(environment: Mapping[str, str]) -> tuple[PublicKey, ...]:
     """Read which keys Nix on this machine trusts: a hit that one of them signed needs no other signature.
 
-    Unreadable files and those that nix.conf includes are skipped. A key that is missed costs further
-    questions to upstreams, and no trust.
+    Unreadable and included files are skipped: a missed key costs requests to upstreams, and no trust.
     """
     settings = read_nix_conf(environment, with_users=False)
     has_all = any(one.name == TRUSTED_PUBLIC_KEYS and not one.is_extra for one in settings)

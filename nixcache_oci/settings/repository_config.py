@@ -1,57 +1,49 @@
-"""Which repository a command works on."""
+"""Which repository a command works on, its limits, and where its index is kept."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import platformdirs
 
+from nixcache_oci.cache.index_folder import NOWHERE
+from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.credentials import is_github
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
 from nixcache_oci.settings.values import Values, shown
-from nixcache_oci.settings.variables import IMAGE, REGISTRY, REPO
+from nixcache_oci.settings.variables import IMAGE, INDEX_DIR, MAX_BLOB_BYTES, MAX_LAYERS, REGISTRY, REPO
 
-APPLICATION: Final = "nixcache-oci"
+_APPLICATION: Final = "nixcache-oci"
+
+# Source: GitHub's documentation, "Working with the Container registry".
+_GHCR: Final = "ghcr.io"
+_GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutLocation:
-    """An OCI layout in a folder, which need not exist yet."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryLocation:
-    """A repository in a registry."""
-
-    reference: RegistryReference
-
-
-RepositoryConfig = LayoutLocation | RegistryLocation
+RepositoryConfig = Path | RegistryReference
+"""The folder of an OCI layout, which need not exist yet, or a repository in a registry."""
 
 
 def repository_config(values: Values) -> RepositoryConfig:
-    """Decide which repository is meant; without settings, the embedded cache in the user's data folder.
+    """Find the repository that is meant; without settings, the embedded cache in the user's data folder.
 
     Raises:
         UsageError: a registry without a repository, or names that a registry cannot have.
     """
     registry, repo, image = values.get(REGISTRY), values.get(REPO), values.get(IMAGE)
     if isinstance(registry, Path):
-        return LayoutLocation(registry)
+        return registry
     if repo is None:
         if values.is_given(REGISTRY):
             raise UsageError(
                 f"{REGISTRY.name} names a registry, but not which repository in it: "
                 f"set {REPO.name} or {REPO.flag} to owner/name"
             )
-        return LayoutLocation(_user_data() / "cache")
+        return _user_data() / "cache"
     try:
         reference = RegistryReference.of(registry, fit_repository(repo), image)
     except FormatError as error:  # each part is valid, so together they are too long
@@ -66,29 +58,45 @@ def repository_config(values: Values) -> RepositoryConfig:
             REPO.name,
             IMAGE.name,
         )
-    return RegistryLocation(reference)
+    return reference
 
 
 def repository_source(location: RepositoryConfig, values: Values) -> str | None:
-    """Give the URL of the GitHub repository that the cache belongs to; None where it belongs to none.
-
-    GHCR links a package to the repository that its annotations name.
-    """
+    """Return the URL of the GitHub repository that the cache belongs to, to which GHCR links the package."""
     repo = values.get(REPO)
     # Any other depth names a repository of some registry only.
-    if not isinstance(location, RegistryLocation) or repo is None or repo.count("/") != 1:
+    if isinstance(location, Path) or repo is None or repo.count("/") != 1:
         return None
     return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"
 
 
-def _user_data() -> Path:
-    """Return the user's data folder, for the embedded cache.
+def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
+    """Return how segments are written there, and the largest blob that the registry accepts."""
+    most = values.get(MAX_BLOB_BYTES)
+    if most is None and isinstance(location, RegistryReference) and location.host == _GHCR:
+        most = _GHCR_MAX_BLOB_BYTES
+    return SegmentOptions(values.get(MAX_LAYERS), most, repository_source(location, values))
 
-    Raises:
-        UsageError: this user has no home folder.
-    """
+
+def index_dir(values: Values) -> Path:
+    """Return the folder for the indexes of all caches; ``NOWHERE`` for a user without a home folder."""
+    # systemd.exec(5), CacheDirectory=: folders are separated by colons; ours comes first.
+    of_service = values.environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    given = values.get(INDEX_DIR)
+    if given is not None:
+        return given
+    if of_service:
+        return Path(of_service)
     try:
-        found = platformdirs.user_data_path(APPLICATION, appauthor=False)
+        found = platformdirs.user_cache_path(_APPLICATION, appauthor=False)
+    except RuntimeError:  # no home folder
+        return NOWHERE
+    return found if found.is_absolute() else NOWHERE
+
+
+def _user_data() -> Path:
+    try:
+        found = platformdirs.user_data_path(_APPLICATION, appauthor=False)
     except RuntimeError:
         found = Path()
     if not found.is_absolute():
@@ -100,11 +108,7 @@ def _user_data() -> Path:
 
 
 def _check_github(repo: str) -> None:
-    """Check that a package in GitHub's registry can belong to this repository.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """Refuse a repository to which no package in GitHub's registry can belong."""
     owner, _, name = repo.partition("/")
     if not name or "/" in name:
         raise UsageError(f"{REPO.name} {shown(repo)}: expected owner/name, such as octocat/my-cache")
@@ -127,9 +131,9 @@ def parse_location(text: str) -> RepositoryConfig:
         if text.startswith(LAYOUT_SCHEME):
             registry = parse_registry(text)
             if isinstance(registry, Path):
-                return LayoutLocation(registry)
+                return registry
         if slash and repository:
-            return RegistryLocation(RegistryReference.of(f"{scheme}{separator}{host}", repository, ""))
+            return RegistryReference.of(f"{scheme}{separator}{host}", repository, "")
     except FormatError as error:
         raise UsageError(f"{shown(text)}: {error}") from None
     raise UsageError(

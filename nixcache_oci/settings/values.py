@@ -1,12 +1,11 @@
 """One setting: an environment variable, and the flag of the same name, which overrides it.
 
-A default is text and goes through the same parser as what a user writes, so it cannot be unparsable or of
-another type.
+A default is text, and is parsed like what a user writes.
 """
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -24,13 +23,11 @@ class Variable(Generic[T_co]):
     """One setting.
 
     Attributes:
-        name: of the environment variable.
-        default: as a user would write it; an empty string for none.
-        parse: turns a text into the value; see ``parsers``.
-        help: one line for people.
+        parse: one of ``parsers``.
         metavar: stands for the value in help.
+        default: as a user would write it; an empty string for none.
         default_note: describes a default that is only known at run time, such as a user's folder.
-        separator: separates the values of a list; None for a single value.
+        separator: of the values of a list; None for a single value.
         empty_is_value: whether an empty text is a value, or the same as unset.
         is_environment_only: whether it has no flag, which anybody on the machine could read.
         is_switch: whether its flag, such as ``--no-merge``, takes no value and sets it to no.
@@ -39,10 +36,10 @@ class Variable(Generic[T_co]):
     """
 
     name: str
-    default: str
     parse: Callable[[str], T_co]
-    help: str
     metavar: str
+    help: str
+    default: str = ""
     default_note: str = ""
     separator: str | None = None
     empty_is_value: bool = False
@@ -61,22 +58,20 @@ class Variable(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What the user set: the environment and the flags of one command.
+    """The environment of the process, which a verb may change, and the parsed arguments of a command.
 
-    Attributes:
-        environment: of the process.
-        flags: parsed arguments; each flag's destination is its variable's name.
+    The destination of each setting's flag is its variable's name.
     """
 
-    environment: Mapping[str, str]
+    environment: MutableMapping[str, str]
     flags: argparse.Namespace
 
     def is_given(self, variable: Variable[object]) -> bool:
-        """Tell whether the user set it, so that the default does not count."""
+        """Tell whether the user set it."""
         return self._given(variable) is not None
 
     def text(self, variable: Variable[object], *, with_environment: bool) -> str | None:
-        """Return the text that the user set, by flag alone or by the environment as well."""
+        """Return the text that the user set, by a flag, or by the environment where that counts."""
         values = self if with_environment else Values({}, self.flags)
         given = values._given(variable)  # noqa: SLF001  # its own class
         return None if given is None else given[1]
@@ -101,20 +96,14 @@ class Values:
 
     def _given(self, variable: Variable[object]) -> tuple[str, str] | None:
         """Find what the user set: the flag's or variable's name, and the text."""
-        flag_text = self._flag_text(variable)
-        for origin, text in (
-            (variable.flag or "", flag_text),
-            (variable.name, self.environment.get(variable.name)),
-        ):
+        flag: str | list[str] | None = getattr(self.flags, variable.name, None)
+        if isinstance(flag, list):
+            flag = (variable.separator or " ").join(flag)
+        named = ((variable.flag or "", flag), (variable.name, self.environment.get(variable.name)))
+        for origin, text in named:
             if text is not None and (variable.empty_is_value or text.strip()):
                 return origin, text.strip()
         return None
-
-    def _flag_text(self, variable: Variable[object]) -> str | None:
-        given: str | list[str] | None = getattr(self.flags, variable.name, None)
-        if isinstance(given, list):
-            return (variable.separator or " ").join(given)
-        return given
 
 
 def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[object]]) -> None:
@@ -123,7 +112,7 @@ def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[obje
     without_flag = []
     for variable in variables:
         if variable.flag is None:
-            without_flag.append(variable)
+            without_flag.append(f"{variable.name}: {variable.help}")
             continue
         text = _help(variable).replace("%", "%%")
         if variable.is_switch:
@@ -137,49 +126,40 @@ def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[obje
             action="store" if variable.separator is None else "append",
         )
     if without_flag:
-        parser.epilog = "From the environment only: " + "; ".join(
-            f"{variable.name}: {variable.help}" for variable in without_flag
-        )
+        parser.epilog = "From the environment only: " + "; ".join(without_flag)
 
 
 def unknown_variables(
     environment: Mapping[str, str], variables: Iterable[Variable[object]]
 ) -> tuple[str, ...]:
-    """Describe set variables that have our prefix and are unknown, one sentence each.
+    """Describe each set variable that has our prefix and is unknown.
 
-    They are no errors, because other tools of this family share the prefix.
+    These are no errors: other tools of this family share the prefix.
     """
-    known = [variable.name for variable in variables]
-    return tuple(
-        _unknown_sentence(name, known)
-        for name in sorted(environment)
-        if name.startswith(PREFIX) and name not in known
-    )
-
-
-def _unknown_sentence(name: str, known: list[str]) -> str:
     # Compared without the prefix, which would make all of them similar.
-    endings = [other.removeprefix(PREFIX) for other in known if other.startswith(PREFIX)]
-    near = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1, cutoff=0.7)
-    if near:
-        return f"{name} is not a variable of nixcache-oci and is ignored: did you mean {PREFIX}{near[0]}?"
-    return f"{name} is not a variable of nixcache-oci and is ignored"
+    names = (variable.name for variable in variables)
+    known = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
+    given = (name.removeprefix(PREFIX) for name in sorted(environment) if name.startswith(PREFIX))
+    sentences = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            hint = f": did you mean {PREFIX}{near[0]}?" if near else ""
+            sentences.append(f"{PREFIX}{name} is not a variable of nixcache-oci and is ignored{hint}")
+    return tuple(sentences)
 
 
 def _help(variable: Variable[object]) -> str:
     default = variable.default_note or variable.default or "none"
-    separator = {None: "", ":": "; repeat the flag, or separate values with a colon"}.get(
-        variable.separator, "; repeat the flag, or separate values with spaces"
-    )
-    return f"{variable.help}{separator} [{variable.name}, default: {default}]"
+    by = "a colon" if variable.separator == ":" else "spaces"
+    repeated = "" if variable.separator is None else f"; repeat the flag, or separate values with {by}"
+    return f"{variable.help}{repeated} [{variable.name}, default: {default}]"
 
 
 def shown(text: str) -> str:
     """Quote a value for an error: without passwords in URLs, and cut to a bounded length."""
     text = without_users(text)
-    if len(text) > _MAX_SHOWN_CHARACTERS:
-        text = text[:_MAX_SHOWN_CHARACTERS] + "..."
-    return repr(text)
+    return repr(text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[:_MAX_SHOWN_CHARACTERS]}...")
 
 
 def without_users(text: str) -> str:

@@ -5,201 +5,178 @@ The environment, the flags and their help follow this list; a test keeps README'
 
 from typing import Final
 
-from nixcache_oci.clients.local_store.child_environment import PASS_ENV_VARIABLE
+from nixcache_oci.clients.local_store.environment import PASS_ENV_VARIABLE
 from nixcache_oci.settings import parsers
 from nixcache_oci.settings.values import Variable
 
 REPO: Final = Variable(
-    name="NIXCACHE_REPO",
-    default="",
-    parse=parsers.parse_repo,
-    metavar="OWNER/NAME",
-    help="GitHub repository that the cache belongs to; other registries take any number of parts",
+    "NIXCACHE_REPO",
+    parsers.parse_repo,
+    "OWNER/NAME",
+    "GitHub repository that the cache belongs to; other registries take any number of parts",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
 REGISTRY: Final = Variable(
-    name="NIXCACHE_REGISTRY",
+    "NIXCACHE_REGISTRY",
+    parsers.parse_registry,
+    "HOST[:PORT]",
+    "registry; loopback hosts and http://... speak plain HTTP; oci:/path is an OCI layout folder",
     default="ghcr.io",
-    parse=parsers.parse_registry,
-    metavar="HOST[:PORT]",
-    help="registry; loopback hosts and http://... speak plain HTTP; oci:/path is an OCI layout folder",
     hides_value=True,
 )
 IMAGE: Final = Variable(
-    name="NIXCACHE_IMAGE",
+    "NIXCACHE_IMAGE",
+    parsers.parse_image,
+    "NAME",
+    "last part of the repository's name in the registry",
     default="nix-cache",
-    parse=parsers.parse_image,
-    metavar="NAME",
-    help="last part of the repository's name in the registry",
 )
 GITHUB_TOKEN: Final = Variable(
-    name="GITHUB_TOKEN",
-    default="",
-    parse=parsers.parse_text,
-    metavar="TOKEN",
-    help="token for GitHub's registries, and for one on this machine",
+    "GITHUB_TOKEN",
+    str,
+    "TOKEN",
+    "token for GitHub's registries, and for one on this machine",
     hides_value=True,
 )
-GH_TOKEN: Final = Variable(
-    name="GH_TOKEN",
-    default="",
-    parse=parsers.parse_text,
-    metavar="TOKEN",
-    help="the same, if GITHUB_TOKEN is not set",
-    hides_value=True,
-)
+GH_TOKEN: Final = Variable("GH_TOKEN", str, "TOKEN", "the same, if GITHUB_TOKEN is not set", hides_value=True)
 TOKEN: Final = Variable(
-    name="NIXCACHE_TOKEN",
-    default="",
-    parse=parsers.parse_text,
-    metavar="TOKEN",
-    help="token, or user:password, for any registry, if there is no token file",
+    "NIXCACHE_TOKEN",
+    str,
+    "TOKEN",
+    "token, or user:password, for any registry, if there is no token file",
     hides_value=True,
     is_environment_only=True,
 )
 TOKEN_FILE: Final = Variable(
-    name="NIXCACHE_TOKEN_FILE",
-    default="",
-    parse=parsers.parse_path,
-    metavar="FILE",
-    help="file with a token, or user:password, for any registry",
+    "NIXCACHE_TOKEN_FILE",
+    parsers.parse_path,
+    "FILE",
+    "file with a token, or user:password, for any registry",
     default_note="NIXCACHE_TOKEN, GITHUB_TOKEN, GH_TOKEN, logins of docker and podman, else anonymous",
 )
 PORT: Final = Variable(
-    name="NIXCACHE_PORT",
+    "NIXCACHE_PORT",
+    parsers.parse_port,
+    "PORT",
+    "port to listen on; 0 picks a free one and prints it",
     default="37515",
-    parse=parsers.parse_port,
-    metavar="PORT",
-    help="port to listen on; 0 picks a free one and prints it",
 )
 LISTEN: Final = Variable(
-    name="NIXCACHE_LISTEN",
+    "NIXCACHE_LISTEN",
+    parsers.parse_listen,
+    "ADDRESS",
+    "IP address or host name to listen on",
     default="127.0.0.1",
-    parse=parsers.parse_listen,
-    metavar="ADDRESS",
-    help="IP address or host name to listen on",
 )
 UPSTREAM: Final = Variable(
-    name="NIXCACHE_UPSTREAM",
+    "NIXCACHE_UPSTREAM",
+    parsers.parse_upstreams,
+    "URL",
+    "upstream caches to ask for what this cache lacks; empty for none",
     default="https://cache.nixos.org",
-    parse=parsers.parse_upstreams,
-    metavar="URL",
-    help="upstream caches to ask for what this cache lacks; empty for none",
     separator=" ",
     empty_is_value=True,
     hides_value=True,
 )
 UPSTREAM_FILE: Final = Variable(
-    name="NIXCACHE_UPSTREAM_FILE",
-    default="",
-    parse=parsers.parse_path,
-    metavar="FILE",
-    help="file with more upstream caches, one URL per line, which may contain user:password",
+    "NIXCACHE_UPSTREAM_FILE",
+    parsers.parse_path,
+    "FILE",
+    "file with more upstream caches, one URL per line, which may contain user:password",
 )
 INDEX_TTL: Final = Variable(
-    name="NIXCACHE_INDEX_TTL",
+    "NIXCACHE_INDEX_TTL",
+    parsers.parse_index_ttl,
+    "SECONDS",
+    "seconds between refreshes of the index",
     default="300",
-    parse=parsers.parse_index_ttl,
-    metavar="SECONDS",
-    help="seconds between refreshes of the index",
 )
 INDEX_DIR: Final = Variable(
-    name="NIXCACHE_INDEX_DIR",
-    default="",
-    parse=parsers.parse_path,
-    metavar="FOLDER",
-    help="folder for the last good index",
+    "NIXCACHE_INDEX_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder for the last good index",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
 PACK_MEMORY: Final = Variable(
-    name="NIXCACHE_PACK_MEMORY",
+    "NIXCACHE_PACK_MEMORY",
+    parsers.parse_pack_memory,
+    "MIB",
+    "memory for packs while closures are fetched",
     default="256",
-    parse=parsers.parse_pack_memory,
-    metavar="MIB",
-    help="memory for packs while closures are fetched",
 )
 PRIORITY: Final = Variable(
-    name="NIXCACHE_PRIORITY",
+    "NIXCACHE_PRIORITY",
+    parsers.parse_priority,
+    "NUMBER",
+    "priority in nix-cache-info; lower is asked first, and cache.nixos.org has 40",
     default="30",
-    parse=parsers.parse_priority,
-    metavar="NUMBER",
-    help="priority in nix-cache-info; lower is asked first, and cache.nixos.org has 40",
 )
 STORE_DIR: Final = Variable(
-    name="NIXCACHE_STORE_DIR",
+    "NIXCACHE_STORE_DIR",
+    parsers.parse_store_dir,
+    "FOLDER",
+    "store folder in nix-cache-info",
     default="/nix/store",
-    parse=parsers.parse_store_dir,
-    metavar="FOLDER",
-    help="store folder in nix-cache-info",
 )
 UPSTREAM_NARS: Final = Variable(
-    name="NIXCACHE_UPSTREAM_NARS",
+    "NIXCACHE_UPSTREAM_NARS",
+    parsers.parse_upstream_nars,
+    "stream|direct",
+    "pass upstream NARs through the proxy, or hand out the upstream's own URL",
     default="stream",
-    parse=parsers.parse_upstream_nars,
-    metavar="stream|direct",
-    help="pass upstream NARs through the proxy, or hand out the upstream's own URL",
 )
 HOSTS: Final = Variable(
-    name="NIXCACHE_HOSTS",
-    default="",
-    parse=parsers.parse_hosts,
-    metavar="NAME",
-    help="more host names that the proxy answers to, as on a LAN",
+    "NIXCACHE_HOSTS",
+    parsers.parse_hosts,
+    "NAME",
+    "more host names that the proxy answers to, as on a LAN",
     separator=" ",
 )
 PUBLIC_KEYS: Final = Variable(
-    name="NIXCACHE_PUBLIC_KEYS",
-    default="",
-    parse=parsers.parse_public_keys,
-    metavar="NAME:BASE64",
-    help="public keys that entries must be signed with",
+    "NIXCACHE_PUBLIC_KEYS",
+    parsers.parse_public_keys,
+    "NAME:BASE64",
+    "public keys that entries must be signed with",
     separator=" ",
     hides_value=True,
 )
 SIGNING_KEY_FILE: Final = Variable(
-    name="NIXCACHE_SIGNING_KEY_FILE",
-    default="",
-    parse=parsers.parse_paths,
-    metavar="FILE",
-    help="file of a secret key (name:base64) to sign with",
+    "NIXCACHE_SIGNING_KEY_FILE",
+    parsers.parse_paths,
+    "FILE",
+    "file of a secret key (name:base64) to sign with",
     separator=parsers.PATH_SEPARATOR,
 )
 SIGNING_KEY: Final = Variable(
-    name="NIX_SIGNING_KEY",
-    default="",
-    parse=parsers.parse_secret_key,
-    metavar="NAME:BASE64",
-    help="secret key to sign with, for CI",
+    "NIX_SIGNING_KEY",
+    parsers.parse_secret_key,
+    "NAME:BASE64",
+    "secret key to sign with, for CI",
     hides_value=True,
 )
 CONFIG_DIR: Final = Variable(
-    name="NIXCACHE_CONFIG_DIR",
-    default="config",
-    parse=parsers.parse_text,
-    metavar="FLAKE",
-    help="flake to publish if the command line names none",
+    "NIXCACHE_CONFIG_DIR", str, "FLAKE", "flake to publish if the command line names none", default="config"
 )
 PASS_ENV: Final = Variable(
-    name=PASS_ENV_VARIABLE,
-    default="",
-    parse=parsers.parse_pass_env,
-    metavar="NAME",
-    help="more environment variables to pass to Nix, such as SSH_AUTH_SOCK; builds can read them",
+    PASS_ENV_VARIABLE,
+    parsers.parse_pass_env,
+    "NAME",
+    "more environment variables to pass to Nix, such as SSH_AUTH_SOCK; builds can read them",
     separator=" ",
 )
 MAX_LAYERS: Final = Variable(
-    name="NIXCACHE_MAX_LAYERS",
+    "NIXCACHE_MAX_LAYERS",
+    parsers.parse_max_layers,
+    "NUMBER",
+    "most layers in a manifest; some registries take only 500",
     default="2000",
-    parse=parsers.parse_max_layers,
-    metavar="NUMBER",
-    help="most layers in a manifest; some registries take only 500",
 )
 MAX_BLOB_BYTES: Final = Variable(
-    name="NIXCACHE_MAX_BLOB_BYTES",
-    default="",
-    parse=parsers.parse_max_blob_bytes,
-    metavar="BYTES",
-    help="largest blob that the registry takes",
+    "NIXCACHE_MAX_BLOB_BYTES",
+    parsers.parse_max_blob_bytes,
+    "BYTES",
+    "largest blob that the registry takes",
     default_note="10 GB at ghcr.io, else no limit",
 )
 MERGE: Final = Variable(
@@ -211,11 +188,11 @@ MERGE: Final = Variable(
     is_switch=True,
 )
 LOG_LEVEL: Final = Variable(
-    name="NIXCACHE_LOG_LEVEL",
+    "NIXCACHE_LOG_LEVEL",
+    parsers.parse_log_level,
+    "|".join(parsers.LOG_LEVELS),
+    "what to log on standard error",
     default="info",
-    parse=parsers.parse_log_level,
-    metavar="|".join(parsers.LOG_LEVELS),
-    help="what to log on standard error",
 )
 
 REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (

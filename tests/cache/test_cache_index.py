@@ -12,7 +12,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
+from nixcache_oci.oci.manifest import ImageIndex
 
 NOW = datetime(2026, 11, 21, 3, 15, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ import pytest
 from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
 from nixcache_oci.cache.table import HashPartBytes, Table, TableHeader, render_table, row_key
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
-from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.cli.demo import make_sample
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo

@@ -98,6 +98,18 @@ async def test_what_is_left_of_a_segment_is_listed_anew() -> None:
     assert len(told) == 1
 
 
+async def test_what_replaces_a_segment_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the second in which that was pushed: else the refusal of the index would have no remedy."""
+    monkeypatch.setattr(index_repair, "now", lambda: CREATED)
+    storage, told = ModelStorage(), list[str]()
+    gone = await make(storage, [ALONE])
+    delete(storage, gone, with_tag=False)
+    await add(StrictRepository(storage), told)
+    assert gone.manifest not in storage.manifests
+    assert await names(StrictRepository(storage)) == ["alone"]
+    assert len(told) == 1
+
+
 async def test_a_segment_without_its_table_is_left_out() -> None:
     """There is nothing that could be listed anew."""
     storage, told = ModelStorage(), list[str]()

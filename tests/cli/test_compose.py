@@ -12,22 +12,22 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.clients.registry.client import RegistryRemover
-from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Remover
 from nixcache_oci.errors import UsageError
 from nixcache_oci.oci.reference import RegistryReference
-from nixcache_oci.settings.repository_config import LayoutLocation, RegistryLocation, RepositoryConfig
+from nixcache_oci.settings.repository_config import RepositoryConfig
 from tests.support.objects import store_object
 from tests.support.publish import publish
 
 _TABLES = 40
-_AT_REGISTRY = RegistryLocation(RegistryReference.of("127.0.0.1:5000", "owner/name", "nix-cache"))
+_AT_REGISTRY = RegistryReference.of("127.0.0.1:5000", "owner/name", "nix-cache")
 
 
 @pytest.mark.parametrize("push", [False, True])
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (LayoutLocation(Path("/somewhere")), "oci:/somewhere"),
+        (Path("/somewhere"), "oci:/somewhere"),
         (_AT_REGISTRY, "127.0.0.1:5000/owner/name/nix-cache"),
     ],
     ids=["layout", "registry"],
@@ -86,8 +86,8 @@ def test_event_loop_is_the_fast_one() -> None:
 @pytest.mark.parametrize(
     ("config", "api_url", "kind"),
     [
-        (LayoutLocation(Path("/somewhere")), "", LayoutRemover),
-        (RegistryLocation(RegistryReference.of("ghcr.io", "Owner/name", "nix-cache")), "", GithubPackages),
+        (Path("/somewhere"), "", LayoutRemover),
+        (RegistryReference.of("ghcr.io", "Owner/name", "nix-cache"), "", GithubPackages),
         (_AT_REGISTRY, "https://api.github.com", RegistryRemover),
         (_AT_REGISTRY, "http://127.0.0.1:1/api", GithubPackages),
     ],

@@ -90,7 +90,7 @@ def test_foreign_lines_give_no_commands(capsys: pytest.CaptureFixture[str]) -> N
     # A line that knows the word, as of a build that reads along, does not end them.
     for line in (f"::{word}::", f"  ##[{word}]", f"##[{word.upper()}]", EVIL):
         log.show(line)
-    actions.error("own")
+    actions.annotate("error", "own")
     log.show("::set-output name=x::y")
     log.resume()
     log.resume()

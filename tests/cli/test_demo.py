@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.cli.sample import make_sample
+from nixcache_oci.cli.demo import make_sample
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.nix import NixSandbox
 from tests.support.programs import require_program

@@ -33,14 +33,14 @@ def test_a_run_is_known_by_what_github_sets() -> None:
 
 def test_an_annotation_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a line break nor a percent sign can forge another command."""
-    actions_of().error("100% wrong\r\n::set-output name=x::y")
-    actions_of().warning("careful")
+    actions_of().annotate("error", "100% wrong\r\n::set-output name=x::y")
+    actions_of().annotate("warning", "careful")
     assert capsys.readouterr().err == ("::error::100%25 wrong%0A::set-output name=x::y\n::warning::careful\n")
 
 
 def test_an_annotation_has_no_terminal_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """What Nix or a registry said may hold anything; only line breaks have a form of their own."""
-    actions_of().warning("red\x1b[31m\nnext\u2028")
+    actions_of().annotate("warning", "red\x1b[31m\nnext\u2028")
     assert capsys.readouterr().err == "::warning::red\\x1b[31m%0Anext\\u2028\n"
 
 

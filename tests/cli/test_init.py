@@ -24,11 +24,8 @@ pytestmark = pytest.mark.needs("git")
 
 TOP = Path(__file__).parent.parent.parent
 WRITTEN = {
-    ".github/workflows/gc-cache.yml",
-    ".github/workflows/publish-cache.yml",
-    ".github/workflows/update-and-cache.yml",
-    ".gitignore",
-    "config/flake.nix",
+    *(".github/workflows/gc-cache.yml", ".github/workflows/publish-cache.yml"),
+    *(".github/workflows/update-and-cache.yml", ".gitignore", "config/flake.nix"),
 }
 
 

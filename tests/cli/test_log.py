@@ -142,11 +142,7 @@ def test_journal_gets_priorities_and_no_time(root_logger: logging.Logger, is_jou
         written = lines.read().splitlines()
     if is_journal:
         assert [line.partition(" ")[0] for line in written] == [
-            "<7>level=debug",
-            "<6>level=info",
-            "<4>level=warning",
-            "<3>level=error",
-            "<2>level=critical",
+            *("<7>level=debug", "<6>level=info", "<4>level=warning", "<3>level=error", "<2>level=critical"),
         ]
     else:
         assert all(line.startswith("time=") for line in written)

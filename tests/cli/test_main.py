@@ -1,4 +1,3 @@
-import argparse
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import pytest
 
 from nixcache_oci.cli.main import VERBS, main
 from nixcache_oci.errors import Error, RegistryError, UsageError
+from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from tests.cli.cache_story import write_empty_cache
 
@@ -28,12 +28,13 @@ _WITH_VERB = textwrap.dedent("""
     {before}
     from nixcache_oci.cli.main import main
 
-    def run(arguments, environment):
+    def run(values):
         {body}
 
     verb = types.ModuleType("nixcache_oci.cli.demo")
     verb.run = run
-    verb.add_parser = lambda subparsers: subparsers.add_parser("demo")
+    verb.DESCRIPTION = ""
+    verb.add_arguments = lambda parser: None
     sys.modules[verb.__name__] = verb
     sys.exit(main(["demo"]))
 """)
@@ -70,12 +71,12 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | int], None]:
     """Let the verb ``demo`` end in the given way."""
 
     def replace(end: Exception | int) -> None:
-        def run(_arguments: object, _environment: object) -> int:
+        def run(_values: object) -> int:
             if isinstance(end, Exception):
                 raise end
             return end
 
-        verb = SimpleNamespace(run=run, add_parser=lambda subparsers: subparsers.add_parser("demo"))
+        verb = SimpleNamespace(run=run, DESCRIPTION="", add_arguments=lambda _: None)
         monkeypatch.setitem(sys.modules, "nixcache_oci.cli.demo", verb)
 
     return replace
@@ -319,10 +320,10 @@ def test_verbosity_is_the_log_level(
     is_quiet: bool,
 ) -> None:
     """`-v` and `-q` count before the verb and behind it, and are one way to write a setting that exists."""
-    seen: list[argparse.Namespace] = []
+    seen: list[Values] = []
 
-    def run(arguments: argparse.Namespace, _environment: object) -> int:
-        seen.append(arguments)
+    def run(values: Values) -> int:
+        seen.append(values)
         return 0
 
     monkeypatch.setattr("nixcache_oci.cli.demo.run", run)
@@ -331,7 +332,7 @@ def test_verbosity_is_the_log_level(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert main(argv.split()) == 0
-    assert (getattr(seen[0], "NIXCACHE_LOG_LEVEL", None), seen[0].quiet) == (level, is_quiet)
+    assert (getattr(seen[0].flags, "NIXCACHE_LOG_LEVEL", None), seen[0].flags.quiet) == (level, is_quiet)
 
 
 def test_a_flag_for_the_level_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.progress import LINE_SECONDS, QUIET_SECONDS, show_progress
-from nixcache_oci.cli.progress_bars import BRIEF_SECONDS
+from nixcache_oci.cli.progress import BRIEF_SECONDS, LINE_SECONDS, QUIET_SECONDS, show_progress
 from nixcache_oci.wording import format_duration
 
 MIB = 1024 * 1024

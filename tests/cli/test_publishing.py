@@ -8,15 +8,16 @@ from nixcache_oci.cli.main import load_verb
 from nixcache_oci.cli.publishing import choose_on_line, publish_settings
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.keyring import Keyring
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.settings.values import Values
 
 
 async def test_our_secrets_reach_the_registry_and_no_program() -> None:
     """What CI hands out for us is not for Nix, nor for builders and hooks that it starts."""
     parser = argparse.ArgumentParser()
     parser.set_defaults(quiet=False)
-    load_verb("push").add_parser(parser.add_subparsers())
+    load_verb("push").add_arguments(parser)
     secrets = {"NIX_SIGNING_KEY": SecretKey.generate("a-1").render(), "NIXCACHE_TOKEN": "me:secret-word"}
     environment = {
         "PATH": "/bin",
@@ -26,9 +27,9 @@ async def test_our_secrets_reach_the_registry_and_no_program() -> None:
         "GITHUB_TOKEN": "of GitHub alone",
         **secrets,
     }
-    settings = publish_settings(parser.parse_args(["push", "/nix/store/x"]), environment)
+    settings = publish_settings(Values(environment, parser.parse_args(["/nix/store/x"])))
     assert not secrets.keys() & child_environment(settings.nix_environment).keys()
-    found = await Keyring("registry.example", "o/n/nix-cache", settings.environment).find()
+    found = await Keyring("registry.example", "o/n/nix-cache", environment).find()
     assert found == Credentials("me", "secret-word", "NIXCACHE_TOKEN")
 
 
@@ -60,10 +61,7 @@ def test_quiet_shows_what_is_wrong_with_a_build(capsys: pytest.CaptureFixture[st
         for line in ("building '/nix/store/x.drv'...", "\x1b[31;1merror:\x1b[0m no space", "warning: dirty"):
             show(line)
     assert capsys.readouterr().err.splitlines() == [
-        "error: no space",
-        "warning: dirty",
-        "building '/nix/store/x.drv'...",
-        "error: no space",
+        *("error: no space", "warning: dirty", "building '/nix/store/x.drv'...", "error: no space"),
         "warning: dirty",
     ]
 

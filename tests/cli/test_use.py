@@ -15,12 +15,12 @@ from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.nix_conf import parse_conf
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
-from tests.support.listener import listener
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import Ghcr
+from tests.support.server_thread import listener
 
 KEY = SecretKey.generate("use-1")
 LINES = f"""\

@@ -289,15 +289,31 @@ def test_a_lost_table_that_nobody_has(
 ) -> None:
     """Its segment is unlisted, by force where that is most of the cache, and it is said what that means."""
     put(settings, BASE, TOP)
-    for path in (settings / "blobs" / "sha256").iterdir():
-        if b"Nixcache-Table" in inflate(path.read_bytes()):
-            path.unlink()
+    lose_tables(settings)
     monkeypatch.setenv("NIXCACHE_INDEX_DIR", str(tmp_path / "another"))
     repair(capsys, status=FAILED)
     out = repair(capsys, "--force")
     assert "what it listed (2 paths) is unknown: publish again what you need" in out
     assert problems(capsys) == {}
     assert_gc_goes_on(capsys)
+
+
+def test_a_lost_table_of_which_a_copy_is_here(settings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written anew, and nothing is unlisted."""
+    put(settings, BASE, TOP)
+    assert listed(capsys) == {path_of(BASE), path_of(TOP)}
+    lose_tables(settings)
+    assert "its table, is missing" in str(problems(capsys))
+    repair(capsys)
+    assert problems(capsys, "--content") == {}
+    assert listed(capsys) == {path_of(BASE), path_of(TOP)}
+    assert_gc_goes_on(capsys)
+
+
+def lose_tables(folder: Path) -> None:
+    for path in (folder / "blobs" / "sha256").iterdir():
+        if b"Nixcache-Table" in inflate(path.read_bytes()):
+            path.unlink()
 
 
 def inflate(content: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """What several files take: a layout, a double of GHCR, and answers without a server."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ import pytest
 from aioresponses import aioresponses
 
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
+from tests.clients.nix_story import NixStory
+from tests.clients.registry_helper import opened, owner
 from tests.support.ghcr import GhcrDouble
 
 
@@ -53,3 +56,39 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(asyncio, "sleep", note)
     return seconds
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> NixStory:
+    return NixStory(tmp_path)
+
+
+@pytest.fixture
+async def registry(ghcr: GhcrDouble) -> AsyncIterator[Registry]:
+    """The double's owner, who reads."""
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        yield registry
+
+
+@pytest.fixture
+async def pusher(ghcr: GhcrDouble) -> AsyncIterator[Registry]:
+    """The double's owner, who pushes."""
+    async with opened(ghcr.host, owner(ghcr), push=True) as registry:
+        yield registry
+
+
+@pytest.fixture
+async def stranger(web: aioresponses) -> AsyncIterator[Registry]:
+    """Nobody, at a registry whose answers ``web`` gives."""
+    del web
+    async with opened("registry.example", None) as registry:
+        yield registry
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """A file of more bytes than the sockets' buffers take."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    return path

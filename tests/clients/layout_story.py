@@ -1,5 +1,8 @@
 """What tests of layouts tell their stories with."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from nixcache_oci.clients.repository import Repository
@@ -21,12 +24,35 @@ async def push(repository: Repository, tag_or_digest: str, content: bytes) -> Di
     return await repository.push_manifest(tag_or_digest, content, media_type.IMAGE_MANIFEST)
 
 
-async def read(repository: Repository, digest: Digest, start: int = 0, end: int | None = None) -> bytes:
-    async with repository.open_blob(digest, start, end) as blob:
-        return b"".join([piece async for piece in blob.chunks])
-
-
 def files_of(root: Path) -> set[str]:
     """All files but the lock."""
     paths = (path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)) for path in paths} - {".nixcache-lock"}
+
+
+_SECONDS = 60
+# Kills itself when it asks for the nth time that something reaches the disk: just before a step takes effect.
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+calls, sync = 0, os.fsync
+def kill_or(go_on, *arguments, **named):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return go_on(*arguments, **named)
+os.fsync = lambda *arguments: kill_or(sync, *arguments)
+"""
+
+
+def killed_at(step: int, script: str, *arguments: str | Path) -> bool:
+    """Tell whether a program whose script sets ``job`` was killed at a step; otherwise it has ended well."""
+    command = [sys.executable, "-c", f"{_KILLED}\n{script}\nasyncio.run(job)", str(step), *arguments]
+    process = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+    assert process.returncode in (0, -signal.SIGKILL), process.stderr
+    return process.returncode != 0
+
+
+def start(script: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)

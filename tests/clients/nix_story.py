@@ -1,11 +1,13 @@
 """A Nix of a test's own, as the local store runs it, and what it said."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nixcache_oci.clients.local_store.evaluate import evaluate_flake
 from nixcache_oci.clients.local_store.nix_program import Nix
-from nixcache_oci.clients.local_store.systems import Systems
+from nixcache_oci.clients.local_store.nix_settings import Systems
+from nixcache_oci.clients.local_store.output import Evaluation, NotBuilt
 from tests.support.nix import NixSandbox
 from tests.support.programs import require_program
 
@@ -75,3 +77,17 @@ class NixStory:
             }}""",
         )
         return f"path:{folder}"
+
+
+async def evaluate(
+    story: NixStory, outputs: str, attrs: Sequence[str] = (), systems: Systems = SYSTEMS
+) -> Evaluation:
+    return await evaluate_flake(story.nix(), story.write_flake(outputs), systems, attrs=attrs)
+
+
+def attrs_of(evaluation: Evaluation) -> list[str]:
+    return [output.attr for output in evaluation.outputs]
+
+
+def reasons_of(outputs: Iterable[NotBuilt]) -> dict[str, str]:
+    return {one.attr: one.reason for one in outputs}

@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,20 +7,15 @@ import pytest
 from nixcache_oci.clients.local_store import build as build_module
 from nixcache_oci.clients.local_store.build import BuildResult, _Reasons, build
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import Output
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.nix.store_path import StorePath
 from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
 
 _HASH_OF_1 = "sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s="
 
 pytestmark = pytest.mark.needs("nix", "nix-store")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> NixStory:
-    return NixStory(tmp_path)
 
 
 async def _evaluate(story: NixStory, packages: str, settings: str = "") -> tuple[Output, ...]:
@@ -139,6 +135,7 @@ async def test_a_nix_that_always_fails_is_given_up(story: NixStory, monkeypatch:
     store = await LocalStore.open(story.nix())
     broken = replace(store, nix=story.nix([("store", "none://here")]))
     result = await build(broken, outputs)
+    assert await build(broken, []) == BuildResult({}, {})  # no outputs are no question to Nix
     assert result.built == {}
     assert set(result.failed.values()) == {"not tried: Nix gave up 3 times before"}
 
@@ -161,27 +158,25 @@ async def test_half_an_output_is_not_built(story: NixStory) -> None:
     assert "exit code 1" in result.failed[_attr("two")]
 
 
-async def test_nothing_to_build(story: NixStory) -> None:
-    """No outputs are no question to Nix."""
-    assert await build(await LocalStore.open(story.nix()), []) == BuildResult({}, {})
+async def _away(story: NixStory, path: StorePath, parameters: str = "") -> str:
+    """Move what was built into a cache, from where alone it can come now; gives the cache."""
+    cache = f"file://{story.folder}/cache"
+    await asyncio.to_thread(lambda: story.sandbox.copy_to(cache + parameters, [str(path)]).check())
+    await asyncio.to_thread(lambda: story.sandbox.run("nix-store", "--delete", str(path)).check())
+    (story.folder / "flag").unlink()  # from now on it cannot be built
+    return cache
 
 
 async def test_the_systems_own_settings(story: NixStory) -> None:
     """A flake's substituters are used when they are accepted, for all outputs, and not otherwise."""
     flag = story.write("flag", "") / "flag"
-    cache = story.folder / "cache"
-    packages = f"""
-        a = mk "a"; "q\\"x" = mk "q"; b = mkFrom "b" "test -e {flag} && echo b > $out";
-    """
-    settings = f'nixConfig = {{ extra-substituters = [ "file://{cache}" ]; require-sigs = false; }};'
+    packages = f'a = mk "a"; "q\\"x" = mk "q"; b = mkFrom "b" "test -e {flag} && echo b > $out";'
+    cache = f"file://{story.folder}/cache"
+    settings = f'nixConfig = {{ extra-substituters = [ "{cache}" ]; require-sigs = false; }};'
     outputs = await _evaluate(story, packages, settings)
-    nix = story.nix([("require-sigs", "false")])
-    store = await LocalStore.open(nix)
+    store = await LocalStore.open(story.nix([("require-sigs", "false")]))
     (path,) = (await build(store, outputs)).built[_attr("b")]
-    story.sandbox.copy_to(f"file://{cache}", [str(path)]).check()
-    story.sandbox.run("nix-store", "--delete", str(path)).check()
-    flag.unlink()  # from now on it cannot be built
-
+    assert await _away(story, path) == cache
     assert _attr("b") in (await build(store, outputs)).failed
     assert (await build(store, outputs, accept_flake_config=True)).failed == {}
 
@@ -189,15 +184,11 @@ async def test_the_systems_own_settings(story: NixStory) -> None:
 async def test_substituters_by_option(story: NixStory) -> None:
     """The proxy's own cache is a substituter for a publish without a change of nix.conf."""
     flag = story.write("flag", "") / "flag"
-    cache = story.folder / "cache"
     (output,) = await _evaluate(story, f'b = mkFrom "b" "test -e {flag} && echo b > $out";')
     (path,) = (await build(await LocalStore.open(story.nix()), [output])).built[_attr("b")]
     secret, public = story.sandbox.generate_key("cache-1")
-    story.sandbox.copy_to(f"file://{cache}?secret-key={secret}", [str(path)]).check()
-    story.sandbox.run("nix-store", "--delete", str(path)).check()
-    flag.unlink()
-
-    options = [("extra-substituters", f"file://{cache}"), ("extra-trusted-public-keys", public)]
+    cache = await _away(story, path, f"?secret-key={secret}")
+    options = [("extra-substituters", cache), ("extra-trusted-public-keys", public)]
     assert (await build(await LocalStore.open(story.nix(options[:1])), [output])).built == {}
     assert (await build(await LocalStore.open(story.nix(options)), [output])).failed == {}
 

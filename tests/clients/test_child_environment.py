@@ -2,7 +2,7 @@
 
 import pytest
 
-from nixcache_oci.clients.local_store.child_environment import child_environment, find_refused
+from nixcache_oci.clients.local_store.environment import child_environment, find_refused
 
 HARMLESS = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_TIME", "TERM", "TMPDIR"),

@@ -18,10 +18,7 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "deflate": ("deflate", zlib.compress),
     "br": ("br", brotli.compress),
     "zstd": ("ZSTD", zstandard.ZstdCompressor().compress),
-    "zstd in two frames": (
-        "zstd",
-        lambda data: zstandard.compress(data[:9]) + zstandard.compress(data[9:]),
-    ),
+    "zstd in two frames": ("zstd", lambda data: zstandard.compress(data[:9]) + zstandard.compress(data[9:])),
     "xz": ("xz", lzma.compress),
     "lzma": ("lzma", lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE)),
     "bzip2": (" bzip2 ", bz2.compress),

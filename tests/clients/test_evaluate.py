@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,29 +7,9 @@ from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_fl
 from nixcache_oci.clients.local_store.evaluator import MOST_NAME_BYTES
 from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.errors import StoreError, UsageError
-from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
+from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory, attrs_of, evaluate, reasons_of
 
 pytestmark = pytest.mark.needs("nix", "nix-store")
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> NixStory:
-    return NixStory(tmp_path)
-
-
-async def _evaluate(
-    story: NixStory, outputs: str, attrs: Sequence[str] = (), *, with_checks: bool = False
-) -> Evaluation:
-    flake = story.write_flake(outputs)
-    return await evaluate_flake(story.nix(), flake, SYSTEMS, attrs=attrs, with_checks=with_checks)
-
-
-def _attrs(evaluation: Evaluation) -> list[str]:
-    return [output.attr for output in evaluation.outputs]
-
-
-def _failures(evaluation: Evaluation) -> dict[str, str]:
-    return {failure.attr: failure.reason for failure in evaluation.failures}
 
 
 _EVERYTHING = f"""
@@ -46,8 +25,8 @@ _EVERYTHING = f"""
 
 async def test_every_kind_of_output(story: NixStory) -> None:
     """A flake's outputs are found by the conventions of flakes, and their derivations are in the store."""
-    found = await _evaluate(story, _EVERYTHING)
-    assert _attrs(found) == [
+    found = await evaluate(story, _EVERYTHING)
+    assert attrs_of(found) == [
         f"packages.{SYSTEM}.default",
         f"packages.{SYSTEM}.hello",
         f"packages.{SYSTEM}.world",
@@ -56,21 +35,23 @@ async def test_every_kind_of_output(story: NixStory) -> None:
         'homeConfigurations."user@host"',
     ]
     assert found.failures == ()
-    assert {one.attr: one.reason for one in found.left_out} == {
+    assert reasons_of(found.left_out) == {
         "packages": "those for other-system, not built here",
         "darwinConfigurations.mac": "it is for aarch64-darwin, not built here",
     }
     first, second, third, *_ = found.outputs
     assert first.drv_path == second.drv_path != third.drv_path
     assert all(Path(str(output.drv_path)).exists() for output in found.outputs)  # noqa: ASYNC240 - as below
-    assert f"checks.{SYSTEM}.lint" in _attrs(await _evaluate(story, _EVERYTHING, with_checks=True))
+    flake = story.write_flake(_EVERYTHING)
+    with_checks = await evaluate_flake(story.nix(), flake, SYSTEMS, with_checks=True)
+    assert f"checks.{SYSTEM}.lint" in attrs_of(with_checks)
 
 
 async def test_a_flake_with_little(story: NixStory) -> None:
     """A flake need not have every set, and its lack is no error that is shown."""
-    assert await _evaluate(story, "") == Evaluation((), ())
-    assert _attrs(await _evaluate(story, "nixosConfigurations = { };")) == []
-    assert _attrs(await _evaluate(story, "packages.other-system.x = mk ''x'';")) == []
+    assert await evaluate(story, "") == Evaluation((), ())
+    assert attrs_of(await evaluate(story, "nixosConfigurations = { };")) == []
+    assert attrs_of(await evaluate(story, "packages.other-system.x = mk ''x'';")) == []
     assert story.lines == []
 
 
@@ -88,32 +69,33 @@ async def test_a_flake_with_little(story: NixStory) -> None:
 )
 async def test_narrowing(story: NixStory, attrs: list[str], names: list[str]) -> None:
     """Users name an output in full, without the system, by its name alone, or by a pattern."""
-    assert _attrs(await _evaluate(story, _EVERYTHING, attrs)) == names
+    assert attrs_of(await evaluate(story, _EVERYTHING, attrs)) == names
 
 
 async def test_a_name_that_means_nothing(story: NixStory) -> None:
     """A typo is no successful publish of nothing; what there is is told."""
     with pytest.raises(UsageError, match=rf"--attr helo: .* packages.{SYSTEM}.hello"):
-        await _evaluate(story, _EVERYTHING, ["web", "helo"])
+        await evaluate(story, _EVERYTHING, ["web", "helo"])
 
 
 async def test_what_throws_hides_nothing(story: NixStory) -> None:
-    """An output that throws is named with its reason, and the others are found."""
-    found = await _evaluate(
+    """An output that throws is named with its reason, a whole set is one failure; the others are found."""
+    found = await evaluate(
         story,
         f"""
         packages.{SYSTEM} = {{ a = mk "a"; b = throw "b is broken"; c = mk "c"; d = {{ }}; }};
         nixosConfigurations.bad.config.system.build.toplevel = throw "bad is broken";
         nixosConfigurations.good.config.system.build.toplevel = mk "good";
-        nixosConfigurations.other = {{ }};
+        nixosConfigurations.other = {{ }}; homeConfigurations = throw "no homes";
         """,
     )
-    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c", "nixosConfigurations.good"]
-    assert _failures(found) == {
+    assert attrs_of(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c", "nixosConfigurations.good"]
+    assert reasons_of(found.failures) == {
         f"packages.{SYSTEM}.b": "b is broken",
         f"packages.{SYSTEM}.d": "it is a set, not a derivation",
         "nixosConfigurations.bad": "bad is broken",
         "nixosConfigurations.other": "it is not a derivation",
+        "homeConfigurations": "no homes",
     }
     assert any("b is broken" in line for line in story.lines)
 
@@ -135,40 +117,24 @@ async def test_what_cannot_be_caught_hides_nothing(
     story.write("flake/broken.nix", "{ a = ; }")
     flake = story.write_flake(f'packages.{SYSTEM} = {{ a = mk "a"; b = {broken}; c = mk "c"; }};')
     found = await evaluate_flake(story.nix(), flake, SYSTEMS, accept_flake_config=accepts)
-    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c"]
-    assert reason in _failures(found)[f"packages.{SYSTEM}.b"]
-
-
-async def test_a_whole_set_that_cannot_be_evaluated(story: NixStory) -> None:
-    """It is one failure, and sets before it are found."""
-    found = await _evaluate(
-        story, f'packages.{SYSTEM}.a = mk "a"; nixosConfigurations = throw "no machines";'
-    )
-    assert _attrs(found) == [f"packages.{SYSTEM}.a"]
-    assert _failures(found) == {"nixosConfigurations": "no machines"}
+    assert attrs_of(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.c"]
+    assert reason in reasons_of(found.failures)[f"packages.{SYSTEM}.b"]
 
 
 async def test_packages_that_cannot_be_evaluated(story: NixStory) -> None:
     """Older versions look for all else among the packages first, and say so; newer ones find the rest."""
-    story.write("flake/broken.nix", "{ a = ; }")
-    found = await _evaluate(
-        story,
-        f"""
-        packages.{SYSTEM} = import ./broken.nix; nixosConfigurations = {{ }};
-        devShells.{SYSTEM}.default = mk "shell";
-        """,
-    )
-    assert "syntax error" in _failures(found)[f"packages.{SYSTEM}"]
-    known = {*_attrs(found), *_failures(found)}
-    assert {f"devShells.{SYSTEM}", f"devShells.{SYSTEM}.default"} & known
+    shell = f"devShells.{SYSTEM}.default"
+    found = await evaluate(story, f'packages.{SYSTEM} = {{ }}.missing; {shell} = mk "shell";')
+    assert "missing" in reasons_of(found.failures)[f"packages.{SYSTEM}"]
+    assert {f"devShells.{SYSTEM}", shell} & {*attrs_of(found), *reasons_of(found.failures)}
     if await story.nix().require_version() >= (2, 26, 0):
-        assert _attrs(found) == [f"devShells.{SYSTEM}.default"]
+        assert attrs_of(found) == [shell]
 
 
 async def test_odd_names(story: NixStory) -> None:
     """Dots, quotes and dollars in a name are part of it, and no name changes what the answer means."""
     names = ["a.b", 'q"x', "${x}", "back\\slash", "outPath", "__toString", "type", "über"]
-    found = await _evaluate(
+    found = await evaluate(
         story,
         f"packages.{SYSTEM} = {{ "
         + " ".join(f'{expression.quote(name)} = mk "p{number}";' for number, name in enumerate(names))
@@ -176,24 +142,24 @@ async def test_odd_names(story: NixStory) -> None:
     )
     assert found.failures == ()
     assert {output.attr.removeprefix(f"packages.{SYSTEM}.") for output in found.outputs} == {
-        *('"a.b"', r'"q\"x"', r'"\${x}"', r'"back\\slash"', "outPath", "__toString", "type", '"über"'),
+        *('"a.b"', r'"q\"x"', r'"\${x}"', r'"back\\slash"', "outPath", "__toString", "type", '"über"')
     }
-    alone = await _evaluate(story, f'packages.{SYSTEM}."q\\"x" = mk "x";', ['q"x'])
-    assert _attrs(alone) == [f'packages.{SYSTEM}."q\\"x"']
+    alone = await evaluate(story, f'packages.{SYSTEM}."q\\"x" = mk "x";', ['q"x'])
+    assert attrs_of(alone) == [f'packages.{SYSTEM}."q\\"x"']
 
 
 async def test_a_derivation_that_is_none(story: NixStory) -> None:
     """A flake may give any path for one: it is that output's failure, and no end of the others."""
     wrong = {"none": "/nix/store/none", "other": f"/nix/store/{'a' * 32}-other", "relative": "x.drv"}
     odd = " ".join(f'{name} = {{ drvPath = "{path}"; }};' for name, path in wrong.items())
-    found = await _evaluate(story, f'packages.{SYSTEM} = {{ a = mk "a"; {odd} z = mk "z"; }};')
-    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
-    failures = _failures(found)
+    found = await evaluate(story, f'packages.{SYSTEM} = {{ a = mk "a"; {odd} z = mk "z"; }};')
+    assert attrs_of(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
+    failures = reasons_of(found.failures)
     assert failures.keys() == {f"packages.{SYSTEM}.{name}" for name in wrong}
     assert all(reason.startswith("its drvPath: ") for reason in failures.values())
     folder = story.write("file/default.nix", '{ none = { drvPath = "/nix/store/none"; }; }')
     alone = await evaluate_file(story.nix(), folder, SYSTEMS, attrs=["none"])
-    assert _failures(alone)["none"].startswith("its drvPath: ")
+    assert reasons_of(alone.failures)["none"].startswith("its drvPath: ")
 
 
 async def test_answers_that_cannot_be_read(story: NixStory) -> None:
@@ -210,8 +176,10 @@ async def test_answers_that_cannot_be_read(story: NixStory) -> None:
     # A byte alone, and half a pair, which some decoders take.
     file.write_bytes(file.read_bytes().replace(b"BYTES", b"\xff\xed\xa0\x80"))
     found = await evaluate_flake(story.nix(), flake, SYSTEMS)
-    assert _attrs(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
-    failures = {name.removeprefix(f"packages.{SYSTEM}."): told for name, told in _failures(found).items()}
+    assert attrs_of(found) == [f"packages.{SYSTEM}.a", f"packages.{SYSTEM}.z"]
+    failures = {
+        name.removeprefix(f"packages.{SYSTEM}."): told for name, told in reasons_of(found.failures).items()
+    }
     assert "cannot be read" in failures.pop("deep")
     assert failures.pop("text").startswith("its drvPath: ")
     assert list(failures.values()) == ["its name is not UTF-8"]
@@ -220,15 +188,15 @@ async def test_answers_that_cannot_be_read(story: NixStory) -> None:
 async def test_a_trace_hides_no_set(story: NixStory) -> None:
     """What Nix says of a set that is missing, a flake may say itself of one that is there."""
     lie = "flake does not provide attribute 'packages'"
-    found = await _evaluate(story, f'packages.{SYSTEM} = builtins.trace "{lie}" {{ a = mk "a"; }};')
-    assert _attrs(found) == [f"packages.{SYSTEM}.a"]
+    found = await evaluate(story, f'packages.{SYSTEM} = builtins.trace "{lie}" {{ a = mk "a"; }};')
+    assert attrs_of(found) == [f"packages.{SYSTEM}.a"]
 
 
 async def test_long_names(story: NixStory) -> None:
     """What fits into no argument is named; what fits only in parts is asked for in parts."""
     long = ["l" * 200_000, "m" * (MOST_NAME_BYTES + 1)]
     names = [*long, *(f"{number:03}" + "n" * (MOST_NAME_BYTES - 3) for number in range(150))]
-    found = await _evaluate(
+    found = await evaluate(
         story,
         f"packages.{SYSTEM} = builtins.listToAttrs (map (name: {{ inherit name; value = mk "
         f"(builtins.substring 0 3 name); }}) [ {' '.join(map(expression.quote, names))} ]);",
@@ -260,45 +228,32 @@ async def test_a_flake_that_is_none(story: NixStory) -> None:
             await evaluate_flake(story.nix(), flake, SYSTEMS)
 
 
-async def test_a_folder_by_its_name(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare name of a folder is that folder, and not looked for in a registry of flakes."""
-    story.write_flake(f'packages.{SYSTEM}.a = mk "a";')
-    monkeypatch.chdir(story.folder)
-    assert len((await evaluate_flake(story.nix(), "flake", SYSTEMS)).outputs) == 1
-
-
 _FILE = f"""{{ name ? "x" }}: let
   mk = name: derivation {{ inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; }};
 in {{ a = mk "${{name}}-a"; b = throw "b is broken"; nested.c = mk "c"; text = "text"; }}"""
 
 
 async def test_a_file(story: NixStory) -> None:
-    """Without a flake, the derivations in a file are built, as nix-build does it."""
+    """A file's derivations are built as by nix-build; -A takes a path or a pattern of names."""
     file = story.write("default.nix", _FILE) / "default.nix"
     found = await evaluate_file(story.nix(), file, SYSTEMS)
-    assert _attrs(found) == ["a"]
-    assert _failures(found) == {"b": "b is broken"}
+    assert (attrs_of(found), reasons_of(found.failures)) == (["a"], {"b": "b is broken"})
     assert found.outputs[0].drv_path.name == "x-a.drv"
     assert await evaluate_file(story.nix(), story.folder, SYSTEMS) == found
-
-
-async def test_attributes_of_a_file(story: NixStory) -> None:
-    """-A takes a path of attributes, or a pattern of names; what is named has to be a derivation."""
-    file = story.write("default.nix", _FILE) / "default.nix"
-    found = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["nested.c", "text", "a*"])
-    assert sorted(_attrs(found)) == ["a", "nested.c"]
-    assert _failures(found) == {"text": "it is a string, not a derivation"}
-    missing = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["absent"])
-    assert "absent" in _failures(missing)["absent"]
+    named = await evaluate_file(story.nix(), file, SYSTEMS, attrs=["nested.c", "text", "a*", "absent"])
+    assert sorted(attrs_of(named)) == ["a", "nested.c"]
+    reasons = reasons_of(named.failures)
+    assert "absent" in reasons.pop("absent")
+    assert reasons == {"text": "it is a string, not a derivation"}
     with pytest.raises(UsageError, match=r"--attr z\*: no output matches; this flake has: a, b, "):
         await evaluate_file(story.nix(), file, SYSTEMS, attrs=["z*"])
 
 
 async def test_a_file_that_is_a_derivation(story: NixStory) -> None:
-    """It has no name of its own, and is called default; a file that is not there is said to be missing."""
+    """It is called default; a file that is not there is said to be missing."""
     text = f'derivation {{ name = "x"; system = "{SYSTEM}"; builder = "/bin/sh"; }}'
     file = story.write("one.nix", text) / "one.nix"
-    assert _attrs(await evaluate_file(story.nix(), file, SYSTEMS)) == ["default"]
+    assert attrs_of(await evaluate_file(story.nix(), file, SYSTEMS)) == ["default"]
     with pytest.raises(UsageError, match="no such file"):
         await evaluate_file(story.nix(), story.folder / "absent.nix", SYSTEMS)
 

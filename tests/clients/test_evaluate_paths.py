@@ -11,32 +11,23 @@ from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_fl
 from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import FormatError, UsageError
-from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
+from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory, attrs_of, evaluate
 from tests.support.programs import require_program
 
 nix = pytest.mark.needs("nix", "nix-store")
 
 
-@pytest.fixture
-def story(tmp_path: Path) -> NixStory:
-    return NixStory(tmp_path)
-
-
-def _attrs(evaluation: Evaluation) -> list[str]:
-    return [output.attr for output in evaluation.outputs]
-
-
 @nix
 @pytest.mark.parametrize("name", ["my project", "c#", "a?b", "100% ü", "p%20q", "[q'u\"o\\te]", "@$HOME:x"])
 async def test_folders_of_any_name(story: NixStory, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A flake is published wherever `nix build .` works: a folder's name is no URL, given from wherever."""
+    """A bare name of a folder is that folder, no URL and in no registry of flakes; from wherever."""
     story.write_flake(f'packages.{SYSTEM}."ü^%#?" = mk "a";')
     folder = (story.folder / "flake").rename(story.folder / name)
     monkeypatch.chdir(folder)
     assert len((await evaluate_flake(story.nix(), ".", SYSTEMS)).outputs) == 1
     monkeypatch.chdir(story.folder)
     found = await evaluate_flake(story.nix(), name, SYSTEMS)
-    assert _attrs(found) == [f'packages.{SYSTEM}."ü^%#?"']
+    assert attrs_of(found) == [f'packages.{SYSTEM}."ü^%#?"']
     result = await build(await LocalStore.open(story.nix()), found.outputs, accept_flake_config=True)
     assert result.failed == {}
 
@@ -48,9 +39,10 @@ async def test_relative_programs(story: NixStory, monkeypatch: pytest.MonkeyPatc
     path = story.nix().environment["PATH"]
     (story.folder / "programs").symlink_to(Path(require_program("nix")).parent)
     monkeypatch.chdir(story.folder)
-    assert _attrs(await evaluate_flake(story.nix(PATH=f"programs:{path}"), "flake", SYSTEMS))
+    assert attrs_of(await evaluate_flake(story.nix(PATH=f"programs:{path}"), "flake", SYSTEMS))
 
 
+_WEB = "nixosConfigurations.web"
 _NESTED = f"""
   packages.{SYSTEM} = {{
     hello = mk "hello" // {{ tests.unit = mk "unit"; }};
@@ -70,47 +62,39 @@ _NESTED = f"""
 
 
 async def _find(story: NixStory, attrs: Sequence[str]) -> Evaluation:
-    return await evaluate_flake(story.nix(), story.write_flake(_NESTED), SYSTEMS, attrs=attrs)
+    return await evaluate(story, _NESTED, attrs)
 
 
 @nix
 @pytest.mark.parametrize(
     ("attr", "names"),
     [
-        ("hello", [f"packages.{SYSTEM}.hello"]),
-        ("packages.hello.tests.unit", [f"packages.{SYSTEM}.hello.tests.unit"]),
-        (f"packages.{SYSTEM}.hello.tests.unit", [f"packages.{SYSTEM}.hello.tests.unit"]),
-        ("hello.tests.unit", [f"packages.{SYSTEM}.hello.tests.unit"]),
-        ("set", [f"packages.{SYSTEM}.set.inner"]),
-        ("set.inner", [f"packages.{SYSTEM}.set.inner"]),
-        ("more", [f"legacyPackages.{SYSTEM}.more"]),
-        ("deep.er", [f"legacyPackages.{SYSTEM}.deep.er"]),
-        ("legacyPackages.deep.er", [f"legacyPackages.{SYSTEM}.deep.er"]),
-        (f"legacyPackages.{SYSTEM}.deep.er", [f"legacyPackages.{SYSTEM}.deep.er"]),
-        ('legacyPackages."a.b"', [f'legacyPackages.{SYSTEM}."a.b"']),
-        ("legacyPackages.mo*", [f"legacyPackages.{SYSTEM}.more"]),
-        ("python.*", [f"legacyPackages.{SYSTEM}.python.pkgs.{name}" for name in ("one", "two")]),
-        ("legacyPackages.python.pkgs.t*", [f"legacyPackages.{SYSTEM}.python.pkgs.two"]),
-        ("hydraJobs.release", ["hydraJobs.release"]),
-        (f"hydraJobs.build.{SYSTEM}", [f"hydraJobs.build.{SYSTEM}"]),
-        (r'hydraJobs."odd \"name"', [r'hydraJobs."odd \"name"']),
-        ("hydraJobs.*", [r'hydraJobs."odd \"name"', "hydraJobs.release", f"hydraJobs.build.{SYSTEM}"]),
-        (f"hydraJobs.*.{SYSTEM}", [f"hydraJobs.build.{SYSTEM}"]),
-        ("web", ["nixosConfigurations.web"]),
-        *(
-            (path, [path])
-            for path in (
-                "nixosConfigurations.web.config.system.build.toplevel",
-                "nixosConfigurations.web.config.system.build.image",
-                'any.where."at all"',
-            )
-        ),
+        # What is found is the name itself, the system left away or not.
+        *[(name, name) for name in ("hydraJobs.release", r'hydraJobs."odd \"name"', 'any.where."at all"')],
+        *[(name, name) for name in (f"packages.{SYSTEM}.hello.tests.unit", f"hydraJobs.build.{SYSTEM}")],
+        *[(f"{_WEB}{end}",) * 2 for end in (".config.system.build.toplevel", ".config.system.build.image")],
+        (f"legacyPackages.{SYSTEM}.deep.er", f"legacyPackages.{SYSTEM}.deep.er"),
+        ("hello", f"packages.{SYSTEM}.hello"),
+        ("packages.hello.tests.unit", f"packages.{SYSTEM}.hello.tests.unit"),
+        ("hello.tests.unit", f"packages.{SYSTEM}.hello.tests.unit"),
+        ("set", f"packages.{SYSTEM}.set.inner"),
+        ("set.inner", f"packages.{SYSTEM}.set.inner"),
+        ("more", f"legacyPackages.{SYSTEM}.more"),
+        ("deep.er", f"legacyPackages.{SYSTEM}.deep.er"),
+        ("legacyPackages.deep.er", f"legacyPackages.{SYSTEM}.deep.er"),
+        ('legacyPackages."a.b"', f'legacyPackages.{SYSTEM}."a.b"'),
+        ("legacyPackages.mo*", f"legacyPackages.{SYSTEM}.more"),
+        ("python.*", " ".join(f"legacyPackages.{SYSTEM}.python.pkgs.{name}" for name in ("one", "two"))),
+        ("legacyPackages.python.pkgs.t*", f"legacyPackages.{SYSTEM}.python.pkgs.two"),
+        ("hydraJobs.*", rf'hydraJobs."odd \"name" hydraJobs.release hydraJobs.build.{SYSTEM}'),
+        (f"hydraJobs.*.{SYSTEM}", f"hydraJobs.build.{SYSTEM}"),
+        ("web", _WEB),
     ],
 )
-async def test_any_path_of_attributes(story: NixStory, attr: str, names: list[str]) -> None:
+async def test_any_path_of_attributes(story: NixStory, attr: str, names: str) -> None:
     """--attr reaches what `nix build` reaches, the system left away or not, and patterns what is in a set."""
     found = await _find(story, [attr])
-    assert (_attrs(found), found.failures) == (names, ())
+    assert (" ".join(attrs_of(found)), found.failures) == (names, ())
 
 
 @nix
@@ -135,27 +119,24 @@ async def test_what_a_path_cannot_mean(story: NixStory) -> None:
 @nix
 async def test_nobody_else_is_in_the_way(story: NixStory) -> None:
     """What is wrong elsewhere in the flake is no failure of what was asked for by its name."""
-    flake = story.write_flake(
-        f"""
+    outputs = f"""
         packages.{SYSTEM}.broken = throw "broken"; homeConfigurations = throw "homes are broken";
         hydraJobs.x = mk "x"; nixosConfigurations.web.config.system.build.toplevel = mk "web";
-        """
-    )
+    """
     for attr in ("hydraJobs.x", "nixosConfigurations.web"):
-        found = await evaluate_flake(story.nix(), flake, SYSTEMS, attrs=[attr])
-        assert found.failures == ()
+        assert (await evaluate(story, outputs, [attr])).failures == ()
 
 
 @nix
 async def test_sets_without_end(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets that hold themselves, or one another, end at a bound, which is told once."""
-    flake = story.write_flake('hydraJobs = rec { a = mk "a"; self = { inherit self a; }; };')
-    found = await evaluate_flake(story.nix(), flake, SYSTEMS, attrs=["hydraJobs.*"])
+    outputs = 'hydraJobs = rec { a = mk "a"; self = { inherit self a; }; };'
+    found = await evaluate(story, outputs, ["hydraJobs.*"])
     assert len(found.outputs) == evaluator.MOST_LEVELS
     (failure,) = found.failures
     assert f"over {evaluator.MOST_LEVELS} deep" in failure.reason
     monkeypatch.setattr(evaluator, "MOST_NESTED", 4)
-    (failure,) = (await evaluate_flake(story.nix(), flake, SYSTEMS, attrs=["hydraJobs.*"])).failures
+    (failure,) = (await evaluate(story, outputs, ["hydraJobs.*"])).failures
     assert "over 4 attributes" in failure.reason
 
 
@@ -163,12 +144,9 @@ async def test_sets_without_end(story: NixStory, monkeypatch: pytest.MonkeyPatch
 async def test_outputs_of_older_flakes(story: NixStory) -> None:
     """`nix build .` and `nix develop` still take one derivation a system, where a flake has no more."""
     old = f'defaultPackage.{SYSTEM} = mk "old"; devShell.{SYSTEM} = mk "shell";'
-    found = await evaluate_flake(story.nix(), story.write_flake(old), SYSTEMS)
-    assert _attrs(found) == [f"defaultPackage.{SYSTEM}", f"devShell.{SYSTEM}"]
-    both = await evaluate_flake(
-        story.nix(), story.write_flake(f'{old} packages.{SYSTEM}.new = mk "new";'), SYSTEMS
-    )
-    assert _attrs(both) == [f"packages.{SYSTEM}.new", f"devShell.{SYSTEM}"]
+    assert attrs_of(await evaluate(story, old)) == [f"defaultPackage.{SYSTEM}", f"devShell.{SYSTEM}"]
+    both = await evaluate(story, f'{old} packages.{SYSTEM}.new = mk "new";')
+    assert attrs_of(both) == [f"packages.{SYSTEM}.new", f"devShell.{SYSTEM}"]
 
 
 @nix
@@ -179,10 +157,10 @@ async def test_paths_in_a_file(story: NixStory) -> None:
       function = {{ x ? "d" }}: {{ d = mk x; }};
     }}"""
     folder = story.write("default.nix", text)
-    assert _attrs(await evaluate_file(story.nix(), folder, SYSTEMS)) == ["all.a"]
+    assert attrs_of(await evaluate_file(story.nix(), folder, SYSTEMS)) == ["all.a"]
     attrs = ["nested.inner.*", "function.d"]
     found = await evaluate_file(story.nix(), folder, SYSTEMS, attrs=attrs)
-    assert _attrs(found) == ["nested.inner.b", "nested.inner.c", "function.d"]
+    assert attrs_of(found) == ["nested.inner.b", "nested.inner.c", "function.d"]
     option = await evaluate_file(story.nix(), folder, SYSTEMS, attrs=["--impure"])
     assert [failure.attr for failure in option.failures] == ['"--impure"']
 

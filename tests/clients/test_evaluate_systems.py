@@ -2,30 +2,15 @@
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
-from nixcache_oci.clients.local_store.output import Evaluation
-from nixcache_oci.clients.local_store.systems import Systems, find_remote, read_systems
-from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory
+from nixcache_oci.clients.local_store.evaluate import evaluate_file
+from nixcache_oci.clients.local_store.nix_settings import Systems, find_remote, read_systems
+from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory, attrs_of, evaluate, reasons_of
 
 nix = pytest.mark.needs("nix", "nix-store")
 _FOREIGN = "riscv64-linux"
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> NixStory:
-    return NixStory(tmp_path)
-
-
-def _attrs(evaluation: Evaluation) -> list[str]:
-    return [output.attr for output in evaluation.outputs]
-
-
-async def _evaluate(story: NixStory, outputs: str, systems: Systems = SYSTEMS) -> Evaluation:
-    return await evaluate_flake(story.nix(), story.write_flake(outputs), systems)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +79,14 @@ _SYSTEMS = f"""
 @nix
 async def test_all_that_this_machine_builds(story: NixStory) -> None:
     """Whatever Nix can build here is built, whichever system it is for; the rest is told with its reason."""
-    found = await _evaluate(story, _SYSTEMS)
-    assert _attrs(found) == [
+    found = await evaluate(story, _SYSTEMS)
+    assert attrs_of(found) == [
         *(f"packages.{SYSTEM}.{name}" for name in ("any", "other", "own")),
         "packages.i686-linux.more",
         "nixosConfigurations.other",
     ]
     assert found.failures == ()
-    assert {one.attr: one.reason for one in found.left_out} == {
+    assert reasons_of(found.left_out) == {
         "packages": f"those for {_FOREIGN}, not built here",
         f"packages.{SYSTEM}.far": f"it is for {_FOREIGN}, not built here",
         "packages.i686-linux.broken": "not for i686",
@@ -113,8 +98,8 @@ async def test_all_that_this_machine_builds(story: NixStory) -> None:
 async def test_named_systems(story: NixStory) -> None:
     """Who names systems gets their packages and configurations, and no word on others'."""
     named = Systems((_FOREIGN, "i686-linux"), frozenset({SYSTEM, "i686-linux", _FOREIGN}), is_named=True)
-    found = await _evaluate(story, _SYSTEMS, named)
-    assert _attrs(found) == [
+    found = await evaluate(story, _SYSTEMS, systems=named)
+    assert attrs_of(found) == [
         "packages.i686-linux.more",
         "nixosConfigurations.far",
         "nixosConfigurations.other",
@@ -136,7 +121,7 @@ async def test_named_systems(story: NixStory) -> None:
 )
 async def test_a_configuration_of_another_system(story: NixStory, configuration: str) -> None:
     """One for another system need not be evaluated here: it is no failure, and is told with its reason."""
-    found = await _evaluate(
+    found = await evaluate(
         story,
         f"""
         nixosConfigurations = let
@@ -144,7 +129,7 @@ async def test_a_configuration_of_another_system(story: NixStory, configuration:
         in {{ far = {configuration}; near.config.system.build.toplevel = mk "near"; }};
         """,
     )
-    assert _attrs(found) == ["nixosConfigurations.near"]
+    assert attrs_of(found) == ["nixosConfigurations.near"]
     assert found.failures == ()
     (left,) = found.left_out
     assert left.attr == "nixosConfigurations.far"
@@ -154,24 +139,24 @@ async def test_a_configuration_of_another_system(story: NixStory, configuration:
 @nix
 async def test_configurations_of_another_operating_system(story: NixStory) -> None:
     """They are never for this machine, whatever is wrong with one or with all of them."""
-    found = await _evaluate(story, f'darwinConfigurations.mac = throw "a"; packages.{SYSTEM}.x = mk "x";')
-    assert (_attrs(found), found.failures) == ([f"packages.{SYSTEM}.x"], ())
+    found = await evaluate(story, f'darwinConfigurations.mac = throw "a"; packages.{SYSTEM}.x = mk "x";')
+    assert (attrs_of(found), found.failures) == ([f"packages.{SYSTEM}.x"], ())
     assert [one.attr for one in found.left_out] == ["darwinConfigurations.mac"]
-    whole = await _evaluate(story, 'darwinConfigurations = throw "a";')
+    whole = await evaluate(story, 'darwinConfigurations = throw "a";')
     assert [(one.attr, one.is_set) for one in whole.left_out] == [("darwinConfigurations", False)]
 
 
 @nix
 async def test_a_configuration_of_this_system(story: NixStory) -> None:
     """One that is broken is a failure, also where nothing tells what it is for."""
-    found = await _evaluate(
+    found = await evaluate(
         story,
         f"""
         nixosConfigurations.a = {{ pkgs.system = "{SYSTEM}"; config = throw "a is broken"; }};
         homeConfigurations.b = throw "b is broken";
         """,
     )
-    assert {one.attr: one.reason for one in found.failures} == {
+    assert reasons_of(found.failures) == {
         "nixosConfigurations.a": "a is broken",
         "homeConfigurations.b": "b is broken",
     }

@@ -7,50 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.github.remote_url import parse_remote
-from nixcache_oci.clients.local_store.git import choose_branch, read_checkout
+from nixcache_oci.clients.local_store.git import choose_branch, parse_remote, read_checkout
 
 
 @pytest.mark.parametrize(
     ("url", "named"),
     [
-        ("https://github.com/o/n", "github.com o/n"),
-        ("https://github.com/o/n/", "github.com o/n"),
-        ("https://github.com/o/n.git", "github.com o/n"),
+        *((f"https://github.com/o/n{end}", "github.com o/n") for end in ("", "/", ".git")),
         ("https://github.com/o/n.nix.git/", "github.com o/n.nix"),
-        ("http://www.github.com/o/n", "github.com o/n"),
-        ("https://user:token@github.com/o/n.git", "github.com o/n"),
+        *(
+            (f"{start}github.com/o/n", "github.com o/n")
+            for start in ("http://www.", "https://u:token@", "git://")
+        ),
         ("https://GitHub.com/O/N", "github.com O/N"),
-        ("git://github.com/o/n.git", "github.com o/n"),
-        ("ssh://git@github.com/o/n.git", "github.com o/n"),
+        *(
+            (f"{start}/o/n.git", "github.com o/n")
+            for start in ("ssh://git@github.com", "git+ssh://git@github.com")
+        ),
         ("ssh://git@ssh.github.com:443/o/n.git", "github.com o/n"),
-        ("git+ssh://git@github.com/o/n", "github.com o/n"),
-        ("git@github.com:o/n.git", "github.com o/n"),
-        ("git@github.com:/o/n", "github.com o/n"),
-        ("github.com:o/n", "github.com o/n"),
-        ("git@github.com-work:o/n.git", "github.com o/n"),
-        ("gh:o/n", "github.com o/n"),
+        *((f"{start}o/n.git", "github.com o/n") for start in ("git@github.com:", "git@github.com:/", "gh:")),
+        *(("github.com:o/n", "github.com o/n"), ("git@github.com-work:o/n.git", "github.com o/n")),
         ("git@github.com:corp_user/.github", "github.com corp_user/.github"),
         ("git@github.mycorp.com:o/n.git", "github.mycorp.com o/n"),
         ("https://octo.ghe.com/o/n", "octo.ghe.com o/n"),
         ("https://github.mycorp.com:8443/o/n", "github.mycorp.com o/n"),
-        *[
+        *(
+            (path, None)
+            for path in ("", "/srv/git/n.git", "../n.git", "file:///srv/o/n.git", "github.com:o/n:x")
+        ),
+        *((f"https://github.com/o{end}", None) for end in ("", "/n/tree/main", "/..", "/n%20m")),
+        *(
             (url, None)
-            for url in (
-                "",
-                "/srv/git/n.git",
-                "../n.git",
-                "file:///srv/o/n.git",
-                "https://github.com/o",
-                "https://github.com/o/n/tree/main",
-                "https://gitlab.com/group/sub/n.git",
-                "https://github.com/o/..",
-                "https://github.com/o/n%20m",
-                "https://[github.com/o/n",
-                "ext::sh -c o/n",
-                "github.com:o/n:x",
-            )
-        ],
+            for url in ("https://gitlab.com/group/sub/n.git", "https://[github.com/o/n", "ext::sh -c o/n")
+        ),
     ],
 )
 def test_remotes(url: str, named: str | None) -> None:

@@ -1,8 +1,6 @@
 """What may come before an answer's body: counted as a table, and cut at the first byte too many."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,7 +10,7 @@ from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
 from tests.clients.test_http_minimum_rate import give_up_on_registry
-from tests.support.upstream_server import HASH_PART, Talk, asking, narinfo_text, talk
+from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, saying, serve, talk
 
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n"
 FINAL = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
@@ -38,80 +36,46 @@ REFUSED = {
 }
 
 
+def feed(head: bytes, size: int) -> list[bool]:
+    meter = HeadMeter()
+    return [meter.feed(head[at : at + size]) for at in range(0, len(head), size)]
+
+
 @pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
-@pytest.mark.parametrize("name", ALLOWED)
-def test_a_head_ends(name: str, size: int) -> None:
+@pytest.mark.parametrize("head", ALLOWED.values(), ids=ALLOWED)
+def test_a_head_ends(head: bytes, size: int) -> None:
     """In whatever pieces it comes, it ends with its last byte and not before."""
-    head, meter = ALLOWED[name], HeadMeter()
-    pieces = [head[at : at + size] for at in range(0, len(head), size)]
-    assert [meter.feed(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    told = feed(head, size)
+    assert told == [False] * (len(told) - 1) + [True]
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_comes_before_a_head_is_bounded(name: str, size: int) -> None:
+@pytest.mark.parametrize("head", REFUSED.values(), ids=REFUSED)
+def test_what_comes_before_a_head_is_bounded(head: bytes, size: int) -> None:
     """At most eight interim answers and 64 KiB, in whatever pieces they come."""
-    head, meter = REFUSED[name], HeadMeter()
-    with pytest.raises(HeadError):  # noqa: PT012 - one of the pieces is too much
-        for at in range(0, len(head), size):
-            assert not meter.feed(head[at : at + size])
-
-
-def flooding(piece: bytes, sent: list[int]) -> Talk:
-    """Send a piece again and again, as fast as it is taken."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        while True:
-            writer.write(piece)
-            sent.append(len(piece))
-            await writer.drain()
-            await asyncio.sleep(0)
-
-    return converse
-
-
-@asynccontextmanager
-async def stalls_measured() -> AsyncIterator[list[float]]:
-    """Give the longest time for which the event loop did nothing else, once the block has ended."""
-    longest = [0.0]
-
-    async def watch() -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            began = clock()
-            await asyncio.sleep(0.005)
-            longest[0] = max(longest[0], clock() - began)
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield longest
-    finally:
-        watching.cancel()
+    with pytest.raises(HeadError):
+        feed(head, size)
 
 
 @pytest.mark.parametrize("piece", [HINT * 1_500, WIDE * 8, b"\r\n" * 30_000], ids=["many", "wide", "empty"])
 async def test_interim_answers_without_end_are_cut_at_once(piece: bytes) -> None:
     """Nobody waits for the flood to end: not the request, and not the others in this event loop."""
     sent: list[int] = []
-    async with talk(flooding(piece, sent)) as url, asking(url, answer_seconds=60) as upstreams:
-        async with stalls_measured() as longest:
-            with pytest.raises(UpstreamError, match=r"interim answers|head has over|not speak HTTP"):
-                await upstreams.find(HASH_PART)
-        assert longest[0] < 1
-        [health] = upstreams.health()
-        assert health.failures == 1
+    async with talk(saying(again=[piece], sent=sent)) as url, asking(url, answer_seconds=600) as upstreams:
+        with pytest.raises(UpstreamError, match=r"interim answers|head has over|not speak HTTP"):
+            await asyncio.wait_for(upstreams.find(HASH_PART), 60)
+        assert upstreams.health()[0].failures == 1
     assert sum(sent) < 32 * 1024 * 1024  # what fits into the buffers on the way
 
 
 async def test_a_registry_may_not_flood_either() -> None:
     """It is told as the registry's failure, in one line."""
-    sent: list[int] = []
-    async with talk(flooding(HINT * 1_500, sent)) as url:
-        host = url.removeprefix("http://")
-        async with opened(host, None, patience=0.1, stall=30) as registry:
-            with pytest.raises(RegistryError, match="more than 8 interim answers") as raised:
-                await registry.list_tags()
+    async with (
+        talk(saying(again=[HINT * 1_500])) as url,
+        opened(url.removeprefix("http://"), None, patience=0.1, stall=30) as registry,
+    ):
+        with pytest.raises(RegistryError, match="more than 8 interim answers") as raised:
+            await registry.list_tags()
     assert raised.value.is_temporary
 
 
@@ -165,14 +129,8 @@ async def test_the_answer_to_an_upload_may_not_drip_either() -> None:
 
 async def test_redirects_share_one_limit() -> None:
     """A circle of slow answers takes no longer than one of them may."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            await asyncio.sleep(0.2)
-            writer.write(b"HTTP/1.1 307 x\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n")
-            await writer.drain()
-
-    async with talk(converse) as url:
+    around = answering(status=307, headers={"Location": "/again"}, seconds=0.2)
+    async with serve(around) as url:
         async with opened(url.removeprefix("http://"), None, patience=0.1, stall=0.5) as registry:
             with pytest.raises(RegistryError, match="no answer within"):
                 await registry.get_manifest("a")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from itertools import product
 from typing import Final
 
@@ -17,34 +17,34 @@ from nixcache_oci.clients.upstream.nar_stream import NarStream
 from nixcache_oci.errors import RegistryError, UpstreamError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened
+from tests.support.interleaving import no_sleep
 from tests.support.slow_repository import SlowRepository
-from tests.support.upstream_server import HASH_PART, Talk, asking, talk
+from tests.support.upstream_server import HASH_PART, Talk, asking, saying, talk
 
 _DIGEST: Final = Digest.of(b"whatever")
 _LENGTH: Final = 1_000_000
+_SLOW: Final = pytest.raises(SlowBodyError)
 
 
 @pytest.mark.parametrize(
-    ("waits", "is_slow"),
+    ("waits", "ends_in"),
     [
-        ([(1, 5.0)] * 5, False),
-        ([(1, 5.0)] * 6, True),
-        ([(1, 29.0)] * 2, True),
-        ([(40_000, 29.0), (1, 1.0)] * 9, False),
-        ([(30_720, 30.0)] * 9, False),
-        ([(30_719, 30.0)], True),
-        ([(10, 0.0)] * 9_999, False),
-        ([(30_720, 30.0), (1, 30.0)], True),
+        ([(1, 5.0)] * 5, nullcontext()),
+        ([(1, 5.0)] * 6, _SLOW),
+        ([(1, 29.0)] * 2, _SLOW),
+        ([(40_000, 29.0), (1, 1.0)] * 9, nullcontext()),
+        ([(30_720, 30.0)] * 9, nullcontext()),
+        ([(30_719, 30.0)], _SLOW),
+        ([(10, 0.0)] * 9_999, nullcontext()),
+        ([(30_720, 30.0), (1, 30.0)], _SLOW),
     ],
 )
-def test_each_window_of_waiting_brings_bytes(waits: list[tuple[int, float]], *, is_slow: bool) -> None:
+def test_each_window_of_waiting_brings_bytes(
+    waits: list[tuple[int, float]], ends_in: AbstractContextManager[object]
+) -> None:
     """1 KiB for each second waited, taken over 30 s; time in which nobody waits does not count."""
     rate = MinimumRate(30, 1024)
-    if is_slow:
-        with pytest.raises(SlowBodyError):  # noqa: PT012 - one of them is the last straw
-            for count, waited in waits:
-                rate.add(count, waited)
-    else:
+    with ends_in:
         for count, waited in waits:
             rate.add(count, waited)
 
@@ -77,22 +77,15 @@ _ANSWERS: Final = {
 _GIVEN_UP: Final = "no answer within|no answer in time|stalled|comes too slowly"
 
 
-def dripping(beginning: bytes, piece: bytes) -> Talk:
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(beginning)
-        while True:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(0.02)
-
-    return converse
+def _dripping(answer: str) -> Talk:
+    beginning, piece = _ANSWERS[answer]
+    return saying(beginning, again=[piece, 0.02])
 
 
 async def give_up_on_registry(answer: str, what: str) -> None:
     """Ask a registry that answers so, and find that it ends, and may be asked again."""
     async with (
-        talk(dripping(*_ANSWERS[answer])) as url,
+        talk(_dripping(answer)) as url,
         opened(url.removeprefix("http://"), None, patience=0, stall=0.1) as registry,
     ):
         reading: dict[str, Callable[[], Awaitable[object]]] = {
@@ -132,7 +125,7 @@ async def test_framing_is_no_progress(answer: str, what: str) -> None:
 async def test_an_upstreams_answer_may_not_drip(answer: str, what: str) -> None:
     """It would hold a client, and a connection, for weeks; for a narinfo, the limit is on the whole of it."""
     async with (
-        talk(dripping(*_ANSWERS[answer])) as url,
+        talk(_dripping(answer)) as url,
         asking(url, answer_seconds=0.2, nar_seconds=0.2, stall_seconds=0.1) as upstreams,
     ):
         key = parse_upstream(url).key
@@ -174,41 +167,19 @@ async def test_an_upstreams_nar_that_is_resumed_may_not_drip_either() -> None:
 
 async def test_a_nars_first_byte_may_take_longer_than_the_others() -> None:
     """A cache may have to fetch or build it first; then it stands still no longer than a line may."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        await asyncio.sleep(0.3)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-        await asyncio.sleep(0.3)
-        writer.write(b"whole")
-
-    async with talk(converse) as url, asking(url, stall_seconds=0.1, nar_seconds=30) as upstreams:
+    slow = saying(0.3, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 0.3, b"whole")
+    async with talk(slow) as url, asking(url, stall_seconds=0.1, nar_seconds=30) as upstreams:
         assert await read_all(upstreams.open_nar(parse_upstream(url).key, "nar/x.nar")) == b"whole"
-
-
-async def test_a_blob_that_breaks_off_again_and_again_may_not_drip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte over each connection is progress, and yet it ends: by the rate of all of them together."""
-    monkeypatch.setattr("nixcache_oci.clients.resume._WINDOW_SECONDS", 0.2)
-    repository = _Dripping()
-    with pytest.raises(RegistryError, match="comes too slowly") as raised:
-        await read_all(open_resuming(repository, repository.digest, sleep=_no_sleep))
-    assert not raised.value.is_temporary
-    assert 3 < repository.streams < 40
 
 
 class _Dripping(SlowRepository):
     """Gives a byte a stream."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.digest = self.add(bytes(_LENGTH))
-        self.streams = 0
-
     @asynccontextmanager
     async def open_blob(
         self, digest: Digest, start: int = 0, end: int | None = None
     ) -> AsyncIterator[BlobStream]:
-        self.streams += 1
+        self.opened.append(digest)
 
         async def chunks() -> AsyncIterator[bytes]:
             await asyncio.sleep(0.05)
@@ -218,5 +189,12 @@ class _Dripping(SlowRepository):
         yield BlobStream(_LENGTH, start, _LENGTH if end is None else end, chunks())
 
 
-async def _no_sleep(_seconds: float) -> None:
-    """Nobody waits in a test."""
+async def test_a_blob_that_breaks_off_again_and_again_may_not_drip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte over each connection is progress, and yet it ends: by the rate of all of them together."""
+    monkeypatch.setattr("nixcache_oci.clients.resume._WINDOW_SECONDS", 0.2)
+    repository = _Dripping()
+    digest = repository.add(bytes(_LENGTH))
+    with pytest.raises(RegistryError, match="comes too slowly") as raised:
+        await read_all(open_resuming(repository, digest, sleep=no_sleep))
+    assert not raised.value.is_temporary
+    assert 3 < len(repository.opened) < 40

@@ -3,6 +3,8 @@
 import asyncio
 import fcntl
 import json
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,29 +13,38 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
-from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
-from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, manifest, push, read
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
+from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, manifest, push
+from tests.clients.registry_helper import read
+from tests.support.programs import require_program
+from tests.support.skopeo import skopeo_copy
 
 
-async def test_before_the_first_write(layout: Repository, root: Path) -> None:
-    """A folder that does not exist is a repository that does not exist, and reading does not make it."""
+async def _assert_all_missing(layout: Repository, tag_or_digests: Sequence[str], blob: Digest) -> None:
     for reading in (
-        layout.list_tags(),
-        layout.resolve("tag"),
-        layout.get_manifest("tag"),
-        layout.get_manifest(str(DIGEST)),
-        layout.stat_blob(DIGEST),
-        read(layout, DIGEST),
+        *(layout.resolve(each) for each in tag_or_digests),
+        *(layout.get_manifest(each) for each in tag_or_digests),
+        layout.stat_blob(blob),
+        read(layout, blob),
     ):
         with pytest.raises(NotFoundError):
             await reading
-    assert not root.parent.exists()
-    (root / "empty").mkdir(parents=True)
-    with pytest.raises(NotFoundError):
-        await layout.list_tags()
+
+
+async def test_missing_things(layout: Repository, root: Path) -> None:
+    """No folder, or an empty one, is no repository; reading makes none; one says what it lacks."""
+    for _ in range(2):
+        await _assert_all_missing(layout, ["tag"], DIGEST)
+        with pytest.raises(NotFoundError):
+            await layout.list_tags()
+        assert not list(root.parent.rglob("*/*"))
+        (root / "empty").mkdir(parents=True, exist_ok=True)
+        (root / "empty").rmdir()
+    await layout.push_blob(DIGEST, CONTENT)
+    assert await layout.list_tags() == []
+    await _assert_all_missing(layout, ["tag", str(Digest("ab" * 32))], Digest("ab" * 32))
 
 
 async def test_manifests(layout: Repository, root: Path) -> None:
@@ -64,21 +75,16 @@ async def test_manifests(layout: Repository, root: Path) -> None:
 
 
 async def test_manifest_without_a_tag(layout: Repository) -> None:
-    """A manifest pushed by its digest is found by it alone; another digest is refused."""
+    """What is pushed by its digest is found by that alone, no other; an index keeps its media type."""
     content = manifest("one")
     digest = await push(layout, str(Digest.of(content)), content)
     assert (await layout.get_manifest(str(digest))).content == content
     assert await layout.list_tags() == []
     with pytest.raises(RegistryError, match="have digest"):
         await push(layout, str(digest), manifest("two"))
-
-
-async def test_image_index(layout: Repository) -> None:
-    """An image index keeps its media type."""
-    content = ImageIndex(()).render()
-    digest = await layout.push_manifest("cache-index", content, media_type.IMAGE_INDEX)
-    assert (await layout.get_manifest("cache-index")).media_type == media_type.IMAGE_INDEX
-    assert (await layout.get_manifest(str(digest))).media_type == media_type.IMAGE_INDEX
+    index = await layout.push_manifest("cache-index", ImageIndex(()).render(), media_type.IMAGE_INDEX)
+    for tag_or_digest in ("cache-index", str(index)):
+        assert (await layout.get_manifest(tag_or_digest)).media_type == media_type.IMAGE_INDEX
 
 
 @pytest.mark.parametrize(
@@ -97,22 +103,6 @@ async def test_refused_manifest(layout: Repository, root: Path, tag: str, conten
     with pytest.raises(RegistryError, match=r"\Aoci:/[^\n]*cannot write manifest"):
         await layout.push_manifest(tag, content, kind)
     assert files_of(root) == {"oci-layout", "index.json"}
-
-
-async def test_missing_things(layout: Repository) -> None:
-    """An existing layout says plainly what it does not have."""
-    await layout.push_blob(DIGEST, CONTENT)
-    assert await layout.list_tags() == []
-    for reading in (
-        layout.resolve("tag"),
-        layout.get_manifest("tag"),
-        layout.resolve(str(Digest("ab" * 32))),
-        layout.get_manifest(str(Digest("ab" * 32))),
-        layout.stat_blob(Digest("ab" * 32)),
-        read(layout, Digest("ab" * 32)),
-    ):
-        with pytest.raises(NotFoundError):
-            await reading
 
 
 async def test_a_blob_is_no_manifest(layout: Repository) -> None:
@@ -214,8 +204,68 @@ async def test_cancelled_writers(layout: Repository, root: Path) -> None:
 def test_one_event_loop_after_another(tmp_path: Path) -> None:
     """A layout works in one event loop after another, as command lines use it."""
     layout = Layout(tmp_path)
-    manifest = Manifest(None, EMPTY_CONFIG, (Descriptor("text/plain", DIGEST, len(CONTENT)),))
-    asyncio.run(layout.push_blob(DIGEST, CONTENT))
-    asyncio.run(push(layout, "tag", manifest.render()))
-    stored = asyncio.run(layout.get_manifest("tag"))
-    assert Manifest.parse(stored.content) == manifest
+    asyncio.run(push(layout, "tag", manifest("one")))
+    assert asyncio.run(layout.get_manifest("tag")).content == manifest("one")
+
+
+_TABLE = b"table"
+_SEGMENT = Manifest(
+    media_type.SEGMENT, EMPTY_CONFIG, (Descriptor(media_type.TABLE, Digest.of(_TABLE), len(_TABLE)),)
+).render()
+_LISTED = Descriptor(media_type.IMAGE_MANIFEST, Digest.of(_SEGMENT), len(_SEGMENT), {"a": "b"})
+_INDEX = ImageIndex((_LISTED,), {media_type.ANNOTATION_FORMAT: "2"}).render()
+
+
+async def _make_cache(root: Path) -> Layout:
+    layout = Layout(root)
+    await layout.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
+    await layout.push_blob(Digest.of(_TABLE), _TABLE)
+    await layout.push_manifest("segment-1", _SEGMENT, media_type.IMAGE_MANIFEST)
+    await layout.push_manifest("cache-index", _INDEX, media_type.IMAGE_INDEX)
+    return layout
+
+
+def _inspect_raw(root: Path, tag: str) -> bytes:
+    command = [require_program("skopeo"), "inspect", "--raw", f"oci:{root}:{tag}"]
+    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+
+
+@pytest.mark.needs("skopeo")
+async def test_skopeo_reads_ours(tmp_path: Path) -> None:
+    """The bytes under a tag are the same to everyone, before and after the tag has moved."""
+    layout = await _make_cache(tmp_path)
+    assert _inspect_raw(tmp_path, "cache-index") == _INDEX
+    assert _inspect_raw(tmp_path, "segment-1") == _SEGMENT
+    await layout.push_manifest("cache-index", ImageIndex(()).render(), media_type.IMAGE_INDEX)
+    assert _inspect_raw(tmp_path, "cache-index") == ImageIndex(()).render()
+    assert _inspect_raw(tmp_path, "segment-1") == _SEGMENT
+
+
+@pytest.mark.needs("skopeo")
+async def test_we_read_skopeos(tmp_path: Path) -> None:
+    """One command of an independent program mirrors a cache, and the copy is as good as the original."""
+    await _make_cache(tmp_path / "a")
+    skopeo_copy(f"oci:{tmp_path / 'a'}:cache-index", f"oci:{tmp_path / 'b'}:cache-index", "--all")
+    copy = Layout(tmp_path / "b")
+    assert await copy.list_tags() == ["cache-index"]
+    stored = await copy.get_manifest("cache-index")
+    assert (stored.content, stored.media_type) == (_INDEX, media_type.IMAGE_INDEX)
+    assert (await copy.get_manifest(str(Digest.of(_SEGMENT)))).content == _SEGMENT
+    async with copy.open_blob(Digest.of(_TABLE)) as blob:
+        assert [piece async for piece in blob.chunks] == [_TABLE]
+
+
+@pytest.mark.needs("skopeo")
+async def test_taking_turns(tmp_path: Path) -> None:
+    """Tags of either program survive the other's writing."""
+    layout = await _make_cache(tmp_path / "a")
+    skopeo_copy(f"oci:{tmp_path / 'a'}:segment-1", f"oci:{tmp_path / 'b'}:theirs")
+    copy = Layout(tmp_path / "b")
+    theirs = json.loads((tmp_path / "b/index.json").read_bytes())["manifests"]
+    await copy.push_manifest("ours", ImageIndex(()).render(), media_type.IMAGE_INDEX)
+    assert json.loads((tmp_path / "b/index.json").read_bytes())["manifests"][:1] == theirs
+    skopeo_copy(f"oci:{tmp_path / 'a'}:cache-index", f"oci:{tmp_path / 'b'}:cache-index", "--all")
+    assert await copy.list_tags() == ["cache-index", "ours", "theirs"]
+    assert (await copy.get_manifest("theirs")).content == _SEGMENT
+    assert (await copy.get_manifest("ours")).content == ImageIndex(()).render()
+    assert await layout.list_tags() == ["cache-index", "segment-1"]

@@ -10,7 +10,8 @@ import pytest
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of, read
+from tests.clients.layout_story import CONTENT, DIGEST, LARGE, files_of
+from tests.clients.registry_helper import read
 from tests.support.process import open_files_in, until
 
 
@@ -28,16 +29,30 @@ async def test_blobs(layout: Repository, root: Path, tmp_path: Path) -> None:
     assert await layout.stat_blob(large) == len(LARGE)
     assert await read(layout, DIGEST) == CONTENT
     assert await read(layout, large) == LARGE
+    await layout.push_blob(Digest.of(b""), b"")  # nothing is something, too
+    assert await read(layout, Digest.of(b"")) == b""
     umask = os.umask(0)
     os.umask(umask)
     for path in (root / "blobs/sha256").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-async def test_an_empty_blob(layout: Repository) -> None:
-    """Nothing is something, too."""
-    await layout.push_blob(Digest.of(b""), b"")
-    assert await read(layout, Digest.of(b"")) == b""
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        *((0, None), (0, 0), (0, 1), (5, None), (262_143, 262_145), (262_144, 524_288)),
+        *((len(LARGE), None), (7, len(LARGE))),
+    ],
+)
+async def test_ranges(layout: Repository, start: int, end: int | None) -> None:
+    """A range gives exactly its bytes, in pieces that fit into a bounded memory."""
+    digest = Digest.of(LARGE)
+    await layout.push_blob(digest, LARGE)
+    async with layout.open_blob(digest, start, end) as blob:
+        pieces = [piece async for piece in blob.chunks]
+    assert b"".join(pieces) == LARGE[start:end]
+    assert (blob.size, blob.start, blob.end) == (len(LARGE), start, len(LARGE) if end is None else end)
+    assert all(0 < len(piece) <= 524_288 for piece in pieces)
 
 
 @pytest.mark.parametrize("is_file", [False, True])
@@ -70,30 +85,6 @@ async def test_blob_that_is_there(layout: Repository, root: Path) -> None:
     path.write_bytes(CONTENT[:-1])
     await layout.push_blob(DIGEST, CONTENT)
     assert path.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [
-        (0, None),
-        (0, 0),
-        (0, 1),
-        (5, None),
-        (262_143, 262_145),
-        (262_144, 524_288),
-        (len(LARGE), None),
-        (7, len(LARGE)),
-    ],
-)
-async def test_ranges(layout: Repository, start: int, end: int | None) -> None:
-    """A range gives exactly its bytes, in pieces that fit into a bounded memory."""
-    digest = Digest.of(LARGE)
-    await layout.push_blob(digest, LARGE)
-    async with layout.open_blob(digest, start, end) as blob:
-        pieces = [piece async for piece in blob.chunks]
-    assert b"".join(pieces) == LARGE[start:end]
-    assert (blob.size, blob.start, blob.end) == (len(LARGE), start, len(LARGE) if end is None else end)
-    assert all(0 < len(piece) <= 524_288 for piece in pieces)
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, None), (0, 18), (18, None), (5, 4), (18, 18)])

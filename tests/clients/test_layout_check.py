@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.layout_check import MAX_CHECKS, FileChecks
-from nixcache_oci.clients.layout_file import LayoutFile
+from nixcache_oci.clients.layout_file import MAX_CHECKS, FileChecks, LayoutFile
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.support.process import open_files_in, until

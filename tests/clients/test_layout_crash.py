@@ -2,9 +2,6 @@
 
 import asyncio
 import os
-import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,24 +12,13 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
-from tests.clients.layout_story import manifest
+from tests.clients.layout_story import killed_at, manifest, start
 
 _SECONDS = 60
 
-# Kills itself when it asks for the nth time that something reaches the disk: just before a step takes effect.
-_KILLED = """
-import asyncio, os, signal, sys
-from pathlib import Path
+_TAGGING = """
 from nixcache_oci.clients.layout import Layout
-calls, sync = 0, os.fsync
-def kill_or_sync(file):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    sync(file)
-os.fsync = kill_or_sync
-asyncio.run(Layout(Path(sys.argv[1])).push_manifest("tag", sys.argv[3].encode(), sys.argv[4]))
+job = Layout(Path(sys.argv[2])).push_manifest("tag", sys.argv[3].encode(), sys.argv[4])
 """
 
 _TAGS = """
@@ -58,16 +44,8 @@ async def _tagged(layout: Layout) -> bytes | None:
         return None
 
 
-def _run(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", script, *arguments])
-
-
 def _push_and_die(root: Path, step: int, text: str) -> bool:
-    """Tell whether the program was killed; otherwise it has ended well."""
-    process = _run(_KILLED, str(root), str(step), manifest(text).decode(), media_type.IMAGE_MANIFEST)
-    status = process.wait(_SECONDS)
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+    return killed_at(step, _TAGGING, root, manifest(text).decode(), media_type.IMAGE_MANIFEST)
 
 
 async def test_killed_while_a_tag_moves(tmp_path: Path) -> None:
@@ -103,22 +81,21 @@ async def test_killed_while_a_layout_is_made(tmp_path: Path) -> None:
 async def test_what_the_dead_leave(tmp_path: Path) -> None:
     """Unfinished files go when their writer must be dead; one that may still be written to stays."""
     assert _push_and_die(tmp_path, 1, "new")
-    unfinished = _unfinished(tmp_path)
-    assert len(unfinished) == 1
+    [unfinished] = _unfinished(tmp_path)
     fresh = tmp_path / ".nixcache-unfinished-fresh"
     fresh.write_bytes(b"")
     two_days_ago = time.time() - 2 * 86400
-    os.utime(unfinished[0], (two_days_ago, two_days_ago))
+    os.utime(unfinished, (two_days_ago, two_days_ago))
     await Layout(tmp_path).push_blob(Digest.of(b""), b"")
     assert _unfinished(tmp_path) == [fresh]
 
 
 async def test_programs_that_tag_at_once(tmp_path: Path) -> None:
     """Programs that make and write one layout at the same time lose nothing, not even the first tag."""
-    count = 25
+    count = 10
     names = ("a", "b", "c")
     processes = [
-        _run(_TAGS, str(tmp_path), name, str(count), manifest(name).decode(), media_type.IMAGE_MANIFEST)
+        start(_TAGS, tmp_path, name, str(count), manifest(name).decode(), media_type.IMAGE_MANIFEST)
         for name in names
     ]
     layout = Layout(tmp_path)
@@ -126,6 +103,6 @@ async def test_programs_that_tag_at_once(tmp_path: Path) -> None:
         with suppress(NotFoundError):  # no reader ever meets a layout that is damaged
             await layout.list_tags()
         await asyncio.sleep(0.002)
-    assert [process.wait(_SECONDS) for process in processes] == [0, 0, 0]
+    assert [process.communicate(timeout=_SECONDS)[1] for process in processes] == [b""] * 3
     expected = {f"{name}-{number}" for name in names for number in range(count)}
     assert set(await layout.list_tags()) == expected

@@ -14,7 +14,8 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
-from tests.clients.layout_story import CONTENT, DIGEST, manifest, push, read
+from tests.clients.layout_story import CONTENT, DIGEST, manifest, push
+from tests.clients.registry_helper import read
 from tests.support.odd_files import LINKS, NO_FILES, NO_FOLDERS, put_in_place, state_of
 
 MANIFEST = manifest("one")

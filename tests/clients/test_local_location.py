@@ -1,9 +1,18 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.location import find_real_store_dir, find_store_path
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import (
+    NixSettings,
+    current_user,
+    read_settings,
+    system_environment,
+    uses_daemon,
+)
+from nixcache_oci.clients.local_store.store import find_real_store_dir, find_store_path
+from nixcache_oci.errors import FormatError, StoreError, UsageError
 
 _NAME = "rmls3l6557n63na18h9lxrdfnjb00vrc-top"
 _OTHER = "v71yfj64kk1f150ln7lhazlhk04sfvm1-base"
@@ -12,27 +21,17 @@ _OTHER = "v71yfj64kk1f150ln7lhazlhk04sfvm1-base"
 @pytest.mark.parametrize(
     ("store", "real"),
     [
-        ("auto", "/"),
-        ("daemon", "/"),
-        ("local", "/"),
-        ("unix:///run/nix/socket", "/"),
-        ("local?root=/chroot", "/chroot"),
-        ("local://?root=/chroot", "/chroot"),
+        *(("auto", "/"), ("daemon", "/"), ("local", "/"), ("unix:///run/nix/socket", "/")),
+        *(("local?root=/chroot", "/chroot"), ("local://?root=/chroot", "/chroot")),
         ("local?root=/a%20b+c&trusted=1", "/a b+c"),
-        ("unix:///run/nix/socket?root=/chroot", "/chroot"),
-        ("/chroot", "/chroot"),
-        ("/chroot?require-sigs=false", "/chroot"),
-        ("local:///chroot", "/chroot"),
+        *(("unix:///run/nix/socket?root=/chroot", "/chroot"), ("/chroot", "/chroot")),
+        *(("/chroot?require-sigs=false", "/chroot"), ("local:///chroot", "/chroot")),
     ],
 )
 def test_where_files_are(store: str, real: str, tmp_path: Path) -> None:
     """Files of a chroot store are below its root, whichever way Nix spells it; others have their own name."""
     found = find_real_store_dir(store, str(tmp_path), {})
     assert found == Path(real) / str(tmp_path).lstrip("/")
-
-
-def test_a_folder_that_is_named() -> None:
-    """Where Nix is told the folder, that is it."""
     assert find_real_store_dir("local?root=/chroot&real=/files", "/nix/store", {}) == Path("/files")
 
 
@@ -60,7 +59,6 @@ def test_a_store_elsewhere(store: str) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A store folder with two objects, one of which links to the other."""
     folder = tmp_path / "store"
     (folder / _NAME / "bin").mkdir(parents=True)
     (folder / _OTHER).write_text("base")
@@ -68,27 +66,20 @@ def store(tmp_path: Path) -> Path:
     return folder
 
 
-def _find(path: Path | str, store: Path, real: Path | None = None) -> str:
-    return find_store_path(str(path), str(store), real or store).base_name
+def _find(path: Path | str, store: Path) -> str:
+    return find_store_path(str(path), str(store), store).base_name
 
 
-def test_paths_in_the_store(store: Path) -> None:
-    """A path in an object means that object, even where a link in it leads to another."""
-    assert _find(store / _NAME, store) == _NAME
-    assert _find(f"{store}/{_NAME}/", store) == _NAME
-    assert _find(store / _NAME / "bin/run", store) == _NAME
-    assert _find(store / _NAME / "base", store) == _NAME
-
-
-def test_links_to_the_store(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nix-build leaves behind names what it built, also through further links."""
+def test_paths_in_the_store(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path in an object means it, even where a link in it leads on; so do links of nix-build."""
     (tmp_path / "result").symlink_to(store / _NAME)
     (tmp_path / "latest").symlink_to("result")
     (tmp_path / "folder").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert _find("./result", store) == _NAME
-    assert _find("result/base", store) == _NAME
-    assert _find("folder/latest/bin", store) == _NAME
+    for inside in ("", "/", "/bin/run", "/base"):
+        assert _find(f"{store}/{_NAME}{inside}", store) == _NAME
+    for link in ("./result", "result/base", "folder/latest/bin"):
+        assert _find(link, store) == _NAME
 
 
 def test_links_in_a_chroot_store(store: Path, tmp_path: Path) -> None:
@@ -112,3 +103,59 @@ def test_paths_elsewhere(store: Path, tmp_path: Path) -> None:
         _find(tmp_path / ".#hello", store)
     with pytest.raises(FormatError):
         _find(store / ".links", store)
+
+
+URL = "http://127.0.0.1:37515"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Settings of the machine, of the user, and of this shell."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nix.conf").write_text(
+        "substituters = http://system\ntrusted-users = root bob\nfallback = true\n"
+    )
+    (tmp_path / "home/.config/nix").mkdir(parents=True)
+    (tmp_path / "home/.config/nix/nix.conf").write_text(f"extra-substituters = {URL}\n")
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "NIX_CONF_DIR": str(tmp_path / "etc"),
+        "NIX_CONFIG": "extra-substituters = http://shell\nrequire-sigs = false",
+    }
+
+
+@pytest.mark.needs("nix")
+async def test_the_user_and_the_system(environment: dict[str, str]) -> None:
+    """A daemon knows the machine's settings alone, and says so itself."""
+    own = await read_settings(Nix(environment, print))
+    system = await read_settings(Nix(system_environment(environment), print))
+    assert own.substituters == ("http://system", URL, "http://shell")
+    assert system.substituters == ("http://system",)
+    assert (own.require_sigs, system.require_sigs) == (False, True)
+    assert own.fallback
+    assert own.trusted_users == ("root", "bob")
+    assert own.store == "auto"
+
+
+@pytest.mark.needs("nix")
+async def test_a_line_that_nix_refuses(environment: dict[str, str]) -> None:
+    """Its own words."""
+    (Path(environment["NIX_CONF_DIR"]) / "nix.conf").write_text("fallback=true\n")
+    with pytest.raises(StoreError):
+        await read_settings(Nix(environment, print))
+    with pytest.raises(FormatError, match="substituters"):
+        NixSettings.parse({})  # what is missing is named, and not taken for something
+
+
+def test_whether_a_daemon_works(tmp_path: Path) -> None:
+    """By the store that is named; else where there is a socket, and the store is not ours to write."""
+    environment = {"NIX_STATE_DIR": str(tmp_path / "gone")}
+    assert uses_daemon("daemon", environment)
+    assert uses_daemon("unix:///socket", environment)
+    assert not uses_daemon("local", environment)
+    assert not uses_daemon("auto", environment)
+    assert not uses_daemon("auto", {"NIX_STATE_DIR": str(tmp_path)})
+    name, groups = current_user()
+    assert name
+    assert groups

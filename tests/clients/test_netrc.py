@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import UsageError
-from tests.support.upstream_server import HASH_PART, narinfo_text, serve
+from tests.support.upstream_server import HASH_PART, Asked, answering, narinfo_text, serve
 
 _URL = "https://cache.example/x"
 
@@ -115,32 +114,24 @@ def test_a_file_that_cannot_be_read_is_one_warning(
 
 
 def test_no_file_is_fine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Most machines have none, and a service has no home."""
+    """Most machines have none, and a service no home. A SOCKS proxy is refused, before anything is served."""
     assert open_upstreams([_URL], {"NIX_CONF_DIR": str(tmp_path)})[0].authorization == ""
     assert not caplog.records
-
-
-def test_an_upstream_behind_a_socks_proxy_is_refused_at_the_start(tmp_path: Path) -> None:
-    """One line before anything is served, and not a miss for each path later."""
     with pytest.raises(UsageError, match="all_proxy names a proxy that speaks socks5"):
         open_upstreams([_URL], _environment(tmp_path, all_proxy="socks5://p:1"))
 
 
 async def test_the_upstream_is_asked_with_them(tmp_path: Path) -> None:
     """What was found reaches the server that it is for, and no other that it redirects to."""
-    seen: list[tuple[str, str | None]] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        seen.append((request.host, request.headers.get("Authorization")))
-        if request.host.startswith("127.0.0.1"):
-            raise web.HTTPFound(f"http://localhost:{request.url.port}{request.path}")
-        return web.Response(text=narinfo_text())
-
+    first: list[Asked] = []
+    then: list[Asked] = []
     _write(tmp_path / "etc/netrc", "machine 127.0.0.1 login me password pw\n")
-    async with serve(answer) as url:
-        upstreams = Upstreams(open_upstreams([url], _environment(tmp_path)))
-        try:
-            assert await upstreams.find(HASH_PART) is not None
-        finally:
-            await upstreams.close()
-    assert [authorization for _, authorization in seen] == [_basic("me:pw"), None]
+    async with serve(answering(text=narinfo_text(), asked=then), "localhost") as storage:
+        moved = answering(status=302, headers={"Location": storage}, asked=first)
+        async with serve(moved) as url:
+            upstreams = Upstreams(open_upstreams([url], _environment(tmp_path)))
+            try:
+                assert await upstreams.find(HASH_PART) is not None
+            finally:
+                await upstreams.close()
+    assert [one.headers.get("Authorization") for one in first + then] == [_basic("me:pw"), None]

@@ -11,6 +11,7 @@ from aiohttp import web
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
 from tests.clients.registry_helper import opened, read
+from tests.support.process import until
 
 _CONTENT = b"what lies in the storage"
 _BLOB = Digest.of(_CONTENT)
@@ -95,56 +96,38 @@ async def _places() -> AsyncIterator[tuple[_Registry, _Storage]]:
         yield registry, storage
 
 
-async def _until_open(origin: _Origin, count: int) -> None:
-    async with asyncio.timeout(5):
-        while origin.open != count:  # noqa: ASYNC110  a server tells nobody of its connections
-            await asyncio.sleep(0.005)
-
-
-async def test_the_connection_is_open_before_the_redirect_is_told() -> None:
-    """Rule: what a first redirect taught, the second request uses; it needs one connection, as without."""
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_connection_is_open_before_the_redirect_is_told(count: int) -> None:
+    """What a first redirect taught, the next use: a connection each, as without; none waits for another's."""
     async with _places() as (registry, storage), opened(registry.host, None) as client:
         assert await read(client, _BLOB) == _CONTENT
         assert storage.opened == 1
-        await _until_open(storage, 0)
+        await until(lambda: storage.open == 0)
         registry.may_answer.clear()
-        reading = asyncio.create_task(read(client, _BLOB))
-        await _until_open(storage, 1)
+        reading = [asyncio.create_task(read(client, _BLOB)) for _ in range(count)]
+        await until(lambda: storage.open == count)
         registry.may_answer.set()
-        assert await reading == _CONTENT
-        assert storage.opened == 2
-
-
-async def test_requests_at_once_have_a_connection_each() -> None:
-    """Rule: three packs that are fetched at once wait for no connection of each other."""
-    async with _places() as (registry, storage), opened(registry.host, None) as client:
-        await read(client, _BLOB)
-        await _until_open(storage, 0)
-        registry.may_answer.clear()
-        reading = [asyncio.create_task(read(client, _BLOB)) for _ in range(3)]
-        await _until_open(storage, 3)
-        registry.may_answer.set()
-        assert await asyncio.gather(*reading) == [_CONTENT] * 3
-        assert storage.opened == 4
+        assert await asyncio.gather(*reading) == [_CONTENT] * count
+        assert storage.opened == 1 + count
 
 
 async def test_who_waits_for_a_token_has_a_connection_for_what_comes_then() -> None:
-    """Rule: the token comes over the connection that is there, and who asked for it goes on with that one."""
+    """The token comes over the connection that is there, and who asked for it goes on with that one."""
     async with _places() as (registry, storage), opened(registry.host, None) as client:
         registry.token = "issued"
         await read(client, _BLOB)
-        await _until_open(storage, 0)
+        await until(lambda: storage.open == 0)
         assert registry.open == 1
         registry.may_answer.clear()
         reading = [asyncio.create_task(read(client, _BLOB)) for _ in range(3)]
-        await _until_open(registry, 3)
+        await until(lambda: registry.open == 3)
         registry.may_answer.set()
         assert await asyncio.gather(*reading) == [_CONTENT] * 3
         assert registry.opened == 3
 
 
 async def test_a_registry_that_stopped_to_redirect_is_taken_at_its_word() -> None:
-    """Rule: the requests after one that was answered directly open no connection ahead."""
+    """The requests after one that was answered directly open no connection ahead."""
     async with _places() as (registry, storage), opened(registry.host, None) as client:
         await read(client, _BLOB)
         registry.target = None
@@ -159,7 +142,7 @@ async def test_a_registry_that_stopped_to_redirect_is_taken_at_its_word() -> Non
 
 
 async def test_a_redirect_to_somewhere_else_is_followed() -> None:
-    """Rule: the guess may be wrong, and then it does not matter what became of it."""
+    """The guess may be wrong, and then it does not matter what became of it."""
     async with _Registry(None) as registry, _Storage() as other, opened(registry.host, None) as client:
         async with _Storage() as storage:
             registry.target = storage.host
@@ -170,7 +153,7 @@ async def test_a_redirect_to_somewhere_else_is_followed() -> None:
 
 
 async def test_a_storage_that_is_gone_is_told_like_any_other() -> None:
-    """Rule: the error names what could not be reached, and the next request tries again."""
+    """The error names what could not be reached, and the next request tries again."""
     async with _Registry(None) as registry, opened(registry.host, None, patience=0.1) as client:
         async with _Storage() as storage:
             registry.target = storage.host
@@ -182,30 +165,30 @@ async def test_a_storage_that_is_gone_is_told_like_any_other() -> None:
 
 
 async def test_giving_up_ends_the_connection() -> None:
-    """Rule: nobody stays connected to a storage for a request that was cancelled."""
+    """Nobody stays connected to a storage for a request that was cancelled."""
     async with _places() as (registry, storage), opened(registry.host, None) as client:
         await read(client, _BLOB)
-        await _until_open(storage, 0)
+        await until(lambda: storage.open == 0)
         registry.may_answer.clear()
         reading = asyncio.create_task(read(client, _BLOB))
-        await _until_open(storage, 1)
+        await until(lambda: storage.open == 1)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
         registry.may_answer.set()
         await client.close()
-        await _until_open(storage, 0)
+        await until(lambda: storage.open == 0)
 
 
 async def test_through_an_http_proxy_nothing_is_opened_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rule: who has to go through a proxy goes nowhere else."""
+    """Who has to go through a proxy goes nowhere else."""
     async with _places() as (registry, storage):
         monkeypatch.setenv("http_proxy", f"http://{storage.host}")
         monkeypatch.setenv("no_proxy", registry.host)
         registry.target = "storage.example:80"  # only the proxy can tell where that is
         async with opened(registry.host, None) as client:
             await read(client, _BLOB)
-            await _until_open(storage, 0)
+            await until(lambda: storage.open == 0)
             registry.may_answer.clear()
             reading = asyncio.create_task(read(client, _BLOB))
             await asyncio.sleep(0.1)

@@ -1,6 +1,6 @@
 """The pure parts of the registry client: what strangers' headers and documents are taken for."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import given
@@ -31,42 +31,33 @@ _ANY_HEADERS = st.dictionaries(
 # Parts of blobs
 
 
+_PART = {"Content-Length": "4", "Content-Range": "bytes 3-6/10"}
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "asked", "expected"),
     [
         (200, {"Content-Length": "10"}, (0, None), Extent(10, 0, 0, 10)),
         (200, {"Content-Length": "0"}, (0, None), Extent(0, 0, 0, 0)),
-        (206, {"Content-Length": "4", "Content-Range": "bytes 3-6/10"}, (3, 7), Extent(10, 0, 3, 7)),
+        (206, _PART, (3, 7), Extent(10, 0, 3, 7)),
         (200, {"Content-Length": "10"}, (3, 7), Extent(10, 3, 3, 7)),
+        (200, {}, (0, None), None),
+        (200, {"Content-Length": "-1"}, (0, None), None),
+        (200, {"Content-Length": "1e3"}, (0, None), None),
+        (200, {"Content-Length": "5"}, (3, 7), None),
+        (200, {"Content-Length": "10000000000"}, (5_000_000_000, 5_000_000_001), None),
+        (206, {**_PART, "Content-Range": "bytes 4-7/10"}, (3, 7), None),
+        (206, {**_PART, "Content-Length": "5"}, (3, 7), None),
+        (206, {**_PART, "Content-Range": "bytes 3-6/6"}, (3, 7), None),
+        (206, {**_PART, "Content-Range": "bytes 0-3/4"}, (0, None), None),
     ],
 )
 def test_an_answer_holds_what_was_asked(
-    status: int, headers: dict[str, str], asked: tuple[int, int | None], expected: Extent
+    status: int, headers: dict[str, str], asked: tuple[int, int | None], expected: Extent | None
 ) -> None:
-    """A part may come alone, or inside the whole."""
-    assert read_extent(status, headers, *asked) == expected
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "asked"),
-    [
-        (200, {}, (0, None)),
-        (200, {"Content-Length": "-1"}, (0, None)),
-        (200, {"Content-Length": "1e3"}, (0, None)),
-        (200, {"Content-Length": "5"}, (3, 7)),
-        (200, {"Content-Length": "10000000000"}, (5_000_000_000, 5_000_000_001)),
-        (206, {"Content-Length": "4", "Content-Range": "bytes 4-7/10"}, (3, 7)),
-        (206, {"Content-Length": "5", "Content-Range": "bytes 3-6/10"}, (3, 7)),
-        (206, {"Content-Length": "4", "Content-Range": "bytes 3-6/6"}, (3, 7)),
-        (206, {"Content-Length": "4", "Content-Range": "bytes 0-3/4"}, (0, None)),
-    ],
-)
-def test_an_answer_with_anything_else_is_refused(
-    status: int, headers: dict[str, str], asked: tuple[int, int | None]
-) -> None:
-    """Also one that would make a small part cost a huge download."""
-    with pytest.raises(FormatError):
-        read_extent(status, headers, *asked)
+    """A part may come alone, or inside the whole, unless that would make it cost a huge download."""
+    with nullcontext() if expected else pytest.raises(FormatError):
+        assert read_extent(status, headers, *asked) == expected
 
 
 @given(st.sampled_from([200, 206]), _ANY_HEADERS, st.integers(0, 99), st.integers(1, 99))
@@ -98,13 +89,9 @@ def test_any_headers_give_a_size_or_an_error(status: int, headers: dict[str, str
     ],
 )
 def test_the_first_byte_tells_the_size(status: int, headers: dict[str, str], size: int) -> None:
-    """By range, without ranges, and for an empty blob."""
-    assert read_size(status, headers) == size
-
-
-def test_a_range_is_closed() -> None:
-    """The last byte is named, as HTTP counts."""
+    """By a range, whose last byte is named as HTTP counts; without ranges, and for an empty blob."""
     assert render_range(0, 1) == "bytes=0-0"
+    assert read_size(status, headers) == size
 
 
 # Lists of tags
@@ -113,36 +100,17 @@ def test_a_range_is_closed() -> None:
 @pytest.mark.parametrize(
     ("headers", "target"),
     [
-        ([], None),
-        ([""], None),
+        *(([], None), ([""], None)),
         (['</v2/x/tags/list?last=b&n=2>; rel="next"'], "/v2/x/tags/list?last=b&n=2"),
-        (["</a>;rel=next"], "/a"),
-        (['</a>; REL="prev next"'], "/a"),
+        *((["</a>;rel=next"], "/a"), (['</a>; REL="prev next"'], "/a")),
         (['</a>; rel="prev", </b,c;d>; title="x, y"; rel="next"'], "/b,c;d"),
-        (['</a>; rel="prev"', "</b>; rel=next"], "/b"),
-        (['</next>; rel="prev"'], None),
+        *((['</a>; rel="prev"', "</b>; rel=next"], "/b"), (['</next>; rel="prev"'], None)),
         (["<>; rel=next"], ""),
     ],
 )
 def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
     """Links come in one header or several, quoted or not."""
     assert find_next(headers) == target
-
-
-@given(st.lists(st.text(st.sampled_from('<>;=", relnxt/'), max_size=40)))
-def test_any_link_header_is_read_or_refused(headers: list[str]) -> None:
-    """A page that is there is never left out: text that speaks of a next one is read or refused."""
-    with suppress(FormatError):
-        find_next(headers)
-
-
-@given(
-    st.one_of(st.binary(), st.text(st.sampled_from('[]a",{}')).map(lambda text: b'{"tags":' + text.encode()))
-)
-def test_any_page_is_read_or_refused(body: bytes) -> None:
-    """Junk never becomes a tag."""
-    with suppress(FormatError):
-        assert all(isinstance(tag, str) for tag in parse_tags(body))
 
 
 # Errors
@@ -167,10 +135,21 @@ def test_an_error_document_is_read_as_far_as_it_goes(body: bytes, expected: tupl
     assert parse_error(body) == expected
 
 
-@given(st.binary())
-def test_any_error_document_is_survived(body: bytes) -> None:
-    """The failure that it tells of is bad enough."""
+@given(st.lists(st.text(st.sampled_from('<>;=", relnxt/'), max_size=40)))
+def test_any_link_header_is_read_or_refused(headers: list[str]) -> None:
+    """A page that is there is never left out: text that speaks of a next one is read or refused."""
+    with suppress(FormatError):
+        find_next(headers)
+
+
+@given(
+    st.one_of(st.binary(), st.text(st.sampled_from('[]a",{}')).map(lambda text: b'{"tags":' + text.encode()))
+)
+def test_any_page_is_read_or_refused(body: bytes) -> None:
+    """Junk never becomes a tag; as an error document it is survived: the failure is bad enough."""
     parse_error(body)
+    with suppress(FormatError):
+        assert all(isinstance(tag, str) for tag in parse_tags(body))
 
 
 @pytest.mark.parametrize(

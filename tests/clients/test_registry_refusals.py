@@ -20,7 +20,7 @@ from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from tests.clients.registry_helper import MANIFEST, NAME, count, opened, owner, reader
 from tests.support.ghcr import GhcrDouble
 from tests.support.process import open_files_in
-from tests.support.upstream_server import serve
+from tests.support.upstream_server import serve, talk
 
 _CONTENT = b"content"
 _DIGEST = Digest.of(_CONTENT)
@@ -93,13 +93,15 @@ async def test_anonymous_publishers_learn_what_to_set(ghcr: GhcrDouble, operatio
 
 @pytest.mark.parametrize(("operation", "call"), _ALL.items())
 async def test_wrong_credentials_are_to_be_renewed(ghcr: GhcrDouble, operation: str, call: _Push) -> None:
-    """Who refused is the token service, so it is about the credentials and not about the package."""
+    """It is about them, not about the package; nobody becomes anonymous, which would hide the reason."""
+    ghcr.private = False
     wrong = Credentials("anyone", "ghp_wrong", "NIXCACHE_TOKEN_FILE (/run/token)")
-    error = await _refused(ghcr, call, wrong)
-    assert str(error).startswith(operation)
-    assert "no token: 403 DENIED" in str(error)
-    assert "asked with NIXCACHE_TOKEN_FILE (/run/token), which is wrong or has expired" in str(error)
-    assert "renew it" in str(error)
+    error = str(await _refused(ghcr, call, wrong))
+    assert error.startswith(operation)
+    assert "no token: 403 DENIED" in error
+    assert "asked with NIXCACHE_TOKEN_FILE (/run/token), which is wrong or has expired" in error
+    assert "renew it" in error
+    assert ghcr.count("token") == 1
 
 
 @pytest.mark.parametrize(("operation", "call"), _PUSHES.items())
@@ -216,81 +218,44 @@ async def test_a_full_account_is_sent_to_its_billing(ghcr: GhcrDouble) -> None:
     assert ghcr.count("upload-put") == 1
 
 
-async def test_a_blob_over_the_limit_is_named_with_its_size(ghcr: GhcrDouble, tmp_path: Path) -> None:
+async def test_a_blob_over_the_limit_is_named_with_its_size(ghcr: GhcrDouble, sparse: Path) -> None:
     """The registry refuses while the bytes still flow; they are not sent a second time."""
-    path = tmp_path / "blob"
-    with path.open("wb") as file:
-        file.truncate(64 * 1024 * 1024)  # more than the sockets' buffers take
     ghcr.blob_limit = 1024 * 1024
-
-    async def push(repository: Repository) -> None:
-        await repository.push_blob(_DIGEST, path)
-
-    error = await _refused(ghcr, push)
+    error = await _refused(ghcr, lambda repository: repository.push_blob(_DIGEST, sparse))
     assert (error.status, error.code, error.is_temporary) == (413, "SIZE_INVALID", False)
     assert "it has 67108864 bytes, more than the registry or a server in front of it takes" in str(error)
     assert "NIXCACHE_MAX_BLOB_BYTES" in str(error)
     assert ghcr.count("upload-put") == 1
 
 
+@pytest.mark.parametrize("hangs_up", [True, False])
 @pytest.mark.parametrize("status", [403, 413])
-async def test_a_refusal_before_the_hang_up_is_heard(tmp_path: Path, status: int) -> None:
-    """Some servers answer, and close the connection on a body that still comes: the answer counts."""
-    path = tmp_path / "blob"
-    with path.open("wb") as file:
-        file.truncate(64 * 1024 * 1024)
+async def test_a_refusal_while_the_body_comes_is_heard(sparse: Path, status: int, *, hangs_up: bool) -> None:
+    """Some servers answer, and read no more: the answer counts, and nothing waits for a hang-up."""
     puts = 0
+    ended = asyncio.Event()
     body = b'{"errors":[{"code":"DENIED","message":"Quota exceeded"}]}'
 
-    async def serve(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def refuse(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         nonlocal puts
-        while head := await source.readuntil(b"\r\n\r\n"):
-            if head.startswith(b"PUT"):
-                puts += 1
-                sink.write(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
-                break
+        while not (await source.readuntil(b"\r\n\r\n")).startswith(b"PUT"):
             sink.write(b"HTTP/1.1 202 Accepted\r\nLocation: /session\r\nContent-Length: 0\r\n\r\n")
-        sink.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with opened(host, None, push=True) as registry:
-            with pytest.raises(RegistryError, match=r"Quota exceeded.*no room left") as raised:
-                await registry.push_blob(_DIGEST, path)
-    assert (raised.value.status, raised.value.code, puts) == (status, "DENIED", 1)
-
-
-async def test_a_refused_upload_leaves_no_connection(tmp_path: Path) -> None:
-    """Who refuses may keep the connection open and read no more: nothing waits for that."""
-    path = tmp_path / "blob"
-    with path.open("wb") as file:
-        file.truncate(64 * 1024 * 1024)
-    ended = asyncio.Event()
-
-    async def serve(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        puts += 1
+        sink.write(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
         try:
-            while head := await source.readuntil(b"\r\n\r\n"):
-                if head.startswith(b"PUT"):
-                    break
-                sink.write(b"HTTP/1.1 202 Accepted\r\nLocation: /session\r\nContent-Length: 0\r\n\r\n")
-            sink.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
-            while not sink.is_closing():
+            while not hangs_up and not sink.is_closing():
                 await asyncio.sleep(0.01)
                 sink.write(b"x")  # finds out whether anybody is there, without reading
                 await sink.drain()
-        except ConnectionError:
-            pass
         finally:
             ended.set()
-            sink.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with opened(host, None, push=True) as registry:
-            with pytest.raises(RegistryError, match="413"):
-                await registry.push_blob(_DIGEST, path)
-            async with asyncio.timeout(5):
-                await ended.wait()
+    async with talk(refuse) as url, opened(url.removeprefix("http://"), None, push=True) as registry:
+        with pytest.raises(RegistryError, match=r"Quota exceeded.*no room left") as raised:
+            await registry.push_blob(_DIGEST, sparse)
+        async with asyncio.timeout(30):
+            await ended.wait()
+    assert (raised.value.status, raised.value.code, puts) == (status, "DENIED", 1)
 
 
 @pytest.mark.parametrize(
@@ -374,43 +339,25 @@ async def test_missing_blobs_are_told_by_their_code(
 # Many at once
 
 
-def _write_blobs(folder: Path) -> dict[Digest, Path]:
+@pytest.mark.parametrize("breaks", [12, None])
+async def test_uploads_that_break_late(ghcr: GhcrDouble, tmp_path: Path, breaks: int | None) -> None:
+    """What broke is read again from its start, five times at most, with all patience; no file stays open."""
     blobs = {}
     for number in range(8):
         content = bytes([number]) * 1_000_000
-        path = folder / str(number)
-        path.write_bytes(content)
-        blobs[Digest.of(content)] = path
-    return blobs
-
-
-async def _push_all(registry: Registry, blobs: dict[Digest, Path]) -> list[BaseException | None]:
-    pushes = (registry.push_blob(digest, path) for digest, path in blobs.items())
-    return await asyncio.gather(*pushes, return_exceptions=True)
-
-
-async def test_uploads_that_break_late_end(ghcr: GhcrDouble, tmp_path: Path) -> None:
-    """Each blob is sent five times at most, however patient the client is, and no file stays open."""
-    blobs = _write_blobs(tmp_path)
-    ghcr.fault("upload-put", "cut_request", after=900_000, times=None)
+        blobs[Digest.of(content)] = tmp_path / str(number)
+        (tmp_path / str(number)).write_bytes(content)
+    ghcr.fault("upload-put", "cut_request", after=900_000, times=breaks)
     async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
-        results = await _push_all(registry, blobs)
-        assert open_files_in(tmp_path) == []
-    assert all(isinstance(result, RegistryError) and result.is_temporary for result in results)
-    assert ghcr.count("upload-put") == 5 * len(blobs)
-    assert ghcr.blobs(NAME) == {}
-
-
-async def test_uploads_that_break_late_are_made_good(ghcr: GhcrDouble, tmp_path: Path) -> None:
-    """What broke is read again from its start; each break costs one more sending, and no more."""
-    blobs = _write_blobs(tmp_path)
-    ghcr.fault("upload-put", "cut_request", after=900_000, times=12)
-    async with opened(ghcr.host, owner(ghcr), push=True, patience=600) as registry:
-        results = await _push_all(registry, blobs)
+        pushes = (registry.push_blob(digest, path) for digest, path in blobs.items())
+        results = await asyncio.gather(*pushes, return_exceptions=True)
         assert open_files_in(tmp_path) == []
     failed = [result for result in results if result is not None]
+    assert all(isinstance(result, RegistryError) and result.is_temporary for result in failed)
     assert len(ghcr.blobs(NAME)) == len(blobs) - len(failed)
-    assert ghcr.count("upload-put") == 12 + len(blobs) - len(failed)
+    assert ghcr.count("upload-put") == (
+        5 * len(blobs) if breaks is None else breaks + len(blobs) - len(failed)
+    )
 
 
 @pytest.mark.parametrize("kind", ["there", "absent", "told by a range"])

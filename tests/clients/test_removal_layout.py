@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,36 +15,12 @@ from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
+from tests.clients.layout_story import killed_at, start
 from tests.support.skopeo import skopeo_copy
 
 _DAY = 24 * 3600
 _SECONDS = 60
-_PROJECT = Path(__file__).parents[2]
-
-# Kills itself when it asks for the nth time that something reaches the disk, or that a file is removed.
-_KILLED = """
-import asyncio, os, signal, sys
-from pathlib import Path
-from nixcache_oci.clients.layout_sweep import LayoutRemover
-from nixcache_oci.oci.digest import Digest
-calls, sync, unlink = 0, os.fsync, os.unlink
-def kill_or_go_on():
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-def kill_or_sync(file):
-    kill_or_go_on()
-    sync(file)
-def kill_or_unlink(path, dir_fd):
-    kill_or_go_on()
-    unlink(path, dir_fd=dir_fd)
-os.fsync, os.unlink = kill_or_sync, kill_or_unlink
-asyncio.run(LayoutRemover(Path(sys.argv[1])).remove(Digest(sys.argv[3])))
-"""
-
 
 _PUSHING = """
 import asyncio, sys
@@ -59,19 +32,14 @@ async def main():
         await story.add_segment(f"new-{number}", b"own %d" % number, b"new")
 asyncio.run(main())
 """
-
-
-def _start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, cwd=_PROJECT)
-
-
-def _remove_and_die(root: Path, step: int, manifest: Digest) -> bool:
-    """Tell whether the program was killed; otherwise it has ended well."""
-    process = _start(_KILLED, str(root), str(step), manifest.hex)
-    _, errors = process.communicate(timeout=_SECONDS)
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode != 0
+# It may also be killed when a file is removed.
+_REMOVING = """
+unlink = os.unlink
+os.unlink = lambda *arguments, **named: kill_or(unlink, *arguments, **named)
+from nixcache_oci.clients.layout_sweep import LayoutRemover
+from nixcache_oci.oci.digest import Digest
+job = LayoutRemover(Path(sys.argv[2])).remove(Digest(sys.argv[3]))
+"""
 
 
 class Story:
@@ -128,24 +96,6 @@ def story(tmp_path: Path) -> Story:
     return Story(tmp_path / "layout")
 
 
-async def test_a_manifest_goes_with_what_is_its_own(story: Story) -> None:
-    """A manifest, its tags and its blobs are gone; what another manifest names as well stays."""
-    gone = await story.add_segment("one", b"own", b"shared")
-    await story.push_segment("alias", b"own", b"shared")
-    kept = await story.add_segment("two", b"shared", b"other")
-    await story.write_index(kept)
-    story.age()
-    await story.remover.remove(gone)
-    assert await story.layout.list_tags() == ["cache-index", "two"]
-    assert not story.holds(gone)
-    assert not story.holds(b"own")
-    for blob in (b"shared", b"other", EMPTY_CONFIG_CONTENT):
-        assert await story.layout.stat_blob(Digest.of(blob)) == len(blob)
-    with pytest.raises(NotFoundError):
-        await story.layout.get_manifest(str(gone))
-    await story.remover.close()
-
-
 async def test_removed_before(story: Story, tmp_path: Path) -> None:
     """What is not there is no error, and no layout is made by looking for it."""
     await story.remover.remove(Digest.of(b"nothing"))
@@ -160,25 +110,18 @@ async def test_removed_before(story: Story, tmp_path: Path) -> None:
 
 
 async def test_the_young_stays(story: Story) -> None:
-    """A publisher pushes blobs before the manifest that names them: these must not go meanwhile."""
+    """A publisher pushes blobs before the manifest that names them: these must not go meanwhile.
+
+    A copier pushes manifests by digest, and the image index that lists them, with its tag, comes last.
+    """
     gone = await story.add_segment("one", b"own", b"pushed again")
-    await story.add_segment("two", b"other")
-    story.age()
-    await story.layout.push_blob(Digest.of(b"fresh"), b"fresh")
-    await story.layout.push_blob(Digest.of(b"pushed again"), b"pushed again")
-    await story.remover.remove(gone)
-    assert not story.holds(b"own")
-    assert story.holds(b"fresh")
-    await story.push_segment("three", b"fresh", b"pushed again")
-
-
-async def test_what_a_young_manifest_names_stays(story: Story) -> None:
-    """A copier pushes manifests by digest, and the image index that lists them, with its tag, comes last."""
-    gone = await story.add_segment("one", b"own")
     child = await story.add_segment(None, b"old blob of the child")
     story.age()
     story.age(child, seconds=0)
+    await story.layout.push_blob(Digest.of(b"fresh"), b"fresh")
+    await story.layout.push_blob(Digest.of(b"pushed again"), b"pushed again")
     await story.remover.remove(gone)
+    await story.push_segment("three", b"fresh", b"pushed again")
     await story.write_index(child)
     assert story.holds(b"old blob of the child")
     assert not story.holds(b"own")
@@ -202,45 +145,31 @@ async def test_leftovers_go(story: Story) -> None:
     """What crashed publishers left, and former versions of the index, go with the next manifest."""
     gone = await story.add_segment("one", b"own")
     kept = await story.add_segment("two", b"other")
-    former = await story.write_index(gone, kept)
+    await story.write_index(gone, kept)
     current = await story.write_index(kept)
     await story.layout.push_blob(Digest.of(b"left"), b"left")
-    story.age()
     (story.root / "blobs/sha256/README").write_text("not a blob")
     story.age()
     await story.remover.remove(gone)
-    assert not story.holds(former)
-    assert story.files() == {
-        "README",
-        EMPTY_CONFIG.digest.hex,
-        current.hex,
-        kept.hex,
-        Digest.of(b"other").hex,
-    }
+    left = (current, kept, Digest.of(b"other"), EMPTY_CONFIG.digest)
+    assert story.files() == {"README", *(digest.hex for digest in left)}
 
 
 async def test_what_the_index_lists_is_refused(story: Story) -> None:
-    """A writer may have listed it again meanwhile: then it is kept with all it names."""
-    listed = await story.add_segment(None, b"own")
-    await story.write_index(listed)
+    """A writer may have listed it again: it stays, with all it names. A stale index stops no other."""
+    collected = await story.add_segment(None, b"collected")
+    listed = await story.add_segment(None, b"listed")
+    gone = await story.add_segment("one", b"own")
+    await story.write_index(collected, listed)
     story.age()
     before = story.files()
     with pytest.raises(RegistryError, match="unlist it first"):
         await story.remover.remove(listed)
     assert story.files() == before
-
-
-async def test_an_index_may_list_what_is_gone(story: Story) -> None:
-    """A stale index that lists a collected segment does not stop later removals."""
-    collected = await story.add_segment(None, b"collected")
-    gone = await story.add_segment("one", b"own")
-    kept = await story.add_segment("two", b"other")
-    await story.write_index(collected, kept)
-    story.age()
     story.path(collected).unlink()
     await story.remover.remove(gone)
     assert not story.holds(b"own")
-    assert story.holds(b"other")
+    assert story.holds(b"listed")
 
 
 @pytest.mark.parametrize("damage", ["missing", "not JSON", "wrong bytes", "bad index.json"])
@@ -302,7 +231,7 @@ async def test_killed_while_it_removes(tmp_path: Path) -> None:
         gone = await story.add_segment("gone", b"own", b"shared")
         kept = await story.add_segment("kept", b"shared")
         story.age()
-        was_killed = _remove_and_die(story.root, step, gone)
+        was_killed = killed_at(step, _REMOVING, story.root, gone.hex)
         tags = await story.layout.list_tags()
         seen.append("gone" in tags)
         if "gone" in tags:
@@ -323,7 +252,7 @@ async def test_programs_take_turns(story: Story) -> None:
     """Tags that others push while manifests are removed are all there, and whole."""
     gone = [await story.add_segment(f"gone-{number}", b"own %d" % number) for number in range(20)]
     story.age()
-    process = _start(_PUSHING, str(story.root))
+    process = start(_PUSHING, story.root)
     for each in gone:
         await story.remover.remove(each)
     _, errors = process.communicate(timeout=_SECONDS)
@@ -337,17 +266,22 @@ async def test_programs_take_turns(story: Story) -> None:
 
 
 @pytest.mark.needs("skopeo")
-async def test_skopeo_reads_what_is_left(story: Story, tmp_path: Path) -> None:
-    """An independent program copies the whole cache after a removal."""
+async def test_a_manifest_goes_with_what_is_its_own(story: Story, tmp_path: Path) -> None:
+    """With its tags and blobs; what another names as well stays, and skopeo copies all that is left."""
     gone = await story.add_segment("one", b"own", b"shared")
+    await story.push_segment("alias", b"own", b"shared")
     kept = await story.add_segment("two", b"shared", b"other")
     current = await story.write_index(kept)
     story.age()
     await story.remover.remove(gone)
-    skopeo_copy(f"oci:{story.root}:cache-index", f"oci:{tmp_path}/copy:cache-index", "--all")
-    copied = {path.name for path in (tmp_path / "copy/blobs/sha256").iterdir()}
+    assert await story.layout.list_tags() == ["cache-index", "two"]
     blobs = {Digest.of(blob).hex for blob in (b"shared", b"other", EMPTY_CONFIG_CONTENT)}
-    assert copied == story.files() == {current.hex, kept.hex} | blobs
+    assert story.files() == {current.hex, kept.hex} | blobs
+    with pytest.raises(NotFoundError):
+        await story.layout.get_manifest(str(gone))
+    await story.remover.close()
+    skopeo_copy(f"oci:{story.root}:cache-index", f"oci:{tmp_path}/copy:cache-index", "--all")
+    assert {path.name for path in (tmp_path / "copy/blobs/sha256").iterdir()} == story.files()
 
 
 async def test_a_young_file_is_read_once(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

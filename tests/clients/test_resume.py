@@ -17,6 +17,7 @@ from nixcache_oci.clients.resume import (
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from tests.support.interleaving import no_sleep
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.slow_repository import SlowRepository
 
@@ -66,10 +67,6 @@ class BreakingRepository(SlowRepository):
             self.open_now -= 1
 
 
-async def no_sleep(_seconds: float) -> None:
-    """Nobody waits in a test."""
-
-
 async def read(repository: BreakingRepository, start: int = 0, end: int | None = None) -> bytes:
     async with open_resuming(repository, repository.digest, start, end, sleep=no_sleep) as blob:
         return b"".join([chunk async for chunk in blob.chunks])
@@ -85,23 +82,16 @@ async def test_it_goes_on_from_where_it_stopped(start: int, end: int | None) -> 
 
 
 async def test_progress_is_what_bounds_it() -> None:
-    """A line that breaks all the time, but gives something each time, is slow and not broken."""
-    assert await read(BreakingRepository(*([1] * 100))) == CONTENT
-    stuck = BreakingRepository(*([0] * 100))
-    with pytest.raises(RegistryError):
-        await read(stuck)
-    assert len(stuck.starts) == ATTEMPTS_WITHOUT_PROGRESS
-    assert stuck.open_now == 0
-
-
-async def test_only_attempts_without_progress_count() -> None:
-    """The stream that gave bytes and then broke is none of them."""
+    """A line that breaks but gives something each time is slow, not broken: only fruitless attempts count."""
     fruitless = [0] * (ATTEMPTS_WITHOUT_PROGRESS - 1)
-    assert await read(BreakingRepository(100, *fruitless, 100, *fruitless)) == CONTENT
-    stuck = BreakingRepository(100, *fruitless, 0)
-    with pytest.raises(RegistryError):
-        await read(stuck)
-    assert len(stuck.starts) == 1 + ATTEMPTS_WITHOUT_PROGRESS
+    for plan in ([1] * 100, [100, *fruitless, 100, *fruitless]):
+        assert await read(BreakingRepository(*plan)) == CONTENT
+    for plan, starts in (([0] * 100, 0), ([100, *fruitless, 0], 1)):
+        stuck = BreakingRepository(*plan)
+        with pytest.raises(RegistryError):
+            await read(stuck)
+        assert len(stuck.starts) == starts + ATTEMPTS_WITHOUT_PROGRESS
+        assert stuck.open_now == 0
 
 
 async def test_a_blob_of_another_size_is_another_blob() -> None:
@@ -115,7 +105,7 @@ async def test_a_blob_of_another_size_is_another_blob() -> None:
 
 
 async def test_what_is_final_is_not_tried_again() -> None:
-    """Denied, or gone meanwhile."""
+    """Denied, gone meanwhile, or never there: then before anything is promised to a client."""
     denied = BreakingRepository(100)
     denied.is_temporary = False
     with pytest.raises(RegistryError):
@@ -126,42 +116,33 @@ async def test_what_is_final_is_not_tried_again() -> None:
         gone.blobs.clear()
         with pytest.raises(NotFoundError):
             _ = [chunk async for chunk in blob.chunks]
-
-
-async def test_a_blob_that_is_not_there_fails_at_once() -> None:
-    """Before anything is promised to a client."""
-    repository = BreakingRepository()
     with pytest.raises(NotFoundError):
-        async with open_resuming(repository, Digest.of(b"nowhere"), sleep=no_sleep):
+        async with open_resuming(gone, gone.digest, sleep=no_sleep):
             pass
 
 
-async def test_who_leaves_early_leaves_nothing_open() -> None:
-    """A client that hangs up, also while a stream is opened anew."""
-    repository = BreakingRepository(100)
-    async with open_resuming(repository, repository.digest, sleep=no_sleep) as blob:
-        count = 0
-        async for _chunk in blob.chunks:
-            count += 1
-            if count == 3:
-                break
-    assert repository.open_now == 0
-
-
 async def test_cancelling_closes_everything() -> None:
-    """Shutdown in the middle of a wait."""
-    repository = BreakingRepository(*([0] * 100))
-    reading = asyncio.create_task(_read_slowly(repository))
-    await asyncio.sleep(0.05)
+    """A client that hangs up, and a shutdown in the middle of a wait."""
+    repository = BreakingRepository(100, *([0] * 100))
+    waiting = asyncio.Event()
+
+    async def sleep(_seconds: float) -> None:
+        waiting.set()
+        await asyncio.sleep(600)
+
+    async def read_it() -> None:
+        async with open_resuming(repository, repository.digest, sleep=sleep) as blob:
+            _ = [chunk async for chunk in blob.chunks]
+
+    async with open_resuming(repository, repository.digest, sleep=no_sleep) as left:
+        await anext(left.chunks)
+    assert repository.open_now == 0
+    reading = asyncio.create_task(read_it())
+    await waiting.wait()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert repository.open_now == 0
-
-
-async def _read_slowly(repository: BreakingRepository) -> None:
-    async with open_resuming(repository, repository.digest) as blob:
-        _ = [chunk async for chunk in blob.chunks]
 
 
 async def test_a_whole_blob_is_checked() -> None:

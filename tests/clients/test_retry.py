@@ -210,10 +210,7 @@ def _decide(
     return decide(policy, attempt, failure, elapsed=elapsed, jitter=jitter, now=_NOW)
 
 
-@pytest.mark.parametrize(
-    ("jitter", "delay"),
-    [(0.0, 10.0), (0.5, 11.25), (0.99, pytest.approx(12.475))],
-)
+@pytest.mark.parametrize(("jitter", "delay"), [(0.0, 10.0), (0.5, 11.25), (0.99, pytest.approx(12.475))])
 def test_never_waits_less_than_asked(jitter: float, delay: float) -> None:
     """Who comes back early is barred for longer; the random part only adds."""
     decision = _decide(Failure(429, {"retry-after": "10"}), jitter=jitter)

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from dataclasses import replace
 from urllib.parse import quote, unquote
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 
 from nixcache_oci.clients.upstream.address import (
     NarMode,
-    Upstream,
     UrlSigner,
     nar_url,
     parse_upstream,
@@ -44,20 +44,10 @@ def test_base_urls_are_normalised(text: str, base: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "cache.example.org",
-        "ftp://u:hunter2@h/",
-        "file:///nix",
-        "https://",
-        "https:///x",
-        "https://u:hunter2@h/?priority=10",
-        "https://u:hunter2@h/?",
-        "https://u:hunter2@h/#x",
-        "https://u:hunter2@h:99999/",
-        "https://u:hunter2@h/a b",
-        "https://u:hunter2@h\\x/",
-        "https://u:hunter2@[::1/",
-        "https://u:hunter2@h/\n",
+        *("", "cache.example.org", "ftp://u:hunter2@h/", "file:///nix", "https://", "https:///x"),
+        *("https://u:hunter2@h/?priority=10", "https://u:hunter2@h/?", "https://u:hunter2@h/#x"),
+        *("https://u:hunter2@h:99999/", "https://u:hunter2@h/a b", "https://u:hunter2@h\\x/"),
+        *("https://u:hunter2@[::1/", "https://u:hunter2@h/\n"),
     ],
 )
 def test_other_text_is_refused_without_showing_credentials(text: str) -> None:
@@ -80,35 +70,11 @@ def test_credentials_are_sent_but_never_shown() -> None:
 
 
 ESCAPES = [
-    "",
-    "/etc/passwd",
-    "//host/x",
-    "..",
-    "nar/../../x",
-    "nar/./x",
-    "nar//x",
-    "nar/",
-    "nar/%2e%2e/x",
-    "nar/.%2E/x",
-    "nar/%252e%252e/x",
-    "nar/%25252e./x",
-    "nar/..%2fx",
-    "nar%2Fx",
-    "nar/%252Fx",
-    "nar\\x",
-    "nar/%5c..%5cx",
-    "nar/%255Cx",
-    "nar/x%00.nar",
-    "nar/x%2500.nar",
-    "nar/x%0d%0aHost:%20x",
-    "nar/x\r\nHost: x",
-    "nar/x y",
-    "nar/x%",
-    "nar/x%zz",
-    "nar/x#y",
-    "nar/x?y",
-    "nar/ä",
-    "nar/%25252525252525252e",
+    *("", "/etc/passwd", "//host/x", "..", "nar/../../x", "nar/./x", "nar//x", "nar/"),
+    *("nar/%2e%2e/x", "nar/.%2E/x", "nar/%252e%252e/x", "nar/%25252e./x", "nar/..%2fx"),
+    *("nar%2Fx", "nar/%252Fx", "nar\\x", "nar/%5c..%5cx", "nar/%255Cx", "nar/x%00.nar"),
+    *("nar/x%2500.nar", "nar/x%0d%0aHost:%20x", "nar/x\r\nHost: x", "nar/x y", "nar/x%"),
+    *("nar/x%zz", "nar/x#y", "nar/x?y", "nar/ä", "nar/%25252525252525252e"),
 ]
 
 
@@ -196,22 +162,14 @@ def test_nar_urls_are_rewritten(url: str, streamed: str | None, direct: str | No
 
 
 def test_what_is_rewritten_is_a_narinfo_again() -> None:
-    """Nothing but the URL changes, and Nix can read the result."""
-    text = narinfo_text()
-    narinfo = NarInfo.parse(text.encode())
-    for mode in NarMode:
-        rendered = rewrite(narinfo, PLAIN, mode, SIGNER).render()
-        assert NarInfo.parse(rendered.encode()).store_path == narinfo.store_path
-        assert [line for line in rendered.splitlines() if not line.startswith("URL: ")] == [
-            line for line in narinfo.render().splitlines() if not line.startswith("URL: ")
-        ]
-
-
-def test_an_upstream_with_credentials_is_always_streamed() -> None:
-    """A client that is sent there directly would stand before a closed door."""
-    upstream = parse_upstream(f"{OWN.replace('https://', 'https://user:secret@')}")
+    """Only the URL changes. With credentials all is streamed: the client would stand before a closed door."""
     narinfo = NarInfo.parse(narinfo_text().encode())
-    assert rewrite(narinfo, upstream, NarMode.DIRECT, SIGNER).url == signed("nar/hello.nar.zst")
+    for mode in NarMode:
+        rewritten = rewrite(narinfo, PLAIN, mode, SIGNER)
+        assert NarInfo.parse(rewritten.render().encode()) == rewritten
+        assert replace(rewritten, url=narinfo.url) == narinfo
+    private = parse_upstream(OWN.replace("https://", "https://user:secret@"))
+    assert rewrite(narinfo, private, NarMode.DIRECT, SIGNER).url == signed("nar/hello.nar.zst")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +180,3 @@ def test_urls_that_nobody_should_follow_are_refused(url: str, mode: NarMode) -> 
     """A hostile narinfo is not passed on."""
     with pytest.raises(FormatError):
         rewrite(NarInfo.parse(narinfo_text(url=url).encode()), PLAIN, mode, SIGNER)
-
-
-def test_upstreams_are_values() -> None:
-    """The same text gives the same upstream."""
-    assert parse_upstream(OWN) == PLAIN
-    assert isinstance(PLAIN, Upstream)

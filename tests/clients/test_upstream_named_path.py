@@ -1,11 +1,15 @@
 """Which URLs below an upstream are followed: those that a narinfo named, and what cannot be but a NAR."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.clients.upstream.address import UrlSigner
-from nixcache_oci.errors import FormatError
+from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
+from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+from tests.support.upstream_server import Asked, answering, refusing, serve
 
 KEY = "0123456789abcdef"
 SIGNER = UrlSigner(bytes(32))
@@ -83,3 +87,83 @@ def test_a_path_may_be_spelled_in_another_way(path: str) -> None:
     """Clients decode and encode what they read, which changes nothing in what is named."""
     signed = SIGNER.sign(KEY, path.replace("+", "%2B"), "")
     assert followed(signed.replace("%2B", "+"), has_password=True) == path.replace("%2B", "+")
+
+
+BY_HASH = f"nar/{'1' * 52}.nar.xz"
+BY_NAME = "files/secret"
+
+
+async def read(
+    path: str, key: str, configured: Sequence[str], former: Sequence[str] = (), *, is_signed: bool = True
+) -> bytes:
+    upstreams = Upstreams(
+        [parse_upstream(url) for url in configured],
+        former=[parse_upstream(url) for url in former],
+        signer=SIGNER,
+    )
+    asked = SIGNER.sign(key, path, "") if is_signed else path
+    try:
+        head = await upstreams.head_nar(key, asked)
+        assert head.status == 200
+        async with upstreams.open_nar(key, asked) as nar:
+            return b"".join([chunk async for chunk in nar.chunks])
+    finally:
+        await upstreams.close()
+
+
+def key_of(url: str) -> str:
+    return parse_upstream(url).key
+
+
+@pytest.mark.parametrize("path", [BY_HASH, BY_NAME])
+async def test_a_former_upstream_is_still_asked(path: str) -> None:
+    """By another name, another scheme, or gone altogether: what a narinfo named is served for 30 days."""
+    asked: list[Asked] = []
+    async with serve(answering(text="bytes", asked=asked)) as url:
+        for configured in ((), (url.replace("127.0.0.1", "localhost"),)):
+            assert await read(path, key_of(url), configured, [url]) == b"bytes"
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("is_signed", [False, True])
+async def test_what_is_named_by_hash_may_come_from_another(is_known: bool, is_signed: bool) -> None:
+    """Its old host may be gone, or nobody may have remembered it: Nix checks what comes."""
+    gone = refusing()
+    asked: list[Asked] = []
+    async with serve(answering(text="bytes", asked=asked)) as url:
+        former = [gone] if is_known else []
+        assert await read(BY_HASH, key_of(gone), [url], former, is_signed=is_signed) == b"bytes"
+
+
+async def test_what_another_upstream_named_is_not_asked_of_one_with_a_password() -> None:
+    """A stranger's narinfo would read what the password guards; a former one gets no password either."""
+    gone = refusing()
+    asked: list[Asked] = []
+    async with serve(answering(text="bytes", asked=asked)) as url:
+        private = url.replace("//", "//user:hidden@")
+        for path, former, kind in ((BY_NAME, [gone], UpstreamError), (BY_NAME, [], UpstreamNotFoundError)):
+            with pytest.raises(kind):
+                await read(path, key_of(gone), [private], former)
+        assert asked == []
+        await read(BY_NAME, key_of(url), ["https://user:hidden@b.example/"], [url])
+        assert [one.headers.get("Authorization") for one in asked] == [None, None]
+
+
+async def test_the_first_answer_is_what_is_told() -> None:
+    """Where nobody has it, what the former upstream said counts."""
+    asked: list[Asked] = []
+    broken = answering(status=500, asked=asked)
+    async with serve(answering(status=404)) as first, serve(broken) as second:
+        with pytest.raises(UpstreamNotFoundError, match="status 404"):
+            await read(BY_HASH, key_of(first), [second], [first])
+        assert len(asked) == 1
+
+
+async def test_http_becomes_https_and_never_the_other_way() -> None:
+    """A former https upstream's paths are not asked for in the clear of its namesake."""
+    asked: list[Asked] = []
+    async with serve(answering(text="bytes", asked=asked)) as url:
+        secure = url.replace("http:", "https:")
+        with pytest.raises(UpstreamError):
+            await read(BY_NAME, key_of(secure), [url], [secure])
+    assert asked == []

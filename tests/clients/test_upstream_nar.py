@@ -1,8 +1,10 @@
 """NARs of upstreams: heads as a table, streams from real servers that cut, stall and lie."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -11,12 +13,26 @@ from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.nar_stream import NarHead, range_headers, read_head
 from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+from nixcache_oci.nix.store_path import HashPart
 from tests.clients.test_content_coding import CODINGS
-from tests.support.upstream_server import Handler, answering, asking, refusing, serve, talk
+from tests.support.nginx import nginx
+from tests.support.nix import NixSandbox
+from tests.support.upstream_server import (
+    HASH_PART,
+    Asked,
+    Handler,
+    answering,
+    asking,
+    refusing,
+    saying,
+    serve,
+    talk,
+)
 
 UPSTREAM = parse_upstream("https://cache.example.org")
 SIGNER = UrlSigner(bytes(32))
 CONTENT = bytes(range(256)) * 4096
+MIB = 1024 * 1024
 TAG = {"ETag": '"v1"', "Accept-Ranges": "bytes"}
 
 
@@ -130,11 +146,7 @@ class CuttingServer:
     ],
 )
 def test_heads(
-    start: int,
-    end: int | None,
-    status: int,
-    headers: dict[str, str],
-    expected: NarHead | type[UpstreamError],
+    start: int, end: int | None, status: int, headers: dict[str, str], expected: NarHead | type[UpstreamError]
 ) -> None:
     """What an answer says about its bytes is believed only where it fits the question."""
     if isinstance(expected, NarHead):
@@ -162,24 +174,21 @@ def test_questions(start: int, end: int | None, validator: str, headers: dict[st
 
 async def test_a_nar_is_streamed() -> None:
     """Path and query arrive at the upstream as they came, and its bytes as they are."""
-    asked: list[tuple[str, str]] = []
-
-    async def cache(request: web.Request) -> web.Response:
-        asked.append((request.raw_path, request.headers["Accept-Encoding"]))
-        return web.Response(body=CONTENT, headers=TAG)
-
+    asked: list[Asked] = []
     async with (
-        one(cache) as upstreams,
+        one(answering(body=CONTENT, headers=TAG, asked=asked)) as upstreams,
         upstreams.open_nar(key_of(upstreams), *signed(upstreams, "nar/a%2Bb.nar", "hash=%2B")) as nar,
     ):
         content = b"".join([chunk async for chunk in nar.chunks])
         assert nar.head == NarHead(200, len(CONTENT), 0, len(CONTENT), True, '"v1"')
     assert content == CONTENT
-    assert asked == [("/base/nar/a%2Bb.nar?hash=%2B", "identity")]
+    [request] = asked
+    assert request.path == "/base/nar/a%2Bb.nar?hash=%2B"
+    assert request.headers["Accept-Encoding"] == "identity"
 
 
 async def test_a_part_is_streamed() -> None:
-    """A client's own range is passed on."""
+    """A client's own range is passed on; where the whole comes instead, the head tells."""
     async with one(file_of(CONTENT, TAG)) as upstreams:
         head, content = await read(upstreams, start=1000, end=5000)
         assert (head.status, head.size, head.start, head.end) == (206, len(CONTENT), 1000, 5000)
@@ -188,10 +197,6 @@ async def test_a_part_is_streamed() -> None:
         assert (head.start, head.end, content) == (len(CONTENT) - 3, len(CONTENT), CONTENT[-3:])
         with pytest.raises(UpstreamNotFoundError):
             await read(upstreams, start=len(CONTENT))
-
-
-async def test_an_upstream_without_ranges_answers_with_the_whole() -> None:
-    """Which the head tells, so nobody takes it for the part."""
     async with one(answering(text="whole")) as upstreams:
         head, content = await read(upstreams, start=2)
     assert (head.status, head.start, content) == (200, 0, b"whole")
@@ -199,80 +204,53 @@ async def test_an_upstream_without_ranges_answers_with_the_whole() -> None:
 
 async def test_a_head_is_asked_for_without_bytes() -> None:
     """HEAD tells what GET would find."""
-    methods: list[str] = []
-
-    async def cache(request: web.Request) -> web.Response:
-        methods.append(request.method)
-        return web.Response(body=CONTENT, headers=TAG)
-
-    async with one(cache) as upstreams:
+    asked: list[Asked] = []
+    async with one(answering(body=CONTENT, headers=TAG, asked=asked)) as upstreams:
         head = await upstreams.head_nar(key_of(upstreams), "nar/x.nar")
         assert (head.size, head.accepts_ranges) == (len(CONTENT), True)
         with pytest.raises(UpstreamNotFoundError):
             await upstreams.head_nar("0" * 16, "nar/x.nar")
-    assert methods == ["HEAD"]
+    assert [request.method for request in asked] == ["HEAD"]
 
 
 @pytest.mark.parametrize("path", ["../x", "nar/%2e%2e/x", "nar//x", "", "/x", "nar/%252Fx"])
 async def test_odd_paths_never_reach_the_upstream(path: str) -> None:
-    """They are answered as if there was nothing."""
-    asked: list[str] = []
-
-    async def cache(request: web.Request) -> web.Response:
-        asked.append(request.raw_path)
-        return web.Response()
-
-    async with one(cache) as upstreams:
-        with pytest.raises(UpstreamNotFoundError):
-            async with upstreams.open_nar(key_of(upstreams), path):
-                pass
-        with pytest.raises(UpstreamNotFoundError):  # a stranger wrote the narinfo
-            async with upstreams.open_nar(key_of(upstreams), *signed(upstreams, path)):
-                pass
-        with pytest.raises(UpstreamNotFoundError):
-            async with upstreams.open_nar("f" * 16, "nar/x.nar"):
-                pass
+    """They are answered as if there was nothing, also where a stranger's narinfo names them."""
+    asked: list[Asked] = []
+    async with one(answering(asked=asked)) as upstreams:
+        key = key_of(upstreams)
+        for where in ((key, path), (key, *signed(upstreams, path)), ("f" * 16, "nar/x.nar")):
+            with pytest.raises(UpstreamNotFoundError):
+                async with upstreams.open_nar(*where):
+                    pass
     assert asked == []
 
 
-async def test_an_absent_nar_is_no_failure() -> None:
-    """An upstream that says no is well."""
+async def test_nars_and_narinfos_share_the_breaker() -> None:
+    """An upstream that says no is well; a dead one costs one connection."""
     async with one(answering(status=404)) as upstreams:
         for _ in range(4):
             with pytest.raises(UpstreamNotFoundError):
                 await read(upstreams)
         assert (upstreams.health()[0].state, upstreams.health()[0].failures) == ("closed", 0)
-
-
-async def test_a_dead_upstream_costs_a_nar_nothing_either() -> None:
-    """NARs and narinfos share the breaker."""
     async with asking(refusing()) as upstreams:
-        with pytest.raises(UpstreamError, match="no connection to"):
-            await read(upstreams)
-        with pytest.raises(UpstreamError, match="not asked"):
-            await read(upstreams)
+        for reason in ("no connection to", "not asked"):
+            with pytest.raises(UpstreamError, match=reason):
+                await read(upstreams)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_a_content_encoding_on_a_nar_is_undone(coding: str) -> None:
     """Nix gets what lies at the URL, and from here never an encoding, which older ones cannot undo."""
     name, compress = CODINGS[coding]
-
-    async def cache(_request: web.Request) -> web.Response:
-        return web.Response(body=compress(CONTENT), headers={"Content-Encoding": name})
-
-    async with one(cache) as upstreams:
+    async with one(answering(body=compress(CONTENT), headers={"Content-Encoding": name})) as upstreams:
         assert (await read(upstreams))[1] == CONTENT
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "compress"])
 async def test_a_content_encoding_that_cannot_be_undone_is_an_error(coding: str) -> None:
     """Nix would get bytes that are not the ones that the narinfo describes."""
-
-    async def cache(_request: web.Request) -> web.Response:
-        return web.Response(body=CONTENT, headers={"Content-Encoding": coding})
-
-    async with one(cache) as upstreams:
+    async with one(answering(body=CONTENT, headers={"Content-Encoding": coding})) as upstreams:
         with pytest.raises(UpstreamError, match="Content-Encoding"):
             await read(upstreams)
 
@@ -298,10 +276,7 @@ async def test_a_cut_part_goes_on_to_its_own_end() -> None:
     async with one(server.handle) as upstreams:
         head, content = await read(upstreams, start=100)
     assert (head.start, content) == (100, CONTENT[100:])
-    assert server.asked[:2] == [
-        ("bytes=100-", None),
-        (f"bytes=400100-{len(CONTENT) - 1}", '"v1"'),
-    ]
+    assert server.asked[:2] == [("bytes=100-", None), (f"bytes=400100-{len(CONTENT) - 1}", '"v1"')]
 
 
 @pytest.mark.parametrize(
@@ -316,18 +291,23 @@ async def test_a_cut_stream_breaks_where_it_cannot_be_resumed(headers: dict[str,
     assert len(server.asked) == 1
 
 
+async def read_and(upstreams: Upstreams, change: Callable[[], object], received: bytearray) -> None:
+    """Read a NAR, and change something with each chunk."""
+    async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
+        async for chunk in nar.chunks:
+            received += chunk
+            change()
+
+
 async def test_resuming_without_progress_ends() -> None:
     """An upstream that sends nothing any more is given up."""
     server = CuttingServer(150_000, TAG)
+    received = bytearray()
     async with one(server.handle) as upstreams:
-        received = b""
-        with pytest.raises(UpstreamError):  # noqa: PT012 - the stream breaks while it is read
-            async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
-                async for chunk in nar.chunks:
-                    received += chunk
-                    server.cut = 0
+        with pytest.raises(UpstreamError):
+            await read_and(upstreams, lambda: setattr(server, "cut", 0), received)
     assert 0 < len(received) <= 150_000
-    assert CONTENT.startswith(received)
+    assert CONTENT.startswith(bytes(received))
     assert len(server.asked) == 1 + 3
 
 
@@ -335,14 +315,10 @@ async def test_resuming_without_progress_ends() -> None:
 async def test_a_nar_that_changed_is_not_patched_together(*, is_noted: bool) -> None:
     """Two halves of different NARs are no NAR; where the validator is kept, the size tells."""
     server = CuttingServer(150_000, dict(TAG))
+    name, value = ("headers", {**TAG, "ETag": '"v2"'}) if is_noted else ("content", CONTENT[:-1])
     async with one(server.handle) as upstreams:
-        with pytest.raises(UpstreamError, match="changed"):  # noqa: PT012 - the stream breaks while it is read
-            async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
-                async for _ in nar.chunks:
-                    if is_noted:
-                        server.headers["ETag"] = '"v2"'
-                    else:
-                        server.content = CONTENT[:-1]
+        with pytest.raises(UpstreamError, match="changed"):
+            await read_and(upstreams, lambda: setattr(server, name, value), bytearray())
 
 
 @pytest.mark.parametrize(
@@ -350,75 +326,66 @@ async def test_a_nar_that_changed_is_not_patched_together(*, is_noted: bool) -> 
 )
 async def test_as_many_bytes_come_as_were_announced(body: bytes, reason: str) -> None:
     """What contradicts itself about its length is not taken for whole; a client gets what it was promised."""
-
-    async def cache(_request: web.Request) -> web.Response:
-        return web.Response(status=206, body=body, headers={"Content-Range": "bytes 0-4/100"})
-
-    async with one(cache) as upstreams:
+    part = answering(status=206, body=body, headers={"Content-Range": "bytes 0-4/100"})
+    async with one(part) as upstreams:
         with pytest.raises(UpstreamError, match=reason):
             await read(upstreams, end=5)
 
 
-async def test_leaving_early_cuts_the_connection() -> None:
-    """A client that hangs up does not make us download the rest."""
+async def test_a_big_nar_needs_little_memory() -> None:
+    """A slow reader slows the upstream down, nothing piles up here; one who hangs up cuts the connection."""
+    sent: list[int] = []
     gone = asyncio.Event()
-
-    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
-        try:
-            while True:
-                writer.write(bytes(65536))
-                await writer.drain()
-        except OSError:
-            gone.set()
-
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n"
+    endless = saying(head, again=[bytes(MIB)], sent=sent, ended=gone)
     async with talk(endless) as url, asking(url) as upstreams:
         async with upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar:
-            assert await anext(nar.chunks)
-        async with asyncio.timeout(5):
+            received = largest = len(await anext(nar.chunks))
+            await asyncio.sleep(0.2)
+            assert sum(sent) < 64 * MIB  # what kernel and buffers hold, whatever the NAR's size
+            async for chunk in nar.chunks:
+                received += len(chunk)
+                largest = max(largest, len(chunk))
+                if received >= 256 * MIB:
+                    break
+        async with asyncio.timeout(30):
             await gone.wait()
-
-
-async def test_a_big_nar_needs_little_memory() -> None:
-    """A slow reader slows the upstream down; nothing piles up here."""
-    sent = 0
-    size = 512 * 1024 * 1024
-
-    async def big(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
-        piece = bytes(1024 * 1024)
-        while sent < size:
-            writer.write(piece)
-            sent += len(piece)
-            await writer.drain()
-
-    async with (
-        talk(big) as url,
-        asking(url) as upstreams,
-        upstreams.open_nar(key_of(upstreams), "nar/x.nar") as nar,
-    ):
-        received = len(await anext(nar.chunks))
-        await asyncio.sleep(0.2)
-        assert sent < 64 * 1024 * 1024  # what kernel and buffers hold, whatever the NAR's size
-        largest = 0
-        async for chunk in nar.chunks:
-            received += len(chunk)
-            largest = max(largest, len(chunk))
-    assert received == size
-    assert largest <= 2 * 1024 * 1024
+    assert sum(sent) < received + 64 * MIB
+    assert largest <= 2 * MIB
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 10**19])
 async def test_a_length_beyond_all_files_is_none(length: int) -> None:
     """With the largest one, the HTTP library takes the body for empty: a NAR that is wrong, and whole."""
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nbeginning" % length)
-
-    async with talk(converse) as url, asking(url) as upstreams:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nbeginning" % length
+    async with talk(saying(head)) as url, asking(url) as upstreams:
         with pytest.raises(UpstreamError, match="wrong Content-Length"):
             await read(upstreams)
+
+
+@pytest.mark.needs("nix", "nix-store", "nix-build", "nginx")
+async def test_a_cache_that_nix_wrote(tmp_path: Path) -> None:
+    """Each path of a real cache is found, its NAR arrives whole and in parts; other paths are misses."""
+    cache = tmp_path / "cache"
+    nix = NixSandbox(tmp_path / "nix")
+    paths = await asyncio.to_thread(nix.build_paths, 12)
+    (await asyncio.to_thread(nix.copy_to, f"file://{cache}", paths)).check()
+    async with nginx(tmp_path / "nginx", cache) as url, asking(url) as upstreams:
+        for path in paths:
+            narinfo = await upstreams.find(HashPart(Path(path).name[:32]))
+            assert narinfo is not None
+            assert str(narinfo.store_path) == path
+            _, key, relative = narinfo.url.split("/", 2)
+            content = (cache / relative.partition("/")[2]).read_bytes()
+            assert (await upstreams.head_nar(key, relative)).size == len(content)
+            async with upstreams.open_nar(key, relative) as nar:
+                assert b"".join([chunk async for chunk in nar.chunks]) == content
+            assert nar.head.accepts_ranges
+            assert nar.head.validator
+            start = random.Random(path).randrange(len(content))
+            async with upstreams.open_nar(key, relative, start=start) as nar:
+                assert b"".join([chunk async for chunk in nar.chunks]) == content[start:]
+            assert (nar.head.status, nar.head.size) == (206, len(content))
+        assert await upstreams.find(HASH_PART) is None
+        [health] = upstreams.health()
+    assert (health.hits, health.misses, health.failures) == (12, 1, 0)

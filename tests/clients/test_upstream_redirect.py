@@ -1,7 +1,5 @@
 """Redirects of upstreams: where they may lead, and what goes with them."""
 
-import asyncio
-
 import pytest
 from aiohttp import web
 from yarl import URL
@@ -10,35 +8,38 @@ from nixcache_oci.clients.upstream.rules import next_url
 from nixcache_oci.errors import UpstreamError
 from tests.support.upstream_server import (
     HASH_PART,
-    Handler,
+    Asked,
+    answering,
     asking,
     narinfo_text,
     refusing,
+    saying,
     serve,
     talk,
 )
 
 
-def redirecting(location: str, status: int = 302) -> Handler:
-    async def handle(_request: web.Request) -> web.Response:
-        return web.Response(status=status, headers={"Location": location})
-
-    return handle
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_another_origin_is_followed_without_credentials(status: int) -> None:
+    """Credentials are for the upstream's own origin, whatever it answers."""
+    first: list[Asked] = []
+    then: list[Asked] = []
+    async with serve(answering(text=narinfo_text(), asked=then)) as storage:
+        moved = answering(status=status, headers={"Location": f"{storage}/signed?x=%2B"}, asked=first)
+        async with serve(moved) as url, asking(url.replace("//", "//user:pass@")) as upstreams:
+            assert await upstreams.find(HASH_PART) is not None
+    assert [one.headers.get("Authorization") for one in first + then] == ["Basic dXNlcjpwYXNz", None]
 
 
 @pytest.mark.parametrize(
     ("current", "location", "target"),
     [
         ("https://a/b/c?d", "e?f=%2B", "https://a/b/e?f=%2B"),
-        ("https://a/b", "//c/d", "https://c/d"),
-        ("http://a/b", "https://c/d#e", "https://c/d"),
+        *(("https://a/b", "//c/d", "https://c/d"), ("http://a/b", "https://c/d#e", "https://c/d")),
         ("https://a/b", "https://user:secret@c/d", "https://c/d"),
-        ("https://a/b", "/c d", "https://a/c%20d"),
-        ("https://a/b", "http://c/d", None),
-        ("https://a/b", "", None),
-        ("https://a/b", "ftp://c/d", None),
-        ("https://a/b", "file:///etc/shadow", None),
-        ("https://a/b", "data:,x", None),
+        *(("https://a/b", "/c d", "https://a/c%20d"), ("https://a/b", "http://c/d", None)),
+        *(("https://a/b", "", None), ("https://a/b", "ftp://c/d", None)),
+        *(("https://a/b", "file:///etc/shadow", None), ("https://a/b", "data:,x", None)),
         ("https://a/b", "https://c:99999/", None),
     ],
 )
@@ -49,26 +50,6 @@ def test_targets(current: str, location: str, target: str | None) -> None:
             next_url(URL(current), location)
     else:
         assert str(next_url(URL(current), location)) == target
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_to_another_origin_is_followed_without_credentials(status: int) -> None:
-    """Credentials are for the upstream's own origin, whatever it answers."""
-    seen: list[tuple[str, str | None]] = []
-
-    async def storage(request: web.Request) -> web.Response:
-        seen.append(("storage", request.headers.get("Authorization")))
-        return web.Response(text=narinfo_text())
-
-    async with serve(storage) as elsewhere:
-
-        async def cache(request: web.Request) -> web.Response:
-            seen.append(("cache", request.headers.get("Authorization")))
-            return web.Response(status=status, headers={"Location": f"{elsewhere}/signed?x=%2B"})
-
-        async with serve(cache) as url, asking(url.replace("//", "//user:pass@")) as upstreams:
-            assert await upstreams.find(HASH_PART) is not None
-    assert seen == [("cache", "Basic dXNlcjpwYXNz"), ("storage", None)]
 
 
 async def test_a_redirect_within_the_origin_keeps_credentials() -> None:
@@ -85,39 +66,28 @@ async def test_a_redirect_within_the_origin_keeps_credentials() -> None:
 
 async def test_where_a_redirect_led_is_not_told() -> None:
     """A storage's URL is signed: whoever reads it may read what lies there."""
-
-    async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nX\r\n\r\n")
-
-    async with (
-        talk(no_http) as storage,
-        serve(redirecting(f"{storage}/x?signature=secret")) as url,
-        asking(url) as upstreams,
-    ):
-        with pytest.raises(UpstreamError, match="does not speak HTTP") as raised:
-            await upstreams.find(HASH_PART)
-        assert "secret" not in f"{raised.value}{upstreams.health()}"
-
-
-async def test_redirects_end() -> None:
-    """A loop is an error after five steps."""
-    asked: list[str] = []
-
-    async def cache(request: web.Request) -> web.Response:
-        asked.append(request.path)
-        return web.Response(status=302, headers={"Location": f"{request.path}x"})
-
-    async with serve(cache) as url, asking(url) as upstreams:
-        with pytest.raises(UpstreamError, match="more than 5 redirects"):
-            await upstreams.find(HASH_PART)
-    assert len(asked) == 6
+    async with talk(saying(b"HTTP/1.1 200 OK\r\nX\r\n\r\n")) as storage:
+        moved = answering(status=302, headers={"Location": f"{storage}/x?signature=secret"})
+        async with serve(moved) as url, asking(url) as upstreams:
+            with pytest.raises(UpstreamError, match="does not speak HTTP") as raised:
+                await upstreams.find(HASH_PART)
+            assert "secret" not in f"{raised.value}{upstreams.health()}"
 
 
 async def test_a_dead_storage_is_not_a_dead_upstream() -> None:
     """The upstream itself answered, so one broken redirect does not stop all look-ups."""
-    async with serve(redirecting(refusing())) as url, asking(url) as upstreams:
+    moved = answering(status=302, headers={"Location": refusing()})
+    async with serve(moved) as url, asking(url) as upstreams:
         with pytest.raises(UpstreamError):
             await upstreams.find(HASH_PART)
-        [health] = upstreams.health()
-        assert health.state == "closed"
+        assert upstreams.health()[0].state == "closed"
+
+
+async def test_redirects_end() -> None:
+    """A loop is an error after five steps."""
+    asked: list[Asked] = []
+    around = answering(status=302, headers={"Location": "again"}, asked=asked)
+    async with serve(around) as url, asking(url) as upstreams:
+        with pytest.raises(UpstreamError, match="more than 5 redirects"):
+            await upstreams.find(HASH_PART)
+    assert len(asked) == 6

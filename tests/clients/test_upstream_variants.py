@@ -4,13 +4,22 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from aiohttp import web
 
 from nixcache_oci.clients.upstream import client
 from nixcache_oci.clients.upstream.address import MOST_HOPS, is_loop, make_name, parse_via, render_via
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import SecretKey, fingerprint
-from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, serve, silent, talk
+from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint
+from tests.support.process import until
+from tests.support.upstream_server import (
+    HASH_PART,
+    Asked,
+    answering,
+    asking,
+    narinfo_text,
+    serve,
+    silent,
+    talk,
+)
 
 TRUSTED, OTHER = SecretKey.generate("trusted-1"), SecretKey.generate("other-1")
 KEYS = (TRUSTED.public_key,)
@@ -26,25 +35,21 @@ def signers(narinfo: NarInfo | None) -> list[str]:
     return [sig.key_name for sig in narinfo.sigs]
 
 
-@pytest.mark.parametrize("first", [(), (OTHER,)], ids=["unsigned", "signed by another"])
-async def test_a_signature_that_counts_is_waited_for(first: tuple[SecretKey, ...]) -> None:
-    """The quickest cache does not hide what a slower one vouches for."""
+@pytest.mark.parametrize(
+    ("first", "keys"),
+    [((), KEYS), ((OTHER,), KEYS), ((OTHER,), ())],
+    ids=["unsigned", "signed by another", "no key is known here"],
+)
+async def test_a_signature_that_counts_is_waited_for(
+    first: tuple[SecretKey, ...], keys: tuple[PublicKey, ...]
+) -> None:
+    """The quickest hides nothing; which keys a client trusts, it alone knows: all are handed on."""
     async with (
         serve(answering(text=signed(*first))) as quick,
         serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
-        asking(quick, slow, client_keys=KEYS) as upstreams,
+        asking(quick, slow, client_keys=keys) as upstreams,
     ):
         assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", *(key.name for key in first)}
-
-
-async def test_also_of_a_key_that_nobody_knows_here() -> None:
-    """Which keys a client trusts, it alone knows: all signatures of one object are handed on."""
-    async with (
-        serve(answering(text=signed(OTHER))) as quick,
-        serve(answering(text=signed(TRUSTED), seconds=0.2)) as slow,
-        asking(quick, slow, client_keys=()) as upstreams,
-    ):
-        assert set(signers(await upstreams.find(HASH_PART))) == {"trusted-1", "other-1"}
 
 
 async def test_a_hit_that_counts_waits_for_nobody() -> None:
@@ -75,41 +80,28 @@ async def test_who_is_waited_for_in_vain_is_not_waited_for_again(monkeypatch: py
 
 async def test_who_loses_keeps_its_connection() -> None:
     """A look-up costs the slower upstream no new connection: its answer is read in the background."""
-    peers: set[object] = set()
-    answered = asyncio.Semaphore(0)
-
-    async def slower(request: web.Request) -> web.Response:
-        assert request.transport is not None
-        peers.add(request.transport.get_extra_info("peername"))
-        await asyncio.sleep(0.05)
-        answered.release()
-        return web.Response(status=404)
-
+    asked: list[Asked] = []
     async with (
         serve(answering(text=signed(TRUSTED))) as quick,
-        serve(slower) as slow,
+        serve(answering(status=404, seconds=0.05, asked=asked)) as slow,
         asking(slow, quick, client_keys=KEYS) as upstreams,
     ):
         for number in range(1, 6):
             assert await upstreams.find(HASH_PART) is not None
-            await answered.acquire()
-            async with asyncio.timeout(5):
-                while upstreams.health()[0].misses < number:  # noqa: ASYNC110  # the client has no event
-                    await asyncio.sleep(0)
-    assert len(peers) == 1
+            await until(lambda: upstreams.health()[0].misses >= number)  # noqa: B023  called at once
+    assert len({one.peer for one in asked}) == 1
 
 
 async def test_losers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never answers does not collect requests in the background."""
     monkeypatch.setattr(client, "MOST_LOSERS", 3)
-    open_now = 0
+    begun, over = [0], [0]
 
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        nonlocal open_now
-        open_now += 1
+        begun[0] += 1
         while await reader.read(65536):
             pass
-        open_now -= 1
+        over[0] += 1
 
     async with (
         serve(answering(text=signed(TRUSTED), seconds=0.02)) as quick,
@@ -118,26 +110,17 @@ async def test_losers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for _ in range(10):
             assert await upstreams.find(HASH_PART) is not None
-        async with asyncio.timeout(5):
-            while open_now > 3:  # noqa: ASYNC110  # counted by the server
-                await asyncio.sleep(0.01)
+        await until(lambda: begun[0] - over[0] <= 3)
 
 
 async def test_each_request_names_the_proxies_that_it_came_through() -> None:
     """So that whoever finds its own name knows that it asks itself."""
-    seen: list[str | None] = []
-
-    async def cache(request: web.Request) -> web.Response:
-        seen.append(request.headers.get("Via"))
-        return web.Response(status=404)
-
+    asked: list[Asked] = []
     first, own = make_name(), make_name()
-    async with serve(cache) as url, asking(url, name=own) as upstreams:
-        await upstreams.find(HASH_PART)
-        await upstreams.find(HASH_PART, (first,))
-        assert await upstreams.find(HASH_PART, (first, own)) is None
-        assert await upstreams.find(HASH_PART, tuple(make_name() for _ in range(MOST_HOPS))) is None
-    assert seen == [f"1.1 {own}", f"1.1 {first}, 1.1 {own}"]
+    async with serve(answering(status=404, asked=asked)) as url, asking(url, name=own) as upstreams:
+        for names in ((), (first,), (first, own), tuple(make_name() for _ in range(MOST_HOPS))):
+            assert await upstreams.find(HASH_PART, names) is None
+    assert [one.headers["Via"] for one in asked] == [f"1.1 {own}", f"1.1 {first}, 1.1 {own}"]
 
 
 def test_via_is_read_whatever_others_wrote_into_it() -> None:

@@ -60,13 +60,12 @@ from nixcache_oci.oci.challenge import parse_challenges
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import parse_document
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, Manifest, parse_media_type
+from nixcache_oci.oci.manifest import MAX_MANIFEST_BYTES, ImageIndex, Manifest, parse_media_type
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
-from nixcache_oci.proxy.byte_range import UnsatisfiableRangeError, parse_range
 from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
+from nixcache_oci.proxy.relay import UnsatisfiableRangeError, parse_range
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import ALL_VARIABLES
 

@@ -24,12 +24,7 @@ LONG_PIECES = tuple(
         "a,",
         'a="',
         '\\"',
-        "a-a_",
-        "%25",
-        "1h",
-        "a=b, ",
-        "<>;",
-        "a: b\n",
+        *("a-a_", "%25", "1h", "a=b, ", "<>;", "a: b\n"),
     )
 )
 BY_NAME = {target.name: target for target in TARGETS}

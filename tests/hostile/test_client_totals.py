@@ -24,8 +24,8 @@ from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import Error, RegistryError, UpstreamError
 from nixcache_oci.oci.reference import RegistryReference
 from tests.clients.registry_helper import NAME, opened
-from tests.clients.test_http_head import stalls_measured
 from tests.support.objects import hash_part_of
+from tests.support.process import stalls_measured
 from tests.support.upstream_server import Handler, narinfo_text, serve
 
 _CREDENTIALS: Final = Credentials("user", "token", "test")

@@ -57,13 +57,8 @@ def test_only_what_a_narinfo_named_is_fetched(tmp_path: Path, private: Private) 
         url = NarInfo.parse(proxy.ask(f"/{KNOWN}.narinfo").body).url
         _, key, code, _ = url.split("/", 3)
         for path in [
-            *(
-                "api/users?page=1",
-                "admin/delete?id=7",
-                "files/42",
-                "files/43?version=7",
-                "files/42?version=8",
-            ),
+            *("api/users?page=1", "admin/delete?id=7", "files/42", "files/43?version=7"),
+            "files/42?version=8",
             *("nar/../x", "nar/x.nar", f"{KNOWN}.narinfo", f"{REMEMBERED}?delete=1", f"x/{REMEMBERED}"),
         ]:
             for place in (path, f"{code}/{path}", f"mac-{'0' * 32}/{path}", f"{code}/{code}/{path}"):

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.hostile.raw_client import flood
-from tests.hostile.story import Tally
+from tests.hostile.story import MOST_ANSWER_SECONDS, MOST_MEMORY_BYTES, Tally
 from tests.support.objects import hash_part_of
 from tests.support.proxy import ProxyProcess
 
@@ -26,7 +26,7 @@ _REASONS: Final = ("more than 8 interim answers", "head has over 65536 bytes", "
 @pytest.mark.parametrize("piece", _PIECES.values(), ids=_PIECES)
 @pytest.mark.parametrize("kind", ["registry", "upstream"])
 def test_a_flood_before_an_answer_stops_nobody(kind: str, piece: bytes, tmp_path: Path, data: Tally) -> None:
-    """Others are answered within a second meanwhile; the connection is cut, and the reason shows."""
+    """Others are answered meanwhile; the connection is cut, and the reason shows."""
     with flood(piece) as (url, taken):
         settings = (
             {"NIXCACHE_REGISTRY": url, "NIXCACHE_REPO": "o/n"}
@@ -36,7 +36,7 @@ def test_a_flood_before_an_answer_stops_nobody(kind: str, piece: bytes, tmp_path
         with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
             process = psutil.Process(proxy.process.pid)
             slowest = 0.0
-            for number in range(20):
+            for number in range(8):
                 assert proxy.ask(f"/{hash_part_of(str(number))}.narinfo").status == 404
                 began = time.monotonic()
                 assert proxy.ask("/health").status == 200
@@ -46,12 +46,12 @@ def test_a_flood_before_an_answer_stops_nobody(kind: str, piece: bytes, tmp_path
             else:
                 [upstream] = proxy.status()["upstreams"]
                 error = upstream["last_error"]
-                assert upstream["failures"] == 20  # it answers, so that no path speaks for another
+                assert upstream["failures"] == 8  # it answers, so that no path speaks for another
             memory = process.memory_info().rss
             log = proxy.log
     assert any(reason in error for reason in _REASONS)
-    assert slowest < 1
-    assert memory < 400 * _MIB
+    assert slowest < MOST_ANSWER_SECONDS
+    assert memory < MOST_MEMORY_BYTES
     assert max(taken) < 32 * _MIB  # what fits into the buffers on the way
     assert "Traceback" not in log
     assert len(log.splitlines()) < 20

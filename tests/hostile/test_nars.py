@@ -82,13 +82,7 @@ def test_tricks_leave_nothing(tmp_path: Path, trick: str, data: Tally) -> None:
 
 
 ODD = [
-    b"-rf",
-    b"~",
-    b"*",
-    b"a\nb",
-    b"\x1b[2J",
-    b"\xff",
-    b"con",
+    *(b"-rf", b"~", b"*", b"a\nb", b"\x1b[2J", b"\xff", b"con"),
     b"a" * 255,
     b"...",
     b" ",

@@ -122,7 +122,7 @@ def test_what_is_handed_over_is_all_there(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import ctypes, json, os, sys\n"
-        "from nixcache_oci.clients.local_store.own_environment import hide_environment\n"
+        "from nixcache_oci.clients.local_store.environment import hide_environment\n"
         "found = hide_environment(os.environ)\n"
         "block = open('/proc/self/environ', 'rb').read()\n"
         "is_open = [os.readlink(one) for one in os.scandir('/proc/self/fd') if os.path.islink(one)]\n"

@@ -28,7 +28,7 @@ from tests.support.registries import Ghcr
 pytestmark = pytest.mark.needs("nix")
 
 PATHS = 8
-KILLS = 4
+KILLS = 2
 MIB = 1024 * 1024
 
 
@@ -76,7 +76,7 @@ def check_served(
         nix.realise(paths, substituters=[proxy.url], trusted_keys=keys).check()
 
 
-@pytest.mark.parametrize("compression", ["xz", "zstd", "none"])
+@pytest.mark.parametrize("compression", ["xz", "none"])
 def test_a_folder_that_nix_wrote(machine: Machine, nix: NixSandbox, tmp_path: Path, compression: str) -> None:
     """Signatures and compressed bytes are kept; a second run sends nothing, and says so."""
     source = make_source(nix, tmp_path / "source", compression)
@@ -118,19 +118,6 @@ async def test_a_web_server_gives_what_is_asked_for(
     for signer in (source.public_key, str(key.public_key)):
         folder = tmp_path / signer.partition(":")[0]
         await asyncio.to_thread(check_served, machine, nix, source.paths, [signer], folder)
-
-
-def test_the_round_trip_of_an_export(
-    machine: Machine, nix: NixSandbox, key: SecretKey, tmp_path: Path
-) -> None:
-    """What one cache exported, another one imports, and serves."""
-    paths = nix.build_paths(PATHS)
-    layout = f"oci:{tmp_path / 'layout'}"
-    machine.run("push", *paths, NIX_SIGNING_KEY=key.render(), NIXCACHE_REGISTRY=layout).check()
-    machine.run("export", str(tmp_path / "flat"), NIXCACHE_REGISTRY=layout).check()
-    ran = machine.run("import", str(tmp_path / "flat"), NIXCACHE_PUBLIC_KEYS=str(key.public_key)).check()
-    assert f"{PATHS} paths pushed" in ran.stdout
-    check_served(machine, nix, paths, [str(key.public_key)], tmp_path / "proxy")
 
 
 def test_only_what_trusted_keys_signed(machine: Machine, nix: NixSandbox, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.oci.reference import RegistryReference
 from tests.support.docker_registry import DockerRegistry
-from tests.support.held_line import HeldLine
 from tests.support.objects import store_object
 from tests.support.publish import publish
 from tests.support.registries import REPO
+from tests.support.slow_line import HeldLine
 
 pytestmark = pytest.mark.needs("docker-registry")
 
@@ -35,6 +35,15 @@ _ON_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, "-m", "nixcache_oci", *sys.argv[1:]])
+"""
+
+# The program, whose lines come sooner than every five seconds.
+_LINES_SOON = """
+import sys
+import nixcache_oci.cli.progress as progress
+from nixcache_oci.__main__ import main
+progress.LINE_SECONDS = 0.5
+sys.exit(main())
 """
 
 
@@ -151,7 +160,7 @@ def test_sigterm_in_a_log(scene: Scene, case: Case) -> None:
     with HeldLine(scene.registry.host, case.held % scene.names) as line:
         words, environment = scene.prepare(case, line.host)
         with subprocess.Popen(
-            [sys.executable, "-m", "nixcache_oci", *words],
+            [sys.executable, "-c", _LINES_SOON, *words],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -171,7 +180,8 @@ def test_sigterm_in_a_log(scene: Scene, case: Case) -> None:
     assert list(scene.folder.glob("nixcache-oci-*")) == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.arguments.partition(" {")[0])
+# With a bar, and without one.
+@pytest.mark.parametrize("case", CASES[2::3], ids=lambda case: case.arguments.partition(" {")[0])
 def test_ctrl_c_on_a_terminal(scene: Scene, case: Case) -> None:
     """A bar shows how far it is; Ctrl-C takes it away and gives the cursor back, then says the same."""
     reader, writer = pty.openpty()

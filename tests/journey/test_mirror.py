@@ -5,17 +5,23 @@ import json
 import random
 import tempfile
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache.record import PublishRecord
+from nixcache_oci.cache.timestamp import now
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.docker_registry import DockerRegistry
-from tests.support.journey import settings_of
+from tests.support.journey import push_with, settings_of
 from tests.support.nix import NixSandbox
+from tests.support.nix_objects import read_objects
 from tests.support.proxy import ProxyProcess
+from tests.support.publish import publish
 from tests.support.publisher import Machine, assert_substitutable
-from tests.support.registries import REPO, Ghcr, docker_registry
+from tests.support.registries import REPO, Ghcr, RunningRegistry, docker_registry
 from tests.support.skopeo import skopeo_copy
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
@@ -28,7 +34,7 @@ A_SECOND = 1.1  # times are told to the second
 
 @pytest.fixture
 def paths(nix: NixSandbox) -> list[str]:
-    return [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(20 * MIB))]
+    return [*nix.build_paths(PATHS), nix.build_file("large", random.Random(1).randbytes(3 * MIB))]
 
 
 @pytest.fixture
@@ -81,10 +87,14 @@ def test_what_gc_left_is_copied_whole(
     kept, dropped = paths[1:], nix.build_file("dropped", random.Random(2).randbytes(MIB))
     with DockerRegistry(auth=False) as source:
         machine = Machine(tmp_path / "machine", nix, {"NIX_SIGNING_KEY": key.render(), **at(source.host)})
-        for path in [*kept, dropped]:  # more than gc leaves unmerged
-            machine.run("push", path, "--root", "moving" if path == dropped else path[-20:]).check()
-        time.sleep(A_SECOND)
-        machine.run("push", kept[0], "--root", "moving").check()
+        running = RunningRegistry(source, "nobody", "nothing")
+        objects = [one.signed(key) for one in read_objects(nix, [*kept, dropped])]
+        for number, one in enumerate(objects):  # more than gc leaves unmerged
+            root = one.narinfo.store_path
+            created = now() - timedelta(days=1) + number * timedelta(hours=1)
+            record = PublishRecord(f"push/{root.name}", "1", created, ((root.name, root),), is_partial=True)
+            push_with(running, partial(publish, objects=[one], created=created, keys=[key], records=[record]))
+        machine.run("push", kept[0], "--root", "dropped").check()
         plans = []
         for _ in range(3):  # mark, unlist, delete
             time.sleep(A_SECOND)
@@ -129,19 +139,19 @@ def at(host: str) -> dict[str, str]:
 def test_a_destination_with_more_keeps_it(
     ghcr: Ghcr, machine: Machine, nix: NixSandbox, tmp_path: Path, paths: list[str]
 ) -> None:
-    """What only the destination has stays listed there."""
+    """What only the destination has stays listed there; the token goes to no other registry.
+
+    The token file is for the registry that the settings name; elsewhere one is anonymous.
+    """
+    source = f"{ghcr.server.host}/{REPO}/nix-cache"
     layout = f"oci:{tmp_path / 'layout'}"
     (own,) = nix.build_paths(1, seed="own")
     machine.run("push", own, NIXCACHE_REGISTRY=layout).check()
-    machine.run("mirror", f"{ghcr.server.host}/{REPO}/nix-cache", layout).check()
+    machine.run("mirror", source, layout).check()
     listed = machine.run("list", NIXCACHE_REGISTRY=layout).check().stdout
     assert len(listed.splitlines()) == len(paths) + 1
-
-
-def test_the_token_goes_to_its_registry_alone(ghcr: Ghcr, machine: Machine) -> None:
-    """The token file is for the registry that the settings name; elsewhere one is anonymous."""
     with docker_registry() as other:
-        refused = machine.run("mirror", f"{ghcr.server.host}/{REPO}/nix-cache", f"{other.server.host}/a/b")
+        refused = machine.run("mirror", source, f"{other.server.host}/a/b")
         assert refused.status == 1
         assert "anonymously" in refused.stderr
         assert other.server.tokens.authorizations == {None}

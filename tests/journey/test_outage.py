@@ -8,7 +8,6 @@ from nixcache_oci.nix.signature import SecretKey
 from tests.support.journey import put, settings_of
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
-from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import Ghcr
 
@@ -16,29 +15,6 @@ BUILDABLE = """derivation {
   name = "buildable"; system = builtins.currentSystem;
   builder = "/bin/sh"; args = [ "-c" "echo built > $out" ];
 }"""
-
-
-def test_the_last_good_index_is_served_without_any_network(
-    ghcr: Ghcr, key: SecretKey, tmp_path: Path
-) -> None:
-    """A registry that is down at the start takes nothing away from what was known."""
-    put(ghcr, [store_object("kept")], [key])
-    settings = settings_of(ghcr, tmp_path)
-    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
-        assert proxy.wait_ready()["entries"] == 1
-    ghcr.server.stop()
-    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
-        # The very first request: nothing was waited for.
-        answer = proxy.ask(f"/{hash_part_of('kept')}.narinfo")
-        assert answer.status == 200
-        assert proxy.status()["index"]["loaded_from_disk"]
-        assert proxy.ask("/public-key").body.decode() == f"{key.public_key}\n"
-        # And when the registry is back, so is the rest.
-        failed = proxy.wait_until(lambda status: status["index"]["last_error"] is not None)
-        assert ghcr.server.host in failed["index"]["last_error"]
-        ghcr.server.start()
-        assert proxy.refresh() == {"refreshed": True, "entries": 1}
-        assert proxy.status()["index"]["last_error"] is None
 
 
 @pytest.mark.needs("nix")

@@ -43,6 +43,16 @@ def machine_of(story: NixStory, settings: Mapping[str, str]) -> Machine:
     return machine
 
 
+@pytest.fixture
+def story(tmp_path: Path) -> NixStory:
+    return NixStory(tmp_path / "nix", is_chroot=True)
+
+
+@pytest.fixture
+def machine(story: NixStory, settings: dict[str, str]) -> Machine:
+    return machine_of(story, settings)
+
+
 def records_of(ghcr: Ghcr) -> list[PublishRecord]:
     """What publishes left for gc, the oldest first."""
     found: list[PublishRecord] = []
@@ -105,9 +115,8 @@ def test_a_flake_comes_to_another_machine(
     assert [name for name, _ in narrowed.roots] == [f"packages.{SYSTEM}.two"]
 
 
-def test_what_is_left_out_is_said(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_left_out_is_said(ghcr: Ghcr, story: NixStory, machine: Machine) -> None:
     """What is for other systems is no failure; each has its line, up to a bound. The folder has any name."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
     count = MOST_REASONS + 20
     story.write_flake(
         f"""
@@ -118,7 +127,7 @@ def test_what_is_left_out_is_said(ghcr: Ghcr, settings: dict[str, str], tmp_path
         """
     )
     folder = (story.folder / "flake").rename(story.folder / "it's my c# project?")
-    machine = machine_of(story, {**settings, "NIXCACHE_CONFIG_DIR": str(folder)})
+    machine.environment["NIXCACHE_CONFIG_DIR"] = str(folder)
     ran = machine.run("publish").check()
     lines = [line for line in ran.stderr.splitlines() if line.startswith("left out: ")]
     assert len(lines) == MOST_REASONS + 1
@@ -139,11 +148,9 @@ def test_what_is_left_out_is_said(ghcr: Ghcr, settings: dict[str, str], tmp_path
     assert f"there is nothing to publish for {SYSTEM}" in alone.stderr
 
 
-def test_several_systems_and_a_file(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_several_systems_and_a_file(ghcr: Ghcr, story: NixStory, machine: Machine) -> None:
     """Systems that are named have a scope of their own; a file is evaluated for one."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
     flake = story.write_flake(f"packages = {{ {SYSTEM} = {{ {GOOD} }}; }};")
-    machine = machine_of(story, settings)
     systems = ("--system", SYSTEM, "--system", "i686-linux")
     machine.run("publish", flake, *systems).check()
     (record,) = records_of(ghcr)
@@ -153,14 +160,13 @@ def test_several_systems_and_a_file(ghcr: Ghcr, settings: dict[str, str], tmp_pa
     assert "with --file, --system is given once" in refused.stderr
 
 
-def test_a_name_that_no_record_can_hold(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_name_that_no_record_can_hold(ghcr: Ghcr, story: NixStory, machine: Machine) -> None:
     """It is named before anything is built, is not built, and the others are published."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
     odd = r"""${builtins.fromJSON ''"a\u001bb\u0007"''}"""
     flake = story.write_flake(
         f'packages.{SYSTEM} = {{ {odd} = mkFrom "odd" "echo must not be built; echo > $out"; {GOOD} }};'
     )
-    ran = machine_of(story, settings).run("publish", flake)
+    ran = machine.run("publish", flake)
     assert ran.status == 1
     line = rf'nixcache-oci: error: packages.{SYSTEM}."a\x1bb\x07": not built: no record can hold this name'
     assert line in ran.stderr
@@ -171,48 +177,42 @@ def test_a_name_that_no_record_can_hold(ghcr: Ghcr, settings: dict[str, str], tm
     assert record.failed == ()
 
 
-def test_a_cache_that_cannot_be_read(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_read(ghcr: Ghcr, settings: dict[str, str], story: NixStory) -> None:
     """Code that may not push is built all the same, and judged by that alone."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
     flake = story.write_flake(f"packages.{SYSTEM} = {{ {GOOD} }};")
     machine = machine_of(story, {**settings, "NIXCACHE_TOKEN_FILE": "", "NIX_SIGNING_KEY": ""})
     ran = machine.run("publish", flake, "--build-only").check()
     assert "warning: the cache cannot be read, so what would be pushed is not known: " in ran.stderr
     assert machine.run("publish", flake, "--dry-run").status == 1
-    assert (
-        machine_of(story, settings).run("publish", flake, "--build-only").check().stdout.startswith("push ")
-    )
+    ran = machine_of(story, settings).run("publish", flake, "--build-only").check()
+    assert ran.stdout.startswith("push ")
     assert records_of(ghcr) == []
 
 
-def test_strict_publishes_all_or_nothing(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_strict_publishes_all_or_nothing(ghcr: Ghcr, story: NixStory, machine: Machine) -> None:
     """With --strict, one output that fails keeps the others from being published."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
-    ran = machine_of(story, settings).run("publish", story.write_flake(OUTPUTS), "--strict", "--checks")
+    ran = machine.run("publish", story.write_flake(OUTPUTS), "--strict", "--checks")
     assert ran.status == 1
     assert "--strict: nothing is published" in ran.stderr
     assert records_of(ghcr) == []
 
 
-def test_a_file_is_published_like_a_flake(ghcr: Ghcr, settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_is_published_like_a_flake(ghcr: Ghcr, story: NixStory, machine: Machine) -> None:
     """``--file`` takes what nix-build takes, and -A narrows it."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
     folder = story.write(
         "file/default.nix",
         f"""let mk = name: derivation {{
               inherit name; system = "{SYSTEM}"; builder = "/bin/sh"; args = [ "-c" "echo ${{name}} > $out" ];
             }}; in {{ a = mk "a"; b = mk "b"; }}""",
     )
-    ran = machine_of(story, settings).run("publish", "--file", str(folder / "default.nix"), "-A", "b")
+    ran = machine.run("publish", "--file", str(folder / "default.nix"), "-A", "b")
     assert ran.status == 0, ran.stderr
     (record,) = records_of(ghcr)
     assert [name for name, _ in record.roots] == ["b"]
 
 
-def test_wrong_usage_is_said_in_one_line(settings: dict[str, str], tmp_path: Path) -> None:
+def test_wrong_usage_is_said_in_one_line(machine: Machine, tmp_path: Path) -> None:
     """A flake that is not there, a key that is none: exit status 2 or 1, and no traceback."""
-    story = NixStory(tmp_path / "nix", is_chroot=True)
-    machine = machine_of(story, settings)
     assert machine.run("publish", "a", "--file", "b").status == 2
     missing = machine.run("publish", str(tmp_path / "nowhere"))
     assert missing.status in (1, 2)

@@ -100,11 +100,11 @@ def test_how_much_is_said(machine: Machine, nix: NixSandbox) -> None:
 
 
 def test_a_push_that_changes_nothing_writes_nothing(ghcr: Ghcr, machine: Machine, nix: NixSandbox) -> None:
-    """Ten pushes of a path make one segment; another name for it makes a record, without a NAR."""
+    """Three pushes of a path make one segment; another name for it makes a record, without a NAR."""
     paths = nix.build_paths(PATHS)
     machine.run("push", paths[-1], "--root", "release").check()
     ghcr.server.reset_requests()
-    for _ in range(9):
+    for _ in range(2):
         again = machine.run("push", paths[-1], "--root", "release").check()
         assert "0 to push" in again.stderr
         assert again.stdout.splitlines()[0].endswith("nothing written: all of it is listed and recorded")
@@ -134,22 +134,20 @@ def test_one_path_that_is_gone_does_not_stop_the_others(machine: Machine, nix: N
     """Nor does a line that means no store object: each is named, the rest is published, exit status 1."""
     one, other = nix.build_paths(1, seed="one")[0], nix.build_paths(1, seed="other")[0]
     gone = str(Path(one).parent / f"{'0' * 32}-gone")
-    for lines in ([gone, one], [one, "no store path", gone], ["./missing", one, gone, "/etc/passwd"]):
-        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
-        assert ran.status == 1
-        assert f"{gone}: left out: it is not valid in this store" in ran.stderr
-        assert ran.stderr.count("left out: ") == len(lines) - 1
+    lines = ["./missing", one, gone, "/etc/passwd", "no store path"]
+    ran = machine.run("push", "--stdin", input_text="\n".join(lines))
+    assert ran.status == 1
+    assert f"{gone}: left out: it is not valid in this store" in ran.stderr
+    assert ran.stderr.count("left out: ") == len(lines) - 1
     assert Path(one).name in machine.run("list").check().stdout
     # On the command line, too; and where nothing is left, that is the error.
     assert machine.run("push", gone, other).status == 1
     assert Path(other).name in machine.run("list").check().stdout
-    for lines in ([gone], ["./missing"]):
-        ran = machine.run("push", "--stdin", input_text="\n".join(lines))
-        assert (ran.status, ran.stdout) == (1, "")
+    ran = machine.run("push", "--stdin", input_text=f"{gone}\n./missing")
+    assert (ran.status, ran.stdout) == (1, "")
     ran = machine.run("push", "--stdin", "--strict", input_text=f"{gone}\n{one}\n")
     assert (ran.status, "nothing is published" in ran.stderr) == (1, True)
     assert machine.run("push", "--stdin", "--dry-run", input_text=f"{gone}\n{one}\n").status == 1
-    assert machine.run("push", gone).status == 1
 
 
 def test_an_empty_list_is_nothing_to_do(machine: Machine) -> None:

@@ -3,7 +3,6 @@
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,20 +21,18 @@ MIB = 1024 * 1024
 GC = ("gc", "--min-age-hours", "0", "--force")
 
 
-@contextmanager
-def repository(kind: str, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
-    """A repository of either kind; gives its settings, and the folder with its blobs."""
-    if kind == "layout":
-        yield {"NIXCACHE_REGISTRY": f"oci:{folder / 'layout'}"}, folder / "layout"
-        return
-    with docker_registry() as registry:
-        yield settings_of(registry, folder), registry.server.data
-
-
 @pytest.fixture(params=["docker-registry", "layout"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[dict[str, str], Path]]:
-    with repository(request.param, tmp_path) as found:
-        yield found
+    """A repository of either kind; gives its settings, and the folder with its blobs."""
+    if request.param == "layout":
+        yield {"NIXCACHE_REGISTRY": f"oci:{tmp_path / 'layout'}"}, tmp_path / "layout"
+        return
+    with docker_registry() as registry:
+        yield settings_of(registry, tmp_path), registry.server.data
+
+
+in_a_layout = pytest.mark.parametrize("place", ["layout"], indirect=True)
+in_a_registry = pytest.mark.parametrize("place", ["docker-registry"], indirect=True)
 
 
 @pytest.fixture
@@ -79,7 +76,9 @@ def assert_served(
         nix.realise(paths, substituters=[proxy.url], trusted_keys=[str(key.public_key)]).check()
 
 
-@pytest.mark.parametrize("damage", ["remove", "flip"])
+@pytest.mark.parametrize(
+    ("place", "damage"), [("docker-registry", "remove"), ("layout", "flip")], indirect=["place"]
+)
 def test_what_the_store_has_is_sent_again(
     machine: Machine,
     place: tuple[dict[str, str], Path],
@@ -104,68 +103,6 @@ def test_what_the_store_has_is_sent_again(
     assert machine.run("verify", "--content").check().stdout == ""
     machine.run(*GC).check()
     assert_served(machine, nix, place, key, paths)
-
-
-@contextmanager
-def other_machine(machine: Machine, tmp_path: Path) -> Iterator[Machine]:
-    """One whose store is empty, and that knows nothing of the cache yet."""
-    settings = {
-        name: value for name, value in machine.environment.items() if name.startswith(("NIXCACHE", "NIX_SIG"))
-    }
-    del settings["NIXCACHE_INDEX_DIR"]
-    nix = NixSandbox(tmp_path / "empty", store_dir=tmp_path / "empty-store" / "store")
-    yield Machine(tmp_path / "other", nix, settings)
-
-
-def test_what_nobody_has_is_unlisted(
-    machine: Machine,
-    place: tuple[dict[str, str], Path],
-    key: SecretKey,
-    nix: NixSandbox,
-    paths: list[str],
-    tmp_path: Path,
-) -> None:
-    """With all that refers to it, and nothing else; pins and roots stay; gc goes on."""
-    machine.run("push", *paths).check()
-    machine.run("pin", "create", "release", paths[-1]).check()
-    lost, *_ = blob_files(place[1])
-    lost.unlink()
-    with other_machine(machine, tmp_path) as other:
-        done = other.run("verify", "--repair")
-        assert done.status == 0, done.stdout + done.stderr
-        assert f"unlisted {paths[-1]}: blob " in done.stdout
-        assert done.stdout.count("\nunlisted ") == 1
-        assert other.run("verify", "--content").check().stdout == ""
-        assert "release" in other.run("pin", "list").check().stdout
-        assert len(other.run("list").check().stdout.splitlines()) == PATHS
-        assert "large" in other.run("list", "--roots").check().stdout
-        other.run(*GC).check()
-    assert_served(machine, nix, place, key, paths[:-1])
-
-
-def test_a_lost_table_is_named(
-    machine: Machine, place: tuple[dict[str, str], Path], paths: list[str], tmp_path: Path
-) -> None:
-    """Where a machine still has a copy it is written anew; where none has, the segment is unlisted."""
-    machine.run("push", *paths[:-1]).check()
-    machine.run("push", paths[-1]).check()
-    tables = [
-        path for path in place[1].rglob("*") if path.is_file() and path.read_bytes()[:4] == b"(\xb5/\xfd"
-    ]
-    assert tables
-    small = [path for path in tables if path.stat().st_size < 4000]
-    for path in small:
-        path.unlink()
-    assert "its table, is missing" in machine.run("verify").stdout
-    with other_machine(machine, tmp_path) as other:
-        refused = other.run("verify", "--repair")
-        assert (refused.status, "--force" in refused.stderr) == (1, True)
-    done = machine.run("verify", "--repair")
-    assert done.status == 0, done.stdout + done.stderr
-    with other_machine(machine, tmp_path) as other:
-        assert other.run("verify", "--content").check().stdout == ""
-        assert len(other.run("list").check().stdout.splitlines()) == len(paths)
-        other.run(*GC).check()
 
 
 def test_a_lost_manifest(
@@ -193,6 +130,7 @@ def test_a_lost_manifest(
     assert_served(machine, nix, place, key, paths)
 
 
+@in_a_layout
 def test_a_dangling_reference_and_a_bad_signature(
     machine: Machine, place: tuple[dict[str, str], Path], key: SecretKey, nix: NixSandbox, paths: list[str]
 ) -> None:
@@ -210,29 +148,24 @@ def test_a_dangling_reference_and_a_bad_signature(
     assert_served(machine, nix, place, key, paths)
 
 
-@pytest.mark.parametrize("publishes_first", [False, True])
+@in_a_registry
 def test_a_tag_without_its_manifest_is_taken_away(
-    nix: NixSandbox, key: SecretKey, tmp_path: Path, paths: list[str], *, publishes_first: bool
+    machine: Machine, nix: NixSandbox, place: tuple[dict[str, str], Path], paths: list[str]
 ) -> None:
-    """What gc refuses to run on is a problem of verify, and repair mends it, index or no index."""
-    with docker_registry() as registry:
-        machine = Machine(
-            tmp_path / "machine", nix, {**settings_of(registry, tmp_path), "NIX_SIGNING_KEY": key.render()}
-        )
-        machine.run("push", *paths[:3]).check()
-        [tag] = registry.server.data.rglob("_manifests/tags/segment-*")
-        for lost in registry.server.data.rglob(f"_manifests/revisions/sha256/{tag.name[-64:]}"):
-            shutil.rmtree(lost)
-        if publishes_first:
-            # The publish's index does not list what is gone: its tag is all that is left of it.
-            machine.run("push", nix.build_file("new", b"new")).check()
-        refused = machine.run(*GC)
-        assert refused.status == 1
-        assert "verify --repair" in refused.stderr
-        found = machine.run("verify")
-        assert (found.status, tag.name in found.stdout) == (1, True)
-        repaired = machine.run("verify", "--repair")
-        assert repaired.status == 0, repaired.stdout + repaired.stderr
-        assert not tag.exists()
-        machine.run(*GC).check()
-        assert machine.run("verify").status == 0
+    """What gc refuses to run on is a problem of verify, and repair mends it, though no index lists it."""
+    machine.run("push", *paths[:3]).check()
+    [tag] = place[1].rglob("_manifests/tags/segment-*")
+    for lost in place[1].rglob(f"_manifests/revisions/sha256/{tag.name[-64:]}"):
+        shutil.rmtree(lost)
+    # The publish's index does not list what is gone: its tag is all that is left of it.
+    machine.run("push", nix.build_file("new", b"new")).check()
+    refused = machine.run(*GC)
+    assert refused.status == 1
+    assert "verify --repair" in refused.stderr
+    found = machine.run("verify")
+    assert (found.status, tag.name in found.stdout) == (1, True)
+    repaired = machine.run("verify", "--repair")
+    assert repaired.status == 0, repaired.stdout + repaired.stderr
+    assert not tag.exists()
+    machine.run(*GC).check()
+    assert machine.run("verify").status == 0

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cli.main import main
+from nixcache_oci.cli.verb import FAILED, WRONG_USAGE
 from nixcache_oci.nix.signature import SecretKey
 from tests.support.nix import NixSandbox
 from tests.support.publisher import Machine
 
 pytestmark = pytest.mark.needs("nix")
-
-FAILED, WRONG_USAGE = 1, 2
 
 
 @pytest.fixture
@@ -112,11 +112,19 @@ def test_another_key_than_the_recorded_one(machine: Machine, nix: NixSandbox, ke
         ("doctor", "--client"),
     ],
 )
-def test_a_name_where_no_cache_is(machine: Machine, arguments: tuple[str, ...]) -> None:
+def test_a_name_where_no_cache_is(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A mistyped name is no cache without problems: it is said, and nothing is made there."""
-    ran = machine.run(*arguments, NIXCACHE_REGISTRY=f"oci:{machine.folder}/mistyped")
-    assert ran.status == FAILED
-    said = ran.stdout + ran.stderr
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"REGISTRY": f"oci:{tmp_path}/mistyped", "UPSTREAM": "", "INDEX_DIR": "index"}.items():
+        monkeypatch.setenv(f"NIXCACHE_{name}", value)
+    assert main(arguments) == FAILED
+    shown = capsys.readouterr()
+    said = shown.out + shown.err
     assert "there is no cache at oci:" in said
     assert "mistyped" in said
-    assert not [name for name in ("mistyped", "exported", "copy") if (machine.folder / name).exists()]
+    assert not [name for name in ("mistyped", "exported", "copy") if (tmp_path / name).exists()]

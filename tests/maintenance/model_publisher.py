@@ -15,8 +15,7 @@ from nixcache_oci.cache.progress import SILENT
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, push_segment
-from nixcache_oci.clients.removal import UntaggedVersion
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Repository, UntaggedVersion
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan

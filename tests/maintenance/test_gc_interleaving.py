@@ -103,14 +103,7 @@ Act = Wait | Publish | Gc | Merge | Step | Crash
 TO_ITS_END: Final = ""
 # Where a pause is worth most: before what others will see, and before what others may have changed.
 INDEX_WRITE: Final = "push manifest cache-index"
-POINTS: Final = (
-    "list tags",
-    "get",
-    "push manifest segment-",
-    INDEX_WRITE,
-    "resolve cache-index",
-    "remove",
-)
+POINTS: Final = ("list tags", "get", "push manifest segment-", INDEX_WRITE, "resolve cache-index", "remove")
 PAUSES: Final = st.sampled_from([*(TO_ITS_END,) * 5, *POINTS, INDEX_WRITE])
 SKEWS: Final = st.sampled_from([0, 0, 0, -1, 1])
 CRASHES: Final = st.one_of(st.none(), st.none(), st.none(), st.integers(1, 60))

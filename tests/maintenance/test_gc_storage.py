@@ -10,8 +10,7 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.layout_sweep import LayoutRemover
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Remover, Repository
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions

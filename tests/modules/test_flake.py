@@ -24,13 +24,7 @@ NAMED = f"nixcache-oci-{PROJECT['version']}"
 TEMPLATE = TOP / "nixcache_oci/starter"
 # What the flake is evaluated from; a checkout has more, such as virtual environments.
 PARTS = [
-    "flake.nix",
-    "nixos-module.nix",
-    "nix",
-    "config",
-    "nixcache_oci",
-    "pyproject.toml",
-    "README.md",
+    *("flake.nix", "nixos-module.nix", "nix", "config", "nixcache_oci", "pyproject.toml", "README.md"),
     "LICENSE",
 ]
 
@@ -72,15 +66,8 @@ def test_the_outputs(nix: NixSandbox, checkout: Path) -> None:
     """What README and other flakes name is there, for every system."""
     shown = json.loads(run(nix, "flake", "show", "--json", f"path:{checkout}").stdout)
     assert shown.keys() == {
-        "apps",
-        "checks",
-        "darwinModules",
-        "devShells",
-        "homeModules",
-        "nixosModules",
-        "overlays",
-        "packages",
-        "templates",
+        *("apps", "checks", "darwinModules", "devShells", "homeModules", "nixosModules", "overlays"),
+        *("packages", "templates"),
     }
     for output, names in {
         "packages": ("default", "nixcache-oci"),
@@ -150,11 +137,7 @@ def test_the_overlay(nix: NixSandbox, checkout: Path) -> None:
     pkgs = f'(import {STANDIN}/pkgs.nix {{ lib = {lib}; system = "x86_64-linux"; }})'
     named = run(
         nix,
-        "eval",
-        "--impure",
-        "--json",
-        f"path:{checkout}#overlays.default",
-        "--apply",
+        *("eval", "--impure", "--json", f"path:{checkout}#overlays.default", "--apply"),
         f"overlay: (overlay {pkgs} {pkgs}).nixcache-oci.name",
     )
     assert json.loads(named.stdout) == NAMED
@@ -202,11 +185,7 @@ def test_the_template(nix: NixSandbox, checkout: Path, tmp_path: Path) -> None:
     laid = tmp_path / "repository"
     nix.run("nix", "flake", "new", str(laid), "-t", f"path:{checkout}").check()
     assert {str(path.relative_to(laid)) for path in laid.rglob("*") if path.is_file()} == {
-        ".github/workflows/gc-cache.yml",
-        ".github/workflows/publish-cache.yml",
-        ".github/workflows/update-and-cache.yml",
-        ".gitignore",
-        "README.md",
-        "config/flake.nix",
+        *(".github/workflows/gc-cache.yml", ".github/workflows/publish-cache.yml"),
+        *(".github/workflows/update-and-cache.yml", ".gitignore", "README.md", "config/flake.nix"),
     }
     assert (laid / "config/flake.nix").read_text() == (STARTER / "flake.nix").read_text()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings.proxy_config import proxy_config
-from nixcache_oci.settings.repository_config import RegistryLocation, repository_config
+from nixcache_oci.settings.repository_config import repository_config
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
 from tests.support.nix import NixSandbox
@@ -128,8 +129,8 @@ def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
     assert [str(key) for key in config.public_keys] == [KEY]
     assert (config.listen, config.index_ttl_seconds) == ("::", 60.0)
     location = repository_config(values)
-    assert isinstance(location, RegistryLocation)
-    assert str(location.reference.host) == "ghcr.io"
+    assert isinstance(location, RegistryReference)
+    assert location.host == "ghcr.io"
 
 
 def test_a_server_for_others(modules: Modules) -> None:

@@ -20,10 +20,7 @@ TREE = Directory(
     {
         b"empty dir": Directory({}),
         b"nested": Directory(
-            {
-                b"deep": Directory({b"Z": File(b"z"), b"a": File(b"a")}),
-                b"A~nix~case~hack~1": File(b"case"),
-            }
+            {b"deep": Directory({b"Z": File(b"z"), b"a": File(b"a")}), b"A~nix~case~hack~1": File(b"case")}
         ),
         b"aligned": File(b"eight by"),
         b"executable": File(b"#!/bin/sh\n", executable=True),

@@ -61,3 +61,10 @@ def test_a_circle_has_an_end() -> None:
     """Nix makes none, and a forged document may not hang a publish."""
     circle = [narinfo("one", "two"), narinfo("two", "one")]
     assert len(order_by_references(circle)) == 2
+
+
+def test_a_deep_closure() -> None:
+    """The depth of a closure is not limited by Python's stack."""
+    names = [f"{number:04}" for number in range(5000)]
+    chain = [narinfo(name, *before) for name, *before in zip(names, ["0000", *names])]  # noqa: B905  one less
+    assert order_by_references(chain[::-1], [chain[-1].store_path]) == chain

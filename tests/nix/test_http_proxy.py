@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from nixcache_oci.nix.http_proxy import find_http_proxy
+from nixcache_oci.clients.http.forward_proxy import find_http_proxy
 from tests.support.programs import require_program
 
 CASES = [

@@ -26,23 +26,12 @@ KEY = "my-cache-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 WANTED = Substituter(URL, (KEY,))
 
 LINES = (
-    "",
-    "# a comment, with = and include",
-    "  # indented",
-    "max-jobs = 4",
-    "max-jobs   =\t7   # trailing",
-    "substituters = https://a.example https://b.example",
-    "substituters =",
-    f"extra-substituters = {URL}",
-    "extra-substituters = http://localhost:37515/?priority=10",
-    f"binary-caches = {URL}",
-    f"trusted-public-keys = {KEY}",
-    "extra-trusted-public-keys = other-1:BBBB",
-    "fallback = true",
-    "fallback = false",
-    "build-fallback = true",
-    "!include gone.conf",
-    "keep-outputs = true",
+    *("", "# a comment, with = and include", "  # indented", "max-jobs = 4"),
+    *("max-jobs   =\t7   # trailing", "substituters = https://a.example https://b.example"),
+    *("substituters =", f"extra-substituters = {URL}"),
+    *("extra-substituters = http://localhost:37515/?priority=10", f"binary-caches = {URL}"),
+    *(f"trusted-public-keys = {KEY}", "extra-trusted-public-keys = other-1:BBBB", "fallback = true"),
+    *("fallback = false", "build-fallback = true", "!include gone.conf", "keep-outputs = true"),
 )
 CONFS = st.builds(
     lambda lines, end, last: end.join(lines) + (end if last else ""),
@@ -74,56 +63,47 @@ def test_line_ends_stay(text: str) -> None:
         assert added.count("\r\n") == (added.count("\n") if "\r\n" in text else 0)
 
 
-def test_an_empty_file() -> None:
-    """The lines, and whose they are."""
+def test_what_is_added() -> None:
+    """The lines, and whose they are, apart from what is there; what a later plain line undoes comes again.
+
+    Settings that were renamed are still read by Nix, and count as what they are called today.
+    """
     assert complete_conf("", WANTED).splitlines()[1:] == list(WANTED.lines())
-
-
-def test_a_file_without_a_last_newline() -> None:
-    """Its last line ends, and a blank one parts what is added from it."""
     assert complete_conf("max-jobs = 1", WANTED).startswith("max-jobs = 1\n\n# Added by nixcache-oci")
-
-
-def test_old_names() -> None:
-    """Settings that were renamed are still read by Nix, and count as what they are called today."""
     text = f"extra-binary-caches = {URL}\nbinary-cache-public-keys = {KEY}\nbuild-fallback = true\n"
     assert complete_conf(text, WANTED) == text
     undone = f"{text}binary-caches = https://a.example\n"
     assert find_values(parse_conf(undone), SUBSTITUTERS) == ("https://a.example",)
-
-
-def test_what_a_later_line_undoes_is_added_again() -> None:
-    """A plain setting replaces what extra- lines before it added."""
-    text = f"extra-substituters = {URL}\nsubstituters = https://a.example\n"
-    assert f"\nextra-substituters = {URL}\n" in complete_conf(text, WANTED)[len(text) :]
-
-
-@pytest.mark.parametrize("line", ["fallback=true", "word", "include", "a : b", " http://c"])
-def test_what_nix_refuses_is_refused(line: str) -> None:
-    """The line is named: what is added behind it would be read by nobody."""
-    with pytest.raises(FormatError, match="line 2"):
-        complete_conf(f"max-jobs = 1\n{line}\n", WANTED)
-
-
-def test_another_key_of_the_name() -> None:
-    """Nix takes the first of a name, so that the added one would have no effect."""
-    with pytest.raises(FormatError, match="line 1: another key"):
-        complete_conf(f"trusted-public-keys = {KEY.replace('AAAA', 'BBBB')}\n", WANTED)
+    assert f"\nextra-substituters = {URL}\n" in complete_conf(undone, WANTED)[len(undone) :]
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "require-sigs = false",
-        "require-sigs = true\nrequire-sigs = no",
-        f"substituters = https://a.example {URL}?trusted=true",
-        "extra-substituters = http://localhost:37515/?priority=1&trusted=1",
-        f"binary-caches = {URL}?trusted=yes&trusted=false",
+        *(
+            (f"max-jobs = 1\n{line}", "line 2")
+            for line in ("fallback=true", "word", "include", "a : b", " http://c")
+        ),
+        (f"trusted-public-keys = {KEY.replace('AAAA', 'BBBB')}", "line 1: another key"),
+        *(
+            (text, r"line [12]: .*any user of this machine")
+            for text in (
+                "require-sigs = false",
+                "require-sigs = true\nrequire-sigs = no",
+                f"substituters = https://a.example {URL}?trusted=true",
+                "extra-substituters = http://localhost:37515/?priority=1&trusted=1",
+                f"binary-caches = {URL}?trusted=yes&trusted=false",
+            )
+        ),
     ],
 )
-def test_a_port_that_needs_no_signature(text: str) -> None:
-    """Any user may hold the port while the proxy is down: the line that trusts it is named."""
-    with pytest.raises(FormatError, match=r"line [12]: .*any user of this machine"):
+def test_what_would_be_in_the_way_is_refused_by_its_line(text: str, reason: str) -> None:
+    """What Nix refuses: what is added behind it would be read by nobody.
+
+    Another key of the name: Nix takes the first. A port that needs no signature: any user may hold it while
+    the proxy is down.
+    """
+    with pytest.raises(FormatError, match=reason):
         complete_conf(f"{text}\n", WANTED)
 
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.image_index import ImageIndex
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
 
 digests = st.binary(min_size=32, max_size=32).map(lambda raw: Digest(raw.hex()))
 media_types = st.from_regex(r"[a-z0-9]{1,9}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,20}", fullmatch=True)

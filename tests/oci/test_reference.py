@@ -22,26 +22,17 @@ _DIGEST = "sha256:" + "ab" * 32
 @pytest.mark.parametrize(
     ("registry", "base_url"),
     [
-        ("ghcr.io", "https://ghcr.io"),
-        ("GHCR.io", "https://ghcr.io"),
-        ("https://ghcr.io", "https://ghcr.io"),
-        ("https://ghcr.io/", "https://ghcr.io"),
-        ("registry.example:5000", "https://registry.example:5000"),
-        ("http://registry.example:5000", "http://registry.example:5000"),
-        ("HTTP://registry.example", "http://registry.example"),
-        ("localhost", "http://localhost"),
-        ("localhost:5000", "http://localhost:5000"),
-        ("LocalHost:5000", "http://localhost:5000"),
-        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("127.8.9.10", "http://127.8.9.10"),
-        ("[::1]:5000", "http://[::1]:5000"),
-        ("[::1]", "http://[::1]"),
-        ("https://127.0.0.1:5000", "https://127.0.0.1:5000"),
-        ("https://localhost", "https://localhost"),
-        ("[2001:DB8::1]:5000", "https://[2001:db8::1]:5000"),
-        ("10.0.0.1:5000", "https://10.0.0.1:5000"),
-        ("localhost.example", "https://localhost.example"),
-        ("127.0.0.1.example", "https://127.0.0.1.example"),
+        *(
+            (text, f"http://{text}")
+            for text in ("localhost", "localhost:5000", "127.0.0.1:5000", "127.8.9.10")
+        ),
+        *((text, f"http://{text}") for text in ("[::1]:5000", "[::1]")),
+        *((text, f"https://{text}") for text in ("ghcr.io", "registry.example:5000", "10.0.0.1:5000")),
+        *((text, f"https://{text}") for text in ("localhost.example", "127.0.0.1.example")),
+        *((text, text) for text in ("https://ghcr.io", "http://registry.example:5000", "https://localhost")),
+        *(("https://127.0.0.1:5000", "https://127.0.0.1:5000"), ("https://ghcr.io/", "https://ghcr.io")),
+        *(("GHCR.io", "https://ghcr.io"), ("HTTP://registry.example", "http://registry.example")),
+        *(("LocalHost:5000", "http://localhost:5000"), ("[2001:DB8::1]:5000", "https://[2001:db8::1]:5000")),
     ],
 )
 def test_registry(registry: str, base_url: str) -> None:
@@ -54,29 +45,17 @@ def test_registry(registry: str, base_url: str) -> None:
 @pytest.mark.parametrize(
     ("registry", "message"),
     [
-        ("", "expected host or host:port"),
-        ("ghcr.io/owner", "without a path"),
-        ("https://ghcr.io/owner/", "without a path"),
-        ("ghcr.io//", "without a path"),
-        ("ftp://ghcr.io", "ftp:// is not supported"),
-        ("://ghcr.io", "is not supported"),
-        ("oci:/srv/cache", "without a path"),
-        ("ghcr.io?x", "expected host"),
-        ("ghcr.io#x", "expected host"),
-        ("ghcr.io ", "expected host"),
-        ("ghcr.io\n", "expected host"),
-        ("gh\u0441r.io", "expected host"),
-        ("ghcr.io:", "expected host"),
-        ("ghcr.io:http", "expected host"),
-        ("ghcr.io:0", "between 1 and 65535"),
-        ("ghcr.io:65536", "between 1 and 65535"),
-        ("ghcr..io", "not the name of a host"),
-        (".ghcr.io", "not the name of a host"),
-        ("-ghcr.io", "not the name of a host"),
-        ("a." * 127 + "io", "not the name of a host"),
-        ("::1", "needs brackets"),
-        ("[::1", "expected host"),
-        ("[::g]", "expected host"),
+        *(("", "expected host or host:port"), ("ghcr.io/owner", "without a path")),
+        *(("https://ghcr.io/owner/", "without a path"), ("ghcr.io//", "without a path")),
+        *(("ftp://ghcr.io", "ftp:// is not supported"), ("://ghcr.io", "is not supported")),
+        *(("oci:/srv/cache", "without a path"), ("ghcr.io?x", "expected host")),
+        *(("ghcr.io#x", "expected host"), ("ghcr.io ", "expected host")),
+        *(("ghcr.io\n", "expected host"), ("gh\u0441r.io", "expected host")),
+        *(("ghcr.io:", "expected host"), ("ghcr.io:http", "expected host")),
+        *(("ghcr.io:0", "between 1 and 65535"), ("ghcr.io:65536", "between 1 and 65535")),
+        *(("ghcr..io", "not the name of a host"), (".ghcr.io", "not the name of a host")),
+        *(("-ghcr.io", "not the name of a host"), ("a." * 127 + "io", "not the name of a host")),
+        *(("::1", "needs brackets"), ("[::1", "expected host"), ("[::g]", "expected host")),
         ("[1::2::3]", "At most one"),
     ],
 )
@@ -86,8 +65,12 @@ def test_wrong_registry(registry: str, message: str) -> None:
         RegistryReference.of(registry, "owner/name", "nix-cache")
 
 
-def test_password_in_the_registry() -> None:
-    """A password that was written into the address is not repeated in logs."""
+def test_made_by_hand() -> None:
+    """A reference is valid however it was made; a password in the address is not repeated in logs."""
+    with pytest.raises(FormatError, match="registry"):
+        RegistryReference("GHCR.IO", plain_http=False, repository="a/b")
+    with pytest.raises(FormatError, match="repository"):
+        RegistryReference("ghcr.io", plain_http=False, repository="A/b")
     with pytest.raises(FormatError, match="user and password") as caught:
         RegistryReference.of("https://user:secret@ghcr.io", "owner/name", "nix-cache")
     assert "secret" not in str(caught.value)
@@ -99,8 +82,7 @@ def test_password_in_the_registry() -> None:
         ("owner/name", "nix-cache", "owner/name/nix-cache"),
         ("Owner/Name.js", "Nix-Cache", "owner/name.js/nix-cache"),
         ("my-org/a__b_c-d--e.f", "x", "my-org/a__b_c-d--e.f/x"),
-        ("group/sub/name", "x", "group/sub/name/x"),
-        ("", "nix-cache", "nix-cache"),
+        *(("group/sub/name", "x", "group/sub/name/x"), ("", "nix-cache", "nix-cache")),
     ],
 )
 def test_repository(repo: str, image: str, repository: str) -> None:
@@ -111,24 +93,11 @@ def test_repository(repo: str, image: str, repository: str) -> None:
 @pytest.mark.parametrize(
     ("repo", "image"),
     [
-        ("", ""),
-        ("owner/.github", "x"),
-        ("owner/a..b", "x"),
-        ("owner/a___b", "x"),
-        ("owner/-a", "x"),
-        ("owner/a-", "x"),
-        ("/name", "x"),
-        ("owner/", "x"),
-        ("owner//name", "x"),
-        ("owner/name", "x/"),
-        ("owner/name", "x:tag"),
-        ("owner/na me", "x"),
-        ("owner/../name", "x"),
-        ("https://github.com/owner/name", "x"),
-        ("owner/name\n", "x"),
-        ("owner/n\u00e4me", "x"),
-        ("o/" + "n" * 252, "x"),
-        ("o" + "-" * 5000, "x"),
+        *(("", ""), ("owner/.github", "x"), ("owner/a..b", "x"), ("owner/a___b", "x")),
+        *(("owner/-a", "x"), ("owner/a-", "x"), ("/name", "x"), ("owner/", "x")),
+        *(("owner//name", "x"), ("owner/name", "x/"), ("owner/name", "x:tag"), ("owner/na me", "x")),
+        *(("owner/../name", "x"), ("https://github.com/owner/name", "x"), ("owner/name\n", "x")),
+        *(("owner/n\u00e4me", "x"), ("o/" + "n" * 252, "x"), ("o" + "-" * 5000, "x")),
     ],
 )
 def test_wrong_repository(repo: str, image: str) -> None:
@@ -149,27 +118,15 @@ def test_any_text(registry: str, repo: str, image: str) -> None:
     assert RegistryReference.of(reference.base_url, reference.repository, "") == reference
 
 
-def test_made_by_hand() -> None:
-    """A reference is valid however it was made."""
-    with pytest.raises(FormatError, match="registry"):
-        RegistryReference("GHCR.IO", plain_http=False, repository="a/b")
-    with pytest.raises(FormatError, match="repository"):
-        RegistryReference("ghcr.io", plain_http=False, repository="A/b")
-
-
-def test_tags() -> None:
-    """Tags are what the distribution specification says."""
+def test_tag_or_digest() -> None:
+    """Tags are what the specification says, and never look like a digest; what is neither is refused."""
     good = ["a", "_", "A1._-", "cache-index", "segment-20261121T031500Z-" + "ab" * 32, "x" * 128]
     bad = ["", ".a", "-a", "a/b", "a:b", "a b", "a\n", "x" * 129, "\u00e4"]
+    wrong_digests = [_DIGEST.upper(), _DIGEST[:-1], _DIGEST + "\n", "sha512:" + "ab" * 64, "../" + _DIGEST]
     assert [tag for tag in good + bad if is_tag(tag)] == good
-
-
-def test_tag_or_digest() -> None:
-    """A tag never looks like a digest; what is neither is refused."""
+    assert [parse_tag_or_digest(tag) for tag in good] == good
     assert parse_tag_or_digest(_DIGEST) == Digest.parse(_DIGEST)
-    assert parse_tag_or_digest("cache-index") == "cache-index"
-    wrong_digests = (_DIGEST.upper(), _DIGEST[:-1], _DIGEST + "\n", "sha512:" + "ab" * 64, "../" + _DIGEST)
-    for text in ("", "a/b", *wrong_digests):
+    for text in bad + wrong_digests:
         with pytest.raises(FormatError, match=r"\A(tag|digest)"):
             parse_tag_or_digest(text)
 

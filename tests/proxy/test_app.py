@@ -13,9 +13,11 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.app import build_app
-from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
+from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.packs.prefetch import Prefetch
+from tests.support.front import proxy_config
 from tests.support.slow_repository import SlowRepository
 
 Client = TestClient[Request, Application]
@@ -34,19 +36,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    config = ProxyConfig(
-        listen="127.0.0.1",
-        port=0,
-        upstreams=(),
-        index_ttl_seconds=300,
-        index_dir=tmp_path,
-        pack_memory_bytes=MIN_PACK_MEMORY_BYTES,
-        priority=30,
-        store_dir="/nix/store",
-        upstream_nars="stream",
-        hosts=frozenset(),
-        public_keys=(),
-    )
+    config = proxy_config(tmp_path, pack_memory_bytes=MIN_PACK_MEMORY_BYTES)
     repository, counters = SlowRepository(), Counters()
     index = LiveIndex(repository, IndexFolder(tmp_path, repository.name), (), 300, counters)
     await index.refresh(thoroughly=True)
@@ -61,7 +51,7 @@ async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     bench.repository.gate.clear()
     packs = bench.client.app[app_keys.PACKS]
     for number in range(8):
-        packs.prefetch(bench.repository.add(bytes([number])))
+        packs.prefetch(Prefetch(bench.repository.add(bytes([number])), is_pack=True))
     assert packs.used_bytes == MAX_PACK_BYTES
 
 

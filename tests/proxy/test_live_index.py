@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import parallel
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -206,8 +207,8 @@ async def test_an_index_that_is_none_of_ours_is_an_error(story: Story) -> None:
 
 
 async def test_a_start_from_disk_needs_no_request(story: Story) -> None:
-    """The catalog is there before the first request goes out."""
-    await publish(story.client, [store_object("one")])
+    """The catalog is there before the first request goes out, and the recorded key."""
+    await publish(story.client, [store_object("one")], keys=[SecretKey.generate("one-1")])
     first = story.make_index()
     await first.refresh(thoroughly=True)
     story.ghcr.stop()
@@ -215,6 +216,7 @@ async def test_a_start_from_disk_needs_no_request(story: Story) -> None:
     await second.start()
     assert second.state.loaded_from_disk
     assert has(second, "one")
+    assert second.state.public_key == first.state.public_key is not None
     await second.close()
     story.ghcr.start()
 
@@ -443,8 +445,8 @@ async def test_what_is_new_is_judged_before_anybody_asks(story: Story) -> None:
 
 async def test_closing_ends_what_is_judged_ahead(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much there is."""
-    monkeypatch.setattr(live_index, "_PREVALIDATE_SECONDS", 0)
-    monkeypatch.setattr(live_index, "_PREVALIDATE_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(parallel, "_SLICE_SECONDS", 0)
+    monkeypatch.setattr(live_index, "_PAUSE_SECONDS", 1000)
     await publish(story.client, [store_object("one"), store_object("two")])
     index = story.make_index()
     await index.refresh(thoroughly=True)

@@ -17,6 +17,7 @@ from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder, Verdict, look_up
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from tests.support.front import let_run
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
@@ -121,11 +122,6 @@ class Slow:
         return NarInfo.parse(narinfo_text(hash_part).encode()) if hash_part == HASH_PART else None
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_one_look_up_serves_all_who_ask_meanwhile() -> None:
     """Whatever comes of it, and whoever hangs up; it is not remembered."""
     upstream = Slow()
@@ -133,7 +129,7 @@ async def test_one_look_up_serves_all_who_ask_meanwhile() -> None:
     for outcome in (None, UpstreamError("down")):
         upstream.error = outcome
         clients = [asyncio.create_task(finder.find(HASH_PART)) for _ in range(20)]
-        await settle()
+        await let_run()
         clients[0].cancel()
         upstream.gate.set()
         found = await asyncio.gather(*clients[1:], return_exceptions=True)
@@ -149,7 +145,7 @@ async def test_few_look_ups_go_on_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     upstream = Slow()
     finder = UpstreamFinder(upstream, 4)
     clients = [asyncio.create_task(finder.find(hash_part_of(str(number)))) for number in range(10)]
-    await settle()
+    await let_run()
     assert len(upstream.asked) == 4
     with pytest.raises(UpstreamError):
         await finder.find(HASH_PART)
@@ -164,7 +160,7 @@ async def test_look_ups_end_with_the_proxy() -> None:
     """Whoever waits for an upstream does not keep the proxy from stopping."""
     finder = UpstreamFinder(Slow(), 1)
     clients = [asyncio.create_task(finder.find(hash_part_of(str(number)))) for number in range(3)]
-    await settle()
+    await let_run()
     await finder.close()
     for one in clients:
         with pytest.raises(asyncio.CancelledError):
@@ -176,10 +172,10 @@ async def test_a_request_that_came_through_here_ends_at_once() -> None:
     upstream = Slow()
     finder = UpstreamFinder(upstream, 4)
     own = asyncio.create_task(finder.find(HASH_PART))
-    await settle()
+    await let_run()
     assert await finder.find(HASH_PART, ("other", "here")) is None
     others = asyncio.create_task(finder.find(HASH_PART, ("other",)))
-    await settle()
+    await let_run()
     assert upstream.asked == [HASH_PART, HASH_PART]
     upstream.gate.set()
     assert await own == await others

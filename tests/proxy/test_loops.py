@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from nixcache_oci.clients.layout import Layout
-from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.server import serving
+from tests.support.front import proxy_config
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 
@@ -31,19 +31,8 @@ def start(tmp_path: Path) -> Start:
         layout = Layout(tmp_path / f"cache-{port}")
         if holds:
             await publish(layout, [store_object(holds)])
-        config = ProxyConfig(
-            listen="127.0.0.1",
-            port=port,
-            upstreams=tuple(f"http://127.0.0.1:{one}" for one in upstreams),
-            index_ttl_seconds=300,
-            index_dir=tmp_path / f"index-{port}",
-            pack_memory_bytes=MIN_PACK_MEMORY_BYTES,
-            priority=30,
-            store_dir="/nix/store",
-            upstream_nars="stream",
-            hosts=frozenset(),
-            public_keys=(),
-        )
+        urls = tuple(f"http://127.0.0.1:{one}" for one in upstreams)
+        config = proxy_config(tmp_path / f"index-{port}", port=port, upstreams=urls)
         async with serving(config, layout):
             yield
 

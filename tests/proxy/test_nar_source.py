@@ -9,6 +9,7 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.nar_source import MOST_UNKNOWN
+from tests.support.front import let_run
 from tests.support.slow_repository import NarBench
 
 
@@ -19,19 +20,14 @@ async def bench() -> AsyncIterator[NarBench]:
     await bench.close()
 
 
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
 async def test_sizes_are_asked_for_once(bench: NarBench) -> None:
     """Sixteen clients, one of whom hangs up, cost one request; later ones cost none."""
     blob = bench.repository.add(b"blob")
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.nars.size(blob)) for _ in range(16)]
-    await settle()
+    await let_run()
     clients[0].cancel()
-    await settle()
+    await let_run()
     bench.repository.gate.set()
     assert await asyncio.gather(*clients[1:]) == [4] * 15
     assert await bench.nars.size(blob) == 4
@@ -45,7 +41,7 @@ async def test_a_size_that_could_not_be_had_is_asked_for_again(bench: NarBench) 
     client = asyncio.create_task(bench.nars.size(blob))
     await asyncio.sleep(0)
     client.cancel()
-    await settle()
+    await let_run()
     with pytest.raises(RegistryError):
         await bench.nars.size(blob)
     bench.repository.error = None
@@ -80,7 +76,7 @@ async def test_few_unknown_digests_are_asked_for_at_once(bench: NarBench) -> Non
     blobs = [bench.repository.add(b"%d" % number) for number in range(3 * MOST_UNKNOWN)]
     bench.repository.gate.clear()
     clients = [asyncio.create_task(bench.nars.size(blob)) for blob in blobs]
-    await settle()
+    await let_run()
     assert len(bench.repository.opened) == MOST_UNKNOWN
     bench.repository.gate.set()
     assert await asyncio.gather(*clients) == [len(bench.repository.blobs[blob]) for blob in blobs]
@@ -108,7 +104,7 @@ async def test_what_was_wrong_is_not_there_any_more(bench: NarBench) -> None:
         await bench.nars.size(blob)
     with pytest.raises(NotFoundError):
         await bench.nars.slice_of_pack(NarUrl(blob, 0, 1))
-    assert bench.nars.cached_slice(NarUrl(blob, 0, 1)) is None
+    assert bench.nars.cached(NarUrl(blob, 0, 1)) is None
     with pytest.raises(NotFoundError):
         async with bench.nars.whole(blob):
             pass
@@ -134,9 +130,9 @@ async def test_the_length_of_what_was_wrong_is_not_remembered(bench: NarBench) -
 async def test_a_slice_is_cut_out(bench: NarBench, offset: int, length: int, content: bytes) -> None:
     """Offset and length, as the URL says; at hand once somebody has waited for the pack."""
     pack = bench.repository.add(b"pack")
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) is None
+    assert bench.nars.cached(NarUrl(pack, offset, length)) is None
     assert await bench.nars.slice_of_pack(NarUrl(pack, offset, length)) == content
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) == memoryview(content)
+    assert bench.nars.cached(NarUrl(pack, offset, length)) == memoryview(content)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 5), (4, 1), (3, 2), (100, 1)])
@@ -145,7 +141,7 @@ async def test_a_slice_that_does_not_lie_in_the_pack(bench: NarBench, offset: in
     pack = bench.repository.add(b"pack")
     with pytest.raises(FormatError, match="are outside"):
         await bench.nars.slice_of_pack(NarUrl(pack, offset, length))
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) is None
+    assert bench.nars.cached(NarUrl(pack, offset, length)) is None
 
 
 async def test_what_went_wrong_since_is_not_at_hand(bench: NarBench) -> None:
@@ -153,14 +149,14 @@ async def test_what_went_wrong_since_is_not_at_hand(bench: NarBench) -> None:
     url = NarUrl(bench.repository.add(b"pack"), 0, 4)
     await bench.nars.slice_of_pack(url)
     bench.quarantine.add(url.blob)
-    assert bench.nars.cached_slice(url) is None
+    assert bench.nars.cached(url) is None
 
 
 async def test_closing_ends_what_is_under_way(bench: NarBench) -> None:
     """No task is left behind."""
     bench.repository.gate.clear()
     client = asyncio.create_task(bench.nars.size(bench.repository.add(b"blob")))
-    await settle()
+    await let_run()
     await bench.nars.close()
     await asyncio.wait([client])
     assert client.cancelled()

@@ -8,6 +8,7 @@ import pytest
 from nixcache_oci.proxy import nar_streams
 from nixcache_oci.proxy.front.connections import Connection, Connections
 from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
+from tests.support.front import let_run
 
 
 class Line(Connection):
@@ -32,11 +33,6 @@ def make(most: int) -> NarStreams:
     return NarStreams(most, Connections(100))
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def hold(streams: NarStreams, line: Connection, order: list[Connection], end: asyncio.Event) -> None:
     async with streams.turn(line):
         order.append(line)
@@ -52,7 +48,7 @@ async def test_each_has_its_turn() -> None:
         asyncio.create_task(hold(streams, line, order, end)) for line, end in zip(lines, ends, strict=True)
     ]
     for number in range(5):
-        await settle()
+        await let_run()
         assert order == lines[: number + 2]
         ends[number].set()
     await asyncio.gather(*tasks)
@@ -68,10 +64,10 @@ async def test_who_leaves_gives_the_turn_on() -> None:
     streams, order, end = make(1), list[Connection](), asyncio.Event()
     first, gone, cancelled, last = (Line() for _ in range(4))
     holding = asyncio.create_task(hold(streams, first, order, end))
-    await settle()
+    await let_run()
     waiting = [asyncio.create_task(hold(streams, line, order, asyncio.Event())) for line in (gone, cancelled)]
     final = asyncio.create_task(hold(streams, last, order, end))
-    await settle()
+    await let_run()
     assert gone.when_lost is not None
     gone.when_lost()
     with pytest.raises(ConnectionResetError):
@@ -79,7 +75,7 @@ async def test_who_leaves_gives_the_turn_on() -> None:
     end.set()
     await holding  # its place is given to the next at that very moment
     waiting[1].cancel()
-    await settle()
+    await let_run()
     assert waiting[1].cancelled()
     await final
     assert order == [first, last]
@@ -93,7 +89,7 @@ async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(streams.turn(Line()))
         waiting = asyncio.create_task(hold(streams, Line(), [], asyncio.Event()))
-        await settle()
+        await let_run()
         with pytest.raises(BusyError, match="already"):
             await hold(streams, Line(), [], asyncio.Event())
         with pytest.raises(BusyError, match="within"):
@@ -107,7 +103,7 @@ async def test_slow_clients_make_room_for_others() -> None:
     streams, order, end = make(4), list[Connection](), asyncio.Event()
     dead, slow, idle, quick = lines = [Line() for _ in range(4)]
     tasks = [asyncio.create_task(hold(streams, line, order, end)) for line in lines]
-    await settle()
+    await let_run()
     start = asyncio.get_running_loop().time()
     idle.is_waiting = False
 
@@ -119,7 +115,7 @@ async def test_slow_clients_make_room_for_others() -> None:
     pass_time(11)
     assert not any(line.is_cut for line in lines)
     tasks.append(asyncio.create_task(hold(streams, Line(), order, end)))
-    await settle()
+    await let_run()
     pass_time(15)
     assert not any(line.is_cut for line in lines)
     pass_time(22)

@@ -1,7 +1,7 @@
 """Quarantine: what turned out wrong is 404 for a while."""
 
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.quarantine import QUARANTINE_SECONDS, Quarantine
+from nixcache_oci.proxy.verified import QUARANTINE_SECONDS, Quarantine
 
 
 def test_it_ends() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.proxy.refresh_coalescer import MOST_IN_A_ROW, WINDOW_SECONDS, RefreshCoalescer
+from tests.support.front import let_run
 
 
 class Looks:
@@ -29,18 +30,13 @@ def make() -> tuple[Looks, RefreshCoalescer]:
     return looks, RefreshCoalescer(looks)
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_who_asks_during_a_look_shares_the_next() -> None:
     """The one under way may have missed what was published meanwhile; who hung up stops nothing."""
     looks, refreshes = make()
     first = asyncio.create_task(refreshes.refresh())
-    await settle()
+    await let_run()
     crowd = [asyncio.create_task(refreshes.refresh()) for _ in range(100)]
-    await settle()
+    await let_run()
     assert len(looks.begun) == 1
     crowd[0].cancel()
     looks.gate.set()
@@ -54,7 +50,7 @@ async def test_all_who_wait_have_the_same_outcome() -> None:
     looks, refreshes = make()
     looks.error = RegistryError("down")
     crowd = [asyncio.create_task(refreshes.refresh()) for _ in range(3)]
-    await settle()
+    await let_run()
     crowd[0].cancel()
     looks.gate.set()
     for one in crowd[1:]:
@@ -80,9 +76,9 @@ async def test_it_ends_with_the_proxy() -> None:
     """Neither the look that is under way nor the one behind it keeps the proxy from stopping."""
     looks, refreshes = make()
     waiting = [asyncio.create_task(refreshes.refresh())]
-    await settle()
+    await let_run()
     waiting.append(asyncio.create_task(refreshes.refresh()))
-    await settle()
+    await let_run()
     await refreshes.close()
     for one in waiting:
         with pytest.raises(asyncio.CancelledError):

@@ -10,9 +10,8 @@ from aiohttp import web
 
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.proxy.app_keys import COUNTERS
-from nixcache_oci.proxy.byte_range import ByteRange
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
+from nixcache_oci.proxy.relay import ByteRange, nar_headers, relay, send_head, wanted_range
 
 GET = b"GET /nar HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

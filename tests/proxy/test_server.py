@@ -102,10 +102,11 @@ def test_a_second_run_on_a_disk_that_takes_nothing(
     saved = index.rename(tmp_path / "saved")
     index.mkdir()
     # The temporary folder is on the same disk, so that what is new can only be in memory.
-    outer = ["bwrap", "--dev-bind", "/", "/", "--size", str(1024 * 1024), "--tmpfs", str(index)]
+    bwrap = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
+    outer = [*bwrap, "--size", str(1024 * 1024), "--tmpfs", str(index)]
     steps = f'cp -r {saved}/. {index}; dd if=/dev/zero of={index}/filler bs=4096 2>/dev/null; exec "$@"'
     if state == "read-only":
-        outer = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(saved), str(index)]
+        outer = [*bwrap, "--ro-bind", str(saved), str(index)]
         steps = 'exec "$@"'
     command = [*outer, "sh", "-c", steps, "sh", sys.executable, "-m", "nixcache_oci", "proxy"]
     asyncio.run(publish(Layout(tmp_path / "cache"), [store_object("new")]))

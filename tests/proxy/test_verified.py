@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.errors import DigestError
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.quarantine import Quarantine
-from nixcache_oci.proxy.verified import verified
+from nixcache_oci.proxy.verified import Quarantine, verified
 
 BIG = bytes(range(256)) * 1024  # hashed on a thread
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import aiohttp
 from nixcache_oci.errors import Error
 from tests.reliability import proxy_roles, writer_roles
 from tests.reliability.caches import Step, make_steps
-from tests.reliability.faults import ANYTHING, FAULTS, REFUSED
+from tests.reliability.faults import ANYTHING, FAULTS, OPERATIONS, REFUSED, can_happen
 from tests.reliability.observed import LogLines, Outcome, Outside, Surroundings
 from tests.support.ghcr import GhcrDouble
 
@@ -25,7 +26,6 @@ TABLE: Final = Path(__file__).with_name("fault_matrix.txt")
 SECRET_MARK: Final = "ghpSECRET"  # begins every GitHub token of these tests
 _AT_ONCE: Final = 16  # more would wait for the processor, and for a first index no longer than a client does
 _MOST_SECONDS: Final = 120.0  # what takes longer hangs
-_DOES_NOT_APPLY: Final = "-"
 
 Role = Callable[[Surroundings], Awaitable[tuple[Outcome, Outcome]]]
 ROLES: Final[Mapping[str, tuple[Role, tuple[str, ...]]]] = {
@@ -38,16 +38,8 @@ ROLES: Final[Mapping[str, tuple[Role, tuple[str, ...]]]] = {
     "publisher": (
         writer_roles.publisher,
         (
-            "token",
-            "manifest-head",
-            "manifest-get",
-            "manifest-put",
-            "tags",
-            "blob-head",
-            "blob-get",
-            "upload-post",
-            "upload-put",
-            "storage-get",
+            *("token", "manifest-head", "manifest-get", "manifest-put", "tags", "blob-head", "blob-get"),
+            *("upload-post", "upload-put", "storage-get"),
         ),
     ),
     "gc": (writer_roles.gc, ("manifest-get", "tags", "blob-get", "storage-get")),
@@ -72,10 +64,6 @@ class Cell:
     fault: str
     once: str
     forever: str
-
-    @property
-    def applies(self) -> bool:
-        return self.once != _DOES_NOT_APPLY
 
     @property
     def name(self) -> str:
@@ -113,16 +101,29 @@ class Run:
 
 
 def read_table() -> list[Cell]:
-    """Read the table: five columns parted by bars."""
-    rows = (line for line in TABLE.read_text().splitlines() if line and not line.startswith("#"))
-    return [Cell(*(column.strip() for column in row.split("|"))) for row in rows]
+    """Read the table: parts of two columns, with rows of three, all separated by bars."""
+    cells: list[Cell] = []
+    role = operation = ""
+    for line in TABLE.read_text().splitlines():
+        columns = [column.strip() for column in line.split("|")]
+        if line.startswith("#") or not line:
+            continue
+        if len(columns) == 2:
+            role, operation = columns
+            continue
+        faults, once, forever = columns
+        for fault in faults.split("; "):
+            phrase = HTTPStatus(int(fault)).phrase if fault.isdecimal() else ""
+            cells.append(Cell(role, operation, fault, once, forever.replace("STATUS", f"{fault} {phrase}")))
+    order = {one: number for number, one in enumerate(all_cells())}
+    return sorted(cells, key=lambda cell: order.get((cell.role, cell.operation, cell.fault), -1))
 
 
 def run_cells(cells: Iterable[Cell]) -> Run:
     """Run cells beside each other, each with a registry, clients and files of its own."""
     log = LogLines()
     with log.listening(), _fast_folder() as folder:
-        return asyncio.run(_run_all([cell for cell in cells if cell.applies], folder, log))
+        return asyncio.run(_run_all(list(cells), folder, log))
 
 
 @contextmanager
@@ -201,10 +202,11 @@ def _words(text: str) -> set[str]:
 
 
 def all_cells() -> list[tuple[str, str, str]]:
-    """Every role, operation and fault that the table has to have."""
+    """Every role, operation and fault that there can be, and the table has to have."""
     return [
         (role, operation, fault)
         for role, (_, operations) in ROLES.items()
         for operation in operations
         for fault in FAULTS
+        if can_happen(OPERATIONS[operation], fault)
     ] + [(role, ANYTHING, REFUSED) for role in ROLES]

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
 from tests.reliability.caches import BLOBS, FIRST_STEP, PACKED, SECOND_STEP, Step
 from tests.reliability.observed import NAR_AFTER, Outcome, Surroundings
+from tests.support.front import proxy_config
 from tests.support.objects import hash_part_of
 
 _NEVER_SECONDS: Final = 3600.0
@@ -62,19 +62,7 @@ class Proxy:
 @asynccontextmanager
 async def running_proxy(around: Surroundings) -> AsyncIterator[Proxy]:
     polls = around.operation == "manifest-head"
-    config = ProxyConfig(
-        listen="127.0.0.1",
-        port=0,
-        upstreams=(),
-        index_ttl_seconds=_POLL_SECONDS if polls else _NEVER_SECONDS,
-        index_dir=around.folder / "index",
-        pack_memory_bytes=2**28,
-        priority=30,
-        store_dir="/nix/store",
-        upstream_nars="stream",
-        hosts=frozenset(),
-        public_keys=(),
-    )
+    config = proxy_config(around.folder, index_ttl_seconds=_POLL_SECONDS if polls else _NEVER_SECONDS)
     client = around.client()
     try:
         async with serving(config, client) as [url]:

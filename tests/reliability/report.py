@@ -18,13 +18,7 @@ from tests.reliability.results import FAILED, Cell, Suite
 from tests.reliability.time_limits import render_time_limits
 
 REQUIRED: Final = (
-    "Fault matrix",
-    "Progress",
-    "Trust",
-    "Secrets",
-    "Hostile clients",
-    "Hostile data",
-    "Fuzzers",
+    *("Fault matrix", "Progress", "Trust", "Secrets", "Hostile clients", "Hostile data", "Fuzzers"),
 )
 _PARTS: Final = 3  # of a cell's text that becomes a field of a grid
 _HEAD: Final = """# Reliability
@@ -70,12 +64,7 @@ def render(suites: Iterable[Suite]) -> str:
 def _render_suite(suite: Suite) -> str:
     tried = sum(cell.times for cell in suite.cells)
     lines = [
-        f"## {suite.name}",
-        "",
-        suite.what,
-        "",
-        f"Cells: {len(suite.cells)}. Tried: {tried:,} times.",
-        "",
+        *(f"## {suite.name}", "", suite.what, "", f"Cells: {len(suite.cells)}. Tried: {tried:,} times.", ""),
     ]
     parts = [cell.what.split(" / ") for cell in suite.cells]
     is_grid = bool(parts) and all(len(each) == _PARTS for each in parts)

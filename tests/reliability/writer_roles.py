@@ -9,7 +9,7 @@ from nixcache_oci.clients.local_store.nix_program import Nix
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
-from nixcache_oci.clients.removal import Remover
+from nixcache_oci.clients.repository import Remover
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.gc.collect import prepare_gc

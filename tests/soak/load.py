@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from nixcache_oci.nix.store_path import StorePath
 from tests.soak.catalogue import Catalogue, Origin, Shape, make_objects, write_upstream
 from tests.soak.chaos import Chaos, Pace
 from tests.soak.far_side import FarSide
-from tests.soak.process_figures import CpuShare, Figures, summarise
+from tests.soak.process_figures import Figures, summarise
 from tests.soak.traffic import Report
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import StoreObject, publish
@@ -95,8 +95,6 @@ class Outcome:
     warm: Figures | None = None
     after: Figures | None = None
     during: list[Figures] = field(default_factory=list)
-    proxy_cpu_share: float = 0.0
-    far_side_cpu_share: float = 0.0
     published: int = 0
     publish_failures: int = 0
     collections: int = 0
@@ -109,13 +107,17 @@ class Outcome:
 
     def figures(self) -> str:
         """Tell all of it, for people."""
-        lines = [f"seed {self.seed}"]
-        lines += [f"{name}: {figures}" for name, figures in self._memory()]
+        lines = [
+            f"seed {self.seed}",
+            f"before: {self.before}",
+            f"at rest after warming up: {self.warm}",
+            f"during: {summarise(self.during)}",
+            f"at rest after the load: {self.after}",
+        ]
         for report in self.reports:
-            lines += [f"  {key}: {value}" for key, value in _fields(report)]
+            lines.append(f"  {replace(report, outcomes={})}")
             lines += [f"    {count:>8} {name}" for name, count in sorted(report.outcomes.items())]
         lines += [
-            f"CPU: proxy {self.proxy_cpu_share:.2f}, far side {self.far_side_cpu_share:.2f} of one core",
             f"published {self.published} ({self.publish_failures} tries failed)",
             f"collected {self.collections} times ({self.collection_failures} failed)",
             f"faults: {self.injected}",
@@ -123,18 +125,6 @@ class Outcome:
             f"blobs refused at the end, for their bytes were wrong: {self.refused}; lost: {self.lost}",
         ]
         return "\n".join(lines)
-
-    def _memory(self) -> Iterable[tuple[str, str]]:
-        yield "before", str(self.before)
-        yield "at rest after warming up", str(self.warm)
-        yield "during", summarise(self.during)
-        yield "at rest after the load", str(self.after)
-
-
-def _fields(report: Report) -> Iterable[tuple[str, object]]:
-    for name in Report.__slots__:
-        if name != "outcomes":
-            yield name, getattr(report, name)
 
 
 class Load:
@@ -194,12 +184,10 @@ class Load:
             async with self._troubled():
                 outcome.reports.append(await self._traffic(proxy, size.warm_seconds, "warm"))
             outcome.warm = await self._settled(proxy)
-        shares = CpuShare(proxy.process.pid), CpuShare(self._far_side.process.pid)
         watching = asyncio.create_task(self._watch(proxy))
         async with self._troubled():
             outcome.reports.append(await self._traffic(proxy, size.seconds, "load"))
         watching.cancel()
-        outcome.proxy_cpu_share, outcome.far_side_cpu_share = (share.share() for share in shares)
         outcome.after = await self._settled(proxy)
         outcome.counters = (await asyncio.to_thread(proxy.status))["counters"]
 
@@ -220,14 +208,17 @@ class Load:
                 self.outcome.injected[kind] = self.outcome.injected.get(kind, 0) + count
 
     async def _traffic(self, proxy: ProxyProcess, seconds: float, part: str) -> Report:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.soak.traffic"),
-            *("--proxy", proxy.host, "--catalogue", str(self._folder / "catalogue")),
-            *("--seconds", str(seconds), "--connections", str(self._size.connections)),
-            *("--seed", f"{self._seed}-{part}", "--wait-seconds", str(_WAIT_SECONDS)),
-            *("--transfer-seconds", *map(str, self._size.transfer_seconds)),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        told = {
+            "host": proxy.host,
+            "catalogue": str(self._folder / "catalogue"),
+            "seed": f"{self._seed}-{part}",
+            "connections": self._size.connections,
+            "seconds": seconds,
+            "wait_seconds": _WAIT_SECONDS,
+            "transfer_seconds": self._size.transfer_seconds,
+        }
+        command = (sys.executable, "-m", "tests.soak.traffic", json.dumps(told))
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
             stdout, _ = await process.communicate()
         finally:

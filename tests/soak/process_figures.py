@@ -1,7 +1,5 @@
 """What a process holds at a moment, as the kernel tells it."""
 
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ from tests.support.proxy import ProxyProcess
 
 _MIB: Final = 1024 * 1024
 _PARTS: Final = 5
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +93,6 @@ def summarise(looks: Sequence[Figures]) -> str:
             show([each.threads for each in looks], "threads"),
         )
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    """Tell how much time a process has computed."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-class CpuShare:
-    """Measures the share of one core that a process takes from here on."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._began = time.monotonic()
-        self._cpu = cpu_seconds(pid)
-
-    def share(self) -> float:
-        """Tell the share so far."""
-        return (cpu_seconds(self._pid) - self._cpu) / (time.monotonic() - self._began)
 
 
 def _target(descriptor: Path) -> str:

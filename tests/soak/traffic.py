@@ -1,30 +1,33 @@
 """The load generator, a process of its own: many clients at once, each of which checks what it is given.
 
-    python -m tests.soak.traffic --proxy HOST:PORT --catalogue FOLDER --seconds N --connections N --seed TEXT
+    python -m tests.soak.traffic JSON
 
-prints its report as one line of JSON. A NAR is right, or cut, or 404; whatever else comes is a failure.
+takes the arguments of ``Traffic``, and prints its report as one line of JSON. A NAR is right, or cut, or 404;
+whatever else comes is a failure.
 """
 
-import argparse
 import asyncio
 import hashlib
 import json
 import random
 import resource
+import socket
+import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
+import aiohttp
 import uvloop
 
 from nixcache_oci.cache.pack import fits_pack
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.soak.catalogue import Catalogue, Wanted, differs
-from tests.soak.line import CutError, Head, Limits, Line, NoAnswerError
 from tests.support.objects import hash_part_of
 
 _MOST_FAILURES: Final = 30
@@ -32,6 +35,18 @@ _PIECE_BYTES: Final = 64 * 1024
 _LAG_SECONDS: Final = 0.1
 _NOT_FOUND: Final = 404
 _PARTIAL: Final = 206
+
+Session: TypeAlias = aiohttp.ClientSession
+Response: TypeAlias = aiohttp.ClientResponse
+Action: TypeAlias = Callable[[Session, random.Random], Awaitable[None]]
+
+
+class Nar(NamedTuple):
+    """A NAR that is asked for: what it has to be, where it is, and under which name its outcomes count."""
+
+    wanted: Wanted
+    path: str
+    kind: str
 
 
 @dataclass(slots=True)
@@ -41,32 +56,22 @@ class Report:
     Attributes:
         outcomes: how often each came of a request, ``<kind>: <outcome>``.
         failures: what must not be; the first few of them.
-        failed: how many there were.
-        longest_wait_seconds: for a head, or for the next piece of a body.
-        most_connections: open at once.
         connections: median.
         nars_in_flight: median; a NAR is in flight from its request to its last byte.
-        most_nars_in_flight: at once.
         requests: answered.
         nar_bytes: received.
         cpu_share: of one core that this process took.
         lag_p99_seconds: how late this process was itself, once in a hundred times.
-        peak_bytes: of memory that this process took.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    failed: int = 0
-    longest_wait_seconds: float = 0.0
-    most_connections: int = 0
     connections: int = 0
     nars_in_flight: int = 0
-    most_nars_in_flight: int = 0
     requests: int = 0
     nar_bytes: int = 0
     cpu_share: float = 0.0
     lag_p99_seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 class Traffic:
@@ -74,43 +79,46 @@ class Traffic:
 
     Args:
         host: of the proxy.
-        catalogue: what is right.
-        limits: of all waits.
+        catalogue: folder that says what is right.
         seed: of what is drawn.
+        connections: at once.
         seconds: until nobody begins anything new.
+        wait_seconds: for the next byte, at the most.
         transfer_seconds: the least and the most that a client takes to read a NAR.
     """
 
     def __init__(
         self,
         host: str,
-        catalogue: Catalogue,
-        limits: Limits,
+        catalogue: str,
         seed: str,
         *,
+        connections: int,
         seconds: float,
-        transfer_seconds: tuple[float, float],
+        wait_seconds: float,
+        transfer_seconds: Sequence[float],
     ) -> None:
         self.report = Report()
         self._host = host
-        self._catalogue = catalogue
-        self._limits = limits
+        self._catalogue = Catalogue.read(Path(catalogue))
         self._seed = seed
+        self._most = connections
+        self._wait_seconds = wait_seconds
         self._transfer_seconds = transfer_seconds
         self._until = time.monotonic() + seconds
         self._in_flight = 0
         self._outcomes: Counter[str] = Counter()
         self._samples: list[tuple[int, int, float]] = []  # connections, NARs in flight, lag
-        own = [each for each in catalogue.wanted if each.origin != "upstream"]
+        own = [each for each in self._catalogue.wanted if each.origin != "upstream"]
         self._kept = [each for each in own if each.origin == "kept"]
-        self._upstream = [each for each in catalogue.wanted if each.origin == "upstream"]
+        self._upstream = [each for each in self._catalogue.wanted if each.origin == "upstream"]
         self._all = own + self._upstream
         self._blobs = [each for each in own if not fits_pack(each.file_size)]
         self._slices = [each for each in own if fits_pack(each.file_size)]
 
-    async def run(self, connections: int) -> Report:
+    async def run(self) -> Report:
         """Let the clients work until the time is over, and each request that began has ended."""
-        shares: tuple[tuple[Callable[[Line, random.Random], Awaitable[None]], float], ...] = (
+        shares: tuple[tuple[Action, float], ...] = (
             (self._download, 0.21),
             (self._ask_narinfos, 0.51),
             (self._pipeline, 0.04),
@@ -122,284 +130,269 @@ class Traffic:
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for action, share in shares:
-                for number in range(max(1, round(share * connections))):
+                for number in range(max(1, round(share * self._most))):
                     group.create_task(self._client(action, f"{self._seed}-{action.__name__}-{number}"))
         sampling.cancel()
         self._sum_up(time.monotonic() - began)
         return self.report
 
-    async def _client(self, action: Callable[[Line, random.Random], Awaitable[None]], seed: str) -> None:
+    async def _client(self, action: Action, seed: str) -> None:
         """Do one thing again and again, on one connection for as long as it lasts."""
         chosen = random.Random(seed)
-        line = Line(self._host, self._limits)
+        limits = aiohttp.ClientTimeout(sock_connect=self._wait_seconds, sock_read=self._wait_seconds)
         await asyncio.sleep(chosen.uniform(0, min(5.0, max(0.0, self._until - time.monotonic()) / 4)))
-        while time.monotonic() < self._until:
-            try:
-                await action(line, chosen)
-            except NoAnswerError as error:
-                self._fail("no answer", str(error))
-                await asyncio.sleep(1)
-            except CutError:
-                # Only NARs may be cut, and there it is caught.
-                self._fail("cut", f"a short answer in {action.__name__}")
-        line.close()
+        async with Session(
+            f"http://{self._host}", connector=aiohttp.TCPConnector(limit=1), timeout=limits
+        ) as session:
+            while time.monotonic() < self._until:
+                try:
+                    await action(session, chosen)
+                except (TimeoutError, aiohttp.ClientError, OSError, EOFError) as error:
+                    # Only NARs may be cut, and there it is caught.
+                    self._fail(action.__name__, repr(error))
+                    await asyncio.sleep(1)
 
     # Narinfos
 
-    async def _ask_narinfos(self, line: Line, chosen: random.Random) -> None:
+    async def _ask_narinfos(self, session: Session, chosen: random.Random) -> None:
         await asyncio.sleep(chosen.uniform(0.1, 0.9))
         method = "HEAD" if chosen.random() < 0.2 else "GET"
         drawn = chosen.random()
         if drawn < 0.15:
-            await self._miss(line, chosen, method)
+            async with session.request(method, f"/{hash_part_of(str(chosen.random()))}.narinfo") as answer:
+                self._count("narinfo of nobody", "404", is_right=answer.status == _NOT_FOUND, said=answer)
             return
         wanted = chosen.choice(self._upstream if drawn < 0.2 else self._kept if drawn < 0.9 else self._all)
-        await self._narinfo(line, wanted, method)
+        await self._narinfo(session, wanted, method)
 
-    async def _miss(self, line: Line, chosen: random.Random, method: str) -> None:
-        head = await line.ask(method, f"/{hash_part_of(str(chosen.random()))}.narinfo")
-        await line.body(head)
-        self._count("narinfo of nobody", "404", is_right=head.status == _NOT_FOUND, said=str(head.status))
-
-    async def _narinfo(self, line: Line, wanted: Wanted, method: str = "GET") -> NarInfo | None:
+    async def _narinfo(self, session: Session, wanted: Wanted, method: str = "GET") -> NarInfo | None:
         """Ask for one; what is listed from the start must be there, whatever the registry does."""
-        head = await line.ask(method, f"/{wanted.hash_part}.narinfo")
-        return self._validate(wanted, head, await line.body(head), method)
+        async with session.request(method, f"/{wanted.hash_part}.narinfo") as answer:
+            return self._validate(wanted, answer.status, await answer.read(), method)
 
-    def _validate(self, wanted: Wanted, head: Head, body: bytes, method: str) -> NarInfo | None:
+    def _validate(self, wanted: Wanted, status: int, body: bytes, method: str) -> NarInfo | None:
         kind = f"narinfo, {wanted.origin}"
-        if head.status == _NOT_FOUND and wanted.origin != "kept":
+        if status == _NOT_FOUND and wanted.origin != "kept":
             self._count(kind, "404")
             return None
-        if head.status != 200 or method == "HEAD":
-            self._count(kind, "right", is_right=head.status == 200, said=str(head.status))
+        if status != 200 or method == "HEAD":
+            self._count(kind, "right", is_right=status == 200, said=status)
             return None
         wrong = differs(wanted, body)
-        self._count(kind, "right", is_right=wrong is None, said=wrong or "")
+        self._count(kind, "right", is_right=wrong is None, said=wrong)
         return NarInfo.parse(body)
 
-    async def _pipeline(self, line: Line, chosen: random.Random) -> None:
+    async def _pipeline(self, _session: Session, chosen: random.Random) -> None:
         """Several requests at once on one connection: the answers come in their order."""
         await asyncio.sleep(chosen.uniform(0.5, 2))
         asked = [chosen.choice(self._kept) for _ in range(chosen.randint(2, 8))]
-        requests = [f"GET /{each.hash_part}.narinfo HTTP/1.1\r\nHost: {self._host}\r\n\r\n" for each in asked]
-        await line.send("".join(requests).encode())
-        for each in asked:
-            head = await line.head("GET", each.hash_part)
-            self._validate(each, head, await line.body(head), "GET")
+        async with self._connected() as (reader, writer), asyncio.timeout(self._wait_seconds):
+            writer.write(b"".join(self._request(f"/{each.hash_part}.narinfo") for each in asked))
+            for each in asked:
+                status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+                [size] = [line.split()[1] for line in fields if line.lower().startswith("content-length:")]
+                self._validate(each, int(status.split()[1]), await reader.readexactly(int(size)), "GET")
 
     # NARs
 
-    async def _download(self, line: Line, chosen: random.Random) -> None:
+    async def _download(self, session: Session, chosen: random.Random) -> None:
         (among,) = chosen.choices((self._blobs, self._slices, self._upstream), (50, 35, 15))
         wanted = chosen.choice(among)
-        narinfo = await self._narinfo(line, wanted)
+        narinfo = await self._narinfo(session, wanted)
         if narinfo is None:
             await asyncio.sleep(0.5)
             return
-        path = f"/{narinfo.url}"
-        kind = "NAR, upstream" if wanted.origin == "upstream" else "NAR, pack" if "-" in path else "NAR, blob"
+        kind = (
+            "NAR, upstream"
+            if wanted.origin == "upstream"
+            else "NAR, pack"
+            if "-" in narinfo.url
+            else "NAR, blob"
+        )
+        nar = Nar(wanted, f"/{narinfo.url}", kind)
         self._in_flight += 1
         try:
             drawn = chosen.random()
             if drawn < 0.1:
-                await self._size(line, wanted, path, kind)
+                await self._size(session, nar)
             elif drawn < 0.25:
-                await self._part(line, wanted, path, kind, chosen)
+                await self._part(session, nar, chosen)
             else:
-                await self._whole(line, wanted, path, kind, chosen, is_resuming=drawn < 0.45)
+                await self._whole(session, nar, chosen, is_resuming=drawn < 0.45)
         finally:
             self._in_flight -= 1
 
-    async def _size(self, line: Line, wanted: Wanted, path: str, kind: str) -> None:
-        head = await line.ask("HEAD", path)
-        told = int(head.headers.get("content-length", "-1"))
-        is_there = head.status != _NOT_FOUND
-        is_right = not is_there or (head.status == 200 and told == wanted.file_size)
-        self._count(f"{kind}, HEAD", "right" if is_there else "404", is_right=is_right, said=f"{head}")
+    async def _size(self, session: Session, nar: Nar) -> None:
+        async with session.head(nar.path) as answer:
+            is_there = answer.status != _NOT_FOUND
+            is_right = not is_there or (answer.status, answer.content_length) == (200, nar.wanted.file_size)
+            self._count(f"{nar.kind}, HEAD", "right" if is_there else "404", is_right=is_right, said=answer)
 
-    async def _part(self, line: Line, wanted: Wanted, path: str, kind: str, chosen: random.Random) -> None:
-        start = chosen.randrange(wanted.file_size)
-        end = chosen.randint(start + 1, wanted.file_size)
-        head = await line.ask("GET", path, Range=f"bytes={start}-{end - 1}")
-        received, is_whole = await self._read(line, head, chosen)
-        if head.status == _NOT_FOUND:
-            self._count(f"{kind}, part", "404")
-        elif not is_whole:
-            self._count(f"{kind}, part", "cut")
-        elif head.size != end - start or head.status not in {200, _PARTIAL}:
-            self._count(f"{kind}, part", "wrong", is_right=False, said=f"{head} for {start}-{end}")
+    async def _part(self, session: Session, nar: Nar, chosen: random.Random) -> None:
+        kind = f"{nar.kind}, part"
+        start = chosen.randrange(nar.wanted.file_size)
+        end = chosen.randint(start + 1, nar.wanted.file_size)
+        async with session.get(nar.path, headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
+            received, is_whole = await self._read(answer, chosen)
+        if answer.status == _NOT_FOUND or not is_whole:
+            self._count(kind, "cut" if answer.status != _NOT_FOUND else "404")
+        elif answer.content_length != end - start or answer.status not in {200, _PARTIAL}:
+            self._count(kind, "wrong", is_right=False, said=f"{answer} for {start}-{end}")
         else:
-            with self._catalogue.path(wanted).open("rb") as file:
-                file.seek(start)
-                is_right = file.read(end - start) == received
-            self._count(f"{kind}, part", "right" if is_right else "wrong bytes")
+            right = self._catalogue.path(nar.wanted).read_bytes()[start:end]
+            self._count(kind, "right" if received == right else "wrong bytes")
 
-    async def _whole(
-        self, line: Line, wanted: Wanted, path: str, kind: str, chosen: random.Random, *, is_resuming: bool
-    ) -> None:
+    async def _whole(self, session: Session, nar: Nar, chosen: random.Random, *, is_resuming: bool) -> None:
         """Download it all, or break off and resume as Nix does."""
-        head = await line.ask("GET", path)
-        stop = chosen.randrange(wanted.file_size) if is_resuming else wanted.file_size
-        received, is_whole = await self._read(line, head, chosen, stop)
-        if head.status == _NOT_FOUND:
-            self._count(kind, "404")
-        elif head.status != 200:
-            self._count(kind, "wrong", is_right=False, said=f"{head}")
+        size = nar.wanted.file_size
+        stop = chosen.randrange(size) if is_resuming else size
+        async with session.get(nar.path) as answer:
+            received, is_whole = await self._read(answer, chosen, stop)
+        if answer.status == _NOT_FOUND:
+            self._count(nar.kind, "404")
+        elif answer.status != 200:
+            self._count(nar.kind, "wrong", is_right=False, said=answer)
         elif is_whole and not is_resuming:
             # Where a length was wrong, too, this is where it shows.
-            is_right = hashlib.sha256(received).hexdigest() == wanted.file_hex
-            self._count(kind, "whole and right", is_right=is_right, said=f"{path} is whole and wrong")
+            is_right = hashlib.sha256(received).hexdigest() == nar.wanted.file_hex
+            self._count(nar.kind, "whole and right", is_right=is_right, said=f"{nar.path} is whole and wrong")
         else:
             if not is_resuming:
-                self._count(kind, "cut")
-            line.close(reset=chosen.random() < 0.5)
-            await self._resume(line, wanted, path, kind, received, chosen)
+                self._count(nar.kind, "cut")
+            if len(received) < size:
+                await self._resume(session, nar, received, chosen)
 
-    async def _resume(
-        self, line: Line, wanted: Wanted, path: str, kind: str, received: bytes, chosen: random.Random
-    ) -> None:
-        kind += ", resumed"
-        if not len(received) < wanted.file_size:
-            return
-        head = await line.ask("GET", path, Range=f"bytes={len(received)}-")
-        rest, is_whole = await self._read(line, head, chosen)
-        if head.status == _NOT_FOUND:
-            self._count(kind, "404")
-        elif not is_whole:
-            self._count(kind, "cut")
+    async def _resume(self, session: Session, nar: Nar, received: bytes, chosen: random.Random) -> None:
+        kind = f"{nar.kind}, resumed"
+        async with session.get(nar.path, headers={"Range": f"bytes={len(received)}-"}) as answer:
+            rest, is_whole = await self._read(answer, chosen)
+        if answer.status == _NOT_FOUND or not is_whole:
+            self._count(kind, "cut" if answer.status != _NOT_FOUND else "404")
         else:
-            whole = rest if head.status == 200 else received + rest
-            is_right = hashlib.sha256(whole).hexdigest() == wanted.file_hex
+            whole = rest if answer.status == 200 else received + rest
+            is_right = hashlib.sha256(whole).hexdigest() == nar.wanted.file_hex
             # The part is passed on unchecked, and so is the beginning that was broken off.
             self._count(kind, "right" if is_right else "wrong bytes")
 
     async def _read(
-        self, line: Line, head: Head, chosen: random.Random, stop: int | None = None
+        self, answer: Response, chosen: random.Random, stop: int | None = None
     ) -> tuple[bytes, bool]:
         """Read a body as slowly as a line far away gives it; tells whether it came whole, or up to there."""
-        seconds = chosen.uniform(*self._transfer_seconds) if head.status != _NOT_FOUND else 0.0
-        end = head.size if stop is None else min(stop, head.size)
+        assert answer.content_length is not None
+        seconds = chosen.uniform(*self._transfer_seconds) if answer.status != _NOT_FOUND else 0.0
+        end = min(answer.content_length, answer.content_length if stop is None else stop)
         pause = seconds / (end // _PIECE_BYTES + 1)
         received = bytearray()
-        while len(received) < end:
-            await asyncio.sleep(pause)
-            try:
-                received += await line.piece(end - len(received))
-            except CutError:
-                break
+        with suppress(aiohttp.ClientPayloadError, ConnectionError):
+            while len(received) < end:
+                await asyncio.sleep(pause)
+                piece = await answer.content.read(min(_PIECE_BYTES, end - len(received)))
+                if not piece:
+                    break
+                received += piece
         self.report.nar_bytes += len(received)
         return bytes(received), len(received) == end
 
     # Bad manners, and operators
 
-    async def _hang_up(self, line: Line, chosen: random.Random) -> None:
+    @asynccontextmanager
+    async def _connected(
+        self, *, reset: bool = False
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Open a connection that no library minds; hang up at the end, by RST if asked."""
+        host, _, port = self._host.partition(":")
+        async with asyncio.timeout(self._wait_seconds):
+            reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            yield reader, writer
+        finally:
+            if reset:
+                lingering = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)
+            writer.transport.abort()
+
+    def _request(self, path: str) -> bytes:
+        return f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode()
+
+    async def _hang_up(self, session: Session, chosen: random.Random) -> None:
         """Ask, and go away: before the answer, in the middle of it, or in the middle of the request."""
         wanted = chosen.choice(self._all)
-        narinfo = await self._narinfo(line, wanted)
-        path = f"/{narinfo.url}" if narinfo else f"/{wanted.hash_part}.narinfo"
-        request = f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode()
+        narinfo = await self._narinfo(session, wanted)
+        request = self._request(f"/{narinfo.url if narinfo else f'{wanted.hash_part}.narinfo'}")
         drawn = chosen.random()
-        await line.send(request if drawn > 0.2 else request[: chosen.randrange(1, len(request))])
-        await asyncio.sleep(chosen.choice([0, 0, 0.01, 0.5]))
-        if drawn > 0.6:
-            head = await line.head("GET", path)
-            if head.size:
-                try:
-                    await line.piece(head.size)
-                except CutError:
-                    self._count("hung up", "cut before")
-        line.close(reset=chosen.random() < 0.5)
+        async with self._connected(reset=chosen.random() < 0.5) as (reader, writer):
+            writer.write(request if drawn > 0.2 else request[: chosen.randrange(1, len(request))])
+            await asyncio.sleep(chosen.choice([0, 0, 0.01, 0.5]))
+            if drawn > 0.6:
+                async with asyncio.timeout(self._wait_seconds):
+                    await reader.read(_PIECE_BYTES)
         self._count("hung up", "done")
         await asyncio.sleep(chosen.uniform(0.5, 3))
 
-    async def _half_open(self, line: Line, chosen: random.Random) -> None:
+    async def _half_open(self, _session: Session, chosen: random.Random) -> None:
         """Say half of something, and nothing more for long."""
-        await line.send(
-            chosen.choice([b"", b"G", b"GET /nix-cache-info HTTP/1.1\r\nHost: x", b"\x16\x03\x01"])
-        )
-        await asyncio.sleep(min(chosen.uniform(3, 25), max(0.1, self._until - time.monotonic())))
-        line.close(reset=chosen.random() < 0.3)
+        beginning = chosen.choice([b"", b"G", b"GET /nix-cache-info HTTP/1.1\r\nHost: x", b"\x16\x03\x01"])
+        async with self._connected(reset=chosen.random() < 0.3) as (_, writer):
+            writer.write(beginning)
+            await asyncio.sleep(min(chosen.uniform(3, 25), max(0.1, self._until - time.monotonic())))
         self._count("half-open", "done")
 
-    async def _look(self, line: Line, chosen: random.Random) -> None:
+    async def _look(self, session: Session, chosen: random.Random) -> None:
         await asyncio.sleep(chosen.uniform(1, 4))
         method, path = chosen.choice(
             [("GET", "/_status"), ("GET", "/metrics"), ("GET", "/nix-cache-info"), ("HEAD", "/health")]
         )
         if chosen.random() < 0.02:
             method, path = "POST", "/_refresh"
-        head = await line.ask(method, path)
-        await line.body(head)
+        async with session.request(method, path) as answer:
+            await answer.read()
         # A refresh says so where the registry could not be read.
-        is_right = head.status == 200 or method == "POST"
-        self._count(path, str(head.status), is_right=is_right, said=f"{head.status}")
+        self._count(path, str(answer.status), is_right=answer.status == 200 or method == "POST", said=answer)
 
     # What came of it
 
-    def _count(self, kind: str, outcome: str, *, is_right: bool = True, said: str = "") -> None:
+    def _count(self, kind: str, outcome: str, *, is_right: bool = True, said: object = "") -> None:
         self.report.requests += 1
         self._outcomes[f"{kind}: {outcome}" if is_right else f"{kind}: FAILED"] += 1
         if not is_right:
-            self._fail(kind, said)
+            self._fail(kind, str(said))
 
     def _fail(self, kind: str, said: str) -> None:
-        self.report.failed += 1
         if len(self.report.failures) < _MOST_FAILURES:
             self.report.failures.append(f"{kind}: {said}")
 
     async def _sample(self) -> None:
+        base = _open_files()
         while True:
             began = time.monotonic()
             await asyncio.sleep(_LAG_SECONDS)
             lag = time.monotonic() - began - _LAG_SECONDS
             if time.monotonic() < self._until:
-                self._samples.append((self._limits.open, self._in_flight, lag))
+                self._samples.append((_open_files() - base, self._in_flight, lag))
 
     def _sum_up(self, seconds: float) -> None:
         report, usage = self.report, resource.getrusage(resource.RUSAGE_SELF)
         connections, in_flight, lags = (sorted(each) for each in zip(*self._samples, strict=True))
         report.outcomes = dict(sorted(self._outcomes.items()))
-        report.longest_wait_seconds = round(self._limits.longest_seconds, 1)
-        report.most_connections = self._limits.most_open
         report.connections = int(connections[len(connections) // 2])
         report.nars_in_flight = int(in_flight[len(in_flight) // 2])
-        report.most_nars_in_flight = int(in_flight[-1])
         report.cpu_share = round((usage.ru_utime + usage.ru_stime) / seconds, 2)
         report.lag_p99_seconds = round(lags[len(lags) * 99 // 100], 3)
-        report.peak_bytes = usage.ru_maxrss * 1024
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def _run() -> Report:
+    return await Traffic(**json.loads(sys.argv[1])).run()
 
 
 def main() -> None:
     """Make the load, and report."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak.traffic", description=__doc__)
-    parser.add_argument("--proxy", required=True)
-    parser.add_argument("--catalogue", required=True, type=Path)
-    parser.add_argument("--seconds", required=True, type=float)
-    parser.add_argument("--connections", required=True, type=int)
-    parser.add_argument("--seed", required=True)
-    parser.add_argument("--wait-seconds", required=True, type=float)
-    parser.add_argument("--transfer-seconds", required=True, type=float, nargs=2)
-    options = parser.parse_args()
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    catalogue = Catalogue.read(options.catalogue)
-    limits = Limits(options.wait_seconds)
-
-    least, most = options.transfer_seconds
-
-    async def run() -> Report:
-        traffic = Traffic(
-            options.proxy,
-            catalogue,
-            limits,
-            options.seed,
-            seconds=options.seconds,
-            transfer_seconds=(least, most),
-        )
-        return await traffic.run(options.connections)
-
-    sys.stdout.write(json.dumps(asdict(uvloop.run(run()))) + "\n")
+    sys.stdout.write(json.dumps(asdict(uvloop.run(_run()))) + "\n")
 
 
 if __name__ == "__main__":

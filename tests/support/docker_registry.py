@@ -169,11 +169,7 @@ class DockerRegistry:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self) -> None:
-        """Start it and wait until it listens.
-
-        Raises:
-            RuntimeError: it ended, or does not listen in time; with its log.
-        """
+        """Start it and wait until it listens."""
         if self._process is not None:
             return
         self._write_config()
@@ -201,11 +197,7 @@ class DockerRegistry:
         self._process = None
 
     def garbage_collect(self, *, untagged: bool = False) -> str:
-        """Remove blobs that no manifest names, and manifests without a tag too if asked; returns its words.
-
-        Raises:
-            RuntimeError: it failed; with what it said.
-        """
+        """Remove blobs that no manifest names, and manifests without a tag if asked; returns its words."""
         options = ["--delete-untagged"] if untagged else []
         command = [
             require_program("docker-registry"),

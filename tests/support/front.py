@@ -4,8 +4,9 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -114,19 +115,8 @@ class Bench:
                 await asyncio.sleep(0)
 
 
-async def read_index(folder: Path) -> LiveIndex:
-    """Read the index of the cache in ``folder``; it may serve one bench after another."""
-    repository = Layout(folder / "cache")
-    index = LiveIndex(repository, IndexFolder(folder / "index", repository.name), (), 300, Counters())
-    await index.refresh(thoroughly=True)
-    return index
-
-
-@asynccontextmanager
-async def make_bench(
-    folder: Path, index: LiveIndex | None = None, *, library_idle_seconds: float = IDLE_SECONDS
-) -> AsyncIterator[Bench]:
-    """Make a proxy that has just started, for the cache in ``folder``."""
+def proxy_config(folder: Path, **changes: Any) -> ProxyConfig:  # noqa: ANN401  of any field
+    """Make a configuration: a free port, no upstreams, no keys, and the index in ``folder``."""
     config = ProxyConfig(
         listen="127.0.0.1",
         port=0,
@@ -140,8 +130,24 @@ async def make_bench(
         hosts=frozenset(),
         public_keys=(),
     )
+    return replace(config, **changes)
+
+
+async def read_index(folder: Path) -> LiveIndex:
+    """Read the index of the cache in ``folder``; it may serve one bench after another."""
+    repository = Layout(folder / "cache")
+    index = LiveIndex(repository, IndexFolder(folder / "index", repository.name), (), 300, Counters())
+    await index.refresh(thoroughly=True)
+    return index
+
+
+@asynccontextmanager
+async def make_bench(
+    folder: Path, index: LiveIndex | None = None, *, library_idle_seconds: float = IDLE_SECONDS
+) -> AsyncIterator[Bench]:
+    """Make a proxy that has just started, for the cache in ``folder``."""
     index = index or await read_index(folder)
-    app = build_app(config, Layout(folder / "cache"), index, Upstreams([]), Counters())
+    app = build_app(proxy_config(folder), Layout(folder / "cache"), index, Upstreams([]), Counters())
     runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     gate = asyncio.Event()

@@ -134,24 +134,23 @@ class GhcrDouble(Manners):
         """
         self.faults.add(Fault(match, kind, after, status, headers or {}, body), skip, times)
 
-    def rate_limit(self, match: str, *, times: int | None = 1, wait: str = "1.88ms") -> None:
+    def rate_limit(self, match: str, *, times: int | None = 1) -> None:
         """Answer 429 as GHCR does: the wait stands as a Go duration in the body only."""
-        message = f"retry-after: {wait}, allowed: 2000/minute"
-        body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": message}]}).encode()
-        headers = {"Content-Type": "application/json"}
-        self.fault(match, "status", times=times, status=429, headers=headers, body=body)
+        message = "retry-after: 1.88ms, allowed: 2000/minute"
+        self._refuse(match, 429, {"errors": [{"code": "TOOMANYREQUESTS", "message": message}]}, times)
 
     def secondary_limit(self, match: str, *, times: int | None = 1) -> None:
         """Answer 403 that is no denial: GitHub's secondary rate limit."""
-        body = b'{"message": "You have exceeded a secondary rate limit. Please wait a few minutes."}'
-        headers = {"Content-Type": "application/json"}
-        self.fault(match, "status", times=times, status=403, headers=headers, body=body)
+        message = "You have exceeded a secondary rate limit. Please wait a few minutes."
+        self._refuse(match, 403, {"message": message}, times)
 
     def deny(self, match: str, message: str, *, times: int | None = None) -> None:
         """Answer 403 DENIED with a message: it is by its words only that GHCR tells denials apart."""
-        body = json.dumps({"errors": [{"code": "DENIED", "message": message}]}).encode()
-        headers = {"Content-Type": "application/json"}
-        self.fault(match, "status", times=times, status=403, headers=headers, body=body)
+        self._refuse(match, 403, {"errors": [{"code": "DENIED", "message": message}]}, times)
+
+    def _refuse(self, match: str, status: int, document: object, times: int | None) -> None:
+        headers, body = {"Content-Type": "application/json"}, json.dumps(document).encode()
+        self.fault(match, "status", times=times, status=status, headers=headers, body=body)
 
     def release(self) -> None:
         """Let stalled answers go on."""
@@ -209,9 +208,8 @@ class GhcrDouble(Manners):
 
     def delete_manifest(self, name: str, tag_or_digest: str) -> None:
         """Lose a manifest and its tags."""
-        manifest = self._held(name).find(tag_or_digest)
-        if manifest is None:
-            raise KeyError(tag_or_digest)
+        manifest = self._store.find_manifest(name, tag_or_digest)
+        assert manifest is not None
         self._store.delete_version(name, manifest.version)
 
     def sweep(self) -> list[Digest]:

@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _OVER_QUOTA = oci_error(
-    403,
-    "DENIED",
-    "Encountered a billing-related error. Please verify the billing status for this account.",
+    403, "DENIED", "Encountered a billing-related error. Please verify the billing status for this account."
 )
 _TOO_LARGE = oci_error(413, "SIZE_INVALID", "the blob is larger than what this registry takes")
-_CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)(?:/.*)?")
 
 
 class CutRequestError(Exception):
@@ -46,11 +43,7 @@ class _Upload:
 async def receive(
     request: web.BaseRequest, record: RequestRecord, bandwidth: int | None, cut_after: int | None
 ) -> AsyncGenerator[bytes]:
-    """Yield the request's body as it comes.
-
-    Raises:
-        CutRequestError: ``cut_after`` bytes have come.
-    """
+    """Yield the request's body as it comes."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
@@ -85,36 +78,24 @@ class Uploads:
         session = secrets.token_hex(16)
         path = self._store.staging_path()
         self._open[session] = _Upload(target.name, path, path.open("wb"))
-        return self._accepted(202, target.name, session, prefix)
-
-    def get(self, target: Target, prefix: str) -> Answer:
-        if self._find(target) is None:
-            return _unknown_upload()
-        return self._accepted(204, target.name, target.reference, prefix)
+        return self._accepted(target.name, session, prefix)
 
     def delete(self, target: Target) -> Answer:
         upload = self._find(target)
         if upload is None:
             return _unknown_upload()
-        self._drop(target.reference)
+        del self._open[target.reference]
+        upload.file.close()
+        upload.path.unlink()
         return Answer(204)
 
-    async def patch(
-        self, target: Target, prefix: str, content_range: str | None, chunks: AsyncIterator[bytes]
-    ) -> Answer:
-        """Take a part: of any size as one stream, of at most ``patch_limit`` bytes with a Content-Range."""
+    async def patch(self, target: Target, prefix: str, chunks: AsyncIterator[bytes]) -> Answer:
+        """Take a part, of any size, as one stream."""
         upload = self._find(target)
         if upload is None:
             return _unknown_upload()
-        if content_range is not None:
-            match = _CONTENT_RANGE.fullmatch(content_range)
-            if match is None:
-                return oci_error(400, "BLOB_UPLOAD_INVALID", "Content-Range cannot be read")
-            start, last = int(match[1]), int(match[2])
-            if start != upload.size or last - start + 1 > self._manners.patch_limit:
-                return oci_error(416, "BLOB_UPLOAD_INVALID", "chunk out of order or too large")
         await _append(upload, chunks)
-        return self._accepted(202, target.name, target.reference, prefix)
+        return self._accepted(target.name, target.reference, prefix)
 
     async def put(
         self, target: Target, prefix: str, digest_text: str | None, size: int, chunks: AsyncIterator[bytes]
@@ -139,7 +120,7 @@ class Uploads:
             return oci_error(400, "DIGEST_INVALID", "the bytes have another digest")
         self._store.adopt_blob(target.name, digest, upload.path)
         held = self._store.get_or_make(target.name)
-        held.delay(str(digest), self._manners.lag_answers, self._manners.lag_seconds)
+        held.lags[str(digest)] = self._manners.lag_answers
         location = f"{prefix}/v2/{target.name}/blobs/{digest}"
         return Answer(201, {"Location": location, "Docker-Content-Digest": str(digest)})
 
@@ -151,20 +132,10 @@ class Uploads:
         upload = self._open.get(target.reference)
         return upload if upload and upload.name == target.name else None
 
-    def _drop(self, session: str) -> None:
-        upload = self._open.pop(session)
-        upload.file.close()
-        upload.path.unlink()
-
-    def _accepted(self, status: int, name: str, session: str, prefix: str) -> Answer:
-        return Answer(
-            status,
-            {
-                "Location": f"{prefix}/v2/{name}/blobs/uploads/{session}",
-                "Range": f"0-{max(0, self._open[session].size - 1)}",
-                "Docker-Upload-UUID": session,
-            },
-        )
+    def _accepted(self, name: str, session: str, prefix: str) -> Answer:
+        location = f"{prefix}/v2/{name}/blobs/uploads/{session}"
+        range_header = f"0-{max(0, self._open[session].size - 1)}"
+        return Answer(202, {"Location": location, "Range": range_header, "Docker-Upload-UUID": session})
 
 
 async def _append(upload: _Upload, chunks: AsyncIterator[bytes]) -> None:
@@ -179,6 +150,8 @@ def _unknown_upload() -> Answer:
 
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAGS_ON_A_PAGE = 100  # that nobody gave a size
+_MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _NAME_UNKNOWN = oci_error(404, "NAME_UNKNOWN", "repository name not known to registry")
 _MANIFEST_UNKNOWN = oci_error(404, "MANIFEST_UNKNOWN", "manifest unknown")
@@ -194,7 +167,6 @@ class Asked:
     query: Mapping[str, str]
     accept: str
     content_type: str
-    content_range: str | None
     size: int
     chunks: AsyncIterator[bytes]
     host: str
@@ -217,7 +189,11 @@ class Registry:
         if operation == "manifest-put":
             return await self._put_manifest(asked, prefix)
         if operation == "manifest-delete" and self._manners.deletes:
-            return self._delete_manifest(asked.target)
+            manifest = self._store.find_manifest(asked.target.name, asked.target.reference)
+            if manifest is None or ":" not in asked.target.reference:
+                return _MANIFEST_UNKNOWN
+            self._store.delete_version(asked.target.name, manifest.version)
+            return Answer(202)
         if operation.endswith("-delete"):
             return _UNSUPPORTED
         return json_answer(200, {}) if operation == "ping" else self._read(asked, storage_host)
@@ -225,7 +201,7 @@ class Registry:
     def _read(self, asked: Asked, storage_host: str) -> Answer:
         target, operation = asked.target, asked.target.operation
         held = self._store.find(target.name)
-        if held is None or not (self._store.exists(target.name) or operation.startswith("blob-")):
+        if held is None or not (held.is_package or operation.startswith("blob-")):
             return _NAME_UNKNOWN
         if operation.startswith("manifest-"):
             return self._get_manifest(held, target.reference, asked.accept)
@@ -237,10 +213,8 @@ class Registry:
         match asked.target.operation:
             case "upload-post":
                 return self.uploads.post(asked.target, prefix)
-            case "upload-get":
-                return self.uploads.get(asked.target, prefix)
             case "upload-patch":
-                return await self.uploads.patch(asked.target, prefix, asked.content_range, asked.chunks)
+                return await self.uploads.patch(asked.target, prefix, asked.chunks)
             case "upload-put":
                 digest = asked.query.get("digest")
                 return await self.uploads.put(asked.target, prefix, digest, asked.size, asked.chunks)
@@ -251,25 +225,17 @@ class Registry:
         manifest = held.find(reference)
         if manifest is None or held.is_lagging(reference):
             return _MANIFEST_UNKNOWN
-        if self._manners.strict_accept and manifest.media_type not in _media_types(accept):
+        if manifest.media_type not in {item.partition(";")[0].strip() for item in accept.split(",")}:
             return oci_error(
                 404, "MANIFEST_UNKNOWN", f"found {manifest.media_type}, which Accept does not list"
             )
         headers = {"Content-Type": manifest.media_type, "Docker-Content-Digest": str(manifest.digest)}
         return Answer(200, headers, manifest.content)
 
-    def _delete_manifest(self, target: Target) -> Answer:
-        held = self._store.find(target.name)
-        manifest = held.find(target.reference) if held and ":" in target.reference else None
-        if manifest is None:
-            return _MANIFEST_UNKNOWN
-        self._store.delete_version(target.name, manifest.version)
-        return Answer(202)
-
     async def _put_manifest(self, asked: Asked, prefix: str) -> Answer:
         target = asked.target
         content = b"".join([chunk async for chunk in asked.chunks])
-        if len(content) >= self._manners.manifest_limit:
+        if len(content) >= _MANIFEST_LIMIT:
             return Answer(500)
         try:
             refusal = self._check_manifest(target, content, asked.content_type)
@@ -280,7 +246,7 @@ class Registry:
         manifest = self._store.put_manifest(target.name, target.reference, content, asked.content_type)
         held = self._store.get_or_make(target.name)
         for key in {target.reference, str(manifest.digest)}:
-            held.delay(key, self._manners.lag_answers, self._manners.lag_seconds)
+            held.lags[key] = self._manners.lag_answers
         location = f"{prefix}/v2/{target.name}/manifests/{manifest.digest}"
         return Answer(201, {"Location": location, "Docker-Content-Digest": str(manifest.digest)})
 
@@ -301,7 +267,7 @@ class Registry:
             ("MANIFEST_BLOB_UNKNOWN", manifest.blobs(), held.blobs),
             ("MANIFEST_UNKNOWN", manifest.children(), sizes),
         ):
-            for digest, size in wanted if self._manners.check_manifests else ():
+            for digest, size in wanted:
                 if digest not in present:
                     return oci_error(400, code, f"{digest} is unknown to registry")
                 if present[digest] != size:
@@ -313,7 +279,7 @@ class Registry:
     def _list_tags(self, held: HeldRepository, name: str, query: Mapping[str, str]) -> Answer:
         """List in push order: ``last`` is the last tag of the page before."""
         tags = list(held.tags)
-        size = min(int(query.get("n", self._manners.tags_page)), self._manners.tags_page_max)
+        size = min(int(query.get("n", _TAGS_ON_A_PAGE)), self._manners.tags_page_max)
         last = query.get("last")
         start = 0 if not last else tags.index(last) + 1 if last in tags else len(tags)
         page = tags[start : start + size]
@@ -334,10 +300,4 @@ class Registry:
         if redirects:
             return Answer(307, {"Location": self._urls.make(storage_host, digest)})
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": str(digest)}
-        if self._manners.accept_ranges:
-            headers["Accept-Ranges"] = "bytes"
         return Answer(200, headers, FilePart(self._store.blob_path(digest), 0, held.blobs[digest]))
-
-
-def _media_types(accept: str) -> set[str]:
-    return {item.partition(";")[0].strip() for item in accept.split(",")}

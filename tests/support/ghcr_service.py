@@ -48,22 +48,15 @@ class Packages:
         if refusal:
             return refusal
         held = self._store.find(target.name)
-        if held is None or not self._store.exists(target.name) or target.owner_kind != self._kind:
+        if held is None or not held.is_package or target.owner_kind != self._kind:
             return _NOT_FOUND
-        if target.operation == "package-get":
-            return json_answer(200, self._describe(target, held))
         if target.operation == "package-versions":
             return self._list(target, held, api_url, query)
         version = int(target.reference)
         if target.operation == "package-version-get":
             found = [manifest for manifest in held.manifests.values() if manifest.version == version]
             return json_answer(200, version_document(held, found[0])) if found else _NOT_FOUND
-        change = (
-            self._store.delete_version
-            if target.operation == "package-delete"
-            else self._store.restore_version
-        )
-        return Answer(204) if change(target.name, version) else _NOT_FOUND
+        return Answer(204) if self._store.delete_version(target.name, version) else _NOT_FOUND
 
     @property
     def _kind(self) -> str:
@@ -74,37 +67,20 @@ class Packages:
         rights = self._tokens.rights_of(token) if scheme.lower() in {"bearer", "token"} else frozenset()
         if not rights:
             return json_answer(401, {"message": "Bad credentials" if token else "Requires authentication"})
-        if target.operation in {"package-delete", "package-restore"} and "delete" not in rights:
+        if target.operation == "package-delete" and "delete" not in rights:
             return json_answer(403, {"message": "Resource not accessible by integration"})
         return None
-
-    def _describe(self, target: Target, held: HeldRepository) -> dict[str, object]:
-        owner, _, name = target.name.partition("/")
-        return {
-            "name": name,
-            "package_type": "container",
-            "owner": {
-                "login": owner,
-                "type": "User" if self._manners.owner_kind == "user" else "Organization",
-            },
-            "version_count": len(held.manifests),
-            "visibility": "private" if self._manners.private else "public",
-        }
 
     def _list(self, target: Target, held: HeldRepository, api_url: str, query: Mapping[str, str]) -> Answer:
         size = min(int(query.get("per_page", "30")), _MOST_PER_PAGE)
         page = max(1, int(query.get("page", "1")))
         manifests = sorted(held.manifests.values(), key=lambda manifest: -manifest.version)
-        shown = manifests[(page - 1) * size : page * size]
         headers = {}
         if page * size < len(manifests):
             owner, _, name = target.name.partition("/")
             address = f"{api_url}/{self._kind}/{owner}/packages/container/{name.replace('/', '%2F')}/versions"
-            last = -(-len(manifests) // size)
-            links = (("next", page + 1), ("last", last))
-            headers["Link"] = ", ".join(
-                f'<{address}?per_page={size}&page={number}>; rel="{relation}"' for relation, number in links
-            )
+            headers["Link"] = f'<{address}?per_page={size}&page={page + 1}>; rel="next"'
+        shown = manifests[(page - 1) * size : page * size]
         return json_answer(200, [version_document(held, manifest) for manifest in shown], headers)
 
 
@@ -140,21 +116,16 @@ class Storage:
         path = self._store.blob_path(digest)
         if not path.exists():
             return _refusal(404, "BlobNotFound", "the specified blob does not exist")
-        headers = {"Content-Type": "application/octet-stream"}
-        if self._manners.accept_ranges:
-            headers["Accept-Ranges"] = "bytes"
-        return self._cut(FilePart(path, 0, path.stat().st_size), headers, range_header)
-
-    def _cut(self, whole: FilePart, headers: dict[str, str], range_header: str | None) -> Answer:
+        size, headers = path.stat().st_size, {"Content-Type": "application/octet-stream"}
         match = _RANGE.fullmatch(range_header or "")
         if match is None or (not match[2] and self._manners.open_ranges == "ignore"):
-            return Answer(200, headers, whole)
-        size, start = whole.end, int(match[1])
+            return Answer(200, headers, FilePart(path, 0, size))
+        start = int(match[1])
         end = min(int(match[2]) + 1, size) if match[2] else size
         if start >= end or (not match[2] and self._manners.open_ranges == "refuse"):
             return Answer(416, {"Content-Range": f"bytes */{size}"})
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        return Answer(206, headers, FilePart(whole.path, start, end))
+        return Answer(206, headers, FilePart(path, start, end))
 
 
 def _refusal(status: int, code: str, message: str) -> Answer:
@@ -196,7 +167,8 @@ class Service:
         if fault and fault.kind in {"refuse", "reset"}:
             return disconnect(request, reset=fault.kind == "reset")
         try:
-            answer = refusal or _asked_status(fault) or await self._decide(request, target, record, fault)
+            asked = fault and fault.kind == "status" and Answer(fault.status, fault.headers, fault.body)
+            answer = refusal or asked or await self._decide(request, target, record, fault)
             if fault and fault.kind == "lost":
                 return disconnect(request)
             return await send(
@@ -245,18 +217,11 @@ class Service:
                 query=request.query,
                 accept=",".join(request.headers.getall("Accept", [])),
                 content_type=request.headers.get("Content-Type", ""),
-                content_range=request.headers.get("Content-Range"),
                 size=request.content_length or 0,
                 chunks=chunks,
                 host=self.host,
             )
             return await self.registry.answer(asked, self.storage_host)
-
-
-def _asked_status(fault: Fault | None) -> Answer | None:
-    if fault and fault.kind == "status":
-        return Answer(fault.status, fault.headers, fault.body)
-    return None
 
 
 def _needed_right(target: Target) -> str:

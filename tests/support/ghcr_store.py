@@ -16,11 +16,13 @@ from threading import RLock
 from typing import Literal
 from urllib.parse import parse_qsl, quote, urlsplit
 
+from aiohttp import BasicAuth
+
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 from tests.support.ghcr_wire import Answer, json_answer, oci_error
 
-MIB = 1024 * 1024
+_URL_SECONDS = 300.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,27 +35,19 @@ class Manners:
         private: whether anonymous clients are refused; GitHub packages start so.
         token_seconds: lifetime of a registry token.
         tells_token_seconds: whether the answer tells that; GHCR's does not.
-        url_seconds: lifetime of a signed storage URL.
         blob_head_status: 307 sends the HEAD of a blob to the storage too, where it is refused.
         blob_get_redirects: False answers a blob GET at the registry itself.
         open_ranges: what the storage does with ``bytes=N-``: all of it (200), as asked (206), or 416.
-        accept_ranges: whether blob answers carry ``Accept-Ranges: bytes``.
-        strict_accept: whether a manifest GET has to list the manifest's own type in Accept, else 404.
         relative_location: whether the Location of uploads and manifests leaves out the origin.
-        check_manifests: whether a pushed manifest's blobs and children have to exist.
-        manifest_limit: bytes from which on a manifest gets 500.
-        patch_limit: most bytes of a PATCH that has a Content-Range.
         blob_limit: bytes above which a blob is refused, before it is read, by 413 SIZE_INVALID.
         quota: bytes of blobs that a repository may hold; what goes beyond gets 403 DENIED with GitHub's words
             about billing. None: no limit.
         is_linked_elsewhere: whether another GitHub repository owns the packages: pushes get 403 DENIED, in
             GHCR's words.
-        tags_page: tags on a page that nobody gave a size.
         tags_page_max: largest page of tags.
         deletes: whether OCI DELETE of a manifest works, as at other registries; GHCR answers 405.
         owner_kind: what kind of account owns all packages; the REST API's other one answers 404.
         lag_answers: how many reads after a push get 404.
-        lag_seconds: how long after a push reads get 404.
         latency: seconds before each answer.
         bandwidth: bytes a second of each connection, for bodies in both directions; None: no limit.
     """
@@ -63,25 +57,17 @@ class Manners:
     private: bool = True
     token_seconds: float = 300
     tells_token_seconds: bool = False
-    url_seconds: float = 300
     blob_head_status: Literal[200, 307] = 200
     blob_get_redirects: bool = True
     open_ranges: Literal["ignore", "serve", "refuse"] = "ignore"
-    accept_ranges: bool = False
-    strict_accept: bool = True
     relative_location: bool = True
-    check_manifests: bool = True
-    manifest_limit: int = 4 * MIB
-    patch_limit: int = 4 * MIB
     blob_limit: int = 10 * 10**9
     quota: int | None = None
     is_linked_elsewhere: bool = False
-    tags_page: int = 100
     tags_page_max: int = 10_000
     deletes: bool = False
     owner_kind: Literal["user", "org"] = "user"
     lag_answers: int = 0
-    lag_seconds: float = 0
     latency: float = 0
     bandwidth: int | None = None
 
@@ -114,26 +100,21 @@ class HeldManifest:
 
 
 @dataclass(slots=True)
-class _Lag:
-    answers: int
-    until: float
-
-
-@dataclass(slots=True)
 class HeldRepository:
     """One repository, which is one package.
 
     Attributes:
         tags: in the order of their first push.
         manifests: in the order of their push.
-        deleted: versions that can be restored, with the tags that they had.
+        is_package: whether there ever was a manifest: blobs alone make no package.
+        lags: how many reads still come too early, for each tag and digest.
     """
 
     blobs: dict[Digest, int] = field(default_factory=dict)
     manifests: dict[Digest, HeldManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
-    deleted: dict[int, tuple[HeldManifest, list[str]]] = field(default_factory=dict)
-    _lags: dict[str, _Lag] = field(default_factory=dict)
+    is_package: bool = False
+    lags: dict[str, int] = field(default_factory=dict)
 
     def find(self, tag_or_digest: str) -> HeldManifest | None:
         if ":" not in tag_or_digest:
@@ -144,19 +125,11 @@ class HeldRepository:
     def tags_of(self, digest: Digest) -> list[str]:
         return [tag for tag, tagged in self.tags.items() if tagged == digest]
 
-    def delay(self, key: str, answers: int, seconds: float) -> None:
-        """Hide something freshly pushed from so many reads, and for so long."""
-        self._lags[key] = _Lag(answers, time.monotonic() + seconds)
-
     def is_lagging(self, key: str) -> bool:
         """Tell whether this read comes too early; counts it."""
-        lag = self._lags.get(key)
-        if lag is None:
-            return False
-        if lag.answers:
-            lag.answers -= 1
-            return True
-        return time.monotonic() < lag.until
+        left = self.lags.get(key, 0)
+        self.lags[key] = max(0, left - 1)
+        return left > 0
 
 
 class GhcrStore:
@@ -180,9 +153,12 @@ class GhcrStore:
         return self._repositories.get(name)
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is a package of this name: blobs alone make none."""
         held = self.find(name)
-        return held is not None and bool(held.manifests or held.deleted)
+        return held is not None and held.is_package
+
+    def find_manifest(self, name: str, tag_or_digest: str) -> HeldManifest | None:
+        held = self.find(name)
+        return held.find(tag_or_digest) if held else None
 
     def get_or_make(self, name: str) -> HeldRepository:
         with self.lock:
@@ -213,6 +189,7 @@ class GhcrStore:
             if manifest is None or manifest.media_type != media_type:
                 manifest = HeldManifest(next(self._versions), digest, content, media_type, time.time())
                 held.manifests[digest] = manifest
+                held.is_package = True
             if tag_or_digest is not None and ":" not in tag_or_digest:
                 held.tags[tag_or_digest] = digest
             return manifest
@@ -224,23 +201,9 @@ class GhcrStore:
             manifest = next((each for each in held.manifests.values() if each.version == version), None)
             if manifest is None:
                 return False
-            tags = held.tags_of(manifest.digest)
-            for tag in tags:
+            for tag in held.tags_of(manifest.digest):
                 del held.tags[tag]
             del held.manifests[manifest.digest]
-            held.deleted[version] = (manifest, tags)
-            return True
-
-    def restore_version(self, name: str, version: int) -> bool:
-        """Bring a deleted version back, with those of its tags that are free; tells whether it was there."""
-        with self.lock:
-            held = self.get_or_make(name)
-            if version not in held.deleted:
-                return False
-            manifest, tags = held.deleted.pop(version)
-            held.manifests[manifest.digest] = manifest
-            for tag in tags:
-                held.tags.setdefault(tag, manifest.digest)
             return True
 
     def delete_blob(self, name: str, digest: Digest) -> None:
@@ -282,18 +245,6 @@ class _Grant:
     epoch: int
 
 
-def basic_password(header: str) -> str | None:
-    """Read the password out of a Basic Authorization header."""
-    scheme, _, encoded = header.partition(" ")
-    if scheme.lower() != "basic":
-        return None
-    try:
-        _, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except ValueError:
-        return None
-    return password if colon else None
-
-
 class TokenService:
     """Issues registry tokens, and checks them."""
 
@@ -329,8 +280,7 @@ class TokenService:
                 return _DENIED
             rights = frozenset({"pull"})
         else:
-            password = basic_password(authorization)
-            rights = self.rights_of(password) if password else frozenset()
+            rights = self.rights_of(BasicAuth.decode(authorization).password)
             if not rights:
                 return _DENIED
         token = secrets.token_urlsafe(24)
@@ -368,7 +318,7 @@ class SignedUrls:
 
     def make(self, storage_host: str, digest: Digest) -> str:
         """Sign a path and a time; the signature always has characters that must stay percent-encoded."""
-        expires = f"{time.time() + self._manners.url_seconds:.3f}"
+        expires = f"{time.time() + _URL_SECONDS:.3f}"
         path = f"/ghcr/blobs/{digest}"
         signature = quote(self._signature(path, expires), safe="")
         return f"http://{storage_host}{quote(path)}?se={expires}&sp=r&sig={signature}"

@@ -17,10 +17,7 @@ class Writer:
     """A client that takes a step whenever it is told to; a crash ends it before its n-th step."""
 
     def __init__(
-        self,
-        storage: ModelStorage,
-        crash_at: int | None,
-        job: Callable[[ModelRepository], Awaitable[None]],
+        self, storage: ModelStorage, crash_at: int | None, job: Callable[[ModelRepository], Awaitable[None]]
     ) -> None:
         self._turns = asyncio.Semaphore(0)
         self._ready = asyncio.Event()

@@ -36,11 +36,7 @@ class NixRun:
     store: Path
 
     def check(self) -> "NixRun":
-        """Make sure that it succeeded.
-
-        Raises:
-            RuntimeError: it did not; with what it said.
-        """
+        """Make sure that it succeeded."""
         if self.returncode:
             raise RuntimeError(f"Nix ended with {self.returncode}: {self.stderr[-3000:]}")
         return self

@@ -80,13 +80,7 @@ class Modules:
         self.package = make_package(folder / "package")
 
     def evaluate(
-        self,
-        kind: str = "nixos",
-        /,
-        *,
-        more: str = "{ }",
-        system: str = "x86_64-linux",
-        **settings: object,
+        self, kind: str = "nixos", /, *, more: str = "{ }", system: str = "x86_64-linux", **settings: object
     ) -> Evaluated:
         """Evaluate one module.
 
@@ -94,11 +88,7 @@ class Modules:
             kind: of machine: nixos, darwin or home.
             more: a further module, as Nix writes it.
             system: of the machine.
-            settings: of services.nixcache-proxy, beside ``enable``.
-
-        Raises:
-            RuntimeError: Nix refuses; with what it said.
-        """
+            settings: of services.nixcache-proxy, beside ``enable``."""
         file = self._folder / "settings.json"
         file.write_text(json.dumps({"enable": True, **settings}))
         expression = f"""import {STANDIN}/evaluate.nix {{

@@ -5,28 +5,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Final
-
-
-def _link_to_what_was_there(path: Path, aside: Path) -> None:
-    path.symlink_to(aside)
-
-
-def _dangling_link(path: Path, aside: Path) -> None:
-    path.symlink_to(aside.with_name("made-elsewhere"))
-
-
-def _link_to_a_device(path: Path, _aside: Path) -> None:
-    path.symlink_to("/dev/zero")
+from typing import Final, TypeAlias
 
 
 def _link_to_a_pipe(path: Path, aside: Path) -> None:
     os.mkfifo(aside.with_name("pipe"))
     path.symlink_to(aside.with_name("pipe"))
-
-
-def _pipe(path: Path, _aside: Path) -> None:
-    os.mkfifo(path)
 
 
 def _socket(path: Path, _aside: Path) -> None:
@@ -39,29 +23,29 @@ def _socket(path: Path, _aside: Path) -> None:
         os.close(folder)
 
 
-def _folder(path: Path, _aside: Path) -> None:
-    path.mkdir()
-
-
-def _file(path: Path, _aside: Path) -> None:
-    path.write_bytes(b"file")
-
-
-LINKS: Final[dict[str, Callable[[Path, Path], None]]] = {
-    "link-to-what-was-there": _link_to_what_was_there,
-    "dangling-link": _dangling_link,
-    "link-to-a-device": _link_to_a_device,
+_Maker: TypeAlias = Callable[[Path, Path], object]
+LINKS: Final[dict[str, _Maker]] = {
+    "link-to-what-was-there": lambda path, aside: path.symlink_to(aside),
+    "dangling-link": lambda path, aside: path.symlink_to(aside.with_name("made-elsewhere")),
+    "link-to-a-device": lambda path, _: path.symlink_to("/dev/zero"),
     "link-to-a-pipe": _link_to_a_pipe,
 }
-NO_FILES: Final = {**LINKS, "pipe": _pipe, "socket": _socket, "folder": _folder}
-NO_FOLDERS: Final = {**LINKS, "pipe": _pipe, "socket": _socket, "file": _file}
-
-_WORDS: Final = {
-    "pipe": "a named pipe",
-    "socket": "a socket",
-    "folder": "a folder",
-    "file": "a file",
+_OTHERS: Final[dict[str, _Maker]] = {
+    "pipe": lambda path, _: os.mkfifo(path),
+    "socket": _socket,
 }
+NO_FILES: Final[dict[str, _Maker]] = {
+    **LINKS,
+    **_OTHERS,
+    "folder": lambda path, _: path.mkdir(),
+}
+NO_FOLDERS: Final[dict[str, _Maker]] = {
+    **LINKS,
+    **_OTHERS,
+    "file": lambda path, _: path.write_bytes(b"file"),
+}
+
+_WORDS: Final = {"pipe": "a named pipe", "socket": "a socket", "folder": "a folder", "file": "a file"}
 
 
 def state_below(folder: Path) -> dict[Path, tuple[int, ...]]:

@@ -21,11 +21,7 @@ def find_program(name: str) -> str | None:
 
 
 def require_program(name: str) -> str:
-    """Find a program.
-
-    Raises:
-        RuntimeError: it is missing; the test lacks the marker.
-    """
+    """Find a program."""
     path = find_program(name)
     if path is None:
         raise RuntimeError(f"{name} is not installed; mark the test with needs({name!r})")

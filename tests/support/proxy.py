@@ -123,11 +123,7 @@ class ProxyProcess:
         return status
 
     def wait_until(self, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait until the status satisfies a condition.
-
-        Raises:
-            TimeoutError: it does not.
-        """
+        """Wait until the status satisfies a condition."""
         end = time.monotonic() + _MOST_SECONDS
         while not is_so(status := self.status()):
             if time.monotonic() > end:

@@ -29,11 +29,7 @@ class Ran:
     stderr: str
 
     def check(self) -> "Ran":
-        """Make sure that it succeeded.
-
-        Raises:
-            RuntimeError: it did not; with what it said.
-        """
+        """Make sure that it succeeded."""
         if self.status:
             raise RuntimeError(f"ended with {self.status}: {self.stderr[-3000:]}")
         return self

@@ -2,9 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import TypeAlias
 
@@ -79,3 +79,19 @@ async def _abort(server: web.Server) -> None:
                 connection.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     await server.shutdown(0.1)
     await asyncio.sleep(0)  # lets the transports close their sockets
+
+
+@contextmanager
+def listener(answers: Mapping[str, str]) -> Iterator[str]:
+    """Listen as any user of a machine may; gives the URL. Paths without a text are 404."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        text = answers.get(request.path)
+        return web.Response(status=404 if text is None else 200, text=text)
+
+    server = ServerThread(answer)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{server.ports[0]}"
+    finally:
+        server.stop()

@@ -1,6 +1,7 @@
-"""Lines to a server: a slow one, where what goes out waits on this machine, and one that breaks once."""
+"""Lines to a server: a slow one, one on which some requests never arrive, and one that breaks once."""
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -55,31 +56,18 @@ async def _pass_on(
             await sink.drain()
 
 
-_CUT_PIECE_BYTES = 16 * 1024
+_THREAD_PIECE_BYTES = 16 * 1024
 
 
-class CuttingLine:
-    """Listens on a free loopback port, and passes everything on to another one.
+class _Line:
+    """Listens on a free loopback port, and passes TCP on to ``host:port`` and back, in threads."""
 
-    Args:
-        target: ``host:port`` of the server behind it.
-        after: how many bytes come back over one connection before it is cut; the first that gets so far is
-            the only one.
-
-    Attributes:
-        is_cut: whether that happened.
-        came_back_bytes: over all connections.
-    """
-
-    def __init__(self, target: str, after: int) -> None:
+    def __init__(self, target: str) -> None:
         host, _, port = target.partition(":")
         self._target = (host, int(port))
-        self._after = after
-        self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self.is_cut = False
-        self.came_back_bytes = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -87,20 +75,19 @@ class CuttingLine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing alone would not wake the thread that accepts.
-        self._listening.shutdown(socket.SHUT_RDWR)
+        # Closing alone would not wake the threads.
+        _hang_up(self._listening)
         self._threads[0].join()
-        self._listening.close()
         for one in self._sockets:
             _hang_up(one)
         for thread in self._threads:
             thread.join()
-        for one in self._sockets:
+        for one in (self._listening, *self._sockets):
             one.close()
 
     @property
-    def url(self) -> str:
-        return "http://{}:{}".format(*self._listening.getsockname())
+    def host(self) -> str:
+        return "{}:{}".format(*self._listening.getsockname())
 
     def _start(self, job: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=job, args=arguments)
@@ -108,36 +95,76 @@ class CuttingLine:
         thread.start()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):  # it was shut down
+            while True:
                 client, _ = self._listening.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._target)
-            self._sockets += [client, server]
-            self._start(self._pass_on, client, server, False)
-            self._start(self._pass_on, server, client, True)
+                server = socket.create_connection(self._target)
+                self._sockets += [client, server]
+                self._start(self._pass_on, client, server, False)
+                self._start(self._pass_on, server, client, True)
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, is_coming_back: bool) -> None:
-        passed = 0
-        try:
-            while piece := source.recv(_CUT_PIECE_BYTES):
-                passed += len(piece)
-                if is_coming_back and passed > self._after and self._may_cut():
-                    break
-                if is_coming_back:
-                    with self._lock:
-                        self.came_back_bytes += len(piece)
-                sink.sendall(piece)
-        except OSError:
-            pass  # one of them has gone, or this is the end of the test
-        _hang_up(source)
+        kept: list[bytes] = []
+        with suppress(OSError, EOFError):  # one of them has gone, or this is the end of the test
+            while piece := source.recv(_THREAD_PIECE_BYTES):
+                if self.may_pass(piece, kept, is_coming_back=is_coming_back):
+                    sink.sendall(piece)
         _hang_up(sink)
+        if is_coming_back:
+            _hang_up(source)
 
-    def _may_cut(self) -> bool:
-        with self._lock:
-            was_cut, self.is_cut = self.is_cut, True
-            return not was_cut
+    def may_pass(self, piece: bytes, kept: list[bytes], *, is_coming_back: bool) -> bool:
+        """Tell whether a piece is passed on; EOFError cuts. ``kept`` is for notes of this direction."""
+        raise NotImplementedError
+
+
+class HeldLine(_Line):
+    """Requests that never arrive: a connection ends to be passed on with the piece that has a pattern.
+
+    Attributes:
+        held: is set when something is held back.
+    """
+
+    def __init__(self, target: str, pattern: bytes) -> None:
+        super().__init__(target)
+        self._pattern = re.compile(pattern)
+        self.held = threading.Event()
+
+    def may_pass(self, piece: bytes, kept: list[bytes], *, is_coming_back: bool) -> bool:
+        if not is_coming_back and (kept or self._pattern.search(piece)):
+            kept.append(b"")
+            self.held.set()
+            return False
+        return True
+
+
+class CuttingLine(_Line):
+    """The first connection over which more than so many bytes come back is cut, and no other.
+
+    Attributes:
+        is_cut: whether that happened.
+        came_back_bytes: over all connections.
+    """
+
+    def __init__(self, target: str, after: int) -> None:
+        super().__init__(target)
+        self._after = after
+        self.is_cut = False
+        self.came_back_bytes = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    def may_pass(self, piece: bytes, kept: list[bytes], *, is_coming_back: bool) -> bool:
+        if is_coming_back:
+            kept.append(piece)
+            with self._lock:
+                if sum(map(len, kept)) > self._after and not self.is_cut:
+                    self.is_cut = True
+                    raise EOFError
+                self.came_back_bytes += len(piece)
+        return True
 
 
 def _hang_up(one: socket.socket) -> None:

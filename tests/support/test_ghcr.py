@@ -79,7 +79,7 @@ def basic(secret: str) -> str:
     return "Basic " + base64.b64encode(f"anyone:{secret}".encode()).decode()
 
 
-def put_image(ghcr: GhcrDouble, tag: str | None, *layers: bytes) -> Digest:
+def put_image(ghcr: GhcrDouble, tag: str, *layers: bytes) -> Digest:
     for each in (b"{}", *layers):
         ghcr.put_blob(REPOSITORY, each)
     return ghcr.put_manifest(REPOSITORY, tag, manifest_of(*layers))
@@ -103,7 +103,7 @@ async def test_challenge_is_a_placeholder(client: RawClient) -> None:
 
 
 async def test_tokens(client: RawClient) -> None:
-    """Anonymous tokens are for public packages; bad credentials are refused even there."""
+    """Anonymous ones are for public packages only; bad ones are refused; too few rights are 403."""
     put_image(client.ghcr, "one")
     assert (await client.token())[0] == 403
     assert (await client.token(secret="expired"))[0] == 403
@@ -117,14 +117,10 @@ async def test_tokens(client: RawClient) -> None:
     client.ghcr.expire_tokens()
     assert await client.code("GET", f"/v2/{REPOSITORY}/tags/list") == (401, "UNAUTHORIZED")
     assert "expires_in" not in document
-    client.ghcr.tells_token_seconds = True
-    assert (await client.token())[1]["expires_in"] == client.ghcr.token_seconds
-
-
-async def test_read_token_cannot_push(client: RawClient) -> None:
-    """Insufficient scope is 403 DENIED at GHCR, not 401."""
     await client.login(secret=client.ghcr.read_token)
     assert await client.code("POST", f"/v2/{REPOSITORY}/blobs/uploads/") == (403, "DENIED")
+    client.ghcr.tells_token_seconds = True
+    assert (await client.token())[1]["expires_in"] == client.ghcr.token_seconds
 
 
 async def test_blob_comes_from_the_storage(client: RawClient) -> None:
@@ -172,7 +168,7 @@ async def test_sweep_takes_what_no_manifest_names(client: RawClient) -> None:
 
 
 async def test_uploads(client: RawClient) -> None:
-    """One PUT, or one streamed PATCH and a PUT; a chunk over 4 MiB is 416, a wrong digest 400."""
+    """One PUT, or one streamed PATCH and a PUT; a wrong digest is 400."""
     await client.login()
     uploads = f"/v2/{REPOSITORY}/blobs/uploads/"
     status, headers, _ = await client.ask("POST", uploads)
@@ -181,8 +177,6 @@ async def test_uploads(client: RawClient) -> None:
     assert re.fullmatch(re.escape(uploads) + "[0-9a-f]+", location)
     big = bytes(5 * MIB)
     digest = Digest.of(big)
-    content_range = f"0-{len(big) - 1}"
-    assert (await client.ask("PATCH", location, big, Content_Range=content_range))[0] == 416
     assert (await client.ask("PATCH", location, big))[0] == 202
     status, headers, _ = await client.ask("PUT", f"{location}?digest={digest}")
     assert (status, headers["Docker-Content-Digest"]) == (201, str(digest))
@@ -224,27 +218,8 @@ async def test_manifests(client: RawClient) -> None:
     assert upper == (400, "NAME_INVALID")
 
 
-async def test_tags_come_in_pages_in_push_order(client: RawClient) -> None:
-    """A page has 100 tags unless asked for more; the next one's address is relative."""
-    names = [f"tag-{number * 7919 % 1000}" for number in range(250)]
-    for name in names:
-        put_image(client.ghcr, name)
-    await client.login()
-    listed: list[str] = []
-    path: str | None = f"/v2/{REPOSITORY}/tags/list"
-    while path:
-        _, headers, body = await client.ask("GET", path)
-        listed += json.loads(body)["tags"]
-        link = re.fullmatch(r'<(/v2/.*)>; rel="next"', headers.get("Link", ""))
-        path = link[1] if link else None
-    assert listed == names
-    assert client.ghcr.count("tags") == 3
-    _, _, body = await client.ask("GET", f"/v2/{REPOSITORY}/tags/list?n=1000")
-    assert json.loads(body)["tags"] == names
-
-
 async def test_packages_api(client: RawClient) -> None:
-    """Versions are listed newest first with their tags, deleted, and restored; the slash is %2F."""
+    """Versions are listed newest first with their tags, and deleted; the slash is %2F."""
     first = put_image(client.ghcr, "index", b"1")
     second = put_image(client.ghcr, "index", b"2")
     token = f"Bearer {client.ghcr.token}"
@@ -262,57 +237,26 @@ async def test_packages_api(client: RawClient) -> None:
     assert (await client.ask("DELETE", f"{base}/versions/{old['id']}", Authorization=read_only))[0] == 403
     assert (await client.ask("DELETE", f"{base}/versions/{old['id']}", Authorization=token))[0] == 204
     assert set(client.ghcr.manifests(REPOSITORY)) == {second}
-    assert (await client.ask("POST", f"{base}/versions/{old['id']}/restore", Authorization=token))[0] == 204
-    assert set(client.ghcr.manifests(REPOSITORY)) == {first, second}
-
-
-async def test_lag(client: RawClient) -> None:
-    """What was just pushed may be unknown for a while."""
-    await client.login()
-    await client.push_blob(b"{}")
-    client.ghcr.lag_answers = 2
-    path = f"/v2/{REPOSITORY}/manifests/new"
-    await client.ask("PUT", path, manifest_of(), Content_Type=IMAGE_MANIFEST)
-    statuses = [(await client.ask("GET", path, Accept=IMAGE_MANIFEST))[0] for _ in range(3)]
-    assert statuses == [404, 404, 200]
-
-
-async def test_stall(client: RawClient) -> None:
-    """A stalled answer sends what it promised, and the rest after its release."""
-    digest = client.ghcr.put_blob(REPOSITORY, b"0123456789")
-    await client.login()
-    client.ghcr.fault("storage-get", "stall", after=4)
-    async with client.http.get(URL(await client.signed_url(digest), encoded=True)) as response:
-        assert await response.content.readexactly(4) == b"0123"
-        client.ghcr.release()
-        assert await response.content.read() == b"456789"
-
-
-async def test_outage(client: RawClient) -> None:
-    """After an outage the same ports hold the same things."""
-    digest = put_image(client.ghcr, "one")
-    host = client.ghcr.host
-    client.ghcr.stop()
-    with pytest.raises(aiohttp.ClientConnectorError):
-        await client.ask("GET", "/v2/")
-    client.ghcr.start()
-    assert client.ghcr.host == host
-    assert (await client.ask("GET", "/v2/"))[0] == 401
-    assert client.ghcr.tags(REPOSITORY) == {"one": digest}
 
 
 async def test_outage_cuts_what_is_under_way(client: RawClient) -> None:
-    """An outage ends answers in the middle: those that wait for the client, and those that stall."""
+    """An outage ends answers, also those that wait or stall; the same ports hold the same things after it."""
     digest = client.ghcr.put_blob(REPOSITORY, bytes(32 * MIB))
     await client.login()
     url = URL(await client.signed_url(digest), encoded=True)
     async with client.http.get(url) as unread:
         client.ghcr.fault("storage-get", "stall", after=10)
         async with client.http.get(url) as stalled:
+            host = client.ghcr.host
             await asyncio.to_thread(client.ghcr.stop)
             for response in (unread, stalled):
                 with pytest.raises(aiohttp.ClientPayloadError):
                     await response.read()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await client.ask("GET", "/v2/")
+    client.ghcr.start()
+    assert client.ghcr.host == host
+    assert client.ghcr.blobs(REPOSITORY) == {digest: 32 * MIB}
 
 
 @pytest.mark.needs("skopeo")

@@ -1,53 +1,32 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from tests.support.programs import find_program
-
-ROOT = Path(__file__).parents[2]
-
-
-def run_pytest(folder: Path, program: str, ci: str) -> str:
-    """Run one test that needs a program, in a pytest of its own; returns what that prints."""
-    text = f"import pytest\n@pytest.mark.needs({program!r})\ndef test_it():\n    assert True\n"
-    (folder / "test_it.py").write_text(text)
-    options = [
-        "-p",
-        "tests.support.programs",
-        "-p",
-        "no:cacheprovider",
-        "--strict-markers",
-        "-rA",
-        "-c",
-        os.devnull,
-    ]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(folder / "test_it.py")],
-        env={**os.environ, "CI": ci},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=ROOT,
-    ).stdout
+from tests.support.programs import find_program, pytest_runtest_setup
 
 
 @pytest.mark.parametrize(
-    ("program", "ci", "outcome"),
+    ("program", "ci", "ends_in"),
     [
-        ("sh", "true", "1 passed"),
-        ("no-such-program", "", "1 skipped"),
-        ("no-such-program", "true", "1 error"),
+        ("sh", "true", nullcontext()),
+        ("no-such-program", "", pytest.raises(pytest.skip.Exception, match="not installed: no-such-program")),
+        ("no-such-program", "true", pytest.raises(pytest.fail.Exception, match="no-such-program")),
     ],
+    ids=["there", "missing", "missing in CI"],
 )
-def test_needs(tmp_path: Path, program: str, ci: str, outcome: str) -> None:
+def test_needs(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    ci: str,
+    ends_in: AbstractContextManager[object],
+) -> None:
     """A test whose program is missing is skipped by name, and fails in CI."""
-    output = run_pytest(tmp_path, program, ci)
-    assert outcome in output
-    assert ("not installed: no-such-program" in output) == (program != "sh")
+    monkeypatch.setenv("CI", ci)
+    request.node.add_marker(pytest.mark.needs(program))
+    with ends_in:
+        pytest_runtest_setup(request.node)
 
 
 @pytest.mark.needs("nginx")

@@ -3,11 +3,14 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import TypedDict, Unpack
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
@@ -47,14 +50,70 @@ def narinfo_text(hash_part: str = HASH_PART, url: str = "nar/hello.nar.zst") -> 
     )
 
 
-def answering(*, status: int = 200, text: str = "", seconds: float = 0.0) -> Handler:
-    """Make a handler that gives one answer to everything."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as a server saw it, with the address that it came from."""
 
-    async def handle(_request: web.Request) -> web.Response:
+    method: str
+    path: str
+    headers: CIMultiDictProxy[str]
+    peer: object
+
+
+def answering(
+    *,
+    status: int = 200,
+    text: str = "",
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    seconds: float = 0.0,
+    asked: list[Asked] | None = None,
+) -> Handler:
+    """Make a handler that gives one answer to everything, and notes what it was asked."""
+
+    async def handle(request: web.Request) -> web.Response:
+        if asked is not None:
+            peer = request.transport and request.transport.get_extra_info("peername")
+            asked.append(Asked(request.method, request.raw_path, request.headers, peer))
         await asyncio.sleep(seconds)
-        return web.Response(status=status, text=text)
+        return web.Response(status=status, body=text.encode() if body is None else body, headers=headers)
 
     return handle
+
+
+def saying(
+    *steps: bytes | float,
+    again: Sequence[bytes | float] = (),
+    sent: list[int] | None = None,
+    ended: asyncio.Event | None = None,
+) -> Talk:
+    """Take a request, and follow a script: bytes are sent, seconds waited.
+
+    Args:
+        steps: of the script, behind which the server hangs up.
+        again: unless these follow, again and again.
+        sent: notes how many bytes went out, piece by piece.
+        ended: is set when the connection is over.
+    """
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            for step in chain(steps, cycle(again)):
+                if isinstance(step, bytes):
+                    writer.write(step)
+                    if sent is not None:
+                        sent.append(len(step))
+                    await writer.drain()
+                await asyncio.sleep(0 if isinstance(step, bytes) else step)
+        finally:
+            if ended is not None:
+                ended.set()
+
+    return converse
+
+
+silent: Talk = saying(again=[0.01, b""])
 
 
 @asynccontextmanager
@@ -123,12 +182,6 @@ def refusing() -> str:
     with socket.socket() as once:
         once.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{once.getsockname()[1]}"
-
-
-async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Accept, read, and never answer."""
-    while await reader.read(65536):
-        pass
 
 
 @asynccontextmanager

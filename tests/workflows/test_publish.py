@@ -96,14 +96,8 @@ HANDED_ON: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
         | {"scope": NASTY, "upstream_key_names": "a-1\nb-1", "accept_flake_config": "true"}
         | {"signing_key": "key", "system": "x86_64-linux\ni686-linux"},
         [
-            *(
-                "--dry-run",
-                "--checks",
-                "--strict",
-                f"--scope={NASTY}",
-                "--attr=packages.*",
-                f"--attr={NASTY}",
-            ),
+            *("--dry-run", "--checks", "--strict", f"--scope={NASTY}", "--attr=packages.*"),
+            f"--attr={NASTY}",
             *("--attr=--strict", "--system=x86_64-linux", "--system=i686-linux"),
             *("--upstream-key-name=a-1", "--upstream-key-name=b-1"),
             "--accept-flake-config",

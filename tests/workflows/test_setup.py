@@ -44,17 +44,7 @@ def plant(machine: Machine, proof: Path) -> None:
     programs.mkdir()
     # All but bash, which the runner itself looks for there.
     for name in [
-        "python3",
-        "python3.11",
-        "pip",
-        "nix",
-        "nixcache-oci",
-        "env",
-        "rm",
-        "mkdir",
-        "cp",
-        "cat",
-        "od",
+        *("python3", "python3.11", "pip", "nix", "nixcache-oci", "env", "rm", "mkdir", "cp", "cat", "od"),
         "dirname",
     ]:
         (programs / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{proof}\n')

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from tests.clients.test_child_environment import HARMLESS, SECRET
 from tests.support.github_commands import find_commands
 from tests.workflows.documents import TOP
 
 # Where settings are looked for: absolute, or not looked into.
 FOLDERS = (
-    "HOME",
-    "NIX_CONF_DIR",
-    "NIX_USER_CONF_FILES",
-    "XDG_CONFIG_HOME",
-    "XDG_CONFIG_DIRS",
-    "XDG_DATA_HOME",
+    *("HOME", "NIX_CONF_DIR", "NIX_USER_CONF_FILES", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME"),
 )
 COMMON = TOP / "workflows/shell/common.sh"
 

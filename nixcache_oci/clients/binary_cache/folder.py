@@ -30,28 +30,15 @@ class FolderCache:
     async def close(self) -> None:
         """Do nothing: each file is closed after reading."""
 
-    async def read_info(self) -> bytes:
-        """Read its nix-cache-info.
-
-        Raises:
-            UpstreamError: there is no such folder, or no such file in it.
-        """
+    async def read_info(self) -> bytes | None:
+        """Read its nix-cache-info; None if it has none, UpstreamError if there is no such folder."""
         content = await asyncio.to_thread(self._read, CACHE_INFO)
-        if content is None:
-            is_there = await asyncio.to_thread(self._folder.root.is_dir)
-            raise UpstreamError(
-                f"{self.name}: is not a binary cache: it has no {CACHE_INFO}"
-                if is_there
-                else f"{self.name}: there is no such folder"
-            )
+        if content is None and not await asyncio.to_thread(self._folder.root.is_dir):
+            raise UpstreamError(f"{self.name}: there is no such folder")
         return content
 
     async def list_names(self) -> list[str]:
-        """List the hash parts of the narinfos, sorted.
-
-        Raises:
-            UpstreamError: the folder cannot be read.
-        """
+        """List the hash parts of the narinfos, sorted; UpstreamError if the folder cannot be read."""
 
         def find() -> list[str]:
             names = (path.name for path, _ in self._folder.entries())
@@ -65,19 +52,16 @@ class FolderCache:
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
         """Read a narinfo; None if there is none.
 
-        Raises:
-            FormatError: it is far too large.
-            UpstreamNotFoundError: it cannot be read, is no file, or leads out of the folder.
+        Raises FormatError if it is far too large. Raises UpstreamNotFoundError if it is unreadable, or leads
+        out of the folder.
         """
         return await asyncio.to_thread(self._read, f"{hash_part}{_SUFFIX}")
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the file at a narinfo's URL.
+        """Open the file at a narinfo's URL; UpstreamError if the disk failed.
 
-        Raises:
-            UpstreamNotFoundError: it is missing, unreadable, or outside the folder.
-            UpstreamError: the disk failed.
+        Raises UpstreamNotFoundError if it is missing, unreadable, or outside the folder.
         """
         file = await asyncio.to_thread(self._open, url)
         if file is None:

@@ -28,8 +28,8 @@ class BinaryCache(Protocol):
     def name(self) -> str:
         """Its address, without credentials."""
 
-    async def read_info(self) -> bytes:
-        """Read its nix-cache-info; UpstreamError if this is no binary cache."""
+    async def read_info(self) -> bytes | None:
+        """Read its nix-cache-info; None if it has none."""
 
     async def list_names(self) -> list[str] | None:
         """List its narinfos by file name, without ``.narinfo``; None if it cannot be listed."""
@@ -45,12 +45,10 @@ class BinaryCache(Protocol):
 
 
 async def read_store_dir(cache: BinaryCache) -> str:
-    """Read which store folder a binary cache is for.
-
-    Raises:
-        UpstreamError: it is no binary cache, or could not be read.
-    """
+    """Read which store folder a binary cache is for; UpstreamError if it is none, or unreadable."""
     content = await cache.read_info()
+    if content is None:
+        raise UpstreamError(f"{cache.name}: is not a binary cache: it has no {CACHE_INFO}")
     try:
         lines = [line.partition(":") for line in content.decode().splitlines()]
         store_dir = {name: value.strip() for name, _, value in lines}.get("StoreDir", _USUAL_STORE_DIR)
@@ -61,11 +59,9 @@ async def read_store_dir(cache: BinaryCache) -> str:
 
 
 async def find_narinfo(cache: BinaryCache, hash_part: HashPart) -> NarInfo | None:
-    """Read a narinfo; None if there is none.
+    """Read a narinfo; None if there is none, UpstreamError if the cache could not be read.
 
-    Raises:
-        FormatError: some version of Nix would reject it, or it is about another path.
-        UpstreamError: the cache could not be read.
+    Raises FormatError if some version of Nix would reject it, or it is about another path.
     """
     content = await cache.read_narinfo(hash_part)
     if content is None:

@@ -42,9 +42,8 @@ T = TypeVar("T")
 class WebCache:
     """Reads one binary cache over HTTP; methods need a running event loop.
 
-    Args:
-        upstream: its address.
-        pauses_seconds: before each retry of a narinfo; the first also before a NAR is resumed.
+    It pauses for ``pauses_seconds`` before each retry of a narinfo, and for the first before a NAR is
+    resumed.
     """
 
     def __init__(self, upstream: Upstream, pauses_seconds: tuple[float, ...] = _PAUSES_SECONDS) -> None:
@@ -64,16 +63,9 @@ class WebCache:
         """Close all connections."""
         await self._http.close()
 
-    async def read_info(self) -> bytes:
-        """Read its nix-cache-info.
-
-        Raises:
-            UpstreamError: it has none, or did not answer.
-        """
-        content = await self._read(CACHE_INFO)
-        if content is None:
-            raise UpstreamError(f"{self.name}: is not a binary cache: it has no {CACHE_INFO}")
-        return content
+    async def read_info(self) -> bytes | None:
+        """Read its nix-cache-info; None if it has none, UpstreamError if it did not answer."""
+        return await self._read(CACHE_INFO)
 
     async def list_names(self) -> None:
         """Return None: it cannot be listed."""
@@ -81,8 +73,7 @@ class WebCache:
     async def read_narinfo(self, hash_part: HashPart) -> bytes | None:
         """Read a narinfo; None if there is none.
 
-        Raises:
-            UpstreamError: no usable answer, or all narinfos together are too large.
+        Raises UpstreamError if there is no usable answer, or all narinfos together are too large.
         """
         content = await self._read(f"{hash_part}.narinfo")
         self._total_bytes += len(content or b"")
@@ -95,11 +86,9 @@ class WebCache:
 
     @asynccontextmanager
     async def open_nar(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open the file at a narinfo's URL.
+        """Open the file at a narinfo's URL; UpstreamError for no usable answer, or one that broke off.
 
-        Raises:
-            UpstreamNotFoundError: it is missing, or in another cache.
-            UpstreamError: no usable answer, or it broke off.
+        Raises UpstreamNotFoundError if it is missing, or in another cache.
         """
         address = self._locate(url)
 

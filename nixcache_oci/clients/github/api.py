@@ -19,8 +19,9 @@ from nixcache_oci.clients.credentials import (
     TOKEN_FILE_VARIABLE,
     Credentials,
     CredentialSource,
+    bracketed_host,
+    find_enterprise,
     is_github,
-    is_loopback,
 )
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError
@@ -29,37 +30,29 @@ from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import RegistryError, UsageError
+from nixcache_oci.oci.reference import is_loopback
 
 API_VARIABLE: Final = "GITHUB_API_URL"
-_ENTERPRISE: Final = ".ghe.com"
 
 
 def find_api_url(host: str, environment: Mapping[str, str]) -> str | None:
     """Return the REST API's URL, without a trailing slash; None if the registry is not GitHub's.
 
-    Args:
-        host: ``host[:port]`` of the registry.
-        environment: ``GITHUB_API_URL`` counts only if it and the registry are both on this machine, as in
-            tests. Every workflow has it, including those that publish elsewhere.
-
-    Raises:
-        UsageError: ``GITHUB_API_URL`` would count, and is no URL.
+    ``GITHUB_API_URL`` counts only if it and the registry are both on this machine, as in tests: every
+    workflow has it, including those that publish elsewhere. Raises UsageError if it would count, and is no
+    URL.
     """
     if is_github(host):
-        name = host.lower().removesuffix(":443")
-        if not name.endswith(_ENTERPRISE):
-            return "https://api.github.com"
-        return f"https://api.{name.removesuffix(_ENTERPRISE).rpartition('.')[2]}{_ENTERPRISE}"
+        return f"https://api.{find_enterprise(host) or 'github.com'}"
     text = environment.get(API_VARIABLE, "").rstrip("/")
     if not text or not is_loopback(host):
         return None
     try:
         url = parse_url(text)
-        name = url.origin().host or ""
+        url.origin()  # raises for a bad scheme or port
     except ValueError as error:
         raise UsageError(f"{API_VARIABLE}: {text[:80]!r} is not the address of an API: {error}") from error
-    is_here = is_loopback(f"[{name}]" if ":" in name else name)
-    return text if is_here and url.scheme in {"http", "https"} else None
+    return text if is_loopback(bracketed_host(url)) and url.scheme in {"http", "https"} else None
 
 
 _HEADERS: Final = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
@@ -68,14 +61,7 @@ _LIMITING: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS
 
 
 class GithubApi:
-    """Sends requests with a token; the first one opens connections.
-
-    Args:
-        base_url: ``https://api.github.com``; the token goes nowhere else.
-        credentials: source of a GitHub token, or None.
-        policy: for retries.
-        stall_seconds: how long a connection may make no progress.
-    """
+    """Sends requests with a GitHub token, which goes to ``base_url`` only; the first opens connections."""
 
     def __init__(
         self,
@@ -101,11 +87,7 @@ class GithubApi:
     async def ask(self, operation: str, method: str, url: URL, accepts: frozenset[int]) -> BufferedReply:
         """Send a request, with retries.
 
-        Args:
-            operation: for people; begins every error's text.
-            method: of HTTP.
-            url: of this API.
-            accepts: statuses that are answers; all others are failures.
+        ``operation`` is for people, and begins every error's text; statuses not in ``accepts`` are failures.
 
         Raises:
             RegistryError: no try succeeded, there is no token, or the URL is not this API's.

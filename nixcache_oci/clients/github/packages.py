@@ -24,7 +24,7 @@ from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.removal import UntaggedVersion
+from nixcache_oci.clients.repository import UntaggedVersion
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.document import clip, get_list, get_text, parse_object, within
@@ -34,26 +34,18 @@ from nixcache_oci.wording import counted
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """A version of a package: a manifest.
+    """A version of a package: a manifest."""
 
-    Attributes:
-        number: GitHub's id, by which it is deleted.
-        digest: of the manifest.
-        created: when the manifest was first pushed.
-        is_tagged: whether a tag points at it.
-    """
-
-    number: int
-    digest: Digest
-    created: datetime
-    is_tagged: bool
+    number: int  # GitHub's id, by which it is deleted
+    digest: Digest  # of the manifest
+    created: datetime  # when the manifest was first pushed
+    is_tagged: bool  # whether a tag points at it
 
 
 def parse_versions(body: bytes) -> list[PackageVersion]:
     """Read one page of versions, without those that are not named by a sha256 digest, which are not ours.
 
-    Raises:
-        FormatError: this is no such page. What is not understood must not be deleted.
+    Raises FormatError if this is no such page: what is not understood must not be deleted.
     """
     try:
         page = json.loads(body)
@@ -186,11 +178,7 @@ class GithubPackages:
             )
 
     async def _list(self) -> dict[Digest, PackageVersion]:
-        """List all versions; a concurrent deletion may hide some from this run.
-
-        Raises:
-            RegistryError: the list could not be read, or does not end.
-        """
+        """List all versions; a concurrent deletion may hide some. RegistryError if the list does not end."""
         if self._versions is None:
             operation = f"list versions: {self._name}"
             try:
@@ -218,11 +206,7 @@ class GithubPackages:
         return versions
 
     async def _fetch_first_page(self, operation: str) -> tuple[URL, BufferedReply]:
-        """Find out what kind of owner it is, by trying the URLs of both.
-
-        Raises:
-            RegistryError: neither has such a package.
-        """
+        """Find out the kind of the owner, by trying the URLs of both; RegistryError if neither is found."""
         for kind in _KINDS:
             self._kind = kind
             url = self._url(f"?per_page={_PER_PAGE}")

@@ -44,56 +44,36 @@ class Rules(Protocol):
     """Where a client's requests may go, and what they may carry there."""
 
     async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:
-        """Return the Authorization for the next URL of a request; None for none.
+        """Return the Authorization for the next URL of a request, or None; HttpError if it may not go there.
 
         Args:
             url: where it goes.
             is_elsewhere: whether it ever left the origin that it was made for.
             is_guarded: whether it may go to public addresses only.
-
-        Raises:
-            HttpError: it may not go there.
         """
 
     def follow(self, method: str, status: int, url: URL, location: str) -> URL | None:
-        """Return where an answer from ``url`` redirects to; None if it is no redirect.
-
-        Raises:
-            HttpError: the redirect is refused.
-        """
+        """Return where an answer redirects to; None if it is no redirect, HttpError if it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """One request.
-
-    Attributes:
-        method: of HTTP.
-        url: encoded as it is to be sent.
-        headers: without Authorization.
-        body: or None.
-        follows: whether redirects are followed.
-        is_elsewhere: whether the intended server sent us to this URL, of another one.
-        is_guarded: whether it may go to public addresses only, because a public server named the URL.
-    """
+    """One request."""
 
     method: str
-    url: URL
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: URL  # encoded as it is to be sent
+    headers: Mapping[str, str] = field(default_factory=dict)  # without Authorization
     body: Body | None = None
-    follows: bool = True
-    is_elsewhere: bool = False
+    follows: bool = True  # whether redirects are followed
+    is_elsewhere: bool = False  # whether the intended server sent us to this URL, of another one
+    # Whether it may go to public addresses only, because a public server named the URL.
     is_guarded: bool = False
 
 
 class HttpClient:
     """Connections to servers and their redirect targets; opened in the loop that first uses them.
 
-    Args:
-        limits: for requests without their own.
-        connect_seconds: for TCP and TLS to one address.
-        connect_seconds_in_all: for all addresses of a name, its look-up included.
-        is_public: tells whether an IP address is public.
+    ``limits`` are for requests without their own; for connections, see ``CONNECT_SECONDS``.
     """
 
     def __init__(
@@ -129,14 +109,8 @@ class HttpClient:
     ) -> Reply:
         """Send a request and follow its redirects; an upload is limited by its progress.
 
-        Args:
-            request: to send.
-            rules: where it may go.
-            limits: instead of the client's.
-            on_connect: called when a server was reached.
-
-        Raises:
-            HttpError: no answer came, or a redirect is refused.
+        ``on_connect`` is called when a server was reached. Raises HttpError if no answer came, or a redirect
+        is refused.
         """
         limits = limits or self._limits
         limit = asyncio.timeout(limits.head if request.body is None else None)

@@ -36,14 +36,7 @@ class _Inflater(Protocol):
 
 
 class Decoder:
-    """Undoes one content coding.
-
-    Args:
-        coding: value of Content-Encoding.
-
-    Raises:
-        CodingError: an unknown coding; Nix does not know it either.
-    """
+    """Undoes a coding, as Content-Encoding names it; CodingError if it is unknown, also to Nix."""
 
     def __init__(self, coding: str) -> None:
         make = _INFLATERS.get(coding.strip().lower())
@@ -53,10 +46,9 @@ class Decoder:
         self._has_begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what these bytes inflate to, in pieces; bytes after the stream's end are dropped.
+        """Yield what these bytes inflate to, in pieces; CodingError if they are not in this coding.
 
-        Raises:
-            CodingError: they are not in this coding.
+        Bytes after the stream's end are dropped.
         """
         self._has_begun = self._has_begun or bool(data)
         try:
@@ -65,11 +57,7 @@ class Decoder:
             raise CodingError(f"Content-Encoding: {error}") from None
 
     def end(self) -> None:
-        """Check that the body was complete; an empty body is, in any coding.
-
-        Raises:
-            CodingError: it ends early.
-        """
+        """Check that the body was complete; an empty body is, in any coding; CodingError if it ends early."""
         if self._has_begun and not self._inflater.has_ended:
             raise CodingError("Content-Encoding: the body ends early")
 

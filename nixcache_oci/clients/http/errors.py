@@ -6,7 +6,6 @@ are dropped.
 Source of error documents: OCI distribution specification, "Error Codes".
 """
 
-import json
 import os
 import socket
 import ssl
@@ -21,6 +20,7 @@ from nixcache_oci.clients.http.content_coding import CodingError
 from nixcache_oci.clients.http.public_address import PrivateAddressError
 from nixcache_oci.clients.http.session import HeadError
 from nixcache_oci.errors import UsageError
+from nixcache_oci.oci.document import read_json
 
 # What the HTTP library, URL parser, resolver, TLS and codecs raise for a nonsensical answer.
 FOREIGN_ERRORS: Final = (
@@ -53,26 +53,17 @@ def show(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request's failure.
+    """A request's failure."""
 
-    Attributes:
-        status: of HTTP; None without an answer.
-        headers: of the answer; names in lower case.
-        body: of the answer, at least its beginning.
-        is_elsewhere: whether a server that the registry redirected to answered. It mostly refuses expired
-            signatures, and the registry issues new ones.
-        is_expected: whether the thing is known to exist, so that 404 only means "not yet".
-        is_verified: whether the bytes sent match the digest that they were sent with.
-        is_heavy: whether the request is too large to be sent again until a rate limit has passed.
-    """
-
-    status: int | None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    status: int | None  # of HTTP; None without an answer
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the answer; names in lower case
+    body: bytes = b""  # of the answer, at least its beginning
+    # Whether a server that the registry redirected to answered. It mostly refuses expired signatures, and
+    # the registry issues new ones.
     is_elsewhere: bool = False
-    is_expected: bool = False
-    is_verified: bool = False
-    is_heavy: bool = False
+    is_expected: bool = False  # whether the thing is known to exist, so that 404 only means "not yet"
+    is_verified: bool = False  # whether the bytes sent match the digest that they were sent with
+    is_heavy: bool = False  # whether the request is too large to be sent again until a rate limit has passed
 
 
 class SlowBodyError(TimeoutError):
@@ -172,11 +163,7 @@ _FINAL: tuple[type[Exception], ...] = (
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what a library raises into HttpError, without its text.
-
-    Raises:
-        HttpError: instead.
-    """
+    """Turn what a library raises into HttpError, without its text."""
     try:
         yield
     except UsageError as error:  # the HTTP proxy that the environment names
@@ -201,10 +188,7 @@ def parse_error(body: bytes) -> tuple[str, str]:
 
     GitHub reports its secondary rate limit in a document with only a ``message``.
     """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", ""
+    document = read_json(body)
     if not isinstance(document, dict):
         return "", ""
     errors = document.get("errors")

@@ -69,20 +69,13 @@ class Freshness:
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One try of a request.
+    """One try of a request."""
 
-    Attributes:
-        freshness: of the client's connections.
-        opened_after: its connection must be newer than this time of ``time.monotonic``.
-        is_reused: whether that connection was used before.
-        sent_at: when it was sent, or its last redirect was.
-        sent: done once it was sent.
-    """
-
-    freshness: Freshness
-    opened_after: float
-    is_reused: bool = False
-    sent_at: float = 0.0
+    freshness: Freshness  # of the client's connections
+    opened_after: float  # its connection must be newer than this time of ``time.monotonic``
+    is_reused: bool = False  # whether that connection was used before
+    sent_at: float = 0.0  # when it was sent, or its last redirect was
+    # Done once it was sent.
     sent: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -95,10 +88,7 @@ _Try = asyncio.Task[aiohttp.ClientResponse]
 async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) -> aiohttp.ClientResponse:
     """Send a request that may be sent more than once, and wait for the head of its answer.
 
-    Args:
-        freshness: of the client's connections.
-        send: sends it; called for each try.
-        again_seconds: how long a new connection may give no head before another is tried in parallel.
+    A new connection may give no head for ``again_seconds``; then another is tried in parallel.
     """
     freshness.notice_sleep()
     race = _Race(freshness, send, again_seconds)

@@ -21,16 +21,12 @@ _DOCUMENT_TRIES: Final = 3  # within the time that the head of anything else may
 
 @dataclass(frozen=True, slots=True)
 class OneOrigin:
-    """The rules of one request.
+    """The rules of one request."""
 
-    Attributes:
-        authorization: value of the Authorization header, for the request's own origin.
-        allows_http: whether plain http is allowed at all.
-        arrive: called with the origin that the request goes to next, and whether it must be public.
-    """
-
+    # Value of the Authorization header, for the request's own origin.
     authorization: str | None = field(repr=False)
-    allows_http: bool
+    allows_http: bool  # whether plain http is allowed at all
+    # Called with the origin that the request goes to next, and whether it must be public.
     arrive: Callable[[URL, bool], Awaitable[None]] | None = None
 
     async def enter(self, url: URL, *, is_elsewhere: bool, is_guarded: bool) -> str | None:
@@ -61,8 +57,7 @@ def is_redirect(method: str, status: int) -> bool:
 def join(url: URL, location: str) -> URL:
     """Resolve a Location against a URL, byte for byte: ``%2B`` must not become ``+``.
 
-    Raises:
-        HttpError: it is not an http or https URL, or holds credentials.
+    Raises HttpError if it is not an http or https URL, or holds credentials.
     """
     try:
         target = url.join(parse_url(location, encoded=True))

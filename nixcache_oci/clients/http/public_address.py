@@ -63,8 +63,8 @@ def literal_address(host: str) -> str | None:
         return None
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a host names this machine."""
+def names_loopback(host: str) -> bool:
+    """Tell whether a host leads to this machine, in any spelling that some resolver reads so."""
     literal = literal_address(host)
     if literal is not None:
         address = ipaddress.ip_address(literal)
@@ -78,7 +78,7 @@ def spells_private(url: URL, is_public: IsPublic) -> bool:
     """Tell whether a URL's host spells a private address; names are checked when they are resolved."""
     host = url.raw_host or ""
     literal = literal_address(host)
-    return is_loopback(host) if literal is None else not is_public(literal)
+    return names_loopback(host) if literal is None else not is_public(literal)
 
 
 def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]:
@@ -99,10 +99,7 @@ def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]
 def is_known_private(peer: str | None, url: URL, is_public: IsPublic) -> bool:
     """Tell whether an answer came from a private address.
 
-    Args:
-        peer: the connection's remote address; None behind an HTTP proxy, where only the URL's host is known.
-        url: of the request.
-        is_public: tells whether an address is public.
+    ``peer`` is the connection's; it is None behind an HTTP proxy, where only the URL's host is known.
     """
     address = literal_address(url.raw_host or "") if peer is None else peer
     return address is not None and not is_public(address)

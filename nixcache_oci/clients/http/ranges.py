@@ -21,19 +21,12 @@ _MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The wanted part of an answer's body, in bytes.
+    """The wanted part of an answer's body, in bytes."""
 
-    Attributes:
-        size: of the whole blob.
-        skip: to drop at the start of the body.
-        start: offset in the blob of what follows.
-        end: offset in the blob after the wanted part.
-    """
-
-    size: int
-    skip: int
-    start: int
-    end: int
+    size: int  # of the whole blob
+    skip: int  # to drop at the start of the body
+    start: int  # offset in the blob of what follows
+    end: int  # offset in the blob after the wanted part
 
 
 def render_range(start: int, end: int | None) -> str:
@@ -42,19 +35,11 @@ def render_range(start: int, end: int | None) -> str:
 
 
 def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
-    """Check an answer against the range that was asked for.
+    """Check an answer of status 200 or 206 against the range asked for; FormatError if it is another.
 
     Some servers ignore Range and answer 200 with the whole blob. The bytes before the part are then skipped,
-    but only a few seconds' worth: a part near the end of a huge blob would download all of it.
-
-    Args:
-        status: 200 or 206.
-        headers: with case-insensitive names.
-        start: offset of the first wanted byte.
-        end: offset after the last; None for the whole blob, which was then asked for without a range.
-
-    Raises:
-        FormatError: the answer is not what was asked for.
+    but only a few seconds' worth: a part near the end of a huge blob would download all of it. ``end`` is
+    None for the whole blob, which was then asked for without a range.
     """
     length = read_length(headers)
     if length is None:
@@ -86,11 +71,7 @@ def read_length(headers: Mapping[str, str]) -> int | None:
 
 
 def read_size(status: int, headers: Mapping[str, str]) -> int:
-    """Read a blob's size from the answer to a request for its first byte.
-
-    Raises:
-        FormatError: the answer does not state it.
-    """
+    """Read a blob's size from the answer to a request for its first byte; FormatError if it is not stated."""
     if status == HTTPStatus.PARTIAL_CONTENT:
         return _parse_sized(headers)[2]
     if status == HTTPStatus.OK:
@@ -103,10 +84,9 @@ def read_size(status: int, headers: Mapping[str, str]) -> int:
 
 
 def parse_content_range(text: str) -> tuple[int, int, int | None]:
-    """Read Content-Range: the first byte's offset, the offset after the last, and the whole size if stated.
+    """Read Content-Range: offset of the first byte, offset after the last, and the whole size if stated.
 
-    Raises:
-        FormatError: the header is malformed, or contradicts itself.
+    Raises FormatError if the header is malformed, or contradicts itself.
     """
     match = _CONTENT_RANGE.fullmatch(text)
     if match is None:

@@ -41,19 +41,12 @@ _REDIRECTS: Final = range(300, 400)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits of an exchange, in seconds.
+    """Limits of an exchange, in seconds."""
 
-    Attributes:
-        head: for all heads together, redirects included; None for no limit.
-        first: for each read until the body's first bytes; None for no limit.
-        stall: for each later read, and the window of the minimum rate.
-        again: how long a new connection may give no head before another is tried in parallel.
-    """
-
-    head: float | None
-    first: float | None
-    stall: float
-    again: float
+    head: float | None  # for all heads together, redirects included; None for no limit
+    first: float | None  # for each read until the body's first bytes; None for no limit
+    stall: float  # for each later read, and the window of the minimum rate
+    again: float  # how long a new connection may give no head before another is tried in parallel
 
 
 class MinimumRate:
@@ -68,11 +61,7 @@ class MinimumRate:
         self._count = 0
 
     def add(self, count: int, waited: float) -> None:
-        """Count bytes, and the seconds spent waiting for them.
-
-        Raises:
-            SlowBodyError: a window has ended with too few bytes.
-        """
+        """Count bytes, and the seconds waited for them; SlowBodyError if a window brought too few."""
         self._count += count
         self._waited += waited
         if self._waited < self._window_seconds:
@@ -191,8 +180,7 @@ class Reply:
     async def next(self) -> bytes:
         """Return the next bytes of the body as they arrive; none at its end.
 
-        Raises:
-            HttpError: the connection broke or stalled, or the body arrives too slowly.
+        Raises HttpError if the connection broke or stalled, or the body arrives too slowly.
         """
         began = self._clock()
         try:

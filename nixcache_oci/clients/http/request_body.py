@@ -25,23 +25,14 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body.
+    """A request's body."""
 
-    Attributes:
-        source: the bytes, or a file; not shown, for it may hold a secret.
-        size: in bytes.
-    """
-
-    source: bytes | Path = field(repr=False)
-    size: int
+    source: bytes | Path = field(repr=False)  # the bytes, or a file; not shown, for it may hold a secret
+    size: int  # in bytes
 
     @classmethod
     def of(cls, source: bytes | Path) -> "Body":
-        """Make the body of a source.
-
-        Raises:
-            OSError: there is no such file.
-        """
+        """Make the body of a source; OSError if there is no such file."""
         return cls(source, source.stat().st_size if isinstance(source, Path) else len(source))
 
     def pieces(self) -> Generator[bytes, None, None]:
@@ -67,13 +58,7 @@ _COMMIT_BYTES_PER_SECOND: Final = 25_000_000
 
 
 class UploadProgress:
-    """Detects that one upload stalls.
-
-    Args:
-        size: of the body, in bytes.
-        stall_seconds: how long the connection may make no progress.
-        transports: that the body is sent over.
-    """
+    """Detects that one upload, over these transports, makes no progress for ``stall_seconds``."""
 
     def __init__(self, size: int, stall_seconds: float, transports: Sequence[asyncio.Transport]) -> None:
         self._size = size
@@ -82,11 +67,7 @@ class UploadProgress:
         self._given = 0
 
     async def pass_on(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """Pass the body on.
-
-        Raises:
-            OSError: it is not as long as announced; then the connection has to be ended.
-        """
+        """Pass the body on; OSError if it is not as long as announced: the connection has to be ended."""
         for piece in pieces:
             yield piece
             self._given += len(piece)
@@ -95,11 +76,7 @@ class UploadProgress:
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:
-        """Run a block, from the connection to the answer's head, under the stall limit.
-
-        Raises:
-            TimeoutError: it stalled.
-        """
+        """Run a block, from the connection to the answer's head; TimeoutError if it stalled."""
         async with asyncio.timeout(None) as limit:
             watching = asyncio.create_task(self._watch(limit), name="upload progress")
             try:

@@ -52,17 +52,11 @@ _ASKED_IN_BODY = re.compile(rf"retry-after:\s*((?:{_DURATION_PART.pattern})+)", 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When one operation is given up.
+    """When one operation is given up."""
 
-    Attributes:
-        attempts: most tries; only patience bounds them during a rate limit.
-        patience_seconds: from the start of the operation to its last try, without transmission.
-        first_backoff_seconds: the longest wait after the first failure.
-    """
-
-    attempts: int = 5
-    patience_seconds: float = 30.0
-    first_backoff_seconds: float = 0.5
+    attempts: int = 5  # most tries; only patience bounds them during a rate limit
+    patience_seconds: float = 30.0  # from the start of the operation to its last try, without transmission
+    first_backoff_seconds: float = 0.5  # the longest wait after the first failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +68,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Do not try again.
+    """Do not try again."""
 
-    Attributes:
-        is_temporary: whether it may work later.
-        retry_after: seconds that the registry asked to wait, or None.
-    """
-
-    is_temporary: bool
-    retry_after: float | None = None
+    is_temporary: bool  # whether it may work later
+    retry_after: float | None = None  # seconds that the registry asked to wait, or None
 
 
 def decide(
@@ -188,9 +177,7 @@ class Tries:
     async def wait(self, error: HttpError, *, transmission: float = 0) -> GiveUp | None:
         """Wait before the next try; returns GiveUp instead if there is none.
 
-        Args:
-            error: of the last try.
-            transmission: seconds of it that went into sending a body, which do not count.
+        ``transmission`` is how many seconds of the last try went into sending a body, which do not count.
         """
         self._attempt += 1
         self._transmission += transmission

@@ -19,7 +19,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, cast
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -50,11 +50,7 @@ class HeadMeter:
         self._interim = 0
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes, and tell whether the final head has ended in them.
-
-        Raises:
-            HeadError: too many interim answers, or too many bytes.
-        """
+        """Take the next bytes, and tell whether the final head has ended; HeadError if it is too long."""
         room = MOST_HEAD_BYTES + 1 - self._former_bytes - len(self._unread)
         self._unread += data[:room]
         while match := _END.search(self._unread, max(0, self._searched - _LONGEST_END + 1)):
@@ -72,18 +68,21 @@ class HeadMeter:
         return False
 
 
-class HeadGuard(asyncio.Protocol):
+class HeadGuard:
     """Sits between a connection and aiohttp's protocol until the final head has arrived."""
 
     def __init__(self, transport: asyncio.Transport, protocol: aiohttp.client_proto.ResponseHandler) -> None:
         self._transport = transport
         self._protocol = protocol
         self._meter = HeadMeter()
-        transport.set_protocol(self)
+        # All but the bytes goes straight to aiohttp.
+        self.eof_received, self.connection_lost = protocol.eof_received, protocol.connection_lost
+        self.pause_writing, self.resume_writing = protocol.pause_writing, protocol.resume_writing
+        transport.set_protocol(cast("asyncio.Protocol", self))
 
     def remove(self) -> None:
         """Pass bytes straight to aiohttp again."""
-        if self._transport.get_protocol() is self and not self._transport.is_closing():
+        if cast("object", self._transport.get_protocol()) is self and not self._transport.is_closing():
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
@@ -97,22 +96,6 @@ class HeadGuard(asyncio.Protocol):
         if has_ended:
             self.remove()
         self._protocol.data_received(data)
-
-    def eof_received(self) -> None:
-        """Pass on."""
-        self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Pass on."""
-        self._protocol.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Pass on."""
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass on."""
-        self._protocol.resume_writing()
 
 
 CERT_FILE_VARIABLE: Final = "NIX_SSL_CERT_FILE"
@@ -200,11 +183,7 @@ class GuardedRequest(aiohttp.ClientRequest):
 
 
 def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent.
-
-    Args:
-        connector: opens its connections; closed with the session.
-    """
+    """Open a session that keeps no cookies, reads no netrc, and leaves bodies as they were sent."""
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -21,15 +21,7 @@ _REL = re.compile(r';[ \t]*rel[ \t]*=[ \t]*(?:"([^"]*)"|([^\s;,"]+))', re.IGNORE
 
 
 def parse_url(text: str, *, encoded: bool = False) -> URL:
-    """Read a URL.
-
-    Args:
-        text: whatever somebody sent or set.
-        encoded: whether to keep it byte for byte.
-
-    Raises:
-        ValueError: it is no URL.
-    """
+    """Read a URL that a stranger may have sent, if ``encoded`` byte for byte; ValueError if it is none."""
     try:
         return URL(text, encoded=encoded)
     except IndexError:  # yarl 1.25, for an empty host: http://[::1]@/
@@ -51,11 +43,7 @@ def basic_authorization(username: str, password: str) -> str:
 
 
 def find_next(link_headers: Iterable[str]) -> str | None:
-    """Find the target of the link to the next page; None on the last page.
-
-    Raises:
-        FormatError: the link to the next page cannot be read.
-    """
+    """Find the target of the link to the next page; None on the last, FormatError if it cannot be read."""
     for header in link_headers:
         for match in _LINK.finditer(header):
             relation = _REL.search(match[2])

@@ -25,15 +25,11 @@ _DERIVATION = re.compile(r"[^\s'\"/]+\.drv")
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What became of the outputs, by attribute.
+    """What became of the outputs, by attribute."""
 
-    Attributes:
-        built: all store paths of each that exists now, whether built, fetched, or there before.
-        failed: why each other one does not, in one line; Nix's own messages were shown.
-    """
-
+    # All store paths of each that exists now, whether built, fetched, or there before.
     built: Mapping[str, tuple[StorePath, ...]]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # why each other one does not, in one line; Nix's own messages were shown
 
 
 async def build(
@@ -70,10 +66,7 @@ class _Builds:
     that is malformed, ends the whole call, so the rest is asked for again without those that failed. If Nix
     named none, the rest is halved: one derivation's dependency may stop the others.
 
-    Args:
-        store: to build in.
-        suffix: for all outputs of a derivation.
-        flake_attribute: of the flake whose settings are obeyed, or None.
+    ``suffix`` means all outputs of a derivation; the settings of ``flake_attribute``'s flake are obeyed.
     """
 
     def __init__(self, store: LocalStore, suffix: str, flake_attribute: Installable | None) -> None:

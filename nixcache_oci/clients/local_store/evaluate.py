@@ -10,6 +10,7 @@ from urllib.parse import quote
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.evaluator import Evaluator
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import (
     BY_SYSTEM,
     CHECKS,
@@ -22,7 +23,6 @@ from nixcache_oci.clients.local_store.output import (
     find_candidates,
     is_pattern,
 )
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 
 _FIRST_WITHOUT_SEARCH: Final = (2, 26, 0)
@@ -115,17 +115,12 @@ async def evaluate_file(nix: Nix, file: Path, systems: Systems, *, attrs: Sequen
 
 @dataclass(frozen=True, slots=True)
 class _Flake:
-    """Names parts of a flake for Nix.
+    """Names parts of a flake for Nix."""
 
-    Attributes:
-        prefix: of an attribute path.
-        folder: of the flake, which Nix runs in, because it accepts any folder name only as ``.``; or None.
-        accepting: further arguments.
-    """
-
-    prefix: str
+    prefix: str  # of an attribute path
+    # Of the flake, which Nix runs in, because it accepts any folder name only as ``.``; or None.
     folder: Path | None
-    accepting: tuple[str, ...]
+    accepting: tuple[str, ...]  # further arguments
 
     def locate(self, path: expression.Path) -> tuple[Installable, expression.Path]:
         """Return a part that every version of Nix can be asked for, and the rest of the path from there."""
@@ -150,13 +145,10 @@ class _Flake:
 
 
 def _find_flake(flake: str) -> tuple[str, Path | None]:
-    """Return a flake's reference, and the folder to use it in.
+    """Return a flake's reference, and the folder to use it in; UsageError if it has an attribute.
 
     A folder is named ``.`` from within: its name may have a meaning in a URL, and a bare name would be looked
     up in the flake registry.
-
-    Raises:
-        UsageError: it has an attribute, or looks like an option.
     """
     folder = Path(flake)
     if folder.is_dir():

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from nixcache_oci.clients.local_store import expression
-from nixcache_oci.clients.local_store.answer import (
+from nixcache_oci.clients.local_store.expression import (
     MOST_SHOWN,
     NOTHING,
     SET,
@@ -15,6 +15,7 @@ from nixcache_oci.clients.local_store.answer import (
     read_answer,
 )
 from nixcache_oci.clients.local_store.nix_program import Nix
+from nixcache_oci.clients.local_store.nix_settings import Systems
 from nixcache_oci.clients.local_store.output import (
     SYSTEM_PLACES,
     Evaluation,
@@ -27,7 +28,6 @@ from nixcache_oci.clients.local_store.output import (
     is_pattern,
 )
 from nixcache_oci.clients.local_store.program import Ended, OnLine, ignore_line
-from nixcache_oci.clients.local_store.systems import Systems
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.wording import counted
@@ -52,13 +52,7 @@ Locate = Callable[[expression.Path], tuple[Installable, expression.Path]]
 
 
 class Evaluator:
-    """Asks for one set after another, and collects the answers.
-
-    Args:
-        nix: to evaluate with.
-        systems: to build for.
-        patterns: of the wanted attributes; empty for all.
-    """
+    """Asks for one set after another, and collects the answers; no patterns means all attributes."""
 
     def __init__(self, nix: Nix, systems: Systems, patterns: Sequence[str] = ()) -> None:
         self._nix = nix
@@ -75,11 +69,7 @@ class Evaluator:
         return [pattern for pattern in self._patterns if pattern not in self._matched]
 
     def finish(self) -> Evaluation:
-        """Return what was found.
-
-        Raises:
-            UsageError: a pattern matches nothing, although everything could be evaluated.
-        """
+        """Return what was found; UsageError if all could be evaluated, and a pattern matches nothing."""
         unknown = self.unmatched()
         if unknown and not self._failures:
             known = ", ".join(self._known[:_MOST_NAMES_SHOWN]) or "none"
@@ -135,14 +125,10 @@ class Evaluator:
         name_for_build: NameForBuild | None = None,
         pattern: str | None = None,
     ) -> None:
-        """Look for an attribute path that the user named, at one place after another.
+        """Look for an attribute path that the user named, at one place after another: the first counts.
 
-        Args:
-            attr: as the user wrote it.
-            candidates: where it may be; the first that exists counts.
-            locate: see ``Locate``.
-            name_for_build: as in ``OutputSet``.
-            pattern: within the set at that path; None if the path itself is the derivation.
+        With a pattern, what matches it within the set at that path is wanted, else the derivation at the
+        path.
         """
         failures: list[NotBuilt] = []
         for path in candidates:
@@ -199,8 +185,7 @@ class Evaluator:
     async def _describe(self, one: OutputSet, paths: Sequence[expression.Path]) -> list[expression.Path]:
         """Ask for all at once, then for each that threw; for each alone if an error cannot be caught.
 
-        Returns:
-            The attributes within those that are sets.
+        Returns the attributes within those that are sets.
         """
         answers: list[tuple[bool, object]] = [(False, None)] * len(paths)
         if len(paths) > 1:
@@ -254,13 +239,7 @@ class Evaluator:
         self._outputs.append(Output(attr, drv_path, system, one.installable(path)))
 
     async def _fail(
-        self,
-        one: OutputSet,
-        path: expression.Path,
-        reason: str,
-        listener: Listener,
-        *,
-        is_set: bool = False,
+        self, one: OutputSet, path: expression.Path, reason: str, listener: Listener, *, is_set: bool = False
     ) -> None:
         """Note what cannot be evaluated: a failure, if this machine should have built it."""
         if not one.is_meant(path):

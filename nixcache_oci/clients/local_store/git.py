@@ -1,10 +1,12 @@
-"""Asks git about a folder: its repository's remote, and the main branch."""
+"""Asks git about a folder: its repository's remote, what that names at GitHub, and the main branch."""
 
 import asyncio
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from nixcache_oci.clients.local_store.program import ignore_line, run_program
 from nixcache_oci.errors import StoreError, UsageError
@@ -16,30 +18,29 @@ _MOST_BYTES: Final = 1024 * 1024
 _SECONDS: Final = 10
 # These would select another repository than the folder's.
 _OF_ANOTHER: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"})
+GITHUB: Final = "github.com"
+# git-clone(1), "GIT URLS": [user@]host:path, which has no slash before its first colon.
+_SCP = re.compile(r"(?:[^@/:]+@)?(?P<host>\[[^\]]+\]|[^@/:]+):(?P<path>[^:]+)")
+_PATH = re.compile(r"/?(?P<owner>[A-Za-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:\.git)?/?")
+_SCHEMES: Final = frozenset({"https", "http", "ssh", "git", "git+ssh", "git+https"})
+_OTHER_HOSTS: Final = frozenset({"ssh.github.com", "www.github.com"})
+_NO_NAMES: Final = frozenset({".", "..", ".git"})
 
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A folder in a git repository.
+    """A folder in a git repository."""
 
-    Attributes:
-        remote: origin, or the only one; empty for none.
-        url: of that remote, as git has it; it may hold a password.
-        branch: to publish.
-        current: branch that is checked out; empty for none.
-    """
-
-    remote: str
-    url: str
-    branch: str
-    current: str
+    remote: str  # origin, or the only one; empty for none
+    url: str  # of that remote, as git has it; it may hold a password
+    branch: str  # to publish
+    current: str  # branch that is checked out; empty for none
 
 
 async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkout | None:
     """Ask git about a folder, or its nearest existing parent; nothing is changed.
 
-    Returns:
-        None if there is no git, no repository, or none that git trusts for this user.
+    None if there is no git, no repository, or none that git trusts for this user.
     """
     existing = await asyncio.to_thread(_nearest_existing, folder)
     git = _Git(existing, {name: value for name, value in environment.items() if name not in _OF_ANOTHER})
@@ -51,12 +52,9 @@ async def read_checkout(folder: Path, environment: Mapping[str, str]) -> Checkou
 
 
 def choose_branch(remote_head: str, known: Collection[str], current: str) -> str:
-    """Choose the branch to publish.
+    """Choose the branch to publish: the default of a clone's remote, a usual one, or the one checked out.
 
-    Args:
-        remote_head: the remote's default branch, as recorded by a clone; empty if unknown.
-        known: branches that have commits, here or at the remote.
-        current: branch that is checked out; empty for none.
+    ``known`` branches have commits, here or at the remote; the other two are empty if unknown.
     """
     if remote_head:
         return remote_head
@@ -100,3 +98,45 @@ class _Git:
             most_bytes=_MOST_BYTES,
         )
         return ended.stdout.decode(errors="replace").strip() if ended.status == 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class GithubRepository:
+    """A repository; ``host`` is ``github.com`` or an enterprise's."""
+
+    host: str
+    owner: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+    @property
+    def registry(self) -> str | None:
+        """Host of an enterprise's container registry; None for the usual ghcr.io."""
+        return None if self.host == GITHUB else f"containers.{self.host}"
+
+
+def parse_remote(url: str) -> GithubRepository | None:
+    """Read a remote's URL; None if it names no repository at a host, such as a folder.
+
+    A host without a dot is an alias in an ssh configuration, and counts as github.com.
+    """
+    if "://" in url:
+        try:
+            parts = urlsplit(url)
+            scheme, host, path = parts.scheme, parts.hostname or "", parts.path
+        except ValueError:
+            return None
+        if scheme not in _SCHEMES:
+            return None
+    else:
+        written = _SCP.fullmatch(url)
+        if written is None:
+            return None
+        host, path = written["host"].lower(), written["path"]
+    named = _PATH.fullmatch(path)
+    if not host or named is None or named["name"] in _NO_NAMES:
+        return None
+    is_github = host in _OTHER_HOSTS or host.startswith(f"{GITHUB}-") or "." not in host
+    return GithubRepository(GITHUB if is_github else host, named["owner"], named["name"])

@@ -18,12 +18,9 @@ _FEATURES = ("--extra-experimental-features", "nix-command flakes")
 
 
 def parse_version(text: str) -> Version:
-    """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``.
+    """Read what ``nix --version`` prints, such as ``nix (Nix) 2.8.0``; StoreError if it contains no version.
 
     Lix, whose versions begin at 2.90, counts as the Nix that it was forked from.
-
-    Raises:
-        StoreError: it contains no version.
     """
     match = _VERSION.search(text)
     if match is None:
@@ -41,10 +38,7 @@ class Nix:
     """
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        on_line: OnLine,
-        options: Sequence[tuple[str, str]] = (),
+        self, environment: Mapping[str, str], on_line: OnLine, options: Sequence[tuple[str, str]] = ()
     ) -> None:
         self.environment = environment
         self.on_line = on_line
@@ -52,11 +46,7 @@ class Nix:
         self._version: Version | None = None
 
     async def version(self) -> Version | None:
-        """Return the version of the ``nix`` command; None if it is missing, or older than 2.4.
-
-        Raises:
-            StoreError: it does not say.
-        """
+        """Return the version of ``nix``; None if it is missing, or older than 2.4, StoreError if unstated."""
         if self._version is None:
             try:
                 ended = await run_program("nix", ["--version"], self.environment, self.on_line)
@@ -67,11 +57,7 @@ class Nix:
         return self._version
 
     async def require_version(self) -> Version:
-        """Return the version of the ``nix`` command.
-
-        Raises:
-            UsageError: it is missing, or too old.
-        """
+        """Return the version of the ``nix`` command; UsageError if it is missing, or too old."""
         version = await self.version()
         if version is None:
             raise UsageError(
@@ -85,28 +71,17 @@ class Nix:
     ) -> Ended:
         """Run ``nix``, and return how it ended; a failure is no error here.
 
-        Args:
-            arguments: the command and its arguments.
-            on_line: instead of the usual one.
-            folder: to run it in; None for the current one.
+        It runs in ``folder``, or in the current one; ``on_line`` is instead of the usual one.
         """
         words = [*_FEATURES, *self._options, *arguments]
         return await run_program("nix", words, self.environment, on_line or self.on_line, folder=folder)
 
     async def ask(self, *arguments: str, folder: Path | None = None) -> bytes:
-        """Run ``nix``, and return its standard output.
-
-        Raises:
-            StoreError: it failed.
-        """
+        """Run ``nix``, and return its standard output; StoreError if it failed."""
         return _check(await self.attempt(*arguments, folder=folder), f"nix {arguments[0]}")
 
     async def ask_old(self, program: str, *arguments: str, on_line: OnLine | None = None) -> bytes:
-        """Run one of the older programs, such as ``nix-store``, and return its standard output.
-
-        Raises:
-            StoreError: it failed.
-        """
+        """Run an older program, such as ``nix-store``, and return its output; StoreError if it failed."""
         words = [*self._options, *arguments]
         ended = await run_program(program, words, self.environment, on_line or self.on_line)
         return _check(ended, f"{program} {arguments[0]}")

@@ -17,15 +17,10 @@ _WILDCARDS: Final = "*?["
 
 @dataclass(frozen=True, slots=True)
 class Installable:
-    """How to name something to a command of Nix.
+    """How to name something to a command of Nix."""
 
-    Attributes:
-        arguments: of the command.
-        folder: to run the command in; None for the current one.
-    """
-
-    arguments: tuple[str, ...]
-    folder: Path | None = None
+    arguments: tuple[str, ...]  # of the command
+    folder: Path | None = None  # to run the command in; None for the current one
 
 
 NameForBuild = Callable[[expression.Path], Installable | None]
@@ -34,71 +29,46 @@ NameForBuild = Callable[[expression.Path], Installable | None]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A derivation to build.
+    """A derivation to build."""
 
-    Attributes:
-        attr: name of it and of the root that it becomes: ``packages.x86_64-linux.hello``,
-            ``nixosConfigurations.web``, or an attribute path in a file.
-        drv_path: of the derivation, which is in the store.
-        system: such as ``x86_64-linux``; None if not stated.
-        installable: names it to ``nix build``, so that its flake's settings are read; None if impossible.
-    """
-
+    # Name of it and of the root that it becomes: ``packages.x86_64-linux.hello``,
+    # ``nixosConfigurations.web``, or an attribute path in a file.
     attr: str
-    drv_path: StorePath
-    system: str | None
+    drv_path: StorePath  # of the derivation, which is in the store
+    system: str | None  # such as ``x86_64-linux``; None if not stated
+    # Names it to ``nix build``, so that its flake's settings are read; None if impossible.
     installable: Installable | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NotBuilt:
-    """What is not built, and why.
+    """What is not built, and why."""
 
-    Attributes:
-        attr: an output, or a whole set of them.
-        reason: one line; Nix's own messages were shown.
-        is_set: whether it is a set whose outputs are unknown.
-    """
-
-    attr: str
-    reason: str
-    is_set: bool = False
+    attr: str  # an output, or a whole set of them
+    reason: str  # one line; Nix's own messages were shown
+    is_set: bool = False  # whether it is a set whose outputs are unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What to build, and what not.
+    """What to build, and what not."""
 
-    Attributes:
-        outputs: to build.
-        failures: what should be built, but cannot be evaluated.
-        left_out: what this machine need not build, such as for other systems.
-    """
-
-    outputs: tuple[Output, ...]
-    failures: tuple[NotBuilt, ...]
-    left_out: tuple[NotBuilt, ...] = ()
+    outputs: tuple[Output, ...]  # to build
+    failures: tuple[NotBuilt, ...]  # what should be built, but cannot be evaluated
+    left_out: tuple[NotBuilt, ...] = ()  # what this machine need not build, such as for other systems
 
 
 @dataclass(frozen=True, slots=True)
 class OutputKind:
-    """A set of outputs that flakes have by convention.
+    """A set of outputs that flakes have by convention."""
 
-    Attributes:
-        name: of the attribute.
-        rest: path from one of its attributes to the derivation.
-        is_by_system: whether there is a set per system in between.
-        former: older attribute that a flake may have instead: one derivation per system.
-        is_configuration: whether each is a whole system's or user's, which may be for another machine.
-        os: second part of its systems, such as ``darwin``; empty for any.
-    """
-
-    name: str
-    rest: expression.Path = ()
-    is_by_system: bool = False
-    former: str = ""
+    name: str  # of the attribute
+    rest: expression.Path = ()  # path from one of its attributes to the derivation
+    is_by_system: bool = False  # whether there is a set per system in between
+    former: str = ""  # older attribute that a flake may have instead: one derivation per system
+    # Whether each is a whole system's or user's, which may be for another machine.
     is_configuration: bool = False
-    os: str = ""
+    os: str = ""  # second part of its systems, such as ``darwin``; empty for any
 
     @property
     def at_once(self) -> int:
@@ -134,25 +104,15 @@ SYSTEM_PLACES: Final[tuple[expression.Path, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class OutputSet:
-    """A set of attributes that Nix can be asked about.
+    """A set of attributes that Nix can be asked about."""
 
-    Attributes:
-        asked: what to ask Nix for.
-        path: of the set; empty for a file.
-        kind: of its attributes.
-        inner: path to the set from ``asked``.
-        is_wanted: whether an attribute that cannot be evaluated is a failure.
-        pattern: of paths within it; None for the user's patterns.
-        name_for_build: see ``NameForBuild``; None for a file.
-    """
-
-    asked: Installable
-    path: expression.Path
-    kind: OutputKind
-    inner: expression.Path = ()
-    is_wanted: bool = True
-    pattern: str | None = None
-    name_for_build: NameForBuild | None = None
+    asked: Installable  # what to ask Nix for
+    path: expression.Path  # of the set; empty for a file
+    kind: OutputKind  # of its attributes
+    inner: expression.Path = ()  # path to the set from ``asked``
+    is_wanted: bool = True  # whether an attribute that cannot be evaluated is a failure
+    pattern: str | None = None  # of paths within it; None for the user's patterns
+    name_for_build: NameForBuild | None = None  # see ``NameForBuild``; None for a file
 
     @property
     def is_deep(self) -> bool:

@@ -29,25 +29,15 @@ _COUNT = re.compile(r"[0-9]{1,20}")
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """A valid path's metadata in its store.
+    """A valid path's metadata in its store."""
 
-    Attributes:
-        store_path: the object.
-        nar_hash: sha256 of its NAR.
-        nar_size: bytes in its NAR.
-        references: base names, possibly its own among them.
-        deriver: base name of the derivation that built it; None if unknown.
-        sigs: its signatures, as far as they can be read.
-        ca: its content address, as in narinfos.
-    """
-
-    store_path: StorePath
-    nar_hash: NixHash
-    nar_size: int
-    references: tuple[str, ...] = ()
-    deriver: str | None = None
-    sigs: tuple[Signature, ...] = ()
-    ca: str | None = None
+    store_path: StorePath  # the object
+    nar_hash: NixHash  # sha256 of its NAR
+    nar_size: int  # bytes in its NAR
+    references: tuple[str, ...] = ()  # base names, possibly its own among them
+    deriver: str | None = None  # base name of the derivation that built it; None if unknown
+    sigs: tuple[Signature, ...] = ()  # its signatures, as far as they can be read
+    ca: str | None = None  # its content address, as in narinfos
 
 
 PathInfos = dict[StorePath, PathInfo | None]
@@ -55,15 +45,7 @@ PathInfos = dict[StorePath, PathInfo | None]
 
 
 def parse_path_infos(content: bytes, store_dir: str) -> PathInfos:
-    """Read what ``nix path-info --json`` printed.
-
-    Args:
-        content: its standard output.
-        store_dir: that all paths must be in.
-
-    Raises:
-        FormatError: an unknown format, or a path in another store.
-    """
+    """Read what ``nix path-info --json`` printed; FormatError for an unknown format, or another store."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -82,10 +64,7 @@ def parse_registrations(content: bytes, store_dir: str) -> PathInfos:
     """Read what ``nix-store --dump-db PATH…`` printed, which lists valid paths only.
 
     For each path, one per line: the path, the hash in base 16, the size, the deriver or nothing, the number
-    of references, and these.
-
-    Raises:
-        FormatError: something else, or a path in another store.
+    of references, and these. Raises FormatError for something else, or a path in another store.
     """
     infos: PathInfos = {}
     with within("nix-store --dump-db"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nixcache_oci.clients.local_store.child_environment import child_environment
+from nixcache_oci.clients.local_store.environment import child_environment
 from nixcache_oci.errors import StoreError, UsageError
 
 OnLine = Callable[[str], None]
@@ -34,17 +34,11 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a program ended.
+    """How a program ended."""
 
-    Attributes:
-        status: 0 for success; below 0 for the signal that ended it.
-        stdout: all of its standard output.
-        reason: its last error message, in one line.
-    """
-
-    status: int
-    stdout: bytes
-    reason: str
+    status: int  # 0 for success; below 0 for the signal that ended it
+    stdout: bytes  # all of its standard output
+    reason: str  # its last error message, in one line
 
 
 async def run_program(

@@ -1,13 +1,15 @@
-"""The Nix store of this machine: what it holds, and where its files are."""
+"""The Nix store of this machine: what it holds, where its files are, and which store path a path leads to."""
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
+from urllib.parse import parse_qs, urlsplit
 
-from nixcache_oci.clients.local_store.location import find_real_store_dir, find_store_path
 from nixcache_oci.clients.local_store.nix_program import Nix, Version
 from nixcache_oci.clients.local_store.nix_settings import SETTINGS_COMMAND, ask_settings
 from nixcache_oci.clients.local_store.path_info import (
@@ -16,11 +18,84 @@ from nixcache_oci.clients.local_store.path_info import (
     parse_path_infos,
     parse_registrations,
 )
-from nixcache_oci.errors import StoreError
+from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci.document import get_text, parse_object, within
 from nixcache_oci.wording import counted
+
+_LOCAL_KINDS: Final = ("auto", "daemon", "local", "local-overlay", "unix")
+_MOST_LINKS: Final = 40
+
+
+def find_real_store_dir(store: str, store_dir: str, environment: Mapping[str, str]) -> Path:
+    """Return the folder of the store objects: the store dir itself, except for a chroot store.
+
+    ``store`` is Nix's setting, in any spelling: ``auto``, ``/root``, ``local?root=/root``, ``local:///root``,
+    ``unix://…``. Raises UsageError if it is not on this machine. Source: Nix manual, "Store types".
+    """
+    url = urlsplit(store)
+    settings = parse_qs(url.query.replace("+", "%2B"))
+    kind = url.scheme or url.path
+    is_folder = (not url.scheme and "/" in url.path) or (url.scheme == "local" and url.path != "")
+    if kind not in _LOCAL_KINDS and not is_folder:
+        raise UsageError(f"store {store}: its files are not on this machine; run this where they are")
+    if "real" in settings:
+        return Path(settings["real"][-1]).absolute()
+    root = settings["root"][-1] if "root" in settings else url.path if is_folder else None
+    if kind == "auto" and root is None and not Path(store_dir).exists():
+        root = _find_own_root(environment)
+    return Path(store_dir) if root is None else Path(root).absolute() / store_dir.lstrip("/")
+
+
+def find_store_path(path: str, store_dir: str, real_store_dir: Path) -> StorePath:
+    """Return the store object that a path is, is inside, or links to; UsageError if it is not in the store.
+
+    Raises FormatError if what it leads to is not named like a store object.
+    """
+    for step in follow_links(path):
+        for folder in (store_dir, str(real_store_dir)):
+            if step.startswith(f"{folder}/"):
+                base_name = step.removeprefix(f"{folder}/").split("/")[0]
+                return StorePath.from_base_name(base_name, store_dir)
+    raise UsageError(
+        f"{path}: not in the store {store_dir}; give a store path, or a link to one, such as ./result"
+    )
+
+
+def follow_links(path: str) -> Iterator[str]:
+    """Yield the absolute path, then what each link makes of it; UsageError for a missing part."""
+    step: str | None = os.path.abspath(path)  # noqa: PTH100 - pathlib has nothing that only works on the text
+    for _ in range(_MOST_LINKS):
+        if step is None:
+            return
+        yield step
+        step = _follow_first_link(step)
+
+
+def _follow_first_link(path: str) -> str | None:
+    """Replace the first symbolic link in a path; None without links, UsageError for a missing part."""
+    parts = Path(path).parts
+    for number in range(2, len(parts) + 1):
+        part = Path(*parts[:number])
+        try:
+            is_link = stat.S_ISLNK(part.lstat().st_mode)
+            target = part.readlink() if is_link else None
+        except OSError as error:
+            # As nix build writes an output of a flake.
+            hint = "; publish takes a flake, and --attr narrows it to an output" if "#" in path else ""
+            raise UsageError(f"{path}: {error.strerror}{hint}") from None
+        if target is not None:
+            return os.path.abspath(part.parent.joinpath(target, *parts[number:]))  # noqa: PTH100 - as above
+    return None
+
+
+def _find_own_root(environment: Mapping[str, str]) -> str | None:
+    """Find the chroot store that Nix makes for a user without rights to /nix and without a daemon."""
+    data = environment.get("XDG_DATA_HOME") or f"{environment.get('HOME', '')}/.local/share"
+    root = f"{data}/nix/root"
+    return root if Path(root).is_dir() else None
+
 
 PathLike = StorePath | str | Path
 
@@ -30,25 +105,17 @@ _JSON_FORMATS: Final = (2, 33, 0)
 
 @dataclass(frozen=True, slots=True)
 class LocalStore:
-    """A store whose files are on this machine.
+    """A store whose files are on this machine."""
 
-    Attributes:
-        nix: to ask.
-        store_dir: such as ``/nix/store``.
-        real_store_dir: folder of its files, which differs for a chroot store.
-    """
-
-    nix: Nix
-    store_dir: str
-    real_store_dir: Path
+    nix: Nix  # to ask
+    store_dir: str  # such as ``/nix/store``
+    real_store_dir: Path  # folder of its files, which differs for a chroot store
 
     @classmethod
     async def open(cls, nix: Nix) -> Self:
-        """Ask Nix which store it works on.
+        """Ask Nix which store it works on; StoreError if Nix failed.
 
-        Raises:
-            UsageError: there is no Nix, or the store is on another machine.
-            StoreError: Nix failed.
+        Raises UsageError if there is no Nix, or the store is on another machine.
         """
         version = await nix.version()
         if version is None:
@@ -68,11 +135,8 @@ class LocalStore:
     async def resolve(self, paths: Iterable[PathLike]) -> list[StorePath]:
         """Return the store objects that paths lead to, each once, in order; they need not be valid.
 
-        Args:
-            paths: of store objects, of files inside them, or of links to them, such as ./result.
-
-        Raises:
-            UsageError: one does not lead into the store.
+        Paths are those of store objects, of files inside them, or of links to them, such as ./result. Raises
+        UsageError if one does not lead into the store.
         """
         found = await asyncio.to_thread(
             lambda: [find_store_path(str(path), self.store_dir, self.real_store_dir) for path in paths]
@@ -80,11 +144,9 @@ class LocalStore:
         return list(dict.fromkeys(found))
 
     async def closure(self, paths: Iterable[PathLike]) -> list[PathInfo]:
-        """Describe the closure of paths, references first; ``paths`` are as for ``resolve``.
+        """Describe the closure of paths, references first; ``paths`` and errors are as for ``resolve``.
 
-        Raises:
-            UsageError: one does not lead into the store.
-            StoreError: one is not valid, or Nix failed.
+        Raises StoreError if one is not valid, or Nix failed.
         """
         return await self._describe(paths, is_recursive=True)
 
@@ -101,11 +163,7 @@ class LocalStore:
         return found
 
     async def verify_exists(self, paths: Iterable[StorePath]) -> None:
-        """Check that the store holds these paths.
-
-        Raises:
-            StoreError: it does not; names one of them, and what to do.
-        """
+        """Check that the store holds these paths; StoreError, with what to do, if it does not."""
         invalid = await self.find_invalid(paths)
         if invalid:
             more = f" (nor {counted(len(invalid) - 1, 'other')})" if len(invalid) > 1 else ""

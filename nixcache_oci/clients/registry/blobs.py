@@ -40,14 +40,10 @@ _SIZES_KNOWN = 4_096
 
 
 class Downloads:
-    """The blobs of one repository.
+    """The blobs of one repository, whose URL is ``base``: ``https://ghcr.io/v2/owner/name/nix-cache``.
 
-    Args:
-        transport: to the registry.
-        base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
-        pushed: digests that were just pushed, though the registry may not see them yet.
-
-    Methods raise RegistryError, and NotFoundError if there is no such blob.
+    A registry may not see digests in ``pushed`` yet. Methods raise RegistryError, and NotFoundError if there
+    is no such blob.
     """
 
     def __init__(self, transport: Transport, base: str, pushed: BoundedCache[str, None]) -> None:
@@ -147,7 +143,6 @@ class Downloads:
             accepts=accepts,
             is_expected=str(digest) in self._pushed,
             may_be_absent=True,
-            may_lead_away=method != "HEAD",
             is_blob=method != "HEAD",
         )
 
@@ -210,17 +205,9 @@ class SessionsAhead:
 async def push_blob(
     transport: Transport, base: str, digest: Digest, body: Body, ahead: SessionsAhead | None = None
 ) -> None:
-    """Store a blob.
+    """Store a blob; RegistryError if the registry did not accept it.
 
-    Args:
-        transport: to the registry.
-        base: URL of the repository, ``https://ghcr.io/v2/owner/name/nix-cache``.
-        digest: of the bytes.
-        body: the bytes, read again for every try.
-        ahead: may have a session for the first try.
-
-    Raises:
-        RegistryError: the registry did not accept it.
+    The body is read again for every try; ``ahead`` may have a session for the first one.
     """
     operation = f"push blob {digest}"
     opening = _opening(operation, base)

@@ -23,8 +23,7 @@ from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.transport import Call, Transport
-from nixcache_oci.clients.removal import UntaggedVersion
-from nixcache_oci.clients.repository import BlobStream, StoredManifest
+from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
@@ -159,9 +158,7 @@ class Registry:
     async def delete_manifest(self, digest: Digest) -> None:
         """Delete a manifest and its tags; its blobs go when the registry collects garbage.
 
-        Raises:
-            NotFoundError: there is no such manifest.
-            RegistryError: the registry does not delete it.
+        Raises NotFoundError if there is no such manifest; RegistryError if the registry does not delete it.
         """
         call = Call(
             f"delete manifest {digest}",
@@ -257,9 +254,8 @@ class Registry:
 class RegistryRemover:
     """Deletes manifests at any registry but GitHub's; implements ``Remover``.
 
-    Args:
-        registry: a separate client, which asks for the right to delete: a token service may refuse such a
-            request as a whole, which must not affect pushing. Closed with this.
+    Its registry is a separate client, which asks for the right to delete: a token service may refuse such a
+    request as a whole, which must not affect pushing. Closed with this.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -296,11 +292,7 @@ def _read_manifest(answer: BufferedReply, asked: Digest | None) -> StoredManifes
 
 
 def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str], BufferedReply]:
-    """Read one page, of at most ``room`` bytes and ``most`` tags; returns its tags and the answer itself.
-
-    Raises:
-        HttpError: it is too large, or no list of tags.
-    """
+    """Read one page, of at most ``room`` bytes and ``most`` tags; HttpError if it is larger, or no list."""
     if len(answer.body) > room:
         raise _unusable(answer, f"the list has over {_MOST_TAG_BYTES} bytes", is_final=True)
     # Counted before parsing, which cannot be interrupted.
@@ -313,11 +305,7 @@ def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str
 
 
 def parse_tags(body: bytes) -> list[str]:
-    """Read the tags of one page.
-
-    Raises:
-        FormatError: this is no list of tags.
-    """
+    """Read the tags of one page; FormatError if this is no list of tags."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

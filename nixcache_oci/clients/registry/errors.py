@@ -13,59 +13,41 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
-from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, is_github, is_loopback
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, find_enterprise, is_github
 from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, HttpError, parse_error
 from nixcache_oci.clients.http.retry import GiveUp, is_rate_limit
 from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.oci.reference import is_loopback
 from nixcache_oci.wording import counted
 
 _DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _NO_ROOM: Final = frozenset({HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.INSUFFICIENT_STORAGE})
 _NO_ROOM_WORDS: Final = ("quota", "billing", "storage limit", "spending limit", "no space left")
 _NO_PUSHING: Final = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
-_ENTERPRISE: Final = "containers."  # in front of an enterprise's own host name
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a request was made for.
+    """What a request was made for."""
 
-    Attributes:
-        host: of the registry, ``host[:port]``.
-        repository: its name within the registry.
-        push: whether pushing was wanted.
-        source: of the credentials; None for anonymous.
-    """
-
-    host: str
-    repository: str
-    push: bool
-    source: str | None
+    host: str  # of the registry, ``host[:port]``
+    repository: str  # its name within the registry
+    push: bool  # whether pushing was wanted
+    source: str | None  # of the credentials; None for anonymous
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """A registry's error.
+    """A registry's error."""
 
-    Attributes:
-        status: of HTTP; None without an answer.
-        code: of the OCI error document, or an empty string.
-        message: its text, or an empty string.
-        size: of the request's body in bytes, or None.
-        is_about_token: whether the token service answered.
-        is_elsewhere: whether a server that the registry redirected to answered.
-        is_limit: whether it is a rate limit.
-        is_manifest: whether the body is a manifest or index, not a blob.
-    """
-
-    status: int | None
-    code: str = ""
-    message: str = ""
-    size: int | None = None
-    is_about_token: bool = False
-    is_elsewhere: bool = False
-    is_limit: bool = False
-    is_manifest: bool = False
+    status: int | None  # of HTTP; None without an answer
+    code: str = ""  # of the OCI error document, or an empty string
+    message: str = ""  # its text, or an empty string
+    size: int | None = None  # of the request's body in bytes, or None
+    is_about_token: bool = False  # whether the token service answered
+    is_elsewhere: bool = False  # whether a server that the registry redirected to answered
+    is_limit: bool = False  # whether it is a rate limit
+    is_manifest: bool = False  # whether the body is a manifest or index, not a blob
 
 
 def find_hint(context: RequestContext, response: ErrorResponse) -> str:
@@ -187,10 +169,7 @@ def _open(context: RequestContext) -> str:
 
 def _web(host: str) -> str:
     """Return the URL of the GitHub that a registry belongs to."""
-    name = host.partition(":")[0]
-    if name.endswith(".ghe.com"):
-        return f"https://{name.removeprefix(_ENTERPRISE)}"
-    return "https://github.com"
+    return f"https://{find_enterprise(host.partition(':')[0]) or 'github.com'}"
 
 
 def _set_credentials(context: RequestContext) -> str:
@@ -220,21 +199,13 @@ _ABSENT = frozenset({"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UN
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """Turns failures into the errors that callers see.
+    """Turns failures into the errors that callers see."""
 
-    Attributes:
-        host: of the registry, ``host[:port]``.
-        name: of the repository, for people.
-        push: whether pushing was wanted.
-        plain_http: whether the registry is reached without TLS.
-        source: returns the source of the credentials in use; None for anonymous.
-    """
-
-    host: str
-    name: str
-    push: bool
-    plain_http: bool
-    source: Callable[[], str | None]
+    host: str  # of the registry, ``host[:port]``
+    name: str  # of the repository, for people
+    push: bool  # whether pushing was wanted
+    plain_http: bool  # whether the registry is reached without TLS
+    source: Callable[[], str | None]  # returns the source of the credentials in use; None for anonymous
 
     def explain(
         self,
@@ -246,16 +217,11 @@ class Explainer:
         size: int | None = None,
         is_manifest: bool = False,
     ) -> RegistryError:
-        """Make the error for the end of an operation.
+        """Make the error for the end of an operation, such as ``get manifest cache-index``.
 
-        Args:
-            operation: such as ``get manifest cache-index``.
-            cause: of the last try.
-            end: why there is no other try.
-            may_be_absent: whether the registry may say that it has no such thing. It must do so by an error
-                document: another server's 404 does not mean that the cache is empty.
-            size: of the request's body in bytes, or None.
-            is_manifest: whether the body is a manifest.
+        If it may be absent, the registry may say that it has no such thing. It must do so by an error
+        document: another server's 404 does not mean that the cache is empty. ``size`` is the request body's,
+        in bytes.
         """
         failure = cause.failure
         status = failure.status
@@ -305,13 +271,7 @@ class Explainer:
 def find_tls_hint(host: str, status: int | None, body: bytes, reason: str = "") -> str:
     """Give a hint if a registry that was asked without TLS seems to want it; otherwise empty.
 
-    Servers differ: some answer 400 with a message, some answer in TLS, some hang up.
-
-    Args:
-        host: of the registry, ``host[:port]``.
-        status: of its answer; None without one.
-        body: of its answer.
-        reason: why there was none.
+    Servers differ: some answer 400 with a message, some answer in TLS, some hang up, for this ``reason``.
     """
     if status == HTTPStatus.BAD_REQUEST and any(word in body.lower() for word in _TLS_WORDS):
         return f"it speaks TLS: write https://{host}"

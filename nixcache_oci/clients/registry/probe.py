@@ -34,24 +34,17 @@ _CANCELLED: Final = frozenset({HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """A registry's answer to a request without credentials.
+    """A registry's answer to a request without credentials."""
 
-    Attributes:
-        clock_ahead: seconds that its clock is ahead of ours; None if it sends no time.
-        challenges: of WWW-Authenticate.
-        is_public: whether it answered from a public address.
-    """
-
-    clock_ahead: float | None
-    challenges: tuple[Challenge, ...]
-    is_public: bool
+    clock_ahead: float | None  # seconds that its clock is ahead of ours; None if it sends no time
+    challenges: tuple[Challenge, ...]  # of WWW-Authenticate
+    is_public: bool  # whether it answered from a public address
 
 
 async def greet(reference: RegistryReference) -> Greeting:
     """Ask whether this is a registry, without credentials (OCI distribution specification, end-1).
 
-    Raises:
-        RegistryError: nothing answers, or something else does; temporary unless it names its own remedy.
+    Raises RegistryError if nothing answers, or something else does; temporary unless it names its own remedy.
     """
     http = HttpClient(document_timeouts(_SECONDS))
     try:
@@ -116,8 +109,7 @@ async def find_token_error(
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:
     """Open an upload and cancel it; False if that failed, and the registry will drop it later.
 
-    Raises:
-        RegistryError: pushing is refused; says what to do.
+    Raises RegistryError, with what to do, if pushing is refused.
     """
     base = f"{reference.base_url}/v2/{reference.repository}"
     opening = Call("open an upload", "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)

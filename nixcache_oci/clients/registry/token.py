@@ -7,7 +7,6 @@ Sources: distribution, "Token Authentication Specification" and "Oauth2 Token Au
 """
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,12 +18,7 @@ from urllib.parse import urlencode
 
 from yarl import URL
 
-from nixcache_oci.clients.credentials import (
-    TOKEN_FILE_VARIABLE,
-    Credentials,
-    CredentialSource,
-    may_receive,
-)
+from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource, may_receive
 from nixcache_oci.clients.http.client import HttpRequest
 from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
 from nixcache_oci.clients.http.reply import BufferedReply
@@ -32,6 +26,7 @@ from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import is_temporary
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
+from nixcache_oci.oci.document import read_json
 from nixcache_oci.oci.reference import RegistryReference
 
 Ask: TypeAlias = Callable[[HttpRequest, str | None], Awaitable[BufferedReply]]
@@ -54,27 +49,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the registry.
+    """A token of the registry."""
 
-    Attributes:
-        value: never shown.
-        expires: when it stops being used, in seconds of the monotonic clock.
-    """
-
-    value: str = field(repr=False)
-    expires: float
+    value: str = field(repr=False)  # never shown
+    expires: float  # when it stops being used, in seconds of the monotonic clock
 
 
 class Authorizer:
-    """Provides the Authorization for one repository and scope.
-
-    Args:
-        ask: sends a request with an Authorization, and reads the answer.
-        reference: of the repository.
-        credentials: their source, or None for anonymous.
-        push: whether the scope includes pushing.
-        delete: whether it includes deleting too.
-    """
+    """Provides the Authorization for one repository and scope; ``ask`` sends a request for a token."""
 
     def __init__(
         self,
@@ -112,11 +94,7 @@ class Authorizer:
         return self._fetch is not None
 
     async def get(self) -> str | None:
-        """Return the value of Authorization; None until the registry asked for one.
-
-        Raises:
-            HttpError: the token service issued none.
-        """
+        """Return the value of Authorization; None until the registry asked, HttpError for want of a token."""
         if self._challenge is None:
             return None
         if self._challenge.scheme == "basic":
@@ -130,15 +108,12 @@ class Authorizer:
         return f"Bearer {token.value}"
 
     async def renew(self, refused: str | None, challenges: Sequence[Challenge], *, is_guarded: bool) -> bool:
-        """Learn from a 401, and tell whether the same request is worth a retry.
+        """Learn from a 401, and tell whether the same request is worth a retry; HttpError if no token came.
 
         Args:
             refused: the request's Authorization.
             challenges: of the answer.
             is_guarded: whether it came from a public address, so that what it names must be public, too.
-
-        Raises:
-            HttpError: the token service issued no new token.
         """
         bearer = next(
             (each for each in challenges if each.scheme == "bearer" and "realm" in each.parameters), None
@@ -218,11 +193,7 @@ class Authorizer:
             return await self._request_anonymously(realm, credentials, denial)
 
     def _withhold(self, credentials: Credentials, realm: URL) -> None:
-        """Continue without credentials that a token service must not receive; warns once.
-
-        Raises:
-            HttpError: pushing needs credentials.
-        """
+        """Continue without credentials that a token service must not receive; HttpError when pushing."""
         reason = f"names the token service {realm.origin()}, which {credentials.source} is not sent to"
         if self._push:
             text = f"it {reason}; for a registry like this set {TOKEN_FILE_VARIABLE}"
@@ -245,11 +216,7 @@ class Authorizer:
         return token
 
     async def _request_anonymously(self, realm: URL, credentials: Credentials, denial: HttpError) -> Token:
-        """Read without credentials for some minutes, after they were refused.
-
-        Raises:
-            HttpError: anonymous reading is not allowed.
-        """
+        """Read without credentials for some minutes, after they were refused; HttpError if refused too."""
         try:
             token = await self._request_token(realm, None)
         except HttpError as second:
@@ -321,22 +288,13 @@ def _is_denial(cause: HttpError) -> bool:
 
 
 def _parse_token(answer: BufferedReply, started: float) -> Token:
-    """Read the token service's answer.
-
-    Raises:
-        HttpError: it holds no token; its text repeats nothing of the answer.
-    """
-    try:
-        document = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        document = None
+    """Read the token service's answer; HttpError, which repeats nothing of it, if it holds no token."""
+    document = read_json(answer.body)
     if isinstance(document, dict):
         value = document.get("token") or document.get("access_token")
         if isinstance(value, str) and _USABLE_TOKEN.fullmatch(value):
             return Token(value, started + _usable_seconds(document.get("expires_in")))
-    raise HttpError(
-        Failure(answer.status), "the token service's answer holds no token", is_about_token=True
-    ) from None
+    raise HttpError(Failure(answer.status), "the token service's answer holds no token", is_about_token=True)
 
 
 def _usable_seconds(expires_in: object) -> float:

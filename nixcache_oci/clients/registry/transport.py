@@ -1,12 +1,20 @@
-"""Sends calls to the registry: with authorization, retries and explained errors."""
+"""Sends calls to the registry: with authorization, retries, explained errors, and connections opened early.
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+A registry that keeps its blobs elsewhere redirects requests for them. The last redirect tells where to; the
+two round trips of a new connection there (TCP, TLS) overlap with asking the registry for a token and for the
+redirect. A request that waits for a token which another one asked for also needs a second connection to the
+registry: the open one is busy with the token.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from aiohttp.connector import Connection
 from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
@@ -18,66 +26,101 @@ from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
 from nixcache_oci.clients.registry.errors import Explainer
-from nixcache_oci.clients.registry.preconnect import Preconnect, Storage
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
 
+# An origin, and whether it must be at a public address.
+Target: TypeAlias = tuple[URL, bool]
+Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None]]
 _TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
-
 T = TypeVar("T")
+
+
+class Preconnect:
+    """At most one connection to each origin on the way of one request, which will probably go to ``targets``.
+
+    ``connect`` returns None if there is nothing to open ahead; ``last`` is where the request went last.
+    """
+
+    def __init__(self, targets: Iterable[Target], connect: Connect) -> None:
+        self.last: Target | None = None
+        self._connecting = {target: asyncio.create_task(connect(*target)) for target in targets}
+
+    async def arrive(self, origin: URL, is_guarded: bool) -> None:
+        """Wait until the connection to an origin, if any, is ready; HttpError if it could not be opened."""
+        self.last = origin, is_guarded
+        connecting = self._connecting.get(self.last)
+        if connecting is not None:
+            with translated():
+                _give_back(await connecting)
+
+    def end(self) -> None:
+        """Cancel connections that are still being opened."""
+        for connecting in self._connecting.values():
+            connecting.cancel()
+            connecting.add_done_callback(_give_back_from)
+
+
+class Storage:
+    """Remembers where a registry keeps its blobs, from its last redirect."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._target: Target | None = None
+
+    @contextmanager
+    def preconnect(self, registry: URL, *, is_waiting: bool) -> Iterator[Preconnect]:
+        """Open connections while a request for a blob is made.
+
+        One to the registry, too, if the request is waiting for a token that another one asked for.
+        """
+        targets = {(registry, False)} if is_waiting else set()
+        if self._target is not None:
+            targets.add(self._target)
+        preconnect = Preconnect(targets, self._connect)
+        try:
+            yield preconnect
+        finally:
+            preconnect.end()
+        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry else None
+
+
+def _give_back(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.release()
+
+
+def _give_back_from(connecting: asyncio.Task[Connection | None]) -> None:
+    if not connecting.cancelled() and connecting.exception() is None:
+        _give_back(connecting.result())
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to the registry, as ``HttpRequest``, and what its answers mean.
+    """One request to the registry, as ``HttpRequest``, and what its answers mean."""
 
-    Attributes:
-        operation: for people, such as ``get manifest cache-index``.
-        method: of HTTP.
-        url: encoded.
-        headers: without Authorization.
-        body: or None.
-        follows: whether redirects are followed.
-        accepts: statuses that are success; all others are failures.
-        is_expected: whether the thing is known to exist, so that 404 is retried.
-        is_verified: whether the body matches the digest that it is sent with.
-        may_be_absent: whether 404 may become NotFoundError.
-        may_lead_away: whether the registry may redirect it to its storage.
-        is_guarded: whether the URL must lead to a public address, because a public server named it.
-        is_blob: whether it is for a blob's bytes, whose head may take longer.
-    """
-
-    operation: str
+    operation: str  # for people, such as ``get manifest cache-index``
     method: str
-    url: URL
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: URL  # encoded
+    headers: Mapping[str, str] = field(default_factory=dict)  # without Authorization
     body: Body | None = None
-    follows: bool = True
-    accepts: frozenset[int] = _GOOD
-    is_expected: bool = False
-    is_verified: bool = False
-    may_be_absent: bool = False
-    may_lead_away: bool = False
+    follows: bool = True  # whether redirects are followed
+    accepts: frozenset[int] = _GOOD  # statuses that are success; all others are failures
+    is_expected: bool = False  # whether the thing is known to exist, so that 404 is retried
+    is_verified: bool = False  # whether the body matches the digest that it is sent with
+    may_be_absent: bool = False  # whether 404 may become NotFoundError
+    # Whether the URL must lead to a public address, because a public server named it.
     is_guarded: bool = False
+    # Whether it is for a blob's bytes: the registry may redirect it to its storage, whose head takes longer.
     is_blob: bool = False
 
 
 class Transport:
-    """Sends calls to one repository of a registry.
-
-    Args:
-        reference: of the repository.
-        credentials: their source, or None for anonymous.
-        push: whether to ask for the right to push.
-        delete: whether to ask for the right to delete.
-        policy: for retries.
-        stall_seconds: how long a connection may make no progress.
-        is_public: tells whether an IP address is public.
-    """
+    """Sends calls to one repository of a registry; arguments are as for ``Registry``."""
 
     def __init__(
         self,
@@ -96,13 +139,7 @@ class Transport:
         self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
         self._blob_limits = blob_timeouts(stall_seconds)
         self._storage = Storage(self._http.connect)
-        self._tokens = Authorizer(
-            self._ask_token_service,
-            reference,
-            credentials,
-            push=push,
-            delete=delete,
-        )
+        self._tokens = Authorizer(self._ask_token_service, reference, credentials, push=push, delete=delete)
         self._explainer = Explainer(
             reference.host, str(reference), push, reference.plain_http, lambda: self._tokens.source
         )
@@ -113,23 +150,13 @@ class Transport:
         await self._http.close()
 
     async def fetch(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
-        """Send a call, with retries, and read at most ``limit`` bytes of its answer.
-
-        Raises:
-            RegistryError: no try succeeded.
-        """
+        """Send a call, with retries, and read at most ``limit`` bytes; RegistryError if no try succeeded."""
         return await self.fetch_parsed(call, limit, lambda answer: answer)
 
     async def fetch_parsed(self, call: Call, limit: int, parse: Callable[[BufferedReply], T]) -> T:
-        """Send a call, with retries, and parse its answer; an unusable answer is a failed try.
+        """Send a call, with retries, and parse its answer; RegistryError if no try succeeded.
 
-        Args:
-            call: to send.
-            limit: most bytes of the answer to read.
-            parse: of the answer; raises HttpError if it is unusable.
-
-        Raises:
-            RegistryError: no try succeeded.
+        An unusable answer, for which ``parse`` raises HttpError, is a failed try.
         """
         tries = self.tries()
         while True:
@@ -144,11 +171,7 @@ class Transport:
                     raise self.explain(call, cause, end) from None  # the reason is in its text
 
     async def open(self, call: Call) -> Reply:
-        """Send a call, with retries; the caller reads and closes the reply.
-
-        Raises:
-            RegistryError: no try succeeded.
-        """
+        """Send a call, with retries; the caller closes the reply. RegistryError if no try succeeded."""
         tries = self.tries()
         while True:
             try:
@@ -182,11 +205,7 @@ class Transport:
         return RegistryError(text, status=status, is_temporary=is_temporary)
 
     async def fetch_once(self, call: Call, limit: int = ERROR_LIMIT) -> BufferedReply:
-        """Send a call once, and read its answer.
-
-        Raises:
-            HttpError: it failed.
-        """
+        """Send a call once, and read its answer; HttpError if it failed."""
         with translated():
             return await (await self._send(call)).take(limit)
 
@@ -199,13 +218,9 @@ class Transport:
         raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
     async def _send_authorized(self, call: Call) -> Reply:
-        """Send with the current token, and once more with a new one if the registry asks for it.
-
-        Raises:
-            HttpError: no answer came, or no token was issued.
-        """
+        """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
         ahead: AbstractContextManager[Preconnect | None] = nullcontext()
-        if call.may_lead_away:
+        if call.is_blob:
             ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()

@@ -49,11 +49,7 @@ def is_named_by_hash(path: str, query: str) -> bool:
 
 
 class UrlSigner:
-    """Makes and checks the MACs of URLs.
-
-    Args:
-        secret: at least 32 bytes that no client knows.
-    """
+    """Makes and checks the MACs of URLs, with at least 32 bytes that no client knows."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -61,24 +57,15 @@ class UrlSigner:
     def sign(self, key: str, path: str, query: str) -> str:
         """Return the path below ``upstream/<key>/`` for clients.
 
-        Args:
-            key: the upstream's key.
-            path: below the upstream's base URL, as on the wire, without a leading slash.
-            query: as on the wire, without the question mark.
+        ``path`` is below the upstream's base URL, without a leading slash; both it and the query are as on
+        the wire.
         """
         return f"mac-{self._mac(key, path, query)}/{path}"
 
     def named_path(self, key: str, path: str, query: str, *, has_password: bool) -> str:
-        """Return which path of the upstream a client asks for.
+        """Return which path of the upstream a client asks for; FormatError if no narinfo named it.
 
-        Args:
-            key: the upstream's key.
-            path: after ``upstream/<key>/``, as on the wire.
-            query: as on the wire, without the question mark.
-            has_password: whether the upstream is asked with credentials.
-
-        Raises:
-            FormatError: no narinfo named it.
+        ``path`` is what follows ``upstream/<key>/``; both it and the query are as on the wire.
         """
         first, _, rest = path.partition("/")
         if match := _SEGMENT.fullmatch(first):
@@ -149,14 +136,10 @@ class NarMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One HTTP binary cache; made by ``parse_upstream``.
+    """One HTTP binary cache; made by ``parse_upstream``."""
 
-    Attributes:
-        base: URL without credentials; its path ends in a slash.
-        authorization: value of the Authorization header, or empty; never shown.
-    """
-
-    base: URL
+    base: URL  # URL without credentials; its path ends in a slash
+    # Value of the Authorization header, or empty; never shown.
     authorization: str = field(default="", repr=False)
 
     def __str__(self) -> str:
@@ -176,11 +159,7 @@ class Upstream:
 
 
 def parse_upstream(text: str) -> Upstream:
-    """Read ``http[s]://[user:password@]host[:port][/path]``.
-
-    Raises:
-        UsageError: anything else; without credentials in its text.
-    """
+    """Read ``http[s]://[user:password@]host[:port][/path]``; UsageError, without secrets, for all else."""
     shown = repr(f"…@{text.rpartition('@')[2]}" if "@" in text else text)[:_MOST_SHOWN_CHARACTERS]
     if _REFUSED_IN_BASE.search(text):
         raise UsageError(f"upstream {shown}: a query, fragment, space or backslash does not belong there")
@@ -206,16 +185,10 @@ def origin(url: URL) -> tuple[str, str | None, int | None]:
 
 
 def nar_url(upstream: Upstream, path: str, query: str = "") -> URL:
-    """Return the URL of a NAR below the base URL.
+    """Return the URL of a NAR, whose path and query are as on the wire (percent-encoded), below the base URL.
 
-    Args:
-        upstream: that has it.
-        path: relative to the base, as on the wire (percent-encoded), without a leading slash.
-        query: as on the wire, without the question mark.
-
-    Raises:
-        FormatError: some server may read the path as one that leaves the base: decoded once or more, it has
-            an empty, ``.`` or ``..`` segment, another slash, a backslash or a control character.
+    Raises FormatError if some server may read the path as one that leaves the base: decoded once or more, it
+    has an empty, ``.`` or ``..`` segment, another slash, a backslash or a control character.
     """
     if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
         raise FormatError(f"NAR URL: {path[:200]!r} is not a plain relative path")
@@ -239,10 +212,7 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSign
 
     A URL below the upstream's base becomes ``upstream/<key>/mac-…/<path>``, relative to us, in mode stream,
     and absolute in mode direct. An upstream with credentials is always streamed, because clients have none.
-    An absolute URL elsewhere is kept.
-
-    Raises:
-        FormatError: the URL is not followed: another scheme, or a path that leaves the base.
+    An absolute URL elsewhere is kept. Raises FormatError for another scheme, or a path that leaves the base.
     """
     relative = below_base(narinfo.url, upstream)
     if relative is None:
@@ -256,11 +226,7 @@ def rewrite(narinfo: NarInfo, upstream: Upstream, mode: NarMode, signer: UrlSign
 
 
 def below_base(text: str, upstream: Upstream) -> str | None:
-    """Return a URL's path and query relative to the base, or None if it is elsewhere.
-
-    Raises:
-        FormatError: the URL is not followed.
-    """
+    """Return what of a URL is below the base, None if it is elsewhere; FormatError for a bad URL."""
     if not _SCHEME.match(text):
         return text
     if not _WEB_URL.match(text):

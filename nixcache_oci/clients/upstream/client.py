@@ -31,11 +31,7 @@ from nixcache_oci.clients.upstream.address import (
     rewrite,
 )
 from nixcache_oci.clients.upstream.nar_client import NarClient
-from nixcache_oci.clients.upstream.nar_stream import (
-    ABSENT_STATUSES,
-    NarHead,
-    NarStream,
-)
+from nixcache_oci.clients.upstream.nar_stream import ABSENT_STATUSES, NarHead, NarStream
 from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
@@ -144,15 +140,8 @@ class Upstreams:
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo, and rewrite its URL for our clients.
 
-        Args:
-            hash_part: of the store path.
-            via: the proxies that the request came through.
-
-        Returns:
-            what was found, or None if every upstream said that it has none, or this is a loop.
-
-        Raises:
-            UpstreamError: none has it, and at least one could not say.
+        None if every upstream said that it has none, or the proxies that the request came ``via`` make a
+        loop. Raises UpstreamError if none has it, and at least one could not say.
         """
         if self.is_loop(via):
             return None
@@ -219,14 +208,7 @@ class Upstreams:
             task.exception()  # retrieved; it is already counted
 
     def open_nar(
-        self,
-        key: str,
-        path: str,
-        query: str = "",
-        *,
-        start: int = 0,
-        end: int | None = None,
-        via: Chain = (),
+        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None, via: Chain = ()
     ) -> AbstractAsyncContextManager[NarStream]:
         """Open a NAR as ``NarClient.open`` does."""
         self._refuse_loop(via)
@@ -288,11 +270,7 @@ class Upstreams:
 
 
 async def read_narinfo(upstream: Upstream, reply: Reply) -> bytes:
-    """Read and close a small answer, and undo its content coding.
-
-    Raises:
-        UpstreamError: it is too large, or not in the coding that its head names.
-    """
+    """Read and close a small answer, and undo its content coding; UpstreamError if it is unusable."""
     coding = reply.headers.get("Content-Encoding", "")
     body = bytearray()
     received = 0

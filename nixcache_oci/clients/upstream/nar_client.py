@@ -31,17 +31,7 @@ _T = TypeVar("_T")
 
 
 class NarClient:
-    """Opens NARs.
-
-    Args:
-        http: connections to all upstreams.
-        peers: the configured upstreams by their keys.
-        former: recent ones that are no longer configured.
-        signer: checks URLs.
-        nar_seconds: limit for a NAR's head, and for its first byte.
-        stall_seconds: limit for each later read.
-        resume_pause_seconds: wait before the first resume.
-    """
+    """Opens NARs at the configured upstreams and at former ones, by key; limits as of ``Upstreams``."""
 
     def __init__(
         self,
@@ -64,27 +54,13 @@ class NarClient:
 
     @asynccontextmanager
     async def open(
-        self,
-        key: str,
-        path: str,
-        query: str,
-        *,
-        start: int,
-        end: int | None,
-        headers: Mapping[str, str],
+        self, key: str, path: str, query: str, *, start: int, end: int | None, headers: Mapping[str, str]
     ) -> AsyncIterator[NarStream]:
         """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
 
         A stream that breaks off is resumed if the upstream supports that. An upstream that cannot send parts
-        sends the whole NAR: see the head's ``status``.
-
-        Args:
-            key: the upstream's key.
-            path: after ``upstream/<key>/`` in a client's URL, as on the wire (percent-encoded).
-            query: as on the wire, without the question mark.
-            start: offset of the first byte.
-            end: offset after the last byte.
-            headers: further request headers.
+        sends the whole NAR: see the head's ``status``. ``path`` is what follows ``upstream/<key>/`` in a
+        client's URL; both it and the query are as on the wire.
 
         Raises:
             UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
@@ -150,8 +126,7 @@ class NarClient:
     def _locate(self, key: str, path: str, query: str) -> Iterator[tuple[Peer, URL]]:
         """Yield where a NAR may be: at the upstream of that key, or, if that is gone, at others.
 
-        Raises:
-            UpstreamNotFoundError: no narinfo named the path.
+        Raises UpstreamNotFoundError if no narinfo named the path.
         """
         peer = self._peers.get(key)
         former = self._former.get(key)

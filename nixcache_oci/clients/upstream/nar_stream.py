@@ -30,38 +30,23 @@ _PARTIAL = 206
 
 @dataclass(frozen=True, slots=True)
 class NarHead:
-    """What an upstream says about a NAR before its bytes.
+    """What an upstream says about a NAR before its bytes."""
 
-    Attributes:
-        status: 200 for the whole NAR, even if a part was asked for; 206 for a part.
-        size: of the whole NAR in bytes; None if not stated.
-        start: offset of the first byte that follows.
-        end: offset after the last one; None if not stated.
-        accepts_ranges: whether parts can be requested.
-        validator: value for If-Range; empty without a strong one.
-        coding: Content-Encoding that is undone here, or empty; with one, size and parts are unknown.
-    """
-
-    status: int
-    size: int | None
-    start: int
-    end: int | None
-    accepts_ranges: bool
-    validator: str
-    coding: str = ""
+    status: int  # 200 for the whole NAR, even if a part was asked for; 206 for a part
+    size: int | None  # of the whole NAR in bytes; None if not stated
+    start: int  # offset of the first byte that follows
+    end: int | None  # offset after the last one; None if not stated
+    accepts_ranges: bool  # whether parts can be requested
+    validator: str  # value for If-Range; empty without a strong one
+    coding: str = ""  # Content-Encoding that is undone here, or empty; with one, size and parts are unknown
 
 
 @dataclass(frozen=True, slots=True)
 class NarStream:
-    """An open NAR, or a part of it.
+    """An open NAR, or a part of it."""
 
-    Attributes:
-        head: of the answer.
-        chunks: the bytes, unverified; raises UpstreamError if they break off.
-    """
-
-    head: NarHead
-    chunks: AsyncIterator[bytes]
+    head: NarHead  # of the answer
+    chunks: AsyncIterator[bytes]  # the bytes, unverified; raises UpstreamError if they break off
 
 
 def range_headers(start: int, end: int | None, validator: str = "") -> dict[str, str]:
@@ -77,9 +62,7 @@ def read_head(
 ) -> NarHead:
     """Read the head of an answer to a request for the bytes from ``start`` to before ``end``.
 
-    Raises:
-        UpstreamNotFoundError: no such NAR, or no such part of it.
-        UpstreamError: the answer is unusable.
+    Raises UpstreamNotFoundError if there is no such NAR or part; UpstreamError if the answer is unusable.
     """
     if status in ABSENT_STATUSES or status == _RANGE_NOT_SATISFIABLE:
         raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
@@ -135,8 +118,7 @@ async def open_part(
 ) -> tuple[Reply, NarHead]:
     """Request the bytes from ``start`` to before ``end``, as the headers say; the caller closes the reply.
 
-    Raises:
-        UpstreamError: no usable answer.
+    Raises UpstreamError for no usable answer.
     """
     reply = await ask(http, upstream, "GET", url, limits, headers=headers, on_connect=on_connect)
     try:
@@ -150,11 +132,11 @@ Reopen = Callable[[int, int | None, str], Awaitable[tuple[Reply, NarHead]]]
 
 
 class NarBody:
-    """The bytes of one NAR, over as many connections as needed.
+    """The bytes of one NAR, over as many connections as needed; closes each reply.
 
     Args:
         upstream: for errors.
-        reply: the first answer; closed here.
+        reply: the first answer.
         head: of that answer.
         reopen: requests the bytes from the first to before the second offset again, if the third argument, a
             validator, still holds.
@@ -189,11 +171,7 @@ class NarBody:
         self._reply.close()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes as they arrive.
-
-        Raises:
-            UpstreamError: they broke off, and could not be resumed.
-        """
+        """Yield the bytes as they arrive; UpstreamError if they broke off, and could not be resumed."""
         is_first = True  # its wait has a limit of its own
         while True:
             began = self._clock()

@@ -21,7 +21,7 @@ from typing import Final
 
 from nixcache_oci.clients.http.forward_proxy import check_proxies
 from nixcache_oci.clients.http.url import basic_authorization
-from nixcache_oci.clients.nix_conf_files import nix_conf_folder, read_nix_conf
+from nixcache_oci.clients.local_store.nix_settings import nix_conf_folder, read_nix_conf
 from nixcache_oci.clients.upstream.address import Upstream, parse_upstream
 
 _NETRC_FILE: Final = "netrc-file"
@@ -34,14 +34,7 @@ def open_upstreams(urls: Iterable[str], environment: Mapping[str, str] = os.envi
     """Parse the URLs of upstreams, check their HTTP proxies, and add credentials from netrc files.
 
     An unreadable or malformed netrc file costs one warning: most upstreams are public, and a service may not
-    be allowed to read root's file.
-
-    Args:
-        urls: as ``parse_upstream`` takes them.
-        environment: of the process; names the files.
-
-    Raises:
-        UsageError: one of them is no URL, or needs a proxy that cannot be used.
+    be allowed to read root's file. Raises UsageError if a URL is none, or needs a proxy that cannot be used.
     """
     upstreams = [parse_upstream(url) for url in urls]
     check_proxies((upstream.base for upstream in upstreams), environment)

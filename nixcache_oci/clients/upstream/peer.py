@@ -59,11 +59,7 @@ class Breaker:
         return max(0.0, self._open_until - now)
 
     def admit(self, now: float) -> int | None:
-        """Let one request through, or not.
-
-        Returns:
-            the ticket to report its outcome with, or None: do not ask.
-        """
+        """Let one request through, and return the ticket to report its outcome with; None: do not ask."""
         if self._open_until is not None:
             if self._is_probing or now < self._open_until:
                 return None
@@ -80,11 +76,7 @@ class Breaker:
         self._is_probing = False
 
     def fail(self, ticket: int, now: float) -> bool:
-        """Note that the upstream could not be reached.
-
-        Returns:
-            whether this failure opened the breaker.
-        """
+        """Note that the upstream could not be reached; returns whether this opened the breaker."""
         if ticket != self._ticket:
             return False
         if self._is_probing:
@@ -106,43 +98,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class UpstreamHealth:
-    """How one upstream is doing.
+    """How one upstream is doing."""
 
-    Attributes:
-        url: its base URL, without credentials.
-        state: whether it is asked at the moment.
-        hits: narinfos that it had.
-        misses: narinfos that it said it lacks.
-        failures: requests without a usable answer.
-        last_error: the latest failure's text, or empty.
-        retry_seconds: until it is asked again; None if it is not waited for.
-    """
-
-    url: str
-    state: BreakerState
-    hits: int
-    misses: int
-    failures: int
-    last_error: str
-    retry_seconds: float | None
+    url: str  # its base URL, without credentials
+    state: BreakerState  # whether it is asked at the moment
+    hits: int  # narinfos that it had
+    misses: int  # narinfos that it said it lacks
+    failures: int  # requests without a usable answer
+    last_error: str  # the latest failure's text, or empty
+    retry_seconds: float | None  # until it is asked again; None if it is not waited for
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One request under way.
+    """One request under way."""
 
-    Attributes:
-        limit: its timeout.
-        answer_seconds: limit for the answer, from when the upstream was reached; None for none. Before that,
-            the connection's limits apply.
-        is_connected: whether the upstream was reached.
-        is_released: whether it was ended because another request found the upstream unreachable.
-    """
-
-    limit: asyncio.Timeout
+    limit: asyncio.Timeout  # its timeout
+    # Limit for the answer, from when the upstream was reached; None for none. Before that, the
+    # connection's limits apply.
     answer_seconds: float | None = None
-    is_connected: bool = False
-    is_released: bool = False
+    is_connected: bool = False  # whether the upstream was reached
+    is_released: bool = False  # whether it was ended because another request found the upstream unreachable
 
     def connected(self) -> None:
         """Note that the upstream was reached."""
@@ -152,12 +128,9 @@ class Attempt:
 
 
 class Peer:
-    """One upstream and its state.
+    """One upstream and its state; ``clock`` is monotonic.
 
-    Args:
-        upstream: its address.
-        clock: monotonic seconds, for the breaker.
-        probe: makes a new connection and returns once anything was answered; raises UpstreamError.
+    ``probe`` makes a new connection and returns once anything was answered; UpstreamError if nothing was.
     """
 
     def __init__(
@@ -198,15 +171,9 @@ class Peer:
         """Run one operation if the breaker admits it, and report its outcome to the breaker.
 
         A connection that cannot be made opens the breaker at once. One that was made, and broke or fell
-        silent, may be this path's fault, so a probe decides.
-
-        Args:
-            seconds: limit for the answer once the upstream was reached, or None.
-            operation: calls ``connected`` once the upstream was reached.
-
-        Raises:
-            UpstreamNotFoundError: the operation's; the upstream is well.
-            UpstreamError: the operation's, or the breaker is open.
+        silent, may be this path's fault, so a probe decides. The operation calls ``connected`` once the
+        upstream was reached; then its answer may take these seconds. UpstreamError is its own, or the breaker
+        is open.
         """
         ticket = self._breaker.admit(self._clock())
         if ticket is None:

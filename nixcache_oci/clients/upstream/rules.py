@@ -47,19 +47,10 @@ async def ask(
     headers: Mapping[str, str],
     on_connect: Callable[[], None] = lambda: None,
 ) -> Reply:
-    """Send a request without a body to an upstream, and follow redirects.
+    """Send a request without a body to an upstream, and follow redirects, to which the headers go as well.
 
-    Args:
-        http: connections.
-        upstream: to ask.
-        method: GET or HEAD.
-        url: on the upstream's own origin.
-        limits: for the answer.
-        headers: further request headers, redirects included.
-        on_connect: called when a server was reached, the upstream's own first.
-
-    Raises:
-        UpstreamError: no answer came, or a redirect was refused.
+    ``on_connect`` is called when a server was reached, the upstream's own first. Raises UpstreamError if no
+    answer came, or a redirect was refused.
     """
     with upstream_errors(upstream):
         request = HttpRequest(method, url, headers)
@@ -73,11 +64,7 @@ def uniform_timeouts(seconds: float) -> Timeouts:
 
 @contextmanager
 def upstream_errors(upstream: Upstream) -> Iterator[None]:
-    """Turn all failures of an upstream into UpstreamError, with a text that is fit for one line.
-
-    Raises:
-        UpstreamError: instead.
-    """
+    """Turn all failures of an upstream into UpstreamError, with a text that is fit for one line."""
     try:
         with translated():
             yield
@@ -101,8 +88,7 @@ def upstream_error(upstream: Upstream, error: HttpError) -> UpstreamError:
 def next_url(current: URL, location: str) -> URL:
     """Resolve one redirect; credentials in it are dropped.
 
-    Raises:
-        UpstreamError: it is no http or https URL, or leads from https to http.
+    Raises UpstreamError if it is no http or https URL, or leads from https to http.
     """
     try:
         # a signature must arrive byte for byte; only what cannot be in a request line is encoded

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
+from nixcache_oci.clients.http.forward_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.clients.local_store.nix_settings import NixSettings
 from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.checks.finding import Finding, good, skipped, warning, wrong
-from nixcache_oci.nix.http_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
 
 PROXY: Final = "proxy"

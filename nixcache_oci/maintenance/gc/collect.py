@@ -21,8 +21,7 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time, now
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.replacement import push_replacement

@@ -24,8 +24,7 @@ from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_fetch import fetch_table
 from nixcache_oci.cache.table_file import TableFile
-from nixcache_oci.clients.removal import UntaggedVersion
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Repository, UntaggedVersion
 from nixcache_oci.errors import DigestError, Error, FormatError, LimitError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc.state import (
     FormerIndex,

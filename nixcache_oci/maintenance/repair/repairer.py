@@ -9,8 +9,7 @@ from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.clients.repository import Remover, Repository
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repair_plan import (

@@ -16,10 +16,9 @@ from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import Segment, SegmentTag
-from nixcache_oci.cache.timestamp import format_time, now
+from nixcache_oci.cache.timestamp import format_time, now, other_than
 from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
-from nixcache_oci.clients.removal import Remover
-from nixcache_oci.clients.repository import Repository, has_manifest
+from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
@@ -179,7 +178,7 @@ async def _push(
         return []
     return await write_segments(
         repository,
-        replace(rewrite.header, created=created),
+        replace(rewrite.header, created=other_than(created, rewrite.source.segment.created)),
         order_by_references(rewrite.narinfos),
         await _describe_blobs(repository, rewrite),
         rewrite.records,

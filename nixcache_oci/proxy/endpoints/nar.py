@@ -4,10 +4,9 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, NARS
-from nixcache_oci.proxy.byte_range import ByteRange, parse_range
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
-from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
+from nixcache_oci.proxy.relay import ByteRange, nar_headers, parse_range, relay, send_head, wanted_range
 
 
 async def get_nar(request: web.Request) -> web.StreamResponse:

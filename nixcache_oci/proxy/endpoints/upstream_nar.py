@@ -6,10 +6,9 @@ from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.clients.upstream.nar_stream import NarHead
 from nixcache_oci.errors import UpstreamNotFoundError
 from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, UPSTREAMS
-from nixcache_oci.proxy.byte_range import ByteRange, parse_range
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
-from nixcache_oci.proxy.relay import nar_headers, relay, send_head, wanted_range
+from nixcache_oci.proxy.relay import ByteRange, nar_headers, parse_range, relay, send_head, wanted_range
 
 
 async def get_upstream_nar(request: web.Request) -> web.StreamResponse:

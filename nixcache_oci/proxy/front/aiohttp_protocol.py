@@ -90,8 +90,7 @@ class AiohttpProtocol(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer with the bare status, and close the connection.
 
-        Raises:
-            ConnectionError: a response has begun: none may follow.
+        Raises ConnectionError if a response has begun: none may follow.
         """
         del message
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -51,31 +51,19 @@ _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One connection of a client; times are those of the event loop.
+    """One connection of a client; times are those of the event loop."""
 
-    Attributes:
-        transport: None before it is connected.
-        active_at: time of the last activity.
-        head_since: when a partial head arrived, or None.
-        is_detached: whether it is the HTTP library's for good.
-        is_busy: whether a request is being answered.
-        is_full: whether the client reads too slowly.
-        is_stream: whether a NAR streams to it, or will.
-        sent_bytes: written of streamed NARs.
-        when_answered: called after a response, with whether the connection stays open.
-        when_lost: called when it is closed.
-    """
-
-    transport: asyncio.Transport | None = None
-    active_at: float = 0.0
-    head_since: float | None = None
-    is_detached: bool = False
-    is_busy: bool = False
-    is_full: bool = False
-    is_stream: bool = False
-    sent_bytes: int = 0
+    transport: asyncio.Transport | None = None  # None before it is connected
+    active_at: float = 0.0  # time of the last activity
+    head_since: float | None = None  # when a partial head arrived, or None
+    is_detached: bool = False  # whether it is the HTTP library's for good
+    is_busy: bool = False  # whether a request is being answered
+    is_full: bool = False  # whether the client reads too slowly
+    is_stream: bool = False  # whether a NAR streams to it, or will
+    sent_bytes: int = 0  # written of streamed NARs
+    # Called after a response, with whether the connection stays open.
     when_answered: Callable[[bool], None] | None = None
-    when_lost: Callable[[], object] | None = None
+    when_lost: Callable[[], object] | None = None  # called when it is closed
     held_bytes: int = 0
     unread_bytes: int = 0
     taken: int = -1

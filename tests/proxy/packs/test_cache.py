@@ -12,12 +12,14 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs import cache, memory
 from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.quarantine import Quarantine
+from nixcache_oci.proxy.packs.prefetch import Prefetch
+from nixcache_oci.proxy.verified import Quarantine
 from tests.support.process import until
 from tests.support.slow_repository import SlowRepository
 
 PACK_BYTES = 1000  # the largest one, here
 IN_FLIGHT, AHEAD = 6, 3  # so many of those
+AT_ONCE = 32
 
 
 class Bench:
@@ -29,12 +31,21 @@ class Bench:
         self.quarantine = Quarantine(lambda: self.now)
         self.counters = Counters()
         self.cache = PackCache(
-            self.repository, self.quarantine, self.counters, IN_FLIGHT * PACK_BYTES, lambda: self.now
+            self.repository,
+            self.quarantine,
+            self.counters,
+            IN_FLIGHT * PACK_BYTES,
+            AT_ONCE,
+            lambda: self.now,
         )
 
     def add(self, name: str) -> Digest:
         """Put a pack of the largest size in."""
         return self.repository.add(content_of(name))
+
+    def prefetch(self, pack: Digest) -> None:
+        """Have a pack fetched ahead."""
+        self.cache.prefetch(Prefetch(pack, is_pack=True))
 
     async def get(self, pack: Digest) -> bytes:
         """Ask for all of a pack."""
@@ -59,6 +70,8 @@ def content_of(name: str) -> bytes:
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
+    monkeypatch.setattr(memory, "_ENTRY_BYTES", 0)
+    monkeypatch.setattr(cache, "_LEAST_GUESS_BYTES", 10)
     monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.
@@ -173,8 +186,8 @@ async def test_a_failed_download_is_tried_again_when_asked(bench: Bench) -> None
 async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     """The narinfo began the download; the NAR request finds it done."""
     pack = bench.add("pack")
-    bench.cache.prefetch(pack)
-    bench.cache.prefetch(pack)
+    bench.prefetch(pack)
+    bench.prefetch(pack)
     await settle()
     assert bytes(await bench.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
@@ -188,8 +201,8 @@ async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
     assert bench.cached(pack) is None
     assert bench.repository.opened == []
     bench.repository.gate.clear()
-    bench.cache.prefetch(pack)
-    bench.cache.prefetch(wrong)
+    bench.prefetch(pack)
+    bench.prefetch(wrong)
     await settle()
     assert (bench.cached(pack), bench.cached(wrong)) == (None, None)
     bench.repository.gate.set()
@@ -200,7 +213,7 @@ async def test_at_hand_is_what_nobody_has_to_wait_for(bench: Bench) -> None:
 async def test_a_download_that_ended_before_it_began_leaves_nothing_at_hand(bench: Bench) -> None:
     """As where the proxy stops at once."""
     pack = bench.add("pack")
-    bench.cache.prefetch(pack)
+    bench.prefetch(pack)
     await bench.cache.close()
     assert bench.cached(pack) is None
 
@@ -209,7 +222,7 @@ async def test_at_hand_counts_as_read(bench: Bench) -> None:
     """It makes way for the next pack that is wanted."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
     await settle()
     assert bench.repository.opened == packs[:-1]
     assert bench.cached(packs[0]) == memoryview(content_of("pack 0"))
@@ -221,7 +234,7 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
     """While packs that were fetched ahead stay unread, no more are; reading one lets two more come."""
     packs = [bench.add(f"pack {number}") for number in range(20)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
         await settle()
     assert bench.repository.opened == packs[:AHEAD]
     await bench.get(packs[0])
@@ -233,7 +246,7 @@ async def test_a_closure_of_many_packs_is_fetched_ahead_to_its_end(bench: Bench)
     """All narinfos are asked for before the first NAR: what there was no room for then has its turn later."""
     packs = [bench.add(f"pack {number}") for number in range(10)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
     for pack in packs:
         await settle()
         assert pack in bench.repository.opened
@@ -246,7 +259,7 @@ async def test_what_nobody_came_for_in_time_is_not_fetched_any_more(bench: Bench
     """A crawl leaves names behind; the next client has other wishes."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 1)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
     await settle()
     await bench.sweep()
     assert bench.cache.used_bytes == 0
@@ -259,7 +272,7 @@ async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench
     """Guesses never make a client wait for room."""
     bench.repository.gate.clear()
     for number in range(20):
-        bench.cache.prefetch(bench.add(f"pack {number}"))
+        bench.prefetch(bench.add(f"pack {number}"))
     wanted = [bench.add("wanted"), bench.add("wanted, too")]
     clients = []
     for pack in wanted:
@@ -273,18 +286,18 @@ async def test_a_demand_always_finds_a_place_beside_what_was_fetched_ahead(bench
 async def test_what_nobody_reads_is_given_up(bench: Bench) -> None:
     """A dry run must not switch fetching ahead off for good."""
     for number in range(IN_FLIGHT):
-        bench.cache.prefetch(bench.add(f"pack {number}"))
+        bench.prefetch(bench.add(f"pack {number}"))
     await settle()
     await bench.sweep()
     later = bench.add("later")
-    bench.cache.prefetch(later)
+    bench.prefetch(later)
     await settle()
     assert bench.repository.opened[-1] == later
 
 
 async def test_a_failure_ahead_is_quiet(bench: Bench) -> None:
     """Nobody asked yet: it is logged, and no unretrieved exception is left behind."""
-    bench.cache.prefetch(Digest.of(b"nowhere"))
+    bench.prefetch(Digest.of(b"nowhere"))
     await settle()
     assert bench.cache.used_bytes == 0
 
@@ -293,7 +306,7 @@ async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) ->
     """Hundreds of narinfos lie in one pack: a registry in trouble must not be asked for each of them."""
     pack = Digest.of(content_of("late"))
     for _ in range(100):
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
         await settle()
     assert bench.repository.opened == [pack]
     # Whoever wants it now is not told of the past.
@@ -304,11 +317,11 @@ async def test_what_failed_is_not_fetched_ahead_again_and_again(bench: Bench) ->
 async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
     """Trouble passes."""
     pack = Digest.of(content_of("late"))
-    bench.cache.prefetch(pack)
+    bench.prefetch(pack)
     await settle()
     bench.add("late")
     bench.now += 60
-    bench.cache.prefetch(pack)
+    bench.prefetch(pack)
     await settle()
     assert bench.repository.opened == [pack, pack]
     assert bench.counters.packs_fetched == 1
@@ -318,14 +331,14 @@ async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(ben
     """It would cost somebody a pack that was read, and gain nothing."""
     read, ahead = bench.repository.add(b"read"), bench.repository.add(b"ahead")
     await bench.get(read)
-    bench.cache.prefetch(ahead)
+    bench.prefetch(ahead)
     await settle()
     bench.repository.gate.clear()
     wanted = [bench.add(f"wanted {number}") for number in range(IN_FLIGHT - 1)]
     clients = [asyncio.create_task(bench.get(pack)) for pack in wanted]
     await settle()
     bench.now += 5
-    bench.cache.prefetch(bench.add("one more"))
+    bench.prefetch(bench.add("one more"))
     await settle()
     assert bench.repository.opened == [read, ahead, *wanted]
     assert bytes(await bench.get(read)) == b"read"
@@ -366,7 +379,7 @@ async def test_the_same_pack_wanted_by_many_while_there_is_no_room(bench: Bench)
 async def test_closing_ends_downloads(bench: Bench) -> None:
     """Also those that nobody waits for; no task is left behind."""
     bench.repository.gate.clear()
-    bench.cache.prefetch(bench.add("ahead"))
+    bench.prefetch(bench.add("ahead"))
     client = asyncio.create_task(bench.get(bench.add("wanted")))
     await settle()
     await bench.cache.close()
@@ -381,11 +394,62 @@ async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> Non
     bench.repository.gate.clear()
     packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
     assert bench.cache.used_bytes == AHEAD * PACK_BYTES
     await settle()
     assert bench.repository.opened == packs
     assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))
+
+
+async def test_many_small_packs_begin_together(bench: Bench) -> None:
+    """One tells what the next ones may be like: 300 publishes of one path each take no 75 round trips."""
+    bench.cache._guess_bytes = 10
+    bench.repository.gate.clear()
+    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(AT_ONCE + 1)]
+    for pack in packs:
+        bench.prefetch(pack)
+    assert bench.cache.used_bytes == AT_ONCE * 10
+    bench.repository.gate.set()
+    await settle()
+    assert bench.repository.opened == packs
+
+
+async def test_packs_that_are_larger_than_the_last_one_stay_within_the_bound(bench: Bench) -> None:
+    """None of a pack is read before there is room for all of it; what finds none has its turn later."""
+    bench.cache._guess_bytes = 10
+    bench.repository.gate.clear()
+    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
+    for pack in packs:
+        bench.prefetch(pack)
+    await settle()
+    assert bench.repository.opened == packs
+    assert bench.repository.running == AHEAD
+    assert bench.cache.used_bytes == AHEAD * PACK_BYTES
+    bench.repository.gate.set()
+    await bench.get(packs[0])
+    await settle()
+    assert len(bench.repository.opened) == len(packs) + 2
+    assert all(bench.cached(pack) for pack in packs)
+    assert bench.cache.used_bytes == (AHEAD + 2) * PACK_BYTES
+
+
+async def test_who_waits_for_a_pack_that_is_larger_than_the_last_one(bench: Bench) -> None:
+    """It makes room, as for any other; and if there is none yet, the client waits for it."""
+    bench.repository.gate.clear()
+    full = [asyncio.create_task(bench.get(bench.add(f"full {number}"))) for number in range(IN_FLIGHT - 2)]
+    await settle()
+    bench.cache._guess_bytes = 10
+    larger = [bench.add(f"larger {number}") for number in range(2)]
+    for pack in larger:
+        bench.prefetch(pack)
+    clients = [asyncio.create_task(bench.get(pack)) for pack in larger]
+    more = asyncio.create_task(bench.get(bench.add("one more")))
+    await settle()
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
+    bench.repository.gate.set()
+    contents = await asyncio.wait_for(asyncio.gather(*full, *clients, more), 10)
+    assert bytes(contents[IN_FLIGHT - 2]) == content_of("larger 0")
+    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
 
 
 async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:
@@ -402,7 +466,7 @@ async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:
 async def test_a_demand_takes_the_room_of_what_was_read_before_that_of_guesses(bench: Bench) -> None:
     """What was fetched ahead is about to be asked for."""
     ahead = bench.add("ahead")
-    bench.cache.prefetch(ahead)
+    bench.prefetch(ahead)
     await settle()
     for number in range(2 * IN_FLIGHT):
         await bench.get(bench.add(f"pack {number}"))
@@ -458,7 +522,7 @@ async def test_a_part_that_does_not_lie_in_the_pack(bench: Bench, *, is_displace
 async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
     """Else a crawl would have it come again and again."""
     pack = await displaced(bench, "pack")
-    bench.cache.prefetch(pack)
+    bench.prefetch(pack)
     await settle()
     assert bench.repository.opened == []
 
@@ -466,7 +530,7 @@ async def test_what_had_to_go_is_no_guess_any_more(bench: Bench) -> None:
 async def test_memory_is_given_back(bench: Bench) -> None:
     """When a closure was read and nobody has come since; what is on its way stays."""
     await bench.get(bench.add("read"))
-    bench.cache.prefetch(bench.add("unread"))
+    bench.prefetch(bench.add("unread"))
     await settle()
     bench.repository.gate.clear()
     client = asyncio.create_task(bench.get(bench.add("on its way")))
@@ -484,7 +548,7 @@ async def test_what_went_wrong_meanwhile_is_no_guess_any_more(bench: Bench) -> N
     """It was wanted before; now it is known to be wrong."""
     packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
     for pack in packs:
-        bench.cache.prefetch(pack)
+        bench.prefetch(pack)
     await settle()
     bench.quarantine.add(packs[-2])
     await bench.get(packs[0])

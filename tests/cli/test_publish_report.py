@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nixcache_oci.cli.publish_summary import OutputRow, PublishSummary, PushedRow, render_summary
+from nixcache_oci.cli.publish_report import OutputRow, PublishSummary, PushedRow, render_summary
 
 PLAN = "2 paths: 1 upstream, 0 cached, 1 to push (1.0 KiB)"
 OUTPUTS = (OutputRow("packages.x.good", ("a-one", "b-two")), OutputRow("packages.x.bad", (), "why"))

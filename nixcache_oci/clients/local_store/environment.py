@@ -1,4 +1,7 @@
-"""Hides this process's environment block from other processes.
+"""What other processes see of our environment: the programs that are started here, and those that look at us.
+
+Foreign code can read what Nix gets: a fixed-output derivation by ``impureEnvVars``, a file by
+``builtins.getEnv``, a hook directly. So only variables that are known to be harmless are passed.
 
 ``/proc/<pid>/environ`` shows the original block, whatever the process removes later, and a build without a
 sandbox may run as the same user. So before it builds, the program restarts itself: with a block of harmless
@@ -7,13 +10,59 @@ variables, and the others in an anonymous file, which is read and closed before 
 
 import ctypes
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from nixcache_oci.clients.local_store.child_environment import is_harmless
 from nixcache_oci.errors import Error, UsageError
+
+PASS_ENV_VARIABLE: Final = "NIXCACHE_PASS_ENV"  # noqa: S105 -- the name of a variable, no secret
+
+SECRET_VARIABLES: Final = frozenset({"NIX_SIGNING_KEY", "GITHUB_TOKEN", "GH_TOKEN"})
+"""This program's own secrets; no setting passes them on."""
+
+OWN_PREFIX: Final = "NIXCACHE_"
+
+_NAMES: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TERM", "TMPDIR", "NO_COLOR"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"),
+    }
+)
+# Nix files read switches such as NIXPKGS_ALLOW_UNFREE.
+_PREFIXES: Final = ("LC_", "NIX_", "NIXPKGS_ALLOW_", "XDG_")
+_PROXIES: Final = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"})
+_SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Choose a program's environment: what is harmless, and what ``NIXCACHE_PASS_ENV`` names."""
+    passed = set(environment.get(PASS_ENV_VARIABLE, "").split())
+    return {
+        name: value
+        for name, value in environment.items()
+        if is_harmless(name) or (name in passed and may_pass(name))
+    }
+
+
+def is_harmless(name: str) -> bool:
+    """Tell whether anybody may read a variable of this name."""
+    if name in _NAMES or name.lower() in _PROXIES:
+        return True
+    return name.startswith(_PREFIXES) and _SECRET_NAME.search(name) is None
+
+
+def may_pass(name: str) -> bool:
+    """Tell whether a user may pass such a variable on: no secret or setting of this program."""
+    return name not in SECRET_VARIABLES and not name.startswith(OWN_PREFIX)
+
+
+def find_refused(names: Iterable[str]) -> str | None:
+    """Find the first of these names that may not be passed on."""
+    return next((name for name in names if not may_pass(name)), None)
+
 
 DESCRIPTOR_VARIABLE: Final = "NIXCACHE_SECRETS_FD"
 """Holds the inherited descriptor; its file has NAME=VALUE entries, each ended by a zero byte."""
@@ -27,14 +76,8 @@ _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 def hide_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return all variables of this process; afterwards its block holds no secrets.
 
-    It may restart the program instead of returning, once, which takes some 30 ms.
-
-    Args:
-        environment: that this process was started with.
-
-    Raises:
-        UsageError: the inherited descriptor cannot be read.
-        Error: the program cannot be restarted.
+    It may restart the program instead of returning, once, which takes some 30 ms. Raises UsageError if the
+    inherited descriptor cannot be read; Error if the program cannot be restarted.
     """
     handed = environment.get(DESCRIPTOR_VARIABLE)
     if handed is None:

@@ -1,0 +1,169 @@
+"""Which tables may list a store path: one sorted list over all of them, so that no look-up walks the tables.
+
+A value is the first 48 bits of a row's key, then the slot of its table: 8 bytes a path. The list is cut into
+pieces of some hundred values, however hash parts are distributed, since a registry may choose them. It is
+immutable: an update makes anew only pieces in which rows come or go, and shares all others.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from typing import Final
+
+from nixcache_oci.cache.table import KEY_BITS
+from nixcache_oci.cache.table_file import TableFile
+
+_VALUE_BITS: Final = 64
+_SLOT_BITS: Final = 16  # several times ``MAX_SEGMENTS``
+_SLOT: Final = (1 << _SLOT_BITS) - 1
+_DROPPED_BITS: Final = KEY_BITS + _SLOT_BITS - _VALUE_BITS
+_PIECE_VALUES: Final = 256
+_MOST_PIECE_VALUES: Final = 2 * _PIECE_VALUES
+# On average; fewer are left only where most tables went, and then all pieces are made anew.
+_FEWEST_PIECE_VALUES: Final = 32
+# What is done in one step takes about a quarter of a millisecond.
+_STEP_ROWS: Final = 2000
+_STEP_SORTED: Final = 1024
+
+
+class MergedKeys:
+    """The keys of all tables; ``MergedKeys()`` has none.
+
+    Attributes:
+        files: each table at its slot; None where a slot is free. Empty tables have none.
+    """
+
+    def __init__(self) -> None:
+        self.files: tuple[TableFile | None, ...] = ()
+        self._pieces = [array("Q")]
+        # A piece holds the values from its start up to the next one's.
+        self._starts = array("Q", [0])
+
+    @classmethod
+    def of(cls, files: Iterable[TableFile]) -> "MergedKeys":
+        """Merge tables at once."""
+        merged = cls()
+        for _ in merged._update(files):
+            pass
+        return merged
+
+    def updated(self, files: Iterable[TableFile]) -> "Generator[None, None, MergedKeys]":
+        """Merge these tables instead; in short steps, between which others get their turn."""
+        files = list(files)
+        updated = MergedKeys()
+        if len(self._pieces) <= 1 + sum(file.count for file in files) // _FEWEST_PIECE_VALUES:
+            updated.files, updated._pieces, updated._starts = self.files, self._pieces[:], self._starts[:]
+        yield from updated._update(files)
+        return updated
+
+    def slots(self, key: int) -> list[int]:
+        """Return the slots of all tables that list this ``row_key``; one in a billion others, too."""
+        least = key >> _DROPPED_BITS << _SLOT_BITS
+        most = least | _SLOT
+        found: list[int] = []
+        for number in range(bisect_right(self._starts, least) - 1, len(self._pieces)):
+            piece = self._pieces[number]
+            for at in range(bisect_left(piece, least), len(piece)):
+                value = piece[at]
+                if value > most:
+                    return found
+                found.append(value & _SLOT)
+        return found
+
+    def _update(self, files: Iterable[TableFile]) -> Iterator[None]:
+        gone, new = self._assign_slots(files)
+        changes: dict[int, array[int]] = defaultdict(lambda: array("Q"))
+        for slot, file in gone.items():
+            for values in _values(file, slot):
+                for number, _ in self._cut(values):
+                    changes[number].extend(())
+                yield
+        for slot, file in new.items():
+            for values in _values(file, slot):
+                for number, part in self._cut(values):
+                    changes[number].extend(part)
+                yield
+        for number in sorted(changes, reverse=True):  # backwards: the numbers before stay
+            merged = [changes.pop(number)]
+            kept = [value for value in self._pieces[number] if value & _SLOT not in gone]
+            if kept:
+                merged[0] = array("Q", kept) + merged[0]
+            yield from self._replace(number, merged)
+        if not self._pieces:
+            self._pieces, self._starts = [array("Q")], array("Q", [0])
+        self._starts[0] = 0
+
+    def _assign_slots(self, files: Iterable[TableFile]) -> tuple[dict[int, TableFile], dict[int, TableFile]]:
+        """Return the tables that go, and those that come, by slot."""
+        added = {id(file): file for file in files if file.count}
+        gone = {
+            slot: file
+            for slot, file in enumerate(self.files)
+            if file is not None and added.pop(id(file), None) is None
+        }
+        slots = [None if slot in gone else file for slot, file in enumerate(self.files)]
+        free = [slot for slot, file in enumerate(slots) if file is None]
+        slots += [None] * (len(added) - len(free))
+        new = dict(zip((*free, *range(len(self.files), len(slots))), added.values(), strict=False))
+        for slot, file in new.items():
+            slots[slot] = file
+        self.files = tuple(slots)
+        return gone, new
+
+    def _cut(self, values: "array[int]") -> "Iterator[tuple[int, array[int]]]":
+        """Cut ascending values where pieces start, and number them by piece."""
+        start = 0
+        while start < len(values):
+            number = bisect_right(self._starts, values[start]) - 1
+            part = values[start : bisect_left(values, self._end(number), start)]
+            yield number, part
+            start += len(part)
+
+    def _end(self, number: int) -> int:
+        return self._starts[number + 1] if number + 1 < len(self._starts) else 1 << _VALUE_BITS
+
+    def _replace(self, number: int, values: "list[array[int]]") -> Iterator[None]:
+        """Replace a piece by one or more with these values, which are taken out of their list."""
+        start = self._starts[number]
+        made = []
+        for piece in _sort(values, start, (self._end(number) - start).bit_length()):
+            if piece:
+                made.append(piece)
+            yield
+        self._pieces[number : number + 1] = made
+        self._starts[number : number + 1] = array("Q", [piece[0] for piece in made])
+
+
+def _values(file: TableFile, slot: int) -> "Iterator[array[int]]":
+    for start in range(0, file.count, _STEP_ROWS):
+        keys = file.keys[start : start + _STEP_ROWS].tolist()
+        yield array("Q", [key >> _DROPPED_BITS << _SLOT_BITS | slot for key in keys])
+
+
+def _sort(given: "list[array[int]]", low: int, bits: int) -> "Iterator[array[int]]":
+    """Sort values into pieces, each once, by their leading bits first; an empty one ends a step, too.
+
+    Args:
+        given: the values, in a list that is emptied, so that their memory is free when they are distributed.
+        low: the least that they may be.
+        bits: of the greatest, less ``low``.
+    """
+    values = given.pop()
+    if not bits:
+        values = values[:1]  # all the same
+    if len(values) <= _STEP_SORTED:
+        ordered = list(dict.fromkeys(sorted(values)))  # mostly in order already
+        size = -(-len(ordered) // -(-len(ordered) // _MOST_PIECE_VALUES)) if ordered else 1
+        for start in range(0, len(ordered), size):
+            yield array("Q", ordered[start : start + size])
+        return
+    shift = max(0, bits - (len(values) // _PIECE_VALUES).bit_length())
+    parts = [[array("Q")] for _ in range(1 << (bits - shift))]
+    for start in range(0, len(values), _STEP_ROWS):
+        for value in values[start : start + _STEP_ROWS]:
+            parts[(value - low) >> shift][0].append(value)
+        yield array("Q")
+    del values
+    for number, part in enumerate(parts):
+        yield from _sort(part, low + (number << shift), shift)
