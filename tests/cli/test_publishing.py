@@ -48,9 +48,9 @@ def test_merging_can_be_left_to_gc(
     """By a flag or a setting; the flag wins."""
     parser = argparse.ArgumentParser()
     parser.set_defaults(quiet=False)
-    load_verb("push").add_parser(parser.add_subparsers())
+    load_verb("push").add_arguments(parser)
     named = {"HOME": "/nowhere", "NIXCACHE_REPO": "o/n", "NIXCACHE_REGISTRY": "registry.example"}
-    settings = publish_settings(parser.parse_args(["push", *flags, "/nix/store/x"]), {**named, **environment})
+    settings = publish_settings(Values({**named, **environment}, parser.parse_args([*flags, "/nix/store/x"])))
     assert settings.options.is_merging is is_merging
 
 
