@@ -100,7 +100,8 @@ class MergedKeys:
             if file is not None and added.pop(id(file), None) is None
         }
         slots = [None if slot in gone else file for slot, file in enumerate(self.files)]
-        free = [slot for slot, file in enumerate(slots) if file is None]
+        # Not those of tables that go now: while pieces change, a slot must say which of the two it is.
+        free = [slot for slot, file in enumerate(self.files) if file is None]
         slots += [None] * (len(added) - len(free))
         new = dict(zip((*free, *range(len(self.files), len(slots))), added.values(), strict=False))
         for slot, file in new.items():

@@ -27,6 +27,14 @@ KEYS = [SecretKey.generate(f"key-{number}") for number in range(6)]
 # Alike in 9 characters, which the list holds; in 10, of which it holds some; in 12, as many as a key has.
 STARTS = ("", "0" * 9, "0" * 10, "0" * 12, "z" * 12)
 HASH_PARTS = sorted({HashPart((start + letter * 32)[:32]) for start in STARTS for letter in "01az"})
+SMALL = {
+    "_FEWEST_PIECE_VALUES": 1,
+    "_MOST_PIECE_VALUES": 4,
+    "_PIECE_VALUES": 2,
+    "_ROUND_ROWS": 9,
+    "_STEP_ROWS": 3,
+    "_STEP_SORTED": 4,
+}
 HEAD = render_table(Table(TableHeader(CREATED)))
 
 
