@@ -8,7 +8,7 @@ immutable: an update makes anew only pieces in which rows come or go, and shares
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from typing import Final
 
 from nixcache_oci.cache.table import KEY_BITS
@@ -22,6 +22,8 @@ _PIECE_VALUES: Final = 256
 _MOST_PIECE_VALUES: Final = 2 * _PIECE_VALUES
 # On average; fewer are left only where most tables went, and then all pieces are made anew.
 _FEWEST_PIECE_VALUES: Final = 32
+# Rows that are moved at a time, if hash parts are evenly distributed: 512 KiB.
+_ROUND_ROWS: Final = 65536
 # What is done in one step takes about a quarter of a millisecond.
 _STEP_ROWS: Final = 2000
 _STEP_SORTED: Final = 1024
@@ -73,26 +75,21 @@ class MergedKeys:
 
     def _update(self, files: Iterable[TableFile]) -> Iterator[None]:
         gone, new = self._assign_slots(files)
-        changes: dict[int, array[int]] = defaultdict(lambda: array("Q"))
-        for slot, file in gone.items():
-            for values in _values(file, slot):
-                for number, _ in self._cut(values):
-                    changes[number].extend(())
+        moves = [*((slot, file, False) for slot, file in gone.items())]
+        moves += ((slot, file, True) for slot, file in new.items())
+        bits = (sum(file.count for _, file, _ in moves) // _ROUND_ROWS).bit_length()
+        # A part of the key space at a time, so that little memory is needed for what is on its way.
+        for number in reversed(range(1 << bits)):
+            keys = range(number << (KEY_BITS - bits), (number + 1) << (KEY_BITS - bits))
+            changes: dict[int, array[int]] = defaultdict(lambda: array("Q"))
+            for slot, file, is_new in moves:
                 yield
-        for slot, file in new.items():
-            for values in _values(file, slot):
-                for number, part in self._cut(values):
-                    changes[number].extend(part)
-                yield
-        for number in sorted(changes, reverse=True):  # backwards: the numbers before stay
-            merged = [changes.pop(number)]
-            kept = [value for value in self._pieces[number] if value & _SLOT not in gone]
-            if kept:
-                merged[0] = array("Q", kept) + merged[0]
-            yield from self._replace(number, merged)
-        if not self._pieces:
-            self._pieces, self._starts = [array("Q")], array("Q", [0])
-        self._starts[0] = 0
+                for values in _values(file, slot, keys):
+                    for piece, part in self._cut(values):
+                        changes[piece].extend(part if is_new else ())
+                    yield
+            for piece in sorted(changes, reverse=True):  # backwards: the numbers before stay
+                yield from self._replace(piece, changes.pop(piece), gone)
 
     def _assign_slots(self, files: Iterable[TableFile]) -> tuple[dict[int, TableFile], dict[int, TableFile]]:
         """Return the tables that go, and those that come, by slot."""
@@ -103,7 +100,8 @@ class MergedKeys:
             if file is not None and added.pop(id(file), None) is None
         }
         slots = [None if slot in gone else file for slot, file in enumerate(self.files)]
-        free = [slot for slot, file in enumerate(slots) if file is None]
+        # Not those of tables that go now: while pieces change, a slot must say which of the two it is.
+        free = [slot for slot, file in enumerate(self.files) if file is None]
         slots += [None] * (len(added) - len(free))
         new = dict(zip((*free, *range(len(self.files), len(slots))), added.values(), strict=False))
         for slot, file in new.items():
@@ -123,33 +121,38 @@ class MergedKeys:
     def _end(self, number: int) -> int:
         return self._starts[number + 1] if number + 1 < len(self._starts) else 1 << _VALUE_BITS
 
-    def _replace(self, number: int, values: "list[array[int]]") -> Iterator[None]:
-        """Replace a piece by one or more with these values, which are taken out of their list."""
+    def _replace(self, number: int, added: "array[int]", gone: Container[int]) -> Iterator[None]:
+        """Replace a piece by one or more."""
+        kept = [value for value in self._pieces[number] if value & _SLOT not in gone]
         start = self._starts[number]
         made = []
-        for piece in _sort(values, start, (self._end(number) - start).bit_length()):
+        for piece in _sort(array("Q", kept) + added, start, (self._end(number) - start).bit_length()):
             if piece:
                 made.append(piece)
             yield
+        if not made and not number:
+            made = [array("Q")]  # the first piece stays, for it begins at 0
         self._pieces[number : number + 1] = made
-        self._starts[number : number + 1] = array("Q", [piece[0] for piece in made])
+        self._starts[number : number + 1] = array(
+            "Q", [start, *(piece[0] for piece in made[1:])][: len(made)]
+        )
 
 
-def _values(file: TableFile, slot: int) -> "Iterator[array[int]]":
-    for start in range(0, file.count, _STEP_ROWS):
-        keys = file.keys[start : start + _STEP_ROWS].tolist()
-        yield array("Q", [key >> _DROPPED_BITS << _SLOT_BITS | slot for key in keys])
+def _values(file: TableFile, slot: int, keys: range) -> "Iterator[array[int]]":
+    start, end = (bisect_left(file.keys, key) for key in (keys.start, keys.stop))
+    for first in range(start, end, _STEP_ROWS):
+        some = file.keys[first : min(first + _STEP_ROWS, end)].tolist()
+        yield array("Q", [key >> _DROPPED_BITS << _SLOT_BITS | slot for key in some])
 
 
-def _sort(given: "list[array[int]]", low: int, bits: int) -> "Iterator[array[int]]":
+def _sort(values: "array[int]", low: int, bits: int) -> "Iterator[array[int]]":
     """Sort values into pieces, each once, by their leading bits first; an empty one ends a step, too.
 
     Args:
-        given: the values, in a list that is emptied, so that their memory is free when they are distributed.
+        values: to sort.
         low: the least that they may be.
         bits: of the greatest, less ``low``.
     """
-    values = given.pop()
     if not bits:
         values = values[:1]  # all the same
     if len(values) <= _STEP_SORTED:
@@ -159,11 +162,10 @@ def _sort(given: "list[array[int]]", low: int, bits: int) -> "Iterator[array[int
             yield array("Q", ordered[start : start + size])
         return
     shift = max(0, bits - (len(values) // _PIECE_VALUES).bit_length())
-    parts = [[array("Q")] for _ in range(1 << (bits - shift))]
+    parts = [array("Q") for _ in range(1 << (bits - shift))]
     for start in range(0, len(values), _STEP_ROWS):
         for value in values[start : start + _STEP_ROWS]:
-            parts[(value - low) >> shift][0].append(value)
+            parts[(value - low) >> shift].append(value)
         yield array("Q")
-    del values
     for number, part in enumerate(parts):
         yield from _sort(part, low + (number << shift), shift)

@@ -36,7 +36,7 @@ _MEANINGS = {
     "keep": "reached by a root or pin, or too young to judge",
     "lift": "needed again: the mark is taken off",
     "wait": "marked or unlisted, and not old enough for the next step",
-    "condemn": "not needed: marked, and still served until the grace is over",
+    "condemn": "not needed, or merged: marked, and still served until the grace is over",
     "rewrite": "more than half is not needed: the rest moves to a new segment",
     "merge": "many of one size become one",
     "unlist": "marked for the whole grace: leaves the index",

@@ -24,6 +24,8 @@ from nixcache_oci.oci.digest import Digest
 MAX_UNMERGED: Final = 16
 """Small segments that are left alone; the publish of one more merges."""
 _TURNS: Final = 8
+# From here on every publish merges: that of the turn may have been killed, or seen fewer.
+_TOO_MANY: Final = 28
 MOST_LEFT: Final = MAX_UNMERGED // 2
 """Small segments beside the merged one."""
 # Of paths: a larger one is gc's business, which has the time.
@@ -45,9 +47,9 @@ def find_small(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def is_due(small: Sequence[Segment], mine: Iterable[Segment]) -> bool:
-    """Tell whether it is this publish's turn: that of the 17th small segment, then of every eighth.
+    """Tell whether it is this publish's turn: that of the 17th small segment, the 25th, any after the 28th.
 
-    So four publishers at once do not all merge the same, and one that fails is not asked again at once.
+    So four publishers at once do not all merge the same.
 
     Args:
         small: from ``find_small``.
@@ -55,7 +57,7 @@ def is_due(small: Sequence[Segment], mine: Iterable[Segment]) -> bool:
     """
     manifests = {one.manifest for one in mine}
     ranks = range(MAX_UNMERGED, len(small), _TURNS)
-    return any(small[rank].manifest in manifests for rank in ranks)
+    return len(small) > _TOO_MANY or any(small[rank].manifest in manifests for rank in ranks)
 
 
 def choose_merged(small: Sequence[Segment], table_bytes: Mapping[Digest, int]) -> list[Segment]:

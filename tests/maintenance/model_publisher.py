@@ -26,6 +26,7 @@ from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.merge_plan import find_small
 from nixcache_oci.publisher.merger import Merger
 from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.served import Reader
@@ -191,11 +192,13 @@ async def collect(
     return prepared.plan, collected
 
 
-async def merge(repository: Repository, clock: Clock) -> None:
-    """Merge as a publisher does, whatever its turn."""
+async def merge(repository: Repository, clock: Clock, unmerged: int = 0) -> None:
+    """Merge as a publisher does, where more small segments than these are listed."""
     folder = IndexFolder(NOWHERE, "a model")
     merger = Merger(repository, folder, SegmentOptions(), SILENT, clock, no_sleep)
-    await merger.merge(await read_listing(repository))
+    listing = await read_listing(repository)
+    if len(find_small(listing.without_taken_in().segments)) > unmerged:
+        await merger.merge(listing)
 
 
 def sweep_blobs(storage: ModelStorage) -> None:

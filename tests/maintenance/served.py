@@ -40,6 +40,7 @@ class View:
     runs: frozenset[str]
     listed: int
     condemned: int
+    unmerged: int
     index_bytes: int
     tables: dict[str, int]
 
@@ -78,7 +79,7 @@ class Reader:
         served: dict[str, frozenset[str]] = {}
         good: set[str] = set()
         runs: set[str] = set()
-        condemned = 0
+        condemned = unmerged = 0
         tables: dict[str, int] = {}
         for digest, notes in listed.items():
             is_condemned = "dev.nixcache.condemned" in notes
@@ -90,6 +91,7 @@ class Reader:
                 self._check(entry)  # older readers see what was taken in, too
             if digest in taken_in:
                 continue
+            unmerged += not is_condemned
             tables[notes["dev.nixcache.table"]] = len(self._blob(notes["dev.nixcache.table"]))
             runs |= self._runs_of(notes["dev.nixcache.table"])
             for entry in self.entries(notes["dev.nixcache.table"]):
@@ -97,7 +99,7 @@ class Reader:
                 if not is_condemned:
                     good.add(entry.base_name)
         size = len(self._storage.manifests.get(self._storage.tags.get("cache-index", Digest.of(b"")), b""))
-        return View(served, frozenset(good), frozenset(runs), len(listed), condemned, size, tables)
+        return View(served, frozenset(good), frozenset(runs), len(listed), condemned, unmerged, size, tables)
 
     def sizes(self) -> int:
         """Bytes of all blobs and manifests."""

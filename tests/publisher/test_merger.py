@@ -15,7 +15,7 @@ from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
-from nixcache_oci.publisher import merge_plan
+from nixcache_oci.publisher import merge_plan, merger
 from nixcache_oci.publisher.draft import Published
 from nixcache_oci.publisher.merger import Merger
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, merge, push_things, sweep_blobs
@@ -170,8 +170,8 @@ def test_a_merge_that_fails_is_a_warning(step: str) -> None:
         told = Told()
         repository = ModelRepository(storage, fail)
         folder = IndexFolder(NOWHERE, "a model")
-        merger = Merger(repository, folder, SegmentOptions(), told, sleep=no_sleep)
-        await merger.follow(Published(segments=listing.segments, listing=listing))
+        failing = Merger(repository, folder, SegmentOptions(), told, sleep=no_sleep)
+        await failing.follow(Published(segments=listing.segments, listing=listing))
         return told, listing
 
     told, listing = asyncio.run(run())
@@ -181,6 +181,15 @@ def test_a_merge_that_fails_is_a_warning(step: str) -> None:
     )
     assert_nothing_is_lost(storage)
     assert len(listing.segments) == len(THINGS)
+
+
+def test_an_index_that_is_nearly_full_is_left_to_gc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merged segment whose tag were found, and which no index had space for, would stop every publish."""
+    storage = published()
+    manifests = dict(storage.manifests)
+    monkeypatch.setattr(merger, "MAX_INDEX_BYTES", merger._SPACE_IN_INDEX + 5000)
+    asyncio.run(begin_merge(ModelRepository(storage, nothing)))
+    assert storage.manifests == manifests
 
 
 def test_records_keep_their_time_and_order() -> None:
