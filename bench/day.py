@@ -343,5 +343,5 @@ class _Comparison:
 def _count_live(segments: Iterable[Segment]) -> int:
     """Count segments that are neither condemned nor taken in by another one."""
     live = [segment for segment in segments if segment.condemned is None]
-    merged = {manifest for segment in live for manifest in getattr(segment, "merges", ())}
+    merged = {manifest for segment in live for manifest in segment.merges}
     return sum(segment.manifest not in merged for segment in live)

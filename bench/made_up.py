@@ -130,6 +130,7 @@ async def publish(
                 for root in roots
             ]
             published = await publisher.publish(plan, records)
+            await publisher.merge(published)
     finally:
         await client.close()
     if published.failed:
