@@ -115,7 +115,7 @@ async def publish(
                 store,
                 IndexFolder(folder, client.name),
                 Upstreams([]),
-                PublishOptions(keys=(key,)),
+                PublishOptions(keys=(key,), is_merging=True),
                 SILENT,
             )
             plan = await publisher.plan([root.store_path for root in roots])
