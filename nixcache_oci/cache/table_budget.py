@@ -8,7 +8,7 @@ from nixcache_oci.errors import LimitError
 MAX_ALL_TABLES_BYTES: Final = 2 * 1024**3
 """Inflated, on disk: four million narinfos of 500 bytes. During a refresh, old and new tables exist."""
 MAX_ENTRIES: Final = 4_000_000
-"""Narinfos. Each takes a byte of memory, and 12 on disk for look-ups; the smallest has 50."""
+"""Narinfos. Each takes 10 bytes of memory, and 12 on disk for look-ups; the smallest has 50."""
 
 
 class TableBudget:

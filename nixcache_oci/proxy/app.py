@@ -44,8 +44,8 @@ from nixcache_oci.proxy.verified import Quarantine
 _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
-# What may wait for long, so that it takes no connection of those that are kept for fast requests.
-_NARS: Final = ("/nar/", "/upstream/")
+# Others may wait for long, and must not take the connections that are kept for these.
+_FAST: Final = (_HEALTH, ".narinfo")
 _SWEEP_SECONDS: Final = 2.0
 # For so many NARs that may stream, one more blob may be on its way before a client asks.
 _SHARE_AHEAD: Final = 4
@@ -162,8 +162,8 @@ def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Resp
 @web.middleware
 async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
     protocol = request.protocol
-    if isinstance(protocol, AiohttpProtocol) and not protocol.begin() and request.path.startswith(_NARS):
-        # Nix asks for a NAR again if its connection is cut. At a 404 it would build.
+    if isinstance(protocol, AiohttpProtocol) and not protocol.begin() and not request.path.endswith(_FAST):
+        # Nix asks for a NAR again if its connection is cut; at a 404 it would build.
         protocol.connection.cut()
         raise ConnectionResetError("too many requests are being answered")
     return await handler(request)
