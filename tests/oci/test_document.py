@@ -19,11 +19,11 @@ def test_round_trip(document: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-    *(b"", b"[]", b"null", b"7", b'"text"', b'{"a":1} {}', b"{'a':1}", b'{"a":NaN}'),
-    *(b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1e999}', b'{"a":"\xff"}'),
-    *(b'\xef\xbb\xbf{"a":1}', '{"a":1}'.encode("utf-16"), b'{"a":' + b"9" * 5000 + b"}"),
-    *(b'{"a":' * 200_000 + b"1" + b"}" * 200_000, b'{"a":' + b"[" * 200_000),
-],
+        *(b"", b"[]", b"null", b"7", b'"text"', b'{"a":1} {}', b"{'a':1}", b'{"a":NaN}'),
+        *(b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1e999}', b'{"a":"\xff"}'),
+        *(b'\xef\xbb\xbf{"a":1}', '{"a":1}'.encode("utf-16"), b'{"a":' + b"9" * 5000 + b"}"),
+        *(b'{"a":' * 200_000 + b"1" + b"}" * 200_000, b'{"a":' + b"[" * 200_000),
+    ],
     ids=lambda content: content[:20],
 )
 def test_no_document(content: bytes) -> None:

@@ -128,17 +128,17 @@ def test_stated_media_type(stated: str, says_so: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "stated"),
     [
-    ({"mediaType": media_type.IMAGE_INDEX}, media_type.IMAGE_MANIFEST),
-    ({"mediaType": media_type.IMAGE_MANIFEST}, media_type.IMAGE_INDEX),
-    ({"mediaType": media_type.IMAGE_MANIFEST}, media_type.DOCKER_MANIFEST),
-    ({"mediaType": media_type.IMAGE_MANIFEST, "manifests": []}, ""),
-    ({"mediaType": media_type.IMAGE_INDEX, "layers": []}, ""),
-    *(({"layers": [], "manifests": []}, ""), ({"layers": []}, media_type.IMAGE_INDEX)),
-    *(({"config": {}}, media_type.IMAGE_INDEX), ({"manifests": []}, media_type.IMAGE_MANIFEST)),
-    ({"mediaType": "text/plain", "layers": []}, ""),
-    ({"mediaType": "text/plain", "layers": []}, media_type.IMAGE_MANIFEST),
-    *(({"mediaType": 7, "layers": []}, ""), ({}, ""), ({"version": 1, "entries": {}}, "")),
-],
+        ({"mediaType": media_type.IMAGE_INDEX}, media_type.IMAGE_MANIFEST),
+        ({"mediaType": media_type.IMAGE_MANIFEST}, media_type.IMAGE_INDEX),
+        ({"mediaType": media_type.IMAGE_MANIFEST}, media_type.DOCKER_MANIFEST),
+        ({"mediaType": media_type.IMAGE_MANIFEST, "manifests": []}, ""),
+        ({"mediaType": media_type.IMAGE_INDEX, "layers": []}, ""),
+        *(({"layers": [], "manifests": []}, ""), ({"layers": []}, media_type.IMAGE_INDEX)),
+        *(({"config": {}}, media_type.IMAGE_INDEX), ({"manifests": []}, media_type.IMAGE_MANIFEST)),
+        ({"mediaType": "text/plain", "layers": []}, ""),
+        ({"mediaType": "text/plain", "layers": []}, media_type.IMAGE_MANIFEST),
+        *(({"mediaType": 7, "layers": []}, ""), ({}, ""), ({"version": 1, "entries": {}}, "")),
+    ],
 )
 def test_ambiguous_documents(fields: dict[str, object], stated: str) -> None:
     """A document that could be read as both, or as neither, is refused (CVE-2021-41190)."""
