@@ -33,7 +33,7 @@ RecordT = TypeVar("RecordT", PublishRecord, Record)
 
 @dataclass(frozen=True, slots=True)
 class Counting(Generic[RecordT]):
-    """What counts at one time."""
+    """Which paths count at one time."""
 
     paths: frozenset[StorePath]  # of roots and pins
     records: frozenset[RecordT]  # that later decisions depend on; the others may be dropped
@@ -161,7 +161,7 @@ def count(
 
 @dataclass(frozen=True, slots=True)
 class CountedPins:
-    """What counts at one time."""
+    """Which pins count at one time."""
 
     pins: frozenset[PinRecord]  # that count
     records: frozenset[PinningRecord]  # that later decisions depend on; the others may be dropped

@@ -84,7 +84,7 @@ async def read_state(
     former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
     # The rest is left to later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
-    # Open files outlive the folder, which is needed only while reading.
+    # What is mapped outlives the folder, which is needed only while reading.
     count = len(union.index.segments) + len(unlisted)
     with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
         reader = _SegmentReader(repository, IndexFolder(folder, repository.name), stage)
