@@ -16,11 +16,11 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table import HashPartBytes, row_key
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.variants import is_accepted
 
 MAX_VARIANTS: Final = 8
 """Compared per store path: two builders may race, thousands never do."""
@@ -216,7 +216,7 @@ class Catalog:
         if narinfo is None or not self._is_servable(narinfo):
             return _BAD
         keys = self.client_keys
-        is_trusted = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        is_trusted = keys is None or is_accepted(narinfo, keys)
         if narinfo.render().encode() == text:
             return _GOOD if is_trusted else _UNTRUSTED
         if len(text) > _MAX_NONCANONICAL_BYTES:
@@ -227,7 +227,7 @@ class Catalog:
         if self.store_dir not in (None, narinfo.store_path.store_dir):
             return False
         keys = self.public_keys
-        return not keys or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        return not keys or is_accepted(narinfo, keys)
 
 
 def _parse(text: bytes, hash_part: HashPartBytes) -> NarInfo | None:

@@ -20,9 +20,9 @@ from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.gc.state import GcState, StoredSegment
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
@@ -72,7 +72,7 @@ def _choose(newest_first: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarIn
     return min(
         newest_first,
         key=lambda one: (
-            not (is_signed_by(one, keys) or is_content_addressed(one)),
+            not is_accepted(one, keys),
             str(one.nar_hash),
             not one.sigs,
         ),
