@@ -137,11 +137,12 @@ def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Rec
     pieces: list[list[Record]] = [[]]
     size, limit = 0, min(MAX_RECORD_BYTES, most_bytes // 2)
     for record in records:
-        if size + record_size(record) > limit:
+        more = record_size(record)
+        if size + more > limit:
             pieces.append([])
             size, limit = 0, min(MAX_NARINFO_BYTES, most_bytes)
         pieces[-1].append(record)
-        size += record_size(record)
+        size += more
     return [tuple(piece) for piece in pieces]
 
 

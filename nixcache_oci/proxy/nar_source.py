@@ -75,8 +75,7 @@ class NarSource:
         Raises NotFoundError if there is no such blob, or it is in quarantine; RegistryError if there was no
         answer.
         """
-        self._check(blob)
-        if (nar := await self._packs.nar(blob)) is not None:
+        if (nar := await self._fetched_ahead(blob)) is not None:
             return len(nar)
         known = self._sizes.get(blob)
         if known is not None:
@@ -99,8 +98,7 @@ class NarSource:
             DigestError: from the bytes, unless it was fetched ahead: they are wrong, and the blob is in
                 quarantine.
         """
-        self._check(blob)
-        if (nar := await self._packs.nar(blob)) is not None:
+        if (nar := await self._fetched_ahead(blob)) is not None:
             yield len(nar), _pieces(nar, 0, len(nar))
             return
         async with self._open(blob) as stream:
@@ -118,8 +116,7 @@ class NarSource:
 
         A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
-        self._check(blob)
-        if (nar := await self._packs.nar(blob)) is not None:
+        if (nar := await self._fetched_ahead(blob)) is not None:
             yield _pieces(nar, start, end)
             return
         known_size = self._sizes.get(blob)
@@ -137,6 +134,11 @@ class NarSource:
         """Cancel running requests."""
         await cancel_all(self._asking.values())
 
+    async def _fetched_ahead(self, blob: Digest) -> bytearray | None:
+        """Return a whole NAR that was fetched ahead; None if it has to be streamed."""
+        self._check(blob)
+        return await self._packs.nar(blob)
+
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
             raise NotFoundError(f"blob {blob}: its bytes were wrong recently")
@@ -145,7 +147,6 @@ class NarSource:
 
     @asynccontextmanager
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
-        self._check(blob)
         async with AsyncExitStack() as stack:
             # Requests for blobs that may not exist are bounded.
             turn: AbstractAsyncContextManager[None] = nullcontext() if blob in self._sizes else self._turns

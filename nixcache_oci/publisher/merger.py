@@ -85,7 +85,7 @@ class Merger:
             return None
         tables = await read_tables(self.repository, self.folder, listing)
         chosen = choose_merged(
-            find_small(tables.listing.without_taken_in().segments),
+            find_small(tables.listing.segments),
             {digest: file.size for digest, file in tables.tables.items()},
         )
         read = await run_all(
