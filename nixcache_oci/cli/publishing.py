@@ -207,7 +207,7 @@ def publish_settings(values: Values) -> PublishSettings:
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=flags.verify_upstream,
-        encoding=NarEncoding(flags.compression, flags.level, segments.max_blob_bytes),
+        encoding=NarEncoding(flags.compression, flags.level),
         segments=segments,
         jobs=flags.jobs or os.cpu_count() or 1,
         is_strict=flags.strict,

@@ -29,7 +29,7 @@ from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.publisher.options import Compression, NarEncoding, PublishOptions
+from nixcache_oci.publisher.options import Compression, PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys, upstream_urls
@@ -108,7 +108,6 @@ def _parse(values: Values) -> _Settings:
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
         verify_upstream=True,
-        encoding=NarEncoding(max_blob_bytes=segments.max_blob_bytes),
         segments=segments,
         jobs=os.cpu_count() or 1,
         allow_unsigned=True,  # what is listed unsigned is sent again as it was

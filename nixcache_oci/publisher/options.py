@@ -23,7 +23,6 @@ class NarEncoding:
 
     compression: Compression = "zstd"  # as in narinfos
     level: int | None = None  # None for the default
-    max_blob_bytes: int | None = None  # limit of the registry; None for none
 
     def __post_init__(self) -> None:
         allowed, _ = COMPRESSIONS[self.compression]

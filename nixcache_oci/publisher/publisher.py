@@ -39,7 +39,12 @@ class Publisher:
         reading: Awaitable[Contents] | None = None,
     ) -> None:
         self.store = store
-        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
+        stager = StoreNarStager(
+            lambda info: store.real_path(info.store_path),
+            options.encoding,
+            options.jobs,
+            options.segments.max_blob_bytes,
+        )
         self.committer = Committer(repository, folder, stager, options, progress)
         self._merger = Merger(repository, folder, options.segments, progress)
         self._upstreams = upstreams
