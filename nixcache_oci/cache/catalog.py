@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes, row_key
 from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.table_search import HashPartBytes, row_key
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo

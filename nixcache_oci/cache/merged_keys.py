@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Container, Generator, Iterable, Iterator
 from typing import Final
 
-from nixcache_oci.cache.table import KEY_BITS
 from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.table_search import KEY_BITS
 
 _VALUE_BITS: Final = 64
 _SLOT_BITS: Final = 16  # several times ``MAX_SEGMENTS``

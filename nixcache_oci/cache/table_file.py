@@ -18,22 +18,19 @@ from typing import Final, Self
 from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
-from nixcache_oci.cache.table import (
+from nixcache_oci.cache.table import TableHeader, parse_head, parse_header, parse_narinfos
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
+from nixcache_oci.cache.table_search import (
     HashPartBytes,
     Scan,
-    TableHeader,
     find_hash_part,
     hash_part_at,
     is_key_at,
-    parse_head,
-    parse_header,
-    parse_narinfos,
     row_key,
     scan,
     stanza_around,
 )
-from nixcache_oci.cache.table_budget import TableBudget
-from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nixcache_oci.cache import merged_keys
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.merged_keys import MergedKeys
-from nixcache_oci.cache.table import HashPartBytes, Table, TableHeader, render_table, row_key
+from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
+from nixcache_oci.cache.table_search import HashPartBytes, row_key
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo

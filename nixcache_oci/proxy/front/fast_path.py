@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, TypeGuard
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import CHARACTER
 
