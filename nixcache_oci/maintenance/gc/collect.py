@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
@@ -24,6 +24,7 @@ from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import push_replacement
 from nixcache_oci.maintenance.gc.state import GcState
 from nixcache_oci.maintenance.gc.state_reader import read_state
@@ -50,6 +51,7 @@ class PreparedGc:
     state: GcState
     options: GcOptions
     plan: GcPlan
+    rest: timedelta  # how long time alone does not change the plan
 
 
 async def prepare_gc(
@@ -61,13 +63,14 @@ async def prepare_gc(
     clock: Callable[[], datetime] = now,
 ) -> PreparedGc:
     """Read everything and decide; nothing is written. Errors are those of ``read_state``."""
-    started = clock()
-    oldest = started - options.grace
-    untagged = [version for version in await remover.untagged() if version.created < oldest]
-    state = await read_state(repository, started, untagged, progress)
+    moment = Moment(clock())
+    untagged = [
+        version for version in await remover.untagged() if moment.is_long_past(version.created, options.grace)
+    ]
+    state = await read_state(repository, moment.now, untagged, progress)
     # A large cache takes seconds: long enough for connections to be dropped.
-    plan = await asyncio.to_thread(plan_gc, state, options, started)
-    return PreparedGc(state, options, plan)
+    plan = await asyncio.to_thread(plan_gc, state, options, moment)
+    return PreparedGc(state, options, plan, moment.rest)
 
 
 async def carry_out_gc(
