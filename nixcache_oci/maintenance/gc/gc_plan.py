@@ -85,9 +85,9 @@ class GcPlan:
         return unseen or bool(self.lift or self.condemn or self.replacements or self.unlist)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not (self.changes_index or self.delete or self.sweep)
+    def changes_segments(self) -> bool:
+        """Whether a later run finds other segments, or a changed index."""
+        return self.changes_index or bool(self.delete)
 
     def rows(self) -> list[PlanRow]:
         """Summarize each action."""
