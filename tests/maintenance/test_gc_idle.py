@@ -325,6 +325,15 @@ async def test_what_cannot_be_deleted_is_tried_again() -> None:
     assert cache.skips == 0
 
 
+async def test_a_refused_plan_is_never_noted_as_rest() -> None:
+    """A run that would have been refused tells so the next time, too."""
+    cache = Cache(replace(OPTIONS, min_age=5 * DAY))
+    await cache.publish(OTHER, records=[])
+    for _ in range(2):
+        assert not await cache.collect()
+        cache.wait(DAY)
+
+
 async def test_damage_is_never_noted_as_rest() -> None:
     """What is condemned and cannot be read might be needed, if it could."""
     cache = Cache(replace(OPTIONS, scope_ttl=None, retention=timedelta(0)))
