@@ -95,6 +95,24 @@ def test_each_threshold_ends_the_rest(
     assert plan_at(start + rest + SECOND)[0] != at_start
 
 
+@pytest.mark.parametrize(
+    ("age", "is_past", "rest_past", "is_long_past", "rest_long_past"),
+    [
+        (8 * DAY, True, timedelta.max, True, timedelta.max),
+        (7 * DAY, True, timedelta.max, False, timedelta(0)),
+        (6 * DAY, False, DAY, False, DAY),
+    ],
+)
+def test_only_answers_that_change_end_the_rest(
+    age: timedelta, is_past: bool, rest_past: timedelta, is_long_past: bool, rest_long_past: timedelta
+) -> None:
+    """What is past stays past: a merged segment of this very second is as old as no minimal age asks for."""
+    moment = Moment(CREATED)
+    assert (moment.is_past(CREATED - age, 7 * DAY), moment.rest) == (is_past, rest_past)
+    moment = Moment(CREATED)
+    assert (moment.is_long_past(CREATED - age, 7 * DAY), moment.rest) == (is_long_past, rest_long_past)
+
+
 class Cache:
     """A model with a clock, and a gc that skips as the program's does, beside one that never does."""
 

@@ -19,15 +19,19 @@ class Moment:
 
     def is_past(self, time: datetime, duration: timedelta = timedelta(0)) -> bool:
         """Tell whether a duration after a time is over, or ends now."""
-        return self._compare(time, duration) <= timedelta(0)
+        left = self._left(time, duration)
+        return left <= timedelta(0) or self._not_yet(left)
 
     def is_long_past(self, time: datetime, duration: timedelta) -> bool:
         """Tell whether a duration after a time is over."""
-        return self._compare(time, duration) < timedelta(0)
+        left = self._left(time, duration)
+        return left < timedelta(0) or self._not_yet(left)
 
-    def _compare(self, time: datetime, duration: timedelta) -> timedelta:
+    def _left(self, time: datetime, duration: timedelta) -> timedelta:
         # A difference, because a sum overflows for a time in the year 9999.
-        left = duration - (self.now - time)
-        if left >= timedelta(0):
-            self.rest = min(self.rest, left)
-        return left
+        return duration - (self.now - time)
+
+    def _not_yet(self, left: timedelta) -> bool:
+        """Remember when the answer changes."""
+        self.rest = min(self.rest, left)
+        return False
