@@ -17,6 +17,7 @@ from nixcache_oci.cli.compose import opened
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_pins
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import index_dir, repository_config
@@ -102,7 +103,7 @@ def read_keepers(view: CacheView) -> Keepers:
     records, malformed = view.inventory.readable_records()
     for tag, reason in malformed.items():
         warn(f"the records of {tag} cannot be read: {reason}")
-    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), now())
+    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), Moment(now()))
     pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
     return Keepers(view.inventory.roots(), pins, not malformed)
 

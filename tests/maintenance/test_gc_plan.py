@@ -11,6 +11,7 @@ from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.state import (
     FormerIndex,
     GcState,
@@ -82,7 +83,7 @@ OPTIONS = GcOptions()
 
 def plan(*segments: StoredSegment, options: GcOptions = OPTIONS, day: float = NOW) -> GcPlan:
     now = CREATED + day * DAY
-    return plan_gc(GcState(now, segments), options, now)
+    return plan_gc(GcState(now, segments), options, Moment(now))
 
 
 def actions(made: GcPlan, *segments: StoredSegment) -> list[str]:
@@ -318,7 +319,7 @@ def test_rows_sum_up_what_is_shown() -> None:
     shared = stored(1, LIB, OTHER, place=Place.UNLISTED)
     now = CREATED + NOW * DAY
     old, young = (FormerIndex(Digest.of(bytes([age])), now - age * DAY, 77) for age in (31, 29))
-    made = plan_gc(GcState(now, (GOOD, shared), (old, young)), OPTIONS, now)
+    made = plan_gc(GcState(now, (GOOD, shared), (old, young)), OPTIONS, Moment(now))
     rows = {row.action: row for row in made.rows()}
     assert list(rows) == ["keep", "lift", "wait", "condemn", "rewrite", "merge", "unlist", "delete", "sweep"]
     assert (rows["keep"].segments, rows["keep"].paths) == (1, 2)

@@ -6,15 +6,16 @@ numbers; narinfos are parsed again from the table when a segment is rewritten.
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
 from typing import Final, Self
 
+from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import to_number
@@ -206,6 +207,8 @@ class GcState:
     started: datetime  # time before anything was read, from which the age of marks is measured
     segments: tuple[StoredSegment, ...] = ()  # all that the index lists or a tag names
     former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list
+    tags: frozenset[SegmentTag] = frozenset()  # of segments
+    index: CacheIndex = field(default_factory=CacheIndex)  # with what counts by its tag
 
     @cached_property
     def graph(self) -> PathGraph:

@@ -60,7 +60,7 @@ async def read_state(
         FormatError: the index, or the table of an uncondemned segment, cannot be read.
         LimitError: the cache exceeds a limit.
     """
-    tags = await _list_tags(repository)
+    tags = await list_segment_tags(repository)
     union = await read_union(repository)
     require_cache(repository, union.listing())
     if union.version1 is not None:
@@ -103,10 +103,13 @@ async def read_state(
         now,
         tuple(segment for segment in read if segment is not None),
         tuple(one for one in former_indexes if one is not None),
+        frozenset(tags),
+        union.index,
     )
 
 
-async def _list_tags(repository: Repository) -> set[SegmentTag]:
+async def list_segment_tags(repository: Repository) -> set[SegmentTag]:
+    """List the tags of segments; RegistryError if the repository could not answer."""
     try:
         tags = await repository.list_tags()
     except NotFoundError:
