@@ -26,7 +26,7 @@ from nixcache_oci.proxy.uploads.interface import UploadSettings
 from nixcache_oci.publisher.draft import sign_all
 from nixcache_oci.publisher.import_candidates import read_candidates
 from nixcache_oci.publisher.importer import Importer
-from nixcache_oci.publisher.options import NarEncoding, PublishOptions
+from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys
 from nixcache_oci.settings.repository_config import RepositoryConfig, segment_options, upload_dir
@@ -47,7 +47,6 @@ def upload_settings(
     segments = segment_options(values, location)
     options = PublishOptions(
         keys=signing_keys(values),
-        encoding=NarEncoding(max_blob_bytes=segments.max_blob_bytes),
         segments=segments,
         jobs=_JOBS,
     )

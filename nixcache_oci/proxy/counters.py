@@ -19,6 +19,7 @@ class Counters:
     packs_fetched: int = 0  # packs downloaded
     packs_fetched_ahead: int = 0  # packs prefetched
     uploaded_bytes: int = 0  # bytes received of uploads
+    nars_fetched_ahead: int = 0  # small NARs outside packs, prefetched
     refreshes: int = 0  # refreshes of the index
     refresh_failures: int = 0  # those that failed
     index_regressions: int = 0  # how often the registry showed an older state of the cache than before

@@ -72,7 +72,7 @@ def test_a_wrong_token_is_told_in_one_line(nix: NixSandbox, key: SecretKey, tmp_
     with UploadProxy(tmp_path / "proxy", **upload_settings(tmp_path / "cache", key)) as proxy:
         for url, text in [
             (proxy.url.replace("//", "//any:wrong-token-of-somebody@"), "not one that may upload"),
-            (proxy.url, "uploads need a token"),
+            (proxy.url, "uploads need a password from nixcache-oci login"),
         ]:
             refused = nix.copy_to(url, [path])
             assert refused.returncode == 1

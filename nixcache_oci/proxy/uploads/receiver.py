@@ -12,13 +12,13 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
+from nixcache_oci.cache.nar_url import SUFFIXES
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.errors import FormatError, UpstreamError
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, fingerprint, is_signed_by, is_unsigned
+from nixcache_oci.nix.signature import PublicKey, fingerprint, is_unsigned
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.proxy.signature_union import Finder
 from nixcache_oci.proxy.uploads.interface import UploadRefusedError, UploadSettings
 from nixcache_oci.proxy.uploads.spool import Spool, SpooledNar
@@ -137,9 +137,7 @@ class Receiver:
                 "add ?secret-key= to the URL"
             )
         signed = self._settings.sign(narinfo)
-        if self._public_keys and not (
-            is_signed_by(signed, self._public_keys) or is_content_addressed(signed)
-        ):
+        if self._public_keys and not is_accepted(signed, self._public_keys):
             raise UploadRefusedError("none of the keys in NIXCACHE_PUBLIC_KEYS signed the path")
         return signed
 
@@ -160,9 +158,3 @@ class Receiver:
                 why = "which is about to be deleted" if catalog.find(part) else "which nobody has"
                 raise UploadRefusedError(f"it refers to {base_name}, {why}: upload that first")
             self._upstream_has.put(part, True)
-
-
-def nar_of(listed: bytes) -> NarUrl | None:
-    """Return where the NAR of a listed narinfo is, if it is in a pack."""
-    url = NarUrl.parse(NarInfo.parse(listed).url)
-    return url if url.offset is not None else None
