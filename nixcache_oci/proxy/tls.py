@@ -40,6 +40,27 @@ def open_tls(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def certified_host(path: Path, host: str) -> str:
+    """Return a host name or IP address that a certificate is for: this one if it can be.
+
+    Raises UsageError if the file has no certificate.
+    """
+    # Slow to import, and most proxies speak HTTP.
+    from cryptography import x509  # noqa: PLC0415 -- see above
+
+    _check_readable(path, _CERTIFICATE)
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return host
+    except (OSError, ValueError):
+        raise UsageError(f"{_CERTIFICATE}: {path}: expected a certificate in PEM") from None
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    certified = [*addresses, *names.get_values_for_type(x509.DNSName)]
+    return next((name for name in certified if "*" not in name), host) if host not in certified else host
+
+
 def _check_readable(path: Path, setting: str) -> None:
     try:
         with path.open("rb"):

@@ -13,7 +13,9 @@ from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.nar import File, dump_tree
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
+from nixcache_oci.proxy.endpoints.uploads import MOST_DROPPED_BYTES, MOST_QUERY_BYTES
 from nixcache_oci.proxy.uploads.intake import FREE_NAR_BYTES
+from nixcache_oci.proxy.uploads.receiver import MOST_SIGNATURES
 from tests.support.objects import hash_part_of, store_object
 from tests.support.uploads import BEARER, TOKEN, Sent, UploadProxy, upload_settings
 
@@ -145,6 +147,7 @@ def test_a_client_that_goes_away_leaves_nothing(proxy: UploadProxy) -> None:
     proxy.wait_until(lambda status: status["uploads"]["bytes"] < before + len(sent.content))
     [spool] = (proxy.folder.parent / "cache/spool").iterdir()
     assert list((spool / "incoming").iterdir()) == []
+    assert "spool not written" not in proxy.log
 
 
 def test_two_clients_with_the_same_path_at_once(proxy: UploadProxy) -> None:
@@ -181,6 +184,30 @@ def test_what_is_not_kept_is_accepted(proxy: UploadProxy) -> None:
         assert proxy.put(path, b"text").status == 200
         if path != "/nix-cache-info":
             assert proxy.ask(path).status == proxy.ask(path, method="HEAD").status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "most"),
+    [("PUT", "/log/long.drv", MOST_DROPPED_BYTES), ("POST", "/mass-query", MOST_QUERY_BYTES)],
+    ids=["log", "query"],
+)
+def test_other_bodies_are_bounded(proxy: UploadProxy, method: str, path: str, most: int) -> None:
+    """Also those that are read and dropped."""
+    body = bytes(most + 1)
+    answer = proxy.put(path, body) if method == "PUT" else proxy.post(path, body)
+    assert answer.status == 413
+
+
+def test_signatures_are_bounded(proxy: UploadProxy) -> None:
+    """Whoever may upload may not make a narinfo grow without end."""
+    one = Sent.of(store_object("often-signed"))
+    assert proxy.upload(one) == [200, 200]
+    keys = [SecretKey.generate(f"client-{number}") for number in range(MOST_SIGNATURES)]
+    sigs = tuple(key.sign(fingerprint(one.narinfo)) for key in keys)
+    for most, status in ((len(sigs), 400), (3, 200)):
+        answer = proxy.put(one.path, replace(one.narinfo, sigs=sigs[:most]).render().encode())
+        assert answer.status == status
+    assert len(NarInfo.parse(proxy.ask(one.path).body).sigs) == 4
 
 
 def test_without_a_key_unsigned_paths_are_refused(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ async def _read(request: web.Request, most_bytes: int) -> bytes:
 async def _body(request: web.Request) -> AsyncIterator[bytes]:
     """Yield a body as it arrives.
 
-    Raises ConnectionError if it breaks off, or nothing comes for ``STALL_SECONDS``.
+    Raises ConnectionError if it breaks off, and UploadRefusedError if nothing comes for ``STALL_SECONDS``.
     """
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -214,7 +214,7 @@ async def _body(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(STALL_SECONDS):
                 chunk = await content.readany()
         except TimeoutError:
-            raise ConnectionResetError("the body stalled") from None
+            raise UploadRefusedError(f"nothing came for {STALL_SECONDS:g} s") from None
         except (ClientError, HttpProcessingError) as error:
             raise ConnectionResetError(f"the body broke off: {error}") from None
         if not chunk:

@@ -413,6 +413,8 @@ def _held(folder: RootedPath) -> Iterator[None]:
 def _disk_errors() -> Iterator[None]:
     try:
         yield
+    except ConnectionError:
+        raise  # the client's, whose body is read meanwhile
     except OSError as error:
         _log.error("spool not written", extra={"fields": {"error": str(error)}})
         raise _full(error.strerror or "the disk failed") from None

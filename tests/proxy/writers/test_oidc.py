@@ -18,6 +18,7 @@ from nixcache_oci.proxy.writers import issuer_keys
 from nixcache_oci.proxy.writers.issuer_keys import (
     AGAIN_SECONDS,
     FRESH_SECONDS,
+    MOST_KEYS,
     STALE_SECONDS,
     IssuerKeys,
     KeysUnavailableError,
@@ -277,6 +278,19 @@ async def test_keys_that_cannot_be_used_are_left_out(issuer: Issuer, odd: dict[s
         issuer.keys = [odd, "text", {**usable[0], "use": "enc", "kid": "enc"}, *usable]  # type: ignore[list-item]
         assert set(await issuer_keys.fetch_keys(issuer.url)) == {"rsa", "ec"}
         issuer.keys = [odd]
+        with pytest.raises(FormatError):
+            await issuer_keys.fetch_keys(issuer.url)
+    finally:
+        issuer.keys = usable
+
+
+async def test_keys_of_an_issuer_are_bounded(issuer: Issuer) -> None:
+    """The first of too many count, and a document without end is none."""
+    usable = issuer.keys
+    try:
+        issuer.keys = [{**usable[1], "kid": str(number)} for number in range(MOST_KEYS + 10)]
+        assert len(await issuer_keys.fetch_keys(issuer.url)) == MOST_KEYS
+        issuer.keys = [*usable, {"kid": "x" * issuer_keys.MOST_BYTES}]
         with pytest.raises(FormatError):
             await issuer_keys.fetch_keys(issuer.url)
     finally:
