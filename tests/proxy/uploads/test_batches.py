@@ -38,7 +38,7 @@ class _Cache:
     async def refresh(self, *, thoroughly: bool) -> None:
         assert thoroughly
 
-    async def publish(self, _folder: Path, parts: Sequence[HashPart], _has: bool) -> Mapping[HashPart, str]:
+    async def publish(self, _cache: object, parts: Sequence[HashPart], _has: bool) -> Mapping[HashPart, str]:
         self.batches.append(len(parts))
         if self.error is not None:
             raise self.error
@@ -47,7 +47,7 @@ class _Cache:
 
 
 def _batches(spool: Spool, cache: _Cache, clock: list[float]) -> Batches:
-    return Batches(spool, SentBefore(spool.rooted), cache, cache.publish, 5.0, clock=lambda: clock[0])
+    return Batches(spool, SentBefore(spool.folder), cache, cache.publish, 5.0, clock=lambda: clock[0])
 
 
 async def _add(spool: Spool, batches: Batches, seed: str, size: int = 1) -> HashPart:
@@ -127,7 +127,7 @@ async def test_what_comes_wakes_it(tmp_path: Path) -> None:
     """Nothing is asked of the registry while nothing comes."""
     async with Spool.opened(tmp_path, 10**6) as spool:
         cache = _Cache(spool)
-        batches = Batches(spool, SentBefore(spool.rooted), cache, cache.publish, 0.0)
+        batches = Batches(spool, SentBefore(spool.folder), cache, cache.publish, 0.0)
         running = asyncio.create_task(batches.run())
         await asyncio.sleep(0)
         assert cache.batches == []
