@@ -75,7 +75,10 @@ def run(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory(dir=kept) as kept_name:
         nix = NixSandbox(Path(name) / "nix")
         small = nix.build_paths(paths_count, size=_SMALL_BYTES)
-        large = [nix.build_file("large", random.Random(1).randbytes(large_bytes))]
+        chance = random.Random(1)
+        content = b"".join(chance.randbytes(_MB) for _ in range(large_bytes // _MB))
+        large = [nix.build_file("large", content)]
+        del content
         copies = _Copies(Path(kept_name))
         found = list(find_clients(Path(name) / "nix", one_store=True))
         bench.note("Nix", ", ".join(client.version for client in found))
