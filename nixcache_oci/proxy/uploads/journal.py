@@ -6,6 +6,7 @@ acknowledged, and ends its file. A file is removed when nothing in it is needed 
 """
 
 import asyncio
+import logging
 import os
 import struct
 import zlib
@@ -20,6 +21,8 @@ from nixcache_oci.clients.rooted_path import RootedPath
 
 FILE_BYTES: Final = 16 * 1024 * 1024
 """A file of this size is full: a path that stays keeps no more than that on the disk."""
+
+_log = logging.getLogger(__name__)
 
 _FRAME: Final = struct.Struct(">II")  # length and CRC-32 of what follows
 _HEAD: Final = struct.Struct(">BI")  # kind, and length of the narinfo
@@ -141,7 +144,10 @@ class Journal:
                 for loaded, after in _read(file, number):
                     yield loaded
                     end = after
-                os.ftruncate(file, end)
+                if (size := os.fstat(file).st_size) > end:
+                    fields = {"file": str(path), "bytes": size - end}
+                    _log.warning("end of the journal is torn, and dropped", extra={"fields": fields})
+                    os.ftruncate(file, end)
             finally:
                 os.close(file)
             self._sizes[number] = end

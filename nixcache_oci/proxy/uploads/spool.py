@@ -9,7 +9,7 @@ loop only.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -77,13 +77,11 @@ class Spool:
         """
         spool = cls(path, most_bytes)
         lock = _held(spool.folder)
-        try:
+        with _settings_errors(path):
             await asyncio.to_thread(lock.__enter__)
-        except (OSError, RegistryError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            raise UsageError(f"uploads: {path}: {reason}; see NIXCACHE_UPLOAD_DIR") from None
         try:
-            await spool._load()  # its own class
+            with _settings_errors(path):
+                await spool._load()  # its own class
             yield spool
             await asyncio.to_thread(spool._save_orphans)
         finally:
@@ -161,8 +159,8 @@ class Spool:
             raise
         if place.size and nar.place is None:
             self._journal.need(place)
+            nar.place = place  # before it leaves memory: it may be opened on a thread meanwhile
             self._forget_memory(nar)
-            nar.place = place
         before = self.paths.get(part)
         self.paths[part] = SpooledPath(narinfo, text, nar, place)
         if before is not None:
@@ -171,8 +169,9 @@ class Spool:
     async def add_signatures(self, narinfo: NarInfo) -> None:
         """Add, or replace, a narinfo whose NAR the cache has; durable and refused as by ``add_path``."""
         part, text = narinfo.store_path.hash_part, narinfo.render().encode()
-        if part not in self.signed and len(self.signed) >= MOST_PATHS:
-            raise UploadRefusedError("too much waits to be published: try again later")
+        is_full = part not in self.signed and len(self.signed) >= MOST_PATHS
+        if is_full or self.used_bytes + len(text) > self._most_bytes:
+            raise full("too many signatures wait to be published")
         with disk_errors():
             place = await self._journal.append(Kind.SIGNATURES, text)
         before = self.signed.get(part)
@@ -290,9 +289,10 @@ class Spool:
         """Put what is in memory into files; blocks."""
         for nar in self._nars.values():
             if (content := nar.content) is not None:
-                with (file := self._files.new()).create() as opened:
+                with suppress(OSError), (file := self._files.new()).create() as opened:  # as in a crash
                     opened.write(content)
-                self._files.keep(file, nar.measured, nar.suffix)
+                    opened.flush()
+                    self._files.keep(file, nar.measured, nar.suffix)
 
 
 class _Reserved:
@@ -300,6 +300,15 @@ class _Reserved:
 
     is_kept = False
     memory_size = 0  # of it, in memory
+
+
+@contextmanager
+def _settings_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RegistryError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise UsageError(f"uploads: {path}: {reason}; see NIXCACHE_UPLOAD_DIR") from None
 
 
 @contextmanager
