@@ -160,7 +160,11 @@ class Batches:
             if path.nar is not None and path.nar.measured.file_size <= MAX_PACKED_NAR_BYTES:
                 self._sent_before.add(path.nar.hex, part)
             done.append(path)
-        await asyncio.to_thread(self._sent_before.save)
+        try:
+            await asyncio.to_thread(self._sent_before.save)
+        except OSError as error:
+            # A disk that is full has space again when these paths are gone; the next batch saves all.
+            _log.warning("old URLs of NARs not saved", extra={"fields": {"error": str(error)}})
         await self._spool.remove(done)
         self.published += len(done)
         if done:

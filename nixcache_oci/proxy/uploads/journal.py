@@ -10,7 +10,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -116,14 +116,16 @@ class Journal:
         self._notes.setdefault(place.file, []).append(_render(kind, text, b""))
 
     async def settle(self) -> None:
-        """Write notes, and remove files of which nothing is needed; OSError if the disk failed."""
+        """Write notes if there is space, and remove files of which nothing is needed.
+
+        Raises OSError if a file cannot be removed.
+        """
         async with self._turn:
             empty, notes = self._forget_empty(), self._notes
             self._notes = {}
             kept = {number: b"".join(records) for number, records in notes.items() if number in self._sizes}
-            await run_in_thread(self._clean, empty, kept)
-            for number, records in kept.items():
-                self._sizes[number] += len(records)
+            for number in await run_in_thread(self._clean, empty, kept):
+                self._sizes[number] += len(kept[number])
 
     def read(self, place: Place) -> bytes:
         """Read a NAR; blocks."""
@@ -190,28 +192,37 @@ class Journal:
         return empty
 
     def _write(self, number: int, end: int, records: bytes) -> None:
+        self._write_records(number, end, records, sync=os.fdatasync)
+        if not end:
+            self._folder.sync()
+
+    def _write_records(
+        self, number: int, end: int, records: bytes, sync: Callable[[int], object] = lambda _: None
+    ) -> None:
         file = self._path(number).open_or_create()
         try:
             _write_at(file, end, records)
-            os.fdatasync(file)
+            sync(file)
         except OSError:
             with suppress(OSError):
                 os.ftruncate(file, end)
             raise
         finally:
             os.close(file)
-        if not end:
-            self._folder.sync()
 
-    def _clean(self, empty: Iterable[int], notes: Mapping[int, bytes]) -> None:
+    def _clean(self, empty: Iterable[int], notes: Mapping[int, bytes]) -> list[int]:
+        """Remove files, write notes, and return in which files there was space for them."""
         for number in empty:
             self._path(number).unlink(missing_ok=True)
+        written = []
         for number, records in notes.items():
-            file = self._path(number).open_or_create()
             try:
-                _write_at(file, self._sizes[number], records)
-            finally:
-                os.close(file)
+                self._write_records(number, self._sizes[number], records)
+            except OSError as error:
+                _log.warning("journal not written", extra={"fields": {"error": str(error)}})
+            else:
+                written.append(number)
+        return written
 
     def _path(self, number: int) -> RootedPath:
         return self._folder / str(number)

@@ -107,3 +107,24 @@ async def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert [type(error) for error in failed] == [OSError] * 3
     await journal.append(*_RECORDS[1])
     assert _load(tmp_path) == _RECORDS[:2]
+
+
+async def test_a_full_disk_keeps_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes need space, and what they are about may be what has it: files go all the same."""
+    monkeypatch.setattr(module, "FILE_BYTES", 100)
+    journal = _journal(tmp_path)
+    places = [await journal.append(Kind.PATH, bytes(60)) for _ in range(3)]
+
+    def fail(file: int, content: bytes, start: int) -> int:
+        os.ftruncate(file, start + len(content) // 2)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", fail)
+        for place in (places[0], places[2]):
+            journal.note(place, Kind.PATH_GONE, b"gone")
+        journal.release(places[2])
+        await journal.settle()
+        assert sorted(os.listdir(tmp_path)) == ["1"]  # noqa: PTH208  as above
+    await journal.append(Kind.PATH, b"text")
+    assert _load(tmp_path) == [(Kind.PATH, bytes(60), b"")] * 2 + [(Kind.PATH, b"text", b"")]
