@@ -122,6 +122,8 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "counted no further", f"{_HOSTILE}::test_segments_that_change_at_each_look"),
         Bound("the saved index", f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
               "fetched anew", "tests/cache/test_index_folder.py::test_saved_files_have_limits"),
+        Bound("rest of gc that an index asks for", "the grace",
+              "everything is read", "tests/maintenance/test_gc_idle.py::test_no_note_holds_longer_than_the_grace"),
         Bound("a pack", show_bytes(MAX_PACK_BYTES),
               "not read", "tests/hostile/test_registry_data.py::test_slices_that_lie_nowhere"),
     ),
