@@ -78,9 +78,9 @@ async def _run(queueing: Queueing) -> int:
     with folder.locked(_LOCK_SECONDS) as is_ours:
         if not is_ours:
             raise Error(f"{folder.path}: another `queue run` publishes what is queued there already")
-        runner = await queueing.make_runner()
-        say(f"publishing what is queued in {folder.path}")
-        await runner.run()
+        async with queueing.runner() as runner:
+            say(f"publishing what is queued in {folder.path}")
+            await runner.run()
     return DONE
 
 
@@ -89,7 +89,7 @@ async def _drain(queueing: Queueing, seconds: int) -> int:
     folder.spool.make()
     try:
         async with asyncio.timeout(seconds):
-            await drain(folder, queueing.make_runner)
+            await drain(folder, lambda: queueing.runner(is_draining=True))
     except TimeoutError:
         complain(f"after {seconds} s, {_describe_queued(folder)}; see nixcache-oci queue status")
         return FAILED

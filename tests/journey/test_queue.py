@@ -197,3 +197,45 @@ def test_queued_paths_survive_the_garbage_collector(queue: Queue) -> None:
     queue.nix.run("nix-store", "--gc").check()
     assert not queue.nix.physical(path).exists()
     assert queue.listed() == {path}
+
+
+def test_watching_publishes_exactly_what_became_valid(queue: Queue, tmp_path: Path) -> None:
+    """Built, substituted, added, also while nobody watched; not what failed, is gone or is an upstream's."""
+    nix = queue.nix
+    secret, public = nix.generate_key("upstream-1")
+    first, second = nix.build_paths(2, seed="elsewhere")
+    nix.sign([second], secret)
+    nix.copy_to(f"file://{tmp_path}/substituter", [first, second]).check()
+    nix.run("nix-store", "--gc").check()
+    before = build(nix, "before-1")
+    watching = ("--watch", "--upstream-key-name", "upstream-1")
+    process = queue.start(*watching, "--wait", "1")
+    built = {build(nix, "built-1")}
+    (tmp_path / "added").write_text("added")
+    added = nix.add_path(tmp_path / "added")
+    assert nix.build_expression(
+        'derivation { name = "failed"; system = builtins.currentSystem; builder = "/bin/false"; }'
+    ).returncode
+    queue.wait(lambda status: status["events"] == 0 and queue.listed() == built | {added})
+    process.kill()
+    process.wait()
+    gone = build(nix, "gone-1")
+    nix.run("nix-store", "--delete", gone).check()
+    built.add(build(nix, "late-1"))
+    options = [f"file://{tmp_path}/substituter"]
+    nix.realise(
+        [first, second], substituters=options, trusted_keys=[public], store=nix.root, require_sigs=False
+    )
+    queue.start(*watching, "--wait", "1")
+    queue.machine.run("queue", "drain").check()
+    assert before not in queue.listed()
+    assert queue.listed() == built | {added, first}
+
+
+def build(nix: NixSandbox, name: str) -> str:
+    """Build one small derivation, without a hook."""
+    text = f"""derivation {{
+      name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh";
+      args = [ "-c" "echo {name} > $out" ];
+    }}"""
+    return nix.build_expression(text).check().stdout.strip()
