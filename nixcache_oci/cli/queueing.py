@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.publish_report import describe_plan
 from nixcache_oci.cli.publishing import PublishSettings, add_publish_flags, publish_settings, publishing
 from nixcache_oci.cli.push import plan_valid
@@ -31,8 +31,11 @@ _MAX_WAIT_SECONDS = 3600
 _PACE = Pace()
 
 
-def add_queue_flags(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments of whoever publishes what is queued."""
+def add_queue_flags(parser: argparse.ArgumentParser, *, has_folder: bool = True) -> None:
+    """Describe the arguments of whoever publishes what is queued.
+
+    Without ``has_folder``, the queue is nobody else's, and all that it gets comes of watching the store.
+    """
     parser.add_argument(
         "--wait",
         type=number(0, _MAX_WAIT_SECONDS),
@@ -41,12 +44,16 @@ def add_queue_flags(parser: argparse.ArgumentParser) -> None:
         help="publish when no path has come for so long, and at the latest a minute after the first "
         "[default: %(default)s]",
     )
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="publish whatever becomes valid in this store, too: built, substituted or added, hook or not",
-    )
-    add_publish_flags(parser, QUEUE_DIR, is_once=False)
+    if has_folder:
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="publish whatever becomes valid in this store, too: built, substituted or added",
+        )
+        add_publish_flags(parser, QUEUE_DIR, is_once=False)
+    else:
+        parser.set_defaults(watch=True)
+        add_publish_flags(parser, is_once=False)
 
 
 @dataclass(slots=True)
@@ -126,4 +133,4 @@ class Queueing:
             self.tell(f"warning: {name}: not published: {reason}")
         if not published.is_needless:
             size = format_size(sum(one.nar_size for one in published.listed))
-            say(f"{cache}: {counted(len(published.listed), 'path')} published ({size})")
+            self.tell(f"{cache}: {counted(len(published.listed), 'path')} published ({size})")

@@ -232,6 +232,36 @@ def test_watching_publishes_exactly_what_became_valid(queue: Queue, tmp_path: Pa
     assert queue.listed() == built | {added, first}
 
 
+def test_watch_exec_publishes_what_a_command_builds(queue: Queue) -> None:
+    """The command has our streams, and its status is ours; it finds no key, and the folder is gone after."""
+    script = """
+        nix-build --no-out-link -E 'derivation {
+          name = "made-1"; system = builtins.currentSystem; builder = "/bin/sh";
+          args = [ "-c" "echo made > $out" ];
+        }'
+        read line; echo "$line ${NIX_SIGNING_KEY:-no key} $NIXCACHE_QUEUE_DIR"; exit 7
+    """
+    before = build(queue.nix, "before-1")
+    ran = queue.machine.run("watch-exec", "--", "sh", "-c", script, input_text="a line\n")
+    assert ran.status == 7, ran.stderr
+    path, said = ran.stdout.splitlines()
+    assert said == f"a line no key {queue.folder}"
+    assert (queue.listed(), queue.segments()) == ({path}, 1)
+    assert before not in queue.listed()
+    assert list(queue.machine.folder.glob("nixcache-queue-*")) == []
+
+
+def test_watch_exec_passes_a_signal_on(queue: Queue) -> None:
+    """The command is not left behind, nor waited for for ever; a command that is not there is wrong usage."""
+    process = queue.machine.start("watch-exec", "--", "sh", "-c", "echo started; exec sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=MOST_SECONDS)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert queue.machine.run("watch-exec", "--", "no-such-program").status == 2
+
+
 def build(nix: NixSandbox, name: str) -> str:
     """Build one small derivation, without a hook."""
     text = f"""derivation {{
