@@ -28,7 +28,7 @@ let
   credential = name: file: lib.optional (file != null) "${name}:${proxy.escapeSpecifiers (toString file)}";
 in
 {
-  imports = [ ./nix/options.nix ];
+  imports = [ ./nix/options.nix ./nix/queue-nixos.nix ];
 
   options.services.nixcache-proxy.openFirewall = lib.mkOption {
     type = lib.types.bool;
