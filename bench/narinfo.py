@@ -4,11 +4,8 @@ wrk asks for paths at random. Both servers were asked for every path once before
 """
 
 import asyncio
-import os
 import random
-import re
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +19,7 @@ import psutil
 from bench.figures import Series, Target
 from bench.nginx import nginx
 from bench.scenario import OURS, Bench, Measurement
+from bench.wrk import CONNECTIONS, ask_at_random
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.writer import push_segment
@@ -33,7 +31,6 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 from tests.support.objects import hash_part_of, store_object
-from tests.support.programs import require_program
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import CREATED
 
@@ -42,20 +39,13 @@ TITLE = "narinfos"
 _PATHS, _QUICK_PATHS = 100_000, 2_000
 _PATHS_OF_A_PACK = 500
 _NAR_BYTES = 1_000
-_CONNECTIONS = 16
 _SECONDS, _QUICK_SECONDS = 5, 1
 _MISSES, _QUICK_MISSES = 1_000, 100
 _NGINX = "nginx"
-_HITS = Series(f"hits, {_CONNECTIONS} connections", "1/s", better="higher")
+_HITS = Series(f"hits, {CONNECTIONS} connections", "1/s", better="higher")
 _CPU = Series("CPU time of the server, a hit", "µs")
 _MISS = Series("miss that an upstream answers, median", "ms")
 _ADDED = Series("added to the upstream's own time", "ms")
-_SCRIPT = """
-local paths = {}
-for line in io.lines(os.getenv("PATHS")) do paths[#paths + 1] = line end
-math.randomseed(os.time())
-request = function() return wrk.format("GET", paths[math.random(#paths)]) end
-"""
 
 
 def run(bench: Bench) -> None:
@@ -77,27 +67,16 @@ def run(bench: Bench) -> None:
 
 def _compare_hits(bench: Bench, folder: Path, ours: str, plain: str) -> None:
     paths = folder / "paths"
-    script = folder / "wrk.lua"
-    script.write_text(_SCRIPT)
     for host in (ours, plain):
-        _ask_each(host, paths.read_text().split())
+        ask_each(host, paths.read_text().split())
     seconds = _QUICK_SECONDS if bench.is_quick else _SECONDS
 
     def measure(host: str) -> Measurement:
         before = _cpu_seconds(host)
-        command = [require_program("wrk"), "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", "-s", str(script)]
-        run = subprocess.run(
-            [*command, f"http://{host}"],
-            env={**os.environ, "PATHS": str(paths)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        hits = re.search(r"([0-9]+) requests in", run.stdout)
-        rate = re.search(r"Requests/sec: +([0-9.]+)", run.stdout)
-        if hits is None or rate is None or "Non-2xx" in run.stdout:
-            raise RuntimeError(f"wrk: {run.stdout}")
-        return {_HITS: float(rate[1]), _CPU: (_cpu_seconds(host) - before) / int(hits[1]) * 1e6}
+        answers = ask_at_random(host, paths, seconds)
+        if answers.errors:
+            raise RuntimeError(f"{host}: {answers.errors} of {answers.count} are no hits")
+        return {_HITS: answers.per_second, _CPU: (_cpu_seconds(host) - before) / answers.count * 1e6}
 
     bench.compare({OURS: partial(measure, ours), _NGINX: partial(measure, plain)})
     bench.expect(Target(_HITS, OURS, 1.0, beside=_NGINX))
@@ -112,14 +91,14 @@ def _compare_misses(bench: Bench, folder: Path, ours: str, upstream: str) -> Non
 
     def measure() -> Measurement:
         batch = batches.pop()
-        direct, through = _ask_each(upstream, batch), _ask_each(ours, batch)
+        direct, through = ask_each(upstream, batch), ask_each(ours, batch)
         return {_MISS: through, _ADDED: through - direct}
 
     bench.compare({OURS: measure})
     bench.expect(Target(_ADDED, OURS, 1.0))
 
 
-def _ask_each(host: str, paths: Sequence[str]) -> float:
+def ask_each(host: str, paths: Sequence[str]) -> float:
     """Ask for one path after the other; gives the median time of an answer in ms."""
     times = []
     connection = HTTPConnection(host)

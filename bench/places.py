@@ -99,7 +99,7 @@ class Place:
         result = nix.nix.realise([path], substituters=[url], trusted_keys=[self.setting.public_key])
         seconds = time.monotonic() - begun
         result.check()
-        _remove(result.store)
+        remove_store(result.store)
         return seconds
 
     def time_ours(self, nix: Client, path: str, state: Literal["new", "idle", "in use"] = "idle") -> float:
@@ -140,7 +140,7 @@ def prepare(folder: Path, small_count: int) -> Iterator[Setting]:
         for roots in ((closures.other,), (closures.small, closures.whole), (closures.layered,)):
             machine.run("push", *roots).check()
         plain = stack.enter_context(nginx(folder / "nginx", f"root {cache};"))
-        clients = list(_clients(folder))
+        clients = list(find_clients(folder))
         yield Setting(
             folder, clients, public_key, registry, cache, f"http://{plain}", closures, large_sizes(cache)
         )
@@ -157,7 +157,8 @@ def _tokens_of(registry: Ghcr, state: str) -> Iterator[None]:
         server.token_seconds, server.tells_token_seconds = seconds, False
 
 
-def _clients(folder: Path) -> Iterator[Client]:
+def find_clients(folder: Path) -> Iterator[Client]:
+    """Give the installed Nix, and further versions."""
     others = [Path(place) for place in os.environ.get("NIX_PROGRAMS", "").split(os.pathsep) if place]
     for number, programs in enumerate([None, *others]):
         nix = NixSandbox(folder / f"client-{number}", programs=programs)
@@ -165,6 +166,7 @@ def _clients(folder: Path) -> Iterator[Client]:
         yield Client(nix, version)
 
 
-def _remove(store: Path) -> None:
+def remove_store(store: Path) -> None:
+    """Remove a store that something was realised into."""
     subprocess.run(["chmod", "-R", "u+w", str(store)], check=True)
     shutil.rmtree(store)

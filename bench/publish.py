@@ -36,7 +36,7 @@ _SMALL_BYTES = 20_000
 _LARGE_PATHS = 5
 _LOOP_PART = 10  # one path of so many
 _REAL_FILES = ("/usr/lib", "/usr/bin", "/usr/share")
-_REQUEST = re.compile(r"http\.request\.method=(\w+)")
+REQUEST = re.compile(r"http\.request\.method=(\w+)")
 _DISTANCE = Distance(0.040)
 _COPY = "nix copy to a folder"
 _LOOP = "shell loop"
@@ -132,7 +132,7 @@ class _Machines:
     def push_to_local(self, registry: DockerRegistry, load: _Load) -> Measurement:
         """Push to docker-registry."""
         settings = {"NIXCACHE_REGISTRY": registry.host, "NIXCACHE_REPO": "o/bench"}
-        return load.measure(partial(self._push, settings, load), lambda: len(_REQUEST.findall(registry.log)))
+        return load.measure(partial(self._push, settings, load), lambda: len(REQUEST.findall(registry.log)))
 
     def push_to_double(self, registry: Ghcr, host: str, load: _Load) -> Measurement:
         """Push to the double, which is asked at another place."""

@@ -40,11 +40,13 @@ class Bench:
         figures: what was measured so far.
         rounds: how often each contender measures.
         is_quick: whether the run only has to show that it works: scenarios then take less of everything.
+        size: of what is measured, instead of the scenario's own ones.
     """
 
     figures: Figures
     rounds: int
     is_quick: bool = False
+    size: int | None = None
 
     def compare(self, contenders: Mapping[str, Contender], *, rounds: int | None = None) -> None:
         """Let contenders measure in turn, ``rounds`` times; another one begins each round.

@@ -1,12 +1,16 @@
 /* The commit and gc as a model for the checker spin. README.md beside this file says how to run it, and what it showed.
 
-   One store path is wanted. Publishers see to it that the cache lists it, beside runs of gc that found it dead; any of
-   them may be killed between two requests. A request to the registry is one atomic step, and nothing else is: the
-   registry offers no more than that. The clock counts whole steps, and may tick between any two requests. */
+   One store path is wanted. Publishers see to it that the cache lists it, and then may merge what is listed, beside runs
+   of gc that found the path dead; any of them may be killed between two requests. A request to the registry is one atomic
+   step, and nothing else is: the registry offers no more than that. The clock counts whole steps, and may tick between
+   any two requests. */
 
 /* Sizes: each can be set by -D. */
 #ifndef PUBLISHERS
 #define PUBLISHERS 1
+#endif
+#ifndef MERGES
+#define MERGES 0            /* whether a publisher merges what is listed: 1 once it is done, 2 before, as after another path */
 #endif
 #ifndef COLLECTORS
 #define COLLECTORS 1        /* gc processes beside each other */
@@ -71,7 +75,9 @@ byte clock = FIRST;
 /* The registry. Sets of segments are bit sets; a segment is there, with its tag, while it is in `pushed`. */
 byte used = 1;              /* segments that were made so far; the first holds the path, for no root */
 byte pushed = 1;
-byte holds = 1;             /* segments with the NAR of the path */
+byte lists = 1;             /* segments whose table lists the path */
+byte holds = 1;             /* those with its NAR as well */
+byte merges[SEGMENTS];      /* what a merged segment names: the segments that it took in */
 byte records[SEGMENTS];     /* whose roots a segment records: a bit for each publisher */
 byte created[SEGMENTS];     /* the time in its tag */
 
@@ -151,13 +157,83 @@ inline forget(by_tag, oldest, all, marked) {
     s = 0
 }
 
-/* Whether a segment that is not condemned holds the path. */
+/* How a publisher lists its own segments. */
+inline list_segments(me, own) {
+    tries = 0;
+    do
+    :: tries < TRIES ->
+        tries++;
+        tags = pushed;
+        d_step { read_index(tags, seen, mark, low, seen); seen = seen | own; tags = 0 };
+#ifdef NEWEST_WATERMARK
+        low = (watermark > low -> watermark : low);
+#endif
+        d_step {
+            write_index(seen, mark, low);
+            printf("%d: publisher %d writes: lists %d, watermark %d, marks %d %d %d\n", clock, me, listed, watermark, marks.at[0], marks.at[1], marks.at[2])
+        };
+        d_step { read_back(seen, mark, low, is_confirmed); forget(tags, low, seen, mark) };
+        if
+        :: is_confirmed -> break
+        :: else
+        fi
+    :: else -> break
+    od
+}
+
+/* Puts what is listed, and not taken in already, into one new segment, which names it. The bytes stay where they are: the
+   new segment has them if one of those that it takes in is still there when it is pushed. */
+inline merge(me) {
+    begun[me] = clock;
+    own = 0;
+    tags = pushed;
+    d_step {
+        read_index(tags, seen, mark, low, seen);
+        taken = seen & pushed;
+        do
+        :: s < SEGMENTS ->
+#ifndef MERGE_CONDEMNED
+            taken = (mark.at[s] != 0 -> taken & ~ONE(s) : taken);
+#endif
+            taken = ((HAS(seen, s) && mark.at[s] == 0) -> taken & ~merges[s] : taken);
+            s++
+        :: else -> break
+        od;
+        s = 0;
+        forget(tags, low, seen, mark)
+    };
+    if
+    :: taken != 0 && used < SEGMENTS ->
+        atomic {
+            used < SEGMENTS -> mine = used; used++; take_time(created[mine])
+        };
+        d_step {
+            do
+            :: s < SEGMENTS -> records[mine] = records[mine] | (HAS(taken, s) -> records[s] : 0); s++
+            :: else -> break
+            od;
+            s = 0;
+            lists = lists | ((taken & lists) -> ONE(mine) : 0);
+            holds = holds | ((taken & holds & pushed) -> ONE(mine) : 0);
+            pushed = pushed | ONE(mine);
+            merges[mine] = taken;
+            own = ONE(mine);
+            taken = 0;
+            printf("%d: publisher %d merges segments %d into %d of %d\n", clock, me, merges[mine], mine, created[mine])
+        };
+        list_segments(me, own)
+    :: else
+    fi;
+    begun[me] = 0
+}
+
+/* Whether a segment that is not condemned lists the path. */
 inline find_path(all, marked, is_there) {
     is_there = false;
     s = 0;
     do
     :: s < SEGMENTS ->
-        is_there = (is_there || (HAS(all & holds, s) && marked.at[s] == 0));
+        is_there = (is_there || (HAS(all & lists, s) && marked.at[s] == 0));
         s++
     :: else -> break
     od;
@@ -173,11 +249,15 @@ inline take_time(time) {
 }
 
 proctype publisher(byte me) {
-    byte tags, low, seen, mine, own, tries, s;
+    byte tags, low, seen, mine, own, tries, taken, s;
     Marks mark;
     bool is_found, is_again, is_confirmed;
     {
         clock >= FIRST + me * APART;
+#if MERGES == 2
+        merge(me);
+        own = 0;
+#endif
         begun[me] = clock;
         tags = pushed;
         d_step { read_index(tags, seen, mark, low, seen); find_path(seen, mark, is_found); forget(tags, low, seen, mark) };
@@ -192,44 +272,43 @@ send:   skip;
             printf("%d: publisher %d pushes segment %d of %d, relying on another: %d\n", clock, me, mine, created[mine], is_found);
             if
             :: is_found
-            :: else -> holds = holds | ONE(mine)
+            :: else -> lists = lists | ONE(mine); holds = holds | ONE(mine)
             fi
         };
-        tries = 0;
-        do
-        :: tries < TRIES ->
-            tries++;
-            tags = pushed;
-            d_step { read_index(tags, seen, mark, low, seen); seen = seen | own; tags = 0 };
-#ifdef NEWEST_WATERMARK
-            low = (watermark > low -> watermark : low);
-#endif
-            d_step {
-                write_index(seen, mark, low);
-                printf("%d: publisher %d writes: lists %d, watermark %d, marks %d %d %d\n", clock, me, listed, watermark, marks.at[0], marks.at[1], marks.at[2])
-            };
-            d_step { read_back(seen, mark, low, is_confirmed); forget(tags, low, seen, mark) };
-            if
-            :: is_confirmed -> break
-            :: else
-            fi
-        :: else -> break
-        od;
+        list_segments(me, own);
         tags = pushed;
         d_step { read_index(tags, seen, mark, low, seen); find_path(seen, mark, is_found); forget(tags, low, seen, mark) };
         if
-        :: is_found -> d_step { printf("%d: publisher %d ends well\n", clock, me); done = done | ONE(me); begun[me] = 0 }
+        :: is_found ->
+            d_step { printf("%d: publisher %d ends well\n", clock, me); done = done | ONE(me); begun[me] = 0 };
+#if MERGES == 1
+            merge(me)
+#endif
         :: !is_found && !is_again -> is_again = true; goto send
         :: !is_found && is_again -> begun[me] = 0       /* an error: nothing is promised */
         fi
     } unless { HAS(killed, me) }
 }
 
+/* Whether gc believes that the segment was taken in: the merged one is listed, is not condemned, and has all of it. */
+inline find_taken(one, is_taken) {
+    is_taken = false;
+    m = 0;
+    do
+    :: m < SEGMENTS ->
+        is_taken = (is_taken || (HAS(seen & known, m) && planned.at[m] == 0 && HAS(merges[m], one) &&
+            (records[one] & ~records[m]) == 0 && (!HAS(lists, one) || HAS(lists, m))));
+        m++
+    :: else -> break
+    od;
+    m = 0
+}
+
 proctype collector(byte me) {
-    byte started, last, tags, list, low, seen, known, s, runs, tries;
+    byte started, last, tags, list, low, seen, known, s, m, runs, tries;
     Marks mark, planned;
     byte live, alive, dead, lift, expired, delete, replaced, new, needed, have;
-    bool is_complete, is_confirmed, is_stopped;
+    bool is_complete, is_confirmed, is_stopped, is_taken;
     do
     :: runs < (me == 0 -> RUNS : 1) && (clock > last || RUNS_AT_ONCE) && clock >= FIRST + 2 * APART ->
         runs++;
@@ -256,8 +335,12 @@ proctype collector(byte me) {
             :: s < SEGMENTS ->
                 if
                 :: HAS(seen & known, s) && planned.at[s] == 0 ->
+                    find_taken(s, is_taken);
                     if
-                    :: records[s] == 0 && !(live && HAS(holds, s)) && created[s] <= started -> dead = dead | ONE(s)
+#ifdef UNLIST_TAKEN
+                    :: is_taken -> expired = expired | ONE(s); dead = dead | ONE(s)
+#endif
+                    :: is_taken || (records[s] == 0 && !(live && HAS(lists, s)) && created[s] <= started) -> dead = dead | ONE(s)
                     :: else -> alive = alive | ONE(s); have = have | records[s]
                     fi
                 :: else
@@ -266,7 +349,7 @@ proctype collector(byte me) {
             :: else -> break
             od;
             /* What is needed and in nothing that stays: first what readers see, the newest first. */
-            is_confirmed = (holds & alive) != 0;
+            is_confirmed = (lists & alive) != 0;
             s = 2 * SEGMENTS;
             do
             :: s > 0 ->
@@ -274,10 +357,10 @@ proctype collector(byte me) {
                 if
                 :: HAS(known & ~(alive | dead), s % SEGMENTS) &&
                     ((s >= SEGMENTS) == (HAS(seen, s % SEGMENTS) != 0)) &&
-                    ((live && !is_confirmed && HAS(holds, s % SEGMENTS)) || (records[s % SEGMENTS] & ~have)) ->
+                    ((live && !is_confirmed && HAS(lists, s % SEGMENTS)) || (records[s % SEGMENTS] & ~have)) ->
                     lift = lift | ONE(s % SEGMENTS);
                     have = have | records[s % SEGMENTS];
-                    is_confirmed = (is_confirmed || HAS(holds, s % SEGMENTS))
+                    is_confirmed = (is_confirmed || HAS(lists, s % SEGMENTS))
                 :: else
                 fi
             :: else -> break
@@ -324,6 +407,7 @@ proctype collector(byte me) {
                 if
                 :: replaced ->
                     records[new] = records[s];
+                    lists = lists | ((live && HAS(lists, s)) -> ONE(new) : 0);
                     holds = holds | ((live && HAS(holds, s)) -> ONE(new) : 0);
                     pushed = pushed | ONE(new);
                     new = ONE(new);
@@ -396,7 +480,7 @@ ended:  skip;
         d_step {
             /* Nothing is remembered between runs. */
             tags = 0; list = 0; low = 0; seen = 0; known = 0; tries = 0; started = 0; live = 0; alive = 0; dead = 0;
-            lift = 0; expired = 0; delete = 0; replaced = 0; new = 0; needed = 0; have = 0; s = 0;
+            lift = 0; expired = 0; delete = 0; replaced = 0; new = 0; needed = 0; have = 0; s = 0; is_taken = false;
             is_complete = false; is_confirmed = false; is_stopped = false;
             last = clock;
             collecting[me] = 0;
@@ -436,17 +520,25 @@ proctype time() {
 
 /* What must hold in every state. */
 #define IS_READ(s) (HAS(pushed, s) && (HAS(listed, s) || created[s] >= watermark))
-#define SERVES(s) (HAS(holds, s) && IS_READ(s))
-#define KEEPS(s) (IS_READ(s) -> records[s] : 0)
-#define DANGLES(s) (HAS(listed & ~pushed, s) && marks.at[s] == 0)
+#define IS_GOOD(s) (IS_READ(s) && marks.at[s] == 0)
+#define TAKES_IN(m, s) (IS_GOOD(m) && HAS(merges[m], s))
+/* What a good segment took in is not read. */
+#define IS_LOOKED_AT(s) (IS_READ(s) && !IS_TAKEN(s))
+#define SERVES(s) (HAS(holds, s) && IS_LOOKED_AT(s))
+#define KEEPS(s) (IS_LOOKED_AT(s) -> records[s] : 0)
+#define DANGLES(s) (marks.at[s] == 0 && (HAS(listed & ~pushed, s) || (IS_READ(s) && HAS(lists & ~holds, s))))
 #if SEGMENTS == 3
 #define OF_ALL(what, and) (what(0) and what(1) and what(2))
+#define IS_TAKEN(s) (TAKES_IN(1, s) || TAKES_IN(2, s))
 #elif SEGMENTS == 4
 #define OF_ALL(what, and) (what(0) and what(1) and what(2) and what(3))
+#define IS_TAKEN(s) (TAKES_IN(1, s) || TAKES_IN(2, s) || TAKES_IN(3, s))
 #elif SEGMENTS == 5
 #define OF_ALL(what, and) (what(0) and what(1) and what(2) and what(3) and what(4))
+#define IS_TAKEN(s) (TAKES_IN(1, s) || TAKES_IN(2, s) || TAKES_IN(3, s) || TAKES_IN(4, s))
 #else
 #define OF_ALL(what, and) (what(0) and what(1) and what(2) and what(3) and what(4) and what(5))
+#define IS_TAKEN(s) (TAKES_IN(1, s) || TAKES_IN(2, s) || TAKES_IN(3, s) || TAKES_IN(4, s) || TAKES_IN(5, s))
 #endif
 
 proctype watch() {

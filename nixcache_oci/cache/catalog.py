@@ -4,21 +4,23 @@ Immutable; a refresh swaps in a new one. Source: design section 2, "Table".
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Final
+from operator import itemgetter
+from typing import Final, TypeAlias
 
+from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes, row_key
-from nixcache_oci.cache.table_file import BUCKET_SHIFT, TableFile
+from nixcache_oci.cache.table_file import TableFile
+from nixcache_oci.cache.table_search import HashPartBytes, row_key
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.variants import is_accepted
 
 MAX_VARIANTS: Final = 8
 """Compared per store path: two builders may race, thousands never do."""
@@ -45,6 +47,10 @@ _MAX_NONCANONICAL_BYTES: Final = 64 * 1024
 """A larger non-canonical narinfo is a miss: each look-up would render it anew."""
 
 
+# The place of a table in the order of reading, the table, and a row.
+_Variant: TypeAlias = tuple[int, TableFile, int]
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogTable:
     """A table with attributes of its segment.
@@ -65,21 +71,23 @@ class Catalog:
 
     Attributes:
         tables: the newest first, each once.
+        keys: of these tables, and maybe of others.
         public_keys: if any, a narinfo must be signed by one of them, or content-addressed.
         store_dir: of all store paths; None for any.
         client_keys: that clients are known to trust; None if signatures by them do not matter.
     """
 
     tables: tuple[CatalogTable, ...]
+    keys: MergedKeys = field(repr=False, compare=False)
     public_keys: tuple[PublicKey, ...]
     store_dir: str | None = None
     client_keys: tuple[PublicKey, ...] | None = None
-    _starts: tuple[tuple[Sequence[int], CatalogTable], ...] = field(init=False, repr=False, compare=False)
+    # Where the table at each slot of ``keys`` is in ``tables``.
+    _places: tuple[int | None, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Empty tables cost look-ups nothing.
-        starts = tuple((table.file.starts, table) for table in self.tables if table.file.count)
-        object.__setattr__(self, "_starts", starts)
+        places = {id(table.file): place for place, table in enumerate(self.tables)}
+        object.__setattr__(self, "_places", tuple(places.get(id(file)) for file in self.keys.files))
 
     @classmethod
     def of(
@@ -88,15 +96,17 @@ class Catalog:
         public_keys: Sequence[PublicKey],
         store_dir: str | None = None,
         client_keys: tuple[PublicKey, ...] | None = None,
+        keys: MergedKeys | None = None,
     ) -> "Catalog":
-        """Order tables, each once: for its newest segment, preferably not condemned."""
+        """Order tables, each once: for its newest segment, preferably not condemned; and merge their keys."""
         newest_first = sorted(tables, key=lambda table: table.created, reverse=True)
         unique: dict[int, CatalogTable] = {}
         for table in sorted(newest_first, key=lambda table: table.is_condemned):
             unique.setdefault(id(table.file), table)
         kept = {id(table) for table in unique.values()}
         chosen = tuple(table for table in newest_first if id(table) in kept)
-        return cls(chosen, tuple(public_keys), store_dir, client_keys)
+        keys = keys or MergedKeys.of(table.file for table in chosen)
+        return cls(chosen, keys, tuple(public_keys), store_dir, client_keys)
 
     @property
     def entries(self) -> int:
@@ -128,27 +138,28 @@ class Catalog:
     ) -> tuple[bytes, bool] | None:
         """Look up like ``find``; also returns whether a client key is known to have signed it."""
         key = row_key(hash_part)
-        bucket = key >> BUCKET_SHIFT
-        found: list[tuple[CatalogTable, int]] = []
-        for starts, table in self._starts:
-            start, end = starts[bucket], starts[bucket + 1]
-            if start != end:
-                row = table.file.find_between(hash_part, key, start, end)
+        found: list[_Variant] = []
+        for slot in self.keys.slots(key):
+            place, file = self._places[slot], self.keys.files[slot]
+            if place is not None and file is not None:
+                row = file.find_hash_part(hash_part, key)
                 if row is not None:
-                    found.append((table, row))
+                    found.append((place, file, row))
+        if len(found) > 1:
+            found.sort(key=itemgetter(0))
         good = self._choose_good(found, hash_part, most_bytes) if found else found
         if not good:
             return None
         # min() keeps the first of equals, and tables come newest first.
-        table, row = good[0] if len(good) == 1 else min(good, key=_rank)
-        text, verdict = table.file.text(row), table.file.verdicts[row]
+        _, file, row = good[0] if len(good) == 1 else min(good, key=self._rank)
+        text, verdict = file.text(row), file.verdicts[row]
         if verdict == _GOOD:
             return text, True
         if verdict != _UNTRUSTED:
             text = NarInfo.parse(text).render().encode()
         return text, verdict == _NONCANONICAL
 
-    def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Iterator[None]:
+    def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Generator[None, None, None]:
         """Validate narinfos ahead of requests, one per step, the newest tables' first.
 
         Args:
@@ -170,23 +181,31 @@ class Catalog:
                 yield table.file, row
 
     def _choose_good(
-        self, found: Iterable[tuple[CatalogTable, int]], hash_part: HashPartBytes, most_bytes: int
-    ) -> list[tuple[CatalogTable, int]]:
+        self, found: Iterable[_Variant], hash_part: HashPartBytes, most_bytes: int
+    ) -> list[_Variant]:
         """Return those that may be served; each look-up validates a bounded number of new ones."""
-        good: list[tuple[CatalogTable, int]] = []
+        good: list[_Variant] = []
         left = _MAX_VALIDATED
-        for table, row in found:
-            verdict = table.file.verdicts[row]
+        for place, file, row in found:
+            verdict = file.verdicts[row]
             if verdict == _UNKNOWN and left > 0 and most_bytes > 0:
-                text = table.file.text(row)
+                text = file.text(row)
                 left -= 1
                 most_bytes -= len(text)
-                verdict = self._validate(table.file, row, hash_part, text)
+                verdict = self._validate(file, row, hash_part, text)
             if verdict not in (_UNKNOWN, _BAD):
-                good.append((table, row))
+                good.append((place, file, row))
                 if len(good) == MAX_VARIANTS:
                     break
         return good
+
+    def _rank(self, variant: _Variant) -> tuple[bool, str, bool]:
+        place, file, row = variant
+        # It was validated, so a search suffices: parsing 1 MiB takes 20 ms.
+        text = file.text(row)
+        match = _NAR_HASH.search(text)
+        nar_hash = str(NixHash.parse(match[1].decode())) if match is not None else ""
+        return self.tables[place].is_condemned, nar_hash, b"\nSig:" not in text
 
     def _validate(self, file: TableFile, row: int, hash_part: HashPartBytes, text: bytes) -> int:
         file.verdicts[row] = verdict = self._verdict(hash_part, text)
@@ -197,7 +216,7 @@ class Catalog:
         if narinfo is None or not self._is_servable(narinfo):
             return _BAD
         keys = self.client_keys
-        is_trusted = keys is None or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
+        is_trusted = keys is None or is_accepted(narinfo, keys)
         if narinfo.render().encode() == text:
             return _GOOD if is_trusted else _UNTRUSTED
         if len(text) > _MAX_NONCANONICAL_BYTES:
@@ -208,16 +227,7 @@ class Catalog:
         if self.store_dir not in (None, narinfo.store_path.store_dir):
             return False
         keys = self.public_keys
-        return not keys or is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
-
-
-def _rank(variant: tuple[CatalogTable, int]) -> tuple[bool, str, bool]:
-    table, row = variant
-    # It was validated, so a search suffices: parsing 1 MiB takes 20 ms.
-    text = table.file.text(row)
-    match = _NAR_HASH.search(text)
-    nar_hash = str(NixHash.parse(match[1].decode())) if match is not None else ""
-    return table.is_condemned, nar_hash, b"\nSig:" not in text
+        return not keys or is_accepted(narinfo, keys)
 
 
 def _parse(text: bytes, hash_part: HashPartBytes) -> NarInfo | None:

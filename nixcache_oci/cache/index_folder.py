@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.listing import Listing
-from nixcache_oci.cache.spilling_file import Fallback
+from nixcache_oci.cache.spilling_file import Fallback, is_shortage
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter, remove_table
 from nixcache_oci.clients.durable_file import remove_unfinished, unfinished_name, write_file
@@ -81,6 +81,8 @@ class IndexFolder:
             reason = f"{error}, or {remedy}"
         elif self._is_nowhere:
             reason = f"there is no home folder; {remedy}"
+        elif is_shortage(error):
+            reason = f"{self.path}: {error.strerror}; allow this process more (ulimit -n, MemoryMax)"
         else:
             reason = f"{self.path}: {error.strerror}; {remedy}"
         self.problem = f"the index is not kept on disk: {reason}"
@@ -97,7 +99,11 @@ class IndexFolder:
         budget = TableBudget()
         tables = {}
         for table in listing.tables_newest_first():
-            opened = self.open_table(table)
+            try:
+                opened = self.open_table(table)
+            except OSError as error:
+                self._log_unusable("saved table not opened", self._table_path(table), error)
+                continue
             if opened is not None:
                 try:
                     budget.inflate(opened.size)
@@ -143,7 +149,11 @@ class IndexFolder:
             self.tell(error)
 
     def open_table(self, table: Digest) -> TableFile | None:
-        """Open a table that was written before; None if it is missing or damaged."""
+        """Open a table that was written before; None if it is missing or damaged.
+
+        Raises:
+            OSError: this process has too many open files, or no memory: the table may be fine.
+        """
         if table in self._unkept or not self._is_there:
             return self._unkept.get(table)
         path = self._table_path(table)
@@ -152,6 +162,8 @@ class IndexFolder:
         except FileNotFoundError:
             return None
         except (OSError, FormatError) as error:
+            if isinstance(error, OSError) and is_shortage(error):
+                raise
             self._log_unusable("saved table is unusable", path, error)
             self._remove_table(path)
             return None

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeVar
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
@@ -31,8 +31,8 @@ T = TypeVar("T")
 _PARALLEL_REQUESTS = 8
 
 MAX_SEGMENTS: Final = 4000
-"""Segments read of a cache. The largest index that is written, 1 MiB, holds 3,000; a look-up in 4,000 tables
-takes a millisecond."""
+"""Segments read of a cache. The largest index that is written, 1 MiB, holds 3,000. Look-ups do not grow with
+them, but reading the cache does: each is a request, two files on disk and two maps."""
 MAX_UNLISTED_BYTES: Final = 256 * 1024 * 1024
 """Manifests of unlisted segments fetched per read, for their annotations."""
 
@@ -65,6 +65,18 @@ class Listing:
     def is_absent(self) -> bool:
         """Whether there is no cache at all, as the repository itself says: no index, and no segment's tag."""
         return self.index is None and not self.tables and self.is_complete and not self.left_out
+
+    def without_taken_in(self, unreadable: AbstractSet[Digest] = frozenset()) -> Self:
+        """Leave out what merged segments took in: their tables have all of it.
+
+        Args:
+            unreadable: tables that cannot be read: what their segments took in stays.
+        """
+        merged = (one for one in self.segments if one.condemned is None and one.table not in unreadable)
+        taken_in = {manifest for one in merged for manifest in one.merges}
+        if not taken_in:
+            return self
+        return replace(self, segments=tuple(one for one in self.segments if one.manifest not in taken_in))
 
     def tables_newest_first(self) -> dict[Digest, list[Segment]]:
         """Return each table with its segments; a version 1 document comes last, with none."""

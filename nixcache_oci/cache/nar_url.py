@@ -40,6 +40,10 @@ _SHAPE = re.compile(
 )
 
 _PACK_LINE = re.compile(rb"\nURL: nar/([0-9a-f]{64})/")
+_BLOB_LINES = re.compile(
+    rb"\nURL: nar/([0-9a-f]{64})\.nar[^\n]*\nCompression: [^\n]*\n"
+    rb"(?:FileHash: [^\n]*\n)?FileSize: ([0-9]{1,19})\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,12 @@ def pack_of(narinfo: bytes) -> Digest | None:
     """Return the pack of a narinfo's NAR, without parsing the rest; None for a blob of its own."""
     match = _PACK_LINE.search(narinfo)
     return Digest(match[1].decode()) if match is not None else None
+
+
+def sized_blob_of(narinfo: bytes) -> tuple[Digest, int] | None:
+    """Return blob and FileSize of a NAR that has a blob of its own; None if either is absent."""
+    match = _BLOB_LINES.search(narinfo)
+    return (Digest(match[1].decode()), int(match[2])) if match is not None else None
 
 
 def describe_nar(blob: Digest, compression: str, size: int) -> Descriptor:

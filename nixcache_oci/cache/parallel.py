@@ -1,14 +1,17 @@
-"""Bounded concurrency, and jobs on threads."""
+"""Bounded concurrency, jobs on threads, and jobs in slices of the event loop's time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from nixcache_oci.cache.progress import SILENT, Stage
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_SLICE_SECONDS: Final = 0.0005
 
 
 async def run_all(jobs: Iterable[Coroutine[Any, Any, T]], at_once: int, stage: Stage = SILENT) -> list[T]:
@@ -71,6 +74,23 @@ async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         await asyncio.wait([running])
         retrieve(running)
         raise
+
+
+async def run_in_slices(job: Generator[None, None, T], pause_seconds: float) -> T:
+    """Run a job of short steps, half a millisecond at a time: in between, requests are answered.
+
+    A thread would hold them up for longer: Python lets it run for 5 ms whenever they wait for anything.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if time.monotonic() - since >= _SLICE_SECONDS:
+            await asyncio.sleep(pause_seconds)
+            since = time.monotonic()
 
 
 def retrieve(task: "asyncio.Future[Any]") -> None:

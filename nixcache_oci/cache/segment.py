@@ -19,8 +19,13 @@ from nixcache_oci.oci.manifest import MAX_WRITTEN_MANIFEST_BYTES, Manifest
 from nixcache_oci.wording import counted
 
 MAX_LAYERS: Final = 2000
+MAX_MERGED: Final = 64
+"""Segments that one merge takes in."""
 
+# From the manifest to its descriptor in the index.
+_COPIED: Final = (media_type.ANNOTATION_CREATED, media_type.ANNOTATION_PATHS, media_type.ANNOTATION_MERGES)
 _DAY = r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+_MERGES = re.compile(rf"[0-9a-f]{{64}}(?: [0-9a-f]{{64}}){{0,{MAX_MERGED - 1}}}")
 _TAG = re.compile(rf"segment-({_DAY}T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]Z)-([0-9a-f]{{64}})")
 
 
@@ -73,6 +78,7 @@ class Segment:
         created: when it was published.
         paths: number of narinfos.
         condemned: when gc marked it as dead, or None.
+        merges: manifests of the segments that it took in: its table has every path and record of theirs.
     """
 
     descriptor: Descriptor
@@ -80,6 +86,7 @@ class Segment:
     created: datetime
     paths: int
     condemned: datetime | None
+    merges: tuple[Digest, ...] = ()
 
     @property
     def manifest(self) -> Digest:
@@ -108,6 +115,7 @@ class Segment:
                 parse_time(notes[media_type.ANNOTATION_CONDEMNED])
                 if media_type.ANNOTATION_CONDEMNED in notes
                 else None,
+                _parse_merges(notes.get(media_type.ANNOTATION_MERGES, "")),
             )
         except KeyError as error:
             raise FormatError(f"segment {descriptor.digest}: annotation {error.args[0]} is missing") from None
@@ -130,11 +138,7 @@ class Segment:
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
             raise FormatError(f"segment {digest}: its first layer is not a table")
         annotations = {
-            **{
-                key: manifest.annotations[key]
-                for key in (media_type.ANNOTATION_CREATED, media_type.ANNOTATION_PATHS)
-                if key in manifest.annotations
-            },
+            **{key: manifest.annotations[key] for key in _COPIED if key in manifest.annotations},
             media_type.ANNOTATION_TABLE: str(manifest.layers[0].digest),
         }
         # No artifactType: a common copier strips it, which would change the index's digest.
@@ -144,7 +148,13 @@ class Segment:
 
 
 def build_manifest(
-    table: Descriptor, layers: Iterable[Descriptor], *, created: datetime, paths: int, source: str | None
+    table: Descriptor,
+    layers: Iterable[Descriptor],
+    *,
+    created: datetime,
+    paths: int,
+    source: str | None,
+    merges: Iterable[Digest] = (),
 ) -> bytes:
     """Write the manifest of one segment.
 
@@ -154,6 +164,7 @@ def build_manifest(
         created: the segment's time, also in its tag.
         paths: number of narinfos.
         source: URL of the GitHub repository that the package belongs to.
+        merges: manifests of the segments that it takes in, at most 64.
 
     Raises:
         FormatError: over 2,000 layers, or over 1 MiB.
@@ -167,6 +178,8 @@ def build_manifest(
     }
     if source is not None:
         annotations[media_type.ANNOTATION_SOURCE] = source
+    if taken_in := " ".join(manifest.hex for manifest in merges):
+        annotations[media_type.ANNOTATION_MERGES] = taken_in
     content = Manifest(
         artifact_type=media_type.SEGMENT,
         config=EMPTY_CONFIG,
@@ -179,6 +192,11 @@ def build_manifest(
             f"over the limit of {MAX_WRITTEN_MANIFEST_BYTES}"
         )
     return content
+
+
+def _parse_merges(text: str) -> tuple[Digest, ...]:
+    """Parse what a merged segment names; nothing if it is malformed, for it only saves work."""
+    return tuple(map(Digest, text.split(" "))) if _MERGES.fullmatch(text) else ()
 
 
 def _parse_count(text: str) -> int:

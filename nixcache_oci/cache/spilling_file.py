@@ -4,18 +4,16 @@ No full disk stops a reader of a cache. What was written so far is copied along,
 """
 
 import errno
-import mmap
 import os
 import tempfile
-import weakref
 from collections.abc import Callable
 from functools import partial
 from io import FileIO
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from nixcache_oci.cache.mapped_file import map_file
 from nixcache_oci.clients.rooted_path import RootedPath
-from nixcache_oci.errors import FormatError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -24,6 +22,12 @@ MOST_MEMORY_BYTES: Final = 256 * 1024 * 1024
 """Tables in memory, per index folder: those of a cache of a quarter of a million paths."""
 
 _PIECE_BYTES: Final = 1024 * 1024
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether this process or machine is short of files or memory: no other place helps, but time may."""
+    return error.errno in _SHORTAGES
 
 
 class Fallback:
@@ -98,7 +102,7 @@ class SpillingFile:
                 view = view[written:]
         return len(piece)
 
-    def map(self) -> mmap.mmap:
+    def map(self) -> memoryview:
         """Sync it to disk, and map it.
 
         Raises:
@@ -110,13 +114,10 @@ class SpillingFile:
                 os.fsync(self._open_file().fileno())
             except OSError as error:
                 self._move(error)
-        if not self._size:
-            raise FormatError("table: it is empty")
         file = self._open_file()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if isinstance(file, _InMemory):
-            weakref.finalize(mapped, file.hand_over())
-        return mapped
+            return file.map()
+        return map_file(file.fileno())
 
     def close(self) -> None:
         """Close it; a map of it remains valid."""
@@ -130,6 +131,8 @@ class SpillingFile:
 
     def _move(self, error: OSError) -> None:
         """Continue in the next place that can take all that was written so far."""
+        if is_shortage(error):
+            raise error
         if self.is_kept and self._fallback is not None:
             self._fallback.tell(error)
             self.is_kept = False
@@ -168,13 +171,15 @@ class _InMemory(FileIO):
         return super().write(data)
 
     def close(self) -> None:
-        self.hand_over()()
+        taken, self._taken = self._taken, 0
+        self._fallback.give_back(taken)
         super().close()
 
-    def hand_over(self) -> Callable[[], None]:
-        """Return what releases the memory."""
-        taken, self._taken = self._taken, 0
-        return partial(self._fallback.give_back, taken)
+    def map(self) -> memoryview:
+        """Map it: the memory is the map's then."""
+        mapped = map_file(self.fileno(), partial(self._fallback.give_back, self._taken))
+        self._taken = 0
+        return mapped
 
 
 def _open_new(path: RootedPath) -> FileIO:

@@ -6,51 +6,32 @@ empty line inside a value would forge a stanza. Source: design section 2, "Table
 """
 
 import re
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
-from mmap import mmap
-from typing import Final, NewType, TypeAlias
+from typing import Final
 
 from nixcache_oci.cache.record import FIELD_VALUE, Field, Record, parse_record, record_fields
+from nixcache_oci.cache.table_search import (
+    LISTED,
+    MAX_STANZA_BYTES,
+    NARINFO_KEY,
+    NARINFO_START,
+    Content,
+    find_bytes,
+)
 from nixcache_oci.cache.timestamp import format_time, parse_time
 from nixcache_oci.errors import FormatError
-from nixcache_oci.nix.base32 import CHARACTER, to_number
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.wording import counted
 
 MAX_TABLE_BYTES: Final = 64 * 1024 * 1024
-# A narinfo has at most some thousand references; a longer stanza is an attack or damage.
-MAX_STANZA_BYTES: Final = 1024 * 1024
 # A hundred public keys. Every reader parses the headers of all tables, of which there may be thousands.
 MAX_HEADER_BYTES: Final = 16 * 1024
 
 _VERSION: Final = "2"
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
-
-_NARINFO_KEY: Final = "StorePath"
-_NARINFO_START: Final = f"\n\n{_NARINFO_KEY}: ".encode()
-_MAX_STORE_DIR_BYTES: Final = 4095  # with its last slash: the longest path on Linux
-_HASH_CHARACTERS: Final = 32
-_HASH_PART = re.compile(f"{CHARACTER}{{{_HASH_CHARACTERS}}}".encode())
-_LISTED = re.compile(
-    _NARINFO_START + rf"/[^\n]{{1,{_MAX_STORE_DIR_BYTES - 2}}}/(".encode() + _HASH_PART.pattern + b")-"
-)
-_MOST_LISTED_BYTES: Final = len(_NARINFO_START) + _MAX_STORE_DIR_BYTES + _HASH_CHARACTERS + 1
-# A regular expression blocks all threads; this much takes a few milliseconds.
-_SEARCHED_BYTES: Final = 512 * 1024
-_KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
-KEY_BITS: Final = 5 * _KEY_CHARACTERS
-"""Bits of a key, as evenly distributed as hash parts."""
-
-Content: TypeAlias = bytes | mmap
-"""The text of a table, in memory or on disk."""
-
-HashPartBytes = NewType("HashPartBytes", bytes)
-"""The characters of a ``HashPart``, from a table or a validated request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,123 +125,22 @@ def parse_header(content: Content) -> TableHeader:
     Raises:
         FormatError: not a version 2 table, or a malformed header.
     """
-    end = content.find(b"\n\n", 0, MAX_HEADER_BYTES + 1)
-    header = content[: MAX_HEADER_BYTES + 1 if end < 0 else end + 1]
+    header = bytes(content[: MAX_HEADER_BYTES + 1])
+    end = header.find(b"\n\n")
+    header = header if end < 0 else header[: end + 1]
     _check_header(header)
     return _parse_header(_parse_fields(header))
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """The positions of a table's narinfos, for look-ups.
-
-    Attributes:
-        keys: the first 12 characters of each hash part as a number, ascending.
-        positions: byte offset of each hash part in the table; same order.
-    """
-
-    keys: "array[int]"
-    positions: "array[int]"
-
-
-def scan(content: Content) -> Scan:
-    """Find every narinfo without parsing it: a stanza is validated when it is first served.
-
-    Raises:
-        FormatError: the narinfos are not sorted.
-    """
-    keys, positions = array("Q"), array("I")
-    previous = b""
-    for match in _find_listed(content):
-        hash_part = match[1]
-        if hash_part <= previous:
-            raise FormatError(f"table: {hash_part.decode()} is not in the order of hash parts")
-        previous = hash_part
-        keys.append(row_key(hash_part))
-        positions.append(match.start(1))
-    return Scan(keys, positions)
-
-
-def _find_listed(content: Content) -> Iterator[re.Match[bytes]]:
-    start = 0
-    while start < len(content):
-        end = start + _SEARCHED_BYTES
-        behind = start
-        for match in _LISTED.finditer(content, start, end):
-            yield match
-            behind = match.end()
-        # A match that crosses the end begins after this.
-        start = max(behind, end - _MOST_LISTED_BYTES)
-
-
-def find_hash_part(
-    content: Content,
-    keys: Sequence[int],
-    positions: Sequence[int],
-    hash_part: HashPartBytes,
-    key: int,
-    start: int = 0,
-    end: int | None = None,
-) -> int | None:
-    """Look up a narinfo by bisection.
-
-    Args:
-        content: the table.
-        keys: from ``scan``.
-        positions: from ``scan``.
-        hash_part: to look for.
-        key: its ``row_key``, computed once for several tables.
-        start: the first row that may have this key.
-        end: after the last row that may; None for all.
-
-    Returns:
-        Its row, or None.
-    """
-    row = bisect_left(keys, key, start, end)
-    while row < len(keys) and keys[row] == key:
-        if hash_part_at(content, positions[row]) == hash_part:
-            return row
-        row += 1
-    return None
-
-
-def hash_part_at(content: Content, position: int) -> HashPartBytes:
-    """Return the hash part at this offset."""
-    return HashPartBytes(content[position : position + _HASH_CHARACTERS])
-
-
-def is_key_at(content: Content, key: int, position: int) -> bool:
-    """Check a key and a position that ``scan`` found."""
-    match = _HASH_PART.fullmatch(hash_part_at(content, position))
-    return match is not None and row_key(match[0]) == key
-
-
-def stanza_around(content: Content, position: int) -> bytes:
-    """Return the narinfo whose hash part is at this offset, as stored; empty if none, or over 1 MiB."""
-    earliest = max(0, position - _MAX_STORE_DIR_BYTES - len(_NARINFO_START))
-    gap = content.rfind(_NARINFO_START, earliest, position)
-    start = gap + 2
-    end = content.find(b"\n\n", position, start + MAX_STANZA_BYTES + 1)
-    stanza_end = len(content) if end < 0 else end + 1
-    if gap < 0 or stanza_end - start > MAX_STANZA_BYTES:
-        return b""
-    return content[start:stanza_end]
-
-
-def row_key(hash_part: bytes) -> int:
-    """Compute the value of ``Scan.keys`` for a hash part."""
-    return to_number(hash_part[:_KEY_CHARACTERS])
-
-
 def _parse_narinfo(stanza: bytes) -> NarInfo:
-    if _LISTED.match(b"\n\n" + stanza) is None:
+    if LISTED.match(b"\n\n" + stanza) is None:
         # ``scan`` finds narinfos by their first line: nothing may count as listed that is never served.
-        raise FormatError(f"table: a narinfo that does not begin with its {_NARINFO_KEY}: {stanza[:80]!r}")
+        raise FormatError(f"table: a narinfo that does not begin with its {NARINFO_KEY}: {stanza[:80]!r}")
     return NarInfo.parse(stanza)
 
 
 def _end_of_head(content: Content) -> int:
-    at = content.find(_NARINFO_START)
+    at = find_bytes(content, NARINFO_START, 0, len(content))
     return len(content) if at < 0 else at + 1
 
 
@@ -270,11 +150,11 @@ def _stanzas(content: Content, start: int, end: int) -> Iterator[bytes]:
     while gap >= 0:
         if start >= end:
             raise FormatError("table: it is empty, or there is nothing behind an empty line")
-        gap = content.find(b"\n\n", start, end)
+        gap = find_bytes(content, b"\n\n", start, end)
         stanza_end = end if gap < 0 else gap + 1
         if stanza_end - start > MAX_STANZA_BYTES:
             raise FormatError(f"table: a stanza of over {MAX_STANZA_BYTES} bytes")
-        yield content[start:stanza_end]
+        yield bytes(content[start:stanza_end])
         start = gap + 2
 
 
@@ -321,8 +201,8 @@ def _parse_header(fields: tuple[Field, ...]) -> TableHeader:
 
 def _render_record(record: Record) -> str:
     fields = record_fields(record)
-    if fields[0][0] == _NARINFO_KEY:
-        raise FormatError(f"table: no record can start with {_NARINFO_KEY}: readers take it for a narinfo")
+    if fields[0][0] == NARINFO_KEY:
+        raise FormatError(f"table: no record can start with {NARINFO_KEY}: readers take it for a narinfo")
     return _render_fields(fields)
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import run_in_thread
@@ -19,6 +20,9 @@ from nixcache_oci.wording import counted
 
 _log = logging.getLogger(__name__)
 
+_SMALL_BYTES: Final = 512 * 1024
+"""A blob of this size is held in memory until its turn comes: those of a thousand paths are smaller."""
+
 
 async def fetch_table(
     repository: Repository,
@@ -26,8 +30,18 @@ async def fetch_table(
     table: Digest,
     budget: TableBudget | None = None,
     stage: Stage = SILENT,
+    turn: AbstractAsyncContextManager[object] | None = None,
 ) -> TableFile:
-    """Fetch the table of a segment; uses one chunk of memory, and reports each to the stage.
+    """Fetch the table of a segment.
+
+    Args:
+        repository: of the cache.
+        folder: for tables.
+        table: digest of the blob.
+        budget: of all tables.
+        stage: receives the size of each chunk.
+        turn: entered to inflate, which takes up to 8 MiB of memory; a small blob is fetched whole before, and
+            of a large one no more than a chunk is held.
 
     Raises:
         LimitError: over the budget.
@@ -45,10 +59,16 @@ async def fetch_table(
                 raise FormatError(
                     f"table {table}: {counted(blob.size, 'byte')}, over the limit of {MAX_TABLE_BYTES}"
                 )
-            async for chunk in blob.chunks:
-                await run_in_thread(writer.write, chunk)
-                stage.advance(size=len(chunk))
-        return await run_in_thread(writer.finish, table)
+            if blob.size > _SMALL_BYTES:
+                async with turn or nullcontext():
+                    async for chunk in blob.chunks:
+                        await run_in_thread(writer.write, chunk)
+                        stage.advance(size=len(chunk))
+                    return await run_in_thread(writer.finish, table)
+            content = b"".join([chunk async for chunk in blob.chunks])
+        stage.advance(size=len(content))
+        async with turn or nullcontext():
+            return await run_in_thread(_write, writer, table, content)
     finally:
         await run_in_thread(writer.close)
 
@@ -60,8 +80,12 @@ def keep_table(folder: IndexFolder, table: Digest, content: bytes) -> TableFile:
         OSError: no space on disk or in memory.
     """
     with closing(folder.table_writer(table)) as writer:
-        writer.write(content)
-        return writer.finish(table)
+        return _write(writer, table, content)
+
+
+def _write(writer: TableFileWriter, table: Digest, content: bytes) -> TableFile:
+    writer.write(content)
+    return writer.finish(table)
 
 
 async def fetch_version1(

@@ -6,37 +6,31 @@ of 8 bytes, then the positions of 4.
 """
 
 import hashlib
-import mmap
 import os
 import struct
 import sys
 import threading
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
 
+from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
-from nixcache_oci.cache.table import (
-    KEY_BITS,
+from nixcache_oci.cache.table import TableHeader, parse_head, parse_header, parse_narinfos
+from nixcache_oci.cache.table_budget import TableBudget
+from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
+from nixcache_oci.cache.table_search import (
     HashPartBytes,
     Scan,
-    TableHeader,
     find_hash_part,
     hash_part_at,
     is_key_at,
-    parse_head,
-    parse_header,
-    parse_narinfos,
     row_key,
     scan,
     stanza_around,
 )
-from nixcache_oci.cache.table_budget import TableBudget
-from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.clients.durable_file import unfinished_name, write_file
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import DigestError, FormatError
@@ -47,11 +41,6 @@ from nixcache_oci.oci.digest import Digest
 _MAGIC: Final = f"nixcache-oci keys 1 {sys.byteorder}\n".encode().ljust(32, b"\0")
 _SIZES: Final = struct.Struct("=QQ")
 _KEYS_START: Final = len(_MAGIC) + _SIZES.size
-# The first row of each 1024th of the key space, so that a look-up touches few pages: most tables of a large
-# cache miss. Takes 4 KiB, and a millisecond when a table is opened.
-_BUCKETS: Final = 1024
-BUCKET_SHIFT: Final = KEY_BITS - _BUCKETS.bit_length() + 1
-_NO_STARTS: Final = array("I", bytes(4 * (_BUCKETS + 1)))
 # Public keys shown to people: per table, and characters of each.
 _MAX_RECORDED_KEYS: Final = 8
 _MAX_RECORDED_KEY_CHARACTERS: Final = 512
@@ -71,7 +60,7 @@ class TableFile:
     Attributes:
         size: bytes of the table.
         count: number of narinfos.
-        starts: the first row of each bucket; ``key >> BUCKET_SHIFT`` is its number.
+        keys: the ``row_key`` of each row, ascending.
         recorded_keys: the first public keys of the header.
         verdicts: one byte per row, for the result of validating its narinfo.
 
@@ -79,25 +68,24 @@ class TableFile:
         FormatError: damaged, or not of the same table.
     """
 
-    def __init__(self, text: mmap.mmap, keys: mmap.mmap) -> None:
+    __slots__ = ("_keys_file", "_positions", "_text", "count", "keys", "recorded_keys", "size", "verdicts")
+
+    def __init__(self, text: memoryview, keys: memoryview) -> None:
         if keys[: len(_MAGIC)] != _MAGIC or len(keys) < _KEYS_START:
             raise FormatError("table: its keys file is not of this version")
         size, count = _SIZES.unpack_from(keys, len(_MAGIC))
         positions_start = _KEYS_START + 8 * count
         if size != len(text) or len(keys) != positions_start + 4 * count:
             raise FormatError("table: its keys file belongs to another table, or one of the two was cut")
-        view = memoryview(keys)
         self._text = text
         self._keys_file = keys
-        self._keys = view[_KEYS_START:positions_start].cast("Q")
-        self._positions = view[positions_start:].cast("I")
-        if not all(is_key_at(text, self._keys[row], self._positions[row]) for row in {0, count - 1} if count):
+        self.keys = keys[_KEYS_START:positions_start].cast("Q")
+        self._positions = keys[positions_start:].cast("I")
+        if not all(is_key_at(text, self.keys[row], self._positions[row]) for row in {0, count - 1} if count):
             raise FormatError("table: its keys file belongs to another table")
         named = parse_header(text).public_keys
         short = (key for key in named if len(key) <= _MAX_RECORDED_KEY_CHARACTERS)
         self.recorded_keys = tuple(islice(short, _MAX_RECORDED_KEYS))
-        starts = (bisect_left(self._keys, bucket << BUCKET_SHIFT) for bucket in range(_BUCKETS + 1))
-        self.starts = array("I", starts) if count else _NO_STARTS
         self.size = size
         self.count: int = count
         self.verdicts = bytearray(count)
@@ -120,13 +108,11 @@ class TableFile:
     def find(self, hash_part: HashPart) -> int | None:
         """Return the row of a narinfo, or None."""
         wanted = HashPartBytes(hash_part.encode())
-        key = row_key(wanted)
-        bucket = key >> BUCKET_SHIFT
-        return self.find_between(wanted, key, self.starts[bucket], self.starts[bucket + 1])
+        return self.find_hash_part(wanted, row_key(wanted))
 
-    def find_between(self, hash_part: HashPartBytes, key: int, start: int, end: int) -> int | None:
-        """Look up like ``find``, with a ``row_key`` and its rows from ``starts``."""
-        return find_hash_part(self._text, self._keys, self._positions, hash_part, key, start, end)
+    def find_hash_part(self, hash_part: HashPartBytes, key: int) -> int | None:
+        """Look up like ``find``, with the ``row_key``."""
+        return find_hash_part(self._text, self.keys, self._positions, hash_part, key)
 
     def hash_part(self, row: int) -> HashPartBytes:
         """Return the hash part of a row, not validated."""
@@ -155,7 +141,7 @@ class TableFile:
 
     def release(self) -> None:
         """Release the memory that reading all of it took."""
-        self._text.madvise(mmap.MADV_DONTNEED)
+        release(self._text)
 
     def records(self) -> tuple[Record, ...]:
         """Read the records.
@@ -239,11 +225,11 @@ class TableFileWriter:
         if self._file is None:
             raise FormatError("table: it is empty")
         text = self._file.map()
-        if text[-1:] != b"\n":
+        if bytes(text[-1:]) != b"\n":
             raise FormatError("table: it does not end with a line break")
         with _SCANNING:
             found = scan(text)
-            text.madvise(mmap.MADV_DONTNEED)  # scanning made it resident
+            release(text)  # scanning made it resident
         self._budget.open(len(found.keys))
         # Opened before it gets its name, which another process may remove at once.
         table = TableFile(text, self._map_keys(len(text), found))
@@ -268,7 +254,7 @@ class TableFileWriter:
         self._file = SpillingFile(self._unfinished_text, self._fallback)
         return LimitedText(self._file, self._budget)
 
-    def _map_keys(self, size: int, found: Scan) -> mmap.mmap:
+    def _map_keys(self, size: int, found: Scan) -> memoryview:
         self._keys = SpillingFile(self._unfinished_keys, self._fallback)
         self._keys.write(_MAGIC + _SIZES.pack(size, len(found.keys)))
         for numbers in (found.keys, found.positions):
@@ -294,17 +280,17 @@ def remove_table(path: RootedPath) -> None:
     _keys_path(path).unlink(missing_ok=True)
 
 
-def _pieces(content: mmap.mmap) -> Iterator[bytes]:
-    return (content[start : start + _PIECE_BYTES] for start in range(0, len(content), _PIECE_BYTES))
+def _pieces(content: memoryview) -> Iterator[bytes]:
+    return (bytes(content[start : start + _PIECE_BYTES]) for start in range(0, len(content), _PIECE_BYTES))
 
 
 def _keys_path(path: RootedPath) -> RootedPath:
     return path.with_suffix(".keys")
 
 
-def _map(path: RootedPath) -> mmap.mmap:
-    with os.fdopen(path.open(), "rb") as file:
-        try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise FormatError(f"table: {path.name} is empty") from None
+def _map(path: RootedPath) -> memoryview:
+    descriptor = path.open()
+    try:
+        return map_file(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,12 +1,15 @@
 """All tables of a listing: from memory, from disk, and the rest from the repository.
 
-If both a table and its manifest are 404, gc collected the segment meanwhile, and it is dropped; any other
-unreadable table is reported as damaged. Source: design section 2, "Index".
+What a merged segment took in is not read, unless the merged one's table is unreadable. If both a table and
+its manifest are 404, gc collected the segment meanwhile, and it is dropped; any other unreadable table is
+reported as damaged. Source: design section 2, "Segment" and "Index".
 """
 
 import asyncio
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Self
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
@@ -14,6 +17,7 @@ from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, Listing, newest_first
+from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment
@@ -27,8 +31,13 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
-# Each is inflated on a thread, and holds one piece of its blob.
-_PARALLEL_TABLES: Final = 4
+# Of small ones the wait is for the registry: two connections, and half a MiB at most. Of large ones it is for
+# this machine.
+_PARALLEL_TABLES: Final = 24
+_FILES_OF_A_FETCH: Final = 16  # of the process limit; most of them are for others
+_PARALLEL_LARGE: Final = 4
+_MOST_SMALL_PATHS: Final = 1000
+_HELD_AT_ONCE: Final = 64  # takes a quarter of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,19 @@ class TableSet:
         damaged: tag of each segment with an unreadable table, and why.
         left_out: one line: how many segments, the oldest, are over which limit; None if none. They are not
             damaged.
+        taken_in: other listed segments, whose tables are not read, because those of merged ones have it all.
     """
 
     listing: Listing = field(default_factory=Listing)
     tables: Mapping[Digest, TableFile] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
     left_out: str | None = None
+    taken_in: tuple[Segment, ...] = ()
+
+    @property
+    def listed(self) -> tuple[Segment, ...]:
+        """All segments that are read or taken in."""
+        return (*self.listing.segments, *self.taken_in)
 
     @classmethod
     def of(
@@ -82,7 +98,7 @@ class TableSet:
         if version1 is None and former.listing.version1 is not None:
             kept_document = former.listing.version1
             version1 = kept_document if has_space(kept_document, former.tables[kept_document]) else None
-        listed = {segment.manifest for segment in self.listing.segments}
+        listed = {segment.manifest for segment in self.listed}
         gone = (segment for segment in former.listing.segments if segment.manifest not in listed)
         space = max(0, MAX_SEGMENTS - len(self.listing.segments))
         kept = [
@@ -98,7 +114,7 @@ class TableSet:
     def recorded_keys(self) -> tuple[PublicKey, ...]:
         """The keys that the cache says it is signed with, as far as they can be read; the oldest first."""
         keys = []
-        for text in self.catalog(()).recorded_keys:
+        for text in self.catalog((), keys=MergedKeys()).recorded_keys:  # no look-ups, so no keys
             try:
                 keys.append(PublicKey.parse(text))
             except FormatError:
@@ -112,6 +128,7 @@ class TableSet:
         store_dir: str | None = None,
         with_condemned: bool = True,
         client_keys: tuple[PublicKey, ...] | None = None,
+        keys: MergedKeys | None = None,
     ) -> Catalog:
         """Build the catalog; see ``Catalog``.
 
@@ -120,6 +137,7 @@ class TableSet:
             store_dir: required.
             with_condemned: False drops segments that gc marked as dead: a publisher must not count on them.
             client_keys: see ``Catalog``.
+            keys: of all these tables; None to merge them now.
         """
         listed = [
             CatalogTable(self.tables[segment.table], segment.condemned is not None, segment.created)
@@ -129,7 +147,7 @@ class TableSet:
         if self.listing.version1 is not None:
             document = self.tables[self.listing.version1]
             listed.append(CatalogTable(document, is_condemned=False, created=EPOCH))
-        return Catalog.of(listed, public_keys, store_dir, client_keys)
+        return Catalog.of(listed, public_keys, store_dir, client_keys, keys)
 
 
 async def read_tables(
@@ -139,6 +157,8 @@ async def read_tables(
     held: Mapping[Digest, TableFile] | None = None,
     budget: TableBudget | None = None,
     progress: Progress = SILENT,
+    *,
+    with_taken_in: bool = False,
 ) -> TableSet:
     """Read every missing table of a listing, the newest first, within the budget.
 
@@ -149,18 +169,37 @@ async def read_tables(
         held: tables that are open already.
         budget: of all tables.
         progress: reports how many are read.
+        with_taken_in: also what merged segments took in.
 
     Raises:
         RegistryError: the repository could not answer; what was fetched stays on disk.
     """
     held = held or {}
     await asyncio.to_thread(folder.drop_unused_tables, (*held, *listing.tables))
-    tables = listing.tables_newest_first()
-    with progress.stage("reading the cache", "table", len(tables)) as stage:
-        reader = _TableReader(repository, folder, held, budget or TableBudget(), stage)
-        waiting = iter(tables.items())
-        await run_all((reader.read(waiting) for _ in range(_PARALLEL_TABLES)), _PARALLEL_TABLES)
-    return TableSet.of(listing, reader.tables, reader.damaged, reader.left_out(listing))
+    reader = _TableReader(repository, folder, held, budget or TableBudget())
+    parallel = _parallel_tables()
+    wanted, more = None, listing if with_taken_in else listing.without_taken_in()
+    # Again only where a merged segment's table is unreadable: what it took in is read after all.
+    while more != wanted:
+        wanted = more
+        tables = wanted.tables_newest_first()
+        unread = {table: segments for table, segments in tables.items() if table not in reader.looked_at}
+        with progress.stage("reading the cache", "table", len(unread)) as stage:
+            waiting = iter(unread.items())
+            await run_all((reader.read(waiting, stage) for _ in range(parallel)), parallel)
+        more = wanted if with_taken_in else listing.without_taken_in(tables.keys() - reader.tables.keys())
+    kept = {segment.manifest for segment in wanted.segments}
+    return replace(
+        TableSet.of(wanted, reader.tables, reader.damaged, reader.left_out(listing)),
+        taken_in=tuple(segment for segment in listing.segments if segment.manifest not in kept),
+    )
+
+
+def _parallel_tables() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _PARALLEL_TABLES
+    return max(1, min(_PARALLEL_TABLES, soft // _FILES_OF_A_FETCH))
 
 
 class _TableReader:
@@ -172,22 +211,23 @@ class _TableReader:
         folder: IndexFolder,
         held: Mapping[Digest, TableFile],
         budget: TableBudget,
-        stage: Stage,
     ) -> None:
         self.tables: dict[Digest, TableFile] = {}
         self.damaged: dict[str, str] = {}
+        self.looked_at: set[Digest] = set()
         self._repository = repository
         self._folder = folder
         self._held = held
         self._budget = budget
-        self._stage = stage
         self._over: dict[Digest, str] = {}
+        self._turns = asyncio.Semaphore(_PARALLEL_LARGE)
 
-    async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]]) -> None:
+    async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]], stage: Stage) -> None:
         """Read one table after another; a table without segments is a version 1 document."""
         for table, segments in waiting:
+            self.looked_at.add(table)
             try:
-                self.tables[table] = await self._read(table, segments)
+                self.tables[table] = await self._read(table, segments, stage)
             except LimitError as error:
                 self._over[table] = str(error)
             except NotFoundError as error:
@@ -201,7 +241,7 @@ class _TableReader:
                     await raise_unless_damage(self._repository, error)
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
                     self.damaged[tag] = str(error)
-            self._stage.advance(1)
+            stage.advance(1)
 
     def left_out(self, listing: Listing) -> str | None:
         """Describe what was not read; see ``TableSet``."""
@@ -210,11 +250,23 @@ class _TableReader:
         total = len(listing.segments) + listing.left_out
         return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
-    async def _read(self, table: Digest, segments: Sequence[Segment]) -> TableFile:
-        file = self._held.get(table) or await asyncio.to_thread(self._folder.open_table, table)
+    async def _read(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
+        file = self._held.get(table)
         if file is None:
-            fetch = fetch_table if segments else fetch_version1
-            return await fetch(self._repository, self._folder, table, self._budget, self._stage)
+            file = await asyncio.to_thread(self._folder.open_table, table)
+        elif len(self.tables) % _HELD_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if file is None:
+            return await self._fetch(table, segments, stage)
         self._budget.inflate(file.size)
         self._budget.open(file.count)
         return file
+
+    async def _fetch(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
+        if not segments:
+            return await fetch_version1(self._repository, self._folder, table, self._budget, stage)
+        fetch = partial(fetch_table, self._repository, self._folder, table, self._budget, stage)
+        if segments[0].paths <= _MOST_SMALL_PATHS:
+            return await fetch(self._turns)
+        async with self._turns:  # before it is asked for: no registry waits for it to be read
+            return await fetch()

@@ -12,7 +12,8 @@ from typing import Final
 
 from nixcache_oci.cache.json_stream import JsonStream
 from nixcache_oci.cache.nar_url import SUFFIXES, NarUrl
-from nixcache_oci.cache.table import MAX_STANZA_BYTES, MAX_TABLE_BYTES, Table, TableHeader, render_table
+from nixcache_oci.cache.table import MAX_TABLE_BYTES, Table, TableHeader, render_table
+from nixcache_oci.cache.table_search import MAX_STANZA_BYTES
 from nixcache_oci.cache.timestamp import EPOCH
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo

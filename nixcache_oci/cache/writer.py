@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
 _TABLE_LEVEL: Final = 12
-_RECORD_BYTES: Final = 3 * 1024 * 1024  # beside a table's narinfos; more get segments of their own
+MAX_RECORD_BYTES: Final = 3 * 1024 * 1024
+"""Records beside a table's narinfos; more get segments of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +135,20 @@ def draft_segments(
 def _split_records(records: Iterable[Record], most_bytes: int) -> list[tuple[Record, ...]]:
     """Split records: the first go beside narinfos, the others into tables of their own."""
     pieces: list[list[Record]] = [[]]
-    size, limit = 0, min(_RECORD_BYTES, most_bytes // 2)
+    size, limit = 0, min(MAX_RECORD_BYTES, most_bytes // 2)
     for record in records:
-        record_size = sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
-        if size + record_size > limit:
+        more = record_size(record)
+        if size + more > limit:
             pieces.append([])
             size, limit = 0, min(MAX_NARINFO_BYTES, most_bytes)
         pieces[-1].append(record)
-        size += record_size
+        size += more
     return [tuple(piece) for piece in pieces]
+
+
+def record_size(record: Record) -> int:
+    """Return the bytes of a record in a table."""
+    return sum(len(f"{key}: {value}\n".encode()) for key, value in record_fields(record)) + 1
 
 
 async def push_drafts(
@@ -155,7 +161,12 @@ async def push_drafts(
 
 
 async def push_segment(
-    repository: Repository, table: Table, layers: Iterable[Descriptor], *, source: str | None = None
+    repository: Repository,
+    table: Table,
+    layers: Iterable[Descriptor],
+    *,
+    source: str | None = None,
+    merges: Iterable[Digest] = (),
 ) -> Segment:
     """Push a table, and the manifest of it and its blobs, under the segment's own tag.
 
@@ -164,6 +175,7 @@ async def push_segment(
         table: its header's time is the segment's.
         layers: every blob that the narinfos point into.
         source: URL of the GitHub repository: GHCR links the package to it.
+        merges: manifests of segments whose paths and records it has all.
 
     Raises:
         FormatError: over a limit of the format.
@@ -173,11 +185,16 @@ async def push_segment(
     blob = await asyncio.to_thread(TableBlob.of, table)
     # Concurrently: each takes three round trips.
     await run_all((repository.push_blob(blob.digest, blob.content), push_empty_config(repository)), 2)
-    return await tag_segment(repository, blob, layers, source=source)
+    return await tag_segment(repository, blob, layers, source=source, merges=merges)
 
 
 async def tag_segment(
-    repository: Repository, table: TableBlob, layers: Iterable[Descriptor], *, source: str | None = None
+    repository: Repository,
+    table: TableBlob,
+    layers: Iterable[Descriptor],
+    *,
+    source: str | None = None,
+    merges: Iterable[Digest] = (),
 ) -> Segment:
     """Push the manifest of a segment under its own tag; its blobs and the empty config exist.
 
@@ -189,6 +206,7 @@ async def tag_segment(
         created=table.created,
         paths=table.paths,
         source=source,
+        merges=merges,
     )
     segment = Segment.from_manifest(manifest)
     await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)

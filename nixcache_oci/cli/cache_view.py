@@ -17,6 +17,7 @@ from nixcache_oci.cli.compose import opened
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_pins
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import index_dir, repository_config
@@ -71,12 +72,21 @@ async def read_cache(values: Values) -> CacheView:
             return await read_cache_from(repository, values, progress)
 
 
-async def read_cache_from(repository: Repository, values: Values, progress: Progress) -> CacheView:
-    """Read a cache whose repository is open; likewise."""
+async def read_cache_from(
+    repository: Repository, values: Values, progress: Progress, *, with_taken_in: bool = False
+) -> CacheView:
+    """Read a cache whose repository is open; likewise.
+
+    Args:
+        repository: of the cache.
+        values: of the settings.
+        progress: gets progress.
+        with_taken_in: also the tables of segments that a merged one took in.
+    """
     folder = await asyncio.to_thread(IndexFolder, index_dir(values), repository.name)
     listing = await read_listing(repository)
     require_cache(repository, listing)
-    tables = await read_tables(repository, folder, listing, progress=progress)
+    tables = await read_tables(repository, folder, listing, progress=progress, with_taken_in=with_taken_in)
     fields = {"repository": repository.name, "segments": len(tables.listing.segments)}
     _log.info("cache read", extra={"fields": fields})
     for tag, reason in tables.damaged.items():
@@ -93,7 +103,7 @@ def read_keepers(view: CacheView) -> Keepers:
     records, malformed = view.inventory.readable_records()
     for tag, reason in malformed.items():
         warn(f"the records of {tag} cannot be read: {reason}")
-    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), now())
+    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), Moment(now()))
     pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
     return Keepers(view.inventory.roots(), pins, not malformed)
 

@@ -46,7 +46,7 @@ T = TypeVar("T")
 def run_async(main: Coroutine[object, object, T], holds: str = "") -> T:
     """Run a coroutine to its end, on the fastest event loop and with as many open files as there may be.
 
-    Each table of a cache is two open files, and a publisher or gc that cannot open all has to leave some out.
+    Connections, and the files that blobs are staged and tables are fetched into, may be many at once.
 
     Args:
         main: may handle signals in its own way.

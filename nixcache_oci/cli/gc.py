@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 
+from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.compose import open_remover, opened, run_async, start_logging
 from nixcache_oci.cli.console import complain, say, say_json, say_table
 from nixcache_oci.cli.github_actions import GithubActions
@@ -12,6 +13,7 @@ from nixcache_oci.cli.progress import showing
 from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, PlanRow
+from nixcache_oci.maintenance.gc.idle import IdleNote, find_idle_note
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import (
     RepositoryConfig,
@@ -31,12 +33,14 @@ _VARIABLES = (
 _MAX_DAYS = 36_500
 _IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
 
+_IDLE = "nothing to collect: nothing was published since the last gc"
+
 # What each row of the plan means, for who sees it for the first time.
 _MEANINGS = {
     "keep": "reached by a root or pin, or too young to judge",
     "lift": "needed again: the mark is taken off",
     "wait": "marked or unlisted, and not old enough for the next step",
-    "condemn": "not needed: marked, and still served until the grace is over",
+    "condemn": "not needed, or merged: marked, and still served until the grace is over",
     "rewrite": "more than half is not needed: the rest moves to a new segment",
     "merge": "many of one size become one",
     "unlist": "marked for the whole grace: leaves the index",
@@ -64,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also where no root is left, or more than half of the live bytes go",
+        help="also where no root is left, or more than half of the live bytes go; reads everything",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -95,6 +99,11 @@ async def _collect(values: Values, options: GcOptions, location: RepositoryConfi
         remover = open_remover(location, values.merged_environment(variables.REPOSITORY_VARIABLES))
         stack.push_async_callback(remover.close)
         progress = stack.enter_context(showing(actions, is_quiet=arguments.quiet))
+        if not (arguments.dry_run or arguments.force):
+            note = await find_idle_note(repository, options, now())
+            if note is not None:
+                _report_idle(note, actions, is_json=arguments.json)
+                return DONE
         prepared = await prepare_gc(repository, remover, options, progress=progress)
         # Of a dry run, the plan is the result.
         if not arguments.json and (arguments.dry_run or not arguments.quiet):
@@ -115,6 +124,16 @@ async def _collect(values: Values, options: GcOptions, location: RepositoryConfi
     if actions is not None:
         actions.append_summary(_summary(prepared.plan, is_dry_run=arguments.dry_run))
     return FAILED if collected is not None and collected.refused else DONE
+
+
+def _report_idle(note: IdleNote, actions: GithubActions | None, *, is_json: bool) -> None:
+    if is_json:
+        until = format_time(note.until)
+        say_json({**_to_json(GcPlan(), Collected()), "roots": None, "plan": [], "idleUntil": until})
+    else:
+        say(_IDLE)
+    if actions is not None:
+        actions.append_summary(f"## gc\n\n{_IDLE}\n\n")
 
 
 def _print_plan(plan: GcPlan, name: str) -> None:
@@ -140,6 +159,7 @@ def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:
         "plan": [asdict(row) for row in plan.rows()],
         "refusals": list(plan.refusals),
         "freed": plan.freed,
+        "idleUntil": None,
     }
     if collected is not None:
         document["done"] = {

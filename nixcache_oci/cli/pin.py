@@ -15,6 +15,7 @@ from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.errors import Error, FormatError, UsageError
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.settings import variables
@@ -182,7 +183,7 @@ def _recorded(view: CacheView) -> list[PinningRecord]:
 
 
 def _counting(records: Iterable[PinningRecord]) -> list[PinRecord]:
-    return sorted(count_pins(records, now()).pins, key=lambda pin: (pin.name, pin.time, pin.path))
+    return sorted(count_pins(records, Moment(now())).pins, key=lambda pin: (pin.name, pin.time, pin.path))
 
 
 def _print_pins(view: CacheView, *, is_json: bool) -> None:

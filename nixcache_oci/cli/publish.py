@@ -171,7 +171,8 @@ async def _publish(settings: PublishSettings, proxy: ProxyConfig) -> int:
                     if not flags.build_only:  # which is never given a key
                         publisher.committer.warn_of_doubts(plan)
                     return report.finish()
-                report.published = await publisher.publish(plan, [record])
+                report.published = published = await publisher.publish(plan, [record])
+                await publisher.merge(published)
         return report.finish()
 
 

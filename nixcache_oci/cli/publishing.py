@@ -77,7 +77,7 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object], 
         action="store_true",
         help="ask the upstreams if they really have such paths, and push those that they have not",
     )
-    add_sending_flags(parser, *more, is_once=is_once)
+    add_sending_flags(parser, variables.MERGE, *more, is_once=is_once)
 
 
 def add_sending_flags(
@@ -220,12 +220,13 @@ def publish_settings(values: Values) -> PublishSettings:
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),
         verify_upstream=flags.verify_upstream,
-        encoding=NarEncoding(flags.compression, flags.level, segments.max_blob_bytes),
+        encoding=NarEncoding(flags.compression, flags.level),
         segments=segments,
         jobs=flags.jobs or os.cpu_count() or 1,
         is_strict=flags.strict,
         allow_unsigned=flags.allow_unsigned,
         allow_new_key=flags.new_key,
+        is_merging=values.get(variables.MERGE),
         source=actions.source if actions is not None else None,
     )
     own_run = f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}"

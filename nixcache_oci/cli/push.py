@@ -77,7 +77,8 @@ async def _push(settings: PublishSettings, asked: Asked) -> int:
             if flags.dry_run:
                 publisher.committer.warn_of_doubts(plan)
                 return report.finish()
-            report.published = await publisher.publish(plan, records)
+            report.published = published = await publisher.publish(plan, records)
+            await publisher.merge(published)
     return report.finish()
 
 

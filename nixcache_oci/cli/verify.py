@@ -29,7 +29,7 @@ from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repairer import Outcome, Repairer, RepairOptions, Resent
 from nixcache_oci.maintenance.verifier import Verifier
 from nixcache_oci.nix.signature import PublicKey
-from nixcache_oci.publisher.options import Compression, NarEncoding, PublishOptions
+from nixcache_oci.publisher.options import Compression, PublishOptions
 from nixcache_oci.publisher.publisher import Publisher
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.file_config import signing_keys, upstream_urls
@@ -108,7 +108,6 @@ def _parse(values: Values) -> _Settings:
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),
         verify_upstream=True,
-        encoding=NarEncoding(max_blob_bytes=segments.max_blob_bytes),
         segments=segments,
         jobs=os.cpu_count() or 1,
         allow_unsigned=True,  # what is listed unsigned is sent again as it was
@@ -151,7 +150,8 @@ async def _verify(settings: _Settings) -> _Checked:
         progress = stack.enter_context(showing(actions, is_quiet=values.flags.quiet))
 
         async def read() -> Inventory:
-            return (await read_cache_from(repository, values, progress)).inventory
+            # gc reads every table, and refuses to run on one that is damaged.
+            return (await read_cache_from(repository, values, progress, with_taken_in=True)).inventory
 
         inventory = await read()
         keys = values.get(variables.PUBLIC_KEYS) or inventory.tables.recorded_keys

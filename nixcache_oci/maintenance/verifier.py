@@ -23,9 +23,8 @@ from nixcache_oci.errors import DigestError, FormatError, NotFoundError, Registr
 from nixcache_oci.maintenance.blob_check import check_content, check_start
 from nixcache_oci.maintenance.problem import Kind, Problem, problem_of
 from nixcache_oci.nix.closure import StoreObject
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by, is_unsigned
+from nixcache_oci.nix.signature import PublicKey, is_unsigned
 from nixcache_oci.nix.store_path import HashPart, StorePath
 from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.oci.digest import Digest
@@ -118,7 +117,7 @@ class Verifier:
 
     def vouches(self, narinfo: StoreObject) -> bool:
         """Tell whether a known key signed it, or it is content-addressed."""
-        return not self._keys or is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)
+        return not self._keys or is_accepted(narinfo, self._keys)
 
     def _check_signatures(self, entries: Sequence[Entry]) -> list[Problem]:
         doubtful = [entry for entry in entries if not is_accepted(entry.narinfo, self._keys)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from nixcache_oci.nix.closure import StoreObject
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, is_signed_by
@@ -20,7 +21,7 @@ MOST_UNITED_SIGNATURES: Final = 64
 """Added to one narinfo, its own not counted."""
 
 
-def is_accepted(narinfo: NarInfo, keys: Sequence[PublicKey]) -> bool:
+def is_accepted(narinfo: StoreObject, keys: Sequence[PublicKey]) -> bool:
     """Check whether a client that trusts these keys accepts it: signed by one, or content-addressed."""
     return is_signed_by(narinfo, keys) or is_content_addressed(narinfo)
 

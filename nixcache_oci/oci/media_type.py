@@ -31,6 +31,8 @@ ANNOTATION_SOURCE = "org.opencontainers.image.source"
 
 ANNOTATION_CONDEMNED = "dev.nixcache.condemned"
 ANNOTATION_FORMAT = "dev.nixcache.format"
+ANNOTATION_IDLE = "dev.nixcache.idle"
+ANNOTATION_MERGES = "dev.nixcache.merges"
 ANNOTATION_PATHS = "dev.nixcache.paths"
 ANNOTATION_TABLE = "dev.nixcache.table"
 ANNOTATION_WATERMARK = "dev.nixcache.watermark"

@@ -33,7 +33,7 @@ from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere,
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.nar_streams import BusyError, NarStreams
+from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
@@ -44,7 +44,11 @@ from nixcache_oci.proxy.verified import Quarantine
 _log = logging.getLogger(__name__)
 
 _HEALTH: Final = "/health"
+# Others may wait for long, and must not take the connections that are kept for these.
+_FAST: Final = (_HEALTH, ".narinfo")
 _SWEEP_SECONDS: Final = 2.0
+# For so many NARs that may stream, one more blob may be on its way before a client asks.
+_SHARE_AHEAD: Final = 4
 _SITE: Final = "Sec-Fetch-Site"
 
 
@@ -53,9 +57,10 @@ def build_app(
 ) -> web.Application:
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
-    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes)
-    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     limits = current_limits()
+    at_once = limits.streams // _SHARE_AHEAD
+    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, at_once)
+    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     connections = Connections(limits.connections)
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
@@ -157,8 +162,10 @@ def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Resp
 @web.middleware
 async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
     protocol = request.protocol
-    if isinstance(protocol, AiohttpProtocol) and not protocol.begin() and request.path != _HEALTH:
-        raise BusyError("too many requests are being answered")
+    if isinstance(protocol, AiohttpProtocol) and not protocol.begin() and not request.path.endswith(_FAST):
+        # Nix asks for a NAR again if its connection is cut; at a 404 it would build.
+        protocol.connection.cut()
+        raise ConnectionResetError("too many requests are being answered")
     return await handler(request)
 
 

@@ -16,7 +16,8 @@ from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, found_or_none, read_listing
-from nixcache_oci.cache.parallel import cancel_all
+from nixcache_oci.cache.merged_keys import MergedKeys
+from nixcache_oci.cache.parallel import cancel_all, run_in_slices
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, FormatError
@@ -30,10 +31,9 @@ FIRST_INDEX_SECONDS: Final = 5.0
 _TAGS_SECONDS: Final = 3600.0
 _FIRST_RETRY_SECONDS: Final = 2.0
 # What was published last is requested next, and validating a narinfo takes longer than finding it. So some
-# are validated ahead, in slices of time short enough not to delay requests.
+# are validated ahead.
 _PREVALIDATED: Final = 5_000
-_PREVALIDATE_SECONDS: Final = 0.0005
-_PREVALIDATE_PAUSE_SECONDS: Final = 0.005
+_PAUSE_SECONDS: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ class LiveIndex:
         ):
             asked_at = time.monotonic()
             look = await self._look()
-            self.watch.compare(self._set.listing.segments, look.listing.segments)
+            self.watch.compare(self._set.listed, look.listed)
             self._report_problems(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
@@ -221,7 +221,7 @@ class LiveIndex:
         self.state.damaged, self.state.left_out = damaged, look.left_out
 
     async def _look(self) -> TableSet:
-        listing = await read_listing(self._repository, self._set.listing.segments)
+        listing = await read_listing(self._repository, self._set.listed)
         look = await read_tables(self._repository, self._folder, listing, self._set.tables)
         # A damaged table may have replaced one that is loaded, as in a merge: keep that.
         return look.beside(self._set) if look.damaged else look
@@ -234,15 +234,18 @@ class LiveIndex:
         )
 
     async def _swap(self, tables: TableSet) -> None:
+        former, pause = (self.catalog.keys, _PAUSE_SECONDS) if self.catalog else (MergedKeys(), 0)
+        keys = await run_in_slices(former.updated(tables.tables.values()), pause)
         catalog = tables.catalog(
-            self._public_keys, store_dir=self._store_dir, client_keys=self._counting_keys
+            self._public_keys, store_dir=self._store_dir, client_keys=self._counting_keys, keys=keys
         )
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
         if self._prevalidating is not None:
             self._prevalidating.cancel()
-        self._prevalidating = asyncio.create_task(_prevalidate(catalog), name="narinfos ahead")
+        ahead = run_in_slices(catalog.prevalidate(_PREVALIDATED), _PAUSE_SECONDS)
+        self._prevalidating = asyncio.create_task(ahead, name="narinfos ahead")
         self.state.changed_at = time.time()
         self.state.public_key = first
         self.state.other_keys = tuple(key for key in recorded if first is not None and key != first)
@@ -269,11 +272,3 @@ class LiveIndex:
             # Without the pinned key, recorded ones are not followed.
             _log.warning("the pinned public key is unusable", extra={"fields": {"error": str(error)}})
             return self.state.public_key
-
-
-async def _prevalidate(catalog: Catalog) -> None:
-    since = time.monotonic()
-    for _ in catalog.prevalidate(_PREVALIDATED):
-        if time.monotonic() - since >= _PREVALIDATE_SECONDS:
-            await asyncio.sleep(_PREVALIDATE_PAUSE_SECONDS)
-            since = time.monotonic()

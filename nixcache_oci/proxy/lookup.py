@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.parallel import cancel_all, retrieve
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo

@@ -1,4 +1,4 @@
-"""The source of NARs: blobs, streamed and verified, and slices of packs.
+"""The source of NARs: blobs, streamed and verified or fetched ahead, and slices of packs.
 
 Uses one chunk of memory per stream, and the bounded pack cache. Source: design section 3, promises 3, 4, 6.
 """
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from typing import Final
 
-from nixcache_oci.cache.nar_url import NarUrl
+from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES, NarUrl
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.repository import BlobStream, Repository
@@ -26,6 +26,7 @@ _MAX_SIZES: Final = 4096
 # A blob that was 404 twice is not requested again for a while, unless the index has changed. Once may be a
 # registry's mistake.
 _MISSING_SECONDS: Final = 30.0
+_PIECE_BYTES: Final = 64 * 1024  # of a NAR in memory
 
 
 class NarSource:
@@ -59,9 +60,14 @@ class NarSource:
         async with self._noting(url.blob):
             return await self._packs.cut_out(url.blob, *_extent(url))
 
-    def cached_slice(self, url: NarUrl) -> memoryview | None:
-        """Return the slice if it is in memory; see ``PackCache.cached``."""
-        return None if url.blob in self._quarantine else self._packs.cached(url.blob, *_extent(url))
+    def cached(self, url: NarUrl) -> memoryview | None:
+        """Return a NAR of at most 256 KiB if it is in memory; see ``PackCache.cached``."""
+        if url.blob in self._quarantine:
+            return None
+        if url.offset is not None:
+            return self._packs.cached(url.blob, *_extent(url))
+        nar = self._packs.cached_nar(url.blob)
+        return nar if nar is not None and len(nar) <= MAX_PACKED_NAR_BYTES else None
 
     async def size(self, blob: Digest) -> int:
         """Return a blob's size; concurrent calls share the request.
@@ -69,7 +75,8 @@ class NarSource:
         Raises NotFoundError if there is no such blob, or it is in quarantine; RegistryError if there was no
         answer.
         """
-        self._check(blob)
+        if (nar := await self._fetched_ahead(blob)) is not None:
+            return len(nar)
         known = self._sizes.get(blob)
         if known is not None:
             return known
@@ -88,8 +95,12 @@ class NarSource:
         Raises:
             NotFoundError: there is no such blob, or it is in quarantine.
             RegistryError: it could not be opened; or, from the bytes, read on.
-            DigestError: from the bytes: they are wrong, and the blob is in quarantine.
+            DigestError: from the bytes, unless it was fetched ahead: they are wrong, and the blob is in
+                quarantine.
         """
+        if (nar := await self._fetched_ahead(blob)) is not None:
+            yield len(nar), _pieces(nar, 0, len(nar))
+            return
         async with self._open(blob) as stream:
             try:
                 async with aclosing(verified(stream, blob, self._quarantine)) as chunks:
@@ -105,6 +116,9 @@ class NarSource:
 
         A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
+        if (nar := await self._fetched_ahead(blob)) is not None:
+            yield _pieces(nar, start, end)
+            return
         known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
             if stream.check is not None:
@@ -120,6 +134,11 @@ class NarSource:
         """Cancel running requests."""
         await cancel_all(self._asking.values())
 
+    async def _fetched_ahead(self, blob: Digest) -> bytearray | None:
+        """Return a whole NAR that was fetched ahead; None if it has to be streamed."""
+        self._check(blob)
+        return await self._packs.nar(blob)
+
     def _check(self, blob: Digest) -> None:
         if blob in self._quarantine:
             raise NotFoundError(f"blob {blob}: its bytes were wrong recently")
@@ -128,7 +147,6 @@ class NarSource:
 
     @asynccontextmanager
     async def _open(self, blob: Digest, start: int = 0, end: int | None = None) -> AsyncIterator[BlobStream]:
-        self._check(blob)
         async with AsyncExitStack() as stack:
             # Requests for blobs that may not exist are bounded.
             turn: AbstractAsyncContextManager[None] = nullcontext() if blob in self._sizes else self._turns
@@ -159,6 +177,11 @@ class NarSource:
                 self._missing = Quarantine(seconds=_MISSING_SECONDS)
             (self._missing if blob in self._missed_once else self._missed_once).add(blob)
             raise
+
+
+async def _pieces(nar: bytearray, start: int, end: int) -> AsyncIterator[bytes]:
+    for position in range(start, end, _PIECE_BYTES):
+        yield bytes(memoryview(nar)[position : min(position + _PIECE_BYTES, end)])
 
 
 def _extent(url: NarUrl) -> tuple[int, int]:

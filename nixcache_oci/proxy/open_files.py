@@ -16,13 +16,16 @@ MOST_FILES: Final = 65_536
 MOST_CONNECTIONS: Final = 4096
 """Clients, if there are enough files: each takes about 12 KiB."""
 
-# The index folder, packs in transit, logs, and libraries.
-_OTHERS: Final = 64
+# The index folder and tables in transit, fewer of them where there are few files; logs, and libraries.
+_OTHERS: Final = 24
+_SHARE_OF_OTHERS: Final = 8
+_MOST_OTHERS: Final = 64
 # Per stream, besides its client's: a connection to the registry and one to its storage; and as much again for
 # upstream look-ups.
 _FILES_OF_A_STREAM: Final = 4
-_SHARE_OF_STREAMS: Final = 8
-_FEWEST: Final = 16
+_SHARE_OF_STREAMS: Final = 7
+_FEWEST_STREAMS: Final = 2
+_FEWEST_CONNECTIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ class ConnectionLimits:
 
 def share_out(files: int) -> ConnectionLimits:
     """Divide a limit of open files into connections and streams."""
-    streams = max(_FEWEST, min(MOST_STREAMS, files // _SHARE_OF_STREAMS))
-    left = files - _OTHERS - _FILES_OF_A_STREAM * streams
-    return ConnectionLimits(connections=max(_FEWEST, min(MOST_CONNECTIONS, left)), streams=streams)
+    left = files - min(_MOST_OTHERS, _OTHERS + files // _SHARE_OF_OTHERS)
+    streams = max(_FEWEST_STREAMS, min(MOST_STREAMS, left // _SHARE_OF_STREAMS))
+    left -= _FILES_OF_A_STREAM * streams
+    return ConnectionLimits(max(_FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, left)), streams)
 
 
 def current_limits() -> ConnectionLimits:

@@ -3,9 +3,11 @@
 import asyncio
 import ctypes
 import errno
+import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,6 +39,12 @@ _log = logging.getLogger(__name__)
 _GRACE_SECONDS: Final = 1.5
 _BACKLOG: Final = 128
 _EVERY_ADDRESS: Final = "::"
+# A thread that parses or sorts keeps the event loop waiting for so long, each time that it has read or sent
+# something: Python's usual 5 ms would be seen by every request during a refresh.
+_SWITCH_SECONDS: Final = 0.0001
+# A full collection walks what 1,500 segments hold in 40 ms, in which nobody is answered: a hundredth as often
+# as usual. Hardly anything is in cycles.
+_GC_THRESHOLDS: Final = (700, 10, 1000)
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -67,6 +75,8 @@ async def run_proxy(
         Error: the port cannot be listened on.
     """
     _keep_freed_memory()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.set_threshold(*_GC_THRESHOLDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

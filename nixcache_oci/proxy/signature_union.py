@@ -8,7 +8,7 @@ timeout, and the answer is cached.
 import asyncio
 from typing import Final, Protocol
 
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.upstream.address import Chain
 from nixcache_oci.errors import UpstreamError

@@ -13,7 +13,6 @@ from typing import Final
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import in_background, run_in_thread, task_group
 from nixcache_oci.cache.progress import Progress
@@ -57,7 +56,6 @@ class _Commit:
     """The result of one commit."""
 
     published: Published
-    listing: Listing | None  # of the index, as read back; None if other writers interfered
     tables: Mapping[Digest, TableFile]  # those that were sent and kept, by digest
     missing: AbstractSet[Digest]  # blobs of its segments that could not be read afterwards
 
@@ -172,10 +170,10 @@ class Committer:
             draft.narinfos,
             draft.failed,
             tuple(segments),
-            is_index_confirmed=listing is not None,
             conversion=conversion,
+            listing=listing,
         )
-        return _Commit(published, listing, tables, missing)
+        return _Commit(published, tables, missing)
 
     async def _send(self, plan: PublishPlan, make_records: MakeRecords) -> _Sent:
         """Send what the plan says, concurrently with what does not depend on it."""
@@ -303,9 +301,10 @@ class Committer:
             if NarUrl.parse(narinfo.url).blob in done.missing
         }
         missing = [info for info in wanted if info.store_path not in lost]
-        if missing and done.listing is not None:
+        listing = done.published.listing
+        if missing and listing is not None:
             # The cache lists at least what the index lists: tags only add to it.
-            contents = await self.contents.read_tables(done.listing, done.tables)
+            contents = await self.contents.read_tables(listing, done.tables)
             missing = contents.find_missing(missing)
         if missing:
             missing = (await self.contents.read()).find_missing(missing)

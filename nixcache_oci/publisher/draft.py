@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
+from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
@@ -49,9 +50,14 @@ class Published:
     listed: tuple[NarInfo, ...] = ()  # narinfos that were not listed before, or not signed by every key
     failed: Mapping[str, str] = field(default_factory=dict)  # why others are not listed, by base name
     segments: tuple[Segment, ...] = ()  # that were added
-    is_index_confirmed: bool = True  # if not, their own tags keep them until another writer lists them
     conversion: Conversion | None = None  # of a version 1 cache, if any
+    listing: Listing | None = None  # of the index, as read back; None if others interfered
     is_needless: bool = False  # nothing was written, because all is listed and recorded
+
+    @property
+    def is_index_confirmed(self) -> bool:
+        """Whether the index lists all of it; if not, tags keep it until another writer lists it."""
+        return self.listing is not None or not self.segments
 
     def followed_by(self, more: Self) -> Self:
         """Combine the results of two rounds."""

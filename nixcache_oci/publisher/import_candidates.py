@@ -9,11 +9,11 @@ from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.clients.binary_cache.source import BinaryCache, find_narinfo
 from nixcache_oci.errors import FormatError, UpstreamNotFoundError
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart, StorePath
+from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.publisher.publish_plan import is_upstreams
 
 _REQUESTS_AT_ONCE: Final = 16
@@ -130,7 +130,7 @@ class _ClosureReader:
             raise FormatError(f"its path is in {path.store_dir[:80]}, not in {self._store_dir}")
         if is_upstreams(narinfo, self._upstream_key_names):
             return  # it is not imported
-        if self._keys and not (is_signed_by(narinfo, self._keys) or is_content_addressed(narinfo)):
+        if self._keys and not is_accepted(narinfo, self._keys):
             raise FormatError("none of the keys in NIXCACHE_PUBLIC_KEYS signed it")
         if narinfo.file_hash is None and not can_unpack(narinfo.compression):
             raise FormatError(

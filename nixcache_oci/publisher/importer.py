@@ -56,7 +56,7 @@ class Importer:
         progress: Progress,
     ) -> None:
         self._narinfos = dict[StorePath, NarInfo]()
-        stager = CopyNarStager(source, self._narinfos, options.jobs, options.encoding.max_blob_bytes)
+        stager = CopyNarStager(source, self._narinfos, options.jobs, options.segments.max_blob_bytes)
         self.committer = Committer(repository, folder, stager, options, progress)
         self._upstreams = upstreams
         self._options = options

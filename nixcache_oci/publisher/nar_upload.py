@@ -102,7 +102,7 @@ async def upload(
         raise StagingFolderError(
             f"cannot make a temporary folder: {error.strerror}; set TMPDIR to a writable one"
         ) from None
-    limit = options.encoding.max_blob_bytes
+    limit = options.segments.max_blob_bytes
     with staging as folder:
         return await Upload(repository, stager, Path(folder), options.jobs, progress, limit).run(
             infos, when_staged

@@ -23,7 +23,6 @@ class NarEncoding:
 
     compression: Compression = "zstd"  # as in narinfos
     level: int | None = None  # None for the default
-    max_blob_bytes: int | None = None  # limit of the registry; None for none
 
     def __post_init__(self) -> None:
         allowed, _ = COMPRESSIONS[self.compression]
@@ -53,6 +52,7 @@ class PublishOptions:
     is_strict: bool = False  # whether one path that cannot be sent keeps all others from being listed
     source: str | None = None  # of the paths, such as the address of a commit; for the table's header
     allow_unsigned: bool = False  # whether paths are listed that nobody vouches for
+    is_merging: bool = False  # whether small segments are merged in the end
     allow_new_key: bool = False  # whether a key signs that a cache with keys does not record yet
 
     @property

@@ -16,6 +16,7 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.publisher.committer import Committer
 from nixcache_oci.publisher.contents import Contents, find_missing_upstream
 from nixcache_oci.publisher.draft import Published
+from nixcache_oci.publisher.merger import Merger
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.publisher.publish_plan import PublishPlan, is_upstreams, make_plan
 from nixcache_oci.publisher.staging import StoreNarStager
@@ -38,8 +39,14 @@ class Publisher:
         reading: Awaitable[Contents] | None = None,
     ) -> None:
         self.store = store
-        stager = StoreNarStager(lambda info: store.real_path(info.store_path), options.encoding, options.jobs)
+        stager = StoreNarStager(
+            lambda info: store.real_path(info.store_path),
+            options.encoding,
+            options.jobs,
+            options.segments.max_blob_bytes,
+        )
         self.committer = Committer(repository, folder, stager, options, progress)
+        self._merger = Merger(repository, folder, options.segments, progress)
         self._upstreams = upstreams
         self._options = options
         self._progress = progress
@@ -77,6 +84,11 @@ class Publisher:
             return [_without_failed(record, failed) for record in records]
 
         return await self.committer.publish(plan, without_failed)
+
+    async def merge(self, published: Published) -> None:
+        """Merge small segments after a publish, unless told otherwise; a failure is a warning."""
+        if self._options.is_merging:
+            await self._merger.follow(published)
 
 
 def _without_failed(record: PublishRecord, failed: AbstractSet[str]) -> PublishRecord:

@@ -86,9 +86,16 @@ class StagingStoppedError(Error):
 class StoreNarStager:
     """Stages NARs of store objects on ``jobs`` threads; implements ``NarStager``."""
 
-    def __init__(self, real_path: Callable[[PathInfo], Path], encoding: NarEncoding, jobs: int) -> None:
+    def __init__(
+        self,
+        real_path: Callable[[PathInfo], Path],
+        encoding: NarEncoding,
+        jobs: int,
+        max_blob_bytes: int | None = None,
+    ) -> None:
         self._real_path = real_path
         self._encoding = encoding
+        self._max_blob_bytes = max_blob_bytes
         self._jobs = jobs
 
     def checks(self, info: PathInfo) -> bool:  # noqa: ARG002  part of the protocol
@@ -104,7 +111,14 @@ class StoreNarStager:
 
         def begin(info: PathInfo) -> "asyncio.Future[StagedNar]":
             staging = loop.run_in_executor(
-                pool, stage, info, self._real_path(info), folder, self._encoding, is_stopped.is_set
+                pool,
+                stage,
+                info,
+                self._real_path(info),
+                folder,
+                self._encoding,
+                is_stopped.is_set,
+                self._max_blob_bytes,
             )
             staging.add_done_callback(retrieve)
             return staging
@@ -127,12 +141,13 @@ def stage(
     folder: Path,
     encoding: NarEncoding,
     is_stopped: Callable[[], bool],
+    max_blob_bytes: int | None = None,
 ) -> StagedNar:
     """Dump and compress a store object; blocks, and asks ``is_stopped`` for each piece.
 
     Raises:
-        StoreError: its files do not match the store's record, or cannot be read; or it is over the limit of
-            the registry.
+        StoreError: its files do not match the store's record, or cannot be read; or it is over
+            ``max_blob_bytes``, the limit of the registry.
         StagingFolderError: the folder is full.
         StagingStoppedError: ``is_stopped``.
     """
@@ -140,7 +155,7 @@ def stage(
     def keep_going() -> None:
         if is_stopped():
             raise StagingStoppedError(f"{info.store_path}: nobody wants it any more")
-        check_size(info.store_path, encoding.max_blob_bytes, sink.size)
+        check_size(info.store_path, max_blob_bytes, sink.size)
 
     def dumped() -> Iterator[bytes]:
         for chunk in _checked(info, dump(real_path, use_case_hack=sys.platform == "darwin")):

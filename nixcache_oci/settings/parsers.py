@@ -46,6 +46,14 @@ _GITHUB_PARTS: Final = 2
 _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
+def parse_yes_or_no(text: str) -> bool:
+    """Take yes or no."""
+    try:
+        return {"yes": True, "no": False}[text]
+    except KeyError:
+        raise FormatError("expected yes or no") from None
+
+
 def parse_pass_env(text: str) -> tuple[str, ...]:
     """Read names of environment variables, separated by spaces, without this program's own secrets."""
     names = tuple(dict.fromkeys(text.split()))

@@ -30,6 +30,7 @@ class Variable(Generic[T_co]):
         separator: of the values of a list; None for a single value.
         empty_is_value: whether an empty text is a value, or the same as unset.
         is_environment_only: whether it has no flag, which anybody on the machine could read.
+        is_switch: whether its flag, such as ``--no-merge``, takes no value and sets it to no.
         hides_value: whether errors leave the value out: it may be a secret put there by mistake, or the
             parser itself shows what is wrong with it.
     """
@@ -43,6 +44,7 @@ class Variable(Generic[T_co]):
     separator: str | None = None
     empty_is_value: bool = False
     is_environment_only: bool = False
+    is_switch: bool = False
     hides_value: bool = False
 
     @property
@@ -50,7 +52,8 @@ class Variable(Generic[T_co]):
         """``--index-ttl`` for NIXCACHE_INDEX_TTL; None for a token, which ``ps`` must not show."""
         if self.is_environment_only or not self.name.startswith(PREFIX):
             return None
-        return "--" + self.name.removeprefix(PREFIX).lower().replace("_", "-")
+        name = self.name.removeprefix(PREFIX).lower().replace("_", "-")
+        return f"--no-{name}" if self.is_switch else f"--{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +114,15 @@ def add_flags(parser: argparse.ArgumentParser, variables: Iterable[Variable[obje
         if variable.flag is None:
             without_flag.append(f"{variable.name}: {variable.help}")
             continue
+        text = _help(variable).replace("%", "%%")
+        if variable.is_switch:
+            group.add_argument(variable.flag, dest=variable.name, action="store_const", const="no", help=text)
+            continue
         group.add_argument(
             variable.flag,
             dest=variable.name,
             metavar=variable.metavar,
-            help=_help(variable).replace("%", "%%"),
+            help=text,
             action="store" if variable.separator is None else "append",
         )
     if without_flag:

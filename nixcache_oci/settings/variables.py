@@ -186,6 +186,14 @@ MAX_BLOB_BYTES: Final = Variable(
     "largest blob that the registry takes",
     default_note="10 GB at ghcr.io, else no limit",
 )
+MERGE: Final = Variable(
+    name="NIXCACHE_MERGE",
+    default="yes",
+    parse=parsers.parse_yes_or_no,
+    metavar="yes|no",
+    help="whether push and publish end by merging small segments",
+    is_switch=True,
+)
 LOG_LEVEL: Final = Variable(
     "NIXCACHE_LOG_LEVEL",
     parsers.parse_log_level,
@@ -227,6 +235,6 @@ PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
 )
 ALL_VARIABLES: Final = tuple(
     dict.fromkeys(
-        (*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *PUBLISH_VARIABLES, CONFIG_DIR, QUEUE_DIR, LOG_LEVEL)
+        (*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *PUBLISH_VARIABLES, MERGE, CONFIG_DIR, QUEUE_DIR, LOG_LEVEL)
     )
 )

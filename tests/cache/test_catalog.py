@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
-from nixcache_oci.cache.table import HashPartBytes, Table, TableHeader, render_table, row_key
+from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_file import TableFile, TableFileWriter
+from nixcache_oci.cache.table_search import HashPartBytes, row_key
 from nixcache_oci.cli.demo import make_sample
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.segment import MAX_LAYERS, Segment, SegmentTag, build_manifest
 from nixcache_oci.errors import FormatError
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -56,6 +57,34 @@ def test_what_is_built_is_read() -> None:
     assert manifest.annotations[media_type.ANNOTATION_SOURCE] == "https://github.com/o/n"
     # A common copier strips artifactType from descriptors, which would change the index's digest.
     assert segment.descriptor.artifact_type is None
+
+
+def test_a_merged_segment_names_what_it_took_in() -> None:
+    """In manifest and descriptor, so that a lost index loses no mark; a mark of gc changes nothing of it."""
+    taken_in = tuple(Digest.of(str(each).encode()) for each in range(64))
+    content = build_manifest(TABLE, [], created=TIME, paths=7, source=None, merges=taken_in)
+    segment = Segment.from_manifest(content)
+    assert segment.merges == Segment.from_descriptor(segment.descriptor).merges == taken_in
+    assert mark(segment, TIME).merges == taken_in
+    assert Segment.from_manifest(build_manifest(TABLE, [], created=TIME, paths=7, source=None)).merges == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a" * 63,
+        f"{'a' * 64}  {'b' * 64}",
+        f"{'a' * 64} ",
+        f"sha256:{'a' * 64}",
+        " ".join(["a" * 64] * 65),
+    ],
+)
+def test_a_malformed_list_of_what_was_taken_in_is_none(text: str) -> None:
+    """It only saves work: an index is never refused for it."""
+    good = Segment.from_manifest(build_manifest(TABLE, [], created=TIME, paths=0, source=None))
+    notes = {**good.descriptor.annotations, media_type.ANNOTATION_MERGES: text}
+    assert Segment.from_descriptor(replace(good.descriptor, annotations=notes)).merges == ()
 
 
 def test_too_many_layers_are_refused() -> None:

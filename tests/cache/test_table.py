@@ -7,21 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nixcache_oci.cache import table
+from nixcache_oci.cache import table_search
 from nixcache_oci.cache.record import PublishRecord, UnknownRecord
 from nixcache_oci.cache.table import (
     MAX_HEADER_BYTES,
-    MAX_STANZA_BYTES,
     MAX_TABLE_BYTES,
-    HashPartBytes,
     Table,
     TableHeader,
-    find_hash_part,
     parse_head,
     parse_header,
     parse_narinfos,
     parse_table,
     render_table,
+)
+from nixcache_oci.cache.table_search import (
+    MAX_STANZA_BYTES,
+    HashPartBytes,
+    find_hash_part,
     row_key,
     scan,
     stanza_around,
@@ -268,7 +270,7 @@ def test_a_header_has_a_limit_of_its_own() -> None:
 @pytest.mark.parametrize("searched", [4300, 5000, 9999])
 def test_a_narinfo_is_found_wherever_a_search_ends(searched: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table is searched in parts: one search of all of it would keep all other threads waiting."""
-    monkeypatch.setattr(table, "_SEARCHED_BYTES", searched)
+    monkeypatch.setattr(table_search, "_SEARCHED_BYTES", searched)
     narinfos = [narinfo_of(str(number)) for number in range(100)]
     odd = replace(narinfos[0].store_path, store_dir="/" + "d" * 4090)
     narinfos[0] = replace(narinfos[0], store_path=odd)

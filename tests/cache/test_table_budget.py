@@ -1,11 +1,10 @@
 """What tables may take all together."""
 
-import resource
 from collections.abc import Callable
 
 import pytest
 
-from nixcache_oci.cache.table_budget import FILES_PER_TABLE, TableBudget
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.errors import LimitError
 
 
@@ -15,12 +14,11 @@ from nixcache_oci.errors import LimitError
         (lambda budget: budget.receive(40), 2, "100 bytes sent"),
         (lambda budget: budget.inflate(40), 2, "100 bytes"),
         (lambda budget: budget.open(3), 3, "10 entries"),
-        (lambda budget: budget.open(0), 4, "8 open files"),
     ],
 )
 def test_each_limit_counts_all_tables(take: Callable[[TableBudget], None], most: int, limit: str) -> None:
     """None of them is large. Once one was too much, older ones are not looked at, however small they are."""
-    budget = TableBudget(most_bytes=100, most_entries=10, most_files=8)
+    budget = TableBudget(most_bytes=100, most_entries=10)
     for _ in range(most):
         take(budget)
         budget.check()
@@ -28,13 +26,3 @@ def test_each_limit_counts_all_tables(take: Callable[[TableBudget], None], most:
         take(budget)
     with pytest.raises(LimitError, match=limit):
         budget.check()
-
-
-def test_connections_keep_their_share_of_open_files() -> None:
-    """Without any left, the proxy could take no client, and reach no registry."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    budget = TableBudget()
-    for _ in range(soft * 7 // 8 // FILES_PER_TABLE):
-        budget.open(0)
-    with pytest.raises(LimitError, match="open files"):
-        budget.open(0)

@@ -168,15 +168,34 @@ class PausingRepository(SlowRepository):
         yield BlobStream(len(content), start, start + len(content), chunks())
 
 
-async def test_being_cancelled_leaves_nothing_behind(folder: IndexFolder) -> None:
-    """The proxy stops in the middle of a refresh."""
+@pytest.mark.parametrize("small_bytes", [0, len(BLOB)])
+async def test_being_cancelled_leaves_nothing_behind(
+    folder: IndexFolder, small_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy stops in the middle of a refresh; a small table is not even begun by then."""
+    monkeypatch.setattr(table_fetch, "_SMALL_BYTES", small_bytes)
     repository = PausingRepository()
     repository.gate.clear()
     fetching = asyncio.create_task(fetch_table(repository, folder, repository.add(BLOB)))
     await repository.paused.wait()
-    assert len(files(folder)) == 1
+    assert len(files(folder)) == (0 if small_bytes else 1)
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
     assert files(folder) == []
     assert open_files_in(folder.path) == []
+
+
+async def test_a_small_table_is_inflated_in_its_turn(folder: IndexFolder) -> None:
+    """Dozens are fetched at once, and each would take 8 MiB to inflate: until then they stay as they came."""
+    repository = SlowRepository()
+    seen: list[tuple[int, list[str]]] = []
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        seen.append((repository.running, [path.suffix for path in files(folder)]))
+        yield
+        seen.append((repository.running, [path.suffix for path in sorted(files(folder))]))
+
+    await fetch_table(repository, folder, repository.add(BLOB), turn=turn())
+    assert seen == [(0, []), (0, [".keys", ".table"])]

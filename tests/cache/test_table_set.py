@@ -2,24 +2,32 @@
 
 import asyncio
 import dataclasses
+import os
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from nixcache_oci.cache import table_set
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import Table, TableHeader
+from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.errors import RegistryError
+from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelRepository, ModelStorage
 from tests.support.objects import store_object
+from tests.support.process import open_files_in, until
 from tests.support.publish import CREATED
+from tests.support.slow_repository import SlowRepository
 
 HOUR = timedelta(hours=1)
 
@@ -40,8 +48,12 @@ class Cache:
             raise RegistryError("503")
 
     async def push(self, seed: str, created: datetime = CREATED) -> Segment:
-        table = Table(TableHeader(created), (), (store_object(seed).narinfo,))
-        return await push_segment(self.repository, table, [])
+        return await self.merge([seed], created)
+
+    async def merge(self, seeds: Sequence[str], created: datetime, *taken_in: Segment) -> Segment:
+        table = Table(TableHeader(created), (), tuple(store_object(seed).narinfo for seed in seeds))
+        merges = [segment.manifest for segment in taken_in]
+        return await push_segment(self.repository, table, [], merges=merges)
 
     async def read(
         self, *segments: Segment, former: TableSet | None = None, budget: TableBudget | None = None
@@ -62,7 +74,6 @@ def cache(tmp_path: Path) -> Cache:
     "budget",
     [
         {"most_entries": 2},
-        {"most_files": 4},
         {"most_bytes": 800},
     ],
 )
@@ -106,7 +117,7 @@ async def test_a_table_that_many_segments_name_is_one_table(cache: Cache) -> Non
         for hour in range(100)
     ]
     cache.asked.clear()
-    look = await cache.read(*others, budget=TableBudget(most_entries=1, most_files=2))
+    look = await cache.read(*others, budget=TableBudget(most_entries=1))
     assert cache.asked == [f"stat {segment.table}"]
     assert look.listing.segments == tuple(others)
     catalog = look.catalog(())
@@ -142,3 +153,118 @@ async def test_a_look_that_fails_leaves_its_tables_to_the_next_one_only(cache: C
         assert cache.on_disk() == 2
     assert (await cache.read(kept, former=look)).tables.keys() == {kept.table}
     assert cache.on_disk() == 1
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Whatever is opened fails, as in a process whose clients have all files that it may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_table_that_cannot_be_opened_loses_no_other(cache: Cache) -> None:
+    """It is named, it stays on disk, and it is read when there are files again; what is held is served."""
+    held, saved, new = [await cache.push(name) for name in ("held", "saved", "new")]
+    look = await cache.read(held)
+    await cache.read(held, saved, former=look)
+    with no_more_files():
+        look = (await cache.read(held, saved, new, former=look)).beside(look)
+    assert look.listing.segments == (held,)
+    assert look.damaged.keys() == {str(saved.tag), str(new.tag)}
+    assert all("Too many open files" in reason for reason in look.damaged.values())
+    cache.asked.clear()
+    look = await cache.read(held, saved, new, former=look)
+    assert (look.listing.segments, look.damaged) == ((held, saved, new), {})
+    assert cache.asked == [f"stat {new.table}"]
+
+
+async def test_tables_hold_no_files(cache: Cache) -> None:
+    """A cache that is published to all day has thousands of them."""
+    look = await cache.read(*[await cache.push(str(number)) for number in range(40)])
+    again = await cache.read(*look.listing.segments)
+    assert len(look.tables) == len(again.tables) == 40
+    assert open_files_in(cache.folder.path) == []
+
+
+@pytest.mark.parametrize(("paths", "at_once"), [(1, 24), (1000, 24), (1001, 4)])
+async def test_many_small_tables_are_fetched_at_once(cache: Cache, paths: int, at_once: int) -> None:
+    """The newest first: a cache that is published to all day has a thousand, and each is a round trip."""
+    repository = SlowRepository()
+    repository.gate.clear()
+    template = await cache.push("template")
+    segments = []
+    for hour in range(30):
+        text = render_table(Table(TableHeader(CREATED, source=str(hour))))
+        table = repository.add(zstandard.ZstdCompressor().compress(text))
+        segments.append(
+            dataclasses.replace(template, table=table, paths=paths, created=CREATED + hour * HOUR)
+        )
+    reading = asyncio.create_task(read_tables(repository, cache.folder, Listing(segments=tuple(segments))))
+    await until(lambda: repository.at_gate == at_once)
+    newest_first = [segment.table for segment in reversed(segments)]
+    assert len(repository.opened) == at_once
+    # All 24 look on disk first, and on a busy machine not in their order.
+    assert set(repository.opened) <= set(newest_first[:24])
+    repository.gate.set()
+    assert (await reading).tables.keys() == set(newest_first)
+
+
+@pytest.mark.parametrize(("files", "at_once"), [(64, 4), (256, 16), (4096, 24)])
+def test_few_files_take_few_fetches(files: int, at_once: int) -> None:
+    """Each has a connection or two, and the clients need theirs."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
+    try:
+        assert table_set._parallel_tables() == at_once
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("broken", "damaged", "read"),
+    [
+        ((), (), ("second",)),
+        (("first",), (), ("second",)),
+        (("second",), ("second",), ("first", "c")),
+        (("second", "first"), ("second", "first"), ("a", "b", "c")),
+    ],
+)
+async def test_what_was_taken_in_is_read_only_where_the_merged_table_is_damaged(
+    cache: Cache, broken: Sequence[str], damaged: Sequence[str], read: Sequence[str]
+) -> None:
+    """A hundred small publishes cost the request of one, and a damaged table loses nothing that is there."""
+    segments = {seed: await cache.push(seed, CREATED + hour * HOUR) for hour, seed in enumerate("abc")}
+    segments["first"] = await cache.merge("ab", CREATED + 3 * HOUR, segments["a"], segments["b"])
+    segments["second"] = await cache.merge("abc", CREATED + 4 * HOUR, segments["first"], segments["c"])
+    for name in broken:
+        cache.storage.blobs[segments[name].table] = bytes(1000)
+    cache.asked.clear()
+    look = await cache.read(*segments.values())
+    assert look.damaged.keys() == {str(segments[name].tag) for name in damaged}
+    assert set(look.listing.segments) == {segments[name] for name in read}
+    assert set(look.listed) == {one for name, one in segments.items() if name not in damaged}
+    assert all(look.catalog(()).find(store_object(seed).narinfo.store_path.hash_part) for seed in "abc")
+    assert sum("stat" in step for step in cache.asked) == len(damaged) + len(read)
+
+
+async def test_a_condemned_segment_takes_nothing_in(cache: Cache) -> None:
+    """gc is about to delete it: what it took in is read beside it."""
+    one = await cache.push("a")
+    merged = mark(await cache.merge("a", CREATED + HOUR, one), CREATED)
+    look = await cache.read(one, merged)
+    assert look.listing.segments == (one, merged)
+
+
+async def test_whoever_checks_a_cache_reads_all_tables(cache: Cache) -> None:
+    """gc reads what was taken in, and refuses to run where it is damaged: verify has to find that."""
+    one = await cache.push("a")
+    merged = await cache.merge("a", CREATED + HOUR, one)
+    listing = Listing(segments=(one, merged))
+    look = await read_tables(cache.repository, cache.folder, listing, with_taken_in=True)
+    assert (look.listing.segments, look.taken_in) == ((one, merged), ())

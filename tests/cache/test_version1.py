@@ -7,7 +7,8 @@ import pytest
 
 from nixcache_oci.cache import version1 as module
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import MAX_STANZA_BYTES, render_table
+from nixcache_oci.cache.table import render_table
+from nixcache_oci.cache.table_search import MAX_STANZA_BYTES
 from nixcache_oci.cache.version1 import parse_version1
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import SecretKey

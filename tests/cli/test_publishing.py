@@ -33,6 +33,27 @@ async def test_our_secrets_reach_the_registry_and_no_program() -> None:
     assert found == Credentials("me", "secret-word", "NIXCACHE_TOKEN")
 
 
+@pytest.mark.parametrize(
+    ("flags", "environment", "is_merging"),
+    [
+        ([], {}, True),
+        (["--no-merge"], {}, False),
+        (["--no-merge"], {"NIXCACHE_MERGE": "yes"}, False),
+        ([], {"NIXCACHE_MERGE": "no"}, False),
+    ],
+)
+def test_merging_can_be_left_to_gc(
+    flags: list[str], environment: dict[str, str], *, is_merging: bool
+) -> None:
+    """By a flag or a setting; the flag wins."""
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(quiet=False)
+    load_verb("push").add_arguments(parser)
+    named = {"HOME": "/nowhere", "NIXCACHE_REPO": "o/n", "NIXCACHE_REGISTRY": "registry.example"}
+    settings = publish_settings(Values({**named, **environment}, parser.parse_args([*flags, "/nix/store/x"])))
+    assert settings.options.is_merging is is_merging
+
+
 def test_quiet_shows_what_is_wrong_with_a_build(capsys: pytest.CaptureFixture[str]) -> None:
     """With `-q`, Nix says nothing of what it builds and copies, and still why it does not."""
     for is_quiet in (True, False):

@@ -69,7 +69,6 @@ async def _find(story: NixStory, attrs: Sequence[str]) -> Evaluation:
 @pytest.mark.parametrize(
     ("attr", "names"),
     [
-        # What is found is the name itself, the system left away or not.
         *[(name, name) for name in ("hydraJobs.release", r'hydraJobs."odd \"name"', 'any.where."at all"')],
         *[(name, name) for name in (f"packages.{SYSTEM}.hello.tests.unit", f"hydraJobs.build.{SYSTEM}")],
         *[(f"{_WEB}{end}",) * 2 for end in (".config.system.build.toplevel", ".config.system.build.image")],
@@ -77,18 +76,15 @@ async def _find(story: NixStory, attrs: Sequence[str]) -> Evaluation:
         ("hello", f"packages.{SYSTEM}.hello"),
         ("packages.hello.tests.unit", f"packages.{SYSTEM}.hello.tests.unit"),
         ("hello.tests.unit", f"packages.{SYSTEM}.hello.tests.unit"),
-        ("set", f"packages.{SYSTEM}.set.inner"),
-        ("set.inner", f"packages.{SYSTEM}.set.inner"),
-        ("more", f"legacyPackages.{SYSTEM}.more"),
-        ("deep.er", f"legacyPackages.{SYSTEM}.deep.er"),
+        *(("set", f"packages.{SYSTEM}.set.inner"), ("set.inner", f"packages.{SYSTEM}.set.inner")),
+        *(("more", f"legacyPackages.{SYSTEM}.more"), ("deep.er", f"legacyPackages.{SYSTEM}.deep.er")),
         ("legacyPackages.deep.er", f"legacyPackages.{SYSTEM}.deep.er"),
         ('legacyPackages."a.b"', f'legacyPackages.{SYSTEM}."a.b"'),
         ("legacyPackages.mo*", f"legacyPackages.{SYSTEM}.more"),
         ("python.*", " ".join(f"legacyPackages.{SYSTEM}.python.pkgs.{name}" for name in ("one", "two"))),
         ("legacyPackages.python.pkgs.t*", f"legacyPackages.{SYSTEM}.python.pkgs.two"),
         ("hydraJobs.*", rf'hydraJobs."odd \"name" hydraJobs.release hydraJobs.build.{SYSTEM}'),
-        (f"hydraJobs.*.{SYSTEM}", f"hydraJobs.build.{SYSTEM}"),
-        ("web", _WEB),
+        *((f"hydraJobs.*.{SYSTEM}", f"hydraJobs.build.{SYSTEM}"), ("web", _WEB)),
     ],
 )
 async def test_any_path_of_attributes(story: NixStory, attr: str, names: str) -> None:

@@ -16,18 +16,14 @@ _FOREIGN = "riscv64-linux"
 @pytest.mark.parametrize(
     ("builders", "found"),
     [
-        ("", []),
-        ("ssh://one", ["own"]),
-        ("ssh://one -", ["own"]),
+        *(("", []), ("ssh://one", ["own"]), ("ssh://one -", ["own"])),
         ("ssh://one a-linux,b-linux /key 4 1 kvm", ["a-linux", "b-linux"]),
         (
             "ssh://one a-linux ; ssh://two b-linux\nssh://three c-linux # d-linux",
             ["a-linux", "b-linux", "c-linux"],
         ),
-        ("# ssh://one a-linux", []),
-        ("@ /machines", ["b-linux", "a-linux"]),
-        ("@/absent; ssh://one a-linux", ["a-linux"]),
-        ("@/loop", ["a-linux"]),
+        *(("# ssh://one a-linux", []), ("@ /machines", ["b-linux", "a-linux"])),
+        *(("@/absent; ssh://one a-linux", ["a-linux"]), ("@/loop", ["a-linux"])),
     ],
 )
 def test_remote_builders(builders: str, found: list[str]) -> None:

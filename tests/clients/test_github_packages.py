@@ -218,11 +218,9 @@ async def test_deletions_are_spaced(ghcr: GhcrDouble, waits: list[float]) -> Non
         ("containers.octo.ghe.com", "", "https://api.octo.ghe.com"),
         ("127.0.0.1:5000", "http://127.0.0.1:1/api/", "http://127.0.0.1:1/api"),
         ("localhost:5000", "http://[::1]:1", "http://[::1]:1"),
-        ("127.0.0.1:5000", "https://api.github.com", None),
-        ("127.0.0.1:5000", "", None),
+        *(("127.0.0.1:5000", "https://api.github.com", None), ("127.0.0.1:5000", "", None)),
         ("registry.example", "https://api.github.com", None),
-        ("registry.example", "http://127.0.0.1:1", None),
-        ("ghcr.io.example", "", None),
+        *(("registry.example", "http://127.0.0.1:1", None), ("ghcr.io.example", "", None)),
     ],
 )
 def test_which_api(host: str, variable: str, expected: str | None) -> None:
@@ -253,10 +251,7 @@ def test_versions() -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        b"<html>",
-        b"{}",
-        b"[1]",
-        json.dumps([{**_VERSION, "id": "7"}]).encode(),
+        *(b"<html>", b"{}", b"[1]", json.dumps([{**_VERSION, "id": "7"}]).encode()),
         json.dumps([{**_VERSION, "id": True}]).encode(),
         json.dumps([{**_VERSION, "name": "sha256:ab"}]).encode(),
         json.dumps([{**_VERSION, "created_at": "yesterday"}]).encode(),

@@ -218,8 +218,7 @@ async def test_a_helper_without_a_login_is_quiet(tmp_path: Path, caplog: pytest.
     ("script", "expected"),
     [
         ("echo 'the key ring is locked'; exit 1", "the key ring is locked"),
-        ("exit 3", "it ended with status 3"),
-        ("echo '{}'", "something other than a login"),
+        *(("exit 3", "it ended with status 3"), ("echo '{}'", "something other than a login")),
         ("echo secret-word", "something other than a login"),
         ('echo \'{"Username":"me","Secret":""}\'', "something other than a login"),
         ("head -c 100000 /dev/zero", "wrote more than 65536 bytes"),

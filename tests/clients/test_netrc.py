@@ -39,8 +39,7 @@ def _environment(tmp_path: Path, **more: str) -> dict[str, str]:
         ("# mine\nmachine other login a password b\nmachine cache.example login me password p#w\n", "me:p#w"),
         ("machine other login a password b\ndefault login any password one\n", "any:one"),
         ("machine other login a password b\n", ""),
-        ("machine cache.example.evil login a password b\n", ""),
-        ("", ""),
+        *(("machine cache.example.evil login a password b\n", ""), ("", "")),
     ],
 )
 def test_nixs_own_file_is_read(tmp_path: Path, content: str, expected: str) -> None:

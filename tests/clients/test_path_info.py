@@ -82,9 +82,7 @@ def test_older_spellings() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "not JSON"),
-        ("1", "expected an object"),
-        ("[1]", "expected an object"),
+        *(("", "not JSON"), ("1", "expected an object"), ("[1]", "expected an object")),
         ('[{"valid": false}]', "path: is missing"),
         ('{"info": {}, "version": 3}', "expected version 2"),
         ('{"/other/rmls3l6557n63na18h9lxrdfnjb00vrc-top": null}', "right below /nix/store"),
@@ -102,10 +100,7 @@ def test_what_is_refused(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("narHash", "sha256-short"),
-        ("narSize", "216"),
-        ("narSize", 0),
-        ("references", [1]),
+        *(("narHash", "sha256-short"), ("narSize", "216"), ("narSize", 0), ("references", [1])),
         ("references", ["/nix/store"]),
         ("deriver", "/other/store/rmls3l6557n63na18h9lxrdfnjb00vrc-top.drv"),
         ("ca", {"method": "unheard-of", "hash": "sha256-SwPvukQYB9mSKHO/IecgrAdphr8p6+4q4CdP8SmICLo="}),

@@ -21,13 +21,10 @@ from nixcache_oci.cache.listing import Listing
 from nixcache_oci.cache.nar_url import NarUrl, pack_of
 from nixcache_oci.cache.record import Field, parse_record, record_fields
 from nixcache_oci.cache.segment import Segment, SegmentTag
-from nixcache_oci.cache.table import (
+from nixcache_oci.cache.table import parse_head, parse_header, parse_table, render_table
+from nixcache_oci.cache.table_search import (
     HashPartBytes,
     find_hash_part,
-    parse_head,
-    parse_header,
-    parse_table,
-    render_table,
     row_key,
     scan,
     stanza_around,

@@ -285,4 +285,5 @@ def test_heads_of_upstream_nars(tmp_path: Path) -> None:
             time.sleep(0.01)
         # Asked behind all of them, and answered by the same loop.
         assert proxy.ask("/health").status == 200
-        assert len(asked) == MOST_STREAMS
+        # Of those that were asked, the first may have been given up: not so many at once.
+        assert outgoing(proxy) <= MOST_STREAMS

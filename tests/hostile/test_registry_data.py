@@ -14,6 +14,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag, build_manifest
 from nixcache_oci.errors import Error
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.content_address import ContentAddress, Method
 from nixcache_oci.nix.hash import NixHash
@@ -395,7 +396,7 @@ def test_no_time_overflows(year: int, data: Tally) -> None:
     time = datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
     path = store_object("x").narinfo.store_path
     record = PublishRecord("main", "1", time, (("x", path),))
-    counted = count_roots([record], LATER, retention=timedelta(days=30), scope_ttl=timedelta(days=90))
+    counted = count_roots([record], Moment(LATER), retention=timedelta(days=30), scope_ttl=timedelta(days=90))
     assert counted.paths == ({path} if year > LATER.year else set())
     data.add("records of the years 1, 999 and 9999", "counted", 3)
 

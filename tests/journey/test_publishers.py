@@ -1,5 +1,6 @@
 """Publishers beside each other, killed, and swept behind: nothing that was published is ever lost."""
 
+import os
 import random
 import signal
 import subprocess
@@ -26,6 +27,12 @@ PUBLISHERS = 8
 PATHS = 50
 ROUNDS = 3
 KILLS = 5
+MERGING = 24
+MERGED_PATHS = 8
+MERGING_ROUNDS = 5
+TURNS = 8
+# `make soak` takes all rounds.
+IS_SOAK = bool(os.environ.get("NIXCACHE_SOAK"))
 MOST_SECONDS = 300
 CREATED = 201
 
@@ -70,6 +77,41 @@ def test_eight_publishers_at_once_lose_nothing(
             if number == ROUNDS - 1:
                 trusted = [str(key.public_key)]
                 nix.realise(everything, substituters=[proxy.url], trusted_keys=trusted).check()
+
+
+@pytest.mark.timeout(900)
+def test_racing_publishers_that_merge_lose_nothing(
+    settings: dict[str, str], nix: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
+    """Enough at once that several merge beside the others: every path is there, and verify finds no fault."""
+    own = [nix.build_paths(MERGED_PATHS, seed=f"publisher-{number}") for number in range(MERGING)]
+    for number in range(MERGING_ROUNDS if IS_SOAK else 1):
+        image = f"round-{number}"
+        everything = [path for paths in own for path in paths]
+        machines = [Machine(tmp_path / f"{image}-{one}", nix, settings) for one in range(MERGING)]
+        running = [
+            machine.start("push", *paths, "--image", image, "--root", f"publisher-{one}")
+            for one, (machine, paths) in enumerate(zip(machines, own, strict=True))
+        ]
+        said = ""
+        for process in running:
+            _, stderr = process.communicate(timeout=MOST_SECONDS)
+            assert process.returncode == 0, stderr
+            said += stderr
+        # Whose turn it was may have passed while they raced.
+        for one in range(TURNS):
+            if "merged " in said:
+                break
+            path = nix.build_file(f"more-{number}-{one}", b"more")
+            said += machines[0].run("push", path, "--image", image).check().stderr
+            everything.append(path)
+        assert "segments into one of" in said
+        checked = machines[0].run("verify", "--image", image, NIX_SIGNING_KEY="").check()
+        assert "0 problems" in checked.stderr
+        with ProxyProcess(tmp_path / f"proxy-{number}", **proxy_settings(settings, key, image)) as proxy:
+            proxy.wait_ready()
+            assert_substitutable(proxy, everything)
+            assert proxy.status()["segments"] <= MERGING
 
 
 @pytest.mark.timeout(600)

@@ -7,12 +7,14 @@ from dataclasses import replace
 from datetime import datetime
 
 from nixcache_oci.cache.commit import list_segments
+from nixcache_oci.cache.index_folder import NOWHERE, IndexFolder
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.pack import PackBuilder
+from nixcache_oci.cache.progress import SILENT
 from nixcache_oci.cache.record import PublishRecord, Record
 from nixcache_oci.cache.table import Table, TableHeader
-from nixcache_oci.cache.writer import push_segment
+from nixcache_oci.cache.writer import SegmentOptions, push_segment
 from nixcache_oci.clients.repository import Repository, UntaggedVersion
 from nixcache_oci.errors import NotFoundError
 from nixcache_oci.maintenance.gc.collect import Collected, carry_out_gc, prepare_gc
@@ -24,6 +26,8 @@ from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.publisher.merge_plan import find_small
+from nixcache_oci.publisher.merger import Merger
 from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.served import Reader
 from tests.support.interleaving import no_sleep
@@ -186,6 +190,15 @@ async def collect(
     prepared = await prepare_gc(repository, remover, options, clock=clock)
     collected = await carry_out_gc(repository, remover, prepared, force=force, clock=clock, sleep=no_sleep)
     return prepared.plan, collected
+
+
+async def merge(repository: Repository, clock: Clock, unmerged: int = 0) -> None:
+    """Merge as a publisher does, where more small segments than these are listed."""
+    folder = IndexFolder(NOWHERE, "a model")
+    merger = Merger(repository, folder, SegmentOptions(), SILENT, clock, no_sleep)
+    listing = await read_listing(repository)
+    if len(find_small(listing.without_taken_in().segments)) > unmerged:
+        await merger.merge(listing)
 
 
 def sweep_blobs(storage: ModelStorage) -> None:

@@ -40,6 +40,7 @@ class View:
     runs: frozenset[str]
     listed: int
     condemned: int
+    unmerged: int
     index_bytes: int
     tables: dict[str, int]
 
@@ -63,28 +64,42 @@ class Reader:
         for tag in self._storage.tags:
             match = TAG.fullmatch(tag)
             if match and match[1] >= watermark and f"sha256:{match[2]}" not in listed:
-                layers = json.loads(self._storage.manifests[Digest(match[2])])["layers"]
-                listed[f"sha256:{match[2]}"] = {"dev.nixcache.table": layers[0]["digest"]}
+                manifest = json.loads(self._storage.manifests[Digest(match[2])])
+                layers = manifest["layers"]
+                listed[f"sha256:{match[2]}"] = {
+                    **manifest["annotations"],
+                    "dev.nixcache.table": layers[0]["digest"],
+                }
+        taken_in = {
+            f"sha256:{named}"
+            for notes in listed.values()
+            if "dev.nixcache.condemned" not in notes
+            for named in notes.get("dev.nixcache.merges", "").split()
+        }
         served: dict[str, frozenset[str]] = {}
         good: set[str] = set()
         runs: set[str] = set()
-        condemned = 0
+        condemned = unmerged = 0
         tables: dict[str, int] = {}
-        for manifest, notes in listed.items():
+        for digest, notes in listed.items():
             is_condemned = "dev.nixcache.condemned" in notes
             condemned += is_condemned
-            if Digest.parse(manifest) not in self._storage.manifests:
+            if Digest.parse(digest) not in self._storage.manifests:
                 assert is_condemned, "a manifest that is listed and not condemned is gone"
                 continue
+            for entry in self.entries(notes["dev.nixcache.table"]):
+                self._check(entry)  # older readers see what was taken in, too
+            if digest in taken_in:
+                continue
+            unmerged += not is_condemned
             tables[notes["dev.nixcache.table"]] = len(self._blob(notes["dev.nixcache.table"]))
             runs |= self._runs_of(notes["dev.nixcache.table"])
             for entry in self.entries(notes["dev.nixcache.table"]):
-                self._check(entry)
                 served[entry.base_name] = served.get(entry.base_name, frozenset()) | entry.references
                 if not is_condemned:
                     good.add(entry.base_name)
         size = len(self._storage.manifests.get(self._storage.tags.get("cache-index", Digest.of(b"")), b""))
-        return View(served, frozenset(good), frozenset(runs), len(listed), condemned, size, tables)
+        return View(served, frozenset(good), frozenset(runs), len(listed), condemned, unmerged, size, tables)
 
     def sizes(self) -> int:
         """Bytes of all blobs and manifests."""

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from nixcache_oci.cache.record import PinRecord, PublishRecord, Record, UnpinRecord
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
-from tests.maintenance.model_publisher import ModelRemover, Thing, collect, publish_things, sweep_blobs
+from nixcache_oci.publisher.merge_plan import MAX_UNMERGED
+from tests.maintenance.model_publisher import ModelRemover, Thing, collect, merge, publish_things, sweep_blobs
 from tests.maintenance.served import Reader, View
 from tests.support.interleaving import nothing
 from tests.support.model_repository import ModelRepository, ModelStorage
@@ -39,6 +40,7 @@ class Shape:
     options: GcOptions = field(default_factory=GcOptions)
     days_between_gcs: int = 1
     longest_failure_days: int = 40
+    pushes_a_day: int = 0  # of one path each
     seed: int = 1
 
 
@@ -50,6 +52,7 @@ class Figures:
     publishes: int = 0
     collections: int = 0
     largest_refresh: int = 0
+    most_unmerged: int = 0
     months: list["Month"] = field(default_factory=list)
 
 
@@ -176,6 +179,8 @@ class Year:
             for branch in BRANCHES:
                 self._tick(10 * HOUR)
                 await self._publish_branch(branch, f"{branch}-{day}")
+            for number in range(self._shape.pushes_a_day):
+                await self._push(number)
             if self._random.random() < 0.05:
                 await self._pin(day)
             if day % self._shape.days_between_gcs == 0:
@@ -243,7 +248,9 @@ class Year:
             records,
             self._clock,
         )
+        await merge(self._repository, self._clock, MAX_UNMERGED)
         view = self._reader.view()
+        self.figures.most_unmerged = max(self.figures.most_unmerged, view.unmerged)
         assert closure <= view.good, "a publish left its closure incomplete"
         seen = before.tables if before is not None else {}
         refresh = view.index_bytes + sum(size for table, size in view.tables.items() if table not in seen)
@@ -290,6 +297,18 @@ class Year:
         pin = PinRecord(name, root.path, self._now, keep)
         await self._publish([root], [pin])
         self._wanted.pin(pin)
+
+    async def _push(self, number: int) -> None:
+        """Push a path that is often new, and sometimes one of the days before."""
+        self._tick(HOUR / 12)
+        thing = Thing(f"pushed-{self._random.randrange(20 * self._shape.pushes_a_day)}")
+        self._things.setdefault(thing.base_name, thing)
+        scope = f"push/{number}"
+        record = PublishRecord(
+            scope, f"run-{self._now}".replace(" ", "T"), self._now, ((scope, thing.path),), is_partial=True
+        )
+        await self._publish([thing], [record])
+        self._wanted.publish(record, None)
 
     async def _collect(self) -> None:
         _, collected = await collect(self._repository, self._remover, self._shape.options, self._clock)

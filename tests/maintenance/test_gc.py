@@ -95,6 +95,10 @@ async def test_the_way_out() -> None:
     sweep_blobs(cache.storage)
     assert not any(WEB1.content in content for content in cache.storage.blobs.values())
     assert cache.view().good == {LIB.base_name, WEB2.base_name}
+    plan, _ = await cache.collect()
+    assert not plan.changes_segments
+    assert not plan.sweep
+    assert len(cache.writes) == 1  # of the note that there is nothing to do
     await cache.collect()
     assert cache.writes == []
 

@@ -11,6 +11,7 @@ from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.state import (
     FormerIndex,
     GcState,
@@ -37,6 +38,7 @@ def stored(
     records: Sequence[Record] = (),
     condemned: float | None = None,
     place: Place = Place.INDEX,
+    merges: Sequence[StoredSegment] = (),
 ) -> StoredSegment:
     """Make a segment of a day, each thing in a blob of its own."""
     created = CREATED + day * DAY
@@ -47,7 +49,14 @@ def stored(
         Descriptor(media_type.TABLE, Digest.of(text), len(text)),
         *(describe_nar(NarUrl.parse(one.url).blob, "none", one.file_size or 0) for one in narinfos),
     )
-    content = build_manifest(layers[0], layers[1:], created=created, paths=len(things), source=None)
+    content = build_manifest(
+        layers[0],
+        layers[1:],
+        created=created,
+        paths=len(things),
+        source=None,
+        merges=[one.manifest for one in merges],
+    )
     segment = Segment.from_manifest(content)
     if condemned is not None:
         segment = mark(segment, CREATED + condemned * DAY)
@@ -74,7 +83,7 @@ OPTIONS = GcOptions()
 
 def plan(*segments: StoredSegment, options: GcOptions = OPTIONS, day: float = NOW) -> GcPlan:
     now = CREATED + day * DAY
-    return plan_gc(GcState(now, segments), options, now)
+    return plan_gc(GcState(now, segments), options, Moment(now))
 
 
 def actions(made: GcPlan, *segments: StoredSegment) -> list[str]:
@@ -129,6 +138,43 @@ def test_one_segment(segment: StoredSegment, action: str) -> None:
     made = plan(GOOD, segment)
     assert actions(made, GOOD, segment) == ["keep", action]
     assert not made.refusals
+
+
+PART = stored(99.9, LIB, records=[published(99.9, LIB)])
+
+
+@pytest.mark.parametrize(
+    ("merged", "action"),
+    [
+        pytest.param(stored(100, LIB, APP, records=PART.records, merges=[PART]), "condemn", id="all of it"),
+        pytest.param(stored(100, APP, records=PART.records, merges=[PART]), "keep", id="not its path"),
+        pytest.param(
+            stored(100, LIB, records=[published(1, LIB)], merges=[PART]), "keep", id="not its record"
+        ),
+        pytest.param(
+            stored(100, Thing("lib", size=301), records=PART.records, merges=[PART]),
+            "keep",
+            id="another build",
+        ),
+        pytest.param(stored(100, LIB, records=PART.records), "keep", id="it does not name it"),
+        pytest.param(
+            stored(100, LIB, records=PART.records, merges=[PART], condemned=100), "keep", id="condemned"
+        ),
+        pytest.param(
+            stored(70, LIB, records=PART.records, merges=[PART], place=Place.UNLISTED), "keep", id="unlisted"
+        ),
+    ],
+)
+def test_what_was_taken_in_is_condemned_at_once(merged: StoredSegment, action: str) -> None:
+    """However young and alive, where a good listed segment has all of it; what that names proves nothing."""
+    assert actions(plan(PART, merged), PART) == [action]
+
+
+def test_a_chain_of_merged_segments_is_condemned_in_one_run() -> None:
+    """What is live is in the last one, and nothing is lifted for it; dead paths stay with that."""
+    first = stored(99.91, LIB, OTHER, records=PART.records, merges=[PART])
+    last = stored(99.92, LIB, OTHER, APP, records=PART.records, merges=[first])
+    assert actions(plan(PART, first, last), PART, first, last) == ["condemn", "condemn", "keep"]
 
 
 @pytest.mark.parametrize("place", [Place.INDEX, Place.UNLISTED])
@@ -273,7 +319,7 @@ def test_rows_sum_up_what_is_shown() -> None:
     shared = stored(1, LIB, OTHER, place=Place.UNLISTED)
     now = CREATED + NOW * DAY
     old, young = (FormerIndex(Digest.of(bytes([age])), now - age * DAY, 77) for age in (31, 29))
-    made = plan_gc(GcState(now, (GOOD, shared), (old, young)), OPTIONS, now)
+    made = plan_gc(GcState(now, (GOOD, shared), (old, young)), OPTIONS, Moment(now))
     rows = {row.action: row for row in made.rows()}
     assert list(rows) == ["keep", "lift", "wait", "condemn", "rewrite", "merge", "unlist", "delete", "sweep"]
     assert (rows["keep"].segments, rows["keep"].paths) == (1, 2)

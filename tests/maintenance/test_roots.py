@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.record import PinRecord, PublishRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins, count_roots
 from nixcache_oci.nix.store_path import StorePath
 from tests.support.objects import hash_part_of
@@ -36,7 +37,7 @@ def publish(
 
 def count(records: list[PublishRecord], day: float, ttl_days: int | None = None) -> set[str]:
     ttl = None if ttl_days is None else ttl_days * DAY
-    counted = count_roots(records, CREATED + day * DAY, retention=RETENTION, scope_ttl=ttl)
+    counted = count_roots(records, Moment(CREATED + day * DAY), retention=RETENTION, scope_ttl=ttl)
     return {found.name for found in counted.paths}
 
 
@@ -165,7 +166,7 @@ def test_a_scope_expires(ttl_days: int | None, day: float, counting: set[str]) -
 def test_what_is_not_needed_changes_nothing(records: list[PublishRecord], day: int, later: int) -> None:
     """Merging drops records: no root may stop counting for that, now or at any later time."""
     now = CREATED + day * DAY
-    kept = count_roots(records, now, retention=RETENTION, scope_ttl=None).records
+    kept = count_roots(records, Moment(now), retention=RETENTION, scope_ttl=None).records
     assert count(list(kept), day) == count(records, day)
     assert count(list(kept), day + later) == count(records, day + later)
 
@@ -207,14 +208,14 @@ def revisions(most: int, *paths: str) -> list[PinningRecord]:
 )
 def test_counting_pins(records: list[PinningRecord], day: float, counting: set[str]) -> None:
     """A pin counts until its date, its revisions, for ever, or until it is unpinned."""
-    counted = count_pins(records, CREATED + day * DAY)
+    counted = count_pins(records, Moment(CREATED + day * DAY))
     assert {found.path.name for found in counted.pins} == counting
 
 
 def test_what_ends_a_pin_stays_as_long_as_the_pin() -> None:
     """A pin that lies in a segment for ever must not count again because its end was forgotten."""
     old, end = pin(0, "v", "a"), unpin(1, "v")
-    assert count_pins([old, end], CREATED + 9 * DAY).records == {end}
-    assert count_pins([end], CREATED + 9 * DAY).records == set()
+    assert count_pins([old, end], Moment(CREATED + 9 * DAY)).records == {end}
+    assert count_pins([end], Moment(CREATED + 9 * DAY)).records == set()
     displaced = revisions(1, "a", "b")
-    assert count_pins(displaced, CREATED + 9 * DAY).records == {displaced[1]}
+    assert count_pins(displaced, Moment(CREATED + 9 * DAY)).records == {displaced[1]}

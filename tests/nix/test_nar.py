@@ -134,8 +134,7 @@ def test_a_deep_tree_needs_no_stack() -> None:
 @pytest.mark.parametrize(
     ("nar", "rule"),
     [
-        (b"", "cut short"),
-        (words("nix-archive-2") + _FILE, "form that Nix writes"),
+        *((b"", "cut short"), (words("nix-archive-2") + _FILE, "form that Nix writes")),
         (words("nix-archive-1", "(", "type", "fifo", ")"), "unknown type"),
         (words("nix-archive-1", "(", "type", "regular", ")"), "contents of a file"),
         (
@@ -151,12 +150,9 @@ def test_a_deep_tree_needs_no_stack() -> None:
         (words("nix-archive-1") + (2**63).to_bytes(8, "little") + _FILE, "form that Nix writes"),
         (words("nix-archive-1", "(", "type") + (2**63).to_bytes(8, "little"), "a token of"),
         (words("nix-archive-1") + _CONTENTS + b"\xff" * 8, "cut short"),
-        (_directory(_entry(b"")), "sort after|named"),
-        (_directory(_entry(b".")), "named"),
-        (_directory(_entry(b"..")), "named"),
-        (_directory(_entry(b"a/b")), "named"),
-        (_directory(_entry(b"/")), "named"),
-        (_directory(_entry(b"a\0")), "named"),
+        *((_directory(_entry(b"")), "sort after|named"), (_directory(_entry(b".")), "named")),
+        *((_directory(_entry(b"..")), "named"), (_directory(_entry(b"a/b")), "named")),
+        *((_directory(_entry(b"/")), "named"), (_directory(_entry(b"a\0")), "named")),
         (_directory(_entry(b"a" * (MAX_NAME_BYTES + 1))), "a token of"),
         (_directory(_entry(b"a"), _entry(b"a")), "sort after"),
         (_directory(_entry(b"b"), _entry(b"a")), "sort after"),

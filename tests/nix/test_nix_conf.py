@@ -130,12 +130,9 @@ def test_values_that_nix_reads_otherwise(value: str) -> None:
 @pytest.mark.parametrize(
     ("other", "is_same"),
     [
-        ("http://localhost:37515", True),
-        ("http://[::1]:37515/", True),
-        ("http://127.0.0.1:37515?trusted=1", True),
-        ("http://127.0.0.1:37516", False),
-        ("https://127.0.0.1:37515", False),
-        ("http://127.0.0.1:99999999", False),
+        *(("http://localhost:37515", True), ("http://[::1]:37515/", True)),
+        *(("http://127.0.0.1:37515?trusted=1", True), ("http://127.0.0.1:37516", False)),
+        *(("https://127.0.0.1:37515", False), ("http://127.0.0.1:99999999", False)),
         ("http://[", False),
     ],
 )

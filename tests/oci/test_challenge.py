@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nixcache_oci.oci.challenge import Challenge, parse_challenges
 
+_SCOPE = "repository:o/n/nix-cache:pull"
 _TOKENS = st.text(st.sampled_from("abcxyzABC019-_.!~"), min_size=1, max_size=8)
 _VALUES = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30)
 
@@ -14,17 +15,8 @@ _VALUES = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max
     ("header", "expected"),
     [
         (
-            'Bearer realm="https://ghcr.io/token",service="ghcr.io",scope="repository:o/n/nix-cache:pull"',
-            [
-                (
-                    "bearer",
-                    {
-                        "realm": "https://ghcr.io/token",
-                        "service": "ghcr.io",
-                        "scope": "repository:o/n/nix-cache:pull",
-                    },
-                )
-            ],
+            f'Bearer realm="https://ghcr.io/token",service="ghcr.io",scope="{_SCOPE}"',
+            [("bearer", {"realm": "https://ghcr.io/token", "service": "ghcr.io", "scope": _SCOPE})],
         ),
         ('bearer Realm="r" , SERVICE=s', [("bearer", {"realm": "r", "service": "s"})]),
         ('Bearer scope="repository:a:pull,push"', [("bearer", {"scope": "repository:a:pull,push"})]),

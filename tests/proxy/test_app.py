@@ -16,6 +16,7 @@ from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.packs.prefetch import Prefetch
 from tests.support.front import proxy_config
 from tests.support.slow_repository import SlowRepository
 
@@ -50,7 +51,7 @@ async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     bench.repository.gate.clear()
     packs = bench.client.app[app_keys.PACKS]
     for number in range(8):
-        packs.prefetch(bench.repository.add(bytes([number])))
+        packs.prefetch(Prefetch(bench.repository.add(bytes([number])), is_pack=True))
     assert packs.used_bytes == MAX_PACK_BYTES
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.cache import parallel
 from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.table import Table, TableHeader
 from nixcache_oci.cache.timestamp import format_time
+from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import SecretKey
@@ -123,6 +127,24 @@ async def test_a_segment_that_no_index_lists_is_found_by_its_tag(story: Story) -
     await index.refresh(thoroughly=True)
     assert has(index, "listed")
     assert has(index, "overwritten")
+
+
+async def test_what_was_merged_is_not_missing(story: Story) -> None:
+    """Its paths come from the merged segment, whose table is all that is fetched; it is no older state."""
+    parts = [await publish(story.client, [store_object(seed)]) for seed in ("one", "two")]
+    index = story.make_index()
+    await index.refresh(thoroughly=True)
+    table = Table(
+        TableHeader(CREATED + timedelta(hours=1)),
+        narinfos=tuple(store_object(seed).narinfo for seed in ("one", "two")),
+    )
+    merges = [segment.manifest for segment in parts]
+    await list_segments(story.client, [await push_segment(story.client, table, [], merges=merges)])
+    story.ghcr.reset_requests()
+    await index.refresh(thoroughly=False)
+    assert story.ghcr.count("blob-get") == 1
+    assert (index.segments, has(index, "one"), has(index, "two")) == (1, True, True)
+    assert index.watch.seen.regressed_since is None
 
 
 async def test_a_damaged_table_takes_nothing_else_with_it(story: Story) -> None:
@@ -423,8 +445,8 @@ async def test_what_is_new_is_judged_before_anybody_asks(story: Story) -> None:
 
 async def test_closing_ends_what_is_judged_ahead(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much there is."""
-    monkeypatch.setattr(live_index, "_PREVALIDATE_SECONDS", 0)
-    monkeypatch.setattr(live_index, "_PREVALIDATE_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(parallel, "_SLICE_SECONDS", 0)
+    monkeypatch.setattr(live_index, "_PAUSE_SECONDS", 1000)
     await publish(story.client, [store_object("one"), store_object("two")])
     index = story.make_index()
     await index.refresh(thoroughly=True)

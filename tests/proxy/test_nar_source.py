@@ -104,7 +104,7 @@ async def test_what_was_wrong_is_not_there_any_more(bench: NarBench) -> None:
         await bench.nars.size(blob)
     with pytest.raises(NotFoundError):
         await bench.nars.slice_of_pack(NarUrl(blob, 0, 1))
-    assert bench.nars.cached_slice(NarUrl(blob, 0, 1)) is None
+    assert bench.nars.cached(NarUrl(blob, 0, 1)) is None
     with pytest.raises(NotFoundError):
         async with bench.nars.whole(blob):
             pass
@@ -130,9 +130,9 @@ async def test_the_length_of_what_was_wrong_is_not_remembered(bench: NarBench) -
 async def test_a_slice_is_cut_out(bench: NarBench, offset: int, length: int, content: bytes) -> None:
     """Offset and length, as the URL says; at hand once somebody has waited for the pack."""
     pack = bench.repository.add(b"pack")
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) is None
+    assert bench.nars.cached(NarUrl(pack, offset, length)) is None
     assert await bench.nars.slice_of_pack(NarUrl(pack, offset, length)) == content
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) == memoryview(content)
+    assert bench.nars.cached(NarUrl(pack, offset, length)) == memoryview(content)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 5), (4, 1), (3, 2), (100, 1)])
@@ -141,7 +141,7 @@ async def test_a_slice_that_does_not_lie_in_the_pack(bench: NarBench, offset: in
     pack = bench.repository.add(b"pack")
     with pytest.raises(FormatError, match="are outside"):
         await bench.nars.slice_of_pack(NarUrl(pack, offset, length))
-    assert bench.nars.cached_slice(NarUrl(pack, offset, length)) is None
+    assert bench.nars.cached(NarUrl(pack, offset, length)) is None
 
 
 async def test_what_went_wrong_since_is_not_at_hand(bench: NarBench) -> None:
@@ -149,7 +149,7 @@ async def test_what_went_wrong_since_is_not_at_hand(bench: NarBench) -> None:
     url = NarUrl(bench.repository.add(b"pack"), 0, 4)
     await bench.nars.slice_of_pack(url)
     bench.quarantine.add(url.blob)
-    assert bench.nars.cached_slice(url) is None
+    assert bench.nars.cached(url) is None
 
 
 async def test_closing_ends_what_is_under_way(bench: NarBench) -> None:

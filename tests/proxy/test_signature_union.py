@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo

@@ -43,9 +43,12 @@ class Stager:
         self._store = store
         self._folder = folder
 
-    def __call__(self, info: PathInfo, encoding: NarEncoding | None = None) -> tuple[StagedNar, bytes]:
+    def __call__(
+        self, info: PathInfo, encoding: NarEncoding | None = None, max_blob_bytes: int | None = None
+    ) -> tuple[StagedNar, bytes]:
         encoding = encoding or NarEncoding()
-        staged = stage(info, self._store.real_path(info), self._folder, encoding, lambda: False)
+        real_path = self._store.real_path(info)
+        staged = stage(info, real_path, self._folder, encoding, lambda: False, max_blob_bytes)
         content = staged.read()
         assert isinstance(staged.content, Path) == is_large(info)
         staged.discard()
@@ -53,10 +56,16 @@ class Stager:
         assert (staged.digest, staged.size) == (Digest.of(content), len(content))
         return staged, content
 
-    def fails(self, info: PathInfo, *words: str, encoding: NarEncoding | None = None) -> str:
+    def fails(
+        self,
+        info: PathInfo,
+        *words: str,
+        encoding: NarEncoding | None = None,
+        max_blob_bytes: int | None = None,
+    ) -> str:
         """It is refused by name, on one line, and leaves no file."""
         with pytest.raises(StoreError) as error:
-            self(info, encoding)
+            self(info, encoding, max_blob_bytes)
         text = str(error.value)
         assert text.startswith(f"{info.store_path}: ")
         assert "\n" not in text

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.record import UNRECORDED, PublishRecord
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.test_roots import DAY, RETENTION, publish
@@ -105,15 +106,15 @@ def test_what_is_skipped_changes_nothing_that_gc_keeps(
             written.append(record)
         for passed in (0, later):
             at = CREATED + (day + passed) * DAY
-            expected = count_roots(everything, at, retention=RETENTION, scope_ttl=None).paths
-            assert count_roots(written, at, retention=RETENTION, scope_ttl=None).paths == expected
+            expected = count_roots(everything, Moment(at), retention=RETENTION, scope_ttl=None).paths
+            assert count_roots(written, Moment(at), retention=RETENTION, scope_ttl=None).paths == expected
             if ttl is None:
                 continue
             # What counts by the times of all publishes, to the day.
             is_open = {one for one, time in last.items() if at - CREATED - time < ttl}
             open_records = [one for one in everything if one.scope in is_open]
-            needed = count_roots(open_records, at, retention=RETENTION, scope_ttl=None).paths
-            assert needed <= count_roots(written, at, retention=RETENTION, scope_ttl=ttl).paths
+            needed = count_roots(open_records, Moment(at), retention=RETENTION, scope_ttl=None).paths
+            assert needed <= count_roots(written, Moment(at), retention=RETENTION, scope_ttl=ttl).paths
 
 
 def test_a_tenth_of_a_scopes_time_to_live() -> None:

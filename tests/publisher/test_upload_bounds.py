@@ -8,7 +8,6 @@ import pytest
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import nar_upload
 from nixcache_oci.publisher.nar_upload import Budget
-from nixcache_oci.publisher.options import NarEncoding
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
 
@@ -241,7 +240,7 @@ async def test_nothing_that_is_sent_is_over_the_registrys_limit(story: Story) ->
     """Packs keep to it as NARs do; a NAR that is larger by itself is named, and the others are sent."""
     limit = 300_000
     infos = [*small_ones(story, 40, 50_000), story.store.add("larger", noise("larger", limit + 1))]
-    uploaded = await story.run(infos, encoding=NarEncoding(max_blob_bytes=limit))
+    uploaded = await story.run(infos, max_blob_bytes=limit)
     assert list(uploaded.failed) == [infos[-1].store_path.base_name]
     assert len(uploaded.narinfos) == len(infos) - 1
     assert max(map(len, story.blobs.blobs.values())) <= limit

@@ -10,7 +10,6 @@ from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.nix.nar import File
 from nixcache_oci.publisher import nar_upload
-from nixcache_oci.publisher.options import NarEncoding
 from nixcache_oci.publisher.staging import StagingFolderError
 from tests.publisher.upload_story import Story, WatchedStage, noise, small_ones
 from tests.support.process import until
@@ -72,7 +71,7 @@ async def test_all_may_fail(story: Story, monkeypatch: pytest.MonkeyPatch) -> No
 async def test_what_is_over_the_limit_fails_alone(story: Story) -> None:
     """The registry would refuse it in the end: no byte of it is sent."""
     infos = mixed(story)
-    uploaded = await story.run(infos, encoding=NarEncoding(max_blob_bytes=2 * MIB))
+    uploaded = await story.run(infos, max_blob_bytes=2 * MIB)
     assert set(uploaded.failed) == {info.store_path.base_name for info in infos[94:97]}
     assert len(uploaded.narinfos) == len(infos) - 3
 

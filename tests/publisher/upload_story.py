@@ -82,20 +82,19 @@ class Story:
         infos: Sequence[PathInfo],
         *,
         jobs: int = 2,
-        encoding: NarEncoding | None = None,
+        max_blob_bytes: int | None = None,
         when_staged: WhenStaged | None = None,
     ) -> "asyncio.Task[Uploaded]":
         self.told = Told()
-        encoding = encoding or NarEncoding()
-        nars = StoreNarStager(self.store.real_path, encoding, jobs)
-        upload = Upload(self._repository, nars, self.staging, jobs, self.told, encoding.max_blob_bytes)
+        nars = StoreNarStager(self.store.real_path, NarEncoding(), jobs, max_blob_bytes)
+        upload = Upload(self._repository, nars, self.staging, jobs, self.told, max_blob_bytes)
         return asyncio.create_task(upload.run(infos, when_staged))
 
     async def run(
-        self, infos: Sequence[PathInfo], *, jobs: int = 2, encoding: NarEncoding | None = None
+        self, infos: Sequence[PathInfo], *, jobs: int = 2, max_blob_bytes: int | None = None
     ) -> Uploaded:
         async with self.tidy(), asyncio.timeout(_MOST_SECONDS):
-            return await self.start(infos, jobs=jobs, encoding=encoding)
+            return await self.start(infos, jobs=jobs, max_blob_bytes=max_blob_bytes)
 
     @asynccontextmanager
     async def tidy(self) -> AsyncIterator[None]:
@@ -162,6 +161,7 @@ class WatchedStage:
         folder: Path,
         encoding: NarEncoding,
         is_stopped: Callable[[], bool],
+        max_blob_bytes: int | None,
     ) -> StagedNar:
         with self._lock:
             self.started.append(info.store_path.base_name)
@@ -169,7 +169,7 @@ class WatchedStage:
             self.peak = max(self.peak, self.running)
         try:
             self._before(info)
-            return stage(info, real_path, folder, encoding, is_stopped)
+            return stage(info, real_path, folder, encoding, is_stopped, max_blob_bytes)
         finally:
             with self._lock:
                 self.running -= 1

@@ -15,6 +15,7 @@ from nixcache_oci.cache import (
     table_budget,
     table_file,
     table_inflation,
+    table_search,
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
@@ -107,7 +108,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "it is damaged; other keys are not seen", f"{_HOSTILE}::test_headers"),
         Bound("variants of one path that are compared", f"{catalog.MAX_VARIANTS}",
               "the others do not count", f"{_HOSTILE}::test_tables_that_all_list_one_path"),
-        Bound("a narinfo", f"{show_bytes(table.MAX_STANZA_BYTES)}, {narinfo.MAX_LINES} lines",
+        Bound("a narinfo", f"{show_bytes(table_search.MAX_STANZA_BYTES)}, {narinfo.MAX_LINES} lines",
               "a miss", f"{_HOSTILE}::test_signatures_and_references"),
         Bound("signatures of one key that are verified, a narinfo", f"{signature.TRIES_PER_KEY}",
               "it counts as unsigned",
@@ -201,7 +202,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "an error", "tests/clients/test_layout_odd_files.py::test_huge_sparse_files_are_not_read"),
         Bound("files that are hashed before a part is sent",
               f"{layout_file.MAX_CHECKS}, with those that wait",
-              "404", "tests/clients/test_layout_file.py::test_checks_are_bounded"),
+              "404", "tests/clients/test_layout_check.py::test_checks_are_bounded"),
     ),
     "What a flake says": (
         Bound("an attribute's name", f"{evaluator.MOST_NAME_BYTES:,} bytes",

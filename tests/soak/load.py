@@ -242,8 +242,8 @@ class Load:
                 proxy, packs=int(status["pack_cache_bytes"]), segments=int(status["segments"])
             )
             before = self.outcome.before or figures
-            most = before.other_files + self._size.spare_files
-            if (figures.other_files <= most and figures.holds_listed_tables) or time.monotonic() > end:
+            most = before.files + self._size.spare_files
+            if (figures.files <= most and figures.holds_listed_tables) or time.monotonic() > end:
                 return figures
             await asyncio.sleep(0.5)
 

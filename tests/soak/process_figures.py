@@ -22,7 +22,7 @@ class Figures:
         packs: of the pack cache, which is bounded, and full or not.
         files: open descriptors.
         sockets: those of them that are sockets.
-        tables: those of them that hold tables of the index.
+        maps: of tables of the index; no descriptor is kept for them.
         segments: that the index has.
         threads: of the process.
     """
@@ -32,7 +32,7 @@ class Figures:
     packs: int
     files: int
     sockets: int
-    tables: int
+    maps: int
     segments: int
     threads: int
 
@@ -48,20 +48,15 @@ class Figures:
             packs=packs,
             files=len(targets),
             sockets=sum(target.startswith("socket:") for target in targets),
-            tables=sum("/index/" in target for target in targets),
+            maps=(process / "maps").read_text().count("/index/"),
             segments=segments,
             threads=int(status["Threads"]),
         )
 
     @property
-    def other_files(self) -> int:
-        """Descriptors of all but tables, of which the cache may have any number."""
-        return self.files - self.tables
-
-    @property
     def holds_listed_tables(self) -> bool:
-        """Whether no table is open but of a segment that the index has: each has its text and its keys."""
-        return self.tables <= 2 * self.segments
+        """Whether no table is mapped but of a segment that the index has: each has its text and its keys."""
+        return self.maps <= 2 * self.segments
 
     @property
     def own(self) -> int:
@@ -72,7 +67,7 @@ class Figures:
         return (
             f"RSS {self.resident / _MIB:.1f} MiB, RssAnon {self.anonymous / _MIB:.1f} MiB, "
             f"packs {self.packs / _MIB:.1f} MiB, {self.files} descriptors, {self.sockets} sockets, "
-            f"{self.tables} tables of {self.segments} segments, {self.threads} threads"
+            f"{self.maps} maps of {self.segments} tables, {self.threads} threads"
         )
 
 

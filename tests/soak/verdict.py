@@ -110,15 +110,15 @@ def _holdings(
         f" {summarise(outcome.during)}. At rest: {after}",
     )
     yield Promise(
-        "descriptors: no more at rest than before, tables aside",
-        holds=after.other_files <= before.other_files + size.spare_files,
-        seen=f"{before.other_files} before, {warm.other_files} warm, {after.other_files} at rest; sockets"
+        "descriptors: no more at rest than before",
+        holds=after.files <= before.files + size.spare_files,
+        seen=f"{before.files} before, {warm.files} warm, {after.files} at rest; sockets"
         f" {before.sockets}, {warm.sockets}, {after.sockets}",
     )
     yield Promise(
         "tables: none is held that is not listed",
         holds=after.holds_listed_tables,
-        seen=f"{after.tables} descriptors for {after.segments} segments",
+        seen=f"{after.maps} maps for {after.segments} tables",
     )
     yield Promise(
         "threads: no more than before, and those of one executor",

@@ -58,7 +58,10 @@ _TWO_COLLECTORS = "-DCOLLECTORS=2 -DTRIES=1 -DSEGMENTS=3 -DTICKS=3"
     [
         pytest.param("", id="one publisher, three runs of gc"),
         pytest.param("-DREPLACES=1 -DRUNS=2", id="gc rewrites and merges"),
+        pytest.param("-DMERGES=1", id="a publisher merges at its end, three runs of gc"),
+        pytest.param("-DMERGES=2", id="a publisher merges before, three runs of gc", marks=_SOAK),
         pytest.param(_TWO_PUBLISHERS, id="two publishers", marks=_SOAK),
+        pytest.param(f"{_TWO_PUBLISHERS} -DMERGES=1", id="two publishers that merge", marks=_SOAK),
         pytest.param("-DGRACE=4 -DLONGEST=1 -DSKEW=1 -DSEGMENTS=3", id="clocks that are off", marks=_SOAK),
         pytest.param(f"{_TWO_COLLECTORS} -DRUNS=2", id="two gcs", marks=_SOAK),
         pytest.param(f"{_TWO_COLLECTORS} -DRUNS=2 -DSLOW_GC=1", id="two gcs, and slow ones", marks=_SOAK),
@@ -80,6 +83,8 @@ def test_nothing_is_lost(tmp_path: Path, flags: str) -> None:
         pytest.param(f"{_TWO_PUBLISHERS} -DNEWEST_WATERMARK", id="the newest of two watermarks", marks=_SOAK),
         pytest.param("-DGRACE=3 -DMARGIN=1", id="a margin of an hour instead of the grace"),
         pytest.param("-DNO_LIFT", id="marks that are never lifted"),
+        pytest.param("-DMERGES=2 -DMERGE_CONDEMNED", id="a merger that takes in what is condemned"),
+        pytest.param("-DMERGES=1 -DUNLIST_TAKEN", id="gc deletes what was taken in without the grace"),
         pytest.param("-DLONGEST=GRACE+1", id="a publish that takes longer than the grace"),
         pytest.param(
             f"{_TWO_COLLECTORS} -DRUNS=2 -DSLOW_WRITES=1",

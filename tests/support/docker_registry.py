@@ -197,7 +197,7 @@ class DockerRegistry:
         self._process = None
 
     def garbage_collect(self, *, untagged: bool = False) -> str:
-        """Remove blobs that no manifest names, and manifests without a tag if asked; returns its words."""
+        """Remove blobs that no manifest names, and untagged manifests if asked; returns its words."""
         options = ["--delete-untagged"] if untagged else []
         command = [
             require_program("docker-registry"),

@@ -12,6 +12,9 @@ from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.verified import Quarantine
 
+AT_ONCE = 4
+"""That a pack cache here fetches ahead."""
+
 
 class SlowRepository:
     """Holds blobs in memory; ``gate`` lets downloads end.
@@ -116,7 +119,7 @@ class NarBench:
         self.repository = SlowRepository()
         self.quarantine = Quarantine()
         self.counters = Counters()
-        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28)
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28, AT_ONCE)
         self.generation = object()
         self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
 

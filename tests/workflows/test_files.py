@@ -23,6 +23,7 @@ from tests.workflows.documents import (
 )
 
 EVERY_WORKFLOW = (*WORKFLOWS, *TEMPLATE_WORKFLOWS)
+GC_WORKFLOWS = [path for path in EVERY_WORKFLOW if path.name == "gc-cache.yml"]
 PINNED = re.compile(r"uses: ([\w-]+/[\w./-]+)@([0-9a-f]{40}) # v\d+(\.\d+)*\n")
 USES = re.compile(r"uses: *(\S+)")
 SCRIPTS = sorted((TOP / "workflows").rglob("*.sh"))
@@ -153,6 +154,18 @@ def test_when_it_runs(path: Path) -> None:
     if path.name == "test.yml":
         allowed.add("pull_request")
     assert set(workflow["on"]) <= allowed
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EVERY_WORKFLOW if path.name == "gc-cache.yml"], ids=name_of
+)
+def test_gc_runs_daily(path: Path) -> None:
+    """What a day's publishes leave behind is marked the next night: each mark is served for a month."""
+    (schedule,) = read(path)["on"]["schedule"]
+    minute, hour, *every = schedule["cron"].split()
+    assert minute.isdecimal()
+    assert hour.isdecimal()
+    assert every == ["*"] * 3
 
 
 @every_workflow

@@ -42,17 +42,17 @@ def test_from_a_push_to_a_client(story: GithubStory, key: SecretKey, tmp_path: P
     assert [record.run for record in story.records()] == ["1"]
     assert story.head() == head
 
-    # A week later, an input has changed: the commit that the first job pushes is what the second publishes.
+    # Later, an input has changed: the commit that the first job pushes is what the second publishes.
     story.write_input("second")
-    weekly = Event("schedule", sha=head)
-    rebuilt = story.run(UPDATE, weekly).check()
+    scheduled = Event("schedule", sha=head)
+    rebuilt = story.run(UPDATE, scheduled).check()
     assert story.head("refs/heads/main^") == head
     assert story.changed_files() == {"config/flake.lock": "M"}
     assert "2 paths: 0 upstream, 0 cached, 2 to push" in rebuilt.log
 
     by_hand = Event("workflow_dispatch", payload={"inputs": {"dry-run": "true"}})
     assert "## gc, a dry run" in story.run(GC, by_hand).check().summary
-    assert "manifests deleted" in story.run(GC, weekly).check().log
+    assert "manifests deleted" in story.run(GC, scheduled).check().log
 
     records = story.records()
     assert {record.scope for record in records} == {f"main-{SYSTEM}"}

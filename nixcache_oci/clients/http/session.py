@@ -207,4 +207,6 @@ def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
     connection = response.connection  # None once all of it has arrived
     if connection is not None and connection.protocol is not None:
         connection.protocol.read_timeout = seconds
-        connection.protocol.start_timeout()
+        # While reading is paused, the reader takes its time; aiohttp starts the timeout again after that.
+        if connection.transport is None or connection.transport.is_reading():
+            connection.protocol.start_timeout()

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
@@ -24,6 +24,8 @@ from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
+from nixcache_oci.maintenance.gc.idle import find_rest
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import push_replacement
 from nixcache_oci.maintenance.gc.state import GcState
 from nixcache_oci.maintenance.gc.state_reader import read_state
@@ -50,6 +52,7 @@ class PreparedGc:
     state: GcState
     options: GcOptions
     plan: GcPlan
+    unchanged: timedelta  # how long time alone does not change the plan
 
 
 async def prepare_gc(
@@ -61,13 +64,14 @@ async def prepare_gc(
     clock: Callable[[], datetime] = now,
 ) -> PreparedGc:
     """Read everything and decide; nothing is written. Errors are those of ``read_state``."""
-    started = clock()
-    oldest = started - options.grace
-    untagged = [version for version in await remover.untagged() if version.created < oldest]
-    state = await read_state(repository, started, untagged, progress)
+    moment = Moment(clock())
+    untagged = [
+        version for version in await remover.untagged() if moment.is_long_past(version.created, options.grace)
+    ]
+    state = await read_state(repository, moment.now, untagged, progress)
     # A large cache takes seconds: long enough for connections to be dropped.
-    plan = await asyncio.to_thread(plan_gc, state, options, started)
-    return PreparedGc(state, options, plan)
+    plan = await asyncio.to_thread(plan_gc, state, options, moment)
+    return PreparedGc(state, options, plan, moment.rest)
 
 
 async def carry_out_gc(
@@ -93,10 +97,7 @@ async def carry_out_gc(
     segments = tuple(segment for pushed in written for segment in pushed)
 
     async def change(union: Union) -> CacheIndex:
-        if union.version1 is not None:
-            raise Error(
-                f"{repository.name}: the older tool has written its index: publish, then run gc again"
-            )
+        _require_version2(repository, union)
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
         return replace(index, source=index.source or options.source)
@@ -104,7 +105,29 @@ async def carry_out_gc(
     if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
         return Collected(segments, is_index_confirmed=False)
     deleted, refused = await _delete(repository, remover, plan, progress)
+    if not (plan.changes_segments or plan.refusals or len(deleted) < len(plan.sweep)):
+        await _note_idle(repository, prepared, sleep)
     return Collected(segments, deleted=deleted, refused=refused)
+
+
+async def _note_idle(
+    repository: Repository, prepared: PreparedGc, sleep: Callable[[float], Awaitable[None]]
+) -> None:
+    """Write that nothing is left to do; another writer's index may stand instead."""
+    rest = find_rest(prepared.state, prepared.options, prepared.unchanged)
+    if rest is None:
+        return
+
+    async def change(union: Union) -> CacheIndex:
+        _require_version2(repository, union)
+        return rest.noted_in(union.index)
+
+    await write_index(repository, (), change, sleep=sleep)
+
+
+def _require_version2(repository: Repository, union: Union) -> None:
+    if union.version1 is not None:
+        raise Error(f"{repository.name}: the older tool has written its index: publish, then run gc again")
 
 
 async def _check_added(repository: Repository, read: CacheIndex, index: CacheIndex) -> None:

@@ -8,18 +8,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.maintenance.gc.leaving import choose_trimmed, choose_unlisted
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import Replacement, replace_segments
 from nixcache_oci.maintenance.gc.roots import count
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.wording import counted
 
 # A size class holds tables of up to eight times the size of its smallest.
@@ -61,7 +63,7 @@ class GcPlan:
     keep: tuple[StoredSegment, ...] = ()  # stays as it is
     lift: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is needed again
     wait: tuple[StoredSegment, ...] = ()  # was condemned or unlisted, and is not old enough for the next step
-    condemn: tuple[StoredSegment, ...] = ()  # is dead, and gets a mark
+    condemn: tuple[StoredSegment, ...] = ()  # is dead or taken in, and gets a mark
     rewrite: tuple[Replacement, ...] = ()  # is replaced by its live paths, and gets a mark
     merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
     unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
@@ -82,6 +84,11 @@ class GcPlan:
         unseen = any(segment.place is Place.TAG for segment in self.keep)
         return unseen or bool(self.lift or self.condemn or self.replacements or self.unlist)
 
+    @property
+    def changes_segments(self) -> bool:
+        """Whether a later run finds other segments, or a changed index."""
+        return self.changes_index or bool(self.delete)
+
     def rows(self) -> list[PlanRow]:
         """Summarize each action."""
         groups: list[tuple[str, Sequence[StoredSegment]]] = [
@@ -99,15 +106,20 @@ class GcPlan:
         return [*rows, PlanRow("sweep", len(self.sweep), 0, swept)]
 
 
-def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
-    """Decide what becomes of each segment; ``now`` is when reading began: a later time would age marks."""
+def plan_gc(state: GcState, options: GcOptions, moment: Moment) -> GcPlan:
+    """Decide what becomes of each segment at the moment when reading began: a later one would age marks."""
     records = (record for segment in state.segments for record in segment.records)
-    counting = count(records, now, retention=options.retention, scope_ttl=options.scope_ttl)
+    counting = count(records, moment, retention=options.retention, scope_ttl=options.scope_ttl)
     live = state.graph.reach(path.hash_part for path in counting.paths)
     needs = _Needs(live, counting.records)
-    settled = {one.manifest for one in state.segments if one.segment.created <= now - options.min_age}
+    settled = {one.manifest for one in state.segments if moment.is_past(one.segment.created, options.min_age)}
     unmarked = [one for one in state.segments if one.is_listed and not one.is_condemned]
-    dead = [one for one in unmarked if one.manifest in settled and not needs.anything_of(one)]
+    taken_in = _find_taken_in(unmarked)
+    dead = [
+        one
+        for one in unmarked
+        if one.manifest in taken_in or (one.manifest in settled and not needs.anything_of(one))
+    ]
     alive = _without(unmarked, dead)
     lifted = _choose_lifted(alive, state.segments, needs)
     merged = _choose_merged([one for one in alive if one.manifest in settled], options)
@@ -121,10 +133,11 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         staying=[*alive, *lifted],
     )
     rewritten = [one for one in replaceable if one.manifest in trimming.segments]
-    oldest = now - options.grace
-    unlisted = choose_unlisted(state, _expired(_without(state.segments, lifted), oldest))
+    unlisted = choose_unlisted(state, _expired(_without(state.segments, lifted), moment, options.grace))
     deleted = [
-        one for one in _without(state.segments, lifted) if not one.is_listed and one.segment.created < oldest
+        one
+        for one in _without(state.segments, lifted)
+        if not one.is_listed and moment.is_long_past(one.segment.created, options.grace)
     ]
     replace_all = replace_segments(state, live, counting.records, options.public_keys)
     held = _distinct(_without(state.segments, deleted))
@@ -137,7 +150,7 @@ def plan_gc(state: GcState, options: GcOptions, now: datetime) -> GcPlan:
         merge=tuple(replace_all(group) for group in merged),
         unlist=tuple(unlisted),
         delete=tuple(deleted),
-        sweep=tuple(former for former in state.former_indexes if former.created < oldest),
+        sweep=tuple(one for one in state.former_indexes if moment.is_long_past(one.created, options.grace)),
         refusals=tuple(_refuse(state, counting.paths, unmarked, trimming.leaving)),
         roots=len(counting.paths),
         freed=sum(blob.size for digest, blob in _distinct(deleted).items() if digest not in held),
@@ -159,6 +172,24 @@ class _Needs:
 
     def records_of(self, segment: StoredSegment) -> AbstractSet[Record]:
         return self.records & frozenset(segment.records)
+
+
+def _find_taken_in(segments: Sequence[StoredSegment]) -> set[Digest]:
+    """Find what merged segments took in, of these, and have all of: what they name alone proves nothing."""
+    by_manifest = {one.manifest: one for one in segments}
+    found: set[Digest] = set()
+    for merged in segments:
+        named = [by_manifest[manifest] for manifest in merged.segment.merges if manifest in by_manifest]
+        lacking = {variant for one in named for variant in one.variants}
+        if named:
+            lacking.difference_update(merged.variants)
+        records = frozenset(merged.records)
+        found |= {
+            one.manifest
+            for one in named
+            if records.issuperset(one.records) and lacking.isdisjoint(one.variants)
+        }
+    return found
 
 
 def _choose_lifted(
@@ -225,7 +256,7 @@ def _is_mostly_dead(segment: StoredSegment, live: bytearray) -> bool:
     return 2 * dead_bytes > size or 2 * dead > count
 
 
-def _expired(segments: Iterable[StoredSegment], oldest: datetime) -> list[StoredSegment]:
+def _expired(segments: Iterable[StoredSegment], moment: Moment, grace: timedelta) -> list[StoredSegment]:
     """Find segments whose mark is old enough, and those whose manifest is gone.
 
     They must also be older than the watermark, or their tags would bring them back.
@@ -235,7 +266,13 @@ def _expired(segments: Iterable[StoredSegment], oldest: datetime) -> list[Stored
         for one in segments
         if one.place is Place.INDEX
         and one.segment.condemned is not None
-        and (not one.layers or (one.segment.condemned <= oldest and one.segment.created < oldest))
+        and (
+            not one.layers
+            or (
+                moment.is_past(one.segment.condemned, grace)
+                and moment.is_long_past(one.segment.created, grace)
+            )
+        )
     ]
 
 

@@ -5,33 +5,26 @@ over half full and completely live: moving those would gain nothing. Source: des
 """
 
 import asyncio
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, NarUrl
-from nixcache_oci.cache.pack import PackBuilder
 from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.cache.record import Record, record_fields
+from nixcache_oci.cache.repacking import join_headers, repack
 from nixcache_oci.cache.segment import Segment
-from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.clients.resume import read_blob
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError
+from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.gc.state import GcState, StoredSegment
-from nixcache_oci.nix.closure import order_by_references
-from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, is_signed_by
-from nixcache_oci.oci import media_type
+from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
-
-_PACKS_IN_MEMORY: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +72,7 @@ def _choose(newest_first: Sequence[NarInfo], keys: Sequence[PublicKey]) -> NarIn
     return min(
         newest_first,
         key=lambda one: (
-            not (is_signed_by(one, keys) or is_content_addressed(one)),
+            not is_accepted(one, keys),
             str(one.nar_hash),
             not one.sigs,
         ),
@@ -115,98 +108,30 @@ async def push_replacement(
     """
     blobs = {layer.digest: layer for one in replacement.sources for layer in one.layers[1:]}
     # On a thread: a large table takes seconds to parse.
-    narinfos = await asyncio.to_thread(lambda: replacement.narinfos)
-    kept = _kept_packs(narinfos, blobs)
-    staying: list[NarInfo] = []
-    moving: list[NarInfo] = []
-    for narinfo in order_by_references(narinfos):
-        url = NarUrl.parse(narinfo.url)
-        (staying if url.offset is None or url.blob in kept else moving).append(narinfo)
-    moved, packs = await _move(repository, moving, options.max_blob_bytes, stage)
-    blobs.update((pack.digest, pack) for pack in packs)
+    narinfos: Sequence[NarInfo] = await asyncio.to_thread(lambda: replacement.narinfos)
+    narinfos, packs = await repack(
+        repository, narinfos, _moving_packs(narinfos, blobs), options.max_blob_bytes, stage
+    )
     return await write_segments(
         repository,
-        _join_headers(replacement.sources, created),
-        order_by_references([*staying, *moved]),
-        blobs,
+        join_headers((one.table.header for one in replacement.sources if one.table is not None), created),
+        narinfos,
+        blobs | packs,
         replacement.records,
         options=options,
     )
 
 
-def _kept_packs(narinfos: Iterable[NarInfo], blobs: dict[Digest, Descriptor]) -> set[Digest]:
+def _moving_packs(
+    narinfos: Iterable[NarInfo], blobs: Mapping[Digest, Descriptor]
+) -> dict[Digest, Descriptor]:
     slices: dict[Digest, set[NarUrl]] = {}
     for narinfo in narinfos:
         url = NarUrl.parse(narinfo.url)
         if url.offset is not None:
             slices.setdefault(url.blob, set()).add(url)
     return {
-        pack
+        pack: blobs[pack]
         for pack, urls in slices.items()
-        if blobs[pack].size > MAX_PACK_BYTES // 2 and sum(url.length or 0 for url in urls) >= blobs[pack].size
+        if blobs[pack].size <= MAX_PACK_BYTES // 2 or sum(url.length or 0 for url in urls) < blobs[pack].size
     }
-
-
-class _Packs:
-    """Cuts slices out of verified packs; the last few packs stay in memory."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-        self._held: OrderedDict[Digest, bytearray] = OrderedDict()
-
-    async def cut_out(self, url: NarUrl) -> bytes:
-        """Return the bytes of one NAR; errors are those of ``push_replacement``."""
-        if url.blob not in self._held:
-            try:
-                self._held[url.blob] = await read_blob(self._repository, url.blob, MAX_PACK_BYTES)
-            except (NotFoundError, DigestError, FormatError) as error:
-                raise type(error)(
-                    f"{self._repository.name}: pack {url.blob} cannot be read: {error}; nixcache-oci verify"
-                    " --content names the paths in it"
-                ) from None
-        self._held.move_to_end(url.blob)
-        if len(self._held) > _PACKS_IN_MEMORY:
-            self._held.popitem(last=False)
-        start, length = url.offset or 0, url.length or 0
-        content = bytes(self._held[url.blob][start : start + length])
-        if len(content) != length:
-            raise FormatError(f"pack {url.blob}: it is too short for {url}")
-        return content
-
-
-async def _move(
-    repository: Repository, moving: Iterable[NarInfo], max_blob_bytes: int | None, stage: Stage
-) -> tuple[list[NarInfo], list[Descriptor]]:
-    """Copy slices into new packs, and push these; returns the narinfos with their new URLs."""
-    moved: list[NarInfo] = []
-    packs: list[Descriptor] = []
-
-    async def push(builder: PackBuilder) -> None:
-        pack = builder.finish()
-        if pack.narinfos:
-            await repository.push_blob(pack.digest, pack.content)
-            stage.sent(len(pack.content))
-            packs.append(Descriptor(media_type.PACK, pack.digest, len(pack.content)))
-            moved.extend(pack.narinfos)
-
-    sources = _Packs(repository)
-    builder = PackBuilder(max_blob_bytes=max_blob_bytes)
-    for narinfo in moving:
-        content = await sources.cut_out(NarUrl.parse(narinfo.url))
-        if not builder.add(narinfo, content):
-            await push(builder)
-            builder = PackBuilder(max_blob_bytes=max_blob_bytes)
-            builder.add(narinfo, content)
-    await push(builder)
-    return moved, packs
-
-
-def _join_headers(sources: Sequence[StoredSegment], created: datetime) -> TableHeader:
-    headers = [one.table.header for one in sources if one.table is not None]
-    places = {header.source for header in headers}
-    return TableHeader(
-        created,
-        source=places.pop() if len(places) == 1 else None,
-        public_keys=tuple(dict.fromkeys(key for header in headers for key in header.public_keys)),
-        extra=tuple(dict.fromkeys(field for header in headers for field in header.extra)),
-    )

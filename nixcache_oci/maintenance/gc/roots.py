@@ -25,6 +25,7 @@ from nixcache_oci.cache.record import (
     UnpinRecord,
 )
 from nixcache_oci.cache.timestamp import parse_time
+from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.nix.store_path import StorePath
 
 PinningRecord = PinRecord | UnpinRecord
@@ -33,14 +34,14 @@ RecordT = TypeVar("RecordT", PublishRecord, Record)
 
 @dataclass(frozen=True, slots=True)
 class Counting(Generic[RecordT]):
-    """What counts at one time."""
+    """Which paths count at one time."""
 
     paths: frozenset[StorePath]  # of roots and pins
     records: frozenset[RecordT]  # that later decisions depend on; the others may be dropped
 
 
 def count_roots(
-    records: Iterable[PublishRecord], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
+    records: Iterable[PublishRecord], moment: Moment, *, retention: timedelta, scope_ttl: timedelta | None
 ) -> Counting[PublishRecord]:
     """Decide which roots count; duplicates count once.
 
@@ -54,11 +55,10 @@ def count_roots(
     kept: set[PublishRecord] = set()
     for members in by_scope.values():
         last_publish = max(record.time for record in members)
-        # A difference, because a sum overflows for a record of the year 9999.
-        if scope_ttl is not None and now - last_publish >= scope_ttl + UNRECORDED:
+        if scope_ttl is not None and moment.is_past(last_publish, scope_ttl + UNRECORDED):
             continue
         scope = _Scope(members)
-        counting = scope.counting(now - retention)
+        counting = scope.counting(moment, retention)
         paths |= {path for record, name in counting for root, path in record.roots if root == name}
         kept |= scope.needed({record for record, _ in counting})
     return Counting(frozenset(paths), frozenset(kept))
@@ -98,13 +98,13 @@ class _Scope:
                 for name in {name for name, _ in record.roots}:
                     self._builders[name].append(record)
 
-    def counting(self, superseded_after: datetime) -> list[tuple[PublishRecord, str]]:
-        """Find the roots, as record and name, that were superseded after that time, or not at all."""
+    def counting(self, moment: Moment, retention: timedelta) -> list[tuple[PublishRecord, str]]:
+        """Find the roots, as record and name, that were superseded within the retention, or not at all."""
         found = []
         for name, builders in self._builders.items():
             for record in builders:
                 superseded = self._superseded(record, name, builders)
-                if superseded is None or superseded > superseded_after:
+                if superseded is None or not moment.is_past(superseded, retention):
                     found.append((record, name))
         return found
 
@@ -144,30 +144,30 @@ class _Scope:
 
 
 def count(
-    records: Iterable[Record], now: datetime, *, retention: timedelta, scope_ttl: timedelta | None
+    records: Iterable[Record], moment: Moment, *, retention: timedelta, scope_ttl: timedelta | None
 ) -> Counting[Record]:
     """Decide which roots and pins count; see ``count_roots``. Records of an unknown kind are kept."""
     unique = frozenset(records)
     roots = count_roots(
         (one for one in unique if isinstance(one, PublishRecord)),
-        now,
+        moment,
         retention=retention,
         scope_ttl=scope_ttl,
     )
-    pins = count_pins((one for one in unique if isinstance(one, PinRecord | UnpinRecord)), now)
+    pins = count_pins((one for one in unique if isinstance(one, PinRecord | UnpinRecord)), moment)
     unknown = {one for one in unique if isinstance(one, UnknownRecord)}
     return Counting(roots.paths | {pin.path for pin in pins.pins}, roots.records | pins.records | unknown)
 
 
 @dataclass(frozen=True, slots=True)
 class CountedPins:
-    """What counts at one time."""
+    """Which pins count at one time."""
 
     pins: frozenset[PinRecord]  # that count
     records: frozenset[PinningRecord]  # that later decisions depend on; the others may be dropped
 
 
-def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
+def count_pins(records: Iterable[PinningRecord], moment: Moment) -> CountedPins:
     """Decide which pins count; duplicates count once."""
     by_name: defaultdict[str, set[PinningRecord]] = defaultdict(set)
     for record in records:
@@ -176,21 +176,25 @@ def count_pins(records: Iterable[PinningRecord], now: datetime) -> CountedPins:
     kept: set[PinningRecord] = set()
     for members in by_name.values():
         made = [record for record in members if isinstance(record, PinRecord)]
-        counting = {record for record in made if _counts(record, members, now)}
+        counting = {record for record in made if _counts(record, members, moment)}
         pins |= counting
+        kept |= counting
         # Records after the oldest pin may end or displace it, so they stay: it must not count again.
-        oldest = min((record.time for record in made), default=now)
-        kept |= counting | {record for record in members if record.time > oldest}
+        if made:
+            oldest = min(record.time for record in made)
+            kept |= {record for record in members if record.time > oldest}
+        else:
+            kept |= {record for record in members if not moment.is_past(record.time)}
     return CountedPins(frozenset(pins), frozenset(kept))
 
 
-def _counts(pin: PinRecord, members: Iterable[PinningRecord], now: datetime) -> bool:
+def _counts(pin: PinRecord, members: Iterable[PinningRecord], moment: Moment) -> bool:
     later = [record for record in members if record.time > pin.time]
     if any(isinstance(record, UnpinRecord) for record in later):
         return False
     match pin.keep.split(" "):
         case ["until", time]:
-            return now < parse_time(time)
+            return not moment.is_past(parse_time(time))
         case ["for", revisions, _]:
             others = {record.path for record in later if isinstance(record, PinRecord)} - {pin.path}
             return len(others) < int(revisions)

@@ -1,20 +1,21 @@
 """What gc decides on: every segment of a repository, with its table, at one time.
 
-Tables are held in a compact form: about 100 bytes per path, while a parsed narinfo takes 2,000. Paths are
+Tables are held in a compact form: about 110 bytes per path, while a parsed narinfo takes 2,000. Paths are
 numbers; narinfos are parsed again from the table when a segment is rewritten.
 """
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
 from typing import Final, Self
 
+from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import to_number
@@ -54,6 +55,7 @@ class TableRows:
     numbers: PathNumbers  # of the whole cache
     paths: "array[int]"  # number of each row's path
     sizes: "array[int]"  # compressed bytes of each row's NAR
+    nar_hashes: "array[int]"  # the first 8 bytes of each row's NarHash: enough to tell builds apart
     starts: "array[int]"  # where each row's references start in `references`; then the end of the last
     references: "array[int]"  # numbers of paths, without a row's own
 
@@ -64,7 +66,7 @@ class TableRows:
         ``blobs`` are the sizes in bytes of each layer of the segment's manifest.
         FormatError if a narinfo is malformed, or its NAR is in no layer.
         """
-        paths, sizes = array("I"), array("Q")
+        paths, sizes, nar_hashes = array("I"), array("Q"), array("Q")
         starts, references = array("I", [0]), array("I")
         for narinfo in narinfos:
             url = NarUrl.parse(narinfo.url)
@@ -73,10 +75,11 @@ class TableRows:
             own = numbers.of(narinfo.store_path.hash_part)
             paths.append(own)
             sizes.append(blobs[url.blob] if url.length is None else url.length)
+            nar_hashes.append(int.from_bytes(narinfo.nar_hash.digest[:8]))
             others = (numbers.of(reference[:_PART_LETTERS]) for reference in narinfo.references)
             references.extend(number for number in others if number != own)
             starts.append(len(references))
-        return cls(numbers, paths, sizes, starts, references)
+        return cls(numbers, paths, sizes, nar_hashes, starts, references)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -172,6 +175,11 @@ class StoredSegment:
         return self.table.rows.paths if self.table is not None else array("I")
 
     @property
+    def variants(self) -> Iterator[tuple[int, int]]:
+        """Numbers of its paths, each with the beginning of its NarHash."""
+        return zip(self.paths, self.table.rows.nar_hashes if self.table is not None else (), strict=True)
+
+    @property
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Numbers of its paths, each with its NAR's compressed size in bytes."""
         return zip(self.paths, self.table.rows.sizes if self.table is not None else (), strict=True)
@@ -199,6 +207,8 @@ class GcState:
     started: datetime  # time before anything was read, from which the age of marks is measured
     segments: tuple[StoredSegment, ...] = ()  # all that the index lists or a tag names
     former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list
+    tags: frozenset[SegmentTag] = frozenset()  # of segments
+    index: CacheIndex = field(default_factory=CacheIndex)  # with what counts by its tag
 
     @cached_property
     def graph(self) -> PathGraph:

@@ -8,6 +8,7 @@ import asyncio
 import tempfile
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
@@ -59,7 +60,7 @@ async def read_state(
         FormatError: the index, or the table of an uncondemned segment, cannot be read.
         LimitError: the cache exceeds a limit.
     """
-    tags = await _list_tags(repository)
+    tags = await list_segment_tags(repository)
     union = await read_union(repository)
     require_cache(repository, union.listing())
     if union.version1 is not None:
@@ -83,7 +84,7 @@ async def read_state(
     former = (tag for tag in tags if tag.manifest not in listed and tag.created < union.index.watermark)
     # The rest is left to later runs, when these are gone.
     unlisted = nsmallest(MAX_SEGMENTS, former, key=lambda tag: (tag.created, tag.manifest))
-    # Open files outlive the folder, which is needed only while reading.
+    # What is mapped outlives the folder, which is needed only while reading.
     count = len(union.index.segments) + len(unlisted)
     with _temporary_folder() as folder, progress.stage("reading the cache", "segment", count) as stage:
         reader = _SegmentReader(repository, IndexFolder(folder, repository.name), stage)
@@ -102,10 +103,13 @@ async def read_state(
         now,
         tuple(segment for segment in read if segment is not None),
         tuple(one for one in former_indexes if one is not None),
+        frozenset(tags),
+        union.index,
     )
 
 
-async def _list_tags(repository: Repository) -> set[SegmentTag]:
+async def list_segment_tags(repository: Repository) -> set[SegmentTag]:
+    """List the tags of segments; RegistryError if the repository could not answer."""
     try:
         tags = await repository.list_tags()
     except NotFoundError:
@@ -163,7 +167,10 @@ class _SegmentReader:
         layers: tuple[Descriptor, ...] = ()
         try:
             layers = Manifest.parse(content).layers
-            _check_same_table(segment, Segment.from_manifest(content))
+            pushed = Segment.from_manifest(content)
+            _check_same_table(segment, pushed)
+            # A writer that does not know the annotation listed the segment without it.
+            segment = replace(segment, merges=pushed.merges)
             table = await self._read_table(segment.table, layers)
         except LimitError as error:
             raise LimitError(f"{self._repository.name}: {error}; gc needs all of them") from None

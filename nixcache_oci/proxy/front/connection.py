@@ -2,13 +2,13 @@
 
 Nix asks for thousands of narinfos one after another, and then for as many NARs, most of them small and in
 packs. The HTTP library takes several times as long to parse such a request and write its response as a
-look-up takes. So each head is parsed here first. A plain request for a narinfo or a slice of a pack in memory
-is answered at once, with the same bytes as by the library. All other bytes are forwarded unchanged, one
+look-up takes. So each head is parsed here first. A plain request for a narinfo or a small NAR in memory is
+answered at once, with the same bytes as by the library. All other bytes are forwarded unchanged, one
 request at a time, so that responses keep their order. The end of a request is only decided for unambiguous
 heads: from the first ambiguous one, the connection is the library's for good.
 
 Requests of a client that does not read are left unread: at most a full transport buffer (64 KiB) and the
-responses of one more turn (64 KiB and a slice of up to 256 KiB) wait for it. Pipelined requests are held up
+responses of one more turn (64 KiB and a NAR of up to 256 KiB) wait for it. Pipelined requests are held up
 to 64 KiB, and the piece that exceeds it.
 """
 
@@ -73,7 +73,7 @@ class FrontServer:
         try:
             answer = self._narinfo(data, start, end, is_get=is_get)
             if answer is None:
-                answer = self._slice(data, start, end, is_get=is_get)
+                answer = self._nar(data, start, end, is_get=is_get)
         except Exception:  # noqa: BLE001  # the library meets it again, logs it, and answers
             return None
         if answer is not None and self._is_logging:
@@ -86,9 +86,9 @@ class FrontServer:
         narinfo = self._fast_path.get_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
-    def _slice(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        url = self.reader.wanted_slice(data, start, end)
-        nar = self._fast_path.get_slice(url, is_get=is_get) if url is not None else None
+    def _nar(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
+        url = self.reader.wanted_nar(data, start, end)
+        nar = self._fast_path.get_nar(url, is_get=is_get) if url is not None else None
         return render_nar(nar, is_get=is_get) if nar is not None else None
 
 

@@ -1,4 +1,4 @@
-"""The fast path: narinfos and slices of packs that are in memory.
+"""The fast path: narinfos, and small NARs that are in memory.
 
 Source: design section 3, promises 1 and 9.
 """
@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit
@@ -22,7 +22,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class FastPath:
-    """Looks up, counts hits, and prefetches packs."""
+    """Looks up, counts hits, and prefetches."""
 
     def __init__(
         self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters, union: SignatureUnion
@@ -48,7 +48,7 @@ class FastPath:
         return narinfo
 
     def prefetch_for(self, narinfo: bytes) -> None:
-        """Prefetch the pack of a narinfo's NAR; at the root of a closure, first that of the first NAR."""
+        """Prefetch a narinfo's NAR or its pack; at the root of a closure, first that of the first NAR."""
         catalog = self._index.catalog
         now = time.monotonic()
         if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
@@ -56,12 +56,12 @@ class FastPath:
         self._asked_at = now
         self._packs.prefetch_for(narinfo)
 
-    def get_slice(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
-        """Return a NAR from a pack in memory, or None; on HEAD, it is not counted.
+    def get_nar(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
+        """Return a NAR of at most 256 KiB from memory, or None; on HEAD, it is not counted.
 
-        The view keeps the whole pack in memory: use it at once, do not queue it.
+        The view keeps a whole pack in memory: use it at once, do not queue it.
         """
-        nar = self._nars.cached_slice(url)
+        nar = self._nars.cached(url)
         if nar is not None and is_get:
             self._counters.nars += 1
             self._counters.nar_bytes += len(nar)

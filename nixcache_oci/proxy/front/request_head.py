@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, TypeGuard
 
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.table import HashPartBytes
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import CHARACTER
 
@@ -19,9 +19,9 @@ END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
 _NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
-# Enough to recognize a slice of a pack; NarUrl validates it.
-_SLICE_LINE: Final = re.compile(
-    rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}/[0-9]{1,18}-[0-9]{1,18}\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
+# Enough to recognize a NAR; NarUrl validates it.
+_NAR_LINE: Final = re.compile(
+    rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}(?:/[0-9]{1,18}-[0-9]{1,18})?\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
 )
 _FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
 _FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
@@ -62,9 +62,9 @@ class HeadReader:
         line = _NARINFO_LINE.match(data, start, end)
         return HashPartBytes(line[1]) if self._is_plain(line, data, end) else None
 
-    def wanted_slice(self, data: bytes, start: int, end: int) -> NarUrl | None:
-        """Return the URL of a plain request for a slice of a pack; None for any other request."""
-        line = _SLICE_LINE.match(data, start, end)
+    def wanted_nar(self, data: bytes, start: int, end: int) -> NarUrl | None:
+        """Return the URL of a plain request for a NAR of this cache; None for any other request."""
+        line = _NAR_LINE.match(data, start, end)
         if not self._is_plain(line, data, end):
             return None
         try:

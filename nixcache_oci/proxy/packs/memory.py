@@ -1,4 +1,4 @@
-"""The memory of packs: bounded, including packs in transit, and released when unused."""
+"""The memory of packs and small NARs: bounded, including those in transit, and released when unused."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,6 +16,8 @@ UNUSED_SECONDS: Final = 120.0
 _PREFETCH_SHARE: Final = 4
 # A pack that was read so recently is not evicted for a prefetch.
 _BUSY_SECONDS: Final = 2.0
+# An entry takes so much besides its content: a cache may have any number of empty NARs.
+_ENTRY_BYTES: Final = 4096
 
 
 class Arrival:
@@ -68,16 +70,18 @@ class Arrival:
 
 @dataclass(slots=True)
 class PackEntry:
-    """A pack, downloaded or in transit.
+    """A pack or a NAR, downloaded or in transit.
 
     Attributes:
+        is_pack: whether it is a pack.
         download: returns the verified content.
         arrival: unverified parts of it before.
         used_at: when it was last used, or started, in seconds of the clock.
         is_unread: whether it was not used yet.
-        size_bytes: that count against the capacity: the largest pack while its size is unknown.
+        size_bytes: that count against the capacity: the most it may have while its size is unknown.
     """
 
+    is_pack: bool
     download: asyncio.Task[bytearray]
     arrival: Arrival
     used_at: float
@@ -105,24 +109,18 @@ class PackMemory:
         """Whether one more pack fits without evictions."""
         return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
 
-    @property
-    def has_prefetch_space(self) -> bool:
-        """Whether one more pack may be prefetched."""
-        return self._unread_bytes + MAX_PACK_BYTES <= self._capacity_bytes // _PREFETCH_SHARE
+    def has_prefetch_space(self, size_bytes: int) -> bool:
+        """Check whether so much more may be prefetched."""
+        return self._unread_bytes + size_bytes <= self._capacity_bytes // _PREFETCH_SHARE
 
-    def add(self, pack: Digest, download: asyncio.Task[bytearray], arrival: Arrival) -> PackEntry:
-        """Add a pack whose download has started."""
-        entry = self.entries[pack] = PackEntry(download, arrival, self._clock())
-        self.resize(entry, MAX_PACK_BYTES)
-        return entry
+    def add(self, blob: Digest, entry: PackEntry, size_bytes: int) -> None:
+        """Add a blob whose download has started; it counts for so much until its size is known."""
+        self.entries[blob] = entry
+        self.resize(entry, size_bytes)
 
     def resize(self, entry: PackEntry, size_bytes: int) -> None:
-        """Change the size that a pack counts for."""
-        change = size_bytes - entry.size_bytes
-        entry.size_bytes = size_bytes
-        self.used_bytes += change
-        if entry.is_unread:
-            self._unread_bytes += change
+        """Change the size of a blob; a tiny one counts for what an entry takes."""
+        self._count(entry, max(size_bytes, _ENTRY_BYTES))
 
     def mark_read(self, pack: Digest, entry: PackEntry) -> bool:
         """Note a use of a pack; returns whether it is the first."""
@@ -133,20 +131,24 @@ class PackMemory:
             self._unread_bytes -= entry.size_bytes
         return is_first
 
-    def evict_for_demand(self) -> bool:
-        """Evict packs until one more fits, read ones first; False if all are in transit."""
-        return self._evict(1, lambda entry: entry.is_unread) or self._evict(1, lambda _: False)
+    def evict_for_demand(self, size_bytes: int) -> bool:
+        """Evict packs until so much fits, read ones first; False if all are in transit."""
+        return self._evict(size_bytes, lambda entry: entry.is_unread) or self._evict(
+            size_bytes, lambda _: False
+        )
 
-    def evict_for_prefetch(self) -> bool:
-        """Evict unused packs until two more fit, one of them for a demand; else none, and return False."""
+    def evict_for_prefetch(self, size_bytes: int) -> bool:
+        """Evict what is unused until so much fits, and a pack on demand; else nothing, and return False."""
         busy_since = self._clock() - _BUSY_SECONDS
-        return self._evict(2, lambda entry: entry.is_unread or entry.used_at > busy_since)
+        return self._evict(
+            size_bytes + MAX_PACK_BYTES, lambda entry: entry.is_unread or entry.used_at > busy_since
+        )
 
     def drop(self, pack: Digest) -> None:
         """Drop a pack, if present."""
         entry = self.entries.pop(pack, None)
         if entry is not None:
-            self.resize(entry, 0)
+            self._count(entry, 0)
 
     def drop_unused(self) -> None:
         """Drop packs that are unused for ``UNUSED_SECONDS``."""
@@ -155,8 +157,15 @@ class PackMemory:
             if entry.download.done() and entry.used_at < oldest:
                 self.drop(pack)
 
-    def _evict(self, places: int, is_spared: Callable[[PackEntry], bool]) -> bool:
-        missing = self.used_bytes + places * MAX_PACK_BYTES - self._capacity_bytes
+    def _count(self, entry: PackEntry, size_bytes: int) -> None:
+        change = size_bytes - entry.size_bytes
+        entry.size_bytes = size_bytes
+        self.used_bytes += change
+        if entry.is_unread:
+            self._unread_bytes += change
+
+    def _evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
+        missing = self.used_bytes + wanted_bytes - self._capacity_bytes
         dropped: list[Digest] = []
         for digest, entry in self.entries.items():
             if missing <= 0:

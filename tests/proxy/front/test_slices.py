@@ -1,23 +1,29 @@
 """Slices of packs, by the front and by the library alone: one server to any client."""
 
+import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
+from nixcache_oci.clients.layout import Layout
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.packs import cache as pack_cache
 from nixcache_oci.proxy.packs import memory
+from nixcache_oci.proxy.packs.prefetch import Prefetch
 from tests.support.front import Bench, fetched, make_bench, read_index
 from tests.support.front_requests import FIELDS, Conversation, both_ways, conversations
-from tests.support.objects import hash_part_of
+from tests.support.objects import hash_part_of, store_object
 from tests.support.packs import PackedCache, publish_packs
+from tests.support.publish import publish
 
 _STATES = ("absent", "asked for", "fetched ahead", "read")
 
@@ -81,7 +87,7 @@ def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Aw
         packs = bench.app[app_keys.PACKS]
         for pack, state in zip(cache.packs, states, strict=False):
             if state != "absent":
-                packs.prefetch(pack)
+                packs.prefetch(Prefetch(pack, is_pack=True))
             if state == "read":
                 await packs.cut_out(pack, 0, 1)
             if state == "fetched ahead":
@@ -168,6 +174,26 @@ async def test_what_nix_sends_never_comes_to_the_library(
     )
 
 
+@pytest.mark.parametrize("size", [100, MAX_PACKED_NAR_BYTES + 1])
+async def test_a_nar_of_its_own_is_answered_alike(tmp_path: Path, size: int) -> None:
+    """Fetched ahead; one that is too large to be queued is the library's."""
+    one = store_object("one", contents=random.Random(0).randbytes(size))
+    await publish(Layout(tmp_path / "cache"), [one], in_packs=False)
+    narinfo, _content = one.compressed()
+    requests = [f"{method} /{narinfo.url} HTTP/1.1\r\nHost: localhost\r\n\r\n" for method in ("GET", "HEAD")]
+    cache = PackedCache(tmp_path, [], [])
+
+    async def prepare(bench: Bench) -> None:
+        packs = bench.app[app_keys.PACKS]
+        packs.prefetch_for(narinfo.render().encode())
+        await fetched(packs)
+
+    conversation = Conversation([request.encode() for request in requests])
+    alone, with_front = await both_ways(cache, await read_index(tmp_path), conversation, prepare)
+    assert with_front == alone
+    assert alone.received.count(b"HTTP/1.1 200 OK") == 2 + 1
+
+
 @pytest.mark.parametrize("with_front", [True, False])
 async def test_a_pack_in_quarantine_is_not_served_from_memory(
     cache: PackedCache, *, with_front: bool
@@ -197,10 +223,11 @@ async def test_the_first_slice_has_the_next_pack_fetched(
 ) -> None:
     """Four packs were wanted and one found room: reading that lets two more come, and only once."""
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
+    monkeypatch.setattr(pack_cache, "_LEAST_GUESS_BYTES", MAX_PACK_BYTES)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
         packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
         for pack in cache.packs[:4]:
-            packs.prefetch(pack)
+            packs.prefetch(Prefetch(pack, is_pack=True))
         await fetched(packs)
         assert counters.packs_fetched_ahead == 1
         for count in (1, 2):

@@ -65,8 +65,8 @@ async def test_a_slice_waits_for_no_more_than_itself(bench: Bench) -> None:
     """The client has it while the rest of the pack is on its way; so has the next one, without waiting."""
     bench.serve(*PACK.narinfos)
     assert await asyncio.wait_for(bench.ask(FIRST), 10) == _NARS[0].nar
-    assert bench.nars.cached_slice(FIRST) == memoryview(_NARS[0].nar)
-    assert bench.nars.cached_slice(SECOND) is None
+    assert bench.nars.cached(FIRST) == memoryview(_NARS[0].nar)
+    assert bench.nars.cached(SECOND) is None
     assert bench.repository.running == 1
     assert bench.counters.packs_fetched == 0
 
@@ -89,7 +89,7 @@ async def test_where_nobody_told_a_hash_the_whole_pack_is_waited_for(bench: Benc
     bench.serve(replace(PACK.narinfos[0], file_hash=None), PACK.narinfos[1])
     asking = bench.ask(FIRST)
     await bench.come()
-    assert bench.nars.cached_slice(FIRST) is None
+    assert bench.nars.cached(FIRST) is None
     assert not asking.done()
     bench.repository.gate.set()
     assert await asyncio.wait_for(asking, 10) == _NARS[0].nar
@@ -101,7 +101,7 @@ async def test_a_slice_that_is_wrong_is_not_given(bench: Bench) -> None:
     bench.serve(*PACK.narinfos)
     asking = bench.ask(FIRST)
     await bench.come()
-    assert bench.nars.cached_slice(FIRST) is None
+    assert bench.nars.cached(FIRST) is None
     assert not asking.done()
     bench.repository.gate.set()
     with pytest.raises(DigestError):
@@ -118,7 +118,7 @@ async def test_what_was_given_is_right_where_the_rest_is_not(bench: Bench) -> No
     bench.repository.gate.set()
     with pytest.raises(DigestError):
         await asyncio.wait_for(last, 10)
-    assert bench.nars.cached_slice(FIRST) is None
+    assert bench.nars.cached(FIRST) is None
     with pytest.raises(NotFoundError):
         await bench.nars.slice_of_pack(FIRST)
 
@@ -128,7 +128,7 @@ async def test_a_hash_that_is_wrong_keeps_nothing_back(bench: Bench) -> None:
     bench.serve(replace(PACK.narinfos[0], file_hash=NixHash(bytes(32))))
     asking = bench.ask(FIRST)
     await bench.come()
-    assert bench.nars.cached_slice(FIRST) is None
+    assert bench.nars.cached(FIRST) is None
     bench.repository.gate.set()
     assert await asyncio.wait_for(asking, 10) == _NARS[0].nar
 
