@@ -17,6 +17,7 @@ find_origin() {
 }
 
 # find_foreign_reason: sets reason to why code of this origin may only read the cache, or to nothing.
+# shellcheck disable=SC2034 # for the script
 find_foreign_reason() {
   reason=
   if [ "$origin" != foreign ]; then return; fi
