@@ -24,6 +24,7 @@ urls=() trusted=() started=()
 start_proxy() {
   local repo=$1 log=$folder/proxy-${#started[@]} tries url=
   shift
+  : >"$log.out"
   "${reader[@]}" NIXCACHE_REPO="$repo" NIXCACHE_PUBLIC_KEYS="$*" NIXCACHE_UPSTREAM= NIXCACHE_UPSTREAM_FILE= \
     NIXCACHE_LISTEN=127.0.0.1 NIXCACHE_PORT=0 nixcache-oci proxy </dev/null >"$log.out" 2>"$log.log" &
   started+=("$!")
