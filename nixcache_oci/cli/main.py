@@ -30,6 +30,8 @@ VERBS: Final = {
     "init": "make a repository one whose workflows publish a cache",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
+    "queue": "publish store paths as they come, in batches",
+    "hook": "let Nix queue what it builds",
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
@@ -49,7 +51,7 @@ VERBS: Final = {
 _SERVING: Final = frozenset({"proxy", "demo"})
 
 # Builds beside them may read the environment that this process was started with.
-_BUILDING: Final = frozenset({"publish", "push"})
+_BUILDING: Final = frozenset({"publish", "push", "queue"})
 
 PIPE_CLOSED: Final = 141
 """As shells report a program that SIGPIPE ended."""
