@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nixcache_oci.cli.starter import PLACEHOLDER_REF
-from tests.support.programs import find_program, require_program
+from tests.support.programs import require_program
 from tests.workflows.documents import HERE, Document
 
 # What a step itself starts by this name is left alone.
@@ -23,11 +23,6 @@ case $* in *{folder}/act/*/act/workflow/*.sh) ;; *) exec {bash} "$@" ;; esac
 [ -z "$GITHUB_ACTION_PATH" ] || /bin/cat /proc/$$/environ >'{folder}/given'
 export GITHUB_STEP_SUMMARY='{folder}/summary'
 exec {bash} "$@" </dev/null >>'{folder}/log' 2>&1
-"""
-# JavaScript actions, which say more than act would tell.
-_NODE: Final = """#!/bin/sh
-export GITHUB_STEP_SUMMARY='{folder}/summary'
-exec {node} "$@" </dev/null >>'{folder}/log' 2>&1
 """
 _RECORDER: Final = """#!{python}
 import json, os, sys
@@ -121,8 +116,6 @@ class Machine:
     def __post_init__(self) -> None:
         self.workspace.mkdir(parents=True)
         self.put("bash", _BASH.format(folder=self.folder, bash=require_program("bash")))
-        if node := find_program("node"):
-            self.put("node", _NODE.format(folder=self.folder, node=node))
 
     @property
     def workspace(self) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nixcache_oci.nix.signature import SecretKey
 from tests.support.github_commands import find_commands
 from tests.support.programs import require_program
 from tests.support.registries import REPO
@@ -24,6 +25,7 @@ from tests.workflows.test_origin import CASES, JOB_SECRETS
 ACTION = TOP / "workflows/cache"
 KEY = "a-1:" + "A" * 43 + "="
 TOKEN = "ghs_token"
+needs_node = pytest.mark.needs("node", "nix")
 needs_act = pytest.mark.needs("nix", "git", "act", "node")
 
 # Where the action's own script would install it.
@@ -42,6 +44,16 @@ if sys.argv[1] == "proxy":
         sys.exit("nixcache-oci: error: no such cache")
     print(f"listening on http://127.0.0.1:{{os.getpid()}}", flush=True)
     signal.pause()
+if sys.argv[1] == "hook":
+    print("post-build-hook = /hook")
+if sys.argv[1:3] == ["queue", "run"]:
+    if "--scope=bad" in sys.argv:
+        sys.exit("nixcache-oci: error: --scope: bad")
+    print("publishing what is queued in /queue", flush=True)
+    print("::error::said by a build", flush=True)
+    signal.pause()
+if sys.argv[1:3] == ["queue", "drain"]:
+    sys.exit(int(os.environ["DRAIN"]))
 """
 
 
@@ -101,7 +113,7 @@ class Job:
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         calls = [Call(*json.loads(line)) for line in lines]
-        return [call for call in calls if not verb or call.arguments[0] == verb]
+        return [call for call in calls if not verb or " ".join(call.arguments).startswith(verb)]
 
     def file(self, name: str) -> dict[str, str]:
         """Read a file that GitHub reads: variables, or the state."""
@@ -120,6 +132,11 @@ class Job:
             "image": "",
             "public_keys": "",
             "extra_caches": "",
+            **dict.fromkeys(("signing_key", "scope", "upstream_key_names"), ""),
+            **dict.fromkeys(("allow_unsigned", "new_key", "strict"), "false"),
+            "pull_requests": "true",
+            "timeout": "300",
+            "matrix": "null",
         }
         given = {**defaults, **inputs}
         return subprocess.run(
@@ -131,6 +148,10 @@ class Job:
                 "GITHUB_ACTIONS": "true",
                 "GITHUB_EVENT_NAME": "push",
                 "GITHUB_REPOSITORY": REPO,
+                "GITHUB_REF_NAME": "main",
+                "GITHUB_WORKFLOW_REF": f"{REPO}/.github/workflows/ci.yml@refs/heads/main",
+                "GITHUB_JOB": "build",
+                "DRAIN": "0",
                 "GITHUB_EVENT_PATH": str(event),
                 "RUNNER_TEMP": str(self.folder / "temp"),
                 **{f"GITHUB_{one}": str(self.folder / one) for one in ("ENV", "STATE", "PATH", "OUTPUT")},
@@ -155,7 +176,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
             os.kill(call.pid, signal.SIGKILL)
 
 
-@pytest.mark.needs("node", "nix")
+@needs_node
 def test_nix_is_pointed_at_what_listens(job: Job) -> None:
     """At this repository's cache and at the extra ones, beside what the job has set; and all of it ends."""
     job.environment |= {
@@ -186,29 +207,91 @@ def test_nix_is_pointed_at_what_listens(job: Job) -> None:
     assert [call for call in job.calls() if call.is_running] == []
 
 
-@pytest.mark.needs("node", "nix")
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.key is None])
-def test_a_strangers_job_reads_without_a_secret(job: Job, name: str) -> None:
-    """Neither the token, nor what else in the job could be a secret, reaches what runs beside its builds."""
+SECRET = SecretKey.generate("own-1")
+
+
+@needs_node
+@pytest.mark.parametrize("name", CASES)
+def test_who_publishes(job: Job, name: str) -> None:
+    """As with publish; the others read, say so once, and what runs beside their builds has no secret.
+
+    Where a job publishes, one process has the key.
+    """
     case = CASES[name]
     job.event = case.event.payload
     job.environment |= {
         **JOB_SECRETS,
         "GITHUB_EVENT_NAME": case.event.name,
         "NIXCACHE_TOKEN_FILE": "/some/file",
-        "NIXCACHE_SIGNING_KEY_FILE": "/some/key",
     }
-    job.main(public_keys=KEY).check_returncode()
-    (call,) = job.calls()
-    is_foreign = not case.publishes and case.head != REPO
-    assert ("GITHUB_TOKEN" in call.environment) is not is_foreign
-    assert "NIXCACHE_SIGNING_KEY_FILE" not in call.environment
-    if is_foreign:
+    key = SECRET.render() if case.key is None else case.key
+    ran = job.main(signing_key=key, public_keys=KEY, pull_requests=case.pull_requests)
+    ran.check_returncode()
+    notices = [line for kind, line in find_commands(ran.stderr) if kind == "notice"]
+    (proxy,) = job.calls("proxy")
+    told = "".join(str(call.environment) for call in job.calls() if call.arguments[:2] != ["queue", "run"])
+    assert SECRET.render() not in told
+    if case.publishes:
+        assert notices == []
+        (queue,) = job.calls("queue run")
+        assert queue.environment["NIX_SIGNING_KEY"] == SECRET.render()
+        assert job.file("ENV")["NIX_CONFIG"].splitlines()[-1] == "post-build-hook = /hook"
+        assert proxy.environment["NIXCACHE_PUBLIC_KEYS"] == f"{KEY} {SECRET.public_key}"
+    else:
+        (notice,) = notices
+        assert notice.startswith("publishing nothing: ")
+        assert case.says in notice
+        assert [call.arguments for call in job.calls()] == [["proxy"]]
+    if not case.publishes and case.head != REPO:
         secrets = (TOKEN, "/some/file", *JOB_SECRETS.values())
-        assert [secret for secret in secrets if secret in str(call.environment)] == []
+        assert [secret for secret in secrets if secret in told] == []
+    ended = job.post(signing_key=key)
+    assert ended.returncode == 0
+    assert len(job.calls("queue drain")) == case.publishes
+    assert [call for call in job.calls() if call.is_running] == []
+    assert SECRET.render() not in ran.stdout + ran.stderr + ended.stdout + ended.stderr + str(
+        job.file("STATE")
+    )
 
 
-@pytest.mark.needs("node", "nix")
+@needs_node
+@pytest.mark.parametrize(
+    ("matrix", "scope"),
+    [
+        (None, "main-ci.yml-build"),
+        ({"os": "ubuntu", "n": {"a": 1}}, "main-ci.yml-build-ubuntu-1"),
+        ({"os": "$(touch pwned) x"}, "main-ci.yml-build-__touch_pwned__x-fea51355"),
+    ],
+)
+def test_jobs_at_once_have_scopes_of_their_own(job: Job, matrix: object, scope: str) -> None:
+    """So no job of a matrix supersedes the roots of another; a scope is one word."""
+    job.main(signing_key=SECRET.render(), matrix=json.dumps(matrix)).check_returncode()
+    (queue,) = job.calls("queue run")
+    assert queue.arguments == ["queue", "run", f"--scope={scope}"]
+
+
+@needs_node
+@pytest.mark.parametrize("strict", ["true", "false"])
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_is_not_published(job: Job, strict: str, is_killed: bool) -> None:
+    """A warning at the job's end, or where that is asked for its failure; no line of a log is a command."""
+    job.main(signing_key=SECRET.render()).check_returncode()
+    (queue,) = job.calls("queue run")
+    if is_killed:
+        psutil.Process(queue.pid).kill()
+    else:
+        job.environment["DRAIN"] = "1"
+    ended = job.post(strict=strict, timeout="7")
+    assert (ended.returncode == 1) is (strict == "true")
+    ((kind, line),) = find_commands(ended.stderr)
+    assert kind == ("error" if strict == "true" else "warning")
+    assert "not everything that this job built is published" in line
+    assert [call.arguments[2] for call in job.calls("queue drain")] == [] if is_killed else ["--timeout=7"]
+    assert "said by a build" in ended.stderr
+    assert [call for call in job.calls() if call.is_running] == []
+
+
+@needs_node
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
@@ -230,7 +313,7 @@ def test_what_is_wrong_is_said(job: Job, inputs: dict[str, str], said: str) -> N
     assert [call for call in job.calls() if call.is_running] == []
 
 
-@pytest.mark.needs("node", "nix")
+@needs_node
 def test_a_cache_that_nobody_vouches_for_is_not_used(job: Job) -> None:
     """What a registry holds is not trusted because it is there."""
     ran = job.main()
@@ -287,3 +370,39 @@ def test_what_a_job_needs_is_substituted(cached: GithubStory) -> None:
     assert "copying path" in ran.log
     assert "building" not in ran.log
     assert cached.key.render() not in ran.said + ran.log
+
+
+THREE = "".join(f'{name} = mk "{name}" "echo {name} ${{dep.text}} > $out";' for name in ("one", "two", "zoo"))
+
+
+@needs_act
+def test_what_a_job_builds_is_published(cached: GithubStory) -> None:
+    """All of three builds, once; a job that then substitutes them writes nothing."""
+    cached.commit_flake(THREE)
+    given = {"signing-key": cached.key.render()}
+    builds = [build(name) for name in ("one", "two", "zoo")]
+    first = cached.checked_out().run_steps(use("cache", given), *builds).check()
+    assert "building" in first.log
+    names = [name for record in cached.records() for name, _ in record.roots]
+    assert sorted(names) == ["one", "two", "zoo"]
+    assert {record.scope for record in cached.records()} == {"main-workflow.yml-job"}
+    count = len(cached.records())
+    second = clean_machine(cached).run_steps(use("cache", given), *builds).check()
+    assert "copying path" in second.log
+    assert "building '" not in second.log
+    assert len(cached.records()) == count
+    assert "❗" not in first.said + second.said
+    assert cached.key.render() not in first.log + first.said + second.log
+
+
+@needs_act
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_a_registry_that_takes_nothing(cached: GithubStory, strict: str) -> None:
+    """The job says so at its end, within its limit, and fails where it should."""
+    cached.commit_flake(THREE)
+    machine = cached.checked_out()
+    given = {"signing-key": cached.key.render(), "token": "user:wrong", "timeout": "3", "strict": strict}
+    ran = machine.run_steps(use("cache", given), build("one"))
+    assert ran.is_success is (strict == "false")
+    assert "not everything that this job built is published" in ran.said
+    assert cached.records() == []

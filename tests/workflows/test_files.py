@@ -195,7 +195,7 @@ def test_secrets_and_tokens(path: Path) -> None:
         given = dict(step.get("with", {}))
         if step.get("uses", "").startswith("actions/checkout@"):
             assert given["persist-credentials"] is False
-        if re.search(r"workflows/publish(@|$)", step.get("uses", "")):
+        if re.search(r"workflows/(cache|publish)(@|$)", step.get("uses", "")):
             assert given.pop("signing-key") == "${{ secrets.NIX_SIGNING_KEY }}"
         assert not [text for text in texts_of({**step, "with": given}) if "secrets." in text]
 

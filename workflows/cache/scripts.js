@@ -5,10 +5,10 @@ const { spawnSync } = require("node:child_process");
 const path = require("node:path");
 
 // The names that the program and the other scripts know.
-const NAMES = { INPUT_TOKEN: "GITHUB_TOKEN", INPUT_REPO: "NIXCACHE_REPO" };
-const SECRETS = ["GITHUB_TOKEN"];
+const NAMES = { INPUT_SIGNING_KEY: "NIX_SIGNING_KEY", INPUT_TOKEN: "GITHUB_TOKEN", INPUT_REPO: "NIXCACHE_REPO" };
+const SECRETS = ["NIX_SIGNING_KEY", "GITHUB_TOKEN"];
 
-// A script beside this file; only one that withSecrets names gets the token. Returns whether it succeeded.
+// A script beside this file; only one that withSecrets names gets the key and the token. Returns whether it succeeded.
 exports.run = (name, { withSecrets = false, more = {} } = {}) => {
   const environment = { ...more, BASH_ENV: "" };
   for (const [key, value] of Object.entries(process.env)) {

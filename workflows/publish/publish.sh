@@ -54,11 +54,7 @@ add_switch --new-key "${INPUT_NEW_KEY:-false}"
 add_value --scope "$INPUT_SCOPE"
 add_lines --attr "$INPUT_ATTR"
 add_lines --system "${INPUT_SYSTEM-}"
-if [ "$INPUT_UPSTREAM_KEY_NAMES" = none ]; then
-  arguments+=(--upstream-key-name=)
-else
-  add_lines --upstream-key-name "$INPUT_UPSTREAM_KEY_NAMES"
-fi
+add_upstream_key_names "$INPUT_UPSTREAM_KEY_NAMES"
 
 find_reading_reason
 if [ -n "$reason" ]; then

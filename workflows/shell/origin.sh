@@ -44,3 +44,8 @@ keep_for_reading() {
   # Nor what somebody logged in to by docker.
   kept+=(DOCKER_CONFIG=/nonexistent)
 }
+
+# add_upstream_key_names LINES
+add_upstream_key_names() {
+  if [ "$1" = none ]; then arguments+=(--upstream-key-name=); else add_lines --upstream-key-name "$1"; fi
+}
