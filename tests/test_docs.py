@@ -21,7 +21,7 @@ _PAGES = [
 ]  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 # Up to where the shell, or the prose around it, goes on.
-_COMMAND = re.compile(r"\bnixcache-oci ([a-z]+)((?: [^`|;#\n]*)?)")
+_COMMAND = re.compile(r"\bnixcache-oci ([a-z]+(?:-[a-z]+)*)((?: [^`|;#\n]*)?)")
 _FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][a-z-]*)")
 _VARIABLE = re.compile(r"\bNIXCACHE_[A-Z_]+\b|\bNIX_SIGNING_KEY\b")
 _OPTION = re.compile(r"services\.nixcache-proxy\.(\w+)")

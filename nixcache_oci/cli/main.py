@@ -31,6 +31,7 @@ VERBS: Final = {
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
     "queue": "publish store paths as they come, in batches",
+    "watch-exec": "run a command, and publish what it builds",
     "hook": "let Nix queue what it builds",
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
@@ -51,7 +52,7 @@ VERBS: Final = {
 _SERVING: Final = frozenset({"proxy", "demo"})
 
 # Builds beside them may read the environment that this process was started with.
-_BUILDING: Final = frozenset({"publish", "push", "queue"})
+_BUILDING: Final = frozenset({"publish", "push", "queue", "watch-exec"})
 
 PIPE_CLOSED: Final = 141
 """As shells report a program that SIGPIPE ended."""
@@ -141,7 +142,7 @@ def _find_verb(argv: Sequence[str]) -> str:
 def load_verb(name: str) -> Verb:
     """Import the module of a verb."""
     # `import` is a word of Python's, which no module can be named after.
-    module = f"{name}_" if keyword.iskeyword(name) else name
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{module}"))
 
 

@@ -43,17 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     empty = actions.add_parser(
         "drain", help="wait until all that is queued is published; do it, where nobody does"
     )
-    empty.add_argument(
-        "--timeout",
-        type=number(1, _MAX_TIMEOUT),
-        default=_USUAL_TIMEOUT,
-        metavar="SECONDS",
-        help="give up after so long, with exit status 1 [default: %(default)s]",
-    )
+    add_timeout(empty, "give up after so long, with exit status 1")
     add_queue_flags(empty)
     status = actions.add_parser("status", help="show what is queued, and how publishing goes")
     status.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(status, (QUEUE_DIR, LOG_LEVEL))
+
+
+def add_timeout(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Describe the argument that bounds a wait for the end of the queue."""
+    parser.add_argument(
+        "--timeout",
+        type=number(1, _MAX_TIMEOUT),
+        default=_USUAL_TIMEOUT,
+        metavar="SECONDS",
+        help=f"{help_text} [default: %(default)s]",
+    )
 
 
 def run(values: Values) -> int:
@@ -78,9 +83,9 @@ async def _run(queueing: Queueing) -> int:
     with folder.locked(_LOCK_SECONDS) as is_ours:
         if not is_ours:
             raise Error(f"{folder.path}: another `queue run` publishes what is queued there already")
-        runner = await queueing.make_runner()
-        say(f"publishing what is queued in {folder.path}")
-        await runner.run()
+        async with queueing.runner() as runner:
+            say(f"publishing what is queued in {folder.path}")
+            await runner.run()
     return DONE
 
 
@@ -89,9 +94,9 @@ async def _drain(queueing: Queueing, seconds: int) -> int:
     folder.spool.make()
     try:
         async with asyncio.timeout(seconds):
-            await drain(folder, queueing.make_runner)
+            await drain(folder, lambda: queueing.runner(is_draining=True))
     except TimeoutError:
-        complain(f"after {seconds} s, {_describe_queued(folder)}; see nixcache-oci queue status")
+        complain(f"after {seconds} s, {describe_queued(folder)}; see nixcache-oci queue status")
         return FAILED
     return DONE
 
@@ -135,7 +140,7 @@ def _show_status(folder: QueueFolder, *, is_json: bool) -> None:
             }
         )
         return
-    say(_describe_queued(folder))
+    say(describe_queued(folder))
     say("`queue run` is publishing" if is_running else "nobody publishes: `queue run` does not run")
     if state.published is not None:
         say(f"last published: {counted(state.published_paths, 'path')} at {state.published}")
@@ -144,7 +149,8 @@ def _show_status(folder: QueueFolder, *, is_json: bool) -> None:
         say(f"failed {times}, next try at {state.next_try}: {state.failure}")
 
 
-def _describe_queued(folder: QueueFolder) -> str:
+def describe_queued(folder: QueueFolder) -> str:
+    """Say in one line what is queued."""
     events, paths = _count_queued(folder)
     return f"queued: {counted(paths, 'path')} of {counted(events, 'event')} in {folder.path}"
 

@@ -2,16 +2,18 @@
 
 import argparse
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.console import complain, say
+from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.publish_report import describe_plan
 from nixcache_oci.cli.publishing import PublishSettings, add_publish_flags, publish_settings, publishing
 from nixcache_oci.cli.push import plan_valid
 from nixcache_oci.cli.verb import number
+from nixcache_oci.clients.local_store.database import StoreDatabase, find_database
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
@@ -20,6 +22,7 @@ from nixcache_oci.queue.batch_record import make_batch_record
 from nixcache_oci.queue.folder import QueueFolder
 from nixcache_oci.queue.pace import Pace
 from nixcache_oci.queue.runner import Runner
+from nixcache_oci.queue.watching import Watcher
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import QUEUE_DIR
 from nixcache_oci.wording import counted, format_size
@@ -28,8 +31,11 @@ _MAX_WAIT_SECONDS = 3600
 _PACE = Pace()
 
 
-def add_queue_flags(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments of whoever publishes what is queued."""
+def add_queue_flags(parser: argparse.ArgumentParser, *, has_folder: bool = True) -> None:
+    """Describe the arguments of whoever publishes what is queued.
+
+    Without ``has_folder``, the queue is nobody else's, and all that it gets comes of watching the store.
+    """
     parser.add_argument(
         "--wait",
         type=number(0, _MAX_WAIT_SECONDS),
@@ -38,7 +44,16 @@ def add_queue_flags(parser: argparse.ArgumentParser) -> None:
         help="publish when no path has come for so long, and at the latest a minute after the first "
         "[default: %(default)s]",
     )
-    add_publish_flags(parser, QUEUE_DIR, is_once=False)
+    if has_folder:
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="publish whatever becomes valid in this store, too: built, substituted or added",
+        )
+        add_publish_flags(parser, QUEUE_DIR, is_once=False)
+    else:
+        parser.set_defaults(watch=True)
+        add_publish_flags(parser, is_once=False)
 
 
 @dataclass(slots=True)
@@ -73,10 +88,24 @@ class Queueing:
         """When a batch is due."""
         return Pace(quiet=self.settings.flags.wait)
 
-    async def make_runner(self) -> Runner:
-        """Put the queue together; whoever runs it holds the folder's lock."""
+    @asynccontextmanager
+    async def runner(self, *, is_draining: bool = False) -> AsyncIterator[Runner]:
+        """Put the queue together; whoever runs it holds the folder's lock.
+
+        While draining, the store is watched if it was before.
+        """
         store = await LocalStore.open(self.settings.nix())
-        return Runner(self.folder, store, self.publish, self.tell, self.pace)
+        with closing(StoreDatabase(find_database(store))) as database:
+            watch = None
+            if self.settings.flags.watch or (is_draining and self.folder.was_watching):
+                names = self.settings.options.upstream_key_names
+                # What an upstream signed may still be missing there.
+                left_out = frozenset[str]() if self.settings.options.verify_upstream else names
+                watch = Watcher(self.folder, database, left_out, self.tell).look
+                await watch()
+            else:
+                self.folder.stop_watching()
+            yield Runner(self.folder, store, self.publish, self.tell, self.pace, watch)
 
     async def publish(self, paths: Sequence[StorePath]) -> None:
         """Publish one batch; everything is opened anew: a token may have changed since the last."""
@@ -104,4 +133,4 @@ class Queueing:
             self.tell(f"warning: {name}: not published: {reason}")
         if not published.is_needless:
             size = format_size(sum(one.nar_size for one in published.listed))
-            say(f"{cache}: {counted(len(published.listed), 'path')} published ({size})")
+            self.tell(f"{cache}: {counted(len(published.listed), 'path')} published ({size})")

@@ -43,6 +43,20 @@ class QueueFolder:
         """The folder of links that keep queued paths from Nix's garbage collector."""
         return self.path / "roots"
 
+    @property
+    def mark(self) -> RootedPath:
+        """The file that says how far the store was watched; there is none while it is not watched."""
+        return RootedPath(self.path, ("watched",))
+
+    @property
+    def was_watching(self) -> bool:
+        """Tell whether whoever published last watched the store."""
+        return self.mark.stat() is not None
+
+    def stop_watching(self) -> None:
+        """Let the next watch begin at its present."""
+        self.mark.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self, seconds: float) -> Iterator[bool]:
         """Hold the lock of who publishes; yields whether it could be had within these seconds."""

@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -24,6 +24,7 @@ from nixcache_oci.wording import counted, format_duration
 LOOK_SECONDS: Final = 0.5
 """Between two looks at the spool, and at the store where that is watched."""
 
+_DRAIN_SECONDS: Final = 0.2  # between two looks of whoever waits
 _MAX_TOLD: Final = 10  # paths named that are gone, of one look
 _GONE: Final = "it is not valid in this store any more"
 
@@ -215,14 +216,15 @@ class Runner:
             self._tell(f"status cannot be written: {error}")
 
 
-async def drain(folder: QueueFolder, runner: Callable[[], Awaitable[Runner]], poll: float = 0.2) -> None:
+async def drain(folder: QueueFolder, make_runner: Callable[[], AbstractAsyncContextManager[Runner]]) -> None:
     """Wait until nothing is queued; where nobody publishes, do that here. It may wait for ever."""
     await asyncio.to_thread(folder.hurry)
     while True:
         with folder.locked(0) as is_ours:
             if is_ours:
-                await (await runner()).run(until_empty=True)
+                async with make_runner() as runner:
+                    await runner.run(until_empty=True)
                 return
         if not await asyncio.to_thread(folder.is_hurried) and not await asyncio.to_thread(folder.spool.names):
             return
-        await asyncio.sleep(poll)
+        await asyncio.sleep(_DRAIN_SECONDS)
