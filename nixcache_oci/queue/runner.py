@@ -25,7 +25,9 @@ LOOK_SECONDS: Final = 0.5
 """Between two looks at the spool, and at the store where that is watched."""
 
 _DRAIN_SECONDS: Final = 0.2  # between two looks of whoever waits
-_MAX_TOLD: Final = 10  # paths named that are gone, of one look
+MAX_TOLD: Final = 10
+"""Lines about what was dropped, of one look."""
+
 _GONE: Final = "it is not valid in this store any more"
 
 Publish = Callable[[Sequence[StorePath]], Awaitable[None]]
@@ -121,11 +123,11 @@ class Runner:
     async def _look(self) -> bool:
         """Gather new events, and tell whether there were none."""
         room = self._pace.most_paths - len(self._paths)
-        events = await asyncio.to_thread(lambda: list(self._folder.spool.read(self._events, max(room, 0))))
+        read, store_dir = self._folder.spool.read, self._store.store_dir
+        events = await asyncio.to_thread(lambda: list(read(self._events, max(room, 0), store_dir)))
         if not events:
             return True
-        for problem in (problem for event in events for problem in event.problems):
-            self._tell(problem)
+        self._tell_some([problem for event in events for problem in event.problems])
         named = dict.fromkeys(path for event in events for path in event.paths)
         derivations = dict.fromkeys(path for event in events for path in event.derivations)
         if derivations:
@@ -142,21 +144,23 @@ class Runner:
 
     async def _keep(self, paths: list[StorePath]) -> list[StorePath]:
         """Keep paths from the garbage collector; returns those that are valid, and names the others."""
-        store_dir = self._store.store_dir
-        gone = {path: f"it is not in {store_dir}" for path in paths if path.store_dir != store_dir}
+        gone: set[StorePath] = set()
         try:
-            gone |= await self._add_links([path for path in paths if path not in gone])
+            gone = await self._add_links(paths)
         except (StoreError, OSError) as error:
             self._tell(f"queued paths are not kept from Nix's garbage collector: {error}")
-        for path, reason in list(gone.items())[:_MAX_TOLD]:
-            self._tell(f"{path}: dropped: {reason}")
-        if len(gone) > _MAX_TOLD:
-            self._tell(f"{counted(len(gone) - _MAX_TOLD, 'more path')} dropped")
+        self._tell_some([f"{path}: dropped: {_GONE}" for path in paths if path in gone])
         return [path for path in paths if path not in gone]
 
-    async def _add_links(self, paths: list[StorePath]) -> dict[StorePath, str]:
-        """Make links that keep these paths; returns those that are gone, and that they are."""
-        gone: dict[StorePath, str] = {}
+    def _tell_some(self, dropped: Sequence[str]) -> None:
+        for line in dropped[:MAX_TOLD]:
+            self._tell(line)
+        if len(dropped) > MAX_TOLD:
+            self._tell(f"{len(dropped) - MAX_TOLD} more dropped")
+
+    async def _add_links(self, paths: list[StorePath]) -> set[StorePath]:
+        """Make links that keep these paths; returns those that are gone."""
+        gone: set[StorePath] = set()
         while left := [path for path in paths if path not in gone]:
             self._looks += 1
             try:
@@ -165,7 +169,7 @@ class Runner:
                 invalid = await self._store.find_invalid(left)
                 if not invalid:
                     raise
-                gone |= dict.fromkeys(invalid, _GONE)
+                gone |= set(invalid)
             else:
                 break
         return gone
@@ -196,8 +200,9 @@ class Runner:
     async def _drop_invalid(self) -> None:
         """Drop what is gone from the store: that may be why the batch failed."""
         with suppress(Error):  # else Nix is what fails
-            for path in await self._store.find_invalid(self._paths):
-                self._tell(f"{path}: dropped: {_GONE}")
+            invalid = await self._store.find_invalid(self._paths)
+            self._tell_some([f"{path}: dropped: {_GONE}" for path in invalid])
+            for path in invalid:
                 del self._paths[path]
             if not self._paths:
                 await self._forget()

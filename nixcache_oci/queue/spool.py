@@ -51,8 +51,8 @@ class Event:
     problems: tuple[str, ...] = ()
 
 
-def parse_event(name: str, content: bytes) -> Event:
-    """Read an event; lines that cannot be used are among its problems. No I/O."""
+def parse_event(name: str, content: bytes, store_dir: str | None = None) -> Event:
+    """Read an event, of this store if one is given; lines that cannot be used are its problems. No I/O."""
     if len(content) > MAX_EVENT_BYTES:
         return Event(name, problems=(f"event {name}: dropped: it has more than {MAX_EVENT_BYTES} bytes",))
     paths: dict[StorePath, None] = {}
@@ -63,7 +63,7 @@ def parse_event(name: str, content: bytes) -> Event:
             continue
         found = derivations if line.startswith(OUTPUTS_OF) else paths
         try:
-            found[StorePath.parse(line.removeprefix(OUTPUTS_OF))] = None
+            found[StorePath.parse(line.removeprefix(OUTPUTS_OF), store_dir)] = None
         except FormatError as error:
             problems.append(f"event {name}: line dropped: {error}")
     if len(problems) > _MAX_PROBLEMS:
@@ -113,7 +113,12 @@ class Spool:
         except FileNotFoundError:
             return []
 
-    def read(self, known: AbstractSet[str] = frozenset(), most_paths: int | None = None) -> Iterator[Event]:
+    def read(
+        self,
+        known: AbstractSet[str] = frozenset(),
+        most_paths: int | None = None,
+        store_dir: str | None = None,
+    ) -> Iterator[Event]:
         """Yield the events that are not ``known``, the oldest first, until they name so many paths."""
         left = most_paths
         for name in self.names():
@@ -122,7 +127,7 @@ class Spool:
             if left is not None and left <= 0:
                 return
             try:
-                event = parse_event(name, (self.folder / name).read_bytes(MAX_EVENT_BYTES))
+                event = parse_event(name, (self.folder / name).read_bytes(MAX_EVENT_BYTES), store_dir)
             except FileNotFoundError:
                 continue  # removed since
             except OSError as error:

@@ -14,6 +14,7 @@ import pytest
 from nixcache_oci.cache.listing import read_listing
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
+from nixcache_oci.queue.runner import MAX_TOLD
 from tests.cli.cache_story import write_layout
 from tests.support.nix import NixSandbox
 from tests.support.publisher import Machine
@@ -128,6 +129,21 @@ def test_a_batch_with_nothing_new_writes_no_segment(queue: Queue) -> None:
     assert "hello-1.x: dropped: " in queue.machine.run("queue", "drain").check().stderr
     assert (queue.status()["events"], queue.segments()) == (0, 1)
     assert queue.roots() == {"hello": [path]}
+
+
+def test_events_of_anybody_stop_nothing(queue: Queue) -> None:
+    """What names nothing here is dropped, in few lines, and what stands beside it is published."""
+    path = queue.build("good-1.0")
+    name = "1b9p07z77phvv2hf6gm9f28syp39f1ag"
+    lines = [f"{place}/{name}-x{end}" for place in ("/other/store", "/nix/store") for end in ("", ".drv")]
+    lines += [f"outputs-of {line}" for line in lines]
+    for number, content in enumerate([*lines, *["\0"] * (2 * MAX_TOLD), "outputs-of " * 10_000]):
+        (queue.folder / f"events/1-{number}-0").write_text(f"{content}\n")
+    ran = queue.machine.run("queue", "drain").check()
+    assert queue.listed() == {path}
+    assert queue.status()["events"] == 0
+    assert ran.stderr.count("dropped") <= 2 * (MAX_TOLD + 1)
+    assert max(map(len, ran.stderr.splitlines())) < 1000
 
 
 def test_the_next_version_supersedes_the_last(queue: Queue) -> None:

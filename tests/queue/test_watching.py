@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store.database import StoreDatabase
+from nixcache_oci.clients.local_store.database import MOST_ROWS, StoreDatabase
 from nixcache_oci.queue.folder import QueueFolder
 from nixcache_oci.queue.watching import Watcher
 from tests.publisher.made_store import made_path
@@ -100,6 +100,15 @@ async def test_watching_begins_anew_where_the_mark_means_nothing(watched: Watche
     watched.add("after")
     await watcher.look()
     assert watched.queued() == ["after"]
+
+
+async def test_a_look_takes_no_more_rows_than_its_bound(watched: Watched) -> None:
+    """What came in a year without a look is found in parts, each of which is on disk before the next."""
+    watcher = watched.watcher()
+    await watcher.look()
+    watched.add(*(f"n{number}" for number in range(MOST_ROWS + 1)))
+    await watcher.look()
+    assert set(watched.queued()) == {f"n{number}" for number in range(MOST_ROWS + 1)}
 
 
 async def test_what_cannot_be_queued_is_queued_later(watched: Watched) -> None:

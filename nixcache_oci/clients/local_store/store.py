@@ -169,21 +169,32 @@ class LocalStore:
 
         Raises StoreError if Nix does not work.
         """
-        query = ("nix-store", "--query", "--outputs")
         found: list[StorePath] = []
         for batch in _batches(derivations):
             try:
-                output = await self.nix.ask_old(*query, *batch, on_line=ignore_line)
+                output = await self._ask_outputs(batch)
             except StoreError:
                 # One of them is gone, or has outputs that only its build names; or Nix does not work.
                 gone = set(map(str, await self.find_invalid(derivations)))
-                output = b""
-                for one in batch:
-                    with suppress(StoreError):
-                        if one not in gone:
-                            output += await self.nix.ask_old(*query, one, on_line=ignore_line)
+                output = await self._find_some_outputs([one for one in batch if one not in gone])
             found += (StorePath.parse(line, self.store_dir) for line in output.decode().splitlines())
         return list(dict.fromkeys(found))
+
+    async def _ask_outputs(self, derivations: Sequence[str]) -> bytes:
+        return await self.nix.ask_old("nix-store", "--query", "--outputs", *derivations, on_line=ignore_line)
+
+    async def _find_some_outputs(self, derivations: Sequence[str]) -> bytes:
+        """Ask for half of them at a time until what fails stands alone: few calls where few fail."""
+        if not derivations:
+            return b""
+        with suppress(StoreError):
+            return await self._ask_outputs(derivations)
+        half = len(derivations) // 2
+        if not half:
+            return b""
+        return await self._find_some_outputs(derivations[:half]) + await self._find_some_outputs(
+            derivations[half:]
+        )
 
     async def add_gc_roots(self, folder: Path, paths: Iterable[StorePath]) -> None:
         """Keep these paths from Nix's garbage collector until the folder, of links to them, is removed.
