@@ -51,8 +51,8 @@ VERBS: Final = {
 # Their output is not their result.
 _SERVING: Final = frozenset({"proxy", "demo"})
 
-# Builds beside them may read the environment that this process was started with.
-_BUILDING: Final = frozenset({"publish", "push", "queue", "watch-exec"})
+# Builds beside them may read the environment that this process was started with; a job's proxy is beside all.
+_BESIDE_BUILDS: Final = frozenset({"proxy", "publish", "push", "queue", "watch-exec"})
 
 PIPE_CLOSED: Final = 141
 """As shells report a program that SIGPIPE ended."""
@@ -95,7 +95,7 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> i
     """Run a command; without an environment, in that of this process, which is all ours."""
     try:
         if environment is None:
-            environment = hide_environment(os.environ) if _find_verb(argv) in _BUILDING else os.environ
+            environment = hide_environment(os.environ) if _find_verb(argv) in _BESIDE_BUILDS else os.environ
         return _run_verb(argv, environment)
     except UsageError as error:
         return _fail(str(error), WRONG_USAGE)
