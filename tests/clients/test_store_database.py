@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nixcache_oci.clients.local_store import database
 from nixcache_oci.clients.local_store.database import StoreDatabase, find_database
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import StoreError
@@ -60,47 +61,47 @@ def as_nobody() -> Iterator[None]:
 
 def test_what_is_in_the_log_is_seen_and_what_was_moved_out_of_it(path: Path) -> None:
     """Whether Nix runs at the moment or not, without a right to write, and leaving no file behind."""
-    with closing(StoreDatabase(path)) as database:
+    with closing(StoreDatabase(path)) as reader:
         with closing(write(path)) as writer:
             add(writer, "one")
             add(writer, "two", "a-1:xx b-1:yy")
             with as_nobody():
-                found = database.find_new(0)
+                found = reader.find_new(0)
                 assert [(one.id, one.path, one.key_names) for one in found] == [
                     (1, "one", ()),
                     (2, "two", ("a-1", "b-1")),
                 ]
             add(writer, "three")
             with as_nobody():
-                assert [one.path for one in database.find_new(2)] == ["three"]
+                assert [one.path for one in reader.find_new(2)] == ["three"]
         with closing(write(path)) as writer:
             add(writer, "four")
         with as_nobody():
-            assert (database.last_id(), database.find_new(3)[0].path) == (4, "four")
+            assert (reader.last_id(), reader.find_new(3)[0].path) == (4, "four")
     with closing(write(path)):
         pass  # the last to close it moves the log into the file
     assert [file.name for file in path.parent.iterdir()] == ["db.sqlite"]
-    with closing(StoreDatabase(path)) as database, as_nobody():
-        assert (database.last_id(), len(database.find_new(0))) == (4, 4)
+    with closing(StoreDatabase(path)) as reader, as_nobody():
+        assert (reader.last_id(), len(reader.find_new(0))) == (4, 4)
     assert [file.name for file in path.parent.iterdir()] == ["db.sqlite"]
 
 
 def test_an_id_is_never_used_again(path: Path) -> None:
     """A path that was deleted, and built again, is new."""
-    with closing(write(path)) as writer, closing(StoreDatabase(path)) as database:
+    with closing(write(path)) as writer, closing(StoreDatabase(path)) as reader:
         add(writer, "one")
-        last = database.last_id()
+        last = reader.last_id()
         writer.execute("delete from ValidPaths")
-        assert (database.last_id(), database.find_new(0)) == (last, [])
+        assert (reader.last_id(), reader.find_new(0)) == (last, [])
         add(writer, "one")
-        assert [one.path for one in database.find_new(last)] == ["one"]
+        assert [one.path for one in reader.find_new(last)] == ["one"]
 
 
 def test_a_database_that_was_replaced_is_opened_anew(path: Path) -> None:
     """A connection to the old one would show its contents for ever."""
-    with closing(write(path)) as writer, closing(StoreDatabase(path)) as database:
+    with closing(write(path)) as writer, closing(StoreDatabase(path)) as reader:
         add(writer, "old")
-        assert database.last_id() == 1
+        assert reader.last_id() == 1
         other = path.with_name("other")
         with closing(write(other)) as second:
             second.executescript(SCHEMA)
@@ -110,7 +111,20 @@ def test_a_database_that_was_replaced_is_opened_anew(path: Path) -> None:
         for name in ("db.sqlite-wal", "db.sqlite-shm"):
             path.with_name(name).unlink(missing_ok=True)
         other.replace(path)
-        assert [one.path for one in database.find_new(0)] == ["new", "newer"]
+        assert [one.path for one in reader.find_new(0)] == ["new", "newer"]
+
+
+def test_a_database_that_stays_locked_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a bounded time, with the reason; it is read once the lock is gone."""
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.01)
+    with closing(StoreDatabase(path)) as reader:
+        with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+            writer.execute("pragma locking_mode = exclusive")
+            writer.execute("pragma journal_mode = wal")
+            add(writer, "one")
+            with pytest.raises(StoreError, match=r"db\.sqlite: database is locked"):
+                reader.find_new(0)
+        assert [one.path for one in reader.find_new(0)] == ["one"]
 
 
 def test_what_is_no_database_is_named(path: Path) -> None:
@@ -128,6 +142,6 @@ async def test_the_database_of_a_real_store(story: NixStory) -> None:
     """It is found, and says the same as Nix."""
     paths = story.sandbox.build_paths(3)
     store = await LocalStore.open(story.nix())
-    with closing(StoreDatabase(find_database(store))) as database:
-        found = {one.path for one in database.find_new(0)}
+    with closing(StoreDatabase(find_database(store))) as reader:
+        found = {one.path for one in reader.find_new(0)}
     assert found >= set(paths)

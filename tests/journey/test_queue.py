@@ -146,6 +146,19 @@ def test_events_of_anybody_stop_nothing(queue: Queue) -> None:
     assert max(map(len, ran.stderr.splitlines())) < 1000
 
 
+def test_no_event_builds(queue: Queue) -> None:
+    """What is named before it is built is not built by naming it: a derivation, its output, its outputs."""
+    text = 'derivation { name = "unbuilt"; system = builtins.currentSystem; builder = "/bin/sh"; }'
+    derivation = queue.nix.run("nix-instantiate", "-E", text).check().stdout.strip()
+    output = queue.nix.run("nix-store", "--query", "--outputs", derivation).check().stdout.strip()
+    for number, line in enumerate((derivation, output, f"outputs-of {derivation}")):
+        (queue.folder / f"events/1-{number}-0").write_text(f"{line}\n")
+    ran = queue.machine.run("queue", "drain").check()
+    assert f"{output}: dropped: " in ran.stderr
+    assert queue.listed() == {derivation}
+    assert not queue.nix.physical(output).exists()
+
+
 def test_the_next_version_supersedes_the_last(queue: Queue) -> None:
     """Of one name, the newest counts; what another of the batch refers to needs no root."""
     for version in ("1.0", "1.1"):
