@@ -1,6 +1,7 @@
-"""Which repository a command works on, its limits, and where its index is kept."""
+"""Which repository a command works on, its limits, and where its index and its queue are kept."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from nixcache_oci.settings.variables import (
     INDEX_DIR,
     MAX_BLOB_BYTES,
     MAX_LAYERS,
+    QUEUE_DIR,
     REGISTRY,
     REPO,
     UPLOAD_DIR,
@@ -28,6 +30,9 @@ _APPLICATION: Final = "nixcache-oci"
 # Source: GitHub's documentation, "Working with the Container registry".
 _GHCR: Final = "ghcr.io"
 _GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
+
+# Root's queue is the machine's: Nix's daemon runs the hook as root.
+_QUEUE_OF_ROOT: Final = Path("/var/lib/nixcache-queue")
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +115,23 @@ def upload_dir(values: Values) -> Path:
     if given is not None:
         return given
     return Path(of_service) if of_service else _user_data() / "uploads"
+
+
+def queue_dir(values: Values) -> Path:
+    """Return the folder of the queue, absolute; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=: as with CacheDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(QUEUE_DIR)
+    if given is not None:
+        return given.absolute()
+    if of_service:
+        return Path(of_service)
+    if os.geteuid() == 0:
+        return _QUEUE_OF_ROOT
+    try:
+        return platformdirs.user_state_path(_APPLICATION, appauthor=False).absolute() / "queue"
+    except RuntimeError:  # no home folder
+        raise UsageError(f"there is no home folder for the queue: set {QUEUE_DIR.name}") from None
 
 
 def _user_data() -> Path:

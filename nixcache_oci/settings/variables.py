@@ -98,6 +98,13 @@ INDEX_DIR: Final = Variable(
     "folder for the last good index",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
+QUEUE_DIR: Final = Variable(
+    "NIXCACHE_QUEUE_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder of the queue of store paths to publish",
+    default_note="$STATE_DIRECTORY, else /var/lib/nixcache-queue for root, else in the user's state folder",
+)
 PACK_MEMORY: Final = Variable(
     "NIXCACHE_PACK_MEMORY",
     parsers.parse_pack_memory,
@@ -310,7 +317,7 @@ ALL_VARIABLES: Final = tuple(
     dict.fromkeys(
         (
             *(*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *UPLOAD_VARIABLES, *PUBLISH_VARIABLES),
-            *(MERGE, CONFIG_DIR, LOG_LEVEL),
+            *(MERGE, CONFIG_DIR, QUEUE_DIR, LOG_LEVEL),
         )
     )
 )

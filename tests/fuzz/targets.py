@@ -63,6 +63,7 @@ from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError, parse_range
+from nixcache_oci.queue.spool import parse_event, render_events
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import ALL_VARIABLES
 
@@ -225,6 +226,13 @@ def _check_scan(data: bytes) -> bool:
         assert b"\n\n" not in stanza
         assert stanza in data
     return bool(found.positions)
+
+
+def _check_queue_event(data: bytes) -> bool:
+    event = parse_event("1-2-0", data)
+    again = b"".join(render_events(event.paths))
+    assert parse_event("1-2-0", again).paths == event.paths
+    return bool(event.paths or event.derivations)
 
 
 def _check_record(data: bytes) -> bool:
@@ -492,6 +500,7 @@ TARGETS: Final = (
     Target("table", _check_table),
     Target("table-scan", _check_scan),
     Target("record", _check_record),
+    Target("queue-event", _check_queue_event),
     Target("nar-url", _check_nar_url),
     Target("segment-tag", _check_segment_tag),
     Target("timestamp", _check_time),

@@ -19,13 +19,13 @@ from nixcache_oci.cache import (
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
-from nixcache_oci.cli import log, publish
+from nixcache_oci.cli import log, publish, queue
 from nixcache_oci.clients import layout_file
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
-from nixcache_oci.clients.local_store import build, evaluator
+from nixcache_oci.clients.local_store import build, database, evaluator
 from nixcache_oci.clients.registry import client as registry
 from nixcache_oci.clients.registry import transport
 from nixcache_oci.nix import narinfo, signature
@@ -43,6 +43,8 @@ from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
 from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
+from nixcache_oci.queue import folder, pace, runner
+from nixcache_oci.queue import spool as queue_spool
 from nixcache_oci.settings import variables
 
 HEADING: Final = "## Bounds"
@@ -135,6 +137,9 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "counted no further", f"{_HOSTILE}::test_segments_that_change_at_each_look"),
         Bound("the saved index", f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
               "fetched anew", "tests/cache/test_index_folder.py::test_saved_files_have_limits"),
+        Bound("rest of gc that an index asks for", "the grace",
+              "everything is read",
+              "tests/maintenance/test_gc_idle.py::test_no_note_holds_longer_than_the_grace"),
         Bound("a pack", show_bytes(MAX_PACK_BYTES),
               "not read", "tests/hostile/test_registry_data.py::test_slices_that_lie_nowhere"),
     ),
@@ -265,6 +270,32 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("files that are hashed before a part is sent",
               f"{layout_file.MAX_CHECKS}, with those that wait",
               "404", "tests/clients/test_layout_check.py::test_checks_are_bounded"),
+    ),
+    "What is in the queue's folder, and in Nix's database": (
+        Bound("an event", show_bytes(queue_spool.MAX_EVENT_BYTES),
+              "dropped", "tests/queue/test_spool.py::test_an_event_is_bounded"),
+        Bound("events that are read, and not done with", f"{queue_spool.MAX_EVENTS:,}",
+              "the others wait in the folder", "tests/queue/test_spool.py::test_reading_is_bounded"),
+        Bound("paths of a batch", f"{pace.Pace().most_paths:,}, and what one event names beyond them",
+              "the others are of the next one", "tests/queue/test_spool.py::test_reading_is_bounded"),
+        Bound("time until a batch is published",
+              f"{_seconds(pace.Pace().longest)} after its first path; "
+              f"{_seconds(pace.MAX_WAIT)} between two tries",
+              "due, however many paths come", "tests/queue/test_pace.py::test_a_batch_is_due"),
+        Bound("lines about what is dropped", f"{runner.MAX_TOLD} a look, of each kind",
+              "counted in one line", "tests/journey/test_queue.py::test_events_of_anybody_stop_nothing"),
+        Bound("rows of Nix's database", f"{database.MOST_ROWS:,} at once",
+              "queued, then the next are read",
+              "tests/queue/test_watching.py::test_a_look_takes_no_more_rows_than_its_bound"),
+        Bound("a database that is locked, or changes while it is read",
+              f"{database._TRIES} tries of {_seconds(database._BUSY_SECONDS)}",
+              "said; the next look tries again",
+              "tests/clients/test_store_database.py::test_a_database_that_stays_locked_is_given_up"),
+        Bound("what the last run left about itself", show_bytes(folder._MAX_STATE_BYTES),
+              "as if there were none", "tests/queue/test_folder.py::test_a_state_that_cannot_be_read"),
+        Bound("`queue drain`", f"{queue._USUAL_TIMEOUT} s, or `--timeout` up to {queue._MAX_TIMEOUT:,}",
+              "exit status 1; what is left stays queued",
+              "tests/journey/test_queue.py::test_a_failed_batch_stays_and_says_why"),
     ),
     "What a flake says": (
         Bound("an attribute's name", f"{evaluator.MOST_NAME_BYTES:,} bytes",
