@@ -25,6 +25,7 @@ SCENARIOS = (
     "memory",
     "scale",
     "publish",
+    "uploads",
     "substitution",
     "day",
     "verify",

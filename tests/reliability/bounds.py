@@ -41,7 +41,7 @@ from nixcache_oci.proxy import (
 )
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
-from nixcache_oci.proxy.uploads import intake, receiver, sent_before, spool
+from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
 from nixcache_oci.queue import folder, pace, runner
 from nixcache_oci.queue import spool as queue_spool
@@ -223,8 +223,14 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("NARs without a narinfo",
               f"{spool.MOST_ORPHANS:,}, for {_hours(spool.ORPHAN_SECONDS)}",
               "the oldest are dropped", f"{_SPOOL}::test_orphans_are_bounded"),
-        Bound("NARs that arrive at once", f"{spool.MOST_AT_ONCE}",
-              f"they wait, for {_seconds(spool.TURN_SECONDS)}; 403",
+        Bound("NARs in memory, each below " + show_bytes(spool.SMALL_NAR_BYTES),
+              show_bytes(spool.MOST_MEMORY_BYTES), "they wait for their narinfo in files",
+              f"{_SPOOL}::test_memory_is_bounded"),
+        Bound("what one path that stays keeps of published ones", show_bytes(journal.FILE_BYTES),
+              "counted as space", "tests/proxy/uploads/test_journal.py::"
+              "test_a_file_goes_when_nothing_in_it_is_needed"),
+        Bound("NARs that arrive at once, into files", f"{nar_files.MOST_AT_ONCE}",
+              f"they wait, for {_seconds(nar_files.TURN_SECONDS)}; 403",
               f"{_SPOOL}::test_too_many_at_once_wait_and_are_refused"),
         Bound("what a NAR unpacks to",
               f"{show_bytes(intake.FREE_NAR_BYTES)}, and {intake.MOST_RATIO:,} times what was sent",

@@ -53,7 +53,7 @@ TIME_LIMITS: Final = (
               "only for connections; Nix remembers each 404 for an hour"),
     TimeLimit("first index", "5, once", "proxy/live_index.py", "FIRST_INDEX_SECONDS",
               "before it every answer would be a 404"),
-    TimeLimit("upload: until a NAR may arrive, beside 16 others", "240", "proxy/uploads/spool.py",
+    TimeLimit("upload: until a NAR may arrive, beside 16 others", "240", "proxy/uploads/nar_files.py",
               "TURN_SECONDS", "Nix gives up after 300 s without an answer"),
     TimeLimit("upload: silence within a body", "300", "proxy/endpoints/uploads.py", "STALL_SECONDS",
               "as long as Nix itself waits"),
