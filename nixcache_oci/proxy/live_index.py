@@ -193,7 +193,7 @@ class LiveIndex:
         ):
             asked_at = time.monotonic()
             look = await self._look()
-            self.watch.compare(self._set.listed, look.listed)
+            await asyncio.to_thread(self.watch.compare, self._set.listed, look.listed)
             self._report_problems(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
@@ -236,8 +236,12 @@ class LiveIndex:
     async def _swap(self, tables: TableSet) -> None:
         former, pause = (self.catalog.keys, _PAUSE_SECONDS) if self.catalog else (MergedKeys(), 0)
         keys = await run_in_slices(former.updated(tables.tables.values()), pause)
-        catalog = tables.catalog(
-            self._public_keys, store_dir=self._store_dir, client_keys=self._counting_keys, keys=keys
+        catalog = await asyncio.to_thread(
+            tables.catalog,
+            self._public_keys,
+            store_dir=self._store_dir,
+            client_keys=self._counting_keys,
+            keys=keys,
         )
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
