@@ -37,7 +37,6 @@ _PARALLEL_TABLES: Final = 24
 _FILES_OF_A_FETCH: Final = 16  # of the process limit; most of them are for others
 _PARALLEL_LARGE: Final = 4
 _MOST_SMALL_PATHS: Final = 1000
-_HELD_AT_ONCE: Final = 64  # takes a quarter of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +220,39 @@ class _TableReader:
         self._turns = asyncio.Semaphore(_PARALLEL_LARGE)
 
     def unread(self) -> dict[Digest, list[Segment]]:
-        """Return what is to be read: what a merged segment took in only once that one is unreadable."""
+        """Return what to read next: what is newer than all that is held, then the rest, then nothing.
+
+        What is held is taken in between, so that the budget is spent on the newest. What a merged segment
+        took in is read once that one is unreadable.
+        """
         if not self._with_taken_in:
             unreadable = self._looked_at.difference(self._tables)
             self._wanted = self._listing.without_taken_in(unreadable)
-        tables = self._wanted.tables_newest_first()
-        return {table: segments for table, segments in tables.items() if table not in self._looked_at}
+        unread: dict[Digest, list[Segment]] = {}
+        is_any_taken = False
+        for table, segments in self._wanted.tables_newest_first().items():
+            if table in self._looked_at:
+                continue
+            file = self._held.get(table)
+            if file is None:
+                unread[table] = segments
+                continue
+            if unread and not is_any_taken:
+                break
+            is_any_taken = True
+            self._looked_at.add(table)
+            try:
+                self._take(table, file)
+            except LimitError as error:
+                self._over[table] = str(error)
+        return unread
 
     async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]], stage: Stage) -> None:
         """Read one table after another; a table without segments is a version 1 document."""
         for table, segments in waiting:
             self._looked_at.add(table)
             try:
-                self._tables[table] = await self._read(table, segments, stage)
+                await self._read(table, segments, stage)
             except LimitError as error:
                 self._over[table] = str(error)
             except NotFoundError as error:
@@ -265,17 +284,17 @@ class _TableReader:
         total = len(listing.segments) + listing.left_out
         return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
-    async def _read(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
-        file = self._held.get(table)
-        if file is None:
-            file = await asyncio.to_thread(self._folder.open_table, table)
-        elif len(self._tables) % _HELD_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        if file is None:
-            return await self._fetch(table, segments, stage)
+    def _take(self, table: Digest, file: TableFile) -> None:
         self._budget.inflate(file.size)
         self._budget.open(file.count)
-        return file
+        self._tables[table] = file
+
+    async def _read(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> None:
+        file = await asyncio.to_thread(self._folder.open_table, table)
+        if file is not None:
+            self._take(table, file)
+        else:
+            self._tables[table] = await self._fetch(table, segments, stage)
 
     async def _fetch(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
         if not segments:

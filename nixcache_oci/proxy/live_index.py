@@ -234,6 +234,8 @@ class LiveIndex:
         )
 
     async def _swap(self, tables: TableSet) -> None:
+        if self._prevalidating is not None:
+            self._prevalidating.cancel()  # two jobs in slices would hold requests up for twice as long
         former, pause = (self.catalog.keys, _PAUSE_SECONDS) if self.catalog else (MergedKeys(), 0)
         keys = await run_in_slices(former.updated(tables.tables.values()), pause)
         catalog = await asyncio.to_thread(
@@ -246,8 +248,6 @@ class LiveIndex:
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
-        if self._prevalidating is not None:
-            self._prevalidating.cancel()
         ahead = run_in_slices(catalog.prevalidate(_PREVALIDATED), _PAUSE_SECONDS)
         self._prevalidating = asyncio.create_task(ahead, name="narinfos ahead")
         self.state.changed_at = time.time()

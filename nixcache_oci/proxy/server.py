@@ -95,8 +95,8 @@ def _keep_freed_memory() -> None:
     """Keep up to 16 MiB of freed memory in the process, for all threads; without glibc, do nothing.
 
     A proxy constantly allocates and frees pieces of 256 KiB. glibc returns each to the kernel, which zeroes
-    the pages again: a quarter of the time of a large NAR. It also gives each thread an arena of its own, where
-    freed memory stays: 12 MiB once a million paths were fetched.
+    the pages again: a quarter of the time of a large NAR. It also gives each thread an arena of its own, in
+    which freed memory stays: 12 MiB once a million paths were fetched.
 
     Source: mallopt(3).
     """
