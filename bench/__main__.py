@@ -26,6 +26,7 @@ SCENARIOS = (
     "scale",
     "publish",
     "substitution",
+    "upstream",
     "day",
     "verify",
     "year",
