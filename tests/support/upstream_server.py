@@ -118,12 +118,20 @@ silent: Talk = saying(again=[0.01, b""])
 
 @asynccontextmanager
 async def serve(
-    handler: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    handler: Handler,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    *,
+    cancels: bool = False,
 ) -> AsyncIterator[str]:
-    """Serve HTTP, over TLS where there is a certificate for it; gives the base URL."""
+    """Serve HTTP, over TLS where there is a certificate for it; gives the base URL.
+
+    Where it ``cancels``, a client that goes away ends what is done for it.
+    """
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, handler_cancellation=cancels)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=tls)

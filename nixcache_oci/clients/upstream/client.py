@@ -10,8 +10,8 @@ Slower answers are read in the background, so that their connections can be reus
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
@@ -31,8 +31,8 @@ from nixcache_oci.clients.upstream.address import (
     rewrite,
 )
 from nixcache_oci.clients.upstream.nar_client import NarClient
-from nixcache_oci.clients.upstream.nar_stream import ABSENT_STATUSES, NarHead, NarStream
-from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
+from nixcache_oci.clients.upstream.nar_stream import ABSENT_STATUSES, NarHead, NarStream, status_error
+from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth, UpstreamLoad
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
@@ -47,6 +47,8 @@ waited for like this during the next half minute."""
 _SLOW_SECONDS = 30.0
 MOST_LOSERS = 256
 """Look-ups that continue in the background; further ones are cancelled with their connections."""
+IDLE_SECONDS = 60.0
+"""How long an unused connection is kept: the next burst needs no handshakes. Servers keep them for longer."""
 _OK = 200
 
 
@@ -103,6 +105,7 @@ class Upstreams:
             uniform_timeouts(answer_seconds),
             connect_seconds=connect_seconds,
             connect_seconds_in_all=NAME_SECONDS + connect_seconds,
+            idle_seconds=IDLE_SECONDS,
             is_public=is_public,
         )
         self._former = {
@@ -207,12 +210,32 @@ class Upstreams:
         if not task.cancelled():
             task.exception()  # retrieved; it is already counted
 
-    def open_nar(
-        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None, via: Chain = ()
-    ) -> AbstractAsyncContextManager[NarStream]:
-        """Open a NAR as ``NarClient.open`` does."""
+    @asynccontextmanager
+    async def open_nar(
+        self,
+        key: str,
+        path: str,
+        query: str = "",
+        *,
+        start: int = 0,
+        end: int | None = None,
+        via: Chain = (),
+        is_ahead: bool = False,
+    ) -> AsyncIterator[NarStream]:
+        """Open a NAR as ``NarClient.open`` does; ``is_ahead`` if no client asked for it yet."""
         self._refuse_loop(via)
-        return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
+        peer = self._peers.get(key)
+        counted = peer.stream() if peer is not None and not is_ahead else nullcontext()
+        with counted:
+            async with self._nars.open(
+                key, path, query, start=start, end=end, headers=self._via(via)
+            ) as stream:
+                yield stream
+
+    def load(self, key: str) -> UpstreamLoad | None:
+        """Tell how busy an upstream is; None if nothing may be fetched ahead of clients' requests now."""
+        peer = self._peers.get(key)
+        return peer.load() if peer is not None else None
 
     async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
         """Return the head that ``open_nar`` would find; arguments and errors are the same."""
@@ -239,11 +262,14 @@ class Upstreams:
             if reply.status in ABSENT_STATUSES:
                 return None
             if reply.status != _OK:
-                raise UpstreamError(f"upstream {peer.upstream}: {hash_part}.narinfo: status {reply.status}")
+                raise status_error(
+                    f"upstream {peer.upstream}: {hash_part}.narinfo", reply.status, reply.headers
+                )
             narinfo = self._parse(peer.upstream, hash_part, body)
             return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
 
-        narinfo = await peer.attempt(self._answer_seconds, ask_for_it)
+        async with peer.look_up_turn():
+            narinfo = await peer.attempt(self._answer_seconds, ask_for_it)
         if narinfo is None:
             peer.misses += 1
         else:
