@@ -15,6 +15,7 @@ from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy import app_keys
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -65,6 +66,7 @@ def build_app(
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
     app = web.Application(middlewares=[_errors_to_statuses, _count, _guard(host_guard)])
+    app[app_keys.AHEAD] = ahead = NarsAhead(upstreams, packs.memory, counters, is_on=config.ahead)
     app[app_keys.CONFIG] = config
     app[app_keys.CONNECTIONS] = connections
     app[app_keys.COUNTERS] = counters
@@ -96,7 +98,7 @@ def build_app(
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
+        sweeping = asyncio.create_task(_sweep((connections, streams, ahead)), name="sweep")
         yield
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
@@ -105,11 +107,15 @@ def build_app(
         await nars.close()
         await packs.close()
 
+    async def stop_ahead(_: web.Application) -> None:
+        await ahead.close()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop_ahead)  # before requests are waited for, some of which wait for it
     return app
 
 
-async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+async def _sweep(bounds: Sequence[Connections | NarStreams | NarsAhead]) -> None:
     clock = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)

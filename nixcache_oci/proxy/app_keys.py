@@ -4,6 +4,7 @@ from aiohttp import web
 
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.connections import Connections
@@ -17,6 +18,7 @@ from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
+AHEAD = web.AppKey("ahead", NarsAhead)
 CONFIG = web.AppKey("config", ProxyConfig)
 CONNECTIONS = web.AppKey("connections", Connections)
 COUNTERS = web.AppKey("counters", Counters)

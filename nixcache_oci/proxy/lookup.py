@@ -41,6 +41,7 @@ class LookUpResult:
 
     verdict: Verdict
     narinfo: bytes | None = None
+    found: NarInfo | None = None  # the same, of an upstream hit
 
 
 class LoopFinder(Finder, Protocol):
@@ -129,7 +130,7 @@ async def look_up(
         return LookUpResult(Verdict.UNKNOWN)
     if found is not None:
         counters.upstream_hits += 1
-        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode())
+        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode(), found)
     if catalog is None:
         counters.unknown += 1
         return LookUpResult(Verdict.UNKNOWN)

@@ -7,7 +7,8 @@ from aiohttp import hdrs, web
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.app_keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
+from nixcache_oci.proxy.app_keys import AHEAD, COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
+from nixcache_oci.proxy.front.aiohttp_protocol import client_of
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
 from nixcache_oci.proxy.lookup import Verdict, look_up
 
@@ -27,4 +28,7 @@ async def get_narinfo(request: web.Request) -> web.Response:
         raise web.HTTPNotFound
     if found.verdict is Verdict.HIT and request.method == hdrs.METH_GET:
         app[FAST_PATH].prefetch_for(found.narinfo)
+    # Another proxy fetches ahead of its own clients.
+    if found.found is not None and request.method == hdrs.METH_GET and not via:
+        app[AHEAD].handed_out(client_of(request), found.found)
     return web.Response(body=found.narinfo, headers=_HEADERS)
