@@ -18,6 +18,7 @@ class Counters:
     nars_cut: int = 0  # transfers cut because the rest was unavailable or wrong
     packs_fetched: int = 0  # packs downloaded
     packs_fetched_ahead: int = 0  # packs prefetched
+    uploaded_bytes: int = 0  # bytes received of uploads
     nars_fetched_ahead: int = 0  # small NARs outside packs, prefetched
     upstream_nars_fetched_ahead: int = 0  # small NARs of upstreams that no client had asked for yet
     upstream_nars_ahead_used: int = 0  # those that a client asked for

@@ -13,7 +13,15 @@ from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
 from nixcache_oci.settings.values import Values, shown
-from nixcache_oci.settings.variables import IMAGE, INDEX_DIR, MAX_BLOB_BYTES, MAX_LAYERS, REGISTRY, REPO
+from nixcache_oci.settings.variables import (
+    IMAGE,
+    INDEX_DIR,
+    MAX_BLOB_BYTES,
+    MAX_LAYERS,
+    REGISTRY,
+    REPO,
+    UPLOAD_DIR,
+)
 
 _APPLICATION: Final = "nixcache-oci"
 
@@ -92,6 +100,16 @@ def index_dir(values: Values) -> Path:
     except RuntimeError:  # no home folder
         return NOWHERE
     return found if found.is_absolute() else NOWHERE
+
+
+def upload_dir(values: Values) -> Path:
+    """Return the folder for uploads to all caches; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(UPLOAD_DIR)
+    if given is not None:
+        return given
+    return Path(of_service) if of_service else _user_data() / "uploads"
 
 
 def _user_data() -> Path:
