@@ -28,7 +28,7 @@ from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import build, evaluator
 from nixcache_oci.clients.registry import client as registry
 from nixcache_oci.clients.registry import transport
-from nixcache_oci.clients.upstream import peer
+from nixcache_oci.clients.upstream import narinfo_store, peer
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
@@ -186,6 +186,11 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "left to clients", f"{_AHEAD}::test_few_are_fetched_at_once"),
         Bound("bytes of a NAR fetched ahead", "its FileSize",
               "dropped; the client's own request is passed on", f"{_AHEAD}::test_wrong_bytes_never_serve"),
+        Bound("narinfos of upstreams that are kept",
+              f"{show_bytes(narinfo_store.MAX_BYTES)}, {show_bytes(narinfo_store.MAX_NARINFO_BYTES)} each, "
+              f"for {narinfo_store.KEPT_SECONDS / 86_400:.0f} days; three times as much on disk",
+              "the least recently used are forgotten",
+              "tests/clients/test_upstream_kept.py::test_narinfos_are_bounded_in_bytes"),
         Bound("narinfos whose NARs may be fetched ahead",
               f"{wanted.MOST_WANTED:,}, {wanted.MOST_REFERENCES:,} references, "
               f"for {_seconds(wanted.KEPT_SECONDS)}",

@@ -14,6 +14,7 @@ from multidict import CIMultiDictProxy
 
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 
@@ -36,6 +37,7 @@ class Options(TypedDict, total=False):
     is_public: Callable[[str], bool]
     store_dir: str | None
     client_keys: tuple[PublicKey, ...]
+    store: NarinfoStore
     name: str
 
 

@@ -118,6 +118,7 @@ class UpstreamHealth:
     state: BreakerState  # whether it is asked at the moment
     hits: int  # narinfos that it had
     misses: int  # narinfos that it said it lacks
+    kept: int  # narinfos that it had given before, and was not asked for again
     failures: int  # requests without a usable answer
     last_error: str  # the latest failure's text, or empty
     retry_seconds: float | None  # until it is asked again; None if it is not waited for
@@ -161,6 +162,7 @@ class Peer:
         self.upstream = upstream
         self.hits = 0
         self.misses = 0
+        self.kept = 0
         self.slow_until = 0.0  # time of the event loop
         self._clock = clock
         self._breaker = Breaker()
@@ -206,6 +208,7 @@ class Peer:
             state=self._breaker.state,
             hits=self.hits,
             misses=self.misses,
+            kept=self.kept,
             failures=self._failures,
             last_error=self._last_error,
             retry_seconds=self._breaker.retry_seconds(self._clock()),
