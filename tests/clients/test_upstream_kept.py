@@ -116,7 +116,7 @@ async def test_a_miss_ahead_of_a_client_is_believed_for_a_moment() -> None:
     clock = Clock()
     async with upstream() as one, asking(one.url, clock=clock) as upstreams:
         one.status = 404
-        assert await upstreams.find(HASH_PART, is_ahead=True) is None
+        assert await upstreams.find_ahead(HASH_PART) is None
         one.status = 200
         assert await upstreams.find(HASH_PART) is None
         clock.now += 11

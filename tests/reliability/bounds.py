@@ -40,7 +40,7 @@ from nixcache_oci.proxy import (
     regression,
     tls,
 )
-from nixcache_oci.proxy.ahead import nars, wanted
+from nixcache_oci.proxy.ahead import narinfos, nars, wanted
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
 from nixcache_oci.proxy.uploads import intake, receiver, sent_before, spool
@@ -94,6 +94,7 @@ _HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
 _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _AHEAD: Final = "tests/proxy/ahead/test_nars.py"
+_NARINFOS_AHEAD: Final = "tests/proxy/ahead/test_narinfos.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
 _UPLOADS: Final = "tests/hostile/test_uploads.py"
 _SPOOL: Final = "tests/proxy/uploads/test_spool.py"
@@ -186,6 +187,10 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "left to clients", f"{_AHEAD}::test_few_are_fetched_at_once"),
         Bound("bytes of a NAR fetched ahead", "its FileSize",
               "dropped; the client's own request is passed on", f"{_AHEAD}::test_wrong_bytes_never_serve"),
+        Bound("narinfos looked up ahead of clients",
+              f"{narinfos.MOST_AT_ONCE} at once, {narinfos.MOST_REFERENCES:,} references of one, "
+              f"{narinfos.MOST_WAITING:,} wait",
+              "left to clients", f"{_NARINFOS_AHEAD}::test_references_without_end_are_bounded"),
         Bound("narinfos of upstreams that are kept",
               f"{show_bytes(narinfo_store.MAX_BYTES)}, {show_bytes(narinfo_store.MAX_NARINFO_BYTES)} each, "
               f"for {narinfo_store.KEPT_SECONDS / 86_400:.0f} days; three times as much on disk",
@@ -229,6 +234,9 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("NARs fetched ahead that a client did not ask for",
               f"{wanted.FIRST_UNREAD}, and two more for each that it used",
               "left to the client", f"{_AHEAD}::test_unread_nars_are_bounded_in_number"),
+        Bound("narinfos looked up ahead that a client did not ask for",
+              f"{narinfos.FIRST_UNREAD}, and two more for each that it used",
+              "left to the client", f"{_NARINFOS_AHEAD}::test_a_client_that_uses_little_gets_little"),
         Bound("clients that NARs are fetched ahead of", f"{wanted.MOST_CLIENTS}",
               "the oldest is forgotten", "tests/proxy/ahead/test_wanted.py::test_clients_are_bounded"),
         Bound("narinfos that one upstream is asked for at once", f"{peer.MOST_LOOK_UPS}",

@@ -146,16 +146,23 @@ class Upstreams:
         """Tell whether a request that came through these proxies must not go on to upstreams."""
         return is_loop(via, self._name)
 
-    async def find(self, hash_part: HashPart, via: Chain = (), *, is_ahead: bool = False) -> NarInfo | None:
+    async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo, and rewrite its URL for our clients.
 
         What an upstream gave before is not asked for again, unless no client key signed it: it may be signed
         by now. None if every upstream said that it has none, or the proxies that the request came ``via``
-        make a loop. With ``is_ahead``, the next look-up believes a miss for some seconds. Raises
-        UpstreamError if none has it, and at least one could not say.
+        make a loop. Raises UpstreamError if none has it, and at least one could not say.
         """
-        if self.is_loop(via):
-            return None
+        return None if self.is_loop(via) else await self._find(hash_part, via, is_ahead=False)
+
+    async def find_ahead(self, hash_part: HashPart) -> NarInfo | None:
+        """Find what no client asked for yet, as ``find`` does; the next ``find`` believes a miss for seconds.
+
+        Upstreams that want fewer requests are not asked.
+        """
+        return await self._find(hash_part, (), is_ahead=True)
+
+    async def _find(self, hash_part: HashPart, via: Chain, *, is_ahead: bool) -> NarInfo | None:
         kept = {peer: self._narinfos.kept(peer, hash_part) for peer in self._peers.values()}
         found = [one.narinfo for one in kept.values() if one is not None and one.is_final]
         if self._narinfos.suffices(found):
@@ -166,7 +173,9 @@ class Upstreams:
                 name=f"{hash_part} at {peer.upstream}",
             ): peer
             for peer, one in kept.items()
-            if (one is None or not one.is_final) and not self._narinfos.has_missed(peer, hash_part)
+            if (one is None or not one.is_final)
+            and not self._narinfos.has_missed(peer, hash_part)
+            and not (is_ahead and peer.load() is None)
         }
         unknown: list[str] = []
         try:

@@ -105,7 +105,7 @@ class NarinfoClient:
     async def look_up(
         self, peer: Peer, hash_part: HashPart, headers: Mapping[str, str], *, is_ahead: bool
     ) -> NarInfo | None:
-        """Ask one upstream; None if it has none for our store. ``is_ahead`` as of ``Upstreams.find``.
+        """Ask one upstream; None if it has none for our store. ``is_ahead`` for ``Upstreams.find_ahead``.
 
         Raises UpstreamError if it could not say.
         """

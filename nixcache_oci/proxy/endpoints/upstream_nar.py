@@ -5,7 +5,7 @@ from aiohttp import hdrs, web
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.clients.upstream.nar_stream import NarHead
 from nixcache_oci.errors import UpstreamNotFoundError
-from nixcache_oci.proxy.app_keys import AHEAD, COUNTERS, NAR_STREAMS, UPSTREAMS
+from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, NARS_AHEAD, UPSTREAMS
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import client_of, connection_of
 from nixcache_oci.proxy.nar_source import pieces
@@ -40,7 +40,7 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
 
 async def _fetched_ahead(request: web.Request) -> bytearray | None:
     try:
-        return await request.app[AHEAD].nar(client_of(request), request.raw_path[1:])
+        return await request.app[NARS_AHEAD].nar(client_of(request), request.raw_path[1:])
     except ConnectionError:
         connection_of(request).cut()  # Nix asks again; at a 404 it would build
         raise
