@@ -20,6 +20,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
@@ -133,6 +134,7 @@ async def serving(
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
         client_keys=config.client_keys,
+        store=await asyncio.to_thread(NarinfoStore.open, config.index_dir) if configured else None,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(

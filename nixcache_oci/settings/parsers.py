@@ -52,9 +52,9 @@ _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
 def parse_yes_or_no(text: str) -> bool:
-    """Take yes or no."""
+    """Take yes or no, or 1 or 0."""
     try:
-        return {"yes": True, "no": False}[text]
+        return {"yes": True, "1": True, "no": False, "0": False}[text]
     except KeyError:
         raise FormatError("expected yes or no") from None
 

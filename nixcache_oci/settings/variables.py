@@ -133,6 +133,14 @@ UPSTREAM_NARS: Final = Variable(
     "pass upstream NARs through the proxy, or hand out the upstream's own URL",
     default="stream",
 )
+AHEAD: Final = Variable(
+    name="NIXCACHE_AHEAD",
+    default="yes",
+    parse=parsers.parse_yes_or_no,
+    metavar="yes|no",
+    help="whether to fetch from upstreams what a client that substitutes will ask for next",
+    is_switch=True,
+)
 HOSTS: Final = Variable(
     "NIXCACHE_HOSTS",
     parsers.parse_hosts,
@@ -280,6 +288,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     UPSTREAM,
     UPSTREAM_FILE,
     UPSTREAM_NARS,
+    AHEAD,
     INDEX_TTL,
     INDEX_DIR,
     PACK_MEMORY,
