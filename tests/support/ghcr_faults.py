@@ -18,7 +18,7 @@ Operation: TypeAlias = Literal[
     "token", "ping", "tags", "unknown",
     "manifest-head", "manifest-get", "manifest-put", "manifest-delete",
     "blob-head", "blob-get", "storage-get", "storage-head",
-    "upload-post", "upload-patch", "upload-put", "upload-delete",
+    "upload-post", "upload-get", "upload-patch", "upload-put", "upload-delete",
     "package-versions", "package-version-get", "package-delete",
 ]
 # fmt: on
@@ -165,7 +165,12 @@ _TABLE: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = (
     (re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?"), {"POST": "upload-post"}),
     (
         re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<reference>[^/]+)"),
-        {"PATCH": "upload-patch", "PUT": "upload-put", "DELETE": "upload-delete"},
+        {
+            "GET": "upload-get",
+            "PATCH": "upload-patch",
+            "PUT": "upload-put",
+            "DELETE": "upload-delete",
+        },
     ),
     (
         re.compile(r"/v2/(?P<name>.+)/blobs/(?P<reference>[^/]+)"),
