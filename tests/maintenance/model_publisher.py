@@ -87,7 +87,8 @@ class ModelRemover:
         for digest in self._storage.manifests:
             self._born.setdefault(digest, now)
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
+        del tags  # they go with it
         await self._before(f"remove {manifest}")
         self._storage.manifests.pop(manifest, None)
         for tag, digest in list(self._storage.tags.items()):

@@ -4,6 +4,7 @@ Source: OCI distribution specification 1.1, with GHCR's deviations.
 """
 
 import json
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -14,7 +15,7 @@ from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
+from nixcache_oci.clients.http.errors import Failure, HttpError, translated
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
@@ -22,9 +23,10 @@ from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
+from nixcache_oci.clients.registry.removal import delete_manifest
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
@@ -44,9 +46,6 @@ _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
 _STORED = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
-_DELETED = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.OK, HTTPStatus.NO_CONTENT})
-_DISABLED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED})
-_DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Registry:
@@ -155,37 +154,9 @@ class Registry:
         self._pushed.put(str(digest), None)
         return digest
 
-    async def delete_manifest(self, digest: Digest) -> None:
-        """Delete a manifest and its tags; its blobs go when the registry collects garbage.
-
-        Raises NotFoundError if there is no such manifest; RegistryError if the registry does not delete it.
-        """
-        call = Call(
-            f"delete manifest {digest}",
-            "DELETE",
-            self._url(f"/manifests/{digest}"),
-            accepts=_DELETED | _DISABLED,
-            may_be_absent=True,
-        )
-        try:
-            answer = await self._transport.fetch(call)
-        except NotFoundError:
-            raise
-        except RegistryError as error:
-            if error.status not in _DENIED:
-                raise
-            text = f"{error}; the right to delete is separate from the right to push"
-            raise RegistryError(text, status=error.status, code=error.code) from None
-        if answer.status in _DISABLED:
-            code, message = parse_error(answer.body)
-            said = " ".join(filter(None, (str(answer.status), code, f"({message})" if message else "")))
-            raise self._transport.error(
-                call,
-                f"this registry does not delete: {said}; its owner has to enable it (docker-registry:"
-                " storage.delete.enabled: true, or REGISTRY_STORAGE_DELETE_ENABLED=true);"
-                " it is kept until then",
-                status=answer.status,
-            )
+    async def delete_manifest(self, digest: Digest, tags: Iterable[str] = ()) -> None:
+        """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
+        await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order.
@@ -261,10 +232,10 @@ class RegistryRemover:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Delete a manifest, and the tags that point at it."""
         with suppress(NotFoundError):
-            await self._registry.delete_manifest(manifest)
+            await self._registry.delete_manifest(manifest, tags)
 
     async def untagged(self) -> list[UntaggedVersion]:
         """Return none: the specification has no way to ask."""
