@@ -51,6 +51,10 @@ class Repository(Protocol):
     def name(self) -> str:
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache`` or ``oci:/path``."""
 
+    @property
+    def can_list_untagged(self) -> bool:
+        """Whether its ``Remover`` finds what no tag points at; elsewhere the index has to remember it."""
+
     async def resolve(self, tag_or_digest: str) -> Digest:
         """Return the digest of the manifest that a tag points at, without fetching it."""
 

@@ -130,7 +130,7 @@ async def push_things(
     header = TableHeader(created)
     table = Table(header, tuple(records), (*narinfos, *pack.narinfos))
     segment = await push_segment(repository, table, layers)
-    await list_segments(repository, [segment], sleep=no_sleep)
+    await list_segments(repository, [segment], clock=lambda: created, sleep=no_sleep)
 
 
 async def publish_things(

@@ -58,6 +58,7 @@ class Registry:
         credentials: their source, or None for anonymous.
         push: whether to ask for the right to push; a token without it is then refused at once.
         delete: whether to ask for the right to delete, likewise.
+        can_list_untagged: see ``Repository``.
         patience: seconds that one operation may take with all retries, without transmission.
         stall_seconds: how long a connection may make no progress.
         attempts: most tries of an operation; only patience bounds them during a rate limit.
@@ -72,6 +73,7 @@ class Registry:
         *,
         push: bool = False,
         delete: bool = False,
+        can_list_untagged: bool = False,
         patience: float,
         stall_seconds: float = 30,
         attempts: int = 5,
@@ -79,6 +81,7 @@ class Registry:
         is_public: IsPublic = is_public,
     ) -> None:
         self._reference = reference
+        self._can_list_untagged = can_list_untagged
         self._base = f"{reference.base_url}/v2/{reference.repository}"
         self._transport = Transport(
             reference,
@@ -98,6 +101,11 @@ class Registry:
     def name(self) -> str:
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache``."""
         return str(self._reference)
+
+    @property
+    def can_list_untagged(self) -> bool:
+        """Whether its remover lists what has no tag, as GitHub's API does."""
+        return self._can_list_untagged
 
     async def close(self) -> None:
         """Close all connections."""

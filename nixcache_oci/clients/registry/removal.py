@@ -1,6 +1,6 @@
 """Deletes manifests, as registries differ in what they refuse.
 
-By the specification a manifest is deleted by its digest, and its tags go with it. Google and Docker Hub refuse
+By the specification a manifest is deleted by its digest, with its tags. Google and Docker Hub refuse
 what still has a tag: the tag goes first. They, Harbor, GitLab and ECR refuse what an image index lists: the
 index has to go first, which is the caller's business. Statuses and codes differ.
 
