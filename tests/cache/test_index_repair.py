@@ -211,17 +211,20 @@ async def test_a_segment_is_replaced_once_however_often_the_index_is_written() -
     assert len(told) == 1
 
 
-async def test_a_tag_that_leads_elsewhere_names_no_segment() -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_tag_that_leads_elsewhere_names_no_segment(*, is_old: bool) -> None:
     """A repair that was cut short leaves one: it does not make every later listing incomplete."""
     storage = ModelStorage()
     segment = await make(storage, [ALONE])
     delete(storage, segment)
     storage.tags.pop(INDEX_TAG)
     repository = ModelRepository(storage, nothing)
-    storage.tags[str(segment.tag)] = segment.manifest
+    tag = str(segment.tag)
+    tag = tag[:8] + tag[8:24].upper() + tag[24:] if is_old else tag  # as older versions wrote it
+    storage.tags[tag] = segment.manifest
     assert not (await read_listing(repository)).is_complete
     other = await push_segment(repository, Table(TableHeader(CREATED)), [])
-    storage.tags[str(segment.tag)] = other.manifest
+    storage.tags[tag] = other.manifest
     listing = await read_listing(repository)
     assert listing.is_complete
     assert [one.manifest for one in listing.segments] == [other.manifest]

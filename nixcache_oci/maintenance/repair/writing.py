@@ -148,24 +148,27 @@ class _Tags:
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
-            if await has_manifest(self._repository, tag.manifest) or not await self._is_there(tag):
+            if await has_manifest(self._repository, tag.manifest) or not await self._find(tag):
                 return False
         return True
 
-    async def _is_there(self, tag: SegmentTag) -> bool:
-        return str(tag) in await self._repository.list_tags()
+    async def _find(self, tag: SegmentTag) -> list[str]:
+        """List the tag as the repository does, in either case or in both."""
+        return [text for text in await self._repository.list_tags() if SegmentTag.parse(text) == tag]
 
     async def _replace(self, tag: SegmentTag) -> bool:
         annotations = {media_type.ANNOTATION_CREATED: format_time(tag.created)}
         stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
         await push_empty_config(self._repository)
-        manifest = await self._repository.push_manifest(str(tag), stand_in, media_type.IMAGE_MANIFEST)
+        manifest = Digest.of(stand_in)
+        for text in await self._find(tag):
+            manifest = await self._repository.push_manifest(text, stand_in, media_type.IMAGE_MANIFEST)
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
             # GitHub's API may need a moment until it lists what was just pushed.
             await self._remover.remove(manifest)
-            if not await self._is_there(tag):
+            if not await self._find(tag):
                 return True
         return False
 
