@@ -137,7 +137,7 @@ class Segment:
         if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
             raise FormatError(f"manifest {digest}: {counted(len(content), 'byte')}, too many for a segment")
         manifest = Manifest.parse(content)
-        if manifest.artifact_type != media_type.SEGMENT:
+        if manifest.artifact_type not in {None, media_type.SEGMENT}:
             raise FormatError(f"manifest {digest}: it is not a segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
             raise FormatError(f"segment {digest}: its first layer is not a table")

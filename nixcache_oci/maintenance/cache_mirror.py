@@ -21,7 +21,7 @@ from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.cache.salvage import without_lost
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_inflation import read_table
-from nixcache_oci.cache.writer import write_segments
+from nixcache_oci.cache.writer import push_tagged, write_segments
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import has_blob, read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
@@ -94,7 +94,7 @@ class Mirror:
         if lost:
             return await self._copy_rest(segment, manifest, lost)
         if segment.tag not in self._tagged or not await has_manifest(self._destination, segment.manifest):
-            await self._destination.push_manifest(str(segment.tag), stored.content, stored.media_type)
+            return [await push_tagged(self._destination, stored.content)]
         return [segment]
 
     async def _copy_rest(

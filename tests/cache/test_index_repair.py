@@ -180,6 +180,23 @@ async def test_another_refusal_is_passed_on(status: int) -> None:
     assert await names(ModelRepository(storage, nothing)) == ["alone"]
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_a_refused_segment_is_named(*, is_named: bool) -> None:
+    """Its manifest is there, and yet the registry refuses the index for it: repair replaces it."""
+    storage = ModelStorage()
+    segment = await make(storage, [ALONE])
+    await make(storage, [BASE])
+    text = f"400 MANIFEST_BLOB_UNKNOWN ({segment.manifest})" if is_named else "400 MANIFEST_BLOB_UNKNOWN"
+
+    async def refuse(step: str) -> None:
+        if step.startswith(f"push manifest {INDEX_TAG}"):
+            raise RegistryError(text, status=400, code="MANIFEST_BLOB_UNKNOWN")
+
+    which = str(segment.tag) if is_named else "a segment that the index lists"
+    with pytest.raises(RegistryError, match=f"it refuses {which}: 'nixcache-oci verify --repair'"):
+        await add(ModelRepository(storage, refuse), [])
+
+
 async def test_a_cache_without_tags_is_carried_over() -> None:
     """Common copiers bring no tags of segments: what is there stays listed."""
     storage, told = ModelStorage(), list[str]()

@@ -125,6 +125,11 @@ def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
         *((b'{"errors":[{"code":"<b>","message":7}]}', ("", "")), (b'{"errors":{}}', ("", ""))),
         (b'{"message":"slow down","code":"NAME_UNKNOWN"}', ("", "slow down")),
         (b'{"errors":[{"code":"DENIED"}],"message":"else"}', ("DENIED", "")),
+        (b'{"errors":[{"code":"X","message":"no","detail":"bad\\n type"}]}', ("X", "no: bad type")),
+        (b'{"errors":[{"code":"X","message":"no","detail":{"message":"bad"}}]}', ("X", "no: bad")),
+        (b'{"errors":[{"code":"X","message":"no","detail":{"digest":"sha256:1"}}]}', ("X", "no: sha256:1")),
+        (b'{"errors":[{"code":"X","message":"no","detail":"no"}]}', ("X", "no")),
+        (b'{"errors":[{"code":"X","message":"no","detail":[{"Action":"pull"}]}]}', ("X", "no")),
         *((b'{"errors":["x"]}', ("", "")), (b"[" * 100_000, ("", "")), (b"\xff", ("", ""))),
     ],
 )

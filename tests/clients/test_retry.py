@@ -91,6 +91,8 @@ _ANY_SERVER: list[tuple[int, _Headers, str, float | None]] = [
     (403, _NONE, _SECONDARY, 60),
     (403, {"Retry-After": "5"}, _SECONDARY, 5),
 ]
+# Of nginx and Cloudflare, about the server behind them.
+_ANY_SERVER += [(status, _NONE, "", _SOON) for status in (499, 520, 524, 530)]
 # The same for one of them.
 _OWN: list[tuple[str, int, _Headers, str, float | None]] = [
     *(("registry", status, _NONE, "", _NEVER) for status in (400, 401, 403, 404, 410)),

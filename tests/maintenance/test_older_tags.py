@@ -12,10 +12,12 @@ from nixcache_oci.cache.progress import SILENT
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag
 from nixcache_oci.cache.writer import SegmentOptions
+from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.cache_mirror import Mirror
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.maintenance.repair import writing
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan
+from nixcache_oci.oci.digest import Digest
 from tests.maintenance.model_publisher import ModelRemover, Thing, collect, push_things, sweep_blobs
 from tests.maintenance.served import Reader
 from tests.support.interleaving import no_sleep, nothing
@@ -94,9 +96,20 @@ async def test_a_lost_index_is_found_by_them(each: int) -> None:
     assert (len(union.index.segments), union.untagged) == (2, ())
 
 
-async def test_one_without_its_manifest_is_taken_away() -> None:
+class UntypedRepository(ModelRepository):
+    """Takes no artifactType, as GitLab does not."""
+
+    async def push_manifest(self, tag_or_digest: str, content: bytes, media_type: str) -> Digest:
+        if b"artifactType" in content:
+            raise RegistryError("unknown media type", status=400, code="MANIFEST_INVALID")
+        return await super().push_manifest(tag_or_digest, content, media_type)
+
+
+@pytest.mark.parametrize("kind", [ModelRepository, UntypedRepository])
+async def test_one_without_its_manifest_is_taken_away(kind: type[ModelRepository]) -> None:
     """In the spelling that it is listed in; what repair puts in its place meanwhile stays nowhere."""
     cache = Cache(1)
+    cache.repository = kind(cache.storage, nothing)
     await cache.publish(LIB, WEB1)
     (gone,) = cache.manifests
     del cache.storage.manifests[gone.manifest], cache.storage.tags[INDEX_TAG]
@@ -124,3 +137,17 @@ async def test_a_mirror_adds_no_second_one() -> None:
     await source.publish(WEB2)
     await Mirror(source.repository, destination.repository, SILENT).run()
     assert len(destination.manifests) == len(set(destination.manifests)) == 2
+
+
+async def test_a_mirror_goes_without_a_type_where_that_is_refused() -> None:
+    """There and back: the segment is another one, of the same table, and a second run changes nothing."""
+    source, untyped, back = Cache(1), Cache(1), Cache(1)
+    untyped.repository = UntypedRepository(untyped.storage, nothing)
+    await source.publish(LIB, WEB1)
+    await Mirror(source.repository, untyped.repository, SILENT).run()
+    before = dict(untyped.storage.tags)
+    await Mirror(source.repository, untyped.repository, SILENT).run()
+    assert untyped.storage.tags == before
+    await Mirror(untyped.repository, back.repository, SILENT).run()
+    assert Reader(back.storage).view().good == {LIB.base_name, WEB1.base_name}
+    assert back.storage.tags[INDEX_TAG] == untyped.storage.tags[INDEX_TAG]

@@ -30,6 +30,15 @@ def parse_url(text: str, *, encoded: bool = False) -> URL:
         raise ValueError("no host behind user and password") from None
 
 
+def is_same_origin(one: URL, other: URL) -> bool:
+    """Compare scheme, host and port (RFC 6454, section 4): ``https://h`` is ``https://h:443``."""
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: URL) -> tuple[str, str, int | None]:
+    return url.scheme.lower(), (url.raw_host or "").lower(), url.port
+
+
 def show_url(text: str) -> str:
     """Quote a URL without user and password, and without its query, which may be signed."""
     place = re.split(r"[?#]", text, maxsplit=1)[0]

@@ -17,7 +17,13 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now, other_than
-from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
+from nixcache_oci.cache.writer import (
+    SegmentOptions,
+    describe_blobs,
+    push_empty_config,
+    push_typed,
+    write_segments,
+)
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
@@ -162,7 +168,7 @@ class _Tags:
         await push_empty_config(self._repository)
         manifest = Digest.of(stand_in)
         for text in await self._find(tag):
-            manifest = await self._repository.push_manifest(text, stand_in, media_type.IMAGE_MANIFEST)
+            manifest = Digest.of(await push_typed(self._repository, stand_in, text))
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
