@@ -14,7 +14,7 @@ from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
 from nixcache_oci.cache.former import remembering
-from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child
+from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child, name_child
 from nixcache_oci.cache.listing import Listing, Union, found_or_none, read_union
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import now
@@ -126,7 +126,7 @@ async def write_index(
                     raise
                 repaired = await index_repair.repair(index, index.segments)
                 if repaired == index:
-                    raise
+                    raise name_child(error, index) from None
                 index, digest = repaired, await _push_index(repository, repaired)
             # Registries lag: a first push may not be visible at once.
             if await found_or_none(repository.resolve(INDEX_TAG)) != digest:

@@ -242,7 +242,7 @@ def newest_first(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...]:
-    tagged = set(tags)
+    tagged = {tag.lower() for tag in tags}
     return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
 
 
@@ -265,7 +265,7 @@ class _UnlistedReader:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
             # A tag of another manifest names no segment: an interrupted repair leaves one behind.
-            if await found_or_none(self._repository.resolve(str(tag))) in (None, tag.manifest):
+            if await found_or_none(self._repository.resolve(tag.listed)) in (None, tag.manifest):
                 self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)

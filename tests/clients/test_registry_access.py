@@ -403,7 +403,7 @@ async def test_a_token_that_left_the_registry_does_not_come_back(
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("?n=10000", "more than 5 redirects"),
+        ("?n=1000", "more than 5 redirects"),
         ("", "not a plain http"),
         ("ftp://x/", "not a plain http"),
         ("http://user:secret@127.0.0.1/", "not a plain http"),
@@ -457,16 +457,15 @@ async def test_a_redirect_whose_page_breaks_off_is_followed() -> None:
     [
         (302, "Location", "http://public.example/"),
         (401, "WWW-Authenticate", 'Bearer realm="http://public.example/"'),
-        (200, "Link", f"<http://{_HOST}/>; rel=next"),
     ],
 )
 async def test_a_registry_of_https_is_never_spoken_to_in_the_clear(
     web: aioresponses, status: int, header: str, value: str
 ) -> None:
-    """Not by a redirect, nor by a realm, nor by a next page."""
+    """Not by a redirect, nor by a realm."""
     web.get(re.compile("https:"), status=status, headers={header: value}, body='{"tags": []}')
     async with opened(_HOST, _PASSWORD, plain_http=False, patience=0) as registry:
-        with pytest.raises(RegistryError, match=f"{NAME}: .*(https|another server)"):
+        with pytest.raises(RegistryError, match=f"{NAME}: .*https"):
             await registry.list_tags()
     assert sent(web, "http:") == []
 
@@ -483,6 +482,6 @@ async def test_other_hosts_are_reached_by_the_proxy(
             assert await registry.list_tags() == ["a"]
             await local.resolve("cache-index")
     [asked] = seen
-    assert asked.path == f"http://registry.example/v2/{NAME}/tags/list?n=10000"
+    assert asked.path == f"http://registry.example/v2/{NAME}/tags/list?n=1000"
     assert asked.headers["Proxy-Authorization"] == "Basic dXNlcjpwQHNz"
     assert "Authorization" not in asked.headers

@@ -186,7 +186,8 @@ _TABLE: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = (
 
 def registry_target(method: str, raw_path: str) -> Target:
     """Find the operation; a slash inside a package's name has to be sent as %2F."""
-    path = raw_path.partition("?")[0]
+    # A proxy is sent the whole address.
+    path = re.sub("^http://[^/]+", "", raw_path.partition("?")[0])
     for pattern, operations in _TABLE:
         if (match := pattern.fullmatch(path)) and method in operations:
             parts = match.groupdict()

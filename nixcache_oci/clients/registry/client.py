@@ -3,45 +3,33 @@
 Source: OCI distribution specification 1.1, with GHCR's deviations.
 """
 
-import json
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
 
 from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.errors import Failure, HttpError, translated
-from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
 from nixcache_oci.clients.registry.removal import delete_manifest
+from nixcache_oci.clients.registry.tags import Tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
-from nixcache_oci.wording import counted
 
 _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
 _MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
-_TAGS_ASKED = 10_000  # on a page
-# Of a whole list of tags, over all pages. A cache has some dozen segments.
-_MOST_TAG_BYTES = 16 * 1024 * 1024
-_MOST_TAGS = 100_000
-_MOST_TAG_PAGES = 1_000
-_MOST_TAG_SECONDS = 600
-_MOST_OTHER_COMMAS = 16  # on a page, for its name and whatever a registry adds
 _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
@@ -95,6 +83,7 @@ class Registry:
         # Just after a push a registry may not know it yet: a 404 for these is retried.
         self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
         self._sessions_ahead = SessionsAhead(self._transport, self._base)
+        self._tags = Tags(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 
     @property
@@ -167,31 +156,8 @@ class Registry:
         await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
     async def list_tags(self) -> list[str]:
-        """List every tag, in no particular order.
-
-        A list of over 100,000 tags, 16 MiB, 1,000 pages or ten minutes is an error, and never cut.
-        """
-        url: URL | None = self._url(f"/tags/list?n={_TAGS_ASKED}")
-        tags: dict[str, None] = {}
-        seen: set[URL] = set()
-        room = _MOST_TAG_BYTES
-        deadline = monotonic() + _MOST_TAG_SECONDS
-        while url is not None:
-            call = Call("list tags", "GET", url, may_be_absent=not seen)
-            if url in seen or len(seen) == _MOST_TAG_PAGES or monotonic() > deadline:
-                raise self._transport.error(call, f"the list does not end after {counted(len(seen), 'page')}")
-            seen.add(url)
-            page, answer = await self._transport.fetch_parsed(
-                call, room + 1, partial(_read_tags, room=room, most=_MOST_TAGS - len(tags))
-            )
-            tags.update(dict.fromkeys(page))
-            room -= len(answer.body)
-            try:
-                with translated():
-                    url = _next_page(answer, url)
-            except (FormatError, HttpError) as error:
-                raise self._transport.error(call, str(error), status=answer.status) from error
-        return list(tags)
+        """List every tag, in no particular order; see ``Tags.list`` for its limits."""
+        return await self._tags.list()
 
     # Blobs
 
@@ -270,35 +236,6 @@ def _read_manifest(answer: BufferedReply, asked: Digest | None) -> StoredManifes
     return StoredManifest(answer.body, media_type, digest)
 
 
-def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str], BufferedReply]:
-    """Read one page, of at most ``room`` bytes and ``most`` tags; HttpError if it is larger, or no list."""
-    if len(answer.body) > room:
-        raise _unusable(answer, f"the list has over {_MOST_TAG_BYTES} bytes", is_final=True)
-    # Counted before parsing, which cannot be interrupted.
-    if answer.body.count(b",") > most + _MOST_OTHER_COMMAS:
-        raise _unusable(answer, f"the list has over {_MOST_TAGS} tags", is_final=True)
-    try:
-        return parse_tags(answer.body), answer
-    except FormatError as error:
-        raise _unusable(answer, str(error)) from error
-
-
-def parse_tags(body: bytes) -> list[str]:
-    """Read the tags of one page; FormatError if this is no list of tags."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise FormatError("the list of tags is not JSON") from None  # what came is not worth showing
-    if not isinstance(document, dict) or "tags" not in document:
-        raise FormatError("the list of tags has no tags")
-    tags = document["tags"]
-    if tags is None:  # Go's way to write an empty list
-        return []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise FormatError("the list of tags contains something else")
-    return tags
-
-
 def _unusable(answer: BufferedReply, reason: str, *, is_final: bool = False) -> HttpError:
     return HttpError(Failure(answer.status), reason, is_final=is_final)
 
@@ -309,14 +246,3 @@ def _stated_digest(answer: BufferedReply) -> Digest | None:
         return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
     except FormatError:
         return None
-
-
-def _next_page(answer: BufferedReply, url: URL) -> URL | None:
-    """Find the next page; FormatError at another server, for only the registry itself knows its tags."""
-    target = find_next(answer.headers.getall("Link", []))
-    if target is None:
-        return None
-    following = join(url, target)
-    if following.origin() != url.origin():
-        raise FormatError(f"the list of tags continues at another server, {following.origin()}")
-    return following

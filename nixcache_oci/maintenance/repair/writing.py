@@ -17,7 +17,13 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now, other_than
-from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
+from nixcache_oci.cache.writer import (
+    SegmentOptions,
+    describe_blobs,
+    push_empty_config,
+    push_typed,
+    write_segments,
+)
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
 from nixcache_oci.errors import Error, FormatError, NotFoundError, ReferencedError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
@@ -117,7 +123,7 @@ async def _delete(
                 await tags.free(segment.tag)
         except ReferencedError as error:
             # Without its tag nothing brings it back, and the index remembers it for gc.
-            if await tags.is_there(segment.tag):
+            if await tags.find(segment.tag):
                 refused[segment.manifest] = str(error)
         except RegistryError as error:
             refused[segment.manifest] = str(error)
@@ -152,25 +158,27 @@ class _Tags:
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
-            if await has_manifest(self._repository, tag.manifest) or not await self.is_there(tag):
+            if await has_manifest(self._repository, tag.manifest) or not await self.find(tag):
                 return False
         return True
 
-    async def is_there(self, tag: SegmentTag) -> bool:
-        """Tell whether the repository lists a tag."""
-        return str(tag) in await self._repository.list_tags()
+    async def find(self, tag: SegmentTag) -> list[str]:
+        """List the tag as the repository does, in either case or in both."""
+        return [text for text in await self._repository.list_tags() if SegmentTag.parse(text) == tag]
 
     async def _replace(self, tag: SegmentTag) -> bool:
         annotations = {media_type.ANNOTATION_CREATED: format_time(tag.created)}
         stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
         await push_empty_config(self._repository)
-        manifest = await self._repository.push_manifest(str(tag), stand_in, media_type.IMAGE_MANIFEST)
+        manifest = Digest.of(stand_in)
+        for text in await self.find(tag):
+            manifest = Digest.of(await push_typed(self._repository, stand_in, text))
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
             # GitHub's API may need a moment until it lists what was just pushed.
             await self._remover.remove(manifest, [str(tag)])
-            if not await self.is_there(tag):
+            if not await self.find(tag):
                 return True
         return False
 
