@@ -123,8 +123,9 @@ async def test_who_could_take_the_tag_lacks_no_right(story: Story, message: str)
     """Docker Hub may answer the same 403 for the tag and for the index, without a word."""
     story.ghcr.deletes_tags = True
     body = json.dumps({"errors": [{"code": "DENIED", "message": message}]}).encode() if message else b""
-    story.ghcr.fault("DELETE .*sha256", "status", status=403, body=body, times=2)
     async with story.remover() as remover:
+        await remover.remove(Digest.of(b"never there"))  # from here on it has a token
+        story.ghcr.fault("DELETE .*sha256", "status", status=403, body=body, times=2)
         with pytest.raises(ReferencedError, match="its tag is gone, so an image index may still list it"):
             await remover.remove(story.listed, ["listed"])
         await remover.remove(story.listed, ["listed"])
