@@ -106,10 +106,10 @@ class CacheIndex:
             Their tags, oldest first, and how many more there are.
         """
         listed = {segment.manifest.hex for segment in self.segments}
-        found = {tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
+        found = {tag.lower(): tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
         # Compared as text, which starts with the time: there may be 100,000, and parsing times is slow.
         newest = nlargest(most, found)
-        parsed = (SegmentTag.parse(tag) for tag in reversed(newest))
+        parsed = (SegmentTag.parse(found[tag]) for tag in reversed(newest))
         return [tag for tag in parsed if tag is not None], len(found) - len(newest)
 
     def with_segments(self, more: Iterable[Segment]) -> Self:

@@ -147,8 +147,8 @@ class Union:
         Deleting a manifest deletes its tags, but a cache may also have been copied without them:
         ``find_missing_manifests`` decides.
         """
-        tags = set(self.tags)
-        return tuple(segment for segment in self.index.segments if str(segment.tag) not in tags)
+        tagged = {tag.lower() for tag in self.tags}
+        return tuple(segment for segment in self.index.segments if str(segment.tag) not in tagged)
 
     def listing(self, missing: AbstractSet[Digest] = frozenset()) -> Listing:
         """Return the newest ``MAX_SEGMENTS`` segments, except those with missing manifests."""
@@ -271,7 +271,7 @@ class _UnlistedReader:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
             # A tag of another manifest names no segment: an interrupted repair leaves one behind.
-            if await found_or_none(self._repository.resolve(str(tag))) in (None, tag.manifest):
+            if await found_or_none(self._repository.resolve(tag.listed)) in (None, tag.manifest):
                 self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)

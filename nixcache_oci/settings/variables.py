@@ -28,7 +28,7 @@ IMAGE: Final = Variable(
     "NIXCACHE_IMAGE",
     parsers.parse_image,
     "NAME",
-    "last part of the repository's name in the registry",
+    "last part of the repository's name in the registry; - for none",
     default="nix-cache",
 )
 GITHUB_TOKEN: Final = Variable(
@@ -198,14 +198,14 @@ MAX_LAYERS: Final = Variable(
     parsers.parse_max_layers,
     "NUMBER",
     "most layers in a manifest; some registries take only 500",
-    default="2000",
+    default_note="2000; 490 at Amazon's registries, 500 at codeberg.org",
 )
 MAX_BLOB_BYTES: Final = Variable(
     "NIXCACHE_MAX_BLOB_BYTES",
     parsers.parse_max_blob_bytes,
     "BYTES",
     "largest blob that the registry takes",
-    default_note="10 GB at ghcr.io, else no limit",
+    default_note="what ghcr.io, quay.io, gitlab.com and Amazon's registries take, else no limit",
 )
 MERGE: Final = Variable(
     name="NIXCACHE_MERGE",

@@ -26,8 +26,7 @@ from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import build, database, evaluator
-from nixcache_oci.clients.registry import client as registry
-from nixcache_oci.clients.registry import transport
+from nixcache_oci.clients.registry import tags, transport
 from nixcache_oci.clients.upstream import narinfo_store, peer
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
@@ -176,8 +175,8 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("a token service's answer", show_bytes(transport._TOKEN_LIMIT),
               "it holds no token", f"{_TOTALS}::test_a_token_is_bounded"),
         Bound("tags",
-              f"{registry._MOST_TAGS:,}, {show_bytes(registry._MOST_TAG_BYTES)}, "
-              f"{registry._MOST_TAG_PAGES:,} pages, {registry._MOST_TAG_SECONDS} s",
+              f"{tags._MOST_TAGS:,}, {show_bytes(tags._MOST_BYTES)}, "
+              f"{tags._MOST_PAGES:,} pages, {tags._MOST_SECONDS} s",
               "an error; what was there is served on", f"{_TOTALS}::test_a_list_of_tags_is_bounded_in_total"),
         Bound("versions of a package at GitHub",
               f"{packages._MOST_VERSIONS:,}, {show_bytes(packages._MOST_BYTES)}, "

@@ -29,6 +29,7 @@ from nixcache_oci.clients.http.public_address import (
 from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.http.request_body import Body, UploadProgress
 from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.url import is_same_origin
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS to one address."""
@@ -172,7 +173,7 @@ class HttpClient:
                 raise
             reply.close()
             # Stays set when it leads back: a foreign host may not point credentials at a path of its choice.
-            is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
+            is_elsewhere = is_elsewhere or not is_same_origin(target, request.url)
             is_guarded = is_guarded or came_from_public
             url = target
         raise HttpError.final(f"more than {MOST_REDIRECTS} redirects, the last one to {url.origin()}")
