@@ -227,7 +227,7 @@ class NarsAhead:
         try:
             async with self._upstreams.open_nar(nar.key, path, query, is_ahead=True) as stream:
                 if stream.head.size not in (None, nar.size):
-                    raise UpstreamError(f"{nar.url}: its length is {stream.head.size}, {nar.size} in its narinfo")
+                    raise UpstreamError(f"{nar.url}: another length than its narinfo says: {stream.head.size}")
                 async for chunk in stream.chunks:
                     if received + len(chunk) > nar.size:
                         raise UpstreamError(f"{nar.url}: more bytes than its narinfo says")
