@@ -2,16 +2,20 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import pytest
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.errors import DigestError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.packs import cache, wanted
+from nixcache_oci.proxy.packs import prefetcher, wanted
 from tests.proxy.packs.pack_story import Bench, content_of, prefetch_of, settle
+from tests.support.objects import store_object
 
 SIZE = 10  # of a NAR
+NARINFO = store_object("object").narinfo
 GAP = 100
 
 
@@ -26,7 +30,9 @@ def serve(bench: Bench, pack: Digest, *starts: int, wrong_hash: bool = False) ->
     for start in starts:
         nar = bench.repository.blobs[pack][start : start + SIZE]
         file_hash = NixHash(bytes(32) if wrong_hash else hashlib.sha256(nar).digest())
-        bench.cache.prefetch(prefetch_of(pack, start, start + SIZE, file_hash))
+        url = NarUrl(pack, start, SIZE)
+        narinfo = replace(NARINFO, url=str(url), compression="none", file_hash=file_hash)
+        bench.cache.prefetch_for(narinfo.render().encode())
 
 
 def ask(bench: Bench, pack: Digest, start: int) -> asyncio.Task[bytes]:
@@ -47,7 +53,7 @@ def extents(bench: Bench, pack: Digest) -> list[tuple[int, int | None] | None]:
 async def fill(bench: Bench) -> Digest:
     """Have as much fetched ahead as may be while only narinfos are asked for; gives one pack of it."""
     bench.repository.gate.clear()
-    packs = [bench.add(f"first {number}") for number in range(cache._MOST_RANGES_BEFORE_NARS)]
+    packs = [bench.add(f"first {number}") for number in range(prefetcher._MOST_RANGES_BEFORE_NARS)]
     for pack in packs:
         serve(bench, pack, 0)
     await settle()
@@ -68,7 +74,7 @@ async def test_until_many_are_wanted_one_range_of_a_pack_is_fetched(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Near a registry each narinfo would have a request of its own; of thousands, none waits for the last."""
-    monkeypatch.setattr(cache, "_MOST_WANTED_BEFORE_NARS", 3)
+    monkeypatch.setattr(prefetcher, "_MOST_WANTED_BEFORE_NARS", 3)
     pack = bench.add("pack")
     serve(bench, pack, 0)
     await settle()
@@ -78,6 +84,17 @@ async def test_until_many_are_wanted_one_range_of_a_pack_is_fetched(
     serve(bench, pack, 60)
     await settle()
     assert extents(bench, pack) == [(0, 10), (20, 70)]
+
+
+async def test_all_that_is_named_of_a_pack_is_remembered(bench: Bench) -> None:
+    """Also while nothing is on its way; else the whole pack would have to come for what was forgotten."""
+    pack = bench.add("pack")
+    serve(bench, pack, 0)
+    await settle()
+    serve(bench, pack, *range(0, 1000, SIZE))
+    await settle()
+    assert await ask(bench, pack, 990) == content_of("pack")[990:]
+    assert extents(bench, pack) == [(0, 10), (10, 1000)]
 
 
 async def test_what_was_named_meanwhile_comes_in_few_ranges(bench: Bench) -> None:
@@ -118,7 +135,7 @@ async def test_what_lies_in_a_gap_needs_no_request(bench: Bench) -> None:
 async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None:
     """Its range begins at once, however much is on its way; the others of the pack wait for their turn."""
     first = await fill(bench)
-    bench.cache._at_once = 4
+    bench.cache._prefetcher._at_once = 4
     pack = bench.add("pack")
     serve(bench, pack, 500, 0, 40)
     clients = [ask(bench, first, 0), ask(bench, pack, 40)]
@@ -132,8 +149,8 @@ async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None
 
 async def test_few_ranges_are_fetched_for_clients_at_a_time(bench: Bench) -> None:
     """Each takes connections; the next one has its turn when one ends."""
-    bench.cache._at_once = 4
-    bench.cache._in_transit = 4  # so that nothing is fetched ahead
+    bench.cache._prefetcher._at_once = 0
+    bench.cache._most_on_demand = 2
     bench.repository.gate.clear()
     packs = [bench.add(f"pack {number}") for number in range(5)]
     for pack in packs:
