@@ -10,7 +10,7 @@ import pytest
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.digest import Digest
-from tests.clients.registry_helper import NAME, read
+from tests.clients.registry_helper import read
 from tests.support.ghcr import GhcrDouble
 from tests.support.ghcr_faults import RequestRecord
 from tests.support.process import until
@@ -147,20 +147,12 @@ async def test_other_forms_of_a_session(strict: GhcrDouble, pusher: Registry) ->
 
 async def test_blobs_that_go_up_at_once_learn_from_one_another(strict: GhcrDouble, pusher: Registry) -> None:
     """A refusal that comes late does not bring back a size that was found to be too large."""
-    blobs = {Digest.of(content): content for content in (_CONTENT[number:] for number in range(4))}
-    waiting = asyncio.Event()
-
-    async def push_late(digest: Digest, content: bytes) -> None:
-        strict.latency = 0.2
-        late = asyncio.create_task(pusher.push_blob(digest, content))
-        await until(lambda: strict.count("upload-put") == 1)
-        strict.latency = 0
-        waiting.set()
-        await late
-
-    (first, content), *others = blobs.items()
-    late = asyncio.create_task(push_late(first, content))
-    await waiting.wait()
-    await asyncio.gather(*(pusher.push_blob(*each) for each in others))
+    other = _CONTENT[1:]
+    strict.fault("upload-put", "stall", after=1)  # in the middle of its answer, 413
+    late = asyncio.create_task(pusher.push_blob(_DIGEST, _CONTENT))
+    await until(lambda: any(record.status == 413 for record in strict.requests))
+    await pusher.push_blob(Digest.of(other), other)
+    strict.reset_requests()
+    strict.release()
     await late
-    assert set(strict.blobs(NAME)) == set(blobs)
+    assert operations(strict) == [*["upload-patch"] * 6, "upload-put"]
