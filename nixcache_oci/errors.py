@@ -6,7 +6,8 @@ Error:
 │   └── LimitError       ... or, with what was read before, a limit on the total: the rest is left out
 ├── DigestError          bytes do not match their digest
 ├── RegistryError        the repository failed: status, OCI code, is_temporary
-│   └── NotFoundError    ... because it has no such blob, manifest or tag
+│   ├── NotFoundError    ... because it has no such blob, manifest or tag
+│   └── ReferencedError  ... to delete a manifest, because an image index still lists it
 ├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
     ├── UpstreamConnectionError  ... because no connection could be made, or it died or fell silent
@@ -63,6 +64,10 @@ class RegistryError(Error):
 
 class NotFoundError(RegistryError):
     """The repository answered that it has no such blob, manifest or tag."""
+
+
+class ReferencedError(RegistryError):
+    """The repository keeps a manifest for as long as an image index lists it."""
 
 
 class StoreError(Error):

@@ -224,6 +224,32 @@ async def test_closing_ends_a_request_for_a_token(slow: tuple[asyncio.Event, asy
         await waiting
 
 
+async def test_a_scope_with_delete_that_is_refused_is_asked_for_without(web: aioresponses) -> None:
+    """Quay's token service answers 400 to it, and lets whoever may push delete; that is asked once."""
+    _tell(web, 401, 200, 401, 200)
+    web.get(re.compile(re.escape(_AUTH)), status=400, payload={"error": "Invalid scope"})
+    _issue(web, token="first")
+    _issue(web, token="second")
+    async with opened(_HOST, _PASSWORD, push=True, delete=True) as registry:
+        for _ in range(2):
+            await registry.resolve("a")
+    asked = [url.query["scope"].rpartition(":")[2] for _, url in web.requests if url.path == "/auth"]
+    assert sorted(asked) == ["pull,push", "pull,push,delete"]
+    assert sent(web, _AUTH) == [_BASIC] * 3
+
+
+async def test_other_refusals_of_a_token_are_final(web: aioresponses) -> None:
+    """A 400 to who asks for no right to delete, or a second one, is an error."""
+    for is_deleting, requests in ((False, 1), (True, 2)):
+        _tell(web, 401)
+        for _ in range(requests):
+            web.get(re.compile(re.escape(_AUTH)), status=400)
+        async with opened(_HOST, _PASSWORD, push=True, delete=is_deleting) as registry:
+            with pytest.raises(RegistryError, match="400"):
+                await registry.resolve("a")
+    assert sent(web, _AUTH) == [_BASIC] * 3
+
+
 # Refusals
 
 

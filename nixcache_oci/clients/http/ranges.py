@@ -36,9 +36,9 @@ def render_range(start: int, end: int | None) -> str:
 def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
     """Check an answer of status 200 or 206 against the range asked for; FormatError if it is another.
 
-    Some registries ignore Range and answer 200 with the whole blob: the bytes before the part are then skipped,
-    however many, for nothing else resumes a download there. ``end`` is None for the whole blob, which was then
-    asked for without a range.
+    Some registries ignore Range and answer 200 with the whole blob: the bytes before the part are then
+    skipped, however many, for nothing else resumes a download there. ``end`` is None for the whole blob,
+    which was then asked for without a range.
     """
     length = read_length(headers)
     if length is None:

@@ -3,6 +3,7 @@
 Source: OCI distribution specification 1.1, with GHCR's deviations.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -11,17 +12,18 @@ from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads
+from nixcache_oci.clients.registry.removal import delete_manifest
 from nixcache_oci.clients.registry.tags import Tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.uploads import Uploads
 from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
@@ -33,9 +35,6 @@ _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
 _STORED = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
-_DELETED = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.OK, HTTPStatus.NO_CONTENT})
-_DISABLED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED})
-_DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Registry:
@@ -48,6 +47,7 @@ class Registry:
         credentials: their source, or None for anonymous.
         push: whether to ask for the right to push; a token without it is then refused at once.
         delete: whether to ask for the right to delete, likewise.
+        can_list_untagged: see ``Repository``.
         patience: seconds that one operation may take with all retries, without transmission.
         stall_seconds: how long a connection may make no progress.
         attempts: most tries of an operation; only patience bounds them during a rate limit.
@@ -62,6 +62,7 @@ class Registry:
         *,
         push: bool = False,
         delete: bool = False,
+        can_list_untagged: bool = False,
         patience: float,
         stall_seconds: float = 30,
         attempts: int = 5,
@@ -69,6 +70,7 @@ class Registry:
         is_public: IsPublic = is_public,
     ) -> None:
         self._reference = reference
+        self._can_list_untagged = can_list_untagged
         self._base = f"{reference.base_url}/v2/{reference.repository}"
         self._transport = Transport(
             reference,
@@ -89,6 +91,11 @@ class Registry:
     def name(self) -> str:
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache``."""
         return str(self._reference)
+
+    @property
+    def can_list_untagged(self) -> bool:
+        """Whether its remover lists what has no tag, as GitHub's API does."""
+        return self._can_list_untagged
 
     async def close(self) -> None:
         """Close all connections."""
@@ -145,37 +152,9 @@ class Registry:
         self._pushed.put(str(digest), None)
         return digest
 
-    async def delete_manifest(self, digest: Digest) -> None:
-        """Delete a manifest and its tags; its blobs go when the registry collects garbage.
-
-        Raises NotFoundError if there is no such manifest; RegistryError if the registry does not delete it.
-        """
-        call = Call(
-            f"delete manifest {digest}",
-            "DELETE",
-            self._url(f"/manifests/{digest}"),
-            accepts=_DELETED | _DISABLED,
-            may_be_absent=True,
-        )
-        try:
-            answer = await self._transport.fetch(call)
-        except NotFoundError:
-            raise
-        except RegistryError as error:
-            if error.status not in _DENIED:
-                raise
-            text = f"{error}; the right to delete is separate from the right to push"
-            raise RegistryError(text, status=error.status, code=error.code) from None
-        if answer.status in _DISABLED:
-            code, message = parse_error(answer.body)
-            said = " ".join(filter(None, (str(answer.status), code, f"({message})" if message else "")))
-            raise self._transport.error(
-                call,
-                f"this registry does not delete: {said}; its owner has to enable it (docker-registry:"
-                " storage.delete.enabled: true, or REGISTRY_STORAGE_DELETE_ENABLED=true);"
-                " it is kept until then",
-                status=answer.status,
-            )
+    async def delete_manifest(self, digest: Digest, tags: Iterable[str] = ()) -> None:
+        """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
+        await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; see ``Tags.list`` for its limits."""
@@ -228,10 +207,10 @@ class RegistryRemover:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Delete a manifest, and the tags that point at it."""
         with suppress(NotFoundError):
-            await self._registry.delete_manifest(manifest)
+            await self._registry.delete_manifest(manifest, tags)
 
     async def untagged(self) -> list[UntaggedVersion]:
         """Return none: the specification has no way to ask."""

@@ -233,7 +233,7 @@ class Transport:
                 return await self._send_once(call, await self._tokens.get(), preconnect)
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
                 # Some registries answer 403 to an expired token, without a challenge.
-                if not await self._tokens.reconsider():
+                if not await self._tokens.reconsider(authorization):
                     return reply
                 reply.close()
                 return await self._send_once(call, await self._tokens.get(), preconnect)

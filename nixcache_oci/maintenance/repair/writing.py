@@ -25,7 +25,7 @@ from nixcache_oci.cache.writer import (
     write_segments,
 )
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
-from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import Error, FormatError, NotFoundError, ReferencedError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
 from nixcache_oci.nix.closure import order_by_references
@@ -82,7 +82,7 @@ async def carry_out_repair(
         index = replace(union.index, segments=tuple(segments)).with_segments(written)
         return replace(index, source=index.source or options.source)
 
-    if plan.rewrites and not await write_index(repository, written, change, sleep=sleep):
+    if plan.rewrites and not await write_index(repository, written, change, clock=clock, sleep=sleep):
         return Repaired(tuple(written), is_index_confirmed=False)
     tags = _Tags(repository, remover, sleep)
     refused = await _delete(repository, remover, replaced.values(), tags)
@@ -94,7 +94,7 @@ async def carry_out_repair(
     is_confirmed = True
     if refused or any(segment.manifest in replaced for segment in union.index.segments):
         known = (*written, *(segment for segment in replaced.values() if segment.manifest in refused))
-        is_confirmed = await write_index(repository, known, change, sleep=sleep) is not None
+        is_confirmed = await write_index(repository, known, change, clock=clock, sleep=sleep) is not None
     return Repaired(
         tuple(written),
         tuple(
@@ -118,9 +118,13 @@ async def _delete(
     for segment in segments:
         try:
             if await has_manifest(repository, segment.manifest):
-                await remover.remove(segment.manifest)
+                await remover.remove(segment.manifest, [str(segment.tag)])
             else:
                 await tags.free(segment.tag)
+        except ReferencedError as error:
+            # Without its tag nothing brings it back, and the index remembers it for gc.
+            if await tags.find(segment.tag):
+                refused[segment.manifest] = str(error)
         except RegistryError as error:
             refused[segment.manifest] = str(error)
     return refused
@@ -154,11 +158,11 @@ class _Tags:
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
-            if await has_manifest(self._repository, tag.manifest) or not await self._find(tag):
+            if await has_manifest(self._repository, tag.manifest) or not await self.find(tag):
                 return False
         return True
 
-    async def _find(self, tag: SegmentTag) -> list[str]:
+    async def find(self, tag: SegmentTag) -> list[str]:
         """List the tag as the repository does, in either case or in both."""
         return [text for text in await self._repository.list_tags() if SegmentTag.parse(text) == tag]
 
@@ -167,14 +171,14 @@ class _Tags:
         stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
         await push_empty_config(self._repository)
         manifest = Digest.of(stand_in)
-        for text in await self._find(tag):
+        for text in await self.find(tag):
             manifest = Digest.of(await push_typed(self._repository, stand_in, text))
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
             # GitHub's API may need a moment until it lists what was just pushed.
-            await self._remover.remove(manifest)
-            if not await self._find(tag):
+            await self._remover.remove(manifest, [str(tag)])
+            if not await self.find(tag):
                 return True
         return False
 
