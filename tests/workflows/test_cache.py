@@ -267,7 +267,7 @@ def test_jobs_at_once_have_scopes_of_their_own(job: Job, matrix: object, scope: 
     """So no job of a matrix supersedes the roots of another; a scope is one word."""
     job.main(signing_key=SECRET.render(), matrix=json.dumps(matrix)).check_returncode()
     (queue,) = job.calls("queue run")
-    assert queue.arguments == ["queue", "run", f"--scope={scope}"]
+    assert queue.arguments == ["queue", "run", "--keep-used", f"--scope={scope}"]
 
 
 @needs_node
@@ -393,6 +393,22 @@ def test_what_a_job_builds_is_published(cached: GithubStory) -> None:
     assert len(cached.records()) == count
     assert "❗" not in first.said + second.said
     assert cached.key.render() not in first.log + first.said + second.log
+
+
+@needs_act
+def test_what_a_job_uses_is_kept(cached: GithubStory) -> None:
+    """A job that only substitutes leaves a record of that and nothing else; one that uses nothing, none."""
+    cached.commit_flake()
+    cached.checked_out().run_action("publish", signing_key=cached.key.render()).check()
+    (published,) = cached.records()
+    given = {"signing-key": cached.key.render()}
+    ran = clean_machine(cached).run_steps(use("cache", given), build("one")).check()
+    assert "building" not in ran.log
+    _, used = cached.records()
+    assert (used.scope, used.is_partial) == ("main-workflow.yml-job", True)
+    assert [path for _, path in used.roots] == [path for _, path in published.roots]
+    clean_machine(cached).run_steps(use("cache", given), {"run": "true", "env": {"BASH_ENV": ""}}).check()
+    assert len(cached.records()) == 2
 
 
 @needs_act
