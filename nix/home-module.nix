@@ -20,7 +20,7 @@ let
   };
   systemd = import ./systemd.nix {
     inherit (proxy) command keepsPort;
-    inherit (cfg) packMemory;
+    inherit (cfg) packMemory uploads;
   };
   inherit (pkgs.stdenv.hostPlatform) isLinux isDarwin;
   environment = proxy.environment // proxy.fileSettings;

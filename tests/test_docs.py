@@ -16,7 +16,7 @@ _PAGES = [
     _TOP / "CONTRIBUTING.md",
     *(_TOP / "docs" / f"{name}.md" for name in (
         *("architecture", "consuming", "endpoints", "json", "maintenance", "moving", "other-registries"),
-        *("private-caches", "publishing", "signing", "troubleshooting"),
+        *("private-caches", "publishing", "signing", "troubleshooting", "uploads"),
     )),
 ]  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")

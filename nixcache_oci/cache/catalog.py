@@ -159,6 +159,12 @@ class Catalog:
             text = NarInfo.parse(text).render().encode()
         return text, verdict == _NONCANONICAL
 
+    def is_kept(self, hash_part: HashPart) -> bool:
+        """Tell whether a segment lists it that gc has not marked as dead."""
+        return self.find(hash_part) is not None and any(
+            table.file.find(hash_part) is not None for table in self.tables if not table.is_condemned
+        )
+
     def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Generator[None, None, None]:
         """Validate narinfos ahead of requests, one per step, the newest tables' first.
 

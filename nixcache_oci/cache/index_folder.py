@@ -54,8 +54,7 @@ class IndexFolder:
     """
 
     def __init__(self, root: Path, repository: str) -> None:
-        readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
-        self.path = root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
+        self.path = self.name_in(root, repository)
         self.rooted = RootedPath(root) / self.path.name
         self.problem: str | None = None
         self._is_nowhere = root == NOWHERE
@@ -71,6 +70,12 @@ class IndexFolder:
             self._write("repository", f"{repository}\n")
         except OSError as error:
             self.tell(error)
+
+    @staticmethod
+    def name_in(root: Path, repository: str) -> Path:
+        """Return the folder of one cache, in a folder for all."""
+        readable = re.sub(r"[^A-Za-z0-9.-]+", "_", repository)[-80:].strip("_.")
+        return root / f"{readable}-{Digest.of(repository.encode()).hex[:12]}"
 
     def tell(self, error: OSError) -> None:
         """Warn once that the index is not kept on disk."""

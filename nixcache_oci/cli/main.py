@@ -27,6 +27,7 @@ PROGRAM: Final = "nixcache-oci"
 VERBS: Final = {
     "proxy": "serve the cache to Nix on this machine",
     "use": "point Nix on this machine at the proxy",
+    "login": "let Nix on this machine upload to a proxy",
     "init": "make a repository one whose workflows publish a cache",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",

@@ -229,7 +229,6 @@ def publish_settings(values: Values) -> PublishSettings:
         is_merging=values.get(variables.MERGE),
         source=actions.source if actions is not None else None,
     )
-    own_run = f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}"
     return PublishSettings(
         values,
         location,
@@ -238,8 +237,13 @@ def publish_settings(values: Values) -> PublishSettings:
         upstreams=upstream_urls(values),
         index_dir=index_dir(values),
         actions=actions,
-        run=(actions.run_id if actions is not None else None) or own_run.replace(" ", "_"),
+        run=(actions.run_id if actions is not None else None) or own_run(),
     )
+
+
+def own_run() -> str:
+    """Name a run that no workflow names, for records."""
+    return f"{socket.gethostname()}-{os.getpid()}-{now():%Y%m%dT%H%M%SZ}".replace(" ", "_")
 
 
 @asynccontextmanager

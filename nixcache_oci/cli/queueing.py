@@ -15,7 +15,7 @@ from nixcache_oci.cli.push import plan_valid
 from nixcache_oci.cli.verb import number
 from nixcache_oci.clients.local_store.database import StoreDatabase, find_database
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.publisher.draft import Published
 from nixcache_oci.queue.batch_record import make_batch_record
@@ -117,8 +117,11 @@ class Queueing:
             if self.is_keeping_used:
                 spool, mark = self.folder.spool, self.folder.used_mark
                 used = Watcher(spool, mark, database, frozenset(), self.tell, self.find_cached)
-                await used.begin()
                 find_used = used.look
+                try:
+                    await used.begin()
+                except (Error, OSError) as error:
+                    self.tell(f"warning: what is used of the cache will not be recorded: {error}")
             yield Runner(self.folder, store, self.publish, self.tell, self.pace, watch, find_used)
 
     @property

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Final, NoReturn
 
@@ -24,12 +25,13 @@ from nixcache_oci.proxy.endpoints.narinfo import get_narinfo
 from nixcache_oci.proxy.endpoints.public_key import get_public_key
 from nixcache_oci.proxy.endpoints.refresh import post_refresh
 from nixcache_oci.proxy.endpoints.status import get_status
+from nixcache_oci.proxy.endpoints.uploads import post_mass_query, upload_routes
 from nixcache_oci.proxy.endpoints.upstream_nar import get_upstream_nar
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.front.connections import Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.front.responses import COMMON_HEADERS
-from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere, own_names
+from nixcache_oci.proxy.guard import ALLOW_HEADER, SITE_HEADER, HostGuard, is_from_elsewhere, own_names
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
@@ -39,6 +41,8 @@ from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.uploads.interface import UploadRefusedError
+from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
@@ -47,13 +51,20 @@ _HEALTH: Final = "/health"
 # Others may wait for long, and must not take the connections that are kept for these.
 _FAST: Final = (_HEALTH, ".narinfo")
 _SWEEP_SECONDS: Final = 2.0
+_UPLOADS_OFF: Final = (
+    "uploads are off here: publish with nixcache-oci push, or start the proxy with NIXCACHE_UPLOADS=1\n"
+)
 # For so many NARs that may stream, one more blob may be on its way before a client asks.
 _SHARE_AHEAD: Final = 4
-_SITE: Final = "Sec-Fetch-Site"
 
 
 def build_app(
-    config: ProxyConfig, repository: Repository, index: LiveIndex, upstreams: Upstreams, counters: Counters
+    config: ProxyConfig,
+    repository: Repository,
+    index: LiveIndex,
+    upstreams: Upstreams,
+    counters: Counters,
+    uploads: Uploads | None = None,
 ) -> web.Application:
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
@@ -91,13 +102,18 @@ def build_app(
             web.get(_HEALTH, get_health),
             web.get("/metrics", _get_metrics),
             web.post("/_refresh", post_refresh),
+            web.post("/mass-query", post_mass_query),
         ]
     )
+    if uploads is not None:
+        app[app_keys.UPLOADS] = uploads
+        app.add_routes(upload_routes())
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
-        yield
+        async with uploads.publishing(config, finder) if uploads is not None else nullcontext():
+            yield
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
         await app[app_keys.REFRESHES].close()
@@ -138,8 +154,13 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except UnsatisfiableRangeError as error:
         status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         return _bare(status, {hdrs.CONTENT_RANGE: f"bytes */{error.size}"})
+    except UploadRefusedError as error:
+        return _refuse_upload(request, error)
     except web.HTTPMethodNotAllowed as error:
-        return _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+        response = _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+        if request.method == hdrs.METH_PUT and app_keys.UPLOADS not in request.app:
+            response.text = _UPLOADS_OFF
+        return response
     except web.HTTPException as error:
         return _bare(HTTPStatus(error.status))
     except Error as error:
@@ -153,6 +174,15 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except Exception:  # noqa: BLE001  # logged whole: Nix must not see a 500
         _log.exception("unexpected error", extra={"fields": {"path": request.path}})
     return _bare(HTTPStatus.NOT_FOUND)
+
+
+def _refuse_upload(request: web.Request, error: UploadRefusedError) -> web.Response:
+    """Tell an uploader, alone of all clients, why: Nix shows the text."""
+    fields = {"path": request.path, "error": str(error)}
+    _log.info("upload refused", extra={"fields": fields, "kind": "upload refused"})
+    is_asking = error.status == HTTPStatus.UNAUTHORIZED
+    headers = {hdrs.WWW_AUTHENTICATE: 'Basic realm="nixcache-oci"'} if is_asking else None
+    return web.Response(status=error.status, text=f"{error}\n", headers=headers)
 
 
 def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Response:
@@ -179,7 +209,7 @@ def _guard(host_guard: HostGuard) -> Middleware:
         if not all(map(host_guard.allows, hosts)):
             _refuse(request, "its Host is not one of ours; add names to answer to in NIXCACHE_HOSTS")
         headers = request.headers
-        sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
+        sites, origins = headers.getall(SITE_HEADER, []), headers.getall(hdrs.ORIGIN, [])
         # Not request.host, which resolves the machine's own name if there is none.
         host, allow = headers.get(hdrs.HOST, ""), headers.get(ALLOW_HEADER)
         if (sites or origins) and is_from_elsewhere(sites, origins, host, allow):

@@ -16,6 +16,7 @@ from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.uploads.uploads import Uploads
 
 CONFIG = web.AppKey("config", ProxyConfig)
 CONNECTIONS = web.AppKey("connections", Connections)
@@ -31,4 +32,5 @@ REPOSITORY = web.AppKey("repository", Repository)
 UPSTREAMS = web.AppKey("upstreams", Upstreams)
 REFRESHES = web.AppKey("refreshes", RefreshCoalescer)
 SIGNATURES = web.AppKey("signatures", SignatureUnion)
+UPLOADS = web.AppKey("uploads", Uploads)  # only where uploads are on
 STARTED = web.AppKey("started", float)

@@ -18,6 +18,7 @@ class Counters:
     nars_cut: int = 0  # transfers cut because the rest was unavailable or wrong
     packs_fetched: int = 0  # packs downloaded
     packs_fetched_ahead: int = 0  # packs prefetched
+    uploaded_bytes: int = 0  # bytes received of uploads
     nars_fetched_ahead: int = 0  # small NARs outside packs, prefetched
     refreshes: int = 0  # refreshes of the index
     refresh_failures: int = 0  # those that failed

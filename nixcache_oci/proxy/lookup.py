@@ -5,6 +5,7 @@ Source: design section 3, promises 1 and 2; facts about Nix clients, "Reading".
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
@@ -108,8 +109,9 @@ async def look_up(
     counters: Counters,
     union: SignatureUnion,
     via: Chain = (),
+    find_spooled: Callable[[HashPart], bytes | None] = lambda _: None,
 ) -> LookUpResult:
-    """Look up in this cache, then at the upstreams, and count the verdict.
+    """Look up in this cache, then in what is uploaded, then at the upstreams, and count the verdict.
 
     A hit for another proxy is not united with upstream signatures: that proxy asks its own upstreams.
     """
@@ -122,6 +124,10 @@ async def look_up(
             narinfo = await union.unite(wanted, narinfo)
         counters.hits += 1
         return LookUpResult(Verdict.HIT, narinfo)
+    spooled = find_spooled(hash_part)
+    if spooled is not None:
+        counters.hits += 1
+        return LookUpResult(Verdict.HIT, spooled)
     try:
         found = await upstreams.find(hash_part, via)
     except UpstreamError:

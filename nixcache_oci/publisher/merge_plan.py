@@ -22,10 +22,10 @@ from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
 
 MAX_UNMERGED: Final = 16
-"""Small segments that are left alone; the publish of one more merges."""
+"""Small segments that are left alone; of the publishes of more, one in eight merges."""
 _TURNS: Final = 8
-# From here on every publish merges: that of the turn may have been killed, or seen fewer.
-_TOO_MANY: Final = 28
+# Beyond this every publish merges: no turn may have come, or its publish may have been killed.
+_TOO_MANY: Final = 32
 MOST_LEFT: Final = MAX_UNMERGED // 2
 """Small segments beside the merged one."""
 # Of paths: a larger one is gc's business, which has the time.
@@ -47,17 +47,19 @@ def find_small(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def is_due(small: Sequence[Segment], mine: Iterable[Segment]) -> bool:
-    """Tell whether it is this publish's turn: that of the 17th small segment, the 25th, any after the 28th.
+    """Tell whether this publish merges: its digest is the least of the last eight, or there are over 32.
 
-    So four publishers at once do not all merge the same.
+    Publishers at once then seldom merge the same. Their ranks would not tell: each sees others before itself
+    that another one does not see yet.
 
     Args:
         small: from ``find_small``.
         mine: that this publish pushed.
     """
-    manifests = {one.manifest for one in mine}
-    ranks = range(MAX_UNMERGED, len(small), _TURNS)
-    return len(small) > _TOO_MANY or any(small[rank].manifest in manifests for rank in ranks)
+    if len(small) <= MAX_UNMERGED:
+        return False
+    turn = min(one.manifest for one in small[-_TURNS:])
+    return len(small) > _TOO_MANY or any(one.manifest == turn for one in mine)
 
 
 def choose_merged(small: Sequence[Segment], table_bytes: Mapping[Digest, int]) -> list[Segment]:

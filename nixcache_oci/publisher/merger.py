@@ -15,7 +15,7 @@ from typing import Final
 from nixcache_oci.cache.cache_index import MAX_INDEX_BYTES, CacheIndex
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import Listing
+from nixcache_oci.cache.listing import Listing, read_listing
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
@@ -42,6 +42,8 @@ from nixcache_oci.wording import counted
 _log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
+# A reader who wants one NAR of each waits for all of a pack's bytes, and fetches few large ones at once.
+_MAX_PACK_BYTES: Final = 4 * 1024 * 1024
 # What a merged segment adds to the index; an index that is nearly full is left to gc, which shortens it.
 _SPACE_IN_INDEX: Final = MAX_INDEX_BYTES // 8
 
@@ -76,7 +78,7 @@ class Merger:
                 self.progress.note(f"merged {taken_in} into one of {counted(merged.paths, 'path')}")
 
     async def merge(self, listing: Listing) -> Segment | None:
-        """Merge what this lists; None if there is too little, or no space in the index.
+        """Merge what this lists; None if there is too little, no space in the index, or another merger.
 
         Raises:
             Error: the repository could not answer, or something in it is damaged; nothing is lost.
@@ -94,7 +96,18 @@ class Merger:
         parts = [part for part in read if part is not None]
         # On a thread, as is all that takes more than a few milliseconds.
         plan = await asyncio.to_thread(plan_merge, parts, self.options)
-        return await self._push(plan) if plan is not None else None
+        if plan is None or await self._is_taken_in(plan, listing):
+            return None
+        return await self._push(plan)
+
+    async def _is_taken_in(self, plan: MergePlan, listing: Listing) -> bool:
+        """Look whether another merger took in some of it since the listing: bytes would move twice."""
+        known = {one.manifest for one in listing.segments}
+        present = await read_listing(self.repository, listing.segments)
+        taken_in = {
+            manifest for one in present.segments if one.manifest not in known for manifest in one.merges
+        }
+        return any(part.segment.manifest in taken_in for part in plan.parts)
 
     async def _read_part(self, segment: Segment, file: TableFile) -> Part | None:
         """Read what may be merged; None if its manifest is gone, or its table is malformed."""
@@ -117,9 +130,8 @@ class Merger:
         return None
 
     async def _push(self, plan: MergePlan) -> Segment:
-        narinfos, packs = await repack(
-            self.repository, plan.narinfos, plan.moving, self.options.max_blob_bytes
-        )
+        pack_bytes = min(_MAX_PACK_BYTES, self.options.max_blob_bytes or _MAX_PACK_BYTES)
+        narinfos, packs = await repack(self.repository, plan.narinfos, plan.moving, pack_bytes)
         header = join_headers((part.header for part in plan.parts), self.clock())
         blobs = plan.blobs | packs
         draft, *others = draft_segments(header, narinfos, blobs, plan.records, self.options)

@@ -22,6 +22,7 @@ from nixcache_oci.settings.variables import (
     QUEUE_DIR,
     REGISTRY,
     REPO,
+    UPLOAD_DIR,
 )
 
 _APPLICATION: Final = "nixcache-oci"
@@ -121,6 +122,16 @@ def queue_dir(values: Values) -> Path:
         return platformdirs.user_state_path(_APPLICATION, appauthor=False).absolute() / "queue"
     except RuntimeError:  # no home folder
         raise UsageError(f"there is no home folder for the queue: set {QUEUE_DIR.name}") from None
+
+
+def upload_dir(values: Values) -> Path:
+    """Return the folder for uploads to all caches; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(UPLOAD_DIR)
+    if given is not None:
+        return given
+    return Path(of_service) if of_service else _user_data() / "uploads"
 
 
 def _user_data() -> Path:

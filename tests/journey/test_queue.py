@@ -286,6 +286,19 @@ def test_what_a_job_used_is_recorded(queue: Queue) -> None:
     assert queue.scopes("before") == ["push/before-1"]
 
 
+def test_what_was_used_is_worth_no_failure(queue: Queue) -> None:
+    """Where it cannot be found out, a warning says so, and what was built is published."""
+    (queue.folder / "used").mkdir()
+    process = queue.start("--keep-used")
+    built = queue.build("built-1")
+    queue.machine.run("queue", "drain").check()
+    assert queue.listed() == {built}
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=MOST_SECONDS)
+    assert said.count("warning: what is used of the cache will not be recorded: ") == 1
+    assert said.count("warning: what was used of the cache is not recorded: ") == 1
+
+
 def test_watch_exec_publishes_what_a_command_builds(queue: Queue) -> None:
     """The command has our streams, and its status is ours; it finds no key, and the folder is gone after."""
     script = """

@@ -1,5 +1,6 @@
 """Which small segments are merged, and which bytes move for it: the decisions as tables."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -56,16 +57,29 @@ def blob(name: str, size: int, kind: str = media_type.NAR_ZSTD) -> Descriptor:
     return Descriptor(kind, Digest.of(name.encode()), size)
 
 
-@pytest.mark.parametrize("concurrent", [1, 4])
-def test_the_seventeenth_merges_then_the_twenty_fifth_then_all(concurrent: int) -> None:
-    """Four publishers at once do not all merge the same; one that is killed leaves it to the next turn."""
-    turns = []
+def test_one_of_the_last_eight_merges_in_whichever_order_they_are_seen() -> None:
+    """Those who see the same agree on who it is, however their times are ordered; beyond 32 all merge."""
+    chance = random.Random(1)
+    for count in range(1, 35):
+        small = [segment(number) for number in range(count)]
+        due = [one for one in small if is_due(small, [one])]
+        assert len(due) == (0 if count <= 16 else 1 if count <= 32 else count)
+        last = chance.sample(small[-8:], min(count, 8))
+        assert {one for one in small if is_due([*small[:-8], *last], [one])} == set(due)
+        assert count > 32 or set(due) <= set(last)
+
+
+def test_the_turn_comes_where_publishes_are_listed_in_another_order_than_they_began() -> None:
+    """Each second one is listed before the one that began before it: none sees itself at any certain rank."""
     listed: list[Segment] = []
-    for first in range(0, 32, concurrent):
-        mine = [segment(number) for number in range(first, first + concurrent)]
-        listed += mine
-        turns += [one.created for one in mine if is_due(find_small(listed), [one])]
-    assert turns == [segment(number).created for number in (16, 24, 28, 29, 30, 31)]
+    due = []
+    for first in range(-1, 30, 2):
+        for number in (first + 1, first):
+            listed.append(segment(number))
+            if is_due(find_small(listed), [listed[-1]]):
+                due.append(number)
+    assert due
+    assert len(due) < len(listed) // 4
 
 
 def test_what_is_condemned_or_large_is_left_alone() -> None:

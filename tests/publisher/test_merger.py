@@ -136,6 +136,42 @@ def test_two_mergers_at_once_leave_duplicates_at_most(seed: int) -> None:
     assert_nothing_is_lost(storage)
 
 
+def test_what_another_merged_meanwhile_is_not_merged_again() -> None:
+    """Whoever listed before, and looks again after, moves no byte a second time."""
+    storage = published()
+    repository = ModelRepository(storage, nothing)
+    before = asyncio.run(read_listing(repository))
+    asyncio.run(begin_merge(repository))
+    blobs = set(storage.blobs)
+    late = Merger(repository, IndexFolder(NOWHERE, "a model"), SegmentOptions(), Told(), sleep=no_sleep)
+    assert asyncio.run(late.merge(before)) is None
+    assert set(storage.blobs) == blobs
+
+
+def test_what_a_damaged_merged_segment_took_in_is_merged_again() -> None:
+    """It counts as not taken in: else nothing would ever be merged beside it."""
+    storage = published()
+    asyncio.run(begin_merge(ModelRepository(storage, nothing)))
+    [merged] = asyncio.run(read(storage)).listing.segments
+    storage.blobs[merged.table] = b"damaged"
+    asyncio.run(merge(ModelRepository(storage, nothing), lambda: CREATED + 101 * MINUTE))
+    [again] = asyncio.run(read(storage)).listing.segments
+    assert again != merged
+    assert set(again.merges) == set(merged.merges)
+
+
+def test_new_packs_are_of_a_few_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who wants one NAR of each pack fetches many at once."""
+    monkeypatch.setattr(merger, "_MAX_PACK_BYTES", 1000)
+    storage = published()
+    before = set(storage.blobs)
+    asyncio.run(begin_merge(ModelRepository(storage, nothing)))
+    [segment] = asyncio.run(read(storage)).listing.segments
+    new = [len(storage.blobs[blob]) for blob in storage.blobs.keys() - before - {segment.table}]
+    assert sorted(new) == [600, *[900] * 6]
+    assert_one_is_left(storage)
+
+
 def test_an_overwritten_index_loses_no_mark() -> None:
     """The merged segment is found by its tag, and names itself what it took in."""
     storage = published()

@@ -22,6 +22,7 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.cli import log, publish, queue
 from nixcache_oci.clients import layout_file
 from nixcache_oci.clients.binary_cache import web
+from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import build, database, evaluator
@@ -36,9 +37,15 @@ from nixcache_oci.proxy import (
     open_files,
     refresh_coalescer,
     regression,
+    tls,
 )
+from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
-from nixcache_oci.queue import folder, pace, runner, spool
+from nixcache_oci.proxy.uploads import intake, receiver, sent_before, spool
+from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
+from nixcache_oci.queue import folder, pace, runner
+from nixcache_oci.queue import spool as queue_spool
+from nixcache_oci.settings import variables
 
 HEADING: Final = "## Bounds"
 _KIB: Final = 1024
@@ -79,10 +86,17 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:g} h" if seconds < 48 * 3600 else f"{seconds / 86400:g} days"
+
+
 _HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
 _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
+_UPLOADS: Final = "tests/hostile/test_uploads.py"
+_SPOOL: Final = "tests/proxy/uploads/test_spool.py"
+_OIDC: Final = "tests/proxy/writers/test_oidc.py"
 
 BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
     "What a registry lists": (
@@ -123,6 +137,9 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "counted no further", f"{_HOSTILE}::test_segments_that_change_at_each_look"),
         Bound("the saved index", f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
               "fetched anew", "tests/cache/test_index_folder.py::test_saved_files_have_limits"),
+        Bound("rest of gc that an index asks for", "the grace",
+              "everything is read",
+              "tests/maintenance/test_gc_idle.py::test_no_note_holds_longer_than_the_grace"),
         Bound("a pack", show_bytes(MAX_PACK_BYTES),
               "not read", "tests/hostile/test_registry_data.py::test_slices_that_lie_nowhere"),
     ),
@@ -198,6 +215,49 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               f"{log.MOST_VALUE_CHARACTERS} characters a field",
               "counted in one line; cut", f"{_CROWDS}::test_a_flood_in_the_log"),
     ),
+    "What uploaders send": (
+        Bound("NARs that are not published yet", f"{variables.UPLOAD_SPACE.name}, 20 GB",
+              "413", f"{_UPLOADS}::test_a_full_spool_refuses_until_it_is_published"),
+        Bound("paths that are not published yet", f"{spool.MOST_PATHS:,}",
+              "413", f"{_SPOOL}::test_paths_are_bounded"),
+        Bound("NARs without a narinfo",
+              f"{spool.MOST_ORPHANS:,}, for {_hours(spool.ORPHAN_SECONDS)}",
+              "the oldest are dropped", f"{_SPOOL}::test_orphans_are_bounded"),
+        Bound("NARs that arrive at once", f"{spool.MOST_AT_ONCE}",
+              f"they wait, for {_seconds(spool.TURN_SECONDS)}; 403",
+              f"{_SPOOL}::test_too_many_at_once_wait_and_are_refused"),
+        Bound("what a NAR unpacks to",
+              f"{show_bytes(intake.FREE_NAR_BYTES)}, and {intake.MOST_RATIO:,} times what was sent",
+              "400", f"{_UPLOADS}::test_nars_that_are_wrong"),
+        Bound("a narinfo", show_bytes(MAX_NARINFO_BYTES), "413",
+              f"{_UPLOADS}::test_narinfos_that_are_wrong"),
+        Bound("signatures of a path", f"{receiver.MOST_SIGNATURES}", "400",
+              f"{_UPLOADS}::test_signatures_are_bounded"),
+        Bound("a file that is not kept, such as a log", show_bytes(uploads.MOST_DROPPED_BYTES),
+              "413", f"{_UPLOADS}::test_other_bodies_are_bounded"),
+        Bound("a mass query", show_bytes(uploads.MOST_QUERY_BYTES),
+              "413", f"{_UPLOADS}::test_other_bodies_are_bounded"),
+        Bound("silence within a body", _seconds(uploads.STALL_SECONDS), "400",
+              "tests/proxy/uploads/test_bodies.py::test_a_body_that_stalls_is_refused"),
+        Bound("old URLs of NARs that went into packs",
+              f"{sent_before.MOST_KEPT:,}, for {_hours(sent_before.KEPT_SECONDS)}", "404",
+              "tests/proxy/uploads/test_sent_before.py::test_the_oldest_are_forgotten"),
+        Bound("a TLS handshake", _seconds(tls.HANDSHAKE_SECONDS), "cut; others connect meanwhile",
+              "tests/hostile/test_writers.py::test_handshakes_that_never_end_hold_up_nobody"),
+        Bound("a JSON Web Token", show_bytes(oidc.MOST_TOKEN_BYTES), "403",
+              f"{_OIDC}::test_wrong_tokens_are_told_what_they_miss"),
+        Bound("passwords of jobs",
+              f"{sessions.MOST_SESSIONS:,}, until {_hours(sessions.JOB_SECONDS)} after their token, "
+              f"which counts for {_hours(sessions.JOB_SECONDS)}",
+              "the oldest ends", f"{_OIDC}::test_sessions_end"),
+        Bound("keys of an issuer",
+              f"{issuer_keys.MOST_KEYS}, in {show_bytes(issuer_keys.MOST_BYTES)}",
+              "the first count; fetching fails", f"{_OIDC}::test_keys_of_an_issuer_are_bounded"),
+        Bound("fetches of an issuer's keys", f"one in {_seconds(issuer_keys.AGAIN_SECONDS)}",
+              "unknown keys are 403", f"{_OIDC}::test_a_flood_of_unknown_keys_asks_once"),
+        Bound("keys that cannot be fetched anew", _hours(issuer_keys.STALE_SECONDS),
+              "403", f"{_OIDC}::test_keys_outlive_an_outage_of_their_issuer"),
+    ),
     "What lies in an OCI layout": (
         Bound("`index.json`, and each manifest", show_bytes(manifest.MAX_MANIFEST_BYTES),
               "an error", "tests/clients/test_layout_odd_files.py::test_huge_sparse_files_are_not_read"),
@@ -206,9 +266,9 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "404", "tests/clients/test_layout_check.py::test_checks_are_bounded"),
     ),
     "What is in the queue's folder, and in Nix's database": (
-        Bound("an event", show_bytes(spool.MAX_EVENT_BYTES),
+        Bound("an event", show_bytes(queue_spool.MAX_EVENT_BYTES),
               "dropped", "tests/queue/test_spool.py::test_an_event_is_bounded"),
-        Bound("events that are read, and not done with", f"{spool.MAX_EVENTS:,}",
+        Bound("events that are read, and not done with", f"{queue_spool.MAX_EVENTS:,}",
               "the others wait in the folder", "tests/queue/test_spool.py::test_reading_is_bounded"),
         Bound("paths of a batch", f"{pace.Pace().most_paths:,}, and what one event names beyond them",
               "the others are of the next one", "tests/queue/test_spool.py::test_reading_is_bounded"),

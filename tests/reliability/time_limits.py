@@ -53,6 +53,14 @@ TIME_LIMITS: Final = (
               "only for connections; Nix remembers each 404 for an hour"),
     TimeLimit("first index", "5, once", "proxy/live_index.py", "FIRST_INDEX_SECONDS",
               "before it every answer would be a 404"),
+    TimeLimit("upload: until a NAR may arrive, beside 16 others", "240", "proxy/uploads/spool.py",
+              "TURN_SECONDS", "Nix gives up after 300 s without an answer"),
+    TimeLimit("upload: silence within a body", "300", "proxy/endpoints/uploads.py", "STALL_SECONDS",
+              "as long as Nix itself waits"),
+    TimeLimit("upload: keys of an issuer of tokens", "10", "proxy/writers/issuer_keys.py", "FETCH_SECONDS",
+              "a login waits for it, at most once in 30 s"),
+    TimeLimit("TLS handshake of a client", "10", "proxy/tls.py", "HANDSHAKE_SECONDS",
+              "below a head's 30 s; it is not counted as a connection before"),
 )  # fmt: skip
 
 _INTRODUCTION: Final = """How long a reader waits for what, in seconds, and why the limits fit together and

@@ -1,5 +1,6 @@
 """``/<hash part>.narinfo``: the narinfo of a store path."""
 
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -7,7 +8,7 @@ from aiohttp import hdrs, web
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.app_keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
+from nixcache_oci.proxy.app_keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES, UPLOADS
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
 from nixcache_oci.proxy.lookup import Verdict, look_up
 
@@ -22,7 +23,9 @@ async def get_narinfo(request: web.Request) -> web.Response:
         raise web.HTTPNotFound from None
     app = request.app
     via = parse_via(request.headers.getall(VIA, []))
-    found = await look_up(hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
+    uploads = app.get(UPLOADS)
+    look = partial(look_up, hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
+    found = await (look() if uploads is None else look(uploads.find))
     if found.narinfo is None:
         raise web.HTTPNotFound
     if found.verdict is Verdict.HIT and request.method == hdrs.METH_GET:

@@ -17,7 +17,7 @@ from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 
 _log = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 4 * 1024  # no request has a body that anybody reads
+_READ_BYTES: Final = 64 * 1024  # of a body, before reading is paused
 
 
 class AiohttpProtocol(web.RequestHandler):
