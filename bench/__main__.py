@@ -27,6 +27,7 @@ SCENARIOS = (
     "publish",
     "uploads",
     "substitution",
+    "upstream",
     "day",
     "verify",
     "year",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +28,17 @@ from nixcache_oci.settings.variables import (
 
 _APPLICATION: Final = "nixcache-oci"
 
-# Source: GitHub's documentation, "Working with the Container registry".
-_GHCR: Final = "ghcr.io"
-_GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
+# What registries with limits of their own take. Sources: GitHub's documentation, "Working with the
+# Container registry"; Amazon's, "Amazon ECR service quotas", and users, who report 500 layers; Quay's and
+# Forgejo's code; GitLab's documentation.
+_LIMITS: Final = {
+    r"ghcr\.io": SegmentOptions(max_blob_bytes=10 * 10**9),
+    r".+\.dkr\.ecr\..+": SegmentOptions(490, 52_000 * 2**20),
+    r"public\.ecr\.aws": SegmentOptions(490, 10 * 10**9),
+    r"quay\.io": SegmentOptions(max_blob_bytes=20 * 10**9),
+    r"registry\.gitlab\.com": SegmentOptions(max_blob_bytes=5 * 10**9),
+    r"codeberg\.org": SegmentOptions(500),
+}
 
 # Root's queue is the machine's: Nix's daemon runs the hook as root.
 _QUEUE_OF_ROOT: Final = Path("/var/lib/nixcache-queue")
@@ -84,11 +93,14 @@ def repository_source(location: RepositoryConfig, values: Values) -> str | None:
 
 
 def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
-    """Return how segments are written there, and the largest blob that the registry accepts."""
-    most = values.get(MAX_BLOB_BYTES)
-    if most is None and isinstance(location, RegistryReference) and location.host == _GHCR:
-        most = _GHCR_MAX_BLOB_BYTES
-    return SegmentOptions(values.get(MAX_LAYERS), most, repository_source(location, values))
+    """Return how segments are written there: settings, else what is known of the registry."""
+    host = location.host if isinstance(location, RegistryReference) else ""
+    known = next((limits for name, limits in _LIMITS.items() if re.fullmatch(name, host)), SegmentOptions())
+    return SegmentOptions(
+        values.get(MAX_LAYERS) or known.max_layers,
+        values.get(MAX_BLOB_BYTES) or known.max_blob_bytes,
+        repository_source(location, values),
+    )
 
 
 def index_dir(values: Values) -> Path:
