@@ -106,7 +106,7 @@ class NarsAhead:
         self._pump_soon()
         if held is None:
             return None
-        self._memory.mark_read(held.nar.digest, held.entry)
+        self._memory.mark_read(held.entry)
         if held.client is not None:
             self._wanted.note_used(held.client)
             self._counters.upstream_nars_ahead_used += 1
@@ -169,7 +169,7 @@ class NarsAhead:
                     self._pump_soon()
                     return
                 client, nar = found
-                if nar.url in self._held or nar.digest in self._memory.entries:
+                if nar.url in self._held or self._memory.has_part(nar.digest):
                     self._wanted.forget(client, nar.url)
                     continue
                 if not (
@@ -188,7 +188,7 @@ class NarsAhead:
         return self._in_transit[key] < (min(most, BESIDE_STREAMS) if load.streams else most)
 
     def _find_or_begin(self, nar: UpstreamNar) -> _Held | None:
-        entry = self._memory.entries.get(nar.digest)
+        entry = self._memory.find(nar.digest)
         if entry is not None:  # under another URL
             if entry.is_pack or not entry.download.done():
                 return None
@@ -198,8 +198,17 @@ class NarsAhead:
 
     def _begin(self, nar: UpstreamNar, client: str | None) -> _Held:
         download = asyncio.create_task(self._fetch(nar), name=f"upstream nar {nar.digest.hex[:12]}")
-        entry = PackEntry(is_pack=False, download=download, arrival=_nothing_early(), used_at=self._clock())
-        self._memory.add(nar.digest, entry, nar.size)
+        entry = PackEntry(
+            blob=nar.digest,
+            start=0,
+            end=None,
+            is_pack=False,
+            batch=0,
+            download=download,
+            arrival=_nothing_early(),
+            used_at=self._clock(),
+        )
+        self._memory.add(entry, nar.size)
         self._held[nar.url] = held = _Held(nar, entry, client)
         self._in_transit[nar.key] += 1
         begun_at = self._clock()
@@ -227,7 +236,7 @@ class NarsAhead:
         try:
             async with self._upstreams.open_nar(nar.key, path, query, is_ahead=True) as stream:
                 if stream.head.size not in (None, nar.size):
-                    raise UpstreamError(f"{nar.url}: {stream.head.size} bytes, {nar.size} in its narinfo")
+                    raise UpstreamError(f"{nar.url}: another length than its narinfo says")
                 async for chunk in stream.chunks:
                     if received + len(chunk) > nar.size:
                         raise UpstreamError(f"{nar.url}: more bytes than its narinfo says")
@@ -243,14 +252,13 @@ class NarsAhead:
 
     def _forget_dropped(self, url: str) -> None:
         held = self._held.get(url)
-        if held is not None and self._memory.entries.get(held.nar.digest) is not held.entry:
+        if held is not None and held.entry not in self._memory.entries:
             self._drop(held)
 
     def _drop(self, held: _Held) -> None:
         if self._held.get(held.nar.url) is held:
             del self._held[held.nar.url]
-        if self._memory.entries.get(held.nar.digest) is held.entry:
-            self._memory.drop(held.nar.digest)
+        self._memory.drop(held.entry)
         if held.client is not None:
             self._counters.upstream_nars_ahead_unused += 1
             self._counters.upstream_bytes_ahead_unused += held.nar.size
