@@ -14,7 +14,7 @@ Extent = tuple[int, int]
 """Offsets in bytes of the first byte, and after the last."""
 
 MAX_GAP_BYTES: Final = 1024 * 1024
-"""A smaller gap between two parts is fetched with them: at 200 Mbit/s, it takes no longer than a round trip."""
+"""A smaller gap between parts is fetched with them: at 200 Mbit/s, it takes no longer than a round trip."""
 
 MAX_RANGE_BYTES: Final = 4 * 1024 * 1024
 """More is fetched in several ranges, at the same time."""
