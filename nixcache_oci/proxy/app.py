@@ -6,8 +6,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from http import HTTPStatus
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -15,7 +16,10 @@ from aiohttp.typedefs import Handler, Middleware
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy import app_keys
+from nixcache_oci.proxy.ahead.narinfos import NarinfosAhead
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -80,6 +84,11 @@ def build_app(
     app[app_keys.CONNECTIONS] = connections
     app[app_keys.COUNTERS] = counters
     app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
+    is_listed = partial(_is_listed, index)
+    narinfos_ahead = NarinfosAhead(finder, is_listed, config.store_dir, counters, is_on=config.ahead)
+    nars_ahead = NarsAhead(upstreams, packs.memory, counters, is_on=config.ahead)
+    app[app_keys.NARINFOS_AHEAD] = narinfos_ahead
+    app[app_keys.NARS_AHEAD] = nars_ahead
     app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.client_keys)
     app[app_keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
     app[app_keys.HOST_GUARD] = host_guard
@@ -111,7 +120,9 @@ def build_app(
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
+        sweeping = asyncio.create_task(
+            _sweep((connections, streams, narinfos_ahead, nars_ahead)), name="sweep"
+        )
         async with uploads.publishing(config, finder) if uploads is not None else nullcontext():
             yield
         sweeping.cancel()
@@ -121,11 +132,27 @@ def build_app(
         await nars.close()
         await packs.close()
 
+    async def stop_ahead(_: web.Application) -> None:
+        await narinfos_ahead.close()
+        await nars_ahead.close()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop_ahead)  # before requests are waited for, some of which wait for it
     return app
 
 
-async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+def _is_listed(index: LiveIndex, hash_part: HashPart) -> bool:
+    catalog = index.catalog
+    return catalog is not None and catalog.find(hash_part) is not None
+
+
+class _Swept(Protocol):
+    """What lets go of what is not used."""
+
+    def sweep(self, now: float, /) -> None: ...
+
+
+async def _sweep(bounds: Sequence[_Swept]) -> None:
     clock = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)

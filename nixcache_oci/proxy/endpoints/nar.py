@@ -34,7 +34,7 @@ async def get_nar(request: web.Request) -> web.StreamResponse:
 
 
 async def _get_uploaded(request: web.Request, place: str) -> web.StreamResponse | None:
-    """Send a NAR out of the spool, or from where it is by now; None if it was not uploaded."""
+    """Send a NAR out of the spool, or from where it is by now; None if it may be in the registry."""
     parsed = parse_nar_name(place)
     if parsed is None:
         return None
@@ -55,6 +55,8 @@ async def _get_uploaded(request: web.Request, place: str) -> web.StreamResponse 
         # Not for HEAD: a client asks that before it uploads, and another path may have the same NAR.
         url = NarUrl.parse(narinfo.url)
         return await (_send_blob(request, url) if url.offset is None else _send_slice(request, url))
+    if not place.startswith(parsed[0]):
+        raise web.HTTPNotFound  # in nix32, as only uploaders ask: no fault, and nothing for the log
     return None
 
 

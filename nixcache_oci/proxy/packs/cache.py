@@ -71,6 +71,11 @@ class PackCache:
         """Bytes that count against the capacity, including packs in transit."""
         return self._memory.used_bytes
 
+    @property
+    def memory(self) -> PackMemory:
+        """The memory, which others may use for what they fetch ahead."""
+        return self._memory
+
     async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
         """Return a part of a pack: from memory, or fetched with others that are wanted, or as a whole.
 
