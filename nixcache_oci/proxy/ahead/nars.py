@@ -20,6 +20,7 @@ from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.ahead.wanted import UpstreamNar, WantedNars
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.memory import Arrival, PackEntry, PackMemory
@@ -101,8 +102,8 @@ class NarsAhead:
         known = self._wanted.ask(client, url)
         self._forget_dropped(url)
         held = self._held.get(url)
-        if held is None and known is not None:
-            held = self._find_or_begin(known)
+        if held is None and known is not None and self._memory.evict_for_demand(known.size):
+            held = self._begin(known, None)
         self._pump_soon()
         if held is None:
             return None
@@ -169,7 +170,7 @@ class NarsAhead:
                     self._pump_soon()
                     return
                 client, nar = found
-                if nar.url in self._held or self._memory.has_part(nar.digest):
+                if nar.url in self._held:
                     self._wanted.forget(client, nar.url)
                     continue
                 if not (
@@ -187,27 +188,11 @@ class NarsAhead:
         most = min(self._limits.get(key, MOST_AT_ONCE), MOST_AT_ONCE - load.look_ups - load.streams)
         return self._in_transit[key] < (min(most, BESIDE_STREAMS) if load.streams else most)
 
-    def _find_or_begin(self, nar: UpstreamNar) -> _Held | None:
-        entry = self._memory.find(nar.digest)
-        if entry is not None:  # under another URL
-            if entry.is_pack or not entry.download.done():
-                return None
-            self._held[nar.url] = held = _Held(nar, entry, None)
-            return held
-        return self._begin(nar, None) if self._memory.evict_for_demand(nar.size) else None
-
     def _begin(self, nar: UpstreamNar, client: str | None) -> _Held:
         download = asyncio.create_task(self._fetch(nar), name=f"upstream nar {nar.digest.hex[:12]}")
-        entry = PackEntry(
-            blob=nar.digest,
-            start=0,
-            end=None,
-            is_pack=False,
-            batch=0,
-            download=download,
-            arrival=_nothing_early(),
-            used_at=self._clock(),
-        )
+        # Not by its digest: an upstream may name one of this cache's.
+        place = Digest.of(nar.url.encode())
+        entry = PackEntry(place, 0, None, False, 0, download, Arrival(_ignore), self._clock())
         self._memory.add(entry, nar.size)
         self._held[nar.url] = held = _Held(nar, entry, client)
         self._in_transit[nar.key] += 1
@@ -265,8 +250,5 @@ class NarsAhead:
             held.client = None
 
 
-def _nothing_early() -> Arrival:
-    async def ignore(_size: int) -> None:
-        """A NAR of a known size needs no more space."""
-
-    return Arrival(ignore)
+async def _ignore(_size: int) -> None:
+    """A NAR of a known size needs no more space, and nobody reads it before it is verified."""
