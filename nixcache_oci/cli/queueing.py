@@ -21,7 +21,7 @@ from nixcache_oci.publisher.draft import Published
 from nixcache_oci.queue.batch_record import make_batch_record
 from nixcache_oci.queue.folder import QueueFolder
 from nixcache_oci.queue.pace import Pace
-from nixcache_oci.queue.runner import Runner
+from nixcache_oci.queue.runner import Runner, Watch
 from nixcache_oci.queue.watching import Watcher
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import QUEUE_DIR
@@ -70,7 +70,6 @@ class Queueing:
         scope: of the batches' records.
         tell: shows a line.
         batches: how many were published.
-        recorded: what they hold, where what is used is recorded, too.
     """
 
     settings: PublishSettings
@@ -78,7 +77,7 @@ class Queueing:
     scope: str
     tell: Callable[[str], None] = complain
     batches: int = field(default=0, init=False)
-    recorded: set[StorePath] = field(default_factory=set, init=False)
+    _recorded: set[StorePath] = field(default_factory=set, init=False)  # in batches, where it matters
 
     @classmethod
     def of(cls, values: Values, folder: QueueFolder) -> "Queueing":
@@ -115,24 +114,33 @@ class Queueing:
                 self.folder.stop_watching()
             find_used = None
             if self.is_keeping_used:
-                spool, mark = self.folder.spool, self.folder.used_mark
-                used = Watcher(spool, mark, database, frozenset(), self.tell, self.find_cached)
-                find_used = used.look
-                try:
-                    await used.begin()
-                except (Error, OSError) as error:
-                    self.tell(f"warning: what is used of the cache will not be recorded: {error}")
+                find_used = await self._begin_used(database)
             yield Runner(self.folder, store, self.publish, self.tell, self.pace, watch, find_used)
+
+    async def _begin_used(self, database: StoreDatabase) -> Watch:
+        spool, mark = self.folder.spool, self.folder.used_mark
+        used = Watcher(spool, mark, database, frozenset(), self.tell, self._find_cached)
+        try:
+            await used.begin()
+        except (Error, OSError) as error:
+            self.tell(f"warning: what is used of the cache will not be recorded: {error}")
+
+        async def find_used() -> None:
+            await used.look()
+            # No later look sees these paths again.
+            self._recorded.clear()
+
+        return find_used
 
     @property
     def is_keeping_used(self) -> bool:
         """Whether to record what the store got from the cache, where publishing it does not anyway."""
         return bool(self.settings.flags.keep_used) and not self.settings.flags.watch
 
-    async def find_cached(self, paths: Sequence[StorePath]) -> list[StorePath]:
+    async def _find_cached(self, paths: Sequence[StorePath]) -> list[StorePath]:
         """Choose what the cache lists already, and this queue has not recorded."""
         settings = self.settings
-        asked = [path for path in paths if path not in self.recorded]
+        asked = [path for path in paths if path not in self._recorded]
         with settings.progress as progress:
             async with (
                 settings.opened() as repository,
@@ -164,7 +172,7 @@ class Queueing:
                 published = await publisher.publish(plan, [record])
                 await publisher.merge(published)
                 if self.is_keeping_used:
-                    self.recorded |= {info.store_path for info in plan.listed}
+                    self._recorded |= {info.store_path for info in plan.listed}
         self._report(repository.name, published)
 
     def _report(self, cache: str, published: Published) -> None:

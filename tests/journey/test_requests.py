@@ -55,7 +55,7 @@ def test_five_hundred_paths_cost_a_handful_of_requests(ghcr: Ghcr, key: SecretKe
 def test_of_what_else_lies_in_a_pack_nothing_is_fetched(ghcr: Ghcr, key: SecretKey, tmp_path: Path) -> None:
     """A closure may need a little of each pack: what the registry sends is that, and not the packs."""
     generator = random.Random(100)
-    objects = [store_object(str(number), contents=generator.randbytes(100_000)) for number in range(96)]
+    objects = [store_object(str(number), contents=generator.randbytes(100_000)) for number in range(128)]
     put(ghcr, objects, [key])
     with ProxyProcess(tmp_path / "proxy", **settings_of(ghcr, tmp_path)) as proxy:
         proxy.wait_ready()

@@ -122,7 +122,7 @@ class Prefetcher:
 
     def _is_paused(self, wanted: Wanted) -> bool:
         """Check whether more of a pack will be wanted soon, so that fewer ranges have all of it."""
-        are_many = len(self._wanted) >= _MOST_WANTED_BEFORE_NARS
+        are_many = wanted.is_dense or len(self._wanted) >= _MOST_WANTED_BEFORE_NARS
         if not wanted.is_pack or not self._more_will_be_wanted or are_many:
             return False
         return self._ranges_in_transit >= _MOST_RANGES_BEFORE_NARS or self._memory.has_part(wanted.blob)

@@ -21,8 +21,9 @@ GAP = 100
 
 @pytest.fixture(autouse=True)
 def small_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packs have 1,000 bytes here."""
+    """Packs have 1,000 bytes here, and none is found to be dense."""
     monkeypatch.setattr(wanted, "MAX_GAP_BYTES", GAP)
+    monkeypatch.setattr(wanted, "_CHECKED_PARTS", 1000)
 
 
 def serve(bench: Bench, pack: Digest, *starts: int, wrong_hash: bool = False) -> None:
@@ -95,6 +96,26 @@ async def test_all_that_is_named_of_a_pack_is_remembered(bench: Bench) -> None:
     await settle()
     assert await ask(bench, pack, 990) == content_of("pack")[990:]
     assert extents(bench, pack) == [(0, 10), (10, 1000)]
+
+
+async def test_a_pack_that_is_wanted_closely_is_fetched_before_all_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranges have most of what is still unknown; of one that is wanted here and there they have not."""
+    monkeypatch.setattr(wanted, "_CHECKED_PARTS", 8)
+    await fill(bench)
+    dense, sparse = bench.add("dense"), bench.add("sparse")
+    serve(bench, sparse, 0, 20, 200, 220, 400, 420, 600, 800)
+    serve(bench, dense, 0, 600, 100, 500, 200, 400, 300)
+    await settle()
+    assert extents(bench, dense) == []
+    serve(bench, dense, 650)
+    await settle()
+    assert extents(bench, dense) == [(0, 660)]
+    assert extents(bench, sparse) == []
+    serve(bench, dense, 550)
+    await settle()
+    assert len(extents(bench, dense)) == 1
 
 
 async def test_what_was_named_meanwhile_comes_in_few_ranges(bench: Bench) -> None:
