@@ -93,7 +93,7 @@ class PackCache:
                 entry = await self._fetch_with_others(wanted, start, end)
         if entry is not None:
             self._mark_read(entry)
-            if self._hashes.are_known(pack, start, end):
+            if entry.is_pack and self._hashes.are_known(pack, start, end):
                 await entry.reach(end)
             if (part := self._part_of(entry, start, end)) is not None:
                 return bytes(part)

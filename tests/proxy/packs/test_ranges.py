@@ -11,6 +11,7 @@ from nixcache_oci.errors import DigestError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs import prefetcher, wanted
+from nixcache_oci.proxy.packs.memory import Arrival, PackEntry
 from tests.proxy.packs.pack_story import Bench, content_of, prefetch_of, settle
 from tests.support.objects import store_object
 
@@ -236,3 +237,32 @@ async def test_a_part_that_had_to_go_is_fetched_again_alone(bench: Bench) -> Non
     assert bench.cache.used_bytes == 0
     assert await ask(bench, pack, 0) == content_of("pack")[:SIZE]
     assert extents(bench, pack) == [(0, SIZE)] * 2
+
+
+async def test_a_pack_that_an_upstream_has_as_a_nar(bench: Bench) -> None:
+    """What was fetched of an upstream arrives as a whole, and is as good: its digest is the same."""
+    pack = bench.add("pack")
+    serve(bench, pack, 500)
+    await settle()
+    bench.repository.extents.clear()
+
+    async def download() -> bytearray:
+        return bytearray(content_of("pack"))
+
+    async def ignore(_size: int) -> None:
+        """There is room."""
+
+    entry = PackEntry(
+        pack,
+        0,
+        None,
+        is_pack=False,
+        batch=0,
+        download=asyncio.create_task(download()),
+        arrival=Arrival(ignore),
+        used_at=0.0,
+    )
+    bench.cache._memory.add(entry, len(content_of("pack")))
+    serve(bench, pack, 0)
+    assert await asyncio.wait_for(ask(bench, pack, 0), 10) == content_of("pack")[:SIZE]
+    assert extents(bench, pack) == []
