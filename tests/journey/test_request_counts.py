@@ -25,7 +25,7 @@ def pusher(ghcr: Ghcr) -> Registry:
 
 
 async def test_no_request_is_added_at_ghcr(ghcr: Ghcr, pusher: Registry) -> None:
-    """Counted at the version before other registries were learnt: a first push, a second one, and a reader."""
+    """Counted before other registries were learnt: a first push, a second one, and a reader."""
     try:
         await publish(pusher, [store_object("one"), store_object("two")])
         first = asked(ghcr)
