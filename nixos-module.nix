@@ -21,14 +21,24 @@ let
   };
   systemd = import ./nix/systemd.nix {
     inherit (proxy) command keepsPort;
-    inherit (cfg) packMemory;
+    inherit (cfg) packMemory uploads;
   };
   # Of the machine: NixOS writes it where every user can read it, and so does the unit.
   passwords = proxy.hasPasswords config.networking.proxy.envVars;
-  credential = name: file: lib.optional (file != null) "${name}:${proxy.escapeSpecifiers (toString file)}";
+  # What each file is called among the service's credentials.
+  credentials = {
+    NIXCACHE_TOKEN_FILE = "token";
+    NIXCACHE_UPSTREAM_FILE = "upstreams";
+    NIXCACHE_UPLOAD_TOKENS_FILE = "upload-tokens";
+    NIXCACHE_SIGNING_KEY_FILE = "signing-key";
+    NIXCACHE_OIDC_FILE = "oidc";
+    NIXCACHE_TLS_CERT = "tls-certificate";
+    NIXCACHE_TLS_KEY = "tls-key";
+    NIXCACHE_TLS_CLIENT_CA = "tls-client-ca";
+  };
 in
 {
-  imports = [ ./nix/options.nix ];
+  imports = [ ./nix/options.nix ./nix/queue-nixos.nix ];
 
   options.services.nixcache-proxy.openFirewall = lib.mkOption {
     type = lib.types.bool;
@@ -82,21 +92,22 @@ in
       after = [ "nixcache-proxy.socket" ];
       environment =
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
-        // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; }
-        // lib.optionalAttrs (cfg.upstreamsFile != null) { NIXCACHE_UPSTREAM_FILE = "%d/upstreams"; };
+        // builtins.mapAttrs (variable: _: "%d/${credentials.${variable}}") proxy.fileSettings;
       inherit (systemd) unitConfig;
       serviceConfig = systemd.serviceConfig // {
         # The manager reads them as root; no other service of the same user could.
-        LoadCredential = credential "token" cfg.tokenFile ++ credential "upstreams" cfg.upstreamsFile;
+        LoadCredential = lib.mapAttrsToList (
+          variable: file: "${credentials.${variable}}:${proxy.escapeSpecifiers file}"
+        ) proxy.fileSettings;
 
-        # A user of its own that exists while the service runs, and owns nothing but its cache folder.
+        # A user of its own that exists while the service runs, and owns nothing but its own folders.
         DynamicUser = true;
         # Nothing needs a capability: the manager opens the port, also a low one.
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
         # Users are seen as nobody, root among them: not even their names are needed.
         PrivateUsers = true;
-        # It writes to its cache folder only.
+        # It writes to its own folders only.
         ProtectSystem = "strict";
         # An OCI layout may lie in a home, and is read only; else homes hold nothing for it.
         ProtectHome = if proxy.isLayout then "read-only" else true;

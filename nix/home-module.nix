@@ -20,7 +20,7 @@ let
   };
   systemd = import ./systemd.nix {
     inherit (proxy) command keepsPort;
-    inherit (cfg) packMemory;
+    inherit (cfg) packMemory uploads;
   };
   inherit (pkgs.stdenv.hostPlatform) isLinux isDarwin;
   environment = proxy.environment // proxy.fileSettings;
@@ -28,7 +28,7 @@ let
   assignment = name: value: builtins.toJSON "${name}=${proxy.escapeSpecifiers value}";
 in
 {
-  imports = [ ./options.nix ];
+  imports = [ ./options.nix ./queue-home.nix ];
 
   config = lib.mkIf cfg.enable (
     lib.mkMerge [

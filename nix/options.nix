@@ -100,6 +100,15 @@ in
       description = "Whether NARs of upstream caches pass through the proxy, or come straight from the upstream.";
     };
 
+    ahead = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether the proxy fetches from upstream caches what a client that substitutes will ask for next: small
+        NARs, and narinfos of references.
+      '';
+    };
+
     priority = mkOption {
       type = types.ints.unsigned;
       default = 30;
@@ -153,6 +162,96 @@ in
       description = ''
         File with a token that may read packages, or `user:password`, for a private cache. It must not be in the Nix
         store. On NixOS it is read when the service starts, elsewhere again whenever it changes.
+      '';
+    };
+
+    uploads = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether the proxy takes `nix copy --to`, and publishes what comes. `tokenFile` must then allow writing.
+      '';
+    };
+
+    uploadTokensFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/upload-tokens";
+      description = ''
+        File of who may upload, one `name:token` per line. It is read when the service starts, and must not be in the
+        Nix store.
+      '';
+    };
+
+    uploadSubjects = mkOption {
+      type = types.listOf (types.strMatching "[^;]+");
+      default = [ ];
+      example = [ "CN=builder-*" ];
+      description = ''
+        Subjects of client certificates that may upload, as RFC 2253 writes them. `tlsClientCA` or `uploadCertHeader`
+        says who checks the certificates.
+      '';
+    };
+
+    uploadCertHeader = mkOption {
+      type = types.nullOr (types.strMatching "[A-Za-z][A-Za-z0-9-]*");
+      default = null;
+      example = "X-Client-Subject";
+      description = ''
+        Header in which a web server on this machine hands over the subject of a client certificate. It counts from
+        every program of this machine.
+      '';
+    };
+
+    oidcFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = lib.literalExpression "./upload-rules.toml";
+      description = "File of rules for JSON Web Tokens that let upload, such as those of CI. It holds no secret.";
+    };
+
+    tlsCertificate = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/var/lib/acme/cache.lan/fullchain.pem";
+      description = ''
+        Certificate to speak HTTPS with, and those that lead to its authority. It is read when the service starts. Nix on
+        this machine is not told of the proxy then: set `configureNix` to false, and name the cache as the certificate does.
+      '';
+    };
+
+    tlsKey = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/var/lib/acme/cache.lan/key.pem";
+      description = "Secret key of `tlsCertificate`. It must not be in the Nix store.";
+    };
+
+    tlsClientCA = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = lib.literalExpression "./builders-ca.pem";
+      description = "Authorities of client certificates, which clients need not have to read.";
+    };
+
+    uploadQuiet = mkOption {
+      type = types.ints.unsigned;
+      default = 5;
+      description = "Seconds without a new upload before a batch is published.";
+    };
+
+    uploadSpace = mkOption {
+      type = types.strMatching "[0-9]+[kKMGT]?";
+      default = "20G";
+      description = "Most bytes of uploads that are not published yet; beyond, uploads are refused.";
+    };
+
+    signingKeyFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/my-cache-1.sec";
+      description = ''
+        File of the secret key that signs uploads; without one, clients must sign. It must not be in the Nix store.
       '';
     };
 

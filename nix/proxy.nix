@@ -67,14 +67,36 @@ let
     NIXCACHE_LISTEN = cfg.listenAddress;
     NIXCACHE_UPSTREAM = toString cfg.upstreams;
     NIXCACHE_UPSTREAM_NARS = cfg.upstreamNars;
+    NIXCACHE_AHEAD = if cfg.ahead then "yes" else "no";
     NIXCACHE_INDEX_TTL = toString cfg.indexTtl;
     NIXCACHE_PACK_MEMORY = toString cfg.packMemory;
     NIXCACHE_PRIORITY = toString cfg.priority;
     NIXCACHE_HOSTS = toString cfg.allowedHosts;
     NIXCACHE_PUBLIC_KEYS = toString publicKeys;
     NIXCACHE_LOG_LEVEL = cfg.logLevel;
+  }
+  // builtins.mapAttrs (_: value: if cfg.uploads then value else null) {
+    NIXCACHE_UPLOADS = "1";
+    NIXCACHE_UPLOAD_QUIET = toString cfg.uploadQuiet;
+    NIXCACHE_UPLOAD_SPACE = cfg.uploadSpace;
+    NIXCACHE_UPLOAD_SUBJECTS = builtins.concatStringsSep ";" cfg.uploadSubjects;
+    NIXCACHE_UPLOAD_CERT_HEADER = cfg.uploadCertHeader;
   };
-  ofOptions = builtins.attrNames settings ++ [ "NIXCACHE_TOKEN_FILE" "NIXCACHE_UPSTREAM_FILE" ];
+  # Each file with secrets, by its variable: the option that names it.
+  files = {
+    NIXCACHE_TOKEN_FILE = "tokenFile";
+    NIXCACHE_UPSTREAM_FILE = "upstreamsFile";
+    NIXCACHE_UPLOAD_TOKENS_FILE = "uploadTokensFile";
+    NIXCACHE_SIGNING_KEY_FILE = "signingKeyFile";
+    NIXCACHE_TLS_KEY = "tlsKey";
+  };
+  # The same of those that everybody may read.
+  openFiles = {
+    NIXCACHE_TLS_CERT = "tlsCertificate";
+    NIXCACHE_TLS_CLIENT_CA = "tlsClientCA";
+    NIXCACHE_OIDC_FILE = "oidcFile";
+  };
+  ofOptions = builtins.attrNames (settings // files // openFiles);
   given = builtins.attrNames cfg.extraSettings;
   among = names: builtins.filter (name: builtins.elem name names) given;
   secret = builtins.filter (
@@ -159,12 +181,9 @@ rec {
     lib.filterAttrs (_: value: value != null) settings
     // builtins.mapAttrs (_: toString) cfg.extraSettings;
 
-  # Paths of files with secrets, for a service that reads them itself.
+  # Paths of files, for a service that reads them itself.
   fileSettings = builtins.mapAttrs (_: toString) (
-    lib.filterAttrs (_: file: file != null) {
-      NIXCACHE_TOKEN_FILE = cfg.tokenFile;
-      NIXCACHE_UPSTREAM_FILE = cfg.upstreamsFile;
-    }
+    lib.filterAttrs (_: file: file != null) (builtins.mapAttrs (_: name: cfg.${name}) (files // openFiles))
   );
 
   # systemd.unit(5), "Specifiers": a URL with %2F would be another one otherwise.
@@ -178,6 +197,28 @@ rec {
     {
       assertion = !isLayout || lib.hasPrefix "oci:/" cfg.registry;
       message = "${option "registry"}: the folder behind `oci:` must be an absolute path.";
+    }
+    {
+      assertion = cfg.uploads -> cfg.uploadTokensFile != null || cfg.uploadSubjects != [ ] || cfg.oidcFile != null;
+      message =
+        "${option "uploads"} is on, and nobody may upload: set ${option "uploadTokensFile"}, "
+        + "${option "uploadSubjects"} or ${option "oidcFile"}.";
+    }
+    {
+      assertion = (cfg.uploadSubjects != [ ]) == (cfg.tlsClientCA != null || cfg.uploadCertHeader != null);
+      message =
+        "${option "uploadSubjects"} says whose certificates let upload, and ${option "tlsClientCA"} or "
+        + "${option "uploadCertHeader"} who checks them: set both, or none.";
+    }
+    {
+      assertion = (cfg.tlsCertificate != null) == (cfg.tlsKey != null) && (cfg.tlsClientCA != null -> cfg.tlsKey != null);
+      message = "${option "tlsCertificate"} and ${option "tlsKey"} are both needed for HTTPS, and one of them is not set.";
+    }
+    {
+      assertion = cfg.tlsCertificate != null && cfg.tlsKey != null -> !cfg.configureNix;
+      message =
+        "${option "tlsCertificate"} is set, and Nix would ask ${askedAddress}, for which no authority gives a certificate: set "
+        + "${option "configureNix"} to false, and name the cache in nix.settings.substituters as the certificate does.";
     }
     {
       assertion = cfg.port != 0;
@@ -231,7 +272,7 @@ rec {
     assertion = cfg.${name} == null || !lib.hasPrefix builtins.storeDir (toString cfg.${name});
     message =
       "${option name} lies in the Nix store, which every user can read: give the path of a file elsewhere, as a string.";
-  }) [ "tokenFile" "upstreamsFile" ];
+  }) (builtins.attrValues files);
 
   warnings =
     lib.optional unsigned (

@@ -2,10 +2,12 @@
 # needs no privileges.
 #
 # packMemory: MiB that packs may take.
+# uploads: whether it keeps what is uploaded.
 # keepsPort: whether the port must never be free, because Nix takes unsigned paths from whoever listens there.
 {
   command,
   packMemory,
+  uploads,
   keepsPort,
 }:
 {
@@ -34,7 +36,7 @@
     # Running transfers are given up after three seconds; Nix resumes them.
     TimeoutStopSec = "10s";
 
-    # The last good index, which is served at once after a start; nothing else is ever written.
+    # The last good index, which is served at once after a start.
     CacheDirectory = "nixcache-proxy";
     CacheDirectoryMode = "0700";
 
@@ -68,6 +70,16 @@
     SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
     SystemCallErrorNumber = "EPERM";
   }
+  // (
+    # Uploads that are not published yet: no cache, which others may empty.
+    if uploads then
+      {
+        StateDirectory = "nixcache-proxy";
+        StateDirectoryMode = "0700";
+      }
+    else
+      { }
+  )
   // (
     if keepsPort then
       # Also after wrong usage: once it has failed, the request that waits would start it at once, again and again.

@@ -10,6 +10,7 @@ Error:
 │   └── ReferencedError  ... to delete a manifest, because an image index still lists it
 ├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
+    ├── UpstreamBusyError        ... because it wants fewer requests, or fails: retry_after
     ├── UpstreamConnectionError  ... because no connection could be made, or it died or fell silent
     └── UpstreamNotFoundError    ... because it has no such NAR, or no such part of it
 """
@@ -76,6 +77,14 @@ class StoreError(Error):
 
 class UpstreamError(Error):
     """No upstream could answer: it is neither a hit nor a miss."""
+
+
+class UpstreamBusyError(UpstreamError):
+    """An upstream answered 429 or 5xx; ``retry_after`` is how many seconds it asked to wait, or None."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UpstreamConnectionError(UpstreamError):

@@ -69,7 +69,7 @@ def is_segment_tag(tag: str, since: datetime, but: Container[str]) -> bool:
         but: hex digests of manifests whose tags do not count.
     """
     match = _TAG.fullmatch(tag)
-    return match is not None and match[1].lower() >= format_tag_time(since) and match[2] not in but
+    return match is not None and match[2] not in but and match[1].lower() >= format_tag_time(since)
 
 
 @dataclass(frozen=True, slots=True)

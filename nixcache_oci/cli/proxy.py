@@ -15,9 +15,15 @@ from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.settings.proxy_config import proxy_config
 from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.values import Values, add_flags
-from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variables import (
+    LOG_LEVEL,
+    PROXY_VARIABLES,
+    REPOSITORY_VARIABLES,
+    UPLOAD_VARIABLES,
+    UPLOADS,
+)
 
-_VARIABLES = (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
+_VARIABLES = (*PROXY_VARIABLES, *UPLOAD_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
 
 DESCRIPTION = "Serve a cache in an OCI registry to Nix on this machine."
 
@@ -42,7 +48,20 @@ async def _serve(
 ) -> None:
     notifier = Notifier.from_environment(values.environment)
     async with opened(location, values) as repository:
-        await run_proxy(config, repository, activated_sockets=sockets, notify=notifier, announce=_announce)
+        uploads = None
+        if values.get(UPLOADS):
+            # What publishes takes a tenth of the start to import, and most proxies only serve.
+            from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
+
+            uploads = upload_settings(values, config, location, repository.name)
+        await run_proxy(
+            config,
+            repository,
+            activated_sockets=sockets,
+            notify=notifier,
+            announce=_announce,
+            uploads=uploads,
+        )
 
 
 def _announce(addresses: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
 from nixcache_oci.nix.signature import parse_public_keys
+from nixcache_oci.proxy.tls import certified_host
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a key of the cache, as its owner published it; may be repeated, like "
         f"{variables.PUBLIC_KEYS.flag}",
     )
-    add_flags(parser, (variables.LISTEN, variables.PORT, *VARIABLES))
+    add_flags(parser, (variables.LISTEN, variables.PORT, variables.TLS_CERT, *VARIABLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def find_proxy_url(values: Values) -> str:
     """Return the address of this machine's proxy.
 
     Raises:
-        UsageError: the settings do not fix its port.
+        UsageError: the settings do not fix its port, or name a certificate that cannot be read.
     """
     port, listen = values.get(variables.PORT), values.get(variables.LISTEN)
     if port == 0:
@@ -113,7 +114,11 @@ def find_proxy_url(values: Values) -> str:
             f"{variables.PORT.flag} to the one that it printed, or better a fixed one for both"
         )
     host = "127.0.0.1" if listen in _ANY_ADDRESS else listen
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    certificate = values.get(variables.TLS_CERT)
+    if certificate is not None:
+        host = certified_host(certificate, host)
+    scheme = "http" if certificate is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def find_nix_conf(environment: Mapping[str, str], *, is_root: bool) -> Path:

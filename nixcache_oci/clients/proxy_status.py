@@ -1,4 +1,4 @@
-"""Asks a running proxy about itself: a few small answers over loopback, each within seconds."""
+"""Asks a running proxy about itself, and logs in at it: a few small answers, each within seconds."""
 
 import asyncio
 import re
@@ -12,8 +12,8 @@ from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, translated
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
 from nixcache_oci.clients.http.reply import BufferedReply
-from nixcache_oci.errors import Error
-from nixcache_oci.oci.document import get_optional_text, parse_document, parse_object, within
+from nixcache_oci.errors import Error, FormatError
+from nixcache_oci.oci.document import get_optional_text, get_text, parse_document, parse_object, within
 
 _SECONDS: Final = 5
 _MOST_BYTES: Final = 1024 * 1024
@@ -53,6 +53,26 @@ class ProxyStatus:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class LoginAnswer:
+    """What ``/_login`` says."""
+
+    writer: str  # with the rule that lets it upload
+    expires_at: float | None  # seconds since 1970; None for never
+    password: str | None  # that was made in exchange for a JSON Web Token
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Read the answer; FormatError if it is none."""
+        with within("the answer"):
+            document = parse_document(body, "it", _MOST_BYTES)
+            expires_at = document.get("expires_at")
+            if expires_at is not None and not isinstance(expires_at, int | float):
+                raise FormatError("expires_at: expected a number")
+            writer = ascii(get_text(document, "writer")[:_MOST_CHARACTERS])[1:-1]
+            return cls(writer, expires_at, get_optional_text(document, "password"))
+
+
 class ProxyClient:
     """Asks the proxy at a URL without a trailing slash; open it by ``async with``.
 
@@ -84,12 +104,31 @@ class ProxyClient:
         answer = await self._get("/public-key")
         return tuple(answer.body.decode(errors="replace").split()) if answer.status == HTTPStatus.OK else ()
 
+    async def log_in(self, authorization: str) -> LoginAnswer:
+        """Ask who may upload with these credentials; Error, with the proxy's own text, if nobody may."""
+        answer = await self._ask("POST", "/_login", authorization)
+        if answer.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            text = answer.body.decode(errors="replace").strip()[:_MOST_CHARACTERS]
+            raise Error(f"{self._url} refused: {ascii(text)[1:-1]}")
+        if answer.status != HTTPStatus.OK:
+            raise Error(
+                f"{self._url} answered {answer.status}: expected a nixcache-oci proxy that takes uploads "
+                "(NIXCACHE_UPLOADS=1)"
+            )
+        try:
+            return LoginAnswer.parse(answer.body)
+        except FormatError as error:
+            raise Error(f"{self._url}: {error}: not a nixcache-oci proxy") from None
+
     async def _get(self, path: str) -> BufferedReply:
+        return await self._ask("GET", path)
+
+    async def _ask(self, method: str, path: str, authorization: str | None = None) -> BufferedReply:
         try:
             with translated():
-                request = HttpRequest("GET", URL(f"{self._url}{path}"), follows=False)
+                request = HttpRequest(method, URL(f"{self._url}{path}"), follows=False)
                 async with asyncio.timeout(_SECONDS):
-                    reply = await self._http.send(request, OneOrigin(None, allows_http=True))
+                    reply = await self._http.send(request, OneOrigin(authorization, allows_http=True))
                     answer = await reply.take(_MOST_BYTES + 1)
         except HttpError as error:
             raise Error(f"{self._url}: {error.reason}") from None

@@ -82,15 +82,28 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
     ``keep_going`` is called for each piece; what it raises ends the check. Raises FormatError if the NAR
     cannot be unpacked, is another one, or is not valid.
     """
+    nar_hash, size = measure_nar(narinfo.compression, file, lambda: narinfo.nar_size, keep_going)
+    if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
+        raise FormatError(f"its NAR does not match NarHash ({counted(size, 'byte')}, {nar_hash})")
+
+
+def measure_nar(
+    compression: str, file: IO[bytes], most_bytes: Callable[[], int], keep_going: Callable[[], object]
+) -> tuple[NixHash, int]:
+    """Unpack a NAR of a known compression, and return its NarHash and NarSize; blocks.
+
+    ``keep_going`` and ``most_bytes``, the limit of NarSize by then, are called for each piece. Raises
+    FormatError if the NAR cannot be unpacked, is too large, or not in the form that Nix writes.
+    """
     hasher, size = hashlib.sha256(), 0
 
     def pieces() -> Iterator[bytes]:
         nonlocal size
-        for piece in _unpack(narinfo.compression, file):
+        for piece in _unpack(compression, file):
             keep_going()
             size += len(piece)
-            if size > narinfo.nar_size:
-                raise FormatError(f"its NAR is over {counted(narinfo.nar_size, 'byte')}, its NarSize")
+            if size > (most := most_bytes()):
+                raise FormatError(f"its NAR is over {counted(most, 'byte')}, its NarSize")
             hasher.update(piece)
             yield piece
 
@@ -99,9 +112,7 @@ def check_nar(narinfo: NarInfo, file: IO[bytes], keep_going: Callable[[], object
             pass  # reading it is the check
     except (zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
         raise FormatError(f"it cannot be decompressed: {error}") from None
-    nar_hash = NixHash(hasher.digest())
-    if (size, nar_hash) != (narinfo.nar_size, narinfo.nar_hash):
-        raise FormatError(f"its NAR does not match NarHash ({counted(size, 'byte')}, {nar_hash})")
+    return NixHash(hasher.digest()), size
 
 
 class _Target:

@@ -5,8 +5,10 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from http import HTTPStatus
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -14,7 +16,10 @@ from aiohttp.typedefs import Handler, Middleware
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy import app_keys
+from nixcache_oci.proxy.ahead.narinfos import NarinfosAhead
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -24,12 +29,13 @@ from nixcache_oci.proxy.endpoints.narinfo import get_narinfo
 from nixcache_oci.proxy.endpoints.public_key import get_public_key
 from nixcache_oci.proxy.endpoints.refresh import post_refresh
 from nixcache_oci.proxy.endpoints.status import get_status
+from nixcache_oci.proxy.endpoints.uploads import post_mass_query, upload_routes
 from nixcache_oci.proxy.endpoints.upstream_nar import get_upstream_nar
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.front.connections import Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.front.responses import COMMON_HEADERS
-from nixcache_oci.proxy.guard import ALLOW_HEADER, HostGuard, is_from_elsewhere, own_names
+from nixcache_oci.proxy.guard import ALLOW_HEADER, SITE_HEADER, HostGuard, is_from_elsewhere, own_names
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_source import NarSource
@@ -39,6 +45,8 @@ from nixcache_oci.proxy.packs.cache import PackCache
 from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from nixcache_oci.proxy.uploads.interface import UploadRefusedError
+from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
@@ -47,13 +55,20 @@ _HEALTH: Final = "/health"
 # Others may wait for long, and must not take the connections that are kept for these.
 _FAST: Final = (_HEALTH, ".narinfo")
 _SWEEP_SECONDS: Final = 2.0
+_UPLOADS_OFF: Final = (
+    "uploads are off here: publish with nixcache-oci push, or start the proxy with NIXCACHE_UPLOADS=1\n"
+)
 # For so many NARs that may stream, one more blob may be on its way before a client asks.
 _SHARE_AHEAD: Final = 4
-_SITE: Final = "Sec-Fetch-Site"
 
 
 def build_app(
-    config: ProxyConfig, repository: Repository, index: LiveIndex, upstreams: Upstreams, counters: Counters
+    config: ProxyConfig,
+    repository: Repository,
+    index: LiveIndex,
+    upstreams: Upstreams,
+    counters: Counters,
+    uploads: Uploads | None = None,
 ) -> web.Application:
     """Build the application; it closes what it creates, and nothing that it is given."""
     quarantine = Quarantine()
@@ -69,6 +84,11 @@ def build_app(
     app[app_keys.CONNECTIONS] = connections
     app[app_keys.COUNTERS] = counters
     app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
+    is_listed = partial(_is_listed, index)
+    narinfos_ahead = NarinfosAhead(finder, is_listed, config.store_dir, counters, is_on=config.ahead)
+    nars_ahead = NarsAhead(upstreams, packs.memory, counters, is_on=config.ahead)
+    app[app_keys.NARINFOS_AHEAD] = narinfos_ahead
+    app[app_keys.NARS_AHEAD] = nars_ahead
     app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.client_keys)
     app[app_keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
     app[app_keys.HOST_GUARD] = host_guard
@@ -91,13 +111,20 @@ def build_app(
             web.get(_HEALTH, get_health),
             web.get("/metrics", _get_metrics),
             web.post("/_refresh", post_refresh),
+            web.post("/mass-query", post_mass_query),
         ]
     )
+    if uploads is not None:
+        app[app_keys.UPLOADS] = uploads
+        app.add_routes(upload_routes())
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
-        yield
+        sweeping = asyncio.create_task(
+            _sweep((connections, streams, narinfos_ahead, nars_ahead)), name="sweep"
+        )
+        async with uploads.publishing(config, finder) if uploads is not None else nullcontext():
+            yield
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
         await app[app_keys.REFRESHES].close()
@@ -105,11 +132,27 @@ def build_app(
         await nars.close()
         await packs.close()
 
+    async def stop_ahead(_: web.Application) -> None:
+        await narinfos_ahead.close()
+        await nars_ahead.close()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop_ahead)  # before requests are waited for, some of which wait for it
     return app
 
 
-async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+def _is_listed(index: LiveIndex, hash_part: HashPart) -> bool:
+    catalog = index.catalog
+    return catalog is not None and catalog.find(hash_part) is not None
+
+
+class _Swept(Protocol):
+    """What lets go of what is not used."""
+
+    def sweep(self, now: float, /) -> None: ...
+
+
+async def _sweep(bounds: Sequence[_Swept]) -> None:
     clock = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
@@ -138,8 +181,13 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except UnsatisfiableRangeError as error:
         status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         return _bare(status, {hdrs.CONTENT_RANGE: f"bytes */{error.size}"})
+    except UploadRefusedError as error:
+        return _refuse_upload(request, error)
     except web.HTTPMethodNotAllowed as error:
-        return _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+        response = _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
+        if request.method == hdrs.METH_PUT and app_keys.UPLOADS not in request.app:
+            response.text = _UPLOADS_OFF
+        return response
     except web.HTTPException as error:
         return _bare(HTTPStatus(error.status))
     except Error as error:
@@ -153,6 +201,15 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
     except Exception:  # noqa: BLE001  # logged whole: Nix must not see a 500
         _log.exception("unexpected error", extra={"fields": {"path": request.path}})
     return _bare(HTTPStatus.NOT_FOUND)
+
+
+def _refuse_upload(request: web.Request, error: UploadRefusedError) -> web.Response:
+    """Tell an uploader, alone of all clients, why: Nix shows the text."""
+    fields = {"path": request.path, "error": str(error)}
+    _log.info("upload refused", extra={"fields": fields, "kind": "upload refused"})
+    is_asking = error.status == HTTPStatus.UNAUTHORIZED
+    headers = {hdrs.WWW_AUTHENTICATE: 'Basic realm="nixcache-oci"'} if is_asking else None
+    return web.Response(status=error.status, text=f"{error}\n", headers=headers)
 
 
 def _bare(status: HTTPStatus, headers: dict[str, str] | None = None) -> web.Response:
@@ -179,7 +236,7 @@ def _guard(host_guard: HostGuard) -> Middleware:
         if not all(map(host_guard.allows, hosts)):
             _refuse(request, "its Host is not one of ours; add names to answer to in NIXCACHE_HOSTS")
         headers = request.headers
-        sites, origins = headers.getall(_SITE, []), headers.getall(hdrs.ORIGIN, [])
+        sites, origins = headers.getall(SITE_HEADER, []), headers.getall(hdrs.ORIGIN, [])
         # Not request.host, which resolves the machine's own name if there is none.
         host, allow = headers.get(hdrs.HOST, ""), headers.get(ALLOW_HEADER)
         if (sites or origins) and is_from_elsewhere(sites, origins, host, allow):

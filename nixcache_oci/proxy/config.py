@@ -14,6 +14,15 @@ MIN_PACK_MEMORY_BYTES: Final = 4 * MAX_PACK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the proxy speaks HTTPS with, in PEM."""
+
+    certificate: Path  # and those that lead to its authority
+    key: Path  # secret, of the certificate
+    client_authorities: Path | None  # that client certificates come from; clients need none to read
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyConfig:
     """Settings of the proxy."""
 
@@ -30,7 +39,9 @@ class ProxyConfig:
     upstream_nars: UpstreamNars  # ``stream`` relays upstream NARs, ``direct`` hands out the upstream's URL
     hosts: frozenset[str]  # further valid Host headers, in lower case, without port
     public_keys: tuple[PublicKey, ...]  # required signers of narinfos; empty for none
+    ahead: bool = True  # whether anything is fetched from upstreams before a client asks for it
     trusted_keys: tuple[PublicKey, ...] = ()  # keys that Nix on this machine trusts
+    tls: TlsFiles | None = None  # None for HTTP
 
     @property
     def client_keys(self) -> tuple[PublicKey, ...]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 ALLOW_HEADER: Final = "X-Nixcache-Oci"
+SITE_HEADER: Final = "Sec-Fetch-Site"
 
 _HOSTS_REMEMBERED: Final = 64
 # W3C, "Fetch Metadata Request Headers": a page of ours, or a typed URL.

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -19,6 +20,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.proxy.app import build_app
@@ -30,6 +32,9 @@ from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.systemd import Notifier
+from nixcache_oci.proxy.tls import HANDSHAKE_SECONDS, open_tls
+from nixcache_oci.proxy.uploads.interface import UploadSettings
+from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams
 
 _log = logging.getLogger(__name__)
@@ -48,6 +53,7 @@ _GC_THRESHOLDS: Final = (700, 10, 1000)
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _KEPT_BYTES: Final = 16 * 1024 * 1024
 # Above any streamed piece; packs are larger, stay for minutes, and are returned when dropped.
 _RETURNED_ABOVE_BYTES: Final = 2 * 1024 * 1024
@@ -60,6 +66,7 @@ async def run_proxy(
     activated_sockets: Sequence[socket.socket],
     notify: Notifier,
     announce: Callable[[Sequence[str]], None],
+    uploads: UploadSettings | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -69,6 +76,7 @@ async def run_proxy(
         activated_sockets: of systemd; with any, the address in ``config`` is not used.
         notify: reports readiness to systemd.
         announce: receives the addresses once requests are answered.
+        uploads: how uploads are taken; None if they are not.
 
     Raises:
         UsageError: an unusable setting.
@@ -81,7 +89,7 @@ async def run_proxy(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(config, repository, activated_sockets=activated_sockets) as addresses:
+    async with serving(config, repository, activated_sockets=activated_sockets, uploads=uploads) as addresses:
         announce(addresses)
         _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
         notify.ready()
@@ -91,10 +99,11 @@ async def run_proxy(
 
 
 def _keep_freed_memory() -> None:
-    """Keep up to 16 MiB of freed memory in the process; without glibc, do nothing.
+    """Keep up to 16 MiB of freed memory in the process, for all threads; without glibc, do nothing.
 
     A proxy constantly allocates and frees pieces of 256 KiB. glibc returns each to the kernel, which zeroes
-    the pages again: a quarter of the time of a large NAR.
+    the pages again: a quarter of the time of a large NAR. It also gives each thread an arena of its own, in
+    which freed memory stays: 12 MiB once a million paths were fetched.
 
     Source: mallopt(3).
     """
@@ -102,13 +111,18 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
+    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _RETURNED_ABOVE_BYTES)
 
 
 @asynccontextmanager
 async def serving(
-    config: ProxyConfig, repository: Repository, *, activated_sockets: Sequence[socket.socket] = ()
+    config: ProxyConfig,
+    repository: Repository,
+    *,
+    activated_sockets: Sequence[socket.socket] = (),
+    uploads: UploadSettings | None = None,
 ) -> AsyncIterator[list[str]]:
     """Serve while the block runs, and yield the addresses; arguments and errors as of ``run_proxy``."""
     counters = Counters()
@@ -120,6 +134,7 @@ async def serving(
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
         client_keys=config.client_keys,
+        store=await asyncio.to_thread(NarinfoStore.open, config.index_dir) if configured else None,
     )
     folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
     index = LiveIndex(
@@ -133,10 +148,13 @@ async def serving(
         # other signatures.
         client_keys=config.client_keys if config.upstreams and not config.public_keys else None,
     )
-    app = build_app(config, repository, index, upstreams, counters)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)
+        taken = (
+            await stack.enter_async_context(Uploads.opened(uploads, index)) if uploads is not None else None
+        )
+        app = build_app(config, repository, index, upstreams, counters, taken)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(index.close)
         await runner.setup()
@@ -150,26 +168,34 @@ async def serving(
         listeners = await _listen(front, config, activated_sockets)
         for listener in listeners:
             stack.callback(listener.close)
-        yield [_address(each.getsockname()) for listener in listeners for each in listener.sockets]
+        yield [
+            _address(each.getsockname(), is_tls=config.tls is not None)
+            for listener in listeners
+            for each in listener.sockets
+        ]
 
 
 async def _listen(
     front: FrontServer, config: ProxyConfig, activated_sockets: Sequence[socket.socket]
 ) -> list[asyncio.Server]:
-    loop = asyncio.get_running_loop()
+    tls = await asyncio.to_thread(open_tls, config.tls) if config.tls is not None else None
+    listen = partial(
+        asyncio.get_running_loop().create_server,
+        front,
+        backlog=_BACKLOG,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_SECONDS if tls is not None else None,
+    )
     if activated_sockets:
-        return [
-            await loop.create_server(front, sock=activated, backlog=_BACKLOG)
-            for activated in activated_sockets
-        ]
+        return [await listen(sock=activated) for activated in activated_sockets]
     try:
         if config.listen == _EVERY_ADDRESS and socket.has_dualstack_ipv6():
             # asyncio would listen on IPv6 alone, and `use` names 127.0.0.1 to this machine's Nix.
             both = socket.create_server(
                 (config.listen, config.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True
             )
-            return [await loop.create_server(front, sock=both, backlog=_BACKLOG)]
-        return [await loop.create_server(front, config.listen, config.port, backlog=_BACKLOG)]
+            return [await listen(sock=both)]
+        return [await listen(host=config.listen, port=config.port)]
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         remedy = (
@@ -181,8 +207,9 @@ async def _listen(
         raise Error(f"cannot listen on {config.listen} port {config.port}: {reason}; {remedy}") from None
 
 
-def _address(address: object) -> str:
+def _address(address: object, *, is_tls: bool) -> str:
+    scheme = "https" if is_tls else "http"
     match address:
         case (str(host), int(port), *_):
-            return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     return f"unix:{address}"

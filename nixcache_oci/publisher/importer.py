@@ -4,7 +4,7 @@ An import is a publish whose store is that cache: with the same plan, packs and 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
@@ -78,7 +78,12 @@ class Importer:
             self._options.upstream_key_names,
         )
 
-    async def take(self, plan: ImportPlan, record: PublishRecord) -> Published:
+    async def take(
+        self,
+        plan: ImportPlan,
+        record: PublishRecord,
+        name_root: Callable[[StorePath], str] = lambda path: path.base_name,
+    ) -> Published:
         """Send what the plan says, and list it; paths without referrers become roots of the record.
 
         Raises:
@@ -93,7 +98,7 @@ class Importer:
                 name for info in taken for name in info.references if name != info.store_path.base_name
             }
             paths = {info.store_path.base_name: info.store_path for info in taken}
-            roots = tuple((name, path) for name, path in paths.items() if name not in referred)
+            roots = tuple((name_root(path), path) for name, path in paths.items() if name not in referred)
             # If something failed, the records of earlier imports stay valid.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 

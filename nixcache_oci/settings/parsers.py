@@ -16,12 +16,16 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
+from nixcache_oci.proxy.writers.patterns import SUBJECT_SEPARATORS, Pattern
 from nixcache_oci.settings.values import shown
 
 MAX_PORT: Final = 65535
 MIN_INDEX_TTL_SECONDS: Final = 1
 MIN_LAYERS: Final = 2
 PATH_SEPARATOR: Final = ":"
+SUBJECT_SEPARATOR: Final = ";"
+"""RFC 2253 escapes it within a subject."""
+
 LAYOUT_SCHEME: Final = "oci:"
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -43,13 +47,14 @@ _GITHUB_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?github\.com/", re.IGNOREC
 _GIT_SUFFIX = re.compile(r"(?<=[^/])\.git\Z")
 _GITHUB_PARTS: Final = 2
 # The store's folder goes into nix-cache-info, so it must not be able to forge a line.
+_HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
 def parse_yes_or_no(text: str) -> bool:
-    """Take yes or no."""
+    """Take yes or no, or 1 or 0."""
     try:
-        return {"yes": True, "no": False}[text]
+        return {"yes": True, "1": True, "no": False, "0": False}[text]
     except KeyError:
         raise FormatError("expected yes or no") from None
 
@@ -125,6 +130,41 @@ def parse_index_ttl(text: str) -> float:
     if not _SECONDS.fullmatch(text) or float(text) < MIN_INDEX_TTL_SECONDS:
         raise FormatError(f"expected a number of seconds, at least {MIN_INDEX_TTL_SECONDS}")
     return float(text)
+
+
+def parse_switch(text: str) -> bool:
+    """Read 1 for on, 0 for off."""
+    if text not in ("0", "1"):
+        raise FormatError("expected 1 for on, or 0 for off")
+    return text == "1"
+
+
+def parse_upload_quiet(text: str) -> float:
+    """Read the seconds without an upload before a batch is published."""
+    if not _SECONDS.fullmatch(text):
+        raise FormatError("expected a number of seconds")
+    return float(text)
+
+
+def parse_subjects(text: str) -> tuple[Pattern, ...]:
+    """Read patterns of certificates' subjects, separated by semicolons."""
+    subjects = (subject.strip() for subject in text.split(SUBJECT_SEPARATOR))
+    return tuple(Pattern.parse(subject, SUBJECT_SEPARATORS) for subject in subjects if subject)
+
+
+def parse_header_name(text: str) -> str | None:
+    """Read the name of a header."""
+    if text and not _HEADER_NAME.fullmatch(text):
+        raise FormatError("expected the name of a header, such as X-Client-Subject")
+    return text or None
+
+
+def parse_upload_space(text: str) -> int:
+    """Read a number of bytes, with or without a unit."""
+    size = parse_max_blob_bytes(text)
+    if size is None:
+        raise FormatError("expected a number of bytes")
+    return size
 
 
 def parse_priority(text: str) -> int:

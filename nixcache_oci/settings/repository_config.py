@@ -1,6 +1,7 @@
-"""Which repository a command works on, its limits, and where its index is kept."""
+"""Which repository a command works on, its limits, and where its index and its queue are kept."""
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,16 @@ from nixcache_oci.errors import FormatError, UsageError
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.settings.parsers import LAYOUT_SCHEME, parse_registry
 from nixcache_oci.settings.values import Values, shown
-from nixcache_oci.settings.variables import IMAGE, INDEX_DIR, MAX_BLOB_BYTES, MAX_LAYERS, REGISTRY, REPO
+from nixcache_oci.settings.variables import (
+    IMAGE,
+    INDEX_DIR,
+    MAX_BLOB_BYTES,
+    MAX_LAYERS,
+    QUEUE_DIR,
+    REGISTRY,
+    REPO,
+    UPLOAD_DIR,
+)
 
 _APPLICATION: Final = "nixcache-oci"
 
@@ -29,6 +39,9 @@ _LIMITS: Final = {
     r"registry\.gitlab\.com": SegmentOptions(max_blob_bytes=5 * 10**9),
     r"codeberg\.org": SegmentOptions(500),
 }
+
+# Root's queue is the machine's: Nix's daemon runs the hook as root.
+_QUEUE_OF_ROOT: Final = Path("/var/lib/nixcache-queue")
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +117,33 @@ def index_dir(values: Values) -> Path:
     except RuntimeError:  # no home folder
         return NOWHERE
     return found if found.is_absolute() else NOWHERE
+
+
+def upload_dir(values: Values) -> Path:
+    """Return the folder for uploads to all caches; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(UPLOAD_DIR)
+    if given is not None:
+        return given
+    return Path(of_service) if of_service else _user_data() / "uploads"
+
+
+def queue_dir(values: Values) -> Path:
+    """Return the folder of the queue, absolute; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=: as with CacheDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(QUEUE_DIR)
+    if given is not None:
+        return given.absolute()
+    if of_service:
+        return Path(of_service)
+    if os.geteuid() == 0:
+        return _QUEUE_OF_ROOT
+    try:
+        return platformdirs.user_state_path(_APPLICATION, appauthor=False).absolute() / "queue"
+    except RuntimeError:  # no home folder
+        raise UsageError(f"there is no home folder for the queue: set {QUEUE_DIR.name}") from None
 
 
 def _user_data() -> Path:

@@ -151,7 +151,7 @@ def unknown_variables(
 
 def _help(variable: Variable[object]) -> str:
     default = variable.default_note or variable.default or "none"
-    by = "a colon" if variable.separator == ":" else "spaces"
+    by = {":": "colons", ";": "semicolons"}.get(variable.separator or "", "spaces")
     repeated = "" if variable.separator is None else f"; repeat the flag, or separate values with {by}"
     return f"{variable.help}{repeated} [{variable.name}, default: {default}]"
 

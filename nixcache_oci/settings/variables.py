@@ -98,6 +98,13 @@ INDEX_DIR: Final = Variable(
     "folder for the last good index",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
+QUEUE_DIR: Final = Variable(
+    "NIXCACHE_QUEUE_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder of the queue of store paths to publish",
+    default_note="$STATE_DIRECTORY, else /var/lib/nixcache-queue for root, else in the user's state folder",
+)
 PACK_MEMORY: Final = Variable(
     "NIXCACHE_PACK_MEMORY",
     parsers.parse_pack_memory,
@@ -126,6 +133,14 @@ UPSTREAM_NARS: Final = Variable(
     "pass upstream NARs through the proxy, or hand out the upstream's own URL",
     default="stream",
 )
+AHEAD: Final = Variable(
+    name="NIXCACHE_AHEAD",
+    default="yes",
+    parse=parsers.parse_yes_or_no,
+    metavar="yes|no",
+    help="whether to fetch from upstreams what a client that substitutes will ask for next",
+    is_switch=True,
+)
 HOSTS: Final = Variable(
     "NIXCACHE_HOSTS",
     parsers.parse_hosts,
@@ -140,6 +155,19 @@ PUBLIC_KEYS: Final = Variable(
     "public keys that entries must be signed with",
     separator=" ",
     hides_value=True,
+)
+TLS_CERT: Final = Variable(
+    "NIXCACHE_TLS_CERT",
+    parsers.parse_path,
+    "FILE",
+    "certificate to speak HTTPS with, and those that lead to its authority",
+)
+TLS_KEY: Final = Variable("NIXCACHE_TLS_KEY", parsers.parse_path, "FILE", "secret key of that certificate")
+TLS_CLIENT_CA: Final = Variable(
+    "NIXCACHE_TLS_CLIENT_CA",
+    parsers.parse_path,
+    "FILE",
+    "authorities of client certificates, which clients need not have to read",
 )
 SIGNING_KEY_FILE: Final = Variable(
     "NIXCACHE_SIGNING_KEY_FILE",
@@ -195,6 +223,56 @@ LOG_LEVEL: Final = Variable(
     default="info",
 )
 
+UPLOADS: Final = Variable(
+    "NIXCACHE_UPLOADS", parsers.parse_switch, "0|1", "whether the proxy takes nix copy --to", default="0"
+)
+UPLOAD_TOKENS_FILE: Final = Variable(
+    "NIXCACHE_UPLOAD_TOKENS_FILE",
+    parsers.parse_path,
+    "FILE",
+    "file of who may upload, one name:token per line",
+)
+UPLOAD_SUBJECTS: Final = Variable(
+    "NIXCACHE_UPLOAD_SUBJECTS",
+    parsers.parse_subjects,
+    "SUBJECT",
+    "subjects of client certificates that may upload, such as CN=builder-*",
+    separator=parsers.SUBJECT_SEPARATOR,
+)
+UPLOAD_CERT_HEADER: Final = Variable(
+    "NIXCACHE_UPLOAD_CERT_HEADER",
+    parsers.parse_header_name,
+    "NAME",
+    "header in which a web server on this machine hands over the subject of a client certificate",
+)
+OIDC_FILE: Final = Variable(
+    "NIXCACHE_OIDC_FILE",
+    parsers.parse_path,
+    "FILE",
+    "file of rules for JSON Web Tokens that let upload, such as those of CI",
+)
+UPLOAD_QUIET: Final = Variable(
+    "NIXCACHE_UPLOAD_QUIET",
+    parsers.parse_upload_quiet,
+    "SECONDS",
+    "seconds without a new upload before a batch is published",
+    default="5",
+)
+UPLOAD_DIR: Final = Variable(
+    "NIXCACHE_UPLOAD_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder for uploads that are not published yet",
+    default_note="$STATE_DIRECTORY, else the user's data folder",
+)
+UPLOAD_SPACE: Final = Variable(
+    "NIXCACHE_UPLOAD_SPACE",
+    parsers.parse_upload_space,
+    "BYTES",
+    "most bytes of uploads that are not published yet",
+    default="20G",
+)
+
 REPOSITORY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     REPO,
     REGISTRY,
@@ -210,6 +288,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     UPSTREAM,
     UPSTREAM_FILE,
     UPSTREAM_NARS,
+    AHEAD,
     INDEX_TTL,
     INDEX_DIR,
     PACK_MEMORY,
@@ -217,6 +296,23 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     STORE_DIR,
     HOSTS,
     PUBLIC_KEYS,
+    TLS_CERT,
+    TLS_KEY,
+    TLS_CLIENT_CA,
+)
+UPLOAD_VARIABLES: Final[tuple[Variable[object], ...]] = (
+    UPLOADS,
+    UPLOAD_TOKENS_FILE,
+    UPLOAD_SUBJECTS,
+    UPLOAD_CERT_HEADER,
+    OIDC_FILE,
+    UPLOAD_QUIET,
+    UPLOAD_DIR,
+    UPLOAD_SPACE,
+    SIGNING_KEY_FILE,
+    SIGNING_KEY,
+    MAX_LAYERS,
+    MAX_BLOB_BYTES,
 )
 PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     SIGNING_KEY_FILE,
@@ -227,5 +323,10 @@ PUBLISH_VARIABLES: Final[tuple[Variable[object], ...]] = (
     INDEX_DIR,
 )
 ALL_VARIABLES: Final = tuple(
-    dict.fromkeys((*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *PUBLISH_VARIABLES, MERGE, CONFIG_DIR, LOG_LEVEL))
+    dict.fromkeys(
+        (
+            *(*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *UPLOAD_VARIABLES, *PUBLISH_VARIABLES),
+            *(MERGE, CONFIG_DIR, QUEUE_DIR, LOG_LEVEL),
+        )
+    )
 )

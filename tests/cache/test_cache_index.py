@@ -30,6 +30,20 @@ def test_what_is_written_is_read_again() -> None:
     assert read.render() == index.render()
 
 
+def test_a_segment_that_is_known_is_not_parsed_again() -> None:
+    """An index of 1,500 segments changes by one with each publish; a mark of gc is a change, too."""
+    former = CacheIndex((segment("one"), segment("two")), NOW)
+    document = json.loads(former.with_segments([segment("three")]).render())
+    marked = next(one for one in document["manifests"] if one["digest"] == str(segment("two").manifest))
+    marked["annotations"]["dev.nixcache.condemned"] = "2026-11-20T00:00:00Z"
+    content = json.dumps(document).encode()
+    read = CacheIndex.parse(content, former.segments)
+    assert read == CacheIndex.parse(content)
+    assert [one for one in read.segments if any(one is known for known in former.segments)] == [
+        segment("one")
+    ]
+
+
 def test_what_is_not_known_here_survives_a_rewrite() -> None:
     """A newer version's marks must not be lost because an older one published in between."""
     document = json.loads(CacheIndex((segment("one"),), NOW).render())

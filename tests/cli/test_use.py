@@ -21,6 +21,7 @@ from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.registries import Ghcr
 from tests.support.server_thread import listener
+from tests.support.tls import make_authority
 
 KEY = SecretKey.generate("use-1")
 LINES = f"""\
@@ -172,6 +173,24 @@ def test_where_the_proxy_is(capsys: pytest.CaptureFixture[str], arguments: tuple
     """An address that one cannot connect to becomes one that one can."""
     assert main(["use", *arguments]) == DONE
     assert capsys.readouterr().out.startswith(f"extra-substituters = {url}\n")
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"), [("0.0.0.0", "127.0.0.1"), ("localhost", "localhost"), ("10.0.0.1", "127.0.0.1")]
+)
+def test_a_proxy_over_https(conf: Path, capsys: pytest.CaptureFixture[str], listen: str, host: str) -> None:
+    """Its address is one that its certificate is for."""
+    chain = make_authority(conf.parent).chain
+    assert main(["use", "--tls-cert", str(chain), "--listen", listen]) == DONE
+    assert capsys.readouterr().out.startswith(f"extra-substituters = https://{host}:37515\n")
+
+
+@pytest.mark.usefixtures("conf")
+def test_a_certificate_that_is_none(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The setting is named."""
+    conf.write_text("no certificate")
+    assert main(["use", "--tls-cert", str(conf)]) == WRONG_USAGE
+    assert f"NIXCACHE_TLS_KEY: {conf}: expected a certificate in PEM" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("conf")

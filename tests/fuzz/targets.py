@@ -18,7 +18,7 @@ from yarl import URL
 
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.listing import Listing
-from nixcache_oci.cache.nar_url import NarUrl, pack_of
+from nixcache_oci.cache.nar_url import NarUrl, hashed_slice_of
 from nixcache_oci.cache.record import Field, parse_record, record_fields
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table import parse_head, parse_header, parse_table, render_table
@@ -63,6 +63,7 @@ from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError, parse_range
+from nixcache_oci.queue.spool import parse_event, render_events
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import ALL_VARIABLES
 
@@ -147,7 +148,7 @@ def _check_narinfo(data: bytes) -> bool:
     assert written.count(b"\nStorePath: ") == 0
     fingerprint(narinfo).encode()
     is_content_addressed(narinfo)
-    pack_of(written)
+    hashed_slice_of(written)
     for mode in NarMode:
         rewritten = rewrite(narinfo, _UPSTREAM, mode, _SIGNER)
         assert NarInfo.parse(rewritten.render().encode()) == rewritten
@@ -227,6 +228,13 @@ def _check_scan(data: bytes) -> bool:
     return bool(found.positions)
 
 
+def _check_queue_event(data: bytes) -> bool:
+    event = parse_event("1-2-0", data)
+    again = b"".join(render_events(event.paths))
+    assert parse_event("1-2-0", again).paths == event.paths
+    return bool(event.paths or event.derivations)
+
+
 def _check_record(data: bytes) -> bool:
     fields: list[Field] = []
     for line in _text(data).split("\n"):
@@ -243,7 +251,8 @@ def _check_nar_url(data: bytes) -> bool:
     assert str(url) == text
     if url.offset is not None and url.length is not None:
         assert 0 <= url.offset < url.offset + url.length <= 16 * 2**20
-    assert pack_of(f"\nURL: {text}\n".encode()) == (url.blob if url.offset is not None else None)
+    found = hashed_slice_of(f"\nURL: {text}\nCompression: x\nFileHash: x\n".encode())
+    assert (found is None) == (url.offset is None)
     return True
 
 
@@ -492,6 +501,7 @@ TARGETS: Final = (
     Target("table", _check_table),
     Target("table-scan", _check_scan),
     Target("record", _check_record),
+    Target("queue-event", _check_queue_event),
     Target("nar-url", _check_nar_url),
     Target("segment-tag", _check_segment_tag),
     Target("timestamp", _check_time),

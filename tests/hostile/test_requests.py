@@ -241,7 +241,7 @@ def test_what_is_not_there_is_404(proxy: ProxyProcess) -> None:
 
 
 def test_a_wrong_method_is_405(proxy: ProxyProcess) -> None:
-    """``nix copy --to`` is refused plainly, and told what is allowed."""
+    """``nix copy --to`` is refused plainly, and told what is allowed, and how else to publish."""
     reads = (
         *(f"/{'0' * 32}.narinfo", "/nix-cache-info", f"{NO_BLOB}.nar.zst", "/metrics", "/health", "/_status"),
     )
@@ -254,7 +254,10 @@ def test_a_wrong_method_is_405(proxy: ProxyProcess) -> None:
             405,
             "POST" if path == "/_refresh" else "GET,HEAD",
         )
-        assert answer.body == (b"" if method == "HEAD" else b"Method Not Allowed\n")
+        if method == "PUT":
+            assert b"nixcache-oci push" in answer.body
+        else:
+            assert answer.body == (b"" if method == "HEAD" else b"Method Not Allowed\n")
 
 
 @pytest.mark.parametrize("seed", ["small", "large"])

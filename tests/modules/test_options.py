@@ -12,7 +12,12 @@ from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.settings.proxy_config import proxy_config
 from nixcache_oci.settings.repository_config import repository_config
 from nixcache_oci.settings.values import Values
-from nixcache_oci.settings.variables import LOG_LEVEL, PROXY_VARIABLES, REPOSITORY_VARIABLES
+from nixcache_oci.settings.variables import (
+    LOG_LEVEL,
+    PROXY_VARIABLES,
+    REPOSITORY_VARIABLES,
+    UPLOAD_VARIABLES,
+)
 from tests.support.nix import NixSandbox
 from tests.support.nix_modules import KEY, OTHER_KEY, STANDIN, TOP, USABLE, Modules, environment_of
 
@@ -26,6 +31,9 @@ WITHOUT_OPTION = {
     "GH_TOKEN": "would lie in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_UPSTREAM_FILE": "as above",
+    "NIXCACHE_TLS_CERT": "as above",
+    "NIXCACHE_TLS_KEY": "as above",
+    "NIXCACHE_TLS_CLIENT_CA": "as above",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
 }
@@ -52,12 +60,18 @@ def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, 
         ),
         ("upstreams", [], "NIXCACHE_UPSTREAM", ""),
         ("upstreamNars", "direct", "NIXCACHE_UPSTREAM_NARS", "direct"),
+        ("ahead", False, "NIXCACHE_AHEAD", "no"),
         ("indexTtl", 60, "NIXCACHE_INDEX_TTL", "60"),
         ("packMemory", 64, "NIXCACHE_PACK_MEMORY", "64"),
         ("priority", 41, "NIXCACHE_PRIORITY", "41"),
         ("allowedHosts", ["cache.lan", "cache"], "NIXCACHE_HOSTS", "cache.lan cache"),
         ("publicKeys", [OTHER_KEY, KEY], "NIXCACHE_PUBLIC_KEYS", f"{OTHER_KEY} {KEY}"),
         ("logLevel", "debug", "NIXCACHE_LOG_LEVEL", "debug"),
+        ("uploads", True, "NIXCACHE_UPLOADS", "1"),
+        ("uploadQuiet", 9, "NIXCACHE_UPLOAD_QUIET", "9"),
+        ("uploadSpace", "5G", "NIXCACHE_UPLOAD_SPACE", "5G"),
+        ("uploadCertHeader", "X-Subject", "NIXCACHE_UPLOAD_CERT_HEADER", "X-Subject"),
+        ("uploadSubjects", ["CN=a b,O=c", "CN=d-*"], "NIXCACHE_UPLOAD_SUBJECTS", "CN=a b,O=c;CN=d-*"),
         ("extraSettings", {"NIXCACHE_STORE_DIR": "/s"}, "NIXCACHE_STORE_DIR", "/s"),
         ("extraSettings", {"NUMBER": 3}, "NUMBER", "3"),
     ],
@@ -66,7 +80,9 @@ def test_options_reach_the_proxy(
     modules: Modules, kind: str, option: str, value: object, variable: str, text: str
 ) -> None:
     """What a user sets is what the proxy is told, in whatever way its service manager says it."""
-    evaluated = modules.evaluate(kind, **{**USABLE, option: value})
+    uploading = {"uploads": True, "uploadTokensFile": "/run/secrets/t"} if "upload" in option else {}
+    certified = {"uploadSubjects": ["CN=a"], "uploadCertHeader": "X"} if "upload" in option else {}
+    evaluated = modules.evaluate(kind, **{**USABLE, **uploading, **certified, option: value})
     assert evaluated.failed == []
     assert environment_of(evaluated, kind)[variable] == text
 
@@ -110,6 +126,31 @@ def test_every_setting_has_an_option(modules: Modules) -> None:
     names = {variable.name for variable in (*PROXY_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)}
     environment = environment_of(modules.evaluate(**USABLE), "nixos")
     assert environment.keys() == names - WITHOUT_OPTION.keys()
+
+
+def test_uploads_have_a_folder_of_their_own(modules: Modules) -> None:
+    """They outlive the cache folder, which anybody may empty; each setting has an option."""
+    evaluated = modules.evaluate(
+        **{**USABLE, "configureNix": False},
+        **{name: f"/run/{name}" for name in ("uploadTokensFile", "signingKeyFile", "oidcFile")},
+        **{name: f"/run/{name}" for name in ("tlsCertificate", "tlsKey", "tlsClientCA")},
+        uploads=True,
+        uploadSubjects=["CN=builder"],
+        uploadCertHeader="X-Subject",
+    )
+    assert evaluated.failed == []
+    for name in ("NIXCACHE_TLS_CERT", "NIXCACHE_TLS_KEY", "NIXCACHE_TLS_CLIENT_CA", "NIXCACHE_OIDC_FILE"):
+        assert environment_of(evaluated, "nixos")[name].startswith("%d/")
+    assert len(evaluated.service["serviceConfig"]["LoadCredential"]) == 6
+    assert evaluated.service["serviceConfig"]["StateDirectory"] == "nixcache-proxy"
+    assert "StateDirectory" not in modules.evaluate(**USABLE).service["serviceConfig"]
+    names = {variable.name for variable in UPLOAD_VARIABLES}
+    assert names - environment_of(evaluated, "nixos").keys() == {
+        "NIXCACHE_UPLOAD_DIR",  # systemd names it in STATE_DIRECTORY
+        "NIX_SIGNING_KEY",  # would lie in the Nix store
+        "NIXCACHE_MAX_LAYERS",  # of odd registries; extraSettings
+        "NIXCACHE_MAX_BLOB_BYTES",
+    }
 
 
 def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
@@ -216,6 +257,18 @@ def test_daemon_on_macos(modules: Modules) -> None:
         ({"publicKeys": ["my-cache-1:" + "C" * 42 + "A="]}, "two keys of one name"),
         ({"tokenFile": "/nix/store/abc-token"}, "tokenFile lies in the Nix store"),
         ({"upstreamsFile": "/nix/store/abc-urls"}, "upstreamsFile lies in the Nix store"),
+        ({"uploadTokensFile": "/nix/store/abc-tokens"}, "uploadTokensFile lies in the Nix store"),
+        ({"signingKeyFile": "/nix/store/abc-key"}, "signingKeyFile lies in the Nix store"),
+        (
+            {"tlsCertificate": "/c", "tlsKey": "/nix/store/abc-key", "configureNix": False},
+            "tlsKey lies in the Nix store",
+        ),
+        ({"uploads": True}, "nobody may upload"),
+        ({"uploadSubjects": ["CN=a"]}, "set both, or none"),
+        ({"uploadCertHeader": "X-Subject"}, "set both, or none"),
+        ({"tlsCertificate": "/run/c"}, "are both needed for HTTPS"),
+        ({"tlsClientCA": "/run/c", "uploadSubjects": ["CN=a"]}, "are both needed for HTTPS"),
+        ({"tlsCertificate": "/run/c", "tlsKey": "/run/k"}, "for which no authority gives a certificate"),
         ({"extraSettings": {"NIXCACHE_PORT": "1"}}, "sets NIXCACHE_PORT, which has an option of its own"),
         (
             {"extraSettings": {"NIXCACHE_UPSTREAM_FILE": "/x"}},
@@ -257,6 +310,9 @@ def test_contradictions_on_nixos(modules: Modules, settings: dict[str, Any], mes
         {"indexTtl": 0},
         {"packMemory": 63},
         {"tokenFile": "token"},
+        {"uploadSpace": "much"},
+        {"uploadSubjects": ["CN=a;CN=b"]},
+        {"uploadCertHeader": "X Y"},
     ],
 )
 def test_values_of_a_wrong_kind(modules: Modules, settings: dict[str, Any]) -> None:

@@ -56,6 +56,10 @@ def test_unsigned_stays_on_this_machine(modules: Modules, address: str, *, is_re
     [
         ("tokenFile", "token", "NIXCACHE_TOKEN_FILE"),
         ("upstreamsFile", "upstreams", "NIXCACHE_UPSTREAM_FILE"),
+        ("uploadTokensFile", "upload-tokens", "NIXCACHE_UPLOAD_TOKENS_FILE"),
+        ("signingKeyFile", "signing-key", "NIXCACHE_SIGNING_KEY_FILE"),
+        ("oidcFile", "oidc", "NIXCACHE_OIDC_FILE"),
+        ("tlsKey", "tls-key", "NIXCACHE_TLS_KEY"),
     ],
 )
 def test_files_with_secrets(modules: Modules, option: str, name: str, variable: str) -> None:

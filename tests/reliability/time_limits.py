@@ -45,6 +45,12 @@ TIME_LIMITS: Final = (
               "the same"),
     TimeLimit("each later wait for bytes", "30", "clients/upstream/client.py", "stall_seconds",
               "then resumed where it stopped; Nix sees a pause below its own 300 s"),
+    TimeLimit("upstream: a small NAR that a client waits for", "5", "proxy/ahead/nars.py", "SLOW_SECONDS",
+              "then nothing else is fetched ahead over so slow a line"),
+    TimeLimit("upstream: the same, before it is streamed", "60", "proxy/ahead/nars.py", "GIVEN_UP_SECONDS",
+              "bytes as they arrive, well before Nix's 300 s"),
+    TimeLimit("upstream: nothing ahead after 429 or 5xx", "60, or what it asks for, up to 3600",
+              "clients/upstream/peer.py", "AHEAD_PAUSE_SECONDS", "its clients' own requests go on"),
     TimeLimit("upstream: asked on for a signature that counts", "5", "clients/upstream/client.py",
               "ASK_ON_SECONDS", "below a narinfo's own; an upstream that hangs costs it once in 30 s"),
     TimeLimit("hit without a signature that counts", "2", "proxy/signature_union.py", "WAIT_SECONDS",
@@ -53,6 +59,14 @@ TIME_LIMITS: Final = (
               "only for connections; Nix remembers each 404 for an hour"),
     TimeLimit("first index", "5, once", "proxy/live_index.py", "FIRST_INDEX_SECONDS",
               "before it every answer would be a 404"),
+    TimeLimit("upload: until a NAR may arrive, beside 16 others", "240", "proxy/uploads/nar_files.py",
+              "TURN_SECONDS", "Nix gives up after 300 s without an answer"),
+    TimeLimit("upload: silence within a body", "300", "proxy/endpoints/uploads.py", "STALL_SECONDS",
+              "as long as Nix itself waits"),
+    TimeLimit("upload: keys of an issuer of tokens", "10", "proxy/writers/issuer_keys.py", "FETCH_SECONDS",
+              "a login waits for it, at most once in 30 s"),
+    TimeLimit("TLS handshake of a client", "10", "proxy/tls.py", "HANDSHAKE_SECONDS",
+              "below a head's 30 s; it is not counted as a connection before"),
 )  # fmt: skip
 
 _INTRODUCTION: Final = """How long a reader waits for what, in seconds, and why the limits fit together and

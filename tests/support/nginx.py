@@ -1,4 +1,4 @@
-"""Debian's nginx, serving a folder of files as it is."""
+"""Debian's nginx, serving a folder of files as it is, or standing before a proxy of ours."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ http {{
   access_log off;
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  server {{ listen {address}; root {root}; }}
+  server {{ {server} }}
 }}
 """
 
@@ -23,9 +23,15 @@ http {{
 @asynccontextmanager
 async def nginx(folder: Path, root: Path) -> AsyncIterator[str]:
     """Serve a folder; gives the base URL."""
-    url = refusing()
-    address = url.removeprefix("http://")
-    config = _configure(folder, root, address)
+    async with nginx_server(folder, f"listen {{address}}; root {root};") as address:
+        yield f"http://{address}"
+
+
+@asynccontextmanager
+async def nginx_server(folder: Path, server: str) -> AsyncIterator[str]:
+    """Run a server as its configuration says, which has ``{address}``; gives that."""
+    address = refusing().removeprefix("http://")
+    config = _configure(folder, server.replace("{address}", address))
     program = await asyncio.create_subprocess_exec(
         require_program("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)
     )
@@ -34,17 +40,17 @@ async def nginx(folder: Path, root: Path) -> AsyncIterator[str]:
             while not await _accepts(address):
                 assert program.returncode is None
                 await asyncio.sleep(0.01)
-        yield url
+        yield address
     finally:
         if program.returncode is None:
             program.terminate()
         await program.wait()
 
 
-def _configure(folder: Path, root: Path, address: str) -> Path:
+def _configure(folder: Path, server: str) -> Path:
     folder.mkdir()
     config = folder / "nginx.conf"
-    config.write_text(CONFIG.format(folder=folder, root=root, address=address))
+    config.write_text(CONFIG.format(folder=folder, server=server))
     return config
 
 

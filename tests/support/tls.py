@@ -2,7 +2,7 @@
 
 import ipaddress
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,10 +19,21 @@ class Authority:
     Attributes:
         file: its certificate, as ``SSL_CERT_FILE`` takes it.
         server: for servers on this machine.
+        chain: that server's secret key and certificate.
     """
 
     file: Path
     server: ssl.SSLContext
+    chain: Path
+    name: x509.Name = field(repr=False)
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    def certify_client(self, file: Path, common_name: str, *, days: int = 1) -> Path:
+        """Write the secret key and certificate of a client, which ends after so many days."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        file.write_bytes(_private(key) + certify(subject, key, self.name, self.key, days=days))
+        return file
 
 
 def make_authority(folder: Path) -> Authority:
@@ -39,17 +50,27 @@ def make_authority(folder: Path) -> Authority:
     certificate = _builder(of_server, name, server_key).add_extension(names, critical=False)
     file, chain = folder / "authority.pem", folder / "server.pem"
     file.write_bytes(_pem(authority.sign(key, hashes.SHA256())))
-    private = server_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    chain.write_bytes(private + _pem(certificate.sign(key, hashes.SHA256())))
+    chain.write_bytes(_private(server_key) + _pem(certificate.sign(key, hashes.SHA256())))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
-    return Authority(file, context)
+    return Authority(file, context, chain, name, key)
+
+
+def certify(
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name | None = None,
+    signer: ec.EllipticCurvePrivateKey | None = None,
+    *,
+    days: int = 1,
+) -> bytes:
+    """Make a certificate in PEM, signed by itself unless told."""
+    builder = _builder(subject, issuer or subject, key, days=days)
+    return _pem(builder.sign(signer or key, hashes.SHA256()))
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int = 1
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -58,8 +79,14 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=10))
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 

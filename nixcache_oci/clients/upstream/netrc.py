@@ -53,7 +53,7 @@ def _read_all(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
     """Read each file: an Authorization by host, one of which may be ``default``."""
     if named := environment.get("NETRC"):
         yield _read(Path(named))
-    yield _read(_find_nix_file(environment))
+    yield _read(find_nix_netrc(environment))
     if home := environment.get("HOME"):
         yield {host: value for host, value in _read(Path(home) / ".netrc").items() if host != "default"}
 
@@ -78,7 +78,8 @@ def _read(path: Path) -> dict[str, str]:
     }
 
 
-def _find_nix_file(environment: Mapping[str, str]) -> Path:
+def find_nix_netrc(environment: Mapping[str, str]) -> Path:
+    """Find the netrc file that Nix reads, which need not exist."""
     found = nix_conf_folder(environment) / "netrc"
     for setting in read_nix_conf(environment, with_users=True):
         if setting.name == _NETRC_FILE and len(setting.values) == 1:

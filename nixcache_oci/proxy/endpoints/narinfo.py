@@ -1,13 +1,25 @@
 """``/<hash part>.narinfo``: the narinfo of a store path."""
 
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
 
+from nixcache_oci.clients.http.public_address import names_loopback
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.app_keys import COUNTERS, FAST_PATH, FINDER, INDEX, SIGNATURES
+from nixcache_oci.proxy.app_keys import (
+    COUNTERS,
+    FAST_PATH,
+    FINDER,
+    INDEX,
+    NARINFOS_AHEAD,
+    NARS_AHEAD,
+    SIGNATURES,
+    UPLOADS,
+)
+from nixcache_oci.proxy.front.aiohttp_protocol import client_of
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
 from nixcache_oci.proxy.lookup import Verdict, look_up
 
@@ -22,9 +34,18 @@ async def get_narinfo(request: web.Request) -> web.Response:
         raise web.HTTPNotFound from None
     app = request.app
     via = parse_via(request.headers.getall(VIA, []))
-    found = await look_up(hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
+    if not via:  # another proxy looks ahead itself
+        app[NARINFOS_AHEAD].asked(hash_part)
+    uploads = app.get(UPLOADS)
+    look = partial(look_up, hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
+    found = await (look() if uploads is None else look(uploads.find))
     if found.narinfo is None:
         raise web.HTTPNotFound
     if found.verdict is Verdict.HIT and request.method == hdrs.METH_GET:
         app[FAST_PATH].prefetch_for(found.narinfo)
+    if found.found is not None and not via:
+        client = client_of(request)
+        app[NARINFOS_AHEAD].given(found.found, is_here=names_loopback(client))
+        if request.method == hdrs.METH_GET:
+            app[NARS_AHEAD].handed_out(client, found.found)
     return web.Response(body=found.narinfo, headers=_HEADERS)

@@ -9,7 +9,16 @@ from typing import Final
 from aiohttp import web
 
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.proxy.app_keys import CONFIG, COUNTERS, INDEX, PACKS, REPOSITORY, STARTED, UPSTREAMS
+from nixcache_oci.proxy.app_keys import (
+    CONFIG,
+    COUNTERS,
+    INDEX,
+    PACKS,
+    REPOSITORY,
+    STARTED,
+    UPLOADS,
+    UPSTREAMS,
+)
 from nixcache_oci.proxy.regression import Seen
 
 # The registry decides how many problems there are: lists show the first, and the count.
@@ -56,6 +65,7 @@ def _take_snapshot(app: web.Application) -> dict[str, object]:
         },
         "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
         "pack_cache_bytes": app[PACKS].used_bytes,
+        **({"uploads": app[UPLOADS].status()} if UPLOADS in app else {}),
         "counters": asdict(app[COUNTERS]),
     }
 

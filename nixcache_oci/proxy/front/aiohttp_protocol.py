@@ -17,7 +17,7 @@ from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 
 _log = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 4 * 1024  # no request has a body that anybody reads
+_READ_BYTES: Final = 64 * 1024  # of a body, before reading is paused
 
 
 class AiohttpProtocol(web.RequestHandler):
@@ -113,6 +113,11 @@ def connection_of(request: web.BaseRequest) -> Connection:
     """Return the connection of a request."""
     protocol = request.protocol
     return protocol.connection if isinstance(protocol, AiohttpProtocol) else Connection()
+
+
+def client_of(request: web.BaseRequest) -> str:
+    """Return the address that a request came from; empty for a Unix socket."""
+    return request.remote or ""
 
 
 def protocol_factory(

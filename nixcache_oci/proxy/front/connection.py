@@ -108,13 +108,15 @@ class Front(asyncio.Protocol):
         self._is_held = False  # reading is paused
         self._connection = library.connection
         self._connection.when_answered = self._go_on_after
-        self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
+        self._check: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start."""
         # Not isinstance: other event loops have transports of their own.
         self._transport = cast("asyncio.Transport", transport)
         self._library.connection_made(transport)
+        # Not before: a connection whose TLS handshake fails is never made, and nobody would stop the timer.
+        self._check = self._loop.call_later(_CHECK_SECONDS, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop, and let a running handler know."""
@@ -251,4 +253,5 @@ class Front(asyncio.Protocol):
         self._phase = _Phase.DETACHED
         self._begun = self._ahead = b""
         self._connection.when_answered = None
-        self._check.cancel()
+        if self._check is not None:
+            self._check.cancel()

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
@@ -68,41 +68,86 @@ class Arrival:
                 waiting.set_result(None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PackEntry:
-    """A pack or a NAR, downloaded or in transit.
+    """A pack, a part of it, or a NAR, downloaded or in transit.
 
     Attributes:
-        is_pack: whether it is a pack.
-        download: returns the verified content.
+        blob: the pack, or the NAR.
+        start: offset of the first byte.
+        end: offset after the last byte; None for a whole blob, which matches its digest once downloaded.
+        is_pack: whether the blob is a pack.
+        batch: which parts of a pack were wanted together.
+        download: returns the content.
         arrival: unverified parts of it before.
         used_at: when it was last used, or started, in seconds of the clock.
         is_unread: whether it was not used yet.
         size_bytes: that count against the capacity: the most it may have while its size is unknown.
+        verified_parts: starts and ends of those that match their own hashes.
     """
 
+    blob: Digest
+    start: int
+    end: int | None
     is_pack: bool
+    batch: int
     download: asyncio.Task[bytearray]
     arrival: Arrival
     used_at: float
     is_unread: bool = True
     size_bytes: int = 0
+    verified_parts: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it is whole, and has the right digest."""
+        download = self.download
+        return self.end is None and download.done() and not download.cancelled() and not download.exception()
+
+    def covers(self, start: int, end: int | None) -> bool:
+        """Check whether it has, or will have, the bytes from ``start`` to before ``end`` (None: all)."""
+        return self.end is None or (end is not None and self.start <= start and end <= self.end)
+
+    async def reach(self, end: int) -> None:
+        """Wait until all bytes before ``end`` of the blob have arrived, or no more will."""
+        await self.arrival.reach(end - self.start)
+
+    def view(self, start: int, end: int) -> memoryview | None:
+        """Return bytes of the blob, verified or not; None if they have not arrived."""
+        return self.arrival.view(start - self.start, end - self.start)
 
 
 class PackMemory:
     """Counts the memory of packs, and evicts them; ``clock`` is monotonic.
 
     Attributes:
-        entries: the packs, the least recently used first.
+        entries: all, the least recently used first.
         used_bytes: that count against the capacity.
     """
 
     def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
         self._capacity_bytes = capacity_bytes
         self._clock = clock
-        self.entries: OrderedDict[Digest, PackEntry] = OrderedDict()
+        self.entries: OrderedDict[PackEntry, None] = OrderedDict()
+        self._of_blob: dict[Digest, list[PackEntry]] = {}
         self.used_bytes = 0
         self._unread_bytes = 0
+
+    def find(self, blob: Digest, start: int = 0, end: int | None = None) -> PackEntry | None:
+        """Return an entry with the bytes from ``start`` to before ``end``, by default with the whole blob."""
+        for entry in self._of_blob.get(blob, ()):
+            if entry.covers(start, end):
+                return entry
+        return None
+
+    def has_part(self, blob: Digest) -> bool:
+        """Check whether anything of a blob is here, or will be."""
+        return blob in self._of_blob
+
+    def last_batch_read(self, pack: Digest) -> int:
+        """Return the number of the last batch of a pack's parts of which one here was read; 0 for none."""
+        read = (entry.batch for entry in self._of_blob.get(pack, ()) if not entry.is_unread)
+        return max(read, default=0)
 
     @property
     def has_space(self) -> bool:
@@ -113,18 +158,21 @@ class PackMemory:
         """Check whether so much more may be prefetched."""
         return self._unread_bytes + size_bytes <= self._capacity_bytes // _PREFETCH_SHARE
 
-    def add(self, blob: Digest, entry: PackEntry, size_bytes: int) -> None:
-        """Add a blob whose download has started; it counts for so much until its size is known."""
-        self.entries[blob] = entry
+    def add(self, entry: PackEntry, size_bytes: int) -> None:
+        """Add what is being downloaded; it counts for so much until its size is known."""
+        self.entries[entry] = None
+        self._of_blob.setdefault(entry.blob, []).append(entry)
         self.resize(entry, size_bytes)
 
     def resize(self, entry: PackEntry, size_bytes: int) -> None:
-        """Change the size of a blob; a tiny one counts for what an entry takes."""
+        """Change the size of an entry; a tiny one counts for what an entry takes."""
         self._count(entry, max(size_bytes, _ENTRY_BYTES))
 
-    def mark_read(self, pack: Digest, entry: PackEntry) -> bool:
-        """Note a use of a pack; returns whether it is the first."""
-        self.entries.move_to_end(pack)
+    def mark_read(self, entry: PackEntry) -> bool:
+        """Note a use of an entry, if it was not dropped; returns whether it is the first."""
+        if entry not in self.entries:
+            return False
+        self.entries.move_to_end(entry)
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
         if is_first:
@@ -144,18 +192,28 @@ class PackMemory:
             size_bytes + MAX_PACK_BYTES, lambda entry: entry.is_unread or entry.used_at > busy_since
         )
 
-    def drop(self, pack: Digest) -> None:
-        """Drop a pack, if present."""
-        entry = self.entries.pop(pack, None)
-        if entry is not None:
+    def drop(self, entry: PackEntry) -> None:
+        """Drop an entry, if present."""
+        if entry in self.entries:
             self._count(entry, 0)
+            del self.entries[entry]
+            of_blob = self._of_blob[entry.blob]
+            of_blob.remove(entry)
+            if not of_blob:
+                del self._of_blob[entry.blob]
+
+    def drop_parts(self, pack: Digest) -> None:
+        """Drop the parts of a pack that is here as a whole."""
+        for entry in list(self._of_blob.get(pack, ())):
+            if entry.end is not None and entry.download.done():
+                self.drop(entry)
 
     def drop_unused(self) -> None:
-        """Drop packs that are unused for ``UNUSED_SECONDS``."""
+        """Drop what is unused for ``UNUSED_SECONDS``."""
         oldest = self._clock() - UNUSED_SECONDS
-        for pack, entry in list(self.entries.items()):
+        for entry in list(self.entries):
             if entry.download.done() and entry.used_at < oldest:
-                self.drop(pack)
+                self.drop(entry)
 
     def _count(self, entry: PackEntry, size_bytes: int) -> None:
         change = size_bytes - entry.size_bytes
@@ -166,15 +224,15 @@ class PackMemory:
 
     def _evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
         missing = self.used_bytes + wanted_bytes - self._capacity_bytes
-        dropped: list[Digest] = []
-        for digest, entry in self.entries.items():
+        dropped: list[PackEntry] = []
+        for entry in self.entries:
             if missing <= 0:
                 break
             if entry.download.done() and not is_spared(entry):
-                dropped.append(digest)
+                dropped.append(entry)
                 missing -= entry.size_bytes
         if missing > 0:
             return False
-        for digest in dropped:
-            self.drop(digest)
+        for entry in dropped:
+            self.drop(entry)
         return True
