@@ -130,6 +130,23 @@ def test_a_healthy_publisher(doctor: Doctor, ghcr: Ghcr) -> None:
     assert ghcr.server.count("upload-delete") == 1
 
 
+@pytest.mark.needs("nix")
+def test_what_a_registry_takes_is_tried_on_demand(doctor: Doctor, ghcr: Ghcr) -> None:
+    """By --publisher, which says so, and not because a signing key is there: it writes."""
+    put(ghcr, [store_object("a")], [KEY])
+    doctor.settle(ghcr)
+    ghcr.server.deletes = True
+    manifests = ghcr.server.manifests(REPOSITORY)
+    tried = {"tags", "chunks", "artifact type", "deletion"}
+    assert not tried & doctor.diagnose().keys()
+    found = doctor.diagnose("--publisher")
+    assert levels(found) == {"good"}
+    assert tried <= found.keys()
+    assert ghcr.server.manifests(REPOSITORY) == manifests
+    ghcr.server.is_linked_elsewhere = True
+    assert {doctor.diagnose("--publisher")[check][0] for check in tried} == {"skipped"}
+
+
 @pytest.mark.needs("docker-registry", "nix")
 def test_docker_registry_is_left_as_it_was(doctor: Doctor) -> None:
     """An empty repository is no error, and stays one: no blob, no link, no session that holds bytes.

@@ -156,6 +156,11 @@ class Registry:
         """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
         await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
+    @property
+    def has_own_page_size(self) -> bool:
+        """Whether the registry refused pages of 1,000 tags, and chose their size itself."""
+        return self._tags.has_own_size
+
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; see ``Tags.list`` for its limits."""
         return await self._tags.list()
