@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 MOST_AT_ONCE: Final = 48
 """Requests to one upstream, with clients' own: less is fetched ahead where these are more."""
 
-BESIDE_STREAMS: Final = 8
+BESIDE_STREAMS: Final = 24
 """NARs that are fetched ahead from an upstream while a client streams another from it."""
 
 SLOW_SECONDS: Final = 5.0
