@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.errors import UsageError
-from nixcache_oci.nix.signature import PublicKey, SecretKey
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
@@ -55,7 +55,6 @@ def test_defaults(tmp_path: Path) -> None:
         store_dir="/nix/store",
         upstream_nars="stream",
         hosts=frozenset(),
-        public_keys=(),
         trusted_keys=(NIXOS_KEY,),
     )
     assert repository_config(values) == tmp_path / "data" / "nixcache-oci" / "cache"
@@ -92,7 +91,6 @@ def test_environment() -> None:
         store_dir="/gnu/store",
         upstream_nars="direct",
         hosts=frozenset({"cache.lan", "nas"}),
-        public_keys=(PublicKey.parse(_KEY), PublicKey.parse(_OTHER_KEY)),
         trusted_keys=(NIXOS_KEY,),
     )
 
@@ -297,7 +295,7 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
     """A password in a URL, or a secret key where a public one belongs, is not repeated in the journal."""
     values = _say(**{f"NIXCACHE_{name}": text})
     with pytest.raises(UsageError) as caught:
-        (repository_config if name == "REGISTRY" else proxy_config)(values)
+        _ = repository_config(values), proxy_config(values), values.get(variables.PUBLIC_KEYS)
     assert secret not in str(caught.value)
     assert str(caught.value).startswith(f"NIXCACHE_{name}")
 
@@ -315,7 +313,7 @@ def test_every_proxy_setting_is_in_the_table() -> None:
     spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
     # What Nix trusts, nix.conf says.
     fields = {field.name for field in dataclasses.fields(ProxyConfig)} - {"trusted_keys"}
-    fields = fields - {"tls"} | {"tls_cert", "tls_key", "tls_client_ca"}
+    fields = fields - {"tls"} | {"tls_cert", "tls_key", "tls_client_ca", "public_keys"}
     # Where the upstreams stand does not matter to the proxy.
     assert in_table - {"NIXCACHE_UPSTREAM_FILE"} == {
         f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields

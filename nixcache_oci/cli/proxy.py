@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from nixcache_oci.cli.compose import opened, run_async, start_logging
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
@@ -18,6 +19,7 @@ from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
     PROXY_VARIABLES,
+    PUBLIC_KEYS,
     REPOSITORY_VARIABLES,
     UPLOAD_VARIABLES,
     UPLOADS,
@@ -54,13 +56,13 @@ async def _serve(
             from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
 
             uploads = upload_settings(values, config, location, repository.name)
+        cache = ConfiguredCache(repository, public_keys=values.get(PUBLIC_KEYS), uploads=uploads)
         await run_proxy(
             config,
-            repository,
+            [cache],
             activated_sockets=sockets,
             notify=notifier,
             announce=_announce,
-            uploads=uploads,
         )
 
 

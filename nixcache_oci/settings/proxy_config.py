@@ -28,7 +28,6 @@ def proxy_config(values: Values) -> ProxyConfig:
         store_dir=values.get(variables.STORE_DIR),
         upstream_nars=values.get(variables.UPSTREAM_NARS),
         hosts=values.get(variables.HOSTS),
-        public_keys=values.get(variables.PUBLIC_KEYS),
         trusted_keys=trusted_keys(values.environment),
         tls=_tls_files(values),
     )

@@ -15,6 +15,7 @@ from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
     PROXY_VARIABLES,
+    PUBLIC_KEYS,
     REPOSITORY_VARIABLES,
     UPLOAD_VARIABLES,
 )
@@ -166,7 +167,7 @@ def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
     config = proxy_config(values)
     assert config.upstreams == ("https://a.example", "https://b.example")
     assert config.hosts == frozenset({"cache.lan"})
-    assert [str(key) for key in config.public_keys] == [KEY]
+    assert [str(key) for key in values.get(PUBLIC_KEYS)] == [KEY]
     assert (config.listen, config.index_ttl_seconds) == ("::", 60.0)
     location = repository_config(values)
     assert isinstance(location, RegistryReference)

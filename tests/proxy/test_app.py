@@ -9,15 +9,13 @@ from aiohttp.web import Application, Request
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
-from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.proxy import app_keys
-from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs.prefetch import Prefetch
-from tests.support.front import proxy_config
+from tests.support.front import app_of, proxy_config
 from tests.support.slow_repository import SlowRepository
 
 Client = TestClient[Request, Application]
@@ -40,7 +38,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     repository, counters = SlowRepository(), Counters()
     index = LiveIndex(repository, IndexFolder(tmp_path, repository.name), (), 300, counters)
     await index.refresh(thoroughly=True)
-    app = build_app(config, repository, index, Upstreams([]), counters)
+    app = app_of(config, repository, index, counters)
     async with TestClient(TestServer(app)) as client:
         yield Bench(client, repository, index)
         repository.gate.set()
@@ -49,7 +47,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     """With the least of it, one pack is fetched that nobody has asked for, where 256 MiB take four."""
     bench.repository.gate.clear()
-    packs = bench.client.app[app_keys.PACKS]
+    packs = bench.client.app[app_keys.CACHES].configured[0].packs
     for number in range(8):
         packs.prefetch(Prefetch(bench.repository.add(bytes([number])), is_pack=True))
     assert packs.used_bytes == MAX_PACK_BYTES

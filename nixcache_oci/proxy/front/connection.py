@@ -82,13 +82,13 @@ class FrontServer:
         return answer
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        hash_part = self.reader.wanted_narinfo(data, start, end)
-        narinfo = self._fast_path.get_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
+        wanted = self.reader.wanted_narinfo(data, start, end)
+        narinfo = self._fast_path.get_narinfo(*wanted, is_get=is_get) if wanted is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
     def _nar(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        url = self.reader.wanted_nar(data, start, end)
-        nar = self._fast_path.get_nar(url, is_get=is_get) if url is not None else None
+        wanted = self.reader.wanted_nar(data, start, end)
+        nar = self._fast_path.get_nar(*wanted, is_get=is_get) if wanted is not None else None
         return render_nar(nar, is_get=is_get) if nar is not None else None
 
 

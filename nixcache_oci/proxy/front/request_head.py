@@ -14,14 +14,17 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.base32 import CHARACTER
+from nixcache_oci.proxy.prefix import PREFIX
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
-_NARINFO_LINE: Final = re.compile(rb"(?:GET|HEAD) /(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+# The root's come first, and are the fastest.
+_PREFIX: Final = rb"(?:GET|HEAD) /(?:(" + PREFIX.encode() + rb")/)??"
+_NARINFO_LINE: Final = re.compile(_PREFIX + rb"(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
 # Enough to recognize a NAR; NarUrl validates it.
 _NAR_LINE: Final = re.compile(
-    rb"(?:GET|HEAD) /(nar/[0-9a-f]{64}(?:/[0-9]{1,18}-[0-9]{1,18})?\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
+    _PREFIX + rb"(nar/[0-9a-f]{64}(?:/[0-9]{1,18}-[0-9]{1,18})?\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
 )
 _FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
 _FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
@@ -57,18 +60,21 @@ class HeadReader:
             lambda fields: _judge_fields(fields, is_allowed_host)
         )
 
-    def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashPartBytes | None:
-        """Return the hash part of a plain request for a narinfo; None for any other request."""
-        line = _NARINFO_LINE.match(data, start, end)
-        return HashPartBytes(line[1]) if self._is_plain(line, data, end) else None
+    def wanted_narinfo(self, data: bytes, start: int, end: int) -> tuple[HashPartBytes, bytes | None] | None:
+        """Return hash part and prefix of a plain request for a narinfo; None for any other request.
 
-    def wanted_nar(self, data: bytes, start: int, end: int) -> NarUrl | None:
-        """Return the URL of a plain request for a NAR of this cache; None for any other request."""
+        The prefix is None at the root.
+        """
+        line = _NARINFO_LINE.match(data, start, end)
+        return (HashPartBytes(line[2]), line[1]) if self._is_plain(line, data, end) else None
+
+    def wanted_nar(self, data: bytes, start: int, end: int) -> tuple[NarUrl, bytes | None] | None:
+        """Return URL and prefix of a plain request for a NAR of a cache; None for any other request."""
         line = _NAR_LINE.match(data, start, end)
         if not self._is_plain(line, data, end):
             return None
         try:
-            return NarUrl.parse(line[1].decode())
+            return NarUrl.parse(line[2].decode()), line[1]
         except FormatError:
             return None
 

@@ -17,7 +17,7 @@ from nixcache_oci.clients.resume import read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackEntry, PackMemory
+from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackBudget, PackEntry, PackMemory
 from nixcache_oci.proxy.packs.prefetch import MAX_NAR_BYTES, Prefetch
 from nixcache_oci.proxy.packs.slices import SliceHashes
 from nixcache_oci.proxy.packs.sums import PackSums
@@ -45,18 +45,14 @@ class _NoSpaceError(Exception):
 
 
 class PackCache:
-    """Caches at most ``capacity_bytes`` of packs and prefetched NARs; corrupt ones go to ``quarantine``.
-
-    At most ``at_once`` are prefetched at a time: each takes connections.
-    """
+    """Caches packs and prefetched NARs of one cache within ``budget``; corrupt ones go to ``quarantine``."""
 
     def __init__(
         self,
         repository: Repository,
         quarantine: Quarantine,
         counters: Counters,
-        capacity_bytes: int,
-        at_once: int,
+        budget: PackBudget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._repository = repository
@@ -64,16 +60,14 @@ class PackCache:
         self._counters = counters
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_FAILED_SECONDS)
-        self._memory = PackMemory(capacity_bytes, clock)
+        self._budget = budget
+        self._memory = PackMemory(budget, clock)
         # And when its narinfo was served.
         self._wanted: dict[Digest, tuple[Prefetch, float]] = {}
-        self._at_once = at_once
-        self._in_transit = 0
         self._guess_bytes = MAX_PACK_BYTES
         # Of packs that came, and when that was.
         self._sums: BoundedCache[Digest, tuple[PackSums, float]] = BoundedCache(_MAX_SUMS)
         self._hashes = SliceHashes()
-        self._space_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None
 
     @property
@@ -149,7 +143,7 @@ class PackCache:
     def prefetch_for(self, narinfo: bytes) -> None:
         """Prefetch a narinfo's NAR, or its pack: the client asks for it next."""
         # First, because a crawl asks for thousands of narinfos.
-        most = _MOST_WANTED if self._in_transit else _MOST_WANTED_AT_REST
+        most = _MOST_WANTED if self._budget.in_transit else _MOST_WANTED_AT_REST
         if len(self._wanted) >= most or (wanted := Prefetch.for_narinfo(narinfo)) is None:
             return
         entry = self._memory.entries.get(wanted.blob)
@@ -169,14 +163,15 @@ class PackCache:
         self._wanted.clear()  # else the end of one would begin the next
         if self._sweeping is not None:
             self._sweeping.cancel()
-        await cancel_all(entry.download for entry in self._memory.entries.values())
+        await cancel_all([entry.download for entry in self._memory.entries.values()])
+        self._memory.close()
 
     async def _cut_out_of_whole(self, pack: Digest, start: int, end: int) -> memoryview:
         entries = self._memory.entries
         entry = entries.get(pack)
         if entry is None:
-            async with self._space_freed:
-                await self._space_freed.wait_for(
+            async with self._budget.space_freed:
+                await self._budget.space_freed.wait_for(
                     lambda: pack in entries or self._memory.evict_for_demand(MAX_PACK_BYTES)
                 )
                 entry = entries.get(pack) or self._start(pack, MAX_PACK_BYTES, is_pack=True)
@@ -226,10 +221,10 @@ class PackCache:
 
     def _begin_prefetch(self, wanted: Prefetch) -> bool:
         size = self._expected_bytes(wanted)
-        if self._in_transit >= self._at_once or not self._memory.evict_for_prefetch(size):
+        if not (self._budget.has_turn and self._memory.evict_for_prefetch(size)):
             return False
         self._wanted.pop(wanted.blob, None)
-        self._in_transit += 1
+        self._budget.in_transit += 1
         self._start(wanted.blob, size, is_pack=wanted.is_pack).download.add_done_callback(self._end_prefetch)
         if wanted.is_pack:
             self._counters.packs_fetched_ahead += 1
@@ -238,7 +233,7 @@ class PackCache:
         return True
 
     def _end_prefetch(self, _: asyncio.Task[bytearray]) -> None:
-        self._in_transit -= 1
+        self._budget.in_transit -= 1
         self._fetch_wanted()
 
     def _sums_instead_of(self, pack: Digest) -> PackSums | None:
@@ -290,8 +285,8 @@ class PackCache:
         """
         more = size - entry.size_bytes
         if not entry.is_unread:  # a client waits for it
-            async with self._space_freed:
-                await self._space_freed.wait_for(lambda: self._memory.evict_for_demand(more))
+            async with self._budget.space_freed:
+                await self._budget.space_freed.wait_for(lambda: self._memory.evict_for_demand(more))
         elif not (self._memory.has_prefetch_space(more) and self._memory.evict_for_prefetch(more)):
             self._memory.drop(blob)  # now: no client may begin to wait for it
             wanted = Prefetch(blob, entry.is_pack, size)
@@ -326,8 +321,8 @@ class PackCache:
             await self._notify_space()
 
     async def _notify_space(self) -> None:
-        async with self._space_freed:
-            self._space_freed.notify_all()
+        async with self._budget.space_freed:
+            self._budget.space_freed.notify_all()
 
 
 def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:

@@ -1,8 +1,9 @@
 """The memory of packs and small NARs: bounded, including those in transit, and released when unused."""
 
 import asyncio
+import heapq
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,29 +90,80 @@ class PackEntry:
     size_bytes: int = 0
 
 
+class PackBudget:
+    """What the pack caches of all caches share: memory, and how many blobs are prefetched at a time.
+
+    The content is not shared: who may not read a private cache could ask for its packs elsewhere.
+
+    Args:
+        capacity_bytes: of packs and prefetched NARs, including those in transit.
+        most_in_transit: limit of concurrent prefetches: each takes connections.
+
+    Attributes:
+        used_bytes: that count against the capacity.
+        unread_bytes: those of them that no client has read yet.
+        in_transit: prefetches that run.
+        space_freed: notified when more may fit.
+        memories: that take part.
+    """
+
+    def __init__(self, capacity_bytes: int, most_in_transit: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.most_in_transit = most_in_transit
+        self.used_bytes = 0
+        self.unread_bytes = 0
+        self.in_transit = 0
+        self.space_freed = asyncio.Condition()
+        self.memories: dict[PackMemory, None] = {}
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether one more prefetch may run."""
+        return self.in_transit < self.most_in_transit
+
+    def evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
+        """Evict until so much fits, the least recently used first; else nothing, and return False."""
+        missing = self.used_bytes + wanted_bytes - self.capacity_bytes
+        dropped: list[tuple[PackMemory, Digest]] = []
+        if missing > 0:
+            for entry, memory, blob in heapq.merge(
+                *(memory.oldest_first() for memory in self.memories), key=lambda each: each[0].used_at
+            ):
+                if entry.download.done() and not is_spared(entry):
+                    dropped.append((memory, blob))
+                    missing -= entry.size_bytes
+                    if missing <= 0:
+                        break
+        if missing > 0:
+            return False
+        for memory, blob in dropped:
+            memory.drop(blob)
+        return True
+
+
 class PackMemory:
-    """Counts the memory of packs, and evicts them; ``clock`` is monotonic.
+    """Counts the memory of one cache's packs, and evicts packs of any; ``clock`` is monotonic.
 
     Attributes:
         entries: the packs, the least recently used first.
-        used_bytes: that count against the capacity.
+        used_bytes: of these packs.
     """
 
-    def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
-        self._capacity_bytes = capacity_bytes
+    def __init__(self, budget: PackBudget, clock: Callable[[], float]) -> None:
+        self._budget = budget
         self._clock = clock
         self.entries: OrderedDict[Digest, PackEntry] = OrderedDict()
         self.used_bytes = 0
-        self._unread_bytes = 0
+        budget.memories[self] = None
 
     @property
     def has_space(self) -> bool:
         """Whether one more pack fits without evictions."""
-        return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
+        return self._budget.used_bytes + MAX_PACK_BYTES <= self._budget.capacity_bytes
 
     def has_prefetch_space(self, size_bytes: int) -> bool:
         """Check whether so much more may be prefetched."""
-        return self._unread_bytes + size_bytes <= self._capacity_bytes // _PREFETCH_SHARE
+        return self._budget.unread_bytes + size_bytes <= self._budget.capacity_bytes // _PREFETCH_SHARE
 
     def add(self, blob: Digest, entry: PackEntry, size_bytes: int) -> None:
         """Add a blob whose download has started; it counts for so much until its size is known."""
@@ -128,19 +180,18 @@ class PackMemory:
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
         if is_first:
-            self._unread_bytes -= entry.size_bytes
+            self._budget.unread_bytes -= entry.size_bytes
         return is_first
 
     def evict_for_demand(self, size_bytes: int) -> bool:
         """Evict packs until so much fits, read ones first; False if all are in transit."""
-        return self._evict(size_bytes, lambda entry: entry.is_unread) or self._evict(
-            size_bytes, lambda _: False
-        )
+        evict = self._budget.evict
+        return evict(size_bytes, lambda entry: entry.is_unread) or evict(size_bytes, lambda _: False)
 
     def evict_for_prefetch(self, size_bytes: int) -> bool:
         """Evict what is unused until so much fits, and a pack on demand; else nothing, and return False."""
         busy_since = self._clock() - _BUSY_SECONDS
-        return self._evict(
+        return self._budget.evict(
             size_bytes + MAX_PACK_BYTES, lambda entry: entry.is_unread or entry.used_at > busy_since
         )
 
@@ -157,24 +208,20 @@ class PackMemory:
             if entry.download.done() and entry.used_at < oldest:
                 self.drop(pack)
 
+    def close(self) -> None:
+        """Drop everything, and take no more part in the budget."""
+        for pack in list(self.entries):
+            self.drop(pack)
+        self._budget.memories.pop(self, None)
+
+    def oldest_first(self) -> Iterator[tuple[PackEntry, "PackMemory", Digest]]:
+        """Iterate over the packs, the least recently used first."""
+        return ((entry, self, blob) for blob, entry in self.entries.items())
+
     def _count(self, entry: PackEntry, size_bytes: int) -> None:
         change = size_bytes - entry.size_bytes
         entry.size_bytes = size_bytes
         self.used_bytes += change
+        self._budget.used_bytes += change
         if entry.is_unread:
-            self._unread_bytes += change
-
-    def _evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
-        missing = self.used_bytes + wanted_bytes - self._capacity_bytes
-        dropped: list[Digest] = []
-        for digest, entry in self.entries.items():
-            if missing <= 0:
-                break
-            if entry.download.done() and not is_spared(entry):
-                dropped.append(digest)
-                missing -= entry.size_bytes
-        if missing > 0:
-            return False
-        for digest in dropped:
-            self.drop(digest)
-        return True
+            self._budget.unread_bytes += change

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs import cache as pack_cache
@@ -84,7 +83,7 @@ def _odd_targets(cache: PackedCache) -> list[str]:
 
 def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Awaitable[None]]:
     async def prepare(bench: Bench) -> None:
-        packs = bench.app[app_keys.PACKS]
+        packs = bench.cache.packs
         for pack, state in zip(cache.packs, states, strict=False):
             if state != "absent":
                 packs.prefetch(Prefetch(pack, is_pack=True))
@@ -160,7 +159,7 @@ async def test_what_nix_sends_never_comes_to_the_library(
     cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """Of a hit, or a slice in memory; or all that is proven here of both ways would be proven of one."""
-    await bench.app[app_keys.PACKS].cut_out(cache.packs[0], 0, 1)
+    await bench.cache.packs.cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
         monkeypatch.setattr(AiohttpProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):
@@ -184,7 +183,7 @@ async def test_a_nar_of_its_own_is_answered_alike(tmp_path: Path, size: int) -> 
     cache = PackedCache(tmp_path, [], [])
 
     async def prepare(bench: Bench) -> None:
-        packs = bench.app[app_keys.PACKS]
+        packs = bench.cache.packs
         packs.prefetch_for(narinfo.render().encode())
         await fetched(packs)
 
@@ -212,7 +211,7 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
             cache.spoil(pack)
         await client.send(request)
         received = await client.expect(3)
-        assert bench.app[app_keys.PACKS].used_bytes > 0
+        assert bench.cache.packs.used_bytes > 0
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
 
 
@@ -225,7 +224,7 @@ async def test_the_first_slice_has_the_next_pack_fetched(
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
     monkeypatch.setattr(pack_cache, "_LEAST_GUESS_BYTES", MAX_PACK_BYTES)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
-        packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
+        packs, counters = bench.cache.packs, bench.cache.counters
         for pack in cache.packs[:4]:
             packs.prefetch(Prefetch(pack, is_pack=True))
         await fetched(packs)

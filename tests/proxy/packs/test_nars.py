@@ -49,7 +49,7 @@ class Bench(NarBench):
 
     async def come(self) -> None:
         """Wait until nothing is on its way."""
-        await until(lambda: not self.packs._in_transit)
+        await until(lambda: not self.packs._budget.in_transit)
 
 
 @pytest.fixture
