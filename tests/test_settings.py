@@ -366,7 +366,7 @@ def test_every_repository_at_github_has_a_place(name: str, caplog: pytest.LogCap
     assert isinstance(location, RegistryReference)
     assert location.repository == f"{fit_repository(f'owner/{name}')}/nix-cache"
     assert f"kept at {location}; NIXCACHE_REPO or NIXCACHE_IMAGE" in caplog.text
-    assert repository_source(location, values) == f"https://github.com/owner/{name}"
+    assert repository_source(location, f"owner/{name}", values) == f"https://github.com/owner/{name}"
 
 
 @pytest.mark.parametrize(

@@ -5,27 +5,28 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
-from nixcache_oci.cli.compose import opened, run_async, start_logging
+from nixcache_oci.cli.compose import open_repository, run_async, start_logging
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE
 from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
+from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
 from nixcache_oci.settings.proxy_config import proxy_config
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
     PROXY_VARIABLES,
-    PUBLIC_KEYS,
+    REPOS,
     REPOSITORY_VARIABLES,
     UPLOAD_VARIABLES,
     UPLOADS,
 )
 
-_VARIABLES = (*PROXY_VARIABLES, *UPLOAD_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
+_VARIABLES = (*PROXY_VARIABLES, *UPLOAD_VARIABLES, REPOS, *REPOSITORY_VARIABLES[1:], LOG_LEVEL)
 
 DESCRIPTION = "Serve a cache in an OCI registry to Nix on this machine."
 
@@ -39,27 +40,31 @@ def run(values: Values) -> int:
     """Serve until a signal ends it."""
     start_logging(values, logging.INFO, serves_strangers=True)
     config = proxy_config(values)
-    location = repository_config(values)
+    caches = cache_configs(values)
     sockets = activated_sockets(values.environment, os.getpid())
-    run_async(_serve(values, config, location, sockets))
+    run_async(_serve(values, config, caches, sockets))
     return DONE
 
 
 async def _serve(
-    values: Values, config: ProxyConfig, location: RepositoryConfig, sockets: Sequence[socket.socket]
+    values: Values, config: ProxyConfig, caches: Sequence[CacheConfig], sockets: Sequence[socket.socket]
 ) -> None:
     notifier = Notifier.from_environment(values.environment)
-    async with opened(location, values) as repository:
-        uploads = None
-        if values.get(UPLOADS):
-            # What publishes takes a tenth of the start to import, and most proxies only serve.
-            from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
+    async with AsyncExitStack() as stack:
+        configured = []
+        for cache in caches:
+            repository = open_repository(cache.location, cache.environment)
+            stack.push_async_callback(repository.close)
+            uploads = None
+            if values.get(UPLOADS) and cache.takes_uploads:
+                # What publishes takes a tenth of the start to import, and most proxies only serve.
+                from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
 
-            uploads = upload_settings(values, config, location, repository.name)
-        cache = ConfiguredCache(repository, public_keys=values.get(PUBLIC_KEYS), uploads=uploads)
+                uploads = upload_settings(values, config, cache, repository.name)
+            configured.append(ConfiguredCache(repository, cache.prefix, cache.public_keys, uploads))
         await run_proxy(
             config,
-            [cache],
+            configured,
             activated_sockets=sockets,
             notify=notifier,
             announce=_announce,

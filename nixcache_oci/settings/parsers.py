@@ -73,11 +73,18 @@ def parse_repo(text: str) -> str | None:
     """Read ``owner/name``, with any number of parts, or a github.com URL; the result is in lower case."""
     if not text:
         return None
+    if " " in text:
+        raise FormatError("only the proxy serves several; name one, such as octocat/my-cache")
     address = _GITHUB_ADDRESS.match(text)
     match = _REPO.fullmatch(text, address.end() if address else 0)
     if match is None or (address and match["path"].count("/") != _GITHUB_PARTS - 1):
         raise FormatError("expected owner/name, such as octocat/my-cache")
     return _GIT_SUFFIX.sub("", match["path"].lower())
+
+
+def parse_repos(text: str) -> tuple[str, ...]:
+    """Read repositories as ``parse_repo`` does, separated by spaces, each once."""
+    return tuple(dict.fromkeys(repo for word in text.split() if (repo := parse_repo(word)) is not None))
 
 
 def parse_registry(text: str) -> str | Path:

@@ -16,6 +16,20 @@ REPO: Final = Variable(
     "GitHub repository that the cache belongs to; other registries take any number of parts",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
+REPOS: Final = Variable(
+    REPO.name,
+    parsers.parse_repos,
+    REPO.metavar,
+    f"{REPO.help}; several are merged, and asked in this order",
+    default_note=REPO.default_note,
+    separator=" ",
+)
+CACHES_FILE: Final = Variable(
+    "NIXCACHE_CACHES_FILE",
+    parsers.parse_path,
+    "FILE",
+    "TOML file with more caches, each with its own registry, keys and token",
+)
 REGISTRY: Final = Variable(
     "NIXCACHE_REGISTRY",
     parsers.parse_registry,
@@ -280,6 +294,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     STORE_DIR,
     HOSTS,
     PUBLIC_KEYS,
+    CACHES_FILE,
     TLS_CERT,
     TLS_KEY,
     TLS_CLIENT_CA,
