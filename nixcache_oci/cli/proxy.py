@@ -6,12 +6,15 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 
-from nixcache_oci.cli.compose import open_repository, run_async, start_logging
+from nixcache_oci.cli.compose import open_anonymously, open_repository, run_async, start_logging
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE
+from nixcache_oci.oci.reference import is_loopback
 from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.on_demand import OnDemandSettings
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
@@ -19,6 +22,7 @@ from nixcache_oci.settings.proxy_config import proxy_config
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
+    ON_DEMAND,
     PROXY_VARIABLES,
     REPOS,
     REPOSITORY_VARIABLES,
@@ -65,10 +69,31 @@ async def _serve(
         await run_proxy(
             config,
             configured,
+            on_demand=_on_demand(values, config, sockets),
             activated_sockets=sockets,
             notify=notifier,
             announce=_announce,
         )
+
+
+def _on_demand(
+    values: Values, config: ProxyConfig, sockets: Sequence[socket.socket]
+) -> OnDemandSettings | None:
+    """Return what may be opened on demand; unless that is set, nothing if other machines can connect."""
+    if not values.is_given(ON_DEMAND) and not _is_local(config, sockets):
+        return None
+    patterns = values.get(ON_DEMAND)
+    return OnDemandSettings(patterns, open_anonymously) if patterns else None
+
+
+def _is_local(config: ProxyConfig, sockets: Sequence[socket.socket]) -> bool:
+    if not sockets:
+        return is_loopback(f"[{config.listen}]" if ":" in config.listen else config.listen)
+    # Who can reach a Unix socket is unknown here: what stands before it may serve others.
+    return all(
+        each.family in (socket.AF_INET, socket.AF_INET6) and ip_address(each.getsockname()[0]).is_loopback
+        for each in sockets
+    )
 
 
 def _announce(addresses: Sequence[str]) -> None:

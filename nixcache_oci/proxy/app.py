@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from nixcache_oci.cache.parallel import cancel_all
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.signature import PublicKey
@@ -97,15 +98,16 @@ def build_app(
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(_sweep((connections, streams)), name="sweep")
+        running = [asyncio.create_task(_sweep((connections, streams)), name="sweep")]
+        if caches.on_demand is not None:
+            running.append(asyncio.create_task(caches.on_demand.run(), name="idle caches"))
         async with AsyncExitStack() as stack:
             for cache in caches.configured:
                 if cache.uploads is not None:
                     publishing = cache.uploads.publishing(config, cache.public_keys, finder)
                     await stack.enter_async_context(publishing)
             yield
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        await cancel_all(running)
         await app[app_keys.FINDER].close()
         await caches.close()
 

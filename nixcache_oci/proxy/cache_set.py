@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Final
 
 from nixcache_oci.clients.repository import Repository
+from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.on_demand import OnDemandCaches
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
-from nixcache_oci.proxy.prefix import spellings
+from nixcache_oci.proxy.prefix import parse_prefix, spellings
 from nixcache_oci.proxy.uploads.interface import UploadSettings
 
 # What the caches of the root answer is not what the root answers: another one may know.
@@ -42,12 +44,19 @@ class CacheSet:
         configured: those that the root serves, in the order in which they are asked.
         counters: of what no cache is the cause of, and of the outcomes of look-ups.
         budget: what the packs of all caches may take.
+        on_demand: opens others; None if none may be opened.
     """
 
-    def __init__(self, configured: Sequence[OpenedCache], budget: PackBudget) -> None:
+    def __init__(
+        self,
+        configured: Sequence[OpenedCache],
+        budget: PackBudget,
+        on_demand: OnDemandCaches | None = None,
+    ) -> None:
         self.configured = tuple(configured)
         self.counters = Counters()
         self.budget = budget
+        self.on_demand = on_demand
         self._at: dict[bytes, OpenedCache] = {}
         for cache in configured:
             self._at |= dict.fromkeys(_keys(cache), cache)
@@ -57,7 +66,7 @@ class CacheSet:
     @property
     def opened(self) -> tuple[OpenedCache, ...]:
         """All open caches, the configured ones first."""
-        return self.configured
+        return (*self.configured, *(self.on_demand.opened if self.on_demand is not None else ()))
 
     @property
     def takes_uploads(self) -> bool:
@@ -66,7 +75,10 @@ class CacheSet:
 
     def at(self, prefix: bytes) -> OpenedCache | None:
         """Return the open cache with a prefix, in any case; None if it has to be opened first."""
-        cache = self._at.get(prefix.lower())
+        spelling = prefix.lower()
+        cache = self._at.get(spelling)
+        if cache is None and self.on_demand is not None:
+            cache = self.on_demand.at(spelling)
         if cache is not None:
             cache.used_at = time.monotonic()
         return cache
@@ -74,11 +86,31 @@ class CacheSet:
     @asynccontextmanager
     async def using(self, prefix: str) -> AsyncIterator[OpenedCache | None]:
         """Keep the cache with a prefix open while the block runs; None if there is none."""
-        yield self.at(prefix.encode())
+        configured = self._configured_at(prefix)
+        if configured is not None or self.on_demand is None:
+            yield configured
+            return
+        async with self.on_demand.using(prefix) as cache:
+            yield cache
+
+    def begin(self, prefix: str) -> bool:
+        """Start to open the cache with a prefix, if necessary, and tell whether there may be one."""
+        if self._configured_at(prefix) is not None:
+            return True
+        return self.on_demand is not None and self.on_demand.begin(prefix)
+
+    def _configured_at(self, prefix: str) -> OpenedCache | None:
+        cache = self._at.get(prefix.lower().encode())
+        if cache is None:
+            with suppress(FormatError):
+                cache = self._at.get(str(parse_prefix(prefix)).encode())
+        return cache
 
     def totals(self) -> Counters:
         """Add up the counters of all caches."""
-        counted = (self.counters, *(cache.counters for cache in self.configured))
+        counted = [self.counters, *(cache.counters for cache in self.configured)]
+        if self.on_demand is not None:
+            counted.append(self.on_demand.counters)
         return Counters(
             **{
                 name: getattr(self.counters, name)
@@ -90,6 +122,8 @@ class CacheSet:
 
     async def close(self) -> None:
         """Cancel all that runs."""
+        if self.on_demand is not None:
+            await self.on_demand.close()
         for cache in self.configured:
             await cache.close()
 

@@ -7,12 +7,14 @@ host with a port, too: the first part of a narinfo's URL must have no colon. Sou
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
+from nixcache_oci.proxy.writers.patterns import Pattern
 
 GHCR: Final = "ghcr.io"
 USUAL_IMAGE: Final = "nix-cache"
@@ -25,7 +27,35 @@ _HOST: Final = re.compile(r"localhost|[^/]*[.:][^/]*", re.IGNORECASE)
 _GITHUB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/(?!\.{1,2}\Z)[A-Za-z0-9._-]+")
 # What the root has below it; a repository of such an owner is named with its host.
 _RESERVED: Final = frozenset({"nar", "upstream", "log", "debuginfo", "realisations", "build-trace-v2"})
+_PATTERN_HOST: Final = re.compile(r"[a-z0-9*.:-]+")
+_PATTERN_REPOSITORY: Final = re.compile(r"[a-z0-9*._/-]+")
 _LAYOUT_DIGITS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryPattern:
+    """Which repositories are meant: ``host/repository``, where ``*`` stands for anything in either part."""
+
+    host: Pattern
+    repository: Pattern
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a pattern; FormatError if it has no two parts."""
+        host, _, repository = text.lower().partition("/")
+        if not _PATTERN_HOST.fullmatch(host) or not _PATTERN_REPOSITORY.fullmatch(repository):
+            raise FormatError("expected host/repository, such as ghcr.io/*")
+        # A repository's name has no colon: there, a star stands for slashes, too.
+        return cls(Pattern.parse(host, "/"), Pattern.parse(repository, ":"))
+
+    @property
+    def names_host(self) -> bool:
+        """Whether it names one host, which may then be at a private address."""
+        return "*" not in self.host.text
+
+    def allows(self, reference: RegistryReference) -> bool:
+        """Check a repository."""
+        return self.host.matches(reference.host) and self.repository.matches(reference.repository)
 
 
 def parse_prefix(text: str) -> RegistryReference:

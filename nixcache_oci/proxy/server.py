@@ -31,6 +31,7 @@ from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
 from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.on_demand import OnDemandCaches, OnDemandSettings
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
@@ -66,6 +67,7 @@ async def run_proxy(
     config: ProxyConfig,
     configured: Sequence[ConfiguredCache],
     *,
+    on_demand: OnDemandSettings | None = None,
     activated_sockets: Sequence[socket.socket],
     notify: Notifier,
     announce: Callable[[Sequence[str]], None],
@@ -75,6 +77,7 @@ async def run_proxy(
     Args:
         config: of the proxy.
         configured: caches that the root serves, at least one, in the order in which they are asked.
+        on_demand: which other caches are opened when a request names them; None for none.
         activated_sockets: of systemd; with any, the address in ``config`` is not used.
         notify: reports readiness to systemd.
         announce: receives the addresses once requests are answered.
@@ -90,7 +93,9 @@ async def run_proxy(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(config, configured, activated_sockets=activated_sockets) as addresses:
+    async with serving(
+        config, configured, on_demand=on_demand, activated_sockets=activated_sockets
+    ) as addresses:
         announce(addresses)
         names = " ".join(cache.repository.name for cache in configured)
         _log.info("serving", extra={"fields": {"registry": names, "address": " ".join(addresses)}})
@@ -121,6 +126,7 @@ async def serving(
     config: ProxyConfig,
     configured: Sequence[ConfiguredCache],
     *,
+    on_demand: OnDemandSettings | None = None,
     activated_sockets: Sequence[socket.socket] = (),
 ) -> AsyncIterator[list[str]]:
     """Serve while the block runs, and yield the addresses; arguments and errors as of ``run_proxy``."""
@@ -146,7 +152,7 @@ async def serving(
             )
             for cache in configured
         ]
-        caches = CacheSet(opened, budget)
+        caches = CacheSet(opened, budget, OnDemandCaches(on_demand, config, budget) if on_demand else None)
         app = build_app(config, caches, upstreams, client_keys)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
         stack.push_async_callback(runner.cleanup)

@@ -16,6 +16,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
+from nixcache_oci.proxy.prefix import RepositoryPattern
 from nixcache_oci.proxy.writers.patterns import SUBJECT_SEPARATORS, Pattern
 from nixcache_oci.settings.values import shown
 
@@ -199,6 +200,11 @@ def parse_hosts(text: str) -> frozenset[str]:
                 f"expected host names without port, separated by spaces; {shown(name)} is not one"
             )
     return frozenset(name.lower() for name in names if name)
+
+
+def parse_patterns(text: str) -> tuple[RepositoryPattern, ...]:
+    """Read patterns of ``host/repository``, where ``*`` stands for anything, separated by spaces."""
+    return tuple(map(RepositoryPattern.parse, text.split()))
 
 
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:

@@ -30,6 +30,16 @@ CACHES_FILE: Final = Variable(
     "FILE",
     "TOML file with more caches, each with its own registry, keys and token",
 )
+ON_DEMAND: Final = Variable(
+    "NIXCACHE_ON_DEMAND",
+    parsers.parse_patterns,
+    "PATTERN",
+    "caches that are opened, anonymously, when a request names them: host/repository, * for anything",
+    default="ghcr.io/*",
+    default_note="ghcr.io/* if only this machine can connect, else none",
+    separator=" ",
+    empty_is_value=True,
+)
 REGISTRY: Final = Variable(
     "NIXCACHE_REGISTRY",
     parsers.parse_registry,
@@ -295,6 +305,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     HOSTS,
     PUBLIC_KEYS,
     CACHES_FILE,
+    ON_DEMAND,
     TLS_CERT,
     TLS_KEY,
     TLS_CLIENT_CA,

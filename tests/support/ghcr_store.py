@@ -33,6 +33,7 @@ class Manners:
         token: a GitHub token that may read, write and delete; any user name goes with it.
         read_token: one that may only read.
         private: whether anonymous clients are refused; GitHub packages start so.
+        public: names of repositories that anonymous clients may read all the same.
         token_seconds: lifetime of a registry token.
         tells_token_seconds: whether the answer tells that; GHCR's does not.
         blob_head_status: 307 sends the HEAD of a blob to the storage too, where it is refused.
@@ -55,6 +56,7 @@ class Manners:
     token: str = "ghp_double"
     read_token: str = "ghp_double_read"
     private: bool = True
+    public: frozenset[str] = frozenset()
     token_seconds: float = 300
     tells_token_seconds: bool = False
     blob_head_status: Literal[200, 307] = 200
@@ -276,7 +278,8 @@ class TokenService:
             if (match := _SCOPE.fullmatch(scope))
         }
         if authorization is None:
-            if not wanted or self._manners.private or not all(self._store.exists(name) for name in wanted):
+            is_public = not self._manners.private or wanted.keys() <= self._manners.public
+            if not wanted or not is_public or not all(self._store.exists(name) for name in wanted):
                 return _DENIED
             rights = frozenset({"pull"})
         else:
