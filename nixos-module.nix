@@ -38,7 +38,7 @@ let
   };
 in
 {
-  imports = [ ./nix/options.nix ];
+  imports = [ ./nix/options.nix ./nix/queue-nixos.nix ];
 
   options.services.nixcache-proxy.openFirewall = lib.mkOption {
     type = lib.types.bool;

@@ -41,14 +41,14 @@ class Closures:
     def build(cls, nix: NixSandbox, folder: Path, small_count: int) -> Self:
         """Build them; takes a minute for 500 small paths."""
         chance = random.Random(1)
-        small = _add_files(nix, folder, [_compressible(chance, _SMALL_BYTES) for _ in range(small_count)])
-        large = _add_files(nix, folder, [chance.randbytes(_LARGE_BYTES) for _ in range(_LARGE_PATHS)])
+        small = add_files(nix, folder, [_compressible(chance, _SMALL_BYTES) for _ in range(small_count)])
+        large = add_files(nix, folder, [chance.randbytes(_LARGE_BYTES) for _ in range(_LARGE_PATHS)])
         layered_count = _LAYERS * (small_count * 3 // 10)
         return cls(
-            _build_root(nix, "small", small),
-            _build_root(nix, "whole", [*small, *large]),
-            _build_layers(nix, folder, layered_count, chance),
-            _build_root(nix, "other", []),
+            build_root(nix, "small", small),
+            build_root(nix, "whole", [*small, *large]),
+            build_layers(nix, folder, layered_count, chance, layers=_LAYERS, size=_LAYERED_BYTES),
+            build_root(nix, "other", []),
             small_count,
             layered_count,
         )
@@ -69,7 +69,7 @@ def _compressible(chance: random.Random, size: int) -> bytes:
     return chance.randbytes(size // 2).hex().encode()
 
 
-def _add_files(nix: NixSandbox, folder: Path, contents: Sequence[bytes]) -> list[str]:
+def add_files(nix: NixSandbox, folder: Path, contents: Sequence[bytes]) -> list[str]:
     """Make store paths that refer to nothing: where each refers to another, no Nix loads them at once."""
     files = folder / "files"
     files.mkdir()
@@ -81,7 +81,8 @@ def _add_files(nix: NixSandbox, folder: Path, contents: Sequence[bytes]) -> list
     return added
 
 
-def _build_root(nix: NixSandbox, name: str, paths: Sequence[str]) -> str:
+def build_root(nix: NixSandbox, name: str, paths: Sequence[str]) -> str:
+    """Build a path that refers to others."""
     inputs = " ".join(f'(builtins.storePath "{path}")' for path in paths)
     built = nix.build_expression(f"""derivation {{
       name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh"; inputs = [ {inputs} ];
@@ -90,10 +91,12 @@ def _build_root(nix: NixSandbox, name: str, paths: Sequence[str]) -> str:
     return built.check().stdout.strip()
 
 
-def _build_layers(nix: NixSandbox, folder: Path, count: int, chance: random.Random) -> str:
+def build_layers(
+    nix: NixSandbox, folder: Path, count: int, chance: random.Random, *, layers: int, size: int
+) -> str:
     """Build paths with names in no order, as real ones have: Nix asks for what is ready in that of names."""
-    width = count // _LAYERS
-    sources = _add_files(nix, folder, [_compressible(chance, _LAYERED_BYTES) for _ in range(count)])
+    width = count // layers
+    sources = add_files(nix, folder, [_compressible(chance, size) for _ in range(count)])
     lines = []
     for number, source in enumerate(sources):
         below = number // width * width - width

@@ -157,11 +157,11 @@ def _tokens_of(registry: Ghcr, state: str) -> Iterator[None]:
         server.token_seconds, server.tells_token_seconds = seconds, False
 
 
-def find_clients(folder: Path) -> Iterator[Client]:
-    """Give the installed Nix, and further versions."""
+def find_clients(folder: Path, *, one_store: bool = False) -> Iterator[Client]:
+    """Give the installed Nix, and further versions, each with stores of its own unless told."""
     others = [Path(place) for place in os.environ.get("NIX_PROGRAMS", "").split(os.pathsep) if place]
     for number, programs in enumerate([None, *others]):
-        nix = NixSandbox(folder / f"client-{number}", programs=programs)
+        nix = NixSandbox(folder if one_store else folder / f"client-{number}", programs=programs)
         version = nix.run("nix", "--version").check().stdout.split()[-1]
         yield Client(nix, version)
 

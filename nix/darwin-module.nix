@@ -19,7 +19,7 @@ let
   home = "/var/lib/nixcache-proxy";
 in
 {
-  imports = [ ./options.nix ];
+  imports = [ ./options.nix ./queue-darwin.nix ];
 
   options.services.nixcache-proxy.uid = lib.mkOption {
     type = lib.types.int;

@@ -28,7 +28,7 @@ let
   assignment = name: value: builtins.toJSON "${name}=${proxy.escapeSpecifiers value}";
 in
 {
-  imports = [ ./options.nix ];
+  imports = [ ./options.nix ./queue-home.nix ];
 
   config = lib.mkIf cfg.enable (
     lib.mkMerge [

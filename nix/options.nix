@@ -100,6 +100,15 @@ in
       description = "Whether NARs of upstream caches pass through the proxy, or come straight from the upstream.";
     };
 
+    ahead = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether the proxy fetches from upstream caches what a client that substitutes will ask for next: small
+        NARs, and narinfos of references.
+      '';
+    };
+
     priority = mkOption {
       type = types.ints.unsigned;
       default = 30;

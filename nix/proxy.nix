@@ -67,6 +67,7 @@ let
     NIXCACHE_LISTEN = cfg.listenAddress;
     NIXCACHE_UPSTREAM = toString cfg.upstreams;
     NIXCACHE_UPSTREAM_NARS = cfg.upstreamNars;
+    NIXCACHE_AHEAD = if cfg.ahead then "yes" else "no";
     NIXCACHE_INDEX_TTL = toString cfg.indexTtl;
     NIXCACHE_PACK_MEMORY = toString cfg.packMemory;
     NIXCACHE_PRIORITY = toString cfg.priority;

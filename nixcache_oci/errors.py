@@ -6,9 +6,11 @@ Error:
 │   └── LimitError       ... or, with what was read before, a limit on the total: the rest is left out
 ├── DigestError          bytes do not match their digest
 ├── RegistryError        the repository failed: status, OCI code, is_temporary
-│   └── NotFoundError    ... because it has no such blob, manifest or tag
+│   ├── NotFoundError    ... because it has no such blob, manifest or tag
+│   └── ReferencedError  ... to delete a manifest, because an image index still lists it
 ├── StoreError           the local Nix store or evaluator refused
 └── UpstreamError        no upstream could answer
+    ├── UpstreamBusyError        ... because it wants fewer requests, or fails: retry_after
     ├── UpstreamConnectionError  ... because no connection could be made, or it died or fell silent
     └── UpstreamNotFoundError    ... because it has no such NAR, or no such part of it
 """
@@ -65,12 +67,24 @@ class NotFoundError(RegistryError):
     """The repository answered that it has no such blob, manifest or tag."""
 
 
+class ReferencedError(RegistryError):
+    """The repository keeps a manifest for as long as an image index lists it."""
+
+
 class StoreError(Error):
     """The local Nix store or evaluator failed; its own output was shown as it came."""
 
 
 class UpstreamError(Error):
     """No upstream could answer: it is neither a hit nor a miss."""
+
+
+class UpstreamBusyError(UpstreamError):
+    """An upstream answered 429 or 5xx; ``retry_after`` is how many seconds it asked to wait, or None."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UpstreamConnectionError(UpstreamError):

@@ -21,11 +21,11 @@ _PAGES = [
 ]  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 # Up to where the shell, or the prose around it, goes on.
-_COMMAND = re.compile(r"\bnixcache-oci ([a-z]+)((?: [^`|;#\n]*)?)")
+_COMMAND = re.compile(r"\bnixcache-oci ([a-z]+(?:-[a-z]+)*)((?: [^`|;#\n]*)?)")
 _FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][a-z-]*)")
 _VARIABLE = re.compile(r"\bNIXCACHE_[A-Z_]+\b|\bNIX_SIGNING_KEY\b")
-_OPTION = re.compile(r"services\.nixcache-proxy\.(\w+)")
-_SET = re.compile(r"services\.nixcache-proxy = \{(.*?)\n *\};", re.DOTALL)
+_OPTION = re.compile(r"services\.nixcache-(?:proxy|queue)\.(\w+)")
+_SET = re.compile(r"services\.nixcache-(?:proxy|queue) = \{(.*?)\n *\};", re.DOTALL)
 _SETTING = re.compile(r"^ *(\w+) =", re.MULTILINE)
 
 pytestmark = pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.stem)
@@ -78,13 +78,14 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_module_options_exist(page: Path) -> None:
-    """Each option of the modules is declared in nix/options.nix."""
+    """Each option of the modules is declared."""
     text = page.read_text(encoding="utf-8")
     named = {
         *_OPTION.findall(text),
         *(name for body in _SET.findall(text) for name in _SETTING.findall(body)),
     }
-    declared = (_TOP / "nix/options.nix").read_text(encoding="utf-8")
+    files = ("nix/options.nix", "nix/queue-options.nix", "nix/queue-hook-option.nix")
+    declared = "".join((_TOP / file).read_text(encoding="utf-8") for file in files)
     assert [
         name for name in named if not re.search(rf"^ *{name} = (?:lib\.)?mk", declared, re.MULTILINE)
     ] == []

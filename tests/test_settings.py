@@ -18,6 +18,7 @@ from nixcache_oci.settings.proxy_config import proxy_config, trusted_keys
 from nixcache_oci.settings.repository_config import (
     repository_config,
     repository_source,
+    segment_options,
 )
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 
@@ -345,6 +346,7 @@ def test_repo_in_every_spelling(repo: str) -> None:
     [
         ("owner/name", "cache", "owner/name/cache"),
         ("owner", "cache", "owner/cache"),
+        *(("owner/name", "-", "owner/name"), ("o/a--b", "c__d", "o/a--b/c__d")),
         ("A/b/C/d", "cache", "a/b/c/d/cache"),
         ("group/sub.group/project", "a/b", "group/sub.group/project/a/b"),
     ],
@@ -356,6 +358,30 @@ def test_other_registries_have_names_of_any_depth(repo: str, image: str, expecte
     )
     assert isinstance(location, RegistryReference)
     assert location.repository == expected
+
+
+@pytest.mark.parametrize(
+    ("registry", "expected"),
+    [
+        ("ghcr.io", (2000, 10 * 10**9)),
+        ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", (490, 52_000 * 2**20)),
+        ("public.ecr.aws", (490, 10 * 10**9)),
+        ("quay.io", (2000, 20 * 10**9)),
+        ("registry.gitlab.com", (2000, 5 * 10**9)),
+        ("codeberg.org", (500, None)),
+        ("registry.example", (2000, None)),
+    ],
+)
+def test_known_limits_are_kept(registry: str, expected: tuple[int, int | None]) -> None:
+    """A manifest or blob over them would be refused when all the others were sent; a setting counts more."""
+    where = {"NIXCACHE_REGISTRY": registry, "NIXCACHE_REPO": "o/n"}
+    for settings, limits in (
+        ({}, expected),
+        ({"NIXCACHE_MAX_LAYERS": "70", "NIXCACHE_MAX_BLOB_BYTES": "1M"}, (70, 10**6)),
+    ):
+        values = _say(**where, **settings)
+        options = segment_options(values, repository_config(values), None)
+        assert (options.max_layers, options.max_blob_bytes) == limits
 
 
 @pytest.mark.parametrize("name", [".github", ".dotfiles", "name-", "_x", "-", "a..b", "a._b"])

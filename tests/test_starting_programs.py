@@ -23,14 +23,14 @@ def test_only_the_local_store_starts_programs() -> None:
 
 
 def test_few_may_name_a_program() -> None:
-    """The local store runs Nix, and docker's credential helpers keep logins; nobody else names a program."""
+    """Nix by the local store, docker's credential helpers, and what a user names for watch-exec: no more."""
     naming = {
         path.relative_to(_PACKAGE).as_posix()
         for path in _PACKAGE.rglob("*.py")
-        if re.search(r"\brun_program\b", path.read_text())
+        if re.search(r"\b(run_program|run_in_foreground)\b", path.read_text())
     }
     others = {path for path in naming if not path.startswith("clients/local_store/")}
-    assert others == {"clients/auth_file.py"}
+    assert others == {"clients/auth_file.py", "cli/watch_exec.py"}
 
 
 def test_no_program_is_started_by_a_shell() -> None:

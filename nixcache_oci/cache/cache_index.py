@@ -41,13 +41,14 @@ class CacheIndex:
     image_index: ImageIndex = field(default_factory=lambda: ImageIndex(manifests=(), annotations={}))
 
     @classmethod
-    def parse(cls, content: bytes) -> Self:
-        """Read the image index.
+    def parse(cls, content: bytes, known: Iterable[Segment] = ()) -> Self:
+        """Read the image index; of known segments, those are reused that it lists as they are known.
 
         Raises:
             FormatError: not an index of format 2; this is never treated as empty.
         """
-        image_index = ImageIndex.parse(content)
+        former = {id(segment.descriptor): segment for segment in known}
+        image_index = ImageIndex.parse(content, (segment.descriptor for segment in former.values()))
         notes = image_index.annotations
         if notes.get(media_type.ANNOTATION_FORMAT) != _FORMAT:
             found = notes.get(media_type.ANNOTATION_FORMAT)
@@ -62,7 +63,10 @@ class CacheIndex:
             raise FormatError(
                 f"{INDEX_TAG}: annotation {media_type.ANNOTATION_WATERMARK} is missing"
             ) from None
-        segments = tuple(Segment.from_descriptor(descriptor) for descriptor in image_index.manifests)
+        segments = tuple(
+            former.get(id(descriptor)) or Segment.from_descriptor(descriptor)
+            for descriptor in image_index.manifests
+        )
         return cls(segments, watermark, notes.get(media_type.ANNOTATION_SOURCE), image_index)
 
     def render(self) -> bytes:
@@ -102,10 +106,10 @@ class CacheIndex:
             Their tags, oldest first, and how many more there are.
         """
         listed = {segment.manifest.hex for segment in self.segments}
-        found = {tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
+        found = {tag.lower(): tag for tag in tags if is_segment_tag(tag, self.watermark, listed)}
         # Compared as text, which starts with the time: there may be 100,000, and parsing times is slow.
         newest = nlargest(most, found)
-        parsed = (SegmentTag.parse(tag) for tag in reversed(newest))
+        parsed = (SegmentTag.parse(found[tag]) for tag in reversed(newest))
         return [tag for tag in parsed if tag is not None], len(found) - len(newest)
 
     def with_segments(self, more: Iterable[Segment]) -> Self:

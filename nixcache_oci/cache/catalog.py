@@ -166,13 +166,13 @@ class Catalog:
         )
 
     def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Generator[None, None, None]:
-        """Validate narinfos ahead of requests, one per step, the newest tables' first.
+        """Validate the newest narinfos ahead of requests, one per step, but for those that were validated.
 
         Args:
-            most: limit of narinfos.
+            most: how many are the newest.
             most_bytes: approximate limit of their size.
         """
-        for file, row in islice(self._unknown_rows(), most):
+        for file, row in self._unknown_rows(most):
             text = file.text(row)
             self._validate(file, row, file.hash_part(row), text)
             most_bytes -= len(text)
@@ -180,11 +180,14 @@ class Catalog:
                 return
             yield
 
-    def _unknown_rows(self) -> Iterator[tuple[TableFile, int]]:
+    def _unknown_rows(self, most: int) -> Iterator[tuple[TableFile, int]]:
         for table in self.tables:
             row = -1
-            while (row := table.file.verdicts.find(_UNKNOWN, row + 1)) >= 0:
+            while (row := table.file.verdicts.find(_UNKNOWN, row + 1, most)) >= 0:
                 yield table.file, row
+            most -= table.file.count
+            if most <= 0:
+                return
 
     def _choose_good(
         self, found: Iterable[_Variant], hash_part: HashPartBytes, most_bytes: int

@@ -9,12 +9,15 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child
+from nixcache_oci.cache.former import remembering
+from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child, name_child
 from nixcache_oci.cache.listing import Listing, Union, found_or_none, read_union
 from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.timestamp import now
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError, RegistryError
 from nixcache_oci.oci import media_type
@@ -36,6 +39,7 @@ async def list_segments(
     source: str | None = None,
     converted: Digest | None = None,
     tell: Tell | None = None,
+    clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
     """Write an index that lists these segments beside all others.
@@ -47,6 +51,7 @@ async def list_segments(
         converted: version 1 document whose entries are in segments now: an index that holds it is replaced,
             one that holds another document is not.
         tell: see ``write_index``.
+        clock: likewise.
         sleep: waits some seconds between tries.
 
     Returns:
@@ -68,7 +73,7 @@ async def list_segments(
         index = union.index.with_segments(mine)
         return replace(index, source=index.source or source)
 
-    return await write_index(repository, mine, listing, tell=tell, sleep=sleep)
+    return await write_index(repository, mine, listing, tell=tell, clock=clock, sleep=sleep)
 
 
 async def write_index(
@@ -77,18 +82,21 @@ async def write_index(
     change: ChangeIndex,
     *,
     tell: Tell | None = None,
+    clock: Callable[[], datetime] = now,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Listing | None:
     """Read tags and index once, change the index, write it, and read it back.
 
     A segment whose manifest is missing, though no gc deleted it, is not carried over, because registries
-    refuse an index that lists it. A new segment lists what is left of it.
+    refuse an index that lists it. A new segment lists what is left of it. Where nobody can list what has no
+    tag, the index remembers the version that it replaces, and the segments that it lists no more.
 
     Args:
         repository: of the cache.
         known: segments that exist: their manifests are neither fetched nor looked for.
         change: returns the index to write; called again if another writer interfered.
         tell: receives a line about missing segments; None for the log.
+        clock: tells since when what is replaced is no longer named.
         sleep: waits some seconds between tries.
 
     Returns:
@@ -101,6 +109,7 @@ async def write_index(
     """
     known = tuple(known)
     index_repair = IndexRepair(repository, known, tell or _log.warning)
+    overwritten: list[Digest] = []
     for attempt in range(_INDEX_TRIES):
         if attempt:
             await sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
@@ -108,22 +117,32 @@ async def write_index(
         index = await index_repair.repair(await change(union), union.untagged)
         digest = Digest.of(index.render())
         if digest != union.digest:  # else another writer wrote the same, or the last try became visible late
+            if not repository.can_list_untagged:
+                index = remembering(index, [*_find_replaced(union, index), *overwritten], clock())
             try:
-                await _push_index(repository, index)
+                digest = await _push_index(repository, index)
             except RegistryError as error:
                 if not may_be_about_a_child(error):
                     raise
                 repaired = await index_repair.repair(index, index.segments)
                 if repaired == index:
-                    raise
+                    raise name_child(error, index) from None
                 index, digest = repaired, await _push_index(repository, repaired)
             # Registries lag: a first push may not be visible at once.
             if await found_or_none(repository.resolve(INDEX_TAG)) != digest:
                 _log.info("another writer came between")
+                overwritten.append(digest)
                 continue
             _log.info("index written", extra={"fields": {"digest": digest, "segments": len(index.segments)}})
         return Listing(digest, index.segments, is_complete=union.is_complete)
     return None
+
+
+def _find_replaced(union: Union, index: CacheIndex) -> list[Digest]:
+    """Find what is no longer named once an index is written: the former one, and what it alone lists."""
+    listed = {segment.manifest for segment in index.segments}
+    left = [segment.manifest for segment in union.index.segments if segment.manifest not in listed]
+    return [union.digest, *left] if union.digest is not None and union.version1 is None else left
 
 
 async def _push_index(repository: Repository, index: CacheIndex) -> Digest:

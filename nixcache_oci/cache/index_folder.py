@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ class IndexFolder:
         self._first_key: str | None = None
         self._unusable_log_level = logging.WARNING
         self._is_there = False
+        self._has_leftovers = True
         try:
             self._warn_of_others(self.rooted.make_folder(_MODE))
             self._make_folders()
@@ -130,7 +131,9 @@ class IndexFolder:
                 table.save(self._table_path(digest))
                 del self._unkept[digest]
             self._write("index.json", listing.to_json())
-            self._forget_others(listing.tables)
+            self._remove_tables(self._table_names().difference(table.hex for table in listing.tables))
+            remove_unfinished(self.rooted)
+            self._has_leftovers = False
         except OSError as error:
             self.tell(error)
             return False
@@ -143,13 +146,13 @@ class IndexFolder:
         """Delete what failed refreshes left: all tables but these, and those of the saved index."""
         kept = set(tables)
         self._forget_unkept(kept)
-        if not self._is_there:
+        if not (self._is_there and self._has_leftovers):
             return
-        names = {table.hex for table in kept}
         try:
-            if any(stem not in names for stem in self._table_names()):
-                saved = self._load_listing()
-                self._forget_others(kept.union(saved.tables if saved is not None else ()))
+            others = self._table_names().difference(table.hex for table in kept)
+            if others and (saved := self._load_listing()) is not None:
+                others.difference_update(table.hex for table in saved.tables)
+            self._remove_tables(others)
         except OSError as error:
             self.tell(error)
 
@@ -175,6 +178,7 @@ class IndexFolder:
 
     def table_writer(self, table: Digest, budget: TableBudget | None = None) -> TableFileWriter:
         """Start writing a table, which counts against the budget."""
+        self._has_leftovers = True  # until it is saved that the cache lists it
         remember = partial(self._unkept.__setitem__, table)
         return TableFileWriter(self._table_path(table), budget, self._fallback, remember)
 
@@ -230,22 +234,17 @@ class IndexFolder:
             _log.warning("saved index is unusable", extra={"fields": {"error": str(error)}})
             return None
 
-    def _table_names(self) -> Iterator[str]:
-        """List the stems of table files: the hex of their digests."""
-        stems = (path.name.partition(".")[0] for path, _ in self._tables.entries())
-        return (stem for stem in stems if stem)
+    def _table_names(self) -> set[str]:
+        """List the hex digests of tables, and remove what killed writers left."""
+        return {name.partition(".")[0] for name in remove_unfinished(self._tables)} - {""}
 
     def _forget_unkept(self, tables: Iterable[Digest]) -> None:
         for digest in self._unkept.keys() - set(tables):
             del self._unkept[digest]
 
-    def _forget_others(self, tables: Iterable[Digest]) -> None:
-        kept = {table.hex for table in tables}
-        for stem in self._table_names():
-            if stem not in kept:
-                self._remove_table(self._tables / f"{stem}{_TABLE_SUFFIX}")
-        remove_unfinished(self._tables)
-        remove_unfinished(self.rooted)
+    def _remove_tables(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._remove_table(self._tables / f"{name}{_TABLE_SUFFIX}")
 
     def _write(self, name: str, text: str) -> None:
         write_file(self.rooted / name, [text.encode()], self.rooted)

@@ -99,6 +99,21 @@ def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, l
     )
 
 
+def name_child(error: RegistryError, index: CacheIndex) -> RegistryError:
+    """Say which segment an index was refused for, though its manifest is there, and what to do about it."""
+    named = [str(one.tag) for one in index.segments if one.manifest.hex in str(error)]
+    if error.code not in _CHILD_UNKNOWN and not named:
+        return error
+    which = named[0] if named else "a segment that the index lists"
+    return RegistryError(
+        f"{error}; it refuses {which}: 'nixcache-oci verify --repair' replaces what is damaged",
+        status=error.status,
+        code=error.code,
+        is_temporary=error.is_temporary,
+        retry_after=error.retry_after,
+    )
+
+
 def may_be_about_a_child(error: RegistryError) -> bool:
     """Check whether a registry may have refused an index for what it lists; error codes differ."""
     if error.code in _CHILD_UNKNOWN:

@@ -90,9 +90,10 @@ class Listing:
         return json.dumps(
             {
                 "index": str(self.index) if self.index else None,
-                "segments": [segment.descriptor.to_json() for segment in self.segments],
+                "segments": [segment.descriptor for segment in self.segments],
                 "version1": str(self.version1) if self.version1 else None,
-            }
+            },
+            default=Descriptor.to_json,  # one by one: other threads get their turn between them
         )
 
     @classmethod
@@ -125,8 +126,7 @@ class Union:
         digest: of ``cache-index``, or None.
         version1: the document of a version 1 cache, or None.
         is_complete: see ``Listing``.
-        untagged: listed segments without a tag: deleting a manifest deletes its tags, but a cache may also
-            have been copied without them. ``find_missing_manifests`` decides.
+        tags: of the repository.
         orphans: segments' tags, at or after the watermark, without a manifest.
         unread: how many unlisted tags are over the limit. An index may still be written, with its watermark
             unchanged: they stay valid.
@@ -136,9 +136,19 @@ class Union:
     digest: Digest | None
     version1: Digest | None
     is_complete: bool
-    untagged: tuple[Segment, ...] = ()
+    tags: tuple[str, ...] = ()
     orphans: tuple[SegmentTag, ...] = ()
     unread: int = 0
+
+    @property
+    def untagged(self) -> tuple[Segment, ...]:
+        """The segments without their tag.
+
+        Deleting a manifest deletes its tags, but a cache may also have been copied without them:
+        ``find_missing_manifests`` decides.
+        """
+        tagged = {tag.lower() for tag in self.tags}
+        return tuple(segment for segment in self.index.segments if str(segment.tag) not in tagged)
 
     def listing(self, missing: AbstractSet[Digest] = frozenset()) -> Listing:
         """Return the newest ``MAX_SEGMENTS`` segments, except those with missing manifests."""
@@ -156,7 +166,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
 
     Args:
         repository: of the cache.
-        known: segments read before, whose manifests are not fetched again.
+        known: segments read before, which are neither fetched nor parsed again.
 
     Raises:
         RegistryError: the repository could not answer.
@@ -174,11 +184,12 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         )
     version1: Digest | None = None
     index = CacheIndex()
+    known = tuple(known)
     if stored is not None and stored.media_type in media_type.MANIFESTS:
         version1 = version1_layer(Manifest.parse(stored.content)).digest
     elif stored is not None:
         # On a thread: there may be thousands of descriptors.
-        index = await asyncio.to_thread(CacheIndex.parse, stored.content)
+        index = await asyncio.to_thread(CacheIndex.parse, stored.content, known)
     by_manifest = {segment.manifest: segment for segment in known}
     unlisted, unread = await asyncio.to_thread(index.unlisted, tags, MAX_SEGMENTS)
     found = [by_manifest[tag.manifest] for tag in unlisted if tag.manifest in by_manifest]
@@ -192,7 +203,7 @@ async def read_union(repository: Repository, known: Iterable[Segment] = ()) -> U
         digest=stored.digest if stored is not None else None,
         version1=version1,
         is_complete=not (unlisted_reader.orphans or unlisted_reader.unread or unread),
-        untagged=await asyncio.to_thread(_find_untagged, index, tags),
+        tags=tuple(tags),
         orphans=tuple(sorted(unlisted_reader.orphans, key=lambda tag: (tag.created, tag.manifest))),
         unread=unread + unlisted_reader.unread,
     )
@@ -241,11 +252,6 @@ def newest_first(segments: Iterable[Segment]) -> list[Segment]:
     return sorted(segments, key=lambda segment: segment.created, reverse=True)
 
 
-def _find_untagged(index: CacheIndex, tags: Iterable[str]) -> tuple[Segment, ...]:
-    tagged = set(tags)
-    return tuple(segment for segment in index.segments if str(segment.tag) not in tagged)
-
-
 class _UnlistedReader:
     """Reads the manifests of unlisted segments; ``Union`` defines orphans and unread."""
 
@@ -265,7 +271,7 @@ class _UnlistedReader:
             stored = await self._repository.get_manifest(str(tag.manifest))
         except NotFoundError:
             # A tag of another manifest names no segment: an interrupted repair leaves one behind.
-            if await found_or_none(self._repository.resolve(str(tag))) in (None, tag.manifest):
+            if await found_or_none(self._repository.resolve(tag.listed)) in (None, tag.manifest):
                 self.orphans.append(tag)
             return None
         self._bytes += len(stored.content)

@@ -5,7 +5,7 @@ Source: design section 2, "Segment" and "Index".
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Self
 
@@ -26,20 +26,24 @@ MAX_MERGED: Final = 64
 _COPIED: Final = (media_type.ANNOTATION_CREATED, media_type.ANNOTATION_PATHS, media_type.ANNOTATION_MERGES)
 _DAY = r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
 _MERGES = re.compile(rf"[0-9a-f]{{64}}(?: [0-9a-f]{{64}}){{0,{MAX_MERGED - 1}}}")
-_TAG = re.compile(rf"segment-({_DAY}T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]Z)-([0-9a-f]{{64}})")
+_TAG = re.compile(rf"segment-({_DAY}[Tt](?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9][Zz])-([0-9a-f]{{64}})")
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentTag:
     """A segment's own tag: the list of tags alone shows which segments exist.
 
+    It is written in lower case, and read in either: tags compare equal in both.
+
     Attributes:
         created: to the second.
         manifest: digest of the manifest, which can be checked against it.
+        listed: as the repository lists it, if it was read from there.
     """
 
     created: datetime
     manifest: Digest
+    listed: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"segment-{format_tag_time(self.created)}-{self.manifest.hex}"
@@ -51,7 +55,7 @@ class SegmentTag:
         if match is None:
             return None
         try:
-            return cls(parse_tag_time(match[1]), Digest(match[2]))
+            return cls(parse_tag_time(match[1]), Digest(match[2]), tag)
         except FormatError:
             return None  # the form of one, but no such time: not ours
 
@@ -65,7 +69,7 @@ def is_segment_tag(tag: str, since: datetime, but: Container[str]) -> bool:
         but: hex digests of manifests whose tags do not count.
     """
     match = _TAG.fullmatch(tag)
-    return match is not None and match[1] >= format_tag_time(since) and match[2] not in but
+    return match is not None and match[2] not in but and match[1].lower() >= format_tag_time(since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Segment:
         if len(content) > MAX_WRITTEN_MANIFEST_BYTES:
             raise FormatError(f"manifest {digest}: {counted(len(content), 'byte')}, too many for a segment")
         manifest = Manifest.parse(content)
-        if manifest.artifact_type != media_type.SEGMENT:
+        if manifest.artifact_type not in {None, media_type.SEGMENT}:
             raise FormatError(f"manifest {digest}: it is not a segment, but {clip(manifest.artifact_type)}")
         if not manifest.layers or manifest.layers[0].media_type != media_type.TABLE:
             raise FormatError(f"segment {digest}: its first layer is not a table")

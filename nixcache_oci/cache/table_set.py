@@ -37,7 +37,6 @@ _PARALLEL_TABLES: Final = 24
 _FILES_OF_A_FETCH: Final = 16  # of the process limit; most of them are for others
 _PARALLEL_LARGE: Final = 4
 _MOST_SMALL_PATHS: Final = 1000
-_HELD_AT_ONCE: Final = 64  # takes a quarter of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,23 +175,16 @@ async def read_tables(
     """
     held = held or {}
     await asyncio.to_thread(folder.drop_unused_tables, (*held, *listing.tables))
-    reader = _TableReader(repository, folder, held, budget or TableBudget())
+    reader = _TableReader(
+        repository, folder, listing, held, budget or TableBudget(), with_taken_in=with_taken_in
+    )
     parallel = _parallel_tables()
-    wanted, more = None, listing if with_taken_in else listing.without_taken_in()
-    # Again only where a merged segment's table is unreadable: what it took in is read after all.
-    while more != wanted:
-        wanted = more
-        tables = wanted.tables_newest_first()
-        unread = {table: segments for table, segments in tables.items() if table not in reader.looked_at}
+    # Whatever walks all segments is done on threads: there may be thousands, and requests are answered.
+    while unread := await asyncio.to_thread(reader.unread):
         with progress.stage("reading the cache", "table", len(unread)) as stage:
             waiting = iter(unread.items())
             await run_all((reader.read(waiting, stage) for _ in range(parallel)), parallel)
-        more = wanted if with_taken_in else listing.without_taken_in(tables.keys() - reader.tables.keys())
-    kept = {segment.manifest for segment in wanted.segments}
-    return replace(
-        TableSet.of(wanted, reader.tables, reader.damaged, reader.left_out(listing)),
-        taken_in=tuple(segment for segment in listing.segments if segment.manifest not in kept),
-    )
+    return await asyncio.to_thread(reader.table_set)
 
 
 def _parallel_tables() -> int:
@@ -203,18 +195,23 @@ def _parallel_tables() -> int:
 
 
 class _TableReader:
-    """Reads tables concurrently; ``damaged`` collects those that are unreadable."""
+    """Reads the tables of a listing concurrently; for its arguments, see ``read_tables``."""
 
     def __init__(
         self,
         repository: Repository,
         folder: IndexFolder,
+        listing: Listing,
         held: Mapping[Digest, TableFile],
         budget: TableBudget,
+        *,
+        with_taken_in: bool,
     ) -> None:
-        self.tables: dict[Digest, TableFile] = {}
-        self.damaged: dict[str, str] = {}
-        self.looked_at: set[Digest] = set()
+        self._listing = self._wanted = listing
+        self._with_taken_in = with_taken_in
+        self._tables: dict[Digest, TableFile] = {}
+        self._damaged: dict[str, str] = {}
+        self._looked_at: set[Digest] = set()
         self._repository = repository
         self._folder = folder
         self._held = held
@@ -222,45 +219,82 @@ class _TableReader:
         self._over: dict[Digest, str] = {}
         self._turns = asyncio.Semaphore(_PARALLEL_LARGE)
 
+    def unread(self) -> dict[Digest, list[Segment]]:
+        """Return what to read next: what is newer than all that is held, then the rest, then nothing.
+
+        What is held is taken in between, so that the budget is spent on the newest. What a merged segment
+        took in is read once that one is unreadable.
+        """
+        if not self._with_taken_in:
+            unreadable = self._looked_at.difference(self._tables)
+            self._wanted = self._listing.without_taken_in(unreadable)
+        unread: dict[Digest, list[Segment]] = {}
+        is_any_taken = False
+        for table, segments in self._wanted.tables_newest_first().items():
+            if table in self._looked_at:
+                continue
+            file = self._held.get(table)
+            if file is None:
+                unread[table] = segments
+                continue
+            if unread and not is_any_taken:
+                break
+            is_any_taken = True
+            self._looked_at.add(table)
+            try:
+                self._take(table, file)
+            except LimitError as error:
+                self._over[table] = str(error)
+        return unread
+
     async def read(self, waiting: Iterator[tuple[Digest, Sequence[Segment]]], stage: Stage) -> None:
         """Read one table after another; a table without segments is a version 1 document."""
         for table, segments in waiting:
-            self.looked_at.add(table)
+            self._looked_at.add(table)
             try:
-                self.tables[table] = await self._read(table, segments, stage)
+                await self._read(table, segments, stage)
             except LimitError as error:
                 self._over[table] = str(error)
             except NotFoundError as error:
                 for segment in segments:
                     if await has_manifest(self._repository, segment.manifest):
-                        self.damaged[str(segment.tag)] = str(error)
+                        self._damaged[str(segment.tag)] = str(error)
                 if not segments:
-                    self.damaged[INDEX_TAG] = str(error)
+                    self._damaged[INDEX_TAG] = str(error)
             except (DigestError, FormatError, RegistryError, OSError) as error:
                 if not isinstance(error, OSError):  # no space for it
                     await raise_unless_damage(self._repository, error)
                 for tag in [str(segment.tag) for segment in segments] or [INDEX_TAG]:
-                    self.damaged[tag] = str(error)
+                    self._damaged[tag] = str(error)
             stage.advance(1)
 
-    def left_out(self, listing: Listing) -> str | None:
+    def table_set(self) -> TableSet:
+        """Return what was read."""
+        wanted = {segment.manifest for segment in self._wanted.segments}
+        return replace(
+            TableSet.of(self._wanted, self._tables, self._damaged, self._left_out()),
+            taken_in=tuple(one for one in self._listing.segments if one.manifest not in wanted),
+        )
+
+    def _left_out(self) -> str | None:
         """Describe what was not read; see ``TableSet``."""
+        listing = self._listing
         count = listing.left_out + sum(segment.table in self._over for segment in listing.segments)
         reasons = [*self._over.values()][:1] or [f"a cache is read up to {MAX_SEGMENTS} segments"]
         total = len(listing.segments) + listing.left_out
         return f"{count} of {counted(total, 'segment')} left out, the oldest: {reasons[0]}" if count else None
 
-    async def _read(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
-        file = self._held.get(table)
-        if file is None:
-            file = await asyncio.to_thread(self._folder.open_table, table)
-        elif len(self.tables) % _HELD_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        if file is None:
-            return await self._fetch(table, segments, stage)
+    def _take(self, table: Digest, file: TableFile) -> None:
         self._budget.inflate(file.size)
         self._budget.open(file.count)
-        return file
+        self._tables[table] = file
+
+    async def _read(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> None:
+        file = await asyncio.to_thread(self._folder.open_table, table)
+        if file is not None:
+            self._take(table, file)
+        else:
+            self._tables[table] = await self._fetch(table, segments, stage)
 
     async def _fetch(self, table: Digest, segments: Sequence[Segment], stage: Stage) -> TableFile:
         if not segments:

@@ -1,7 +1,7 @@
 """Times as the format writes them: UTC, to the second.
 
-Source: design section 2. In text ``2026-11-21T03:15:00Z`` (RFC 3339), in a tag ``20261121T031500Z``,
-because a tag may hold no colon.
+Source: design section 2. In text ``2026-11-21T03:15:00Z`` (RFC 3339), in a tag ``20261121t031500z``,
+because a tag may hold no colon, and some registries store it in lower case.
 """
 
 import re
@@ -12,10 +12,10 @@ from nixcache_oci.errors import FormatError
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _TEXT = "%Y-%m-%dT%H:%M:%SZ"
-_TAG = "%Y%m%dT%H%M%SZ"
+_TAG = "%Y%m%dt%H%M%Sz"
 # strptime also accepts one digit for two.
 _TEXT_SHAPE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_TAG_SHAPE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
+_TAG_SHAPE = re.compile(r"[0-9]{8}t[0-9]{6}z")
 
 
 def now() -> datetime:
@@ -47,17 +47,17 @@ def parse_time(text: str) -> datetime:
 
 
 def format_tag_time(time: datetime) -> str:
-    """Write an aware time as ``20261121T031500Z``."""
-    return format_time(time).replace("-", "").replace(":", "")
+    """Write an aware time as ``20261121t031500z``."""
+    return format_time(time).replace("-", "").replace(":", "").lower()
 
 
 def parse_tag_time(text: str) -> datetime:
-    """Read ``20261121T031500Z``.
+    """Read ``20261121t031500z``, in either case: older versions wrote upper case.
 
     Raises:
         FormatError: any other form, or no such time.
     """
-    return _parse(text, _TAG_SHAPE, _TAG)
+    return _parse(text.lower(), _TAG_SHAPE, _TAG)
 
 
 def _parse(text: str, shape: re.Pattern[str], form: str) -> datetime:

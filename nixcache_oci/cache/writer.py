@@ -6,8 +6,9 @@ record names exists already. Source: design section 2, "Segment", and section 4.
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Self
 
@@ -21,15 +22,18 @@ from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES, split
 from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.resume import has_blob
+from nixcache_oci.errors import RegistryError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
+from nixcache_oci.oci.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
 _PARALLEL_REQUESTS: Final = 16
 _TABLE_LEVEL: Final = 12
+_ABOUT_TYPE = re.compile(r"media ?type|artifact ?type", re.IGNORECASE)  # "unknown media type: …"
 MAX_RECORD_BYTES: Final = 3 * 1024 * 1024
 """Records beside a table's narinfos; more get segments of their own."""
 
@@ -208,10 +212,49 @@ async def tag_segment(
         source=source,
         merges=merges,
     )
-    segment = Segment.from_manifest(manifest)
-    await repository.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
+    return await push_tagged(repository, manifest)
+
+
+async def push_tagged(repository: Repository, manifest: bytes) -> Segment:
+    """Push the manifest of a segment under its own tag, without its artifactType where that is refused.
+
+    Raises:
+        FormatError: it is not a segment's.
+        RegistryError: the push failed.
+    """
+    segment = Segment.from_manifest(await push_typed(repository, manifest))
     _log.info("segment pushed", extra={"fields": {"tag": segment.tag, "paths": segment.paths}})
     return segment
+
+
+async def push_typed(repository: Repository, content: bytes, tag: str | None = None) -> bytes:
+    """Push a manifest, without its artifactType where that is refused; return what was stored.
+
+    GitLab takes only those that it knows.
+
+    Args:
+        repository: has all blobs already.
+        content: of the manifest.
+        tag: None for a segment's own.
+
+    Raises:
+        RegistryError: the push failed.
+    """
+    try:
+        await _push(repository, content, tag)
+    except RegistryError as error:
+        plain = replace(Manifest.parse(content), artifact_type=None).render()
+        if plain == content or error.code != "MANIFEST_INVALID" or not _ABOUT_TYPE.search(str(error)):
+            raise
+        _log.info("the registry takes no artifactType of ours", extra={"fields": {"reason": str(error)}})
+        await _push(repository, plain, tag)
+        return plain
+    return content
+
+
+async def _push(repository: Repository, content: bytes, tag: str | None) -> None:
+    own = tag or str(Segment.from_manifest(content).tag)
+    await repository.push_manifest(own, content, media_type.IMAGE_MANIFEST)
 
 
 async def push_empty_config(repository: Repository) -> None:

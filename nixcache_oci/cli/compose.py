@@ -119,8 +119,13 @@ def open_repository(
     if isinstance(config, Path):
         return Layout(config)
     credentials = _find_credentials(config, environment)
-    patience = _PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS
-    return Registry(config, credentials, push=push, patience=patience)
+    return Registry(
+        config,
+        credentials,
+        push=push,
+        can_list_untagged=find_api_url(config.host, environment) is not None,
+        patience=_PUSH_PATIENCE_SECONDS if push else _PULL_PATIENCE_SECONDS,
+    )
 
 
 def open_anonymously(reference: RegistryReference, *, must_be_public: bool) -> Repository:

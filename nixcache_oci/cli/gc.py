@@ -45,7 +45,7 @@ _MEANINGS = {
     "merge": "many of one size become one",
     "unlist": "marked for the whole grace: leaves the index",
     "delete": "left the index in an earlier run: leaves the repository",
-    "sweep": "former versions of the index",
+    "sweep": "former versions of the index, and what only they still listed",
 }
 
 DESCRIPTION = (
@@ -148,6 +148,12 @@ def _print_result(collected: Collected) -> None:
         say("others write the index at the same time: nothing was deleted; the next run goes on")
     written, deleted = len(collected.written), len(collected.deleted)
     say(f"{counted(written, 'segment')} written, {counted(deleted, 'manifest')} deleted")
+    if collected.waiting:
+        until = max(until for _, until in collected.waiting)
+        say(
+            f"{counted(len(collected.waiting), 'segment')} cannot be deleted yet: former versions of the"
+            f" index list them, the last of which goes after {format_time(until)}"
+        )
     for manifest, reason in collected.refused:
         complain(f"kept {manifest}: {reason}")
 
@@ -167,6 +173,7 @@ def _to_json(plan: GcPlan, collected: Collected | None) -> dict[str, object]:
             "indexConfirmed": collected.is_index_confirmed,
             "deleted": [str(manifest) for manifest in collected.deleted],
             "refused": {str(manifest): reason for manifest, reason in collected.refused},
+            "waiting": {str(manifest): format_time(until) for manifest, until in collected.waiting},
         }
     return document
 

@@ -31,6 +31,9 @@ VERBS: Final = {
     "init": "make a repository one whose workflows publish a cache",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
+    "queue": "publish store paths as they come, in batches",
+    "watch-exec": "run a command, and publish what it builds",
+    "hook": "let Nix queue what it builds",
     "list": "list what a cache holds, or what keeps it",
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
@@ -49,8 +52,8 @@ VERBS: Final = {
 # Their output is not their result.
 _SERVING: Final = frozenset({"proxy", "demo"})
 
-# Builds beside them may read the environment that this process was started with.
-_BUILDING: Final = frozenset({"publish", "push"})
+# Builds beside them may read the environment that this process was started with; a job's proxy is beside all.
+_BESIDE_BUILDS: Final = frozenset({"proxy", "publish", "push", "queue", "watch-exec"})
 
 PIPE_CLOSED: Final = 141
 """As shells report a program that SIGPIPE ended."""
@@ -93,7 +96,7 @@ def _run(argv: Sequence[str], environment: MutableMapping[str, str] | None) -> i
     """Run a command; without an environment, in that of this process, which is all ours."""
     try:
         if environment is None:
-            environment = hide_environment(os.environ) if _find_verb(argv) in _BUILDING else os.environ
+            environment = hide_environment(os.environ) if _find_verb(argv) in _BESIDE_BUILDS else os.environ
         return _run_verb(argv, environment)
     except UsageError as error:
         return _fail(str(error), WRONG_USAGE)
@@ -140,7 +143,7 @@ def _find_verb(argv: Sequence[str]) -> str:
 def load_verb(name: str) -> Verb:
     """Import the module of a verb."""
     # `import` is a word of Python's, which no module can be named after.
-    module = f"{name}_" if keyword.iskeyword(name) else name
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     return cast("Verb", importlib.import_module(f"nixcache_oci.cli.{module}"))
 
 

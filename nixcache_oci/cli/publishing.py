@@ -62,8 +62,11 @@ _IF_INTERRUPTED: Final = (
 )
 
 
-def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) -> None:
-    """Describe the arguments of the verbs that publish from the local store, and ``more`` settings."""
+def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object], is_once: bool = True) -> None:
+    """Describe the arguments of the verbs that publish from the local store, and ``more`` settings.
+
+    Without ``is_once``, those are left out that only one publish can have.
+    """
     parser.add_argument(
         "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
     )
@@ -74,15 +77,20 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object]) 
         action="store_true",
         help="ask the upstreams if they really have such paths, and push those that they have not",
     )
-    add_sending_flags(parser, variables.MERGE, *more)
+    add_sending_flags(parser, variables.MERGE, *more, is_once=is_once)
 
 
 def add_sending_flags(
-    parser: argparse.ArgumentParser, *more: Variable[object], usual_jobs: str = "one a core"
+    parser: argparse.ArgumentParser,
+    *more: Variable[object],
+    usual_jobs: str = "one a core",
+    is_once: bool = True,
 ) -> None:
     """Describe the arguments of the verbs that send store objects, wherever these come from."""
-    parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    if is_once:
+        _add_flags_of_one_publish(parser)
+    else:
+        parser.set_defaults(dry_run=False, json=False, strict=False, public_key_file=None)
     parser.add_argument(
         "--scope", metavar="NAME", help="what later publishes of the same scope supersede; no spaces"
     )
@@ -100,9 +108,6 @@ def add_sending_flags(
         f"'' for none [default: {UPSTREAM_KEY_NAME}]",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="publish nothing unless everything can be published"
-    )
-    parser.add_argument(
         "--allow-unsigned",
         action="store_true",
         help="publish what nobody signed; Nix refuses it unless told otherwise",
@@ -112,13 +117,21 @@ def add_sending_flags(
         action="store_true",
         help="sign with a key that the cache does not record yet; clients have to trust it, too",
     )
+    add_flags(parser, (*VARIABLES, *more))
+
+
+def _add_flags_of_one_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--strict", action="store_true", help="publish nothing unless everything can be published"
+    )
     parser.add_argument(
         "--public-key-file",
         type=Path,
         metavar="FILE",
         help="write the public keys there, one a line, where they changed",
     )
-    add_flags(parser, (*VARIABLES, *more))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ async def _push(settings: PublishSettings, asked: Asked) -> int:
             settings.opened() as repository,
             publishing(settings, repository, nix, progress) as publisher,
         ):
-            paths, left_out = await _resolve(publisher.store, asked)
+            paths, left_out = await resolve(publisher.store, asked, "push")
             plan, roots, gone = await plan_valid(publisher, paths, with_closure=flags.closure)
             left_out |= gone
             warnings = [f"{what}: left out: {reason}" for what, reason in left_out.items()]
@@ -82,8 +82,12 @@ async def _push(settings: PublishSettings, asked: Asked) -> int:
     return report.finish()
 
 
-async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], dict[str, str]]:
-    """Find the store objects that are meant; also returns the lines of standard input that mean none."""
+async def resolve(store: LocalStore, asked: Asked, verb: str) -> tuple[list[StorePath], dict[str, str]]:
+    """Find the store objects that are meant; also returns the lines of standard input that mean none.
+
+    Raises:
+        Error: nothing that ``verb`` was given means one.
+    """
     found = await store.resolve(asked.words)
     left_out: dict[str, str] = {}
     try:
@@ -95,7 +99,7 @@ async def _resolve(store: LocalStore, asked: Asked) -> tuple[list[StorePath], di
             except (UsageError, FormatError) as error:
                 left_out[line] = str(error).removeprefix(f"{line}: ")
     if not found:
-        raise Error("push: " + ": ".join(next(iter(left_out.items()))))
+        raise Error(f"{verb}: " + ": ".join(next(iter(left_out.items()))))
     return list(dict.fromkeys(found)), left_out
 
 

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
@@ -14,7 +13,7 @@ from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.publishing import own_run
-from nixcache_oci.clients.binary_cache.folder import FolderCache
+from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import FormatError
@@ -56,10 +55,12 @@ def upload_settings(
         [signed] = sign_all([narinfo], options.keys)
         return signed
 
-    async def publish(folder: Path, parts: Sequence[HashPart], has_nars: bool) -> Mapping[HashPart, str]:
+    async def publish(
+        source: BinaryCache, parts: Sequence[HashPart], has_nars: bool
+    ) -> Mapping[HashPart, str]:
         # What the cache has is listed with more signatures, not with ours: its NAR is not checked here.
         chosen = options if has_nars else replace(options, keys=())
-        return await _publish(values, config, cache, chosen, folder, parts)
+        return await _publish(values, config, cache, chosen, source, parts)
 
     return UploadSettings(
         folder=IndexFolder.name_in(upload_dir(values), repository_name),
@@ -78,7 +79,7 @@ async def _publish(
     config: ProxyConfig,
     cache: CacheConfig,
     options: PublishOptions,
-    folder: Path,
+    source: BinaryCache,
     parts: Sequence[HashPart],
 ) -> Mapping[HashPart, str]:
     upstreams = Upstreams(open_upstreams(config.upstreams, values.environment))
@@ -86,7 +87,6 @@ async def _publish(
         async with AsyncExitStack() as stack:
             repository = open_repository(cache.location, cache.environment, push=True)
             stack.push_async_callback(repository.close)
-            source = FolderCache(folder)
             candidates = await read_candidates(source, parts, config.store_dir, (), frozenset())
             index_folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
             importer = Importer(repository, source, index_folder, upstreams, options, _LogProgress())

@@ -6,11 +6,10 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from stat import S_ISREG
+from contextlib import contextmanager, suppress
 from threading import Event
 
-from nixcache_oci.clients.rooted_path import FOR_ALL, RootedPath
+from nixcache_oci.clients.rooted_path import FOR_ALL, RootedPath, WrongKindError
 from nixcache_oci.errors import RegistryError
 
 _UNFINISHED = ".nixcache-unfinished-"
@@ -49,12 +48,20 @@ def unfinished_name() -> str:
     return f"{_UNFINISHED}{secrets.token_hex(8)}"
 
 
-def remove_unfinished(workshop: RootedPath) -> None:
-    """Remove what killed writers left behind."""
+def remove_unfinished(workshop: RootedPath) -> list[str]:
+    """Remove what killed writers left behind, and return the names of all finished files."""
     oldest = time.time() - _UNFINISHED_MAX_AGE
-    for path, status in workshop.entries():
-        if path.name.startswith(_UNFINISHED) and S_ISREG(status.st_mode) and status.st_mtime < oldest:
-            path.unlink(missing_ok=True)
+    finished = []
+    for name in workshop.list_names():
+        if not name.startswith(_UNFINISHED):
+            finished.append(name)
+            continue
+        path = workshop / name
+        with suppress(WrongKindError):
+            status = path.stat()
+            if status is not None and status.st_mtime < oldest:
+                path.unlink(missing_ok=True)
+    return finished
 
 
 @contextmanager

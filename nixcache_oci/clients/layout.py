@@ -36,6 +36,11 @@ class Layout:
         """Where it is, for people: ``oci:/path``."""
         return self._folder.name
 
+    @property
+    def can_list_untagged(self) -> bool:
+        """``index.json`` names them, and removing takes what it does not name."""
+        return True
+
     async def resolve(self, tag_or_digest: str) -> Digest:
         """Return the digest of the manifest that a tag points at; a missing manifest is damage."""
         return await asyncio.to_thread(self._folder.resolve, tag_or_digest)

@@ -41,8 +41,9 @@ class LayoutRemover:
         self._sweep = _LayoutSweep(LayoutFolder(root, lock_seconds), min_age_seconds)
         self._turn = asyncio.Lock()  # so that only one thread waits for the lock between programs
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Remove a manifest with its tags; refused while an image index with a tag lists it."""
+        del tags  # they go with it
         async with self._turn:
             with suppress(NotFoundError), stopping() as stop:
                 await asyncio.to_thread(self._sweep.remove, manifest, stop)

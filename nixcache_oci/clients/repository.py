@@ -6,7 +6,7 @@ folder, the OCI image layout). ``Remover`` is implemented by ``registry.client``
 removed is the caller's to decide.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,6 +50,10 @@ class Repository(Protocol):
     @property
     def name(self) -> str:
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache`` or ``oci:/path``."""
+
+    @property
+    def can_list_untagged(self) -> bool:
+        """Whether its ``Remover`` finds what no tag points at; elsewhere the index has to remember it."""
 
     async def resolve(self, tag_or_digest: str) -> Digest:
         """Return the digest of the manifest that a tag points at, without fetching it."""
@@ -107,10 +111,13 @@ class UntaggedVersion:
 class Remover(Protocol):
     """Removes manifests for good."""
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Remove a manifest and its tags; a missing one is no error.
 
-        Raises RegistryError if it was refused: then it is kept, and others may still be removable.
+        Some repositories want to have the tags removed first, and then have to be told which it may have.
+
+        Raises RegistryError if it was refused: then it is kept, and others may still be removable;
+        ReferencedError if that is because an image index lists it: its tags may be gone.
         """
 
     async def untagged(self) -> list[UntaggedVersion]:

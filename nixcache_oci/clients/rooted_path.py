@@ -157,6 +157,14 @@ class RootedPath:
         with _in_folder(self) as folder:
             return os.fstat(folder)
 
+    def list_names(self) -> list[str]:
+        """List a folder without looking at its entries: there may be thousands."""
+        listed = _open_listed(self)
+        try:
+            return os.listdir(listed)  # noqa: PTH208  # of a descriptor
+        finally:
+            os.close(listed)
+
     def entries(self) -> Iterator[tuple[Self, os.stat_result]]:
         """List a folder with each entry's own status: links are not followed."""
         listed = _open_listed(self)

@@ -19,13 +19,14 @@ from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress, Stage
 from nixcache_oci.cache.salvage import without_lost
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.table_inflation import read_table
-from nixcache_oci.cache.writer import write_segments
+from nixcache_oci.cache.writer import push_tagged, write_segments
 from nixcache_oci.clients.repository import Repository, has_manifest
 from nixcache_oci.clients.resume import has_blob, read_blob
 from nixcache_oci.errors import DigestError, Error, FormatError, NotFoundError, RegistryError
 from nixcache_oci.maintenance.blob_check import stream_blob
+from nixcache_oci.maintenance.gc.state_reader import list_segment_tags
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.oci.descriptor import Descriptor
 from nixcache_oci.oci.digest import Digest
@@ -57,6 +58,7 @@ class Mirror:
         self._progress = progress
         self._done = Mirrored()
         self._known: set[Digest] = set()
+        self._tagged: set[SegmentTag] = set()
 
     async def run(self) -> Mirrored:
         """Copy and list everything; Error if the source is empty, or a repository failed: run it again."""
@@ -68,6 +70,7 @@ class Mirror:
                 "which converts it, then mirror it"
             )
         copied: list[Segment] = []
+        self._tagged = await list_segment_tags(self._destination)
         for number, segment in enumerate(union.index.segments, 1):
             copied += await self._copy_segment(
                 segment, f"segment {number:,} of {len(union.index.segments):,}"
@@ -90,8 +93,8 @@ class Mirror:
         self._done.segments += 1
         if lost:
             return await self._copy_rest(segment, manifest, lost)
-        if not await has_manifest(self._destination, str(segment.tag)):
-            await self._destination.push_manifest(str(segment.tag), stored.content, stored.media_type)
+        if segment.tag not in self._tagged or not await has_manifest(self._destination, segment.manifest):
+            return [await push_tagged(self._destination, stored.content)]
         return [segment]
 
     async def _copy_rest(

@@ -1,6 +1,7 @@
-"""Store objects, as narinfos and stores describe them, and the order of a closure: references first."""
+"""Store objects, as narinfos and stores describe them, and the orders of a closure: references first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from nixcache_oci.nix.hash import NixHash
@@ -63,6 +64,33 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
                 references = sorted(unordered[name].references, key=by_name, reverse=True)
                 open_names += [(reference, False) for reference in references]
     return ordered
+
+
+def order_as_unpacked(references: Mapping[str, Iterable[str]]) -> list[str]:
+    """Order base names as Nix asks for their NARs: references first, and what is ready by name.
+
+    ``references`` maps each to those that it refers to; others, and itself, are ignored. What refers to each
+    other in a circle comes last.
+    """
+    waits_for: dict[str, int] = {}
+    referrers: dict[str, list[str]] = {}
+    for name, its_references in references.items():
+        within = {one for one in its_references if one in references and one != name}
+        waits_for[name] = len(within)
+        for one in within:
+            referrers.setdefault(one, []).append(name)
+    ready = [(by_name(name), name) for name, count in waits_for.items() if count == 0]
+    heapify(ready)
+    ordered: list[str] = []
+    while ready:
+        _, name = heappop(ready)
+        ordered.append(name)
+        del waits_for[name]
+        for referrer in referrers.get(name, ()):
+            waits_for[referrer] -= 1
+            if waits_for[referrer] == 0:
+                heappush(ready, (by_name(referrer), referrer))
+    return [*ordered, *sorted(waits_for, key=by_name)]
 
 
 def by_name(base_name: str) -> tuple[str, str]:

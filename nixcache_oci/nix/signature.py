@@ -7,6 +7,7 @@ import base64
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
 
@@ -126,15 +127,21 @@ class SecretKey:
     @property
     def public_key(self) -> PublicKey:
         """The key that verifies this key's signatures."""
-        return PublicKey(self.name, bytes(SigningKey(self.seed).verify_key))
+        return PublicKey(self.name, bytes(_signing_key(self.seed).verify_key))
 
     def sign(self, fingerprint_to_sign: str) -> Signature:
         """Sign a fingerprint."""
-        return Signature(self.name, SigningKey(self.seed).sign(fingerprint_to_sign.encode()).signature)
+        return Signature(self.name, _signing_key(self.seed).sign(fingerprint_to_sign.encode()).signature)
 
     def render(self) -> str:
         """Write the key as in Nix's key files, without a newline."""
         return _join(self.name, self.seed + self.public_key.raw)
+
+
+@lru_cache(maxsize=16)
+def _signing_key(seed: bytes) -> SigningKey:
+    """Make the library's key, which takes as long as a signature."""
+    return SigningKey(seed)
 
 
 def strip_key(text: str) -> str:

@@ -4,7 +4,7 @@ Source: OCI image specification, "Content Descriptors".
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -61,6 +61,12 @@ class Descriptor:
             extra=get_others(fields, _KNOWN),
         )
 
+    def is_surely(self, value: object) -> bool:
+        """Check whether ``from_json`` would return this descriptor; False if it has unknown fields."""
+        if not isinstance(value, dict) or self.extra:
+            return False
+        return type(value.get("size")) is int and value == self.to_json()  # True and 1.0 equal 1
+
     def to_json(self) -> dict[str, object]:
         """Return JSON values, unknown fields included."""
         fields: dict[str, object] = {
@@ -76,12 +82,22 @@ class Descriptor:
         return fields
 
 
-def get_descriptors(fields: Mapping[str, object], name: str) -> tuple[Descriptor, ...]:
-    """Read a required list of descriptors; FormatError if it is missing, or a descriptor is malformed."""
+def get_descriptors(
+    fields: Mapping[str, object], name: str, known: Iterable[Descriptor] = ()
+) -> tuple[Descriptor, ...]:
+    """Read a required list of descriptors; FormatError if it is missing, or a descriptor is malformed.
+
+    Those that are known are not parsed again: an index may list thousands, of which one is new.
+    """
+    by_digest = {str(one.digest): one for one in known}
     descriptors = []
     for position, value in enumerate(get_list(fields, name)):
-        with within(f"{name}[{position}]"):
-            descriptors.append(Descriptor.from_json(value))
+        match value:
+            case {"digest": str(digest)} if digest in by_digest and by_digest[digest].is_surely(value):
+                descriptors.append(by_digest[digest])
+            case _:
+                with within(f"{name}[{position}]"):
+                    descriptors.append(Descriptor.from_json(value))
     return tuple(descriptors)
 
 

@@ -6,7 +6,7 @@ a layout.
 Source: OCI image specification, "Image Manifest" and "Image Index".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -145,15 +145,15 @@ class ImageIndex:
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)  # unknown fields, as JSON values
 
     @classmethod
-    def parse(cls, content: bytes) -> Self:
-        """Read an OCI image index or a Docker manifest list.
+    def parse(cls, content: bytes, known: Iterable[Descriptor] = ()) -> Self:
+        """Read an OCI image index or a Docker manifest list; known descriptors are not parsed again.
 
         Raises FormatError, which names it, if a field is missing or wrong.
         """
         fields = parse_fields(content, "image index", types.IMAGE_INDEXES)
         with within("image index"):
             return cls(
-                manifests=get_descriptors(fields, "manifests"),
+                manifests=get_descriptors(fields, "manifests", known),
                 annotations=get_annotations(fields),
                 media_type=get_optional_text(fields, "mediaType"),
                 extra=get_others(fields, _KNOWN_IN_IMAGE_INDEXES),

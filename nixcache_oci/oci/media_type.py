@@ -31,6 +31,7 @@ ANNOTATION_SOURCE = "org.opencontainers.image.source"
 
 ANNOTATION_CONDEMNED = "dev.nixcache.condemned"
 ANNOTATION_FORMAT = "dev.nixcache.format"
+ANNOTATION_FORMER = "dev.nixcache.former"
 ANNOTATION_IDLE = "dev.nixcache.idle"
 ANNOTATION_MERGES = "dev.nixcache.merges"
 ANNOTATION_PATHS = "dev.nixcache.paths"

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from http import HTTPStatus
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -17,6 +17,8 @@ from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.proxy import app_keys
+from nixcache_oci.proxy.ahead.narinfos import NarinfosAhead
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.cache_set import CacheSet
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
@@ -36,6 +38,7 @@ from nixcache_oci.proxy.guard import ALLOW_HEADER, SITE_HEADER, HostGuard, is_fr
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.open_files import current_limits
+from nixcache_oci.proxy.packs.memory import PackMemory
 from nixcache_oci.proxy.prefix import PREFIX
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
@@ -67,6 +70,12 @@ def build_app(
     app[app_keys.CONNECTIONS] = connections
     app[app_keys.COUNTERS] = caches.counters
     app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
+    counters, is_on = caches.counters, config.ahead
+    narinfos_ahead = NarinfosAhead(finder, caches.is_listed, config.store_dir, counters, is_on=is_on)
+    memory = PackMemory(caches.budget, time.monotonic)
+    nars_ahead = NarsAhead(upstreams, memory, counters, is_on=is_on)
+    app[app_keys.NARINFOS_AHEAD] = narinfos_ahead
+    app[app_keys.NARS_AHEAD] = nars_ahead
     app[app_keys.SIGNATURES] = union = SignatureUnion(finder, client_keys)
     app[app_keys.FAST_PATH] = FastPath(caches, union)
     app[app_keys.HOST_GUARD] = host_guard
@@ -98,7 +107,8 @@ def build_app(
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        running = [asyncio.create_task(_sweep((connections, streams)), name="sweep")]
+        sweeping = _sweep((connections, streams, narinfos_ahead, nars_ahead))
+        running = [asyncio.create_task(sweeping, name="sweep")]
         if caches.on_demand is not None:
             running.append(asyncio.create_task(caches.on_demand.run(), name="idle caches"))
         async with AsyncExitStack() as stack:
@@ -111,11 +121,22 @@ def build_app(
         await app[app_keys.FINDER].close()
         await caches.close()
 
+    async def stop_ahead(_: web.Application) -> None:
+        await narinfos_ahead.close()
+        await nars_ahead.close()
+
     app.cleanup_ctx.append(run)
+    app.on_shutdown.append(stop_ahead)  # before requests are waited for, some of which wait for it
     return app
 
 
-async def _sweep(bounds: Sequence[Connections | NarStreams]) -> None:
+class _Swept(Protocol):
+    """What lets go of what is not used."""
+
+    def sweep(self, now: float, /) -> None: ...
+
+
+async def _sweep(bounds: Sequence[_Swept]) -> None:
     clock = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.proxy.ahead.narinfos import NarinfosAhead
+from nixcache_oci.proxy.ahead.nars import NarsAhead
 from nixcache_oci.proxy.cache_set import CacheSet
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
@@ -18,6 +20,8 @@ from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 CACHES = web.AppKey("caches", CacheSet)
+NARS_AHEAD = web.AppKey("nars_ahead", NarsAhead)
+NARINFOS_AHEAD = web.AppKey("narinfos_ahead", NarinfosAhead)
 CONFIG = web.AppKey("config", ProxyConfig)
 CONNECTIONS = web.AppKey("connections", Connections)
 COUNTERS = web.AppKey("counters", Counters)

@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Final
 
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.on_demand import OnDemandCaches
 from nixcache_oci.proxy.opened_cache import OpenedCache
@@ -72,6 +74,11 @@ class CacheSet:
     def takes_uploads(self) -> bool:
         """Whether any cache does."""
         return any(cache.uploads is not None for cache in self.configured)
+
+    def is_listed(self, hash_part: HashPart) -> bool:
+        """Tell whether a cache of the root lists a path."""
+        wanted = HashPartBytes(hash_part.encode())
+        return any(cache.find(wanted) is not None for cache in self.configured)
 
     def at(self, prefix: bytes) -> OpenedCache | None:
         """Return the open cache with a prefix, in any case; None if it has to be opened first."""

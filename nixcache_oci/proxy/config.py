@@ -38,5 +38,6 @@ class ProxyConfig:
     store_dir: str  # for nix-cache-info, without a trailing slash
     upstream_nars: UpstreamNars  # ``stream`` relays upstream NARs, ``direct`` hands out the upstream's URL
     hosts: frozenset[str]  # further valid Host headers, in lower case, without port
+    ahead: bool = True  # whether anything is fetched from upstreams before a client asks for it
     trusted_keys: tuple[PublicKey, ...] = ()  # keys that Nix on this machine trusts
     tls: TlsFiles | None = None  # None for HTTP

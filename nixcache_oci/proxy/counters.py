@@ -21,6 +21,13 @@ class Counters:
     packs_fetched_ahead: int = 0  # packs prefetched
     uploaded_bytes: int = 0  # bytes received of uploads
     nars_fetched_ahead: int = 0  # small NARs outside packs, prefetched
+    upstream_nars_fetched_ahead: int = 0  # small NARs of upstreams that no client had asked for yet
+    upstream_nars_ahead_used: int = 0  # those that a client asked for
+    upstream_nars_ahead_unused: int = 0  # those that were dropped: no client asked, or they were wrong
+    upstream_narinfos_fetched_ahead: int = 0  # narinfos that upstreams were asked for before clients
+    upstream_narinfos_ahead_used: int = 0  # those that a client asked for
+    upstream_bytes_fetched_ahead: int = 0  # bytes of NARs fetched ahead
+    upstream_bytes_ahead_unused: int = 0  # bytes of those that were dropped
     refreshes: int = 0  # refreshes of the index
     refresh_failures: int = 0  # those that failed
     index_regressions: int = 0  # how often the registry showed an older state of the cache than before

@@ -245,7 +245,7 @@ class LiveIndex:
         ):
             asked_at = time.monotonic()
             look = await self._look()
-            self.watch.compare(self._set.listed, look.listed)
+            await asyncio.to_thread(self.watch.compare, self._set.listed, look.listed)
             self._report_problems(look)
             if self.catalog is None or look.listing != self._set.listing:
                 await self._swap(look)
@@ -291,16 +291,20 @@ class LiveIndex:
         )
 
     async def _swap(self, tables: TableSet) -> None:
+        if self._prevalidating is not None:
+            self._prevalidating.cancel()  # two jobs in slices would hold requests up for twice as long
         former, pause = (self.catalog.keys, _PAUSE_SECONDS) if self.catalog else (MergedKeys(), 0)
         keys = await run_in_slices(former.updated(tables.tables.values()), pause)
-        catalog = tables.catalog(
-            self._public_keys, store_dir=self._store_dir, client_keys=self._counting_keys, keys=keys
+        catalog = await asyncio.to_thread(
+            tables.catalog,
+            self._public_keys,
+            store_dir=self._store_dir,
+            client_keys=self._counting_keys,
+            keys=keys,
         )
         recorded = catalog.recorded_keys
         first = await self._pin_key(recorded)
         self._set, self.catalog = tables, catalog
-        if self._prevalidating is not None:
-            self._prevalidating.cancel()
         ahead = run_in_slices(catalog.prevalidate(_PREVALIDATED), _PAUSE_SECONDS)
         self._prevalidating = asyncio.create_task(ahead, name="narinfos ahead")
         self.state.changed_at = time.time()

@@ -6,6 +6,7 @@ Source: design section 3, promises 1 and 2; facts about Nix clients, "Reading".
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
@@ -42,10 +43,14 @@ class LookUpResult:
     verdict: Verdict
     narinfo: bytes | None = None
     cache: OpenedCache | None = None
+    found: NarInfo | None = None  # the same, of an upstream hit
 
 
 class LoopFinder(Finder, Protocol):
-    """A finder that detects loops."""
+    """A finder that detects loops, and looks up ahead."""
+
+    async def find_ahead(self, hash_part: HashPart) -> NarInfo | None:
+        """Look up for nobody yet, as ``Upstreams.find_ahead`` does."""
 
     def is_loop(self, via: Chain) -> bool:
         """Check whether a request through these proxies has been here before."""
@@ -62,6 +67,7 @@ class UpstreamFinder:
         self._upstreams = upstreams
         self._turns = asyncio.Semaphore(most)
         self._asking: dict[tuple[HashPart, Chain], asyncio.Task[NarInfo | None]] = {}
+        self._ahead: dict[HashPart, asyncio.Task[NarInfo | None]] = {}
 
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Look up; concurrent requests share the look-up. A loop ends at once.
@@ -71,6 +77,11 @@ class UpstreamFinder:
         """
         if self._upstreams.is_loop(via):
             return None
+        ahead = self._ahead.get(hash_part) if not via else None
+        if ahead is not None:
+            with suppress(UpstreamError):  # not all may be asked ahead
+                if (found := await asyncio.shield(ahead)) is not None:
+                    return found
         key = hash_part, via
         asking = self._asking.get(key)
         if asking is None:
@@ -85,9 +96,27 @@ class UpstreamFinder:
             asking.add_done_callback(lambda _: self._asking.pop(key))
         return await asyncio.shield(asking)
 
+    async def find_ahead(self, hash_part: HashPart) -> NarInfo | None:
+        """Look up what no client asked for yet; one that does meanwhile shares a hit.
+
+        None if it is being looked up, or no upstream that may be asked ahead has it. Raises UpstreamError if
+        one could not answer, and no other has it.
+        """
+        if hash_part in self._ahead or (hash_part, ()) in self._asking:
+            return None
+
+        async def ask() -> NarInfo | None:
+            async with self._turns:
+                return await self._upstreams.find_ahead(hash_part)
+
+        self._ahead[hash_part] = asking = asyncio.create_task(ask(), name=f"narinfo {hash_part} ahead")
+        asking.add_done_callback(retrieve)
+        asking.add_done_callback(lambda _: self._ahead.pop(hash_part))
+        return await asyncio.shield(asking)
+
     async def close(self) -> None:
         """Cancel running look-ups."""
-        await cancel_all(self._asking.values())
+        await cancel_all([*self._asking.values(), *self._ahead.values()])
 
     async def _ask(self, hash_part: HashPart, via: Chain) -> NarInfo | None:
         async with self._turns:
@@ -151,7 +180,7 @@ async def look_up(
         return LookUpResult(Verdict.UNKNOWN)
     if found is not None:
         counters.upstream_hits += 1
-        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode())
+        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode(), found=found)
     if not is_known:
         counters.unknown += 1
         return LookUpResult(Verdict.UNKNOWN)

@@ -99,7 +99,7 @@ class NarSource:
                 quarantine.
         """
         if (nar := await self._fetched_ahead(blob)) is not None:
-            yield len(nar), _pieces(nar, 0, len(nar))
+            yield len(nar), pieces(nar, 0, len(nar))
             return
         async with self._open(blob) as stream:
             try:
@@ -117,7 +117,7 @@ class NarSource:
         A part from a registry cannot be verified: Nix checks NarHash. Errors are those of ``whole``.
         """
         if (nar := await self._fetched_ahead(blob)) is not None:
-            yield _pieces(nar, start, end)
+            yield pieces(nar, start, end)
             return
         known_size = self._sizes.get(blob)
         async with self._open(blob, start, end) as stream:
@@ -179,7 +179,8 @@ class NarSource:
             raise
 
 
-async def _pieces(nar: bytearray, start: int, end: int) -> AsyncIterator[bytes]:
+async def pieces(nar: bytearray, start: int, end: int) -> AsyncIterator[bytes]:
+    """Yield the bytes from ``start`` to before ``end`` of a NAR in memory."""
     for position in range(start, end, _PIECE_BYTES):
         yield bytes(memoryview(nar)[position : min(position + _PIECE_BYTES, end)])
 

@@ -115,9 +115,11 @@ def _is_among(tag: str, manifests: AbstractSet[Digest]) -> bool:
 
 
 def _parse_missing(missing: Mapping[str, str]) -> dict[str, datetime]:
-    times = {tag: parse_time(since) for tag, since in islice(missing.items(), MAX_MISSING)}
+    times = [
+        (SegmentTag.parse(tag), parse_time(since)) for tag, since in islice(missing.items(), MAX_MISSING)
+    ]
     # Anything but a segment's tag would never be listed again.
-    return {tag: since for tag, since in times.items() if SegmentTag.parse(tag) is not None}
+    return {str(tag): since for tag, since in times if tag is not None}
 
 
 def _parse(text: str | None) -> datetime | None:

@@ -19,6 +19,7 @@ from aiohttp import web
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.signature import PublicKey
@@ -58,6 +59,7 @@ _GC_THRESHOLDS: Final = (700, 10, 1000)
 # <malloc.h>
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _KEPT_BYTES: Final = 16 * 1024 * 1024
 # Above any streamed piece; packs are larger, stay for minutes, and are returned when dropped.
 _RETURNED_ABOVE_BYTES: Final = 2 * 1024 * 1024
@@ -106,10 +108,11 @@ async def run_proxy(
 
 
 def _keep_freed_memory() -> None:
-    """Keep up to 16 MiB of freed memory in the process; without glibc, do nothing.
+    """Keep up to 16 MiB of freed memory in the process, for all threads; without glibc, do nothing.
 
     A proxy constantly allocates and frees pieces of 256 KiB. glibc returns each to the kernel, which zeroes
-    the pages again: a quarter of the time of a large NAR.
+    the pages again: a quarter of the time of a large NAR. It also gives each thread an arena of its own, in
+    which freed memory stays: 12 MiB once a million paths were fetched.
 
     Source: mallopt(3).
     """
@@ -117,6 +120,7 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
+    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _RETURNED_ABOVE_BYTES)
 
@@ -140,6 +144,7 @@ async def serving(
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
         client_keys=client_keys,
+        store=await asyncio.to_thread(NarinfoStore.open, config.index_dir) if named else None,
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)

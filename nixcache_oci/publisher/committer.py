@@ -37,8 +37,8 @@ from nixcache_oci.publisher.staging import NarStager
 from nixcache_oci.wording import counted
 
 _ROUNDS: Final = 3
-# Error codes for a manifest that names a missing blob.
-_BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN")
+# Error codes for a manifest that names a missing blob; Quay's is a general one.
+_BLOB_UNKNOWN: Final = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_INVALID")
 
 
 @dataclass(frozen=True, slots=True)

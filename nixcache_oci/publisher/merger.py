@@ -144,6 +144,12 @@ class Merger:
             source=self.options.source,
             merges=[part.segment.manifest for part in plan.parts],
         )
-        source, tell = self.options.source, self.progress.warn
-        await list_segments(self.repository, [merged], source=source, tell=tell, sleep=self.sleep)
+        await list_segments(
+            self.repository,
+            [merged],
+            source=self.options.source,
+            tell=self.progress.warn,
+            clock=self.clock,
+            sleep=self.sleep,
+        )
         return merged

@@ -53,9 +53,9 @@ _STORE_DIR = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9+._?=-]+)+")
 
 
 def parse_yes_or_no(text: str) -> bool:
-    """Take yes or no."""
+    """Take yes or no, or 1 or 0."""
     try:
-        return {"yes": True, "no": False}[text]
+        return {"yes": True, "1": True, "no": False, "0": False}[text]
     except KeyError:
         raise FormatError("expected yes or no") from None
 
@@ -102,9 +102,13 @@ def parse_registry(text: str) -> str | Path:
 
 
 def parse_image(text: str) -> str:
-    """Read the last part of a repository's name; the result is in lower case."""
+    """Read the last part of a repository's name, in lower case; ``-`` stands for none."""
+    if text == "-":
+        return ""
     if not is_repository(text.lower()):
-        raise FormatError("expected letters and digits, separated by dots, underscores or dashes")
+        raise FormatError(
+            "expected letters and digits, separated by dots, underscores or dashes, or - for none"
+        )
     return text.lower()
 
 
@@ -248,8 +252,10 @@ def parse_secret_key(text: str) -> SecretKey | None:
     return SecretKey.parse(text) if strip_key(text) else None
 
 
-def parse_max_layers(text: str) -> int:
-    """Read how many layers a manifest may have: the table, and at least one blob."""
+def parse_max_layers(text: str) -> int | None:
+    """Read how many layers a manifest may have: the table and at least one blob; empty means the usual."""
+    if not text:
+        return None
     expected = f"a number from {MIN_LAYERS} to {MAX_LAYERS}"
     return _parse_whole(text, expected, least=MIN_LAYERS, most=MAX_LAYERS)
 

@@ -27,6 +27,7 @@ def proxy_config(values: Values) -> ProxyConfig:
         priority=values.get(variables.PRIORITY),
         store_dir=values.get(variables.STORE_DIR),
         upstream_nars=values.get(variables.UPSTREAM_NARS),
+        ahead=values.get(variables.AHEAD),
         hosts=values.get(variables.HOSTS),
         trusted_keys=trusted_keys(values.environment),
         tls=_tls_files(values),

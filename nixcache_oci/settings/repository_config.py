@@ -1,6 +1,8 @@
-"""Which repository a command works on, its limits, and where its index is kept."""
+"""Which repository a command works on, its limits, and where its index and its queue are kept."""
 
 import logging
+import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,7 @@ from nixcache_oci.settings.variables import (
     INDEX_DIR,
     MAX_BLOB_BYTES,
     MAX_LAYERS,
+    QUEUE_DIR,
     REGISTRY,
     REPO,
     UPLOAD_DIR,
@@ -25,9 +28,20 @@ from nixcache_oci.settings.variables import (
 
 _APPLICATION: Final = "nixcache-oci"
 
-# Source: GitHub's documentation, "Working with the Container registry".
-_GHCR: Final = "ghcr.io"
-_GHCR_MAX_BLOB_BYTES: Final = 10 * 10**9
+# What registries with limits of their own take. Sources: GitHub's documentation, "Working with the
+# Container registry"; Amazon's, "Amazon ECR service quotas", and users, who report 500 layers; Quay's and
+# Forgejo's code; GitLab's documentation.
+_LIMITS: Final = {
+    r"ghcr\.io": SegmentOptions(max_blob_bytes=10 * 10**9),
+    r".+\.dkr\.ecr\..+": SegmentOptions(490, 52_000 * 2**20),
+    r"public\.ecr\.aws": SegmentOptions(490, 10 * 10**9),
+    r"quay\.io": SegmentOptions(max_blob_bytes=20 * 10**9),
+    r"registry\.gitlab\.com": SegmentOptions(max_blob_bytes=5 * 10**9),
+    r"codeberg\.org": SegmentOptions(500),
+}
+
+# Root's queue is the machine's: Nix's daemon runs the hook as root.
+_QUEUE_OF_ROOT: Final = Path("/var/lib/nixcache-queue")
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +101,14 @@ def repository_source(location: RepositoryConfig, repo: str | None, values: Valu
 
 
 def segment_options(values: Values, location: RepositoryConfig, repo: str | None) -> SegmentOptions:
-    """Return how segments of the cache of a repository are written, and the largest blob that is accepted."""
-    most = values.get(MAX_BLOB_BYTES)
-    if most is None and isinstance(location, RegistryReference) and location.host == _GHCR:
-        most = _GHCR_MAX_BLOB_BYTES
-    return SegmentOptions(values.get(MAX_LAYERS), most, repository_source(location, repo, values))
+    """Return how segments of a repository's cache are written: settings, else what its registry takes."""
+    host = location.host if isinstance(location, RegistryReference) else ""
+    known = next((limits for name, limits in _LIMITS.items() if re.fullmatch(name, host)), SegmentOptions())
+    return SegmentOptions(
+        values.get(MAX_LAYERS) or known.max_layers,
+        values.get(MAX_BLOB_BYTES) or known.max_blob_bytes,
+        repository_source(location, repo, values),
+    )
 
 
 def index_dir(values: Values) -> Path:
@@ -118,6 +135,23 @@ def upload_dir(values: Values) -> Path:
     if given is not None:
         return given
     return Path(of_service) if of_service else _user_data() / "uploads"
+
+
+def queue_dir(values: Values) -> Path:
+    """Return the folder of the queue, absolute; UsageError for a user without a home folder."""
+    # systemd.exec(5), StateDirectory=: as with CacheDirectory=.
+    of_service = values.environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    given = values.get(QUEUE_DIR)
+    if given is not None:
+        return given.absolute()
+    if of_service:
+        return Path(of_service)
+    if os.geteuid() == 0:
+        return _QUEUE_OF_ROOT
+    try:
+        return platformdirs.user_state_path(_APPLICATION, appauthor=False).absolute() / "queue"
+    except RuntimeError:  # no home folder
+        raise UsageError(f"there is no home folder for the queue: set {QUEUE_DIR.name}") from None
 
 
 def _user_data() -> Path:

@@ -52,7 +52,7 @@ IMAGE: Final = Variable(
     "NIXCACHE_IMAGE",
     parsers.parse_image,
     "NAME",
-    "last part of the repository's name in the registry",
+    "last part of the repository's name in the registry; - for none",
     default="nix-cache",
 )
 GITHUB_TOKEN: Final = Variable(
@@ -122,6 +122,13 @@ INDEX_DIR: Final = Variable(
     "folder for the last good index",
     default_note="$CACHE_DIRECTORY, else the user's cache folder",
 )
+QUEUE_DIR: Final = Variable(
+    "NIXCACHE_QUEUE_DIR",
+    parsers.parse_path,
+    "FOLDER",
+    "folder of the queue of store paths to publish",
+    default_note="$STATE_DIRECTORY, else /var/lib/nixcache-queue for root, else in the user's state folder",
+)
 PACK_MEMORY: Final = Variable(
     "NIXCACHE_PACK_MEMORY",
     parsers.parse_pack_memory,
@@ -149,6 +156,14 @@ UPSTREAM_NARS: Final = Variable(
     "stream|direct",
     "pass upstream NARs through the proxy, or hand out the upstream's own URL",
     default="stream",
+)
+AHEAD: Final = Variable(
+    name="NIXCACHE_AHEAD",
+    default="yes",
+    parse=parsers.parse_yes_or_no,
+    metavar="yes|no",
+    help="whether to fetch from upstreams what a client that substitutes will ask for next",
+    is_switch=True,
 )
 HOSTS: Final = Variable(
     "NIXCACHE_HOSTS",
@@ -207,14 +222,14 @@ MAX_LAYERS: Final = Variable(
     parsers.parse_max_layers,
     "NUMBER",
     "most layers in a manifest; some registries take only 500",
-    default="2000",
+    default_note="2000; 490 at Amazon's registries, 500 at codeberg.org",
 )
 MAX_BLOB_BYTES: Final = Variable(
     "NIXCACHE_MAX_BLOB_BYTES",
     parsers.parse_max_blob_bytes,
     "BYTES",
     "largest blob that the registry takes",
-    default_note="10 GB at ghcr.io, else no limit",
+    default_note="what ghcr.io, quay.io, gitlab.com and Amazon's registries take, else no limit",
 )
 MERGE: Final = Variable(
     name="NIXCACHE_MERGE",
@@ -297,6 +312,7 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     UPSTREAM,
     UPSTREAM_FILE,
     UPSTREAM_NARS,
+    AHEAD,
     INDEX_TTL,
     INDEX_DIR,
     PACK_MEMORY,
@@ -336,7 +352,7 @@ ALL_VARIABLES: Final = tuple(
     dict.fromkeys(
         (
             *(*REPOSITORY_VARIABLES, *PROXY_VARIABLES, *UPLOAD_VARIABLES, *PUBLISH_VARIABLES),
-            *(MERGE, CONFIG_DIR, LOG_LEVEL),
+            *(MERGE, CONFIG_DIR, QUEUE_DIR, LOG_LEVEL),
         )
     )
 )

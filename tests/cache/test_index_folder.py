@@ -93,6 +93,43 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     assert not any(path.exists() for path in left_behind)
 
 
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The inode of each folder that is listed."""
+    listed: list[int] = []
+    for name in ("listdir", "scandir"):
+        list_folder = getattr(os, name)
+
+        def note(descriptor: int, list_folder: Callable[[int], object] = list_folder) -> object:
+            listed.append(os.fstat(descriptor).st_ino)
+            return list_folder(descriptor)
+
+        monkeypatch.setattr(os, name, note)
+    return listed
+
+
+def test_a_look_lists_the_tables_once(tmp_path: Path, listings: list[int]) -> None:
+    """There may be thousands. What failed looks left is looked for after a start and a failed one."""
+    folder = IndexFolder(tmp_path, NAME)
+    tables = (folder.path / "tables").stat().st_ino
+    kept = put_table(folder, "kept")
+    folder.save(Listing(version1=kept))
+    listings.clear()
+    folder.drop_unused_tables([kept])
+    new = put_table(folder, "new")
+    folder.save(Listing(version1=new))
+    assert listings.count(tables) == 1
+    listings.clear()
+    put_table(folder, "failed")
+    folder.drop_unused_tables([new])
+    assert listings == [tables]
+    folder.drop_unused_tables([new])
+    again = IndexFolder(tmp_path, NAME)
+    listings.clear()
+    again.drop_unused_tables([new])
+    assert listings == [tables]
+
+
 def test_a_damaged_table_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is fetched again, and said once."""
     folder = IndexFolder(tmp_path, NAME)

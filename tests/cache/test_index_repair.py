@@ -180,6 +180,23 @@ async def test_another_refusal_is_passed_on(status: int) -> None:
     assert await names(ModelRepository(storage, nothing)) == ["alone"]
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_a_refused_segment_is_named(*, is_named: bool) -> None:
+    """Its manifest is there, and yet the registry refuses the index for it: repair replaces it."""
+    storage = ModelStorage()
+    segment = await make(storage, [ALONE])
+    await make(storage, [BASE])
+    text = f"400 MANIFEST_BLOB_UNKNOWN ({segment.manifest})" if is_named else "400 MANIFEST_BLOB_UNKNOWN"
+
+    async def refuse(step: str) -> None:
+        if step.startswith(f"push manifest {INDEX_TAG}"):
+            raise RegistryError(text, status=400, code="MANIFEST_BLOB_UNKNOWN")
+
+    which = str(segment.tag) if is_named else "a segment that the index lists"
+    with pytest.raises(RegistryError, match=f"it refuses {which}: 'nixcache-oci verify --repair'"):
+        await add(ModelRepository(storage, refuse), [])
+
+
 async def test_a_cache_without_tags_is_carried_over() -> None:
     """Common copiers bring no tags of segments: what is there stays listed."""
     storage, told = ModelStorage(), list[str]()
@@ -211,17 +228,20 @@ async def test_a_segment_is_replaced_once_however_often_the_index_is_written() -
     assert len(told) == 1
 
 
-async def test_a_tag_that_leads_elsewhere_names_no_segment() -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_tag_that_leads_elsewhere_names_no_segment(*, is_old: bool) -> None:
     """A repair that was cut short leaves one: it does not make every later listing incomplete."""
     storage = ModelStorage()
     segment = await make(storage, [ALONE])
     delete(storage, segment)
     storage.tags.pop(INDEX_TAG)
     repository = ModelRepository(storage, nothing)
-    storage.tags[str(segment.tag)] = segment.manifest
+    tag = str(segment.tag)
+    tag = tag[:8] + tag[8:24].upper() + tag[24:] if is_old else tag  # as older versions wrote it
+    storage.tags[tag] = segment.manifest
     assert not (await read_listing(repository)).is_complete
     other = await push_segment(repository, Table(TableHeader(CREATED)), [])
-    storage.tags[str(segment.tag)] = other.manifest
+    storage.tags[tag] = other.manifest
     listing = await read_listing(repository)
     assert listing.is_complete
     assert [one.manifest for one in listing.segments] == [other.manifest]

@@ -27,6 +27,16 @@ def test_a_tag_names_time_and_manifest(time: datetime, content: bytes) -> None:
     assert SegmentTag.parse(str(tag)) == tag
 
 
+def test_a_tag_is_read_in_either_case() -> None:
+    """Older versions wrote upper case, and some registries fold it; it is asked for as it is listed."""
+    lower, upper = (f"segment-{time}-{'a' * 64}" for time in ("20261121t031500z", "20261121T031500Z"))
+    tags = [SegmentTag.parse(lower), SegmentTag.parse(upper)]
+    assert tags[0] == tags[1] == SegmentTag(TIME, Digest("a" * 64))
+    assert len(set(tags)) == 1
+    assert [str(tag) for tag in tags] == [lower] * 2
+    assert [tag and tag.listed for tag in tags] == [lower, upper]
+
+
 @pytest.mark.parametrize(
     "tag",
     [

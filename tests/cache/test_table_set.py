@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import resource
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -91,6 +92,31 @@ async def test_the_newest_that_fit_are_read(
         assert look.left_out is not None
         assert look.left_out.startswith("3 of 5 segments left out, the oldest: all tables together")
     assert cache.on_disk() == 2
+
+
+async def test_what_is_new_counts_before_what_is_held(cache: Cache) -> None:
+    """A cache that is over a limit shows each new publish, and leaves out its oldest."""
+    segments = [await cache.push(str(hour), CREATED + hour * HOUR) for hour in range(4)]
+    look = await cache.read(*segments[:2])
+    look = await cache.read(*segments, former=look, budget=TableBudget(most_entries=3))
+    assert look.listing.segments == tuple(segments[1:])
+
+
+async def test_what_is_held_is_not_walked_in_the_event_loop(cache: Cache) -> None:
+    """Thousands of tables would take milliseconds, in which no request is answered."""
+    threads = set()
+
+    class Watched(TableBudget):
+        def open(self, entries: int) -> None:
+            threads.add(threading.current_thread())
+            super().open(entries)
+
+    segments = [await cache.push(str(hour), CREATED + hour * HOUR) for hour in range(4)]
+    look = await cache.read(*segments)
+    again = await cache.read(*segments, former=look, budget=Watched())
+    assert again.tables == look.tables
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_what_is_damaged_counts_too(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ def test_both_forms() -> None:
     """In UTC and to the second, whatever the zone that it was given in."""
     given = (TIME + timedelta(microseconds=999_999)).astimezone(timezone(timedelta(hours=5, minutes=45)))
     assert format_time(given) == "2026-11-21T03:15:00Z"
-    assert format_tag_time(given) == "20261121T031500Z"
-    assert parse_time("2026-11-21T03:15:00Z") == parse_tag_time("20261121T031500Z") == TIME
+    assert format_tag_time(given) == "20261121t031500z"
+    assert parse_time("2026-11-21T03:15:00Z") == parse_tag_time("20261121t031500z") == TIME
+    assert parse_tag_time("20261121T031500Z") == TIME
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,6 @@ def test_both_forms() -> None:
         "2026-11-21",
         "2026-11-21T03:15:00",
         "2026-11-21T03:15:00+00:00",
-        "2026-11-21t03:15:00z",
         "2026-11-21T3:15:00Z",
         "2026-11-21T03:15:00.5Z",
         "2026-02-30T03:15:00Z",

@@ -221,7 +221,7 @@ def test_what_is_served_to_nobody(layout: Path, capsys: pytest.CaptureFixture[st
     write_layout(layout, lambda cache: publish_text(cache, spoilt, CREATED))
     assert main(["info", str(A.narinfo.store_path)]) == FAILED
     error = capsys.readouterr().err
-    assert "segment-20261121T031500Z" in error
+    assert "segment-20261121t031500z" in error
     assert "no Nix knows the compression 'secret'" in error
 
 

@@ -224,6 +224,32 @@ async def test_closing_ends_a_request_for_a_token(slow: tuple[asyncio.Event, asy
         await waiting
 
 
+async def test_a_scope_with_delete_that_is_refused_is_asked_for_without(web: aioresponses) -> None:
+    """Quay's token service answers 400 to it, and lets whoever may push delete; that is asked once."""
+    _tell(web, 401, 200, 401, 200)
+    web.get(re.compile(re.escape(_AUTH)), status=400, payload={"error": "Invalid scope"})
+    _issue(web, token="first")
+    _issue(web, token="second")
+    async with opened(_HOST, _PASSWORD, push=True, delete=True) as registry:
+        for _ in range(2):
+            await registry.resolve("a")
+    asked = [url.query["scope"].rpartition(":")[2] for _, url in web.requests if url.path == "/auth"]
+    assert sorted(asked) == ["pull,push", "pull,push,delete"]
+    assert sent(web, _AUTH) == [_BASIC] * 3
+
+
+async def test_other_refusals_of_a_token_are_final(web: aioresponses) -> None:
+    """A 400 to who asks for no right to delete, or a second one, is an error."""
+    for is_deleting, requests in ((False, 1), (True, 2)):
+        _tell(web, 401)
+        for _ in range(requests):
+            web.get(re.compile(re.escape(_AUTH)), status=400)
+        async with opened(_HOST, _PASSWORD, push=True, delete=is_deleting) as registry:
+            with pytest.raises(RegistryError, match="400"):
+                await registry.resolve("a")
+    assert sent(web, _AUTH) == [_BASIC] * 3
+
+
 # Refusals
 
 
@@ -377,7 +403,7 @@ async def test_a_token_that_left_the_registry_does_not_come_back(
 @pytest.mark.parametrize(
     ("location", "reason"),
     [
-        ("?n=10000", "more than 5 redirects"),
+        ("?n=1000", "more than 5 redirects"),
         ("", "not a plain http"),
         ("ftp://x/", "not a plain http"),
         ("http://user:secret@127.0.0.1/", "not a plain http"),
@@ -431,16 +457,15 @@ async def test_a_redirect_whose_page_breaks_off_is_followed() -> None:
     [
         (302, "Location", "http://public.example/"),
         (401, "WWW-Authenticate", 'Bearer realm="http://public.example/"'),
-        (200, "Link", f"<http://{_HOST}/>; rel=next"),
     ],
 )
 async def test_a_registry_of_https_is_never_spoken_to_in_the_clear(
     web: aioresponses, status: int, header: str, value: str
 ) -> None:
-    """Not by a redirect, nor by a realm, nor by a next page."""
+    """Not by a redirect, nor by a realm."""
     web.get(re.compile("https:"), status=status, headers={header: value}, body='{"tags": []}')
     async with opened(_HOST, _PASSWORD, plain_http=False, patience=0) as registry:
-        with pytest.raises(RegistryError, match=f"{NAME}: .*(https|another server)"):
+        with pytest.raises(RegistryError, match=f"{NAME}: .*https"):
             await registry.list_tags()
     assert sent(web, "http:") == []
 
@@ -457,6 +482,6 @@ async def test_other_hosts_are_reached_by_the_proxy(
             assert await registry.list_tags() == ["a"]
             await local.resolve("cache-index")
     [asked] = seen
-    assert asked.path == f"http://registry.example/v2/{NAME}/tags/list?n=10000"
+    assert asked.path == f"http://registry.example/v2/{NAME}/tags/list?n=1000"
     assert asked.headers["Proxy-Authorization"] == "Basic dXNlcjpwQHNz"
     assert "Authorization" not in asked.headers

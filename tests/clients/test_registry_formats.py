@@ -13,8 +13,8 @@ from nixcache_oci.clients.http.one_origin import is_redirect, join
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_size, render_range
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.registry.client import parse_tags
 from nixcache_oci.clients.registry.errors import Explainer
+from nixcache_oci.clients.registry.tags import parse_tags
 from nixcache_oci.errors import FormatError, NotFoundError
 
 _ANY_HEADERS = st.dictionaries(
@@ -106,10 +106,11 @@ def test_the_first_byte_tells_the_size(status: int, headers: dict[str, str], siz
         (['</a>; rel="prev", </b,c;d>; title="x, y"; rel="next"'], "/b,c;d"),
         *((['</a>; rel="prev"', "</b>; rel=next"], "/b"), (['</next>; rel="prev"'], None)),
         (["<>; rel=next"], ""),
+        *((["/b?n=2; rel=next"], "/b?n=2"), (['</a>; rel="prev", http://x/b; rel=next'], "http://x/b")),
     ],
 )
 def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
-    """Links come in one header or several, quoted or not."""
+    """Links come in one header or several, quoted or not, with or without brackets."""
     assert find_next(headers) == target
 
 
@@ -124,6 +125,11 @@ def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
         *((b'{"errors":[{"code":"<b>","message":7}]}', ("", "")), (b'{"errors":{}}', ("", ""))),
         (b'{"message":"slow down","code":"NAME_UNKNOWN"}', ("", "slow down")),
         (b'{"errors":[{"code":"DENIED"}],"message":"else"}', ("DENIED", "")),
+        (b'{"errors":[{"code":"X","message":"no","detail":"bad\\n type"}]}', ("X", "no: bad type")),
+        (b'{"errors":[{"code":"X","message":"no","detail":{"message":"bad"}}]}', ("X", "no: bad")),
+        (b'{"errors":[{"code":"X","message":"no","detail":{"digest":"sha256:1"}}]}', ("X", "no: sha256:1")),
+        (b'{"errors":[{"code":"X","message":"no","detail":"no"}]}', ("X", "no")),
+        (b'{"errors":[{"code":"X","message":"no","detail":[{"Action":"pull"}]}]}', ("X", "no")),
         *((b'{"errors":["x"]}', ("", "")), (b"[" * 100_000, ("", "")), (b"\xff", ("", ""))),
     ],
 )

@@ -19,6 +19,7 @@ from nixcache_oci.clients.github.packages import GithubPackages
 from nixcache_oci.clients.http.errors import Failure
 from nixcache_oci.clients.http.retry import GiveUp, Retry, RetryPolicy, decide, is_rate_limit
 from nixcache_oci.errors import RegistryError
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_MANIFEST
 from nixcache_oci.oci.reference import RegistryReference
 from tests.clients.registry_helper import MANIFEST, NAME, count, opened
@@ -26,7 +27,9 @@ from tests.clients.registry_helper import MANIFEST, NAME, count, opened
 _Headers: TypeAlias = dict[str, str]
 _Ask: TypeAlias = Callable[[float], Awaitable[object]]
 
-_REGISTRY = f"http://registry.example/v2/{NAME}/tags/list?n=10000"
+_CONTENT = {"any": "document"}
+_DIGEST = Digest.of(json.dumps(_CONTENT).encode())
+_REGISTRY = f"http://registry.example/v2/{NAME}/manifests/{_DIGEST}"
 _STORAGE = "http://storage.example/tags?sig=x"
 _TOKENS = f"http://tokens.example/?scope=repository:{NAME}:pull"
 _GITHUB = "https://api.example/orgs/octocat/packages/container/hello%2Fnix-cache/versions?per_page=100"
@@ -35,7 +38,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="http://tokens.example/"'}
 
 async def _ask_registry(patience: float) -> None:
     async with opened("registry.example", None, patience=patience, first_backoff=0.5) as registry:
-        assert await registry.list_tags() == []
+        assert (await registry.get_manifest(str(_DIGEST))).digest == _DIGEST
 
 
 async def _ask_github(patience: float) -> None:
@@ -50,8 +53,8 @@ async def _ask_github(patience: float) -> None:
 
 # Who answers: by what it is asked, where, what comes before its answer, and after one that is good.
 _SERVERS: dict[str, tuple[_Ask, str, tuple[int, _Headers] | None, object]] = {
-    "registry": (_ask_registry, _REGISTRY, None, {"tags": []}),
-    "storage": (_ask_registry, _STORAGE, (307, {"Location": _STORAGE}), {"tags": []}),
+    "registry": (_ask_registry, _REGISTRY, None, _CONTENT),
+    "storage": (_ask_registry, _STORAGE, (307, {"Location": _STORAGE}), _CONTENT),
     "tokens": (_ask_registry, _TOKENS, (401, _CHALLENGE), {"token": "issued"}),
     "github": (_ask_github, _GITHUB, None, []),
 }
@@ -88,6 +91,8 @@ _ANY_SERVER: list[tuple[int, _Headers, str, float | None]] = [
     (403, _NONE, _SECONDARY, 60),
     (403, {"Retry-After": "5"}, _SECONDARY, 5),
 ]
+# Of nginx and Cloudflare, about the server behind them.
+_ANY_SERVER += [(status, _NONE, "", _SOON) for status in (499, 520, 524, 530)]
 # The same for one of them.
 _OWN: list[tuple[str, int, _Headers, str, float | None]] = [
     *(("registry", status, _NONE, "", _NEVER) for status in (400, 401, 403, 404, 410)),
@@ -112,7 +117,7 @@ def _answer(web: aioresponses, server: str, *answers: tuple[int, _Headers, str])
     _, url, before, good = _SERVERS[server]
     if before is not None:
         web.get(_REGISTRY, status=before[0], headers=before[1], repeat=server == "storage")
-        web.get(_REGISTRY, payload={"tags": []})
+        web.get(_REGISTRY, payload=_CONTENT)
     for status, headers, body in answers:
         exception = None if status else aiohttp.ServerDisconnectedError()
         web.get(url, status=status, headers=headers, body=body, exception=exception)

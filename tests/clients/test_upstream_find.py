@@ -9,7 +9,8 @@ import zstandard
 from aiohttp import web
 
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
-from nixcache_oci.clients.upstream.peer import BreakerState
+from nixcache_oci.clients.upstream.client import IDLE_SECONDS
+from nixcache_oci.clients.upstream.peer import MOST_LOOK_UPS, BreakerState, UpstreamLoad
 from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from tests.clients.test_content_coding import CODINGS
@@ -301,3 +302,71 @@ async def test_the_environments_proxy_is_used_but_not_for_this_machine(
     assert [(one.path, one.headers["Proxy-Authorization"]) for one in seen] == [
         (f"http://cache.invalid/{HASH_PART}.narinfo", "Basic dXNlcjpwYXNz")
     ]
+
+
+async def test_one_upstream_is_asked_for_few_narinfos_at_once() -> None:
+    """Further ones wait for it, and none of them fails."""
+    at_once: list[int] = []
+    under_way = 0
+    full = asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        if under_way == MOST_LOOK_UPS:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0)
+        under_way -= 1
+        return web.Response(status=404)
+
+    async with serve(answer) as url, asking(url) as upstreams:
+        found = await asyncio.gather(*(upstreams.find(HASH_PART) for _ in range(3 * MOST_LOOK_UPS)))
+    assert found == [None] * 3 * MOST_LOOK_UPS
+    assert max(at_once) == MOST_LOOK_UPS
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [(429, {}, 60), (503, {}, 60), (429, {"Retry-After": "7"}, 7), (429, {"Retry-After": "99999"}, 3600)],
+)
+async def test_nothing_is_fetched_ahead_after_a_refusal(
+    status: int, headers: dict[str, str], seconds: float
+) -> None:
+    """For as long as it asks, and not for ever; whoever's request it was."""
+    now = 0.0
+    async with (
+        serve(answering(status=status, headers=headers)) as url,
+        asking(url, clock=lambda: now) as upstreams,
+    ):
+        key = parse_upstream(url).key
+        assert upstreams.load(key) == UpstreamLoad(0, 0)
+        with pytest.raises(UpstreamError):
+            await upstreams.find(HASH_PART)
+        now = seconds - 0.1
+        assert upstreams.load(key) is None
+        now = seconds
+        assert upstreams.load(key) is not None
+
+
+async def test_nothing_is_fetched_ahead_of_an_upstream_that_is_not_there() -> None:
+    """Nor of one that nobody configured."""
+    url = refusing()
+    async with asking(url) as upstreams:
+        with pytest.raises(UpstreamError):
+            await upstreams.find(HASH_PART)
+        assert upstreams.load(parse_upstream(url).key) is None
+        assert upstreams.load("0" * 16) is None
+
+
+async def test_a_burst_needs_no_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept for longer than a pause between two substitutions."""
+    asked: list[Asked] = []
+    async with serve(answering(status=404, asked=asked)) as url, asking(url) as upstreams:
+        await upstreams.find(HASH_PART)
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + IDLE_SECONDS - 1)
+        await upstreams.find(HASH_PART)
+    assert asked[0].peer == asked[1].peer

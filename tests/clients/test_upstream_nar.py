@@ -12,7 +12,7 @@ from aiohttp import web
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.nar_stream import NarHead, range_headers, read_head
-from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+from nixcache_oci.errors import UpstreamBusyError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart
 from tests.clients.test_content_coding import CODINGS
 from tests.support.nginx import nginx
@@ -129,7 +129,7 @@ class CuttingServer:
         (0, None, 404, {}, UpstreamNotFoundError),
         (0, None, 403, {}, UpstreamNotFoundError),
         (9, None, 416, {"Content-Range": "bytes */9"}, UpstreamNotFoundError),
-        (0, None, 500, {}, UpstreamError),
+        (0, None, 500, {}, UpstreamBusyError),
         (0, None, 204, {}, UpstreamError),
         (0, None, 304, {}, UpstreamError),
         (0, None, 401, {}, UpstreamError),

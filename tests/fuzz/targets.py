@@ -39,7 +39,7 @@ from nixcache_oci.clients.http.ranges import read_extent
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.http.url import find_next
-from nixcache_oci.clients.registry.client import parse_tags
+from nixcache_oci.clients.registry.tags import parse_tags
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner, nar_url, parse_upstream, rewrite
 from nixcache_oci.clients.upstream.nar_stream import read_head
 from nixcache_oci.errors import Error, FormatError, RegistryError, UpstreamError, UsageError
@@ -63,6 +63,7 @@ from nixcache_oci.proxy.front.request_head import HeadReader, Shape
 from nixcache_oci.proxy.guard import is_allowed_host
 from nixcache_oci.proxy.regression import Seen
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError, parse_range
+from nixcache_oci.queue.spool import parse_event, render_events
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import ALL_VARIABLES
 
@@ -227,6 +228,13 @@ def _check_scan(data: bytes) -> bool:
     return bool(found.positions)
 
 
+def _check_queue_event(data: bytes) -> bool:
+    event = parse_event("1-2-0", data)
+    again = b"".join(render_events(event.paths))
+    assert parse_event("1-2-0", again).paths == event.paths
+    return bool(event.paths or event.derivations)
+
+
 def _check_record(data: bytes) -> bool:
     fields: list[Field] = []
     for line in _text(data).split("\n"):
@@ -249,7 +257,7 @@ def _check_nar_url(data: bytes) -> bool:
 
 def _check_segment_tag(data: bytes) -> bool:
     tag = SegmentTag.parse(_text(data))
-    assert tag is None or str(tag) == _text(data)
+    assert tag is None or (str(tag), tag.listed) == (_text(data).lower(), _text(data))
     return tag is not None
 
 
@@ -258,7 +266,7 @@ def _check_time(data: bytes) -> bool:
     if "-" in text:
         assert format_time(parse_time(text)) == text
     else:
-        assert format_tag_time(parse_tag_time(text)) == text
+        assert format_tag_time(parse_tag_time(text)) == text.lower()
     return True
 
 
@@ -410,7 +418,7 @@ def _check_head(data: bytes) -> bool:
 def _check_tags(data: bytes) -> bool:
     for tag in parse_tags(data):
         parsed = SegmentTag.parse(tag)
-        assert parsed is None or str(parsed) == tag
+        assert parsed is None or str(parsed) == tag.lower()
     return True
 
 
@@ -494,6 +502,7 @@ TARGETS: Final = (
     Target("table", _check_table),
     Target("table-scan", _check_scan),
     Target("record", _check_record),
+    Target("queue-event", _check_queue_event),
     Target("nar-url", _check_nar_url),
     Target("segment-tag", _check_segment_tag),
     Target("timestamp", _check_time),

@@ -19,7 +19,7 @@ from nixcache_oci.clients.binary_cache.web import WebCache
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.github import packages as github_packages
 from nixcache_oci.clients.github.packages import GithubPackages
-from nixcache_oci.clients.registry import client
+from nixcache_oci.clients.registry import tags
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.errors import Error, RegistryError, UpstreamError
 from nixcache_oci.oci.reference import RegistryReference
@@ -77,7 +77,7 @@ async def test_a_list_of_tags_is_bounded_in_total(
 
 async def test_a_list_of_tags_takes_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand pages, each of which comes just in time, would hold up a refresh for hours."""
-    monkeypatch.setattr(client, "_MOST_TAG_SECONDS", 0.2)
+    monkeypatch.setattr(tags, "_MOST_SECONDS", 0.2)
     asked: list[str] = []
     async with (
         serve(pages(tags_of(1, 8), asked)) as url,

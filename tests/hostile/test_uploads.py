@@ -1,5 +1,6 @@
 """Uploads that are wrong: refused with a text, in a way that every Nix survives, and the next one works."""
 
+import hashlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -184,6 +185,22 @@ def test_what_is_not_kept_is_accepted(proxy: UploadProxy) -> None:
         assert proxy.put(path, b"text").status == 200
         if path != "/nix-cache-info":
             assert proxy.ask(path).status == proxy.ask(path, method="HEAD").status == 404
+
+
+def test_a_refusal_amid_a_body_is_told(proxy: UploadProxy) -> None:
+    """Cut while it sends, Nix would try again, and 2.8 hangs: the rest is read, then comes the answer."""
+    content = b"no NAR" * 2**20
+    digest = hashlib.sha256(content).hexdigest()
+    head = (
+        f"PUT /nar/{digest}.nar HTTP/1.1\r\nHost: {proxy.host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection(tuple(proxy.host.split(":"))) as client:  # type: ignore[arg-type]
+        client.sendall(head.encode() + content)
+        assert client.recv(2**16).startswith(b"HTTP/1.1 400")
+        # The connection goes on.
+        client.sendall(f"GET /nix-cache-info HTTP/1.1\r\nHost: {proxy.host}\r\n\r\n".encode())
+        assert b"200 OK" in client.recv(2**16)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from nixcache_oci.nix.signature import SecretKey
 from tests.clients.nix_story import SYSTEM, NixStory
+from tests.support.proxy import ProxyProcess
 from tests.support.publisher import Machine
 
 pytestmark = pytest.mark.needs("nix")
@@ -115,6 +116,15 @@ def test_push_hides_its_secrets_as_well(story: NixStory, key: SecretKey) -> None
     seen = (story.folder / "ancestors").read_text()
     assert "NIX_CONFIG=" in seen
     assert_no_secret(seen, key)
+
+
+def test_a_proxy_hides_its_secrets_as_well(tmp_path: Path) -> None:
+    """It serves the builds of a job, whose code may look at it; where its netrc file is, it still knows."""
+    with ProxyProcess(tmp_path, NIXCACHE_REGISTRY=f"oci:{tmp_path}/cache", NETRC="/n", **SECRETS) as proxy:
+        proxy.wait_ready()
+        block = Path(f"/proc/{proxy.process.pid}/environ").read_text().split("\0")
+    assert "NETRC=/n" in block
+    assert [value for value in SECRETS.values() if value in "".join(block)] == []
 
 
 def test_what_is_handed_over_is_all_there(tmp_path: Path) -> None:

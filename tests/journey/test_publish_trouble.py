@@ -141,8 +141,15 @@ def test_interrupted(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
     assert listed(ghcr) == len(paths)
 
 
-def test_what_a_collector_took_is_sent_again(ghcr: Ghcr, machine: Machine, paths: list[str]) -> None:
-    """Fresh blobs that no manifest names yet are swept: the manifest is refused, and they come again."""
+@pytest.mark.parametrize("code", ["MANIFEST_BLOB_UNKNOWN", "MANIFEST_INVALID"])
+def test_what_a_collector_took_is_sent_again(
+    ghcr: Ghcr, machine: Machine, paths: list[str], code: str
+) -> None:
+    """Fresh blobs that no manifest names yet are swept: the manifest is refused, and they come again.
+
+    Quay drops them after an hour, and says only that the manifest is invalid.
+    """
+    ghcr.server.missing_blob = (400, code)
     ghcr.server.latency = 0.05
     process = machine.start("push", *paths)
     wait_for(lambda: ghcr.server.count("upload-put") >= 3)

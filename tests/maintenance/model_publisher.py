@@ -87,7 +87,8 @@ class ModelRemover:
         for digest in self._storage.manifests:
             self._born.setdefault(digest, now)
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
+        del tags  # they go with it
         await self._before(f"remove {manifest}")
         self._storage.manifests.pop(manifest, None)
         for tag, digest in list(self._storage.tags.items()):
@@ -129,7 +130,7 @@ async def push_things(
     header = TableHeader(created)
     table = Table(header, tuple(records), (*narinfos, *pack.narinfos))
     segment = await push_segment(repository, table, layers)
-    await list_segments(repository, [segment], sleep=no_sleep)
+    await list_segments(repository, [segment], clock=lambda: created, sleep=no_sleep)
 
 
 async def publish_things(

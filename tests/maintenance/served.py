@@ -15,7 +15,7 @@ from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 from tests.support.model_repository import ModelStorage
 
-TAG = re.compile(r"segment-(\d{8}T\d{6}Z)-([0-9a-f]{64})")
+TAG = re.compile(r"segment-(\d{8}t\d{6}z)-([0-9a-f]{64})", re.IGNORECASE)
 URL = re.compile(r"nar/([0-9a-f]{64})(?:/(\d+)-(\d+))?\.nar.*")
 
 
@@ -63,7 +63,7 @@ class Reader:
         listed, watermark = self._index()
         for tag in self._storage.tags:
             match = TAG.fullmatch(tag)
-            if match and match[1] >= watermark and f"sha256:{match[2]}" not in listed:
+            if match and match[1].upper() >= watermark and f"sha256:{match[2]}" not in listed:
                 manifest = json.loads(self._storage.manifests[Digest(match[2])])
                 layers = manifest["layers"]
                 listed[f"sha256:{match[2]}"] = {

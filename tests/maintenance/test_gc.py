@@ -338,8 +338,8 @@ async def test_what_the_repository_refuses_to_delete_is_kept() -> None:
     cache.pass_days(1)
     plan, collected = await cache.collect()
     assert [manifest for manifest, _ in collected.refused] == [
-        *(one.manifest for one in plan.delete),
         *(former.digest for former in plan.sweep),
+        *(one.manifest for one in plan.delete),
     ]
     assert collected.refused
     cache.fail = lambda _step: None

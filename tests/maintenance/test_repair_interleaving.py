@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.former import read_former
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.inventory import Inventory
 from nixcache_oci.cache.listing import read_listing
@@ -17,7 +18,7 @@ from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.errors import Error, ReferencedError, RegistryError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
 from nixcache_oci.maintenance.problem import Problem
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
@@ -215,6 +216,29 @@ async def test_what_cannot_be_deleted_is_marked(tmp_path: Path) -> None:
     good = {one.table for one in index_of(scene.storage).segments if one.condemned is None}
     entries = [entry.base_name for table in good for entry in Reader(scene.storage).entries(str(table))]
     assert sorted(entries) == sorted(thing.base_name for thing in GOOD)
+
+
+async def test_what_lost_its_tag_only_is_left_for_gc(tmp_path: Path) -> None:
+    """A registry may keep what the index has just listed: without its tag it is in the cache no more."""
+    scene = Scene(tmp_path)
+    await scene.prepare()
+
+    async def before(step: str) -> None:
+        if step.startswith("remove"):
+            kept = Digest.parse(step.removeprefix("remove "))
+            scene.storage.tags = {tag: at for tag, at in scene.storage.tags.items() if at != kept}
+            raise ReferencedError("an index lists it")
+
+    repository = ModelRepository(scene.storage, before)
+    repository.can_list_untagged = False
+    before_repair = {segment.manifest for segment in index_of(scene.storage).segments}
+    outcome = await scene.repair(repository)
+    assert (outcome.left, outcome.is_stuck) == ([], False)
+    index = index_of(scene.storage)
+    assert not any(segment.condemned for segment in index.segments)
+    replaced = before_repair - {segment.manifest for segment in index.segments}
+    assert replaced
+    assert replaced <= read_former(index).keys()
 
 
 async def test_what_is_written_anew_is_not_deleted_with_what_it_replaces() -> None:

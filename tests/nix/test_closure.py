@@ -1,11 +1,11 @@
-"""The order of a closure: references first."""
+"""The orders of a closure: references first."""
 
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.closure import order_as_unpacked, order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.objects import store_object
 
@@ -68,3 +68,33 @@ def test_a_deep_closure() -> None:
     names = [f"{number:04}" for number in range(5000)]
     chain = [narinfo(name, *before) for name, *before in zip(names, ["0000", *names])]  # noqa: B905  one less
     assert order_by_references(chain[::-1], [chain[-1].store_path]) == chain
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.sets(st.sampled_from("abcdefgh"))))
+def test_nix_unpacks_references_first(references: dict[str, set[str]]) -> None:
+    """Each once; only those in a circle, and what refers to them, may come before a reference."""
+    ordered = order_as_unpacked(references)
+    assert sorted(ordered) == sorted(references)
+    late = {name for name in references if name in reachable(references, name)}
+    late |= {name for name in references if late & reachable(references, name)}
+    for place, name in enumerate(ordered):
+        if name not in late:
+            assert references[name] & set(references) - {name} <= set(ordered[:place])
+
+
+def reachable(references: dict[str, set[str]], start: str) -> set[str]:
+    """Follow references to others."""
+    found: set[str] = set()
+    left = [one for one in references[start] if one != start]
+    while left:
+        name = left.pop()
+        if name in references and name not in found:
+            found.add(name)
+            left += [one for one in references[name] if one != name]
+    return found
+
+
+def test_what_is_ready_is_unpacked_by_name() -> None:
+    """As Nix does, whatever was handed out first."""
+    references = {"1-z": [], "2-b": ["1-z"], "3-a": ["2-b"], "4-m": [], "0-c": ["1-z"]}
+    assert order_as_unpacked(references) == ["4-m", "1-z", "2-b", "3-a", "0-c"]

@@ -1,5 +1,7 @@
 """The JSON that strangers send, and the JSON that we write."""
 
+import sys
+
 import pytest
 from hypothesis import given
 
@@ -31,6 +33,23 @@ def test_no_document(content: bytes) -> None:
     with pytest.raises(FormatError, match=r"\Atest: [^\n]*\Z") as caught:
         parse_document(content, "test", 2**22)
     assert len(str(caught.value)) < 400
+
+
+def test_other_threads_get_their_turn_at_each_object() -> None:
+    """Within one call of C they would wait for all of an index of thousands, and requests with them."""
+    turns = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal turns
+        turns += event == "call"
+
+    content = render_document({"list": [{"a": number} for number in range(100)]}, "test")
+    sys.setprofile(count)
+    try:
+        parse_document(content, "test", len(content))
+    finally:
+        sys.setprofile(None)
+    assert turns > 100
 
 
 def test_limit() -> None:

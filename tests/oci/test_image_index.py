@@ -28,6 +28,30 @@ def test_round_trip(index: ImageIndex) -> None:
     assert ImageIndex.parse(index.render()) == index
 
 
+@given(image_indexes, image_indexes)
+def test_what_is_known_changes_nothing(index: ImageIndex, known: ImageIndex) -> None:
+    """An index is read as it is written, whatever was known before."""
+    assert ImageIndex.parse(index.render(), (*index.manifests, *known.manifests)) == index
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": True}, {"size": 1.0}, {"mediaType": "text/html"}, {"annotations": {"a": "b"}}, {"x": 1}],
+)
+def test_a_descriptor_that_is_known_otherwise_is_read_anew(change: dict[str, object]) -> None:
+    """The same digest is not the same descriptor: gc marks one by its annotations."""
+    content = json.dumps({"schemaVersion": 2, "manifests": [{**_DESCRIPTOR, "size": 1}]}).encode()
+    known = ImageIndex.parse(content).manifests
+    assert ImageIndex.parse(content, known).manifests[0] is known[0]
+    changed = json.dumps({"schemaVersion": 2, "manifests": [{**_DESCRIPTOR, "size": 1, **change}]}).encode()
+    if "size" in change:
+        with pytest.raises(FormatError, match="size"):
+            ImageIndex.parse(changed, known)
+        return
+    [read] = ImageIndex.parse(changed, known).manifests
+    assert read == ImageIndex.parse(changed).manifests[0] != known[0]
+
+
 def test_skopeo_index() -> None:
     """What skopeo writes is read, and written again with the same content."""
     index = ImageIndex.parse(_SKOPEO)

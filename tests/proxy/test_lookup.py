@@ -126,6 +126,26 @@ class Slow:
             raise self.error
         return NarInfo.parse(narinfo_text(hash_part).encode()) if hash_part == HASH_PART else None
 
+    async def find_ahead(self, hash_part: HashPart) -> NarInfo | None:
+        return await self.find(hash_part)
+
+
+async def test_a_look_up_ahead_serves_who_asks_meanwhile() -> None:
+    """Where it finds something; else the client's own follows, for not all may be asked ahead."""
+    upstream = Slow()
+    finder = UpstreamFinder(upstream, 4)
+    for outcome, asked in ((None, 1), (UpstreamError("not asked"), 3)):
+        upstream.error = outcome
+        ahead = asyncio.create_task(finder.find_ahead(HASH_PART))
+        client = asyncio.create_task(finder.find(HASH_PART))
+        await let_run()
+        assert await finder.find_ahead(HASH_PART) is None
+        upstream.gate.set()
+        found = await asyncio.gather(ahead, client, return_exceptions=True)
+        assert all(isinstance(one, UpstreamError if outcome else NarInfo) for one in found)
+        assert upstream.asked == [HASH_PART] * asked
+        upstream.gate.clear()
+
 
 async def test_one_look_up_serves_all_who_ask_meanwhile() -> None:
     """Whatever comes of it, and whoever hangs up; it is not remembered."""

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import os
 import random
 import signal
@@ -62,6 +63,33 @@ def error_line(run: "subprocess.CompletedProcess[str]") -> str:
     """The one line that says what is wrong; logs may stand before it, a traceback may not."""
     assert "Traceback" not in run.stderr
     return run.stderr.splitlines()[-1]
+
+
+# Runs the proxy, and writes what glibc tells of its memory to a file.
+_WITH_MALLOC_INFO = """
+import ctypes, sys
+from nixcache_oci.cli.main import main
+status = main(["proxy"])
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs glibc")
+def test_all_threads_share_one_arena(settings: dict[str, str], tmp_path: Path) -> None:
+    """What threads free stays in their arenas: after a first fetch, more than all keys of a million paths."""
+    told = tmp_path / "malloc-info"
+    command = [sys.executable, "-c", _WITH_MALLOC_INFO, str(told)]
+    with ProxyProcess(tmp_path, command=command, **settings) as proxy:
+        proxy.wait_ready()
+        narinfo = proxy.ask(f"/{LARGE.narinfo.store_path.hash_part}.narinfo").body
+        assert proxy.ask(f"/{NarInfo.parse(narinfo).url}").status == 200
+        assert proxy.stop() == 0
+    assert told.read_text().count("<heap nr=") == 1
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from nixcache_oci.cache import (
     version1,
 )
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
-from nixcache_oci.cli import log, publish
+from nixcache_oci.cli import log, publish, queue
 from nixcache_oci.clients import layout_file
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.github import packages
 from nixcache_oci.clients.http import client, errors, reply, session
-from nixcache_oci.clients.local_store import build, evaluator
-from nixcache_oci.clients.registry import client as registry
-from nixcache_oci.clients.registry import transport
+from nixcache_oci.clients.local_store import build, database, evaluator
+from nixcache_oci.clients.registry import tags, transport
+from nixcache_oci.clients.upstream import narinfo_store, peer
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
@@ -39,10 +39,13 @@ from nixcache_oci.proxy import (
     regression,
     tls,
 )
+from nixcache_oci.proxy.ahead import narinfos, nars, wanted
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
-from nixcache_oci.proxy.uploads import intake, receiver, sent_before, spool
+from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
+from nixcache_oci.queue import folder, pace, runner
+from nixcache_oci.queue import spool as queue_spool
 from nixcache_oci.settings import variables
 
 HEADING: Final = "## Bounds"
@@ -91,6 +94,8 @@ def _hours(seconds: float) -> str:
 _HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
 _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
+_AHEAD: Final = "tests/proxy/ahead/test_nars.py"
+_NARINFOS_AHEAD: Final = "tests/proxy/ahead/test_narinfos.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
 _UPLOADS: Final = "tests/hostile/test_uploads.py"
 _SPOOL: Final = "tests/proxy/uploads/test_spool.py"
@@ -170,13 +175,37 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("a token service's answer", show_bytes(transport._TOKEN_LIMIT),
               "it holds no token", f"{_TOTALS}::test_a_token_is_bounded"),
         Bound("tags",
-              f"{registry._MOST_TAGS:,}, {show_bytes(registry._MOST_TAG_BYTES)}, "
-              f"{registry._MOST_TAG_PAGES:,} pages, {registry._MOST_TAG_SECONDS} s",
+              f"{tags._MOST_TAGS:,}, {show_bytes(tags._MOST_BYTES)}, "
+              f"{tags._MOST_PAGES:,} pages, {tags._MOST_SECONDS} s",
               "an error; what was there is served on", f"{_TOTALS}::test_a_list_of_tags_is_bounded_in_total"),
         Bound("versions of a package at GitHub",
               f"{packages._MOST_VERSIONS:,}, {show_bytes(packages._MOST_BYTES)}, "
               f"{packages._MOST_PAGES:,} pages",
               "gc ends, and deletes nothing", f"{_TOTALS}::test_a_list_of_versions_is_bounded_in_total"),
+        Bound("NARs fetched ahead of clients from one upstream",
+              f"{nars.MOST_AT_ONCE} at once, clients' requests included; "
+              f"{show_bytes(wanted.MAX_NAR_BYTES)} each; a quarter of the packs' memory",
+              "left to clients", f"{_AHEAD}::test_few_are_fetched_at_once"),
+        Bound("bytes of a NAR fetched ahead", "its FileSize",
+              "dropped; the client's own request is passed on", f"{_AHEAD}::test_wrong_bytes_never_serve"),
+        Bound("narinfos looked up ahead of clients",
+              f"{narinfos.MOST_AT_ONCE} at once, {narinfos.MOST_REFERENCES:,} references of one, "
+              f"{narinfos.MOST_WAITING:,} wait",
+              "left to clients", f"{_NARINFOS_AHEAD}::test_references_without_end_are_bounded"),
+        Bound("narinfos of upstreams that are kept",
+              f"{show_bytes(narinfo_store.MAX_BYTES)}, {show_bytes(narinfo_store.MAX_NARINFO_BYTES)} each, "
+              f"for {narinfo_store.KEPT_SECONDS / 86_400:.0f} days; three times as much on disk",
+              "the least recently used are forgotten",
+              "tests/clients/test_upstream_kept.py::test_narinfos_are_bounded_in_bytes"),
+        Bound("narinfos whose NARs may be fetched ahead",
+              f"{wanted.MOST_WANTED:,}, {wanted.MOST_REFERENCES:,} references, "
+              f"for {_seconds(wanted.KEPT_SECONDS)}",
+              "the oldest are forgotten; references do not count for the order",
+              "tests/proxy/ahead/test_wanted.py::test_what_is_remembered_is_bounded"),
+        Bound("pause that an upstream asks for before anything is fetched ahead again",
+              _seconds(peer.MOST_AHEAD_PAUSE_SECONDS),
+              "that long",
+              "tests/clients/test_upstream_find.py::test_nothing_is_fetched_ahead_after_a_refusal"),
         Bound("narinfos of an import from the web", show_bytes(web._MOST_TOTAL_BYTES),
               "the import ends", f"{_TOTALS}::test_imported_narinfos_are_bounded_in_total"),
         Bound("what an error repeats of an answer", f"{errors._MOST_CHARACTERS} characters, escaped",
@@ -203,6 +232,17 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("blobs looked for that nobody knows of", f"{nar_source.MOST_UNKNOWN} at once",
               f"they wait; after two answers, what is not there is 404 for {nar_source._MISSING_SECONDS:g} s",
               "tests/proxy/test_nar_source.py::test_few_unknown_digests_are_asked_for_at_once"),
+        Bound("NARs fetched ahead that a client did not ask for",
+              f"{wanted.FIRST_UNREAD}, and two more for each that it used",
+              "left to the client", f"{_AHEAD}::test_unread_nars_are_bounded_in_number"),
+        Bound("narinfos looked up ahead that a client did not ask for",
+              f"{narinfos.FIRST_UNREAD}, and two more for each that it used",
+              "left to the client", f"{_NARINFOS_AHEAD}::test_a_client_that_uses_little_gets_little"),
+        Bound("clients that NARs are fetched ahead of", f"{wanted.MOST_CLIENTS}",
+              "the oldest is forgotten", "tests/proxy/ahead/test_wanted.py::test_clients_are_bounded"),
+        Bound("narinfos that one upstream is asked for at once", f"{peer.MOST_LOOK_UPS}",
+              "they wait",
+              "tests/clients/test_upstream_find.py::test_one_upstream_is_asked_for_few_narinfos_at_once"),
         Bound("look-ups at upstreams", f"128 at once, {lookup.MOST_LOOK_UPS:,} with those that wait",
               "404, counted as unknown", f"{_CROWDS}::test_look_ups_at_upstreams_are_joined"),
         Bound("refreshes that are asked for",
@@ -221,8 +261,14 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("NARs without a narinfo",
               f"{spool.MOST_ORPHANS:,}, for {_hours(spool.ORPHAN_SECONDS)}",
               "the oldest are dropped", f"{_SPOOL}::test_orphans_are_bounded"),
-        Bound("NARs that arrive at once", f"{spool.MOST_AT_ONCE}",
-              f"they wait, for {_seconds(spool.TURN_SECONDS)}; 403",
+        Bound("NARs in memory, each below " + show_bytes(spool.SMALL_NAR_BYTES),
+              show_bytes(spool.MOST_MEMORY_BYTES), "they wait for their narinfo in files",
+              f"{_SPOOL}::test_memory_is_bounded"),
+        Bound("what one path that stays keeps of published ones", show_bytes(journal.FILE_BYTES),
+              "counted as space", "tests/proxy/uploads/test_journal.py::"
+              "test_a_file_goes_when_nothing_in_it_is_needed"),
+        Bound("NARs that arrive at once, into files", f"{nar_files.MOST_AT_ONCE}",
+              f"they wait, for {_seconds(nar_files.TURN_SECONDS)}; 403",
               f"{_SPOOL}::test_too_many_at_once_wait_and_are_refused"),
         Bound("what a NAR unpacks to",
               f"{show_bytes(intake.FREE_NAR_BYTES)}, and {intake.MOST_RATIO:,} times what was sent",
@@ -262,6 +308,32 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("files that are hashed before a part is sent",
               f"{layout_file.MAX_CHECKS}, with those that wait",
               "404", "tests/clients/test_layout_check.py::test_checks_are_bounded"),
+    ),
+    "What is in the queue's folder, and in Nix's database": (
+        Bound("an event", show_bytes(queue_spool.MAX_EVENT_BYTES),
+              "dropped", "tests/queue/test_spool.py::test_an_event_is_bounded"),
+        Bound("events that are read, and not done with", f"{queue_spool.MAX_EVENTS:,}",
+              "the others wait in the folder", "tests/queue/test_spool.py::test_reading_is_bounded"),
+        Bound("paths of a batch", f"{pace.Pace().most_paths:,}, and what one event names beyond them",
+              "the others are of the next one", "tests/queue/test_spool.py::test_reading_is_bounded"),
+        Bound("time until a batch is published",
+              f"{_seconds(pace.Pace().longest)} after its first path; "
+              f"{_seconds(pace.MAX_WAIT)} between two tries",
+              "due, however many paths come", "tests/queue/test_pace.py::test_a_batch_is_due"),
+        Bound("lines about what is dropped", f"{runner.MAX_TOLD} a look, of each kind",
+              "counted in one line", "tests/journey/test_queue.py::test_events_of_anybody_stop_nothing"),
+        Bound("rows of Nix's database", f"{database.MOST_ROWS:,} at once",
+              "queued, then the next are read",
+              "tests/queue/test_watching.py::test_a_look_takes_no_more_rows_than_its_bound"),
+        Bound("a database that is locked, or changes while it is read",
+              f"{database._TRIES} tries of {_seconds(database._BUSY_SECONDS)}",
+              "said; the next look tries again",
+              "tests/clients/test_store_database.py::test_a_database_that_stays_locked_is_given_up"),
+        Bound("what the last run left about itself", show_bytes(folder._MAX_STATE_BYTES),
+              "as if there were none", "tests/queue/test_folder.py::test_a_state_that_cannot_be_read"),
+        Bound("`queue drain`", f"{queue._USUAL_TIMEOUT} s, or `--timeout` up to {queue._MAX_TIMEOUT:,}",
+              "exit status 1; what is left stays queued",
+              "tests/journey/test_queue.py::test_a_failed_batch_stays_and_says_why"),
     ),
     "What a flake says": (
         Bound("an attribute's name", f"{evaluator.MOST_NAME_BYTES:,} bytes",

@@ -14,14 +14,15 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
 from nixcache_oci.oci.digest import Digest
 from tests.support.ghcr_faults import Fault, FaultKind, Faults, RequestRecord
+from tests.support.ghcr_manners import Manners
 from tests.support.ghcr_service import Service, version_document
-from tests.support.ghcr_store import GhcrStore, HeldRepository, Manners
+from tests.support.ghcr_store import GhcrStore, HeldRepository
 from tests.support.server_thread import ServerThread
 from tests.support.skopeo import IMAGE_MANIFEST
 
@@ -44,7 +45,7 @@ class GhcrDouble(Manners):
 
     def __post_init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ghcr-")
-        self._store = GhcrStore(Path(self._folder.name))
+        self._store = GhcrStore(Path(self._folder.name), self)
         self._service = Service(self, self._store, self.faults, self.violations)
         self._servers = ServerThread(self._service.serve_registry, self._service.serve_storage)
 
@@ -74,6 +75,11 @@ class GhcrDouble(Manners):
     def api_url(self) -> str:
         """The base of GitHub's REST API, ``http://127.0.0.1:PORT/api``."""
         return f"http://{self.host}/api"
+
+    def behave(self, manners: Manners) -> None:
+        """Take over another registry's manners, all of them."""
+        for each in fields(Manners):
+            setattr(self, each.name, getattr(manners, each.name))
 
     # Outages, expiry, faults
 

@@ -18,7 +18,7 @@ Operation: TypeAlias = Literal[
     "token", "ping", "tags", "unknown",
     "manifest-head", "manifest-get", "manifest-put", "manifest-delete",
     "blob-head", "blob-get", "storage-get", "storage-head",
-    "upload-post", "upload-patch", "upload-put", "upload-delete",
+    "upload-post", "upload-get", "upload-patch", "upload-put", "upload-delete",
     "package-versions", "package-version-get", "package-delete",
 ]
 # fmt: on
@@ -165,7 +165,12 @@ _TABLE: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = (
     (re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?"), {"POST": "upload-post"}),
     (
         re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<reference>[^/]+)"),
-        {"PATCH": "upload-patch", "PUT": "upload-put", "DELETE": "upload-delete"},
+        {
+            "GET": "upload-get",
+            "PATCH": "upload-patch",
+            "PUT": "upload-put",
+            "DELETE": "upload-delete",
+        },
     ),
     (
         re.compile(r"/v2/(?P<name>.+)/blobs/(?P<reference>[^/]+)"),
@@ -181,7 +186,8 @@ _TABLE: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = (
 
 def registry_target(method: str, raw_path: str) -> Target:
     """Find the operation; a slash inside a package's name has to be sent as %2F."""
-    path = raw_path.partition("?")[0]
+    # A proxy is sent the whole address.
+    path = re.sub("^http://[^/]+", "", raw_path.partition("?")[0])
     for pattern, operations in _TABLE:
         if (match := pattern.fullmatch(path)) and method in operations:
             parts = match.groupdict()

@@ -1,153 +1,19 @@
-"""The registry's own origin of the GHCR double: manifests, tags, blobs and uploads."""
+"""The registry's own origin of the GHCR double: manifests, tags and blobs."""
 
-import hashlib
 import json
 import re
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from urllib.parse import quote
-
-from aiohttp import web
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
-from tests.support.ghcr_faults import RequestRecord, Target
-from tests.support.ghcr_store import GhcrStore, HeldManifest, HeldRepository, Manners, SignedUrls
-from tests.support.ghcr_wire import Answer, FilePart, Pace, json_answer, oci_error
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-_OVER_QUOTA = oci_error(
-    403, "DENIED", "Encountered a billing-related error. Please verify the billing status for this account."
-)
-_TOO_LARGE = oci_error(413, "SIZE_INVALID", "the blob is larger than what this registry takes")
-
-
-class CutRequestError(Exception):
-    """A fault asks to hang up in the middle of a request's body."""
-
-
-@dataclass(slots=True)
-class _Upload:
-    name: str
-    path: Path
-    file: BinaryIO
-    size: int = 0
-    hash: "_Hash" = field(default_factory=hashlib.sha256)
-
-
-async def receive(
-    request: web.BaseRequest, record: RequestRecord, bandwidth: int | None, cut_after: int | None
-) -> AsyncGenerator[bytes]:
-    """Yield the request's body as it comes."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-    pace = Pace(bandwidth)
-    async for chunk in request.content.iter_any():
-        record.bytes_received += len(chunk)
-        if cut_after is not None and record.bytes_received >= cut_after:
-            raise CutRequestError
-        yield chunk
-        await pace.wait_for(len(chunk))
-    if cut_after is not None:
-        raise CutRequestError
-
-
-class Uploads:
-    """Open upload sessions; a committed or refused one is gone."""
-
-    def __init__(self, manners: Manners, store: GhcrStore) -> None:
-        self._manners = manners
-        self._store = store
-        self._open: dict[str, _Upload] = {}
-
-    def close(self) -> None:
-        """Forget all sessions, as a restart does."""
-        for upload in self._open.values():
-            upload.file.close()
-        self._open.clear()
-
-    def post(self, target: Target, prefix: str) -> Answer:
-        if self._is_beyond_quota(target.name, 1):
-            return _OVER_QUOTA
-        session = secrets.token_hex(16)
-        path = self._store.staging_path()
-        self._open[session] = _Upload(target.name, path, path.open("wb"))
-        return self._accepted(target.name, session, prefix)
-
-    def delete(self, target: Target) -> Answer:
-        upload = self._find(target)
-        if upload is None:
-            return _unknown_upload()
-        del self._open[target.reference]
-        upload.file.close()
-        upload.path.unlink()
-        return Answer(204)
-
-    async def patch(self, target: Target, prefix: str, chunks: AsyncIterator[bytes]) -> Answer:
-        """Take a part, of any size, as one stream."""
-        upload = self._find(target)
-        if upload is None:
-            return _unknown_upload()
-        await _append(upload, chunks)
-        return self._accepted(target.name, target.reference, prefix)
-
-    async def put(
-        self, target: Target, prefix: str, digest_text: str | None, size: int, chunks: AsyncIterator[bytes]
-    ) -> Answer:
-        """Take the rest, often all of it, of ``size`` bytes, and check the whole against the digest."""
-        upload = self._find(target)
-        if upload is None:
-            return _unknown_upload()
-        if upload.size + size > self._manners.blob_limit:
-            return _TOO_LARGE
-        if self._is_beyond_quota(target.name, upload.size + size):
-            return _OVER_QUOTA
-        await _append(upload, chunks)
-        try:
-            digest = Digest.parse(digest_text or "")
-        except FormatError as error:
-            return oci_error(400, "DIGEST_INVALID", str(error))
-        upload.file.close()
-        del self._open[target.reference]
-        if upload.hash.hexdigest() != digest.hex:
-            upload.path.unlink()
-            return oci_error(400, "DIGEST_INVALID", "the bytes have another digest")
-        self._store.adopt_blob(target.name, digest, upload.path)
-        held = self._store.get_or_make(target.name)
-        held.lags[str(digest)] = self._manners.lag_answers
-        location = f"{prefix}/v2/{target.name}/blobs/{digest}"
-        return Answer(201, {"Location": location, "Docker-Content-Digest": str(digest)})
-
-    def _is_beyond_quota(self, name: str, size: int) -> bool:
-        held = sum(self._store.get_or_make(name).blobs.values())
-        return self._manners.quota is not None and held + size > self._manners.quota
-
-    def _find(self, target: Target) -> _Upload | None:
-        upload = self._open.get(target.reference)
-        return upload if upload and upload.name == target.name else None
-
-    def _accepted(self, name: str, session: str, prefix: str) -> Answer:
-        location = f"{prefix}/v2/{name}/blobs/uploads/{session}"
-        range_header = f"0-{max(0, self._open[session].size - 1)}"
-        return Answer(202, {"Location": location, "Range": range_header, "Docker-Upload-UUID": session})
-
-
-async def _append(upload: _Upload, chunks: AsyncIterator[bytes]) -> None:
-    async for chunk in chunks:
-        upload.file.write(chunk)
-        upload.hash.update(chunk)
-        upload.size += len(chunk)
-
-
-def _unknown_upload() -> Answer:
-    return oci_error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
-
+from tests.support.ghcr_faults import Target
+from tests.support.ghcr_manners import Manners
+from tests.support.ghcr_store import GhcrStore, HeldManifest, HeldRepository
+from tests.support.ghcr_tokens import SignedUrls
+from tests.support.ghcr_uploads import Sent, Uploads
+from tests.support.ghcr_wire import Answer, FilePart, blob_answer, json_answer, oci_error
 
 NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAGS_ON_A_PAGE = 100  # that nobody gave a size
@@ -167,7 +33,9 @@ class Asked:
     query: Mapping[str, str]
     accept: str
     content_type: str
-    size: int
+    content_range: str  # of the body
+    range: str  # of the answer
+    size: int | None
     chunks: AsyncIterator[bytes]
     host: str
 
@@ -183,17 +51,14 @@ class Registry:
 
     async def answer(self, asked: Asked, storage_host: str) -> Answer:
         operation = asked.target.operation
-        prefix = "" if self._manners.relative_location else f"http://{asked.host}"
+        prefix = "" if self._manners.relative_location else self._manners.origin or f"http://{asked.host}"
         if operation.startswith("upload-"):
-            return await self._upload(asked, prefix)
+            sent = Sent(asked.query, asked.size, asked.content_range, asked.chunks)
+            return await self.uploads.answer(asked.target, prefix, sent)
         if operation == "manifest-put":
             return await self._put_manifest(asked, prefix)
         if operation == "manifest-delete" and self._manners.deletes:
-            manifest = self._store.find_manifest(asked.target.name, asked.target.reference)
-            if manifest is None or ":" not in asked.target.reference:
-                return _MANIFEST_UNKNOWN
-            self._store.delete_version(asked.target.name, manifest.version)
-            return Answer(202)
+            return self._delete_manifest(asked.target.name, asked.target.reference)
         if operation.endswith("-delete"):
             return _UNSUPPORTED
         return json_answer(200, {}) if operation == "ping" else self._read(asked, storage_host)
@@ -207,22 +72,28 @@ class Registry:
             return self._get_manifest(held, target.reference, asked.accept)
         if operation == "tags":
             return self._list_tags(held, target.name, asked.query)
-        return self._get_blob(held, target, storage_host)
+        return self._get_blob(held, target, storage_host, asked.range)
 
-    async def _upload(self, asked: Asked, prefix: str) -> Answer:
-        match asked.target.operation:
-            case "upload-post":
-                return self.uploads.post(asked.target, prefix)
-            case "upload-patch":
-                return await self.uploads.patch(asked.target, prefix, asked.chunks)
-            case "upload-put":
-                digest = asked.query.get("digest")
-                return await self.uploads.put(asked.target, prefix, digest, asked.size, asked.chunks)
-            case _:
-                return self.uploads.delete(asked.target)
+    def _delete_manifest(self, name: str, tag_or_digest: str) -> Answer:
+        manners = self._manners
+        if ":" not in tag_or_digest:
+            if not manners.deletes_tags:
+                return oci_error(400, "DIGEST_INVALID", "a tag is no digest")
+            return Answer(202) if self._store.delete_tag(name, tag_or_digest) else _MANIFEST_UNKNOWN
+        manifest = self._store.find_manifest(name, tag_or_digest)
+        if manifest is None:
+            return _MANIFEST_UNKNOWN
+        held = self._store.get_or_make(name)
+        if manners.still_tagged and (tags := held.tags_of(manifest.digest)):
+            return oci_error(*manners.still_tagged, f"it is still tagged by {', '.join(tags)}")
+        parents = [one.digest for one in held.manifests.values() if manifest.digest in dict(one.children())]
+        if manners.still_referenced and parents:
+            return oci_error(*manners.still_referenced, f"it is still referenced by {parents[0]}")
+        self._store.delete_version(name, manifest.version)
+        return Answer(202)
 
     def _get_manifest(self, held: HeldRepository, reference: str, accept: str) -> Answer:
-        manifest = held.find(reference)
+        manifest = held.find(self._store.stored(reference))
         if manifest is None or held.is_lagging(reference):
             return _MANIFEST_UNKNOWN
         if manifest.media_type not in {item.partition(";")[0].strip() for item in accept.split(",")}:
@@ -262,33 +133,64 @@ class Registry:
             return oci_error(400, "TAG_INVALID", "this cannot be a tag")
         held = self._store.get_or_make(target.name)
         manifest = HeldManifest(0, digest, content, media_type, 0)
+        refusal = self._refuse_manifest(held, target.reference, digest, document)
+        return refusal or self._refuse_missing(held, manifest)
+
+    def _refuse_missing(self, held: HeldRepository, manifest: HeldManifest) -> Answer | None:
         sizes = {digest: len(each.content) for digest, each in held.manifests.items()}
-        for code, wanted, present in (
-            ("MANIFEST_BLOB_UNKNOWN", manifest.blobs(), held.blobs),
-            ("MANIFEST_UNKNOWN", manifest.children(), sizes),
+        for refusal, wanted, present in (
+            (self._manners.missing_blob, manifest.blobs(), held.blobs),
+            (self._manners.missing_child, manifest.children(), sizes),
         ):
             for digest, size in wanted:
                 if digest not in present:
-                    return oci_error(400, code, f"{digest} is unknown to registry")
+                    return oci_error(*refusal, "manifest invalid", detail=f"{digest} is unknown to registry")
                 if present[digest] != size:
                     return oci_error(
                         400, "MANIFEST_INVALID", f"{digest} has {present[digest]} bytes, not {size}"
                     )
         return None
 
+    def _refuse_manifest(
+        self, held: HeldRepository, reference: str, digest: Digest, document: dict[str, object]
+    ) -> Answer | None:
+        manners = self._manners
+        layers = document.get("layers")
+        if manners.max_layers and isinstance(layers, list) and len(layers) > manners.max_layers:
+            return oci_error(405, "UNSUPPORTED", "Limit on number of layers per image exceeded.")
+        if manners.refuses_artifact_type and document.get("artifactType"):
+            detail = f"unknown media type: {document['artifactType']}"
+            return oci_error(400, "MANIFEST_INVALID", "manifest invalid", detail=detail)
+        if manners.immutable_tag and held.tags.get(self._store.stored(reference), digest) != digest:
+            return oci_error(*manners.immutable_tag, f"tag {reference} is immutable")
+        return None
+
     def _list_tags(self, held: HeldRepository, name: str, query: Mapping[str, str]) -> Answer:
         """List in push order: ``last`` is the last tag of the page before."""
+        manners = self._manners
+        limit, refusal = manners.tags_n_limit or (None, (400, ""))
+        if limit is not None and int(query.get("n", "0")) > limit:
+            return oci_error(*refusal, f"n is over {limit}")
         tags = list(held.tags)
-        size = min(int(query.get("n", _TAGS_ON_A_PAGE)), self._manners.tags_page_max)
+        size = min(int(query.get("n", _TAGS_ON_A_PAGE)), manners.tags_page_max)
         last = query.get("last")
         start = 0 if not last else tags.index(last) + 1 if last in tags else len(tags)
-        page = tags[start : start + size]
+        page: list[str | None] = [*tags[start : start + size]]
         headers = {}
-        if page and start + size < len(tags):
-            headers["Link"] = f'</v2/{name}/tags/list?last={quote(page[-1])}&n={size}>; rel="next"'
+        if page and (start + size < len(tags) or manners.link == "always"):
+            path, following = f"/v2/{name}/tags/list", f"last={quote(str(page[-1]))}&n={size}"
+            elsewhere = f"https://127.0.0.1:443/v2/{name.partition('/')[2]}/tags/list"
+            headers["Link"] = {
+                "bare": f"{path}?{following}; rel=next",
+                "elsewhere": f'<{elsewhere}?{following}>; rel="next"',
+            }.get(manners.link, f'<{path}?{following}>; rel="next"')
+        if manners.has_null_tag:
+            page.insert(0, None)
+        if manners.has_digest_tags:
+            page += map(str, held.manifests)
         return json_answer(200, {"name": name, "tags": page}, headers)
 
-    def _get_blob(self, held: HeldRepository, target: Target, storage_host: str) -> Answer:
+    def _get_blob(self, held: HeldRepository, target: Target, storage_host: str, range_header: str) -> Answer:
         try:
             digest = Digest.parse(target.reference)
         except FormatError as error:
@@ -300,4 +202,7 @@ class Registry:
         if redirects:
             return Answer(307, {"Location": self._urls.make(storage_host, digest)})
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": str(digest)}
-        return Answer(200, headers, FilePart(self._store.blob_path(digest), 0, held.blobs[digest]))
+        path = self._store.blob_path(digest)
+        if self._manners.serves_ranges and not is_head:
+            return blob_answer(path, headers, range_header, open_ranges="serve")
+        return Answer(200, headers, FilePart(path, 0, held.blobs[digest]))

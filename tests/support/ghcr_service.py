@@ -1,7 +1,6 @@
 """What happens to a request at the double of GHCR: record, fault, check, answer."""
 
 import asyncio
-import re
 import traceback
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -18,16 +17,12 @@ from tests.support.ghcr_faults import (
     registry_target,
     storage_target,
 )
-from tests.support.ghcr_registry import NAME, Asked, CutRequestError, Registry, receive
-from tests.support.ghcr_store import (
-    GhcrStore,
-    HeldManifest,
-    HeldRepository,
-    Manners,
-    SignedUrls,
-    TokenService,
-)
-from tests.support.ghcr_wire import Answer, FilePart, disconnect, json_answer, oci_error, send
+from tests.support.ghcr_manners import Manners
+from tests.support.ghcr_registry import NAME, Asked, Registry
+from tests.support.ghcr_store import GhcrStore, HeldManifest, HeldRepository
+from tests.support.ghcr_tokens import SignedUrls, TokenService
+from tests.support.ghcr_uploads import CutRequestError, receive
+from tests.support.ghcr_wire import Answer, blob_answer, disconnect, json_answer, oci_error, send
 
 _MOST_PER_PAGE = 100
 _NOT_FOUND = json_answer(404, {"message": "Not Found", "status": "404"})
@@ -96,9 +91,6 @@ def version_document(held: HeldRepository, manifest: HeldManifest) -> dict[str, 
     }
 
 
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-
-
 class Storage:
     """Answers requests for blobs under signed URLs."""
 
@@ -116,16 +108,8 @@ class Storage:
         path = self._store.blob_path(digest)
         if not path.exists():
             return _refusal(404, "BlobNotFound", "the specified blob does not exist")
-        size, headers = path.stat().st_size, {"Content-Type": "application/octet-stream"}
-        match = _RANGE.fullmatch(range_header or "")
-        if match is None or (not match[2] and self._manners.open_ranges == "ignore"):
-            return Answer(200, headers, FilePart(path, 0, size))
-        start = int(match[1])
-        end = min(int(match[2]) + 1, size) if match[2] else size
-        if start >= end or (not match[2] and self._manners.open_ranges == "refuse"):
-            return Answer(416, {"Content-Range": f"bytes */{size}"})
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        return Answer(206, headers, FilePart(path, start, end))
+        headers = {"Content-Type": "application/octet-stream"}
+        return blob_answer(path, headers, range_header or "", open_ranges=self._manners.open_ranges)
 
 
 def _refusal(status: int, code: str, message: str) -> Answer:
@@ -204,12 +188,17 @@ class Service:
     async def _ask_registry(
         self, request: web.BaseRequest, target: Target, record: RequestRecord, fault: Fault | None
     ) -> Answer:
-        if target.name and not NAME.fullmatch(target.name):
+        manners = self._manners
+        is_doubled = manners.refuses_doubled and ("--" in target.name or "__" in target.name)
+        if target.name and (is_doubled or not NAME.fullmatch(target.name)):
             return oci_error(400, "NAME_INVALID", "repository name must be lowercase")
         authorization = request.headers.get("Authorization")
-        refusal = self.tokens.refusal(self.host, authorization, target.name or None, _needed_right(target))
+        right = _needed_right(target, manners)
+        refusal = self.tokens.refusal(self.host, authorization, target.name or None, right)
         if refusal:
             return refusal
+        if manners.body_limit is not None and (request.content_length or 0) > manners.body_limit:
+            return Answer(413, {"Content-Type": "text/plain"}, b"too large")  # not from the registry itself
         cut_after = fault.after if fault and fault.kind == "cut_request" else None
         async with aclosing(receive(request, record, self._manners.bandwidth, cut_after)) as chunks:
             asked = Asked(
@@ -217,13 +206,17 @@ class Service:
                 query=request.query,
                 accept=",".join(request.headers.getall("Accept", [])),
                 content_type=request.headers.get("Content-Type", ""),
-                size=request.content_length or 0,
+                content_range=request.headers.get("Content-Range", ""),
+                range=request.headers.get("Range", ""),
+                size=request.content_length,
                 chunks=chunks,
                 host=self.host,
             )
             return await self.registry.answer(asked, self.storage_host)
 
 
-def _needed_right(target: Target) -> str:
-    """Tell what a token has to allow; deletion needs no more: Debian's docker-registry checks that right."""
+def _needed_right(target: Target, manners: Manners) -> str:
+    """Tell what a token has to allow."""
+    if target.operation == "manifest-delete":
+        return manners.delete_right
     return "push" if target.operation.startswith("upload-") or target.operation == "manifest-put" else "pull"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,9 +45,34 @@ def json_answer(status: int, document: object, headers: Mapping[str, str] | None
     )
 
 
-def oci_error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+def oci_error(
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    detail: object = None,
+) -> Answer:
     """Render an error as the OCI distribution specification has it ("Error codes")."""
-    return json_answer(status, {"errors": [{"code": code, "message": message}]}, headers)
+    error = {"code": code, "message": message, **({} if detail is None else {"detail": detail})}
+    return json_answer(status, {"errors": [error]}, headers)
+
+
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+
+
+def blob_answer(path: Path, headers: dict[str, str], range_header: str, *, open_ranges: str) -> Answer:
+    """Answer a GET of a file; ``open_ranges`` is explained at ``Manners``."""
+    size = path.stat().st_size
+    match = _RANGE.fullmatch(range_header)
+    if match is None or (not match[2] and open_ranges == "ignore"):
+        return Answer(200, headers, FilePart(path, 0, size))
+    start = int(match[1])
+    end = min(int(match[2]) + 1, size) if match[2] else size
+    if start >= end or (not match[2] and open_ranges == "refuse"):
+        return Answer(416, {"Content-Range": f"bytes */{size}"})
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return Answer(206, headers, FilePart(path, start, end))
 
 
 class Pace:

@@ -28,6 +28,7 @@ class ModelRepository:
     """
 
     name = "model"
+    can_list_untagged = True
 
     def __init__(self, storage: ModelStorage, before: Callable[[str], Awaitable[None]]) -> None:
         self._storage = storage

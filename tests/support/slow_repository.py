@@ -32,6 +32,7 @@ class SlowRepository:
     """
 
     name = "slow"
+    can_list_untagged = True
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}

@@ -14,6 +14,7 @@ from multidict import CIMultiDictProxy
 
 from nixcache_oci.clients.upstream.address import UrlSigner, parse_upstream
 from nixcache_oci.clients.upstream.client import Upstreams
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 
@@ -36,6 +37,7 @@ class Options(TypedDict, total=False):
     is_public: Callable[[str], bool]
     store_dir: str | None
     client_keys: tuple[PublicKey, ...]
+    store: NarinfoStore
     name: str
 
 
@@ -118,12 +120,20 @@ silent: Talk = saying(again=[0.01, b""])
 
 @asynccontextmanager
 async def serve(
-    handler: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    handler: Handler,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    *,
+    cancels: bool = False,
 ) -> AsyncIterator[str]:
-    """Serve HTTP, over TLS where there is a certificate for it; gives the base URL."""
+    """Serve HTTP, over TLS where there is a certificate for it; gives the base URL.
+
+    Where it ``cancels``, a client that goes away ends what is done for it.
+    """
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, handler_cancellation=cancels)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=tls)

@@ -34,6 +34,6 @@ def name_of(path: Path) -> str:
 def steps_of(document: Document) -> Iterator[Document]:
     """Give the steps of an action, or of all jobs of a workflow."""
     if "runs" in document:
-        yield from document["runs"]["steps"]
+        yield from document["runs"].get("steps", [])  # an action in JavaScript has none
     for job in document.get("jobs", {}).values():
         yield from job["steps"]

@@ -78,7 +78,9 @@ def texts_of(value: object) -> Iterator[str]:
 
 def test_which_files_there_are() -> None:
     """The other tests speak of all of them."""
-    assert [path.parent.name for path in ACTIONS] == ["gc", "public-key", "publish", "setup", "update"]
+    assert [path.parent.name for path in ACTIONS] == [
+        *("cache", "gc", "public-key", "publish", "setup", "update"),
+    ]
     assert {path.name for path in WORKFLOWS} == PERMISSIONS.keys()
     assert {path.name for path in TEMPLATE_WORKFLOWS} == PERMISSIONS.keys() - OWN_WORKFLOWS
 
@@ -107,8 +109,8 @@ def test_nothing_that_is_known_to_be_unsafe() -> None:
 def test_the_scripts() -> None:
     """Each is sound, and is called by an action or another script."""
     run("shellcheck", "--external-sources", *SCRIPTS, *OWN_SCRIPTS)
-    said = "".join(path.read_text() for path in (*ACTIONS, *SCRIPTS))
-    assert [path.name for path in SCRIPTS if f"/{path.name}" not in said] == []
+    said = "".join(path.read_text() for path in (*ACTIONS, *SCRIPTS, *TOP.glob("workflows/*/*.js")))
+    assert [path.name for path in SCRIPTS if not re.search(rf'[/"]{path.name}"', said)] == []
 
 
 @every_file
@@ -193,7 +195,7 @@ def test_secrets_and_tokens(path: Path) -> None:
         given = dict(step.get("with", {}))
         if step.get("uses", "").startswith("actions/checkout@"):
             assert given["persist-credentials"] is False
-        if re.search(r"workflows/publish(@|$)", step.get("uses", "")):
+        if re.search(r"workflows/(cache|publish)(@|$)", step.get("uses", "")):
             assert given.pop("signing-key") == "${{ secrets.NIX_SIGNING_KEY }}"
         assert not [text for text in texts_of({**step, "with": given}) if "secrets." in text]
 
@@ -230,9 +232,13 @@ def test_every_input_counts(path: Path) -> None:
         for variable in step.get("env", {}):
             if variable.startswith(("INPUT_", "HEAD_")):
                 assert re.search(rf"\$\{{?{variable}\b", scripts_of(path))
-    handed_on = " ".join(texts_of([step.get("env", {}) for step in steps_of(action)]))
-    named = re.findall(r"\binputs\.([\w-]+)", handed_on)
-    assert set(named) == action.get("inputs", {}).keys()
+    if action["runs"]["using"] == "composite":
+        handed_on = " ".join(texts_of([step.get("env", {}) for step in steps_of(action)]))
+        named = {name.upper() for name in re.findall(r"\binputs\.([\w-]+)", handed_on)}
+    else:  # the runner itself hands all of them on
+        own = "".join(each.read_text() for each in path.parent.iterdir())
+        named = {name.replace("_", "-") for name in re.findall(r"\bINPUT_([A-Z_-]+[A-Z])\b", own)}
+    assert named == {name.upper() for name in action.get("inputs", {})}
     for name, described in action.get("inputs", {}).items():
         assert described["description"]
         assert f"| `{name}` |" in readme

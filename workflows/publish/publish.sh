@@ -4,30 +4,14 @@
 set -euo pipefail
 # shellcheck source=workflows/shell/common.sh
 . "${BASH_SOURCE[0]%/*}/../shell/common.sh"
-
-# find_origin: sets origin to own where the code is that of this repository, and to foreign where that is not known.
-# action.yml decides the same before it hands out a secret.
-find_origin() {
-  origin=foreign
-  if [ -z "${GITHUB_REPOSITORY-}" ]; then return; fi
-  case ${GITHUB_EVENT_NAME-} in
-    push | schedule | workflow_dispatch | repository_dispatch | release | create | merge_group | deployment)
-      if [ "${HEAD_REPOSITORY:-$GITHUB_REPOSITORY}" = "$GITHUB_REPOSITORY" ]; then origin=own; fi
-      ;;
-    pull_request | workflow_run)
-      # Nobody's, where the fork is deleted.
-      if [ "${HEAD_REPOSITORY-}" = "$GITHUB_REPOSITORY" ]; then origin=own; fi
-      ;;
-  esac
-}
+# shellcheck source=workflows/shell/origin.sh
+. "${BASH_SOURCE[0]%/*}/../shell/origin.sh"
 
 # find_reading_reason: sets reason to why this run may only read, or to nothing.
 find_reading_reason() {
-  reason=
-  if [ "$origin" = foreign ]; then
-    reason="the code is ${HEAD_REPOSITORY:+that of $HEAD_REPOSITORY}"
-    if [ -z "${HEAD_REPOSITORY-}" ]; then reason="${GITHUB_EVENT_NAME:-no event} does not tell whose code this is"; fi
-  elif [ "${GITHUB_EVENT_NAME-}" = pull_request ]; then
+  find_foreign_reason
+  if [ -n "$reason" ]; then return; fi
+  if [ "${GITHUB_EVENT_NAME-}" = pull_request ]; then
     if ! is_true pull-requests "${INPUT_PULL_REQUESTS:-false}"; then
       reason='this is a pull request, and the input pull-requests is not true'
     elif ! has_key && ! is_true allow-unsigned "$INPUT_ALLOW_UNSIGNED"; then
@@ -36,8 +20,6 @@ find_reading_reason() {
   fi
 }
 
-has_key() { ! is_blank "${NIX_SIGNING_KEY-}${NIXCACHE_SIGNING_KEY_FILE-}"; }
-
 # What only reads runs without anything that is secret, or that could be.
 become_reader() {
   local line settings=
@@ -45,13 +27,8 @@ become_reader() {
     case $line in *access-tokens* | *netrc-file* | *secret-key-files*) ;; *) settings+=$line$'\n' ;; esac
   done <<<"${NIX_CONFIG-}"
   if [ -n "${NIX_CONFIG-}" ]; then NIX_CONFIG=$settings; fi
-  keep_harmless
-  unset NIXCACHE_SIGNING_KEY_FILE NIXCACHE_TOKEN_FILE NIXCACHE_TOKEN NIXCACHE_PASS_ENV
-  case ${NIXCACHE_UPSTREAM-} in *@*) unset NIXCACHE_UPSTREAM ;; esac
-  keep LD_LIBRARY_PATH "${!NIXCACHE_@}"
-  keep_unless_secret "${!GITHUB_@}" "${!RUNNER_@}"
-  # Nor with what somebody logged in to by docker.
-  exec env -i "${kept[@]}" DOCKER_CONFIG=/nonexistent nixcache-oci publish --build-only ${arguments[@]+"${arguments[@]}"}
+  keep_for_reading
+  exec env -i "${kept[@]}" nixcache-oci publish --build-only ${arguments[@]+"${arguments[@]}"}
 }
 
 # A job with secrets and a token that may write, for a stranger's code: not even built.
@@ -60,6 +37,7 @@ if [ "${GITHUB_EVENT_NAME-}" = pull_request_target ]; then
 fi
 if is_blank "${NIX_SIGNING_KEY-}"; then unset NIX_SIGNING_KEY; fi
 use_token
+# action.yml decides the same before it hands out a secret.
 find_origin
 if [ "$origin" = foreign ]; then unset NIX_SIGNING_KEY NIXCACHE_TOKEN GITHUB_TOKEN GH_TOKEN; fi
 
@@ -76,11 +54,7 @@ add_switch --new-key "${INPUT_NEW_KEY:-false}"
 add_value --scope "$INPUT_SCOPE"
 add_lines --attr "$INPUT_ATTR"
 add_lines --system "${INPUT_SYSTEM-}"
-if [ "$INPUT_UPSTREAM_KEY_NAMES" = none ]; then
-  arguments+=(--upstream-key-name=)
-else
-  add_lines --upstream-key-name "$INPUT_UPSTREAM_KEY_NAMES"
-fi
+add_upstream_key_names "$INPUT_UPSTREAM_KEY_NAMES"
 
 find_reading_reason
 if [ -n "$reason" ]; then

@@ -41,7 +41,7 @@ class FolderCache:
         """List the hash parts of the narinfos, sorted; UpstreamError if the folder cannot be read."""
 
         def find() -> list[str]:
-            names = (path.name for path, _ in self._folder.entries())
+            names = self._folder.list_names()
             return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
         try:

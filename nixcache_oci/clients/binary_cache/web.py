@@ -15,7 +15,6 @@ from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import Upstream, below_base, nar_url
-from nixcache_oci.clients.upstream.client import read_narinfo
 from nixcache_oci.clients.upstream.nar_stream import (
     ABSENT_STATUSES,
     NarBody,
@@ -23,6 +22,7 @@ from nixcache_oci.clients.upstream.nar_stream import (
     open_part,
     range_headers,
 )
+from nixcache_oci.clients.upstream.narinfo_client import read_narinfo
 from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
 from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.store_path import HashPart

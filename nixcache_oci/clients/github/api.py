@@ -28,7 +28,7 @@ from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
-from nixcache_oci.clients.http.url import parse_url
+from nixcache_oci.clients.http.url import is_same_origin, parse_url
 from nixcache_oci.errors import RegistryError, UsageError
 from nixcache_oci.oci.reference import is_loopback
 
@@ -98,7 +98,7 @@ class GithubApi:
                 f"{operation}: GitHub's API needs a token: set GITHUB_TOKEN or {TOKEN_FILE_VARIABLE}",
                 status=HTTPStatus.UNAUTHORIZED,
             )
-        if url.origin() != self._base.origin():  # from a page's link to the next
+        if not is_same_origin(url, self._base):  # from a page's link to the next
             raise RegistryError(f"{operation}: GitHub's API redirects to another server, {url.origin()}")
         request = HttpRequest(method, url, _HEADERS, follows=False)
         tries = Tries(self._policy)

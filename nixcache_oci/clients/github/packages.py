@@ -7,7 +7,7 @@ Source: GitHub's documentation, "REST API endpoints for packages".
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -137,8 +137,9 @@ class GithubPackages:
         token = self._credentials.current if self._credentials is not None else None
         return token.source if token is not None else ""
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Delete a manifest's version, with its tags."""
+        del tags  # they go with it
         async with self._turn:
             versions = await self._list()
             if manifest not in versions:

@@ -29,12 +29,16 @@ from nixcache_oci.clients.http.public_address import (
 from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.http.request_body import Body, UploadProgress
 from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.url import is_same_origin
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS to one address."""
 
 CONNECT_SECONDS_IN_ALL: Final = 30.0
 """For all addresses of a name in turn, its look-up and an HTTP proxy included."""
+
+IDLE_SECONDS: Final = 15.0
+"""How long an unused connection is kept."""
 
 MOST_REDIRECTS: Final = 5
 _DRAINED_BYTES: Final = 64 * 1024
@@ -73,7 +77,8 @@ class HttpRequest:
 class HttpClient:
     """Connections to servers and their redirect targets; opened in the loop that first uses them.
 
-    ``limits`` are for requests without their own; for connections, see ``CONNECT_SECONDS``.
+    ``limits`` are for requests without their own; for connections, see ``CONNECT_SECONDS`` and
+    ``IDLE_SECONDS``.
     """
 
     def __init__(
@@ -82,9 +87,11 @@ class HttpClient:
         *,
         connect_seconds: float = CONNECT_SECONDS,
         connect_seconds_in_all: float = CONNECT_SECONDS_IN_ALL,
+        idle_seconds: float = IDLE_SECONDS,
         is_public: IsPublic = is_public,
     ) -> None:
         self._limits = limits
+        self._idle_seconds = idle_seconds
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=connect_seconds_in_all, sock_connect=connect_seconds
         )
@@ -166,7 +173,7 @@ class HttpClient:
                 raise
             reply.close()
             # Stays set when it leads back: a foreign host may not point credentials at a path of its choice.
-            is_elsewhere = is_elsewhere or target.origin() != request.url.origin()
+            is_elsewhere = is_elsewhere or not is_same_origin(target, request.url)
             is_guarded = is_guarded or came_from_public
             url = target
         raise HttpError.final(f"more than {MOST_REDIRECTS} redirects, the last one to {url.origin()}")
@@ -222,6 +229,7 @@ class HttpClient:
             # bound their own concurrency.
             connector = aiohttp.TCPConnector(
                 limit=0,
+                keepalive_timeout=self._idle_seconds,
                 ssl=tls_context(),
                 socket_factory=guard_sockets(self._is_public) if is_guarded else None,
             )

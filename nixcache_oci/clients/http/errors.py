@@ -38,6 +38,7 @@ FOREIGN_ERRORS: Final = (
 
 _MOST_CHARACTERS: Final = 600
 _LONGEST_MESSAGE: Final = 200  # characters
+_DETAILS: Final = ("message", "reason", "digest")  # of an error's detail, if that is a document
 
 
 def show(text: str) -> str:
@@ -186,7 +187,8 @@ def translate(error: Exception) -> HttpError:
 def parse_error(body: bytes) -> tuple[str, str]:
     """Read code and message of an error document; both are empty if it is none.
 
-    GitHub reports its secondary rate limit in a document with only a ``message``.
+    GitHub reports its secondary rate limit in a document with only a ``message``. GitLab and Quay give the
+    reason in ``detail``, which then follows the message.
     """
     document = read_json(body)
     if not isinstance(document, dict):
@@ -194,14 +196,17 @@ def parse_error(body: bytes) -> tuple[str, str]:
     errors = document.get("errors")
     first = errors[0] if isinstance(errors, list) and errors else {}
     # A code counts only in a registry's own document: some codes mean that the cache is empty.
-    code, message = (
-        (first.get("code"), first.get("message"))
+    code, message, detail = (
+        (first.get("code"), first.get("message"), first.get("detail"))
         if isinstance(first, dict) and first
-        else (None, document.get("message"))
+        else (None, document.get("message"), None)
     )
+    if isinstance(detail, dict):
+        detail = next((detail[key] for key in _DETAILS if detail.get(key)), None)
+    texts = (clean_line(text) for text in (message, detail) if isinstance(text, str))
     return (
         code.upper() if isinstance(code, str) and code.isascii() and code.isidentifier() else "",
-        clean_line(message) if isinstance(message, str) else "",
+        ": ".join(dict.fromkeys(filter(None, texts))),
     )
 
 

@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 _jitter = SystemRandom().random
 
-_TEMPORARY = frozenset({408, 429, 500, 502, 503, 504})
+# nginx' 499, and 520 to 524 and 530 of Cloudflare, tell that the server behind them did not answer well.
+_TEMPORARY = frozenset({408, 429, 499, 500, 502, 503, 504, *range(520, 525), 530})
 _GOOD = range(200, 300)  # 2xx with an unusable body; retried
 _EXPIRED = frozenset({400, 401, 403, 404, 410})  # storage's answers to an expired signature
 _SECONDARY_LIMIT = b"secondary rate limit"

@@ -16,7 +16,9 @@ REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 KEEPING_METHOD_STATUSES: Final = frozenset({307, 308})
 
 _MOST_SHOWN_CHARACTERS: Final = 200
-_LINK = re.compile(r'<([^<>]*)>((?:[ \t]*;[ \t]*[^\s;,="<>]+(?:[ \t]*=[ \t]*(?:"[^"]*"|[^\s;,"<>]+))?)*)')
+# RFC 8288 wants brackets around the target; Cloudflare's registry writes none.
+_TARGET = r'(?:<([^<>]*)>|(?:(?<=,)|^)[ \t]*([^\s;,"<>]+))'
+_LINK = re.compile(rf'{_TARGET}((?:[ \t]*;[ \t]*[^\s;,="<>]+(?:[ \t]*=[ \t]*(?:"[^"]*"|[^\s;,"<>]+))?)*)')
 _REL = re.compile(r';[ \t]*rel[ \t]*=[ \t]*(?:"([^"]*)"|([^\s;,"]+))', re.IGNORECASE)
 
 
@@ -26,6 +28,15 @@ def parse_url(text: str, *, encoded: bool = False) -> URL:
         return URL(text, encoded=encoded)
     except IndexError:  # yarl 1.25, for an empty host: http://[::1]@/
         raise ValueError("no host behind user and password") from None
+
+
+def is_same_origin(one: URL, other: URL) -> bool:
+    """Compare scheme, host and port (RFC 6454, section 4): ``https://h`` is ``https://h:443``."""
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: URL) -> tuple[str, str, int | None]:
+    return url.scheme.lower(), (url.raw_host or "").lower(), url.port
 
 
 def show_url(text: str) -> str:
@@ -46,9 +57,9 @@ def find_next(link_headers: Iterable[str]) -> str | None:
     """Find the target of the link to the next page; None on the last, FormatError if it cannot be read."""
     for header in link_headers:
         for match in _LINK.finditer(header):
-            relation = _REL.search(match[2])
+            relation = _REL.search(match[3])
             if relation and "next" in (relation[1] or relation[2] or "").lower().split():
-                return match[1]
+                return match[2] if match[1] is None else match[1]
         if "next" in re.sub(r"<[^<>]*>", "", header).lower():
             raise FormatError("the list continues at a Link that cannot be read")
     return None

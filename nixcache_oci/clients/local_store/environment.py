@@ -67,9 +67,9 @@ def find_refused(names: Iterable[str]) -> str | None:
 DESCRIPTOR_VARIABLE: Final = "NIXCACHE_SECRETS_FD"
 """Holds the inherited descriptor; its file has NAME=VALUE entries, each ended by a zero byte."""
 
-# Also kept: what the interpreter and the terminal need.
+# Also kept: what the interpreter and the terminal need, and the name of a file.
 _INTERPRETER_PREFIXES: Final = ("PYTHON", "LD_LIBRARY_PATH", "DYLD_")
-_TERMINAL_NAMES: Final = frozenset({"COLUMNS", "LINES", "COLORTERM", "FORCE_COLOR"})
+_OTHER_NAMES: Final = frozenset({"COLUMNS", "LINES", "COLORTERM", "FORCE_COLOR", "NETRC"})
 _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 
 
@@ -93,7 +93,7 @@ def hide_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _stays(name: str) -> bool:
-    return is_harmless(name) or name in _TERMINAL_NAMES or name.startswith(_INTERPRETER_PREFIXES)
+    return is_harmless(name) or name in _OTHER_NAMES or name.startswith(_INTERPRETER_PREFIXES)
 
 
 def _start_anew(kept: dict[str, str], hidden: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ MOST_BYTES: Final = 256 * 1024 * 1024
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _PIECE_BYTES = 64 * 1024
 _TAIL_LINES = 50
+_STATUS_OF_SIGNALS: Final = 128
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -93,6 +94,27 @@ async def run_program(
         if process.returncode is None:
             await _end(process)
     return Ended(status, stdout.result(), find_reason(tail))
+
+
+async def run_in_foreground(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a user's command with our own terminal and streams, and return its status as a shell reports it.
+
+    If the wait is cancelled, it is told to end, and waited for. Raises UsageError if it cannot be started.
+    """
+    program = shutil.which(command[0], path=environment.get("PATH", os.defpath))
+    if program is None:
+        raise UsageError(f"{command[0]}: no such program in PATH")
+    try:
+        process = await asyncio.create_subprocess_exec(program, *command[1:], env=dict(environment))
+    except OSError as error:
+        raise UsageError(f"{command[0]}: cannot be started: {error.strerror}") from None
+    try:
+        status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    return status if status >= 0 else _STATUS_OF_SIGNALS - status
 
 
 def _find_program(name: str, environment: Mapping[str, str]) -> Path:

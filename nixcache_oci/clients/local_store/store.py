@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -18,6 +19,7 @@ from nixcache_oci.clients.local_store.path_info import (
     parse_path_infos,
     parse_registrations,
 )
+from nixcache_oci.clients.local_store.program import ignore_line
 from nixcache_oci.errors import StoreError, UsageError
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.store_path import StorePath
@@ -161,6 +163,49 @@ class LocalStore:
             output = await self.nix.ask_old("nix-store", "--check-validity", "--print-invalid", *batch)
             found += (StorePath.parse(line, self.store_dir) for line in output.decode().splitlines())
         return found
+
+    async def find_outputs(self, derivations: Sequence[StorePath]) -> list[StorePath]:
+        """Find the outputs of derivations, as far as they are known; they need not be valid.
+
+        Raises StoreError if Nix does not work.
+        """
+        found: list[StorePath] = []
+        for batch in _batches(derivations):
+            try:
+                output = await self._ask_outputs(batch)
+            except StoreError:
+                # One of them is gone, or has outputs that only its build names; or Nix does not work.
+                gone = set(map(str, await self.find_invalid(derivations)))
+                output = await self._find_some_outputs([one for one in batch if one not in gone])
+            found += (StorePath.parse(line, self.store_dir) for line in output.decode().splitlines())
+        return list(dict.fromkeys(found))
+
+    async def _ask_outputs(self, derivations: Sequence[str]) -> bytes:
+        return await self.nix.ask_old("nix-store", "--query", "--outputs", *derivations, on_line=ignore_line)
+
+    async def _find_some_outputs(self, derivations: Sequence[str]) -> bytes:
+        """Ask for half of them at a time until what fails stands alone: few calls where few fail."""
+        if not derivations:
+            return b""
+        with suppress(StoreError):
+            return await self._ask_outputs(derivations)
+        half = len(derivations) // 2
+        if not half:
+            return b""
+        return await self._find_some_outputs(derivations[:half]) + await self._find_some_outputs(
+            derivations[half:]
+        )
+
+    async def add_gc_roots(self, folder: Path, paths: Iterable[StorePath]) -> None:
+        """Keep these paths from Nix's garbage collector until the folder, of links to them, is removed.
+
+        The folder must not exist. Derivations are left alone, for Nix would build them. Raises StoreError if
+        one is not valid.
+        """
+        await asyncio.to_thread(folder.mkdir, parents=True)
+        for number, batch in enumerate(_batches(path for path in paths if not path.name.endswith(".drv"))):
+            more = ("--option", "substitute", "false", "--indirect", "--add-root", str(folder / f"{number}"))
+            await self.nix.ask_old("nix-store", "--realise", *more, *batch, on_line=ignore_line)
 
     async def verify_exists(self, paths: Iterable[StorePath]) -> None:
         """Check that the store holds these paths; StoreError, with what to do, if it does not."""

@@ -3,50 +3,37 @@
 Source: OCI distribution specification 1.1, with GHCR's deviations.
 """
 
-import json
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
 
 from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.credentials import CredentialSource
-from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error, translated
-from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.http.url import find_next
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
+from nixcache_oci.clients.registry.removal import delete_manifest
+from nixcache_oci.clients.registry.tags import Tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
-from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEXES, MANIFESTS
 from nixcache_oci.oci.reference import RegistryReference, parse_tag_or_digest
-from nixcache_oci.wording import counted
 
 _MEDIA_TYPES = (*IMAGE_INDEXES, *MANIFESTS)
 _ACCEPT = {"Accept": ", ".join(_MEDIA_TYPES)}
 _MANIFEST_LIMIT = 4 * 1024 * 1024  # bytes
-_TAGS_ASKED = 10_000  # on a page
-# Of a whole list of tags, over all pages. A cache has some dozen segments.
-_MOST_TAG_BYTES = 16 * 1024 * 1024
-_MOST_TAGS = 100_000
-_MOST_TAG_PAGES = 1_000
-_MOST_TAG_SECONDS = 600
-_MOST_OTHER_COMMAS = 16  # on a page, for its name and whatever a registry adds
 _PUSHES_KNOWN = 4_096
 
 _FOUND = frozenset({HTTPStatus.OK})
 _STORED = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
-_DELETED = frozenset({HTTPStatus.ACCEPTED, HTTPStatus.OK, HTTPStatus.NO_CONTENT})
-_DISABLED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED})
-_DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Registry:
@@ -59,6 +46,7 @@ class Registry:
         credentials: their source, or None for anonymous.
         push: whether to ask for the right to push; a token without it is then refused at once.
         delete: whether to ask for the right to delete, likewise.
+        can_list_untagged: see ``Repository``.
         patience: seconds that one operation may take with all retries, without transmission.
         stall_seconds: how long a connection may make no progress.
         attempts: most tries of an operation; only patience bounds them during a rate limit.
@@ -74,6 +62,7 @@ class Registry:
         *,
         push: bool = False,
         delete: bool = False,
+        can_list_untagged: bool = False,
         patience: float,
         stall_seconds: float = 30,
         attempts: int = 5,
@@ -82,6 +71,7 @@ class Registry:
         is_guarded: bool = False,
     ) -> None:
         self._reference = reference
+        self._can_list_untagged = can_list_untagged
         self._base = f"{reference.base_url}/v2/{reference.repository}"
         self._transport = Transport(
             reference,
@@ -96,12 +86,18 @@ class Registry:
         # Just after a push a registry may not know it yet: a 404 for these is retried.
         self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
         self._sessions_ahead = SessionsAhead(self._transport, self._base)
+        self._tags = Tags(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 
     @property
     def name(self) -> str:
         """Where it is, for people: ``ghcr.io/owner/name/nix-cache``."""
         return str(self._reference)
+
+    @property
+    def can_list_untagged(self) -> bool:
+        """Whether its remover lists what has no tag, as GitHub's API does."""
+        return self._can_list_untagged
 
     async def close(self) -> None:
         """Close all connections."""
@@ -158,64 +154,13 @@ class Registry:
         self._pushed.put(str(digest), None)
         return digest
 
-    async def delete_manifest(self, digest: Digest) -> None:
-        """Delete a manifest and its tags; its blobs go when the registry collects garbage.
-
-        Raises NotFoundError if there is no such manifest; RegistryError if the registry does not delete it.
-        """
-        call = Call(
-            f"delete manifest {digest}",
-            "DELETE",
-            self._url(f"/manifests/{digest}"),
-            accepts=_DELETED | _DISABLED,
-            may_be_absent=True,
-        )
-        try:
-            answer = await self._transport.fetch(call)
-        except NotFoundError:
-            raise
-        except RegistryError as error:
-            if error.status not in _DENIED:
-                raise
-            text = f"{error}; the right to delete is separate from the right to push"
-            raise RegistryError(text, status=error.status, code=error.code) from None
-        if answer.status in _DISABLED:
-            code, message = parse_error(answer.body)
-            said = " ".join(filter(None, (str(answer.status), code, f"({message})" if message else "")))
-            raise self._transport.error(
-                call,
-                f"this registry does not delete: {said}; its owner has to enable it (docker-registry:"
-                " storage.delete.enabled: true, or REGISTRY_STORAGE_DELETE_ENABLED=true);"
-                " it is kept until then",
-                status=answer.status,
-            )
+    async def delete_manifest(self, digest: Digest, tags: Iterable[str] = ()) -> None:
+        """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
+        await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
     async def list_tags(self) -> list[str]:
-        """List every tag, in no particular order.
-
-        A list of over 100,000 tags, 16 MiB, 1,000 pages or ten minutes is an error, and never cut.
-        """
-        url: URL | None = self._url(f"/tags/list?n={_TAGS_ASKED}")
-        tags: dict[str, None] = {}
-        seen: set[URL] = set()
-        room = _MOST_TAG_BYTES
-        deadline = monotonic() + _MOST_TAG_SECONDS
-        while url is not None:
-            call = Call("list tags", "GET", url, may_be_absent=not seen)
-            if url in seen or len(seen) == _MOST_TAG_PAGES or monotonic() > deadline:
-                raise self._transport.error(call, f"the list does not end after {counted(len(seen), 'page')}")
-            seen.add(url)
-            page, answer = await self._transport.fetch_parsed(
-                call, room + 1, partial(_read_tags, room=room, most=_MOST_TAGS - len(tags))
-            )
-            tags.update(dict.fromkeys(page))
-            room -= len(answer.body)
-            try:
-                with translated():
-                    url = _next_page(answer, url)
-            except (FormatError, HttpError) as error:
-                raise self._transport.error(call, str(error), status=answer.status) from error
-        return list(tags)
+        """List every tag, in no particular order; see ``Tags.list`` for its limits."""
+        return await self._tags.list()
 
     # Blobs
 
@@ -264,10 +209,10 @@ class RegistryRemover:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def remove(self, manifest: Digest) -> None:
+    async def remove(self, manifest: Digest, tags: Iterable[str] = ()) -> None:
         """Delete a manifest, and the tags that point at it."""
         with suppress(NotFoundError):
-            await self._registry.delete_manifest(manifest)
+            await self._registry.delete_manifest(manifest, tags)
 
     async def untagged(self) -> list[UntaggedVersion]:
         """Return none: the specification has no way to ask."""
@@ -294,35 +239,6 @@ def _read_manifest(answer: BufferedReply, asked: Digest | None) -> StoredManifes
     return StoredManifest(answer.body, media_type, digest)
 
 
-def _read_tags(answer: BufferedReply, *, room: int, most: int) -> tuple[list[str], BufferedReply]:
-    """Read one page, of at most ``room`` bytes and ``most`` tags; HttpError if it is larger, or no list."""
-    if len(answer.body) > room:
-        raise _unusable(answer, f"the list has over {_MOST_TAG_BYTES} bytes", is_final=True)
-    # Counted before parsing, which cannot be interrupted.
-    if answer.body.count(b",") > most + _MOST_OTHER_COMMAS:
-        raise _unusable(answer, f"the list has over {_MOST_TAGS} tags", is_final=True)
-    try:
-        return parse_tags(answer.body), answer
-    except FormatError as error:
-        raise _unusable(answer, str(error)) from error
-
-
-def parse_tags(body: bytes) -> list[str]:
-    """Read the tags of one page; FormatError if this is no list of tags."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise FormatError("the list of tags is not JSON") from None  # what came is not worth showing
-    if not isinstance(document, dict) or "tags" not in document:
-        raise FormatError("the list of tags has no tags")
-    tags = document["tags"]
-    if tags is None:  # Go's way to write an empty list
-        return []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise FormatError("the list of tags contains something else")
-    return tags
-
-
 def _unusable(answer: BufferedReply, reason: str, *, is_final: bool = False) -> HttpError:
     return HttpError(Failure(answer.status), reason, is_final=is_final)
 
@@ -333,14 +249,3 @@ def _stated_digest(answer: BufferedReply) -> Digest | None:
         return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
     except FormatError:
         return None
-
-
-def _next_page(answer: BufferedReply, url: URL) -> URL | None:
-    """Find the next page; FormatError at another server, for only the registry itself knows its tags."""
-    target = find_next(answer.headers.getall("Link", []))
-    if target is None:
-        return None
-    following = join(url, target)
-    if following.origin() != url.origin():
-        raise FormatError(f"the list of tags continues at another server, {following.origin()}")
-    return following

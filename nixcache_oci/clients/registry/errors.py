@@ -53,12 +53,12 @@ class ErrorResponse:
 def find_hint(context: RequestContext, response: ErrorResponse) -> str:
     """Say what to do; empty if nothing is known to help."""
     status = response.status
-    if status is None:
-        return ""
-    if response.is_limit:
-        return _await_limit(context)
+    if status is None or response.is_limit:
+        return _await_limit(context) if response.is_limit else ""
     if status in _NO_ROOM or (status >= HTTPStatus.BAD_REQUEST and _says(response, *_NO_ROOM_WORDS)):
         return _make_room(context, response)
+    if hint := _change_request(response):
+        return hint
     if response.size is not None and (
         status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or response.code == "SIZE_INVALID"
     ):
@@ -88,6 +88,24 @@ def _make_room(context: RequestContext, response: ErrorResponse) -> str:
             f"organization: {web}/organizations/{owner}/settings/billing); public packages need no quota"
         )
     return "the registry has no room left: remove what is not needed there, or let its owner raise the quota"
+
+
+def _change_request(response: ErrorResponse) -> str:
+    """Give the hint for a name, tag or manifest that only some registries refuse; empty if it is none."""
+    if response.code == "NAME_INVALID":
+        return (
+            "set NIXCACHE_REPO and NIXCACHE_IMAGE (- for none) to a name that it takes: Forgejo and Gitea"
+            " take neither -- nor __, and Docker Hub exactly two parts"
+        )
+    if not response.is_manifest:
+        return ""
+    if response.code == "TAG_IMMUTABLE" or _says(response, "immutable"):
+        return (
+            "cache-index has to be moved by every publish: exclude it from the rule that makes tags immutable"
+        )
+    if _says(response, "number of layers", "too many layers"):
+        return "set NIXCACHE_MAX_LAYERS to what it takes (490 at Amazon's), so that segments become smaller"
+    return ""
 
 
 def _send_less(response: ErrorResponse) -> str:
@@ -123,7 +141,12 @@ def _get_permission(context: RequestContext, response: ErrorResponse) -> str:
         return (
             f"{asked} needs {_github_right(permission)}, and the package must be open to it: {_open(context)}"
         )
-    return f"{asked} needs {permission} access to this repository"
+    quota = (
+        "; as it gives no reason, it may also be a quota: see whether there is room left"
+        if response.size is not None and not (response.code or response.message)
+        else ""
+    )
+    return f"{asked} needs {permission} access to this repository{quota}"
 
 
 def _find_github_permission(context: RequestContext, response: ErrorResponse, permission: str) -> str:

@@ -70,8 +70,8 @@ class Authorizer:
         self._ask = ask
         self._registry = reference.host
         self._origin = URL(reference.base_url)
-        actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
-        self._scope = f"repository:{reference.repository}:{','.join(actions)}"
+        self._repository = reference.repository
+        self._actions = ("pull", *(("push",) if push else ()), *(("delete",) if delete else ()))
         self._keys = credentials
         self._credentials = credentials.current if credentials is not None else None
         self._refused: Credentials | None = None
@@ -102,6 +102,8 @@ class Authorizer:
             if self._credentials and self._is_shown_to(self._origin, self._credentials):
                 return _basic(self._credentials)
             return None
+        if self._refused is not None and await self._find() not in self._useless:
+            self._token = None  # an anonymous one
         token = self._token
         if token is None or monotonic() >= token.expires:
             token = await self._fetch_once()
@@ -130,15 +132,19 @@ class Authorizer:
             await self._find(refused=self._credentials)
         return await self.get() != refused
 
-    async def reconsider(self) -> bool:
-        """Look for other credentials after a 403, and tell whether a retry is worth it."""
-        used = self._credentials
+    async def reconsider(self, refused: str | None) -> bool:
+        """Look for other credentials after a 403, and tell whether a retry is worth it; HttpError as ``get``.
+
+        ``refused`` is the request's Authorization: another request may have found newer ones since.
+        """
         if self._challenge is None:
             return False
-        if used is None:
-            is_worth_it = self._give_another_chance()
-        else:
-            is_worth_it = await self._find(refused=used) not in (None, used)
+        if await self.get() != refused:
+            return True
+        used = self._credentials or self._refused
+        is_worth_it = await self._find(refused=used) not in {used, *self._useless}
+        if self._credentials is None:
+            is_worth_it = is_worth_it or self._give_another_chance()
         if is_worth_it:
             self._token = None
         return is_worth_it
@@ -168,6 +174,11 @@ class Authorizer:
         self._refused_at = monotonic() - AGAIN_SECONDS
         return True
 
+    @property
+    def _useless(self) -> frozenset[Credentials | None]:
+        """Credentials that need not be tried, while anonymous reading works."""
+        return frozenset({None, self._refused, self._withheld})
+
     async def _find(self, *, refused: Credentials | None = None) -> Credentials | None:
         return await self._keys.find(refused=refused) if self._keys is not None else None
 
@@ -178,6 +189,8 @@ class Authorizer:
         if credentials is not None and not self._is_shown_to(realm, credentials):
             self._withhold(credentials, realm)
             credentials = None
+        if credentials is not None and credentials == self._refused:
+            credentials = await self._find(refused=credentials)
         if credentials == self._refused and monotonic() - self._refused_at < AGAIN_SECONDS:
             credentials = None
         try:
@@ -238,13 +251,17 @@ class Authorizer:
         return not credentials.is_ambient or may_receive(url, self._origin)
 
     async def _request_token(self, realm: URL, credentials: Credentials | None) -> Token:
-        started = monotonic()
-        with translated():
-            request, authorization = self._token_request(realm, credentials)
-        answer = await self._ask(request, authorization)
-        if answer.status != HTTPStatus.OK:
-            raise answer.error(is_about_token=True)
-        return _parse_token(answer, started)
+        """Request a token; Quay's service knows no ``delete``, and deletes for who may push."""
+        while True:
+            started = monotonic()
+            with translated():
+                request, authorization = self._token_request(realm, credentials)
+            answer = await self._ask(request, authorization)
+            if answer.status == HTTPStatus.OK:
+                return _parse_token(answer, started)
+            if answer.status != HTTPStatus.BAD_REQUEST or "delete" not in self._actions:
+                raise answer.error(is_about_token=True)
+            self._actions = tuple(action for action in self._actions if action != "delete")
 
     def _parameters(self) -> dict[str, str]:
         return self._challenge.parameters if self._challenge else {}
@@ -263,7 +280,7 @@ class Authorizer:
     def _token_request(self, realm: URL, credentials: Credentials | None) -> tuple[HttpRequest, str | None]:
         parameters = self._parameters()
         fields = {"service": parameters["service"]} if "service" in parameters else {}
-        fields["scope"] = self._scope
+        fields["scope"] = f"repository:{self._repository}:{','.join(self._actions)}"
         if credentials is not None and credentials.is_identity_token:
             fields |= {
                 "grant_type": "refresh_token",

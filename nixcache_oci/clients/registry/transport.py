@@ -25,10 +25,11 @@ from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
+from nixcache_oci.clients.http.url import is_same_origin
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.errors import RegistryError
-from nixcache_oci.oci.challenge import parse_challenges
+from nixcache_oci.oci.challenge import Challenge, parse_challenges
 from nixcache_oci.oci.reference import RegistryReference
 
 # An origin, and whether it must be at a public address.
@@ -37,6 +38,7 @@ Connect: TypeAlias = Callable[[URL, bool], Coroutine[Any, Any, Connection | None
 _TOKEN_LIMIT = 64 * 1024  # bytes; no server takes a larger one back
 _LIGHT_BYTES = 4 * 1024 * 1024  # no manifest is larger
 _GOOD = frozenset({HTTPStatus.OK})
+_HIDDEN = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 T = TypeVar("T")
 
 
@@ -138,6 +140,7 @@ class Transport:
         self._origin = URL(reference.base_url).origin()
         self._allows_http = reference.plain_http
         self._is_guarded = is_guarded
+        self._has_greeted = False
         self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
         self._blob_limits = blob_timeouts(stall_seconds)
         self._storage = Storage(self._http.connect)
@@ -228,9 +231,12 @@ class Transport:
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
+            if authorization is None and reply.status in _HIDDEN and await self._log_in(reply):
+                reply.close()
+                return await self._send_once(call, await self._tokens.get(), preconnect)
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
                 # Some registries answer 403 to an expired token, without a challenge.
-                if not await self._tokens.reconsider():
+                if not await self._tokens.reconsider(authorization):
                     return reply
                 reply.close()
                 return await self._send_once(call, await self._tokens.get(), preconnect)
@@ -242,6 +248,24 @@ class Transport:
                 raise answer.error()
             return await self._send_once(call, await self._tokens.get(), preconnect)
 
+    async def _log_in(self, refusal: Reply) -> bool:
+        """Ask for a challenge, and tell whether credentials may now find what strangers must not see.
+
+        Some registries answer 403 or 404 to strangers, and challenge them only at ``/v2/``, or nowhere.
+        """
+        if refusal.is_elsewhere or self._tokens.source is None or self._has_greeted:
+            return False
+        greeting = Call("greet", "GET", self._origin.with_path("/v2/"))
+        try:
+            answer = await (await self._send_once(greeting, None, None)).take(ERROR_LIMIT)
+        except HttpError:
+            return False  # then the refusal itself is explained
+        self._has_greeted = True
+        challenges = parse_challenges(answer.headers.getall("WWW-Authenticate", []))
+        return await self._tokens.renew(
+            None, challenges or [Challenge("basic", {})], is_guarded=answer.is_public
+        )
+
     async def _send_once(self, call: Call, authorization: str | None, preconnect: Preconnect | None) -> Reply:
         request = HttpRequest(
             call.method,
@@ -249,7 +273,7 @@ class Transport:
             call.headers,
             call.body,
             call.follows,
-            is_elsewhere=call.url.origin() != self._origin,
+            is_elsewhere=not is_same_origin(call.url, self._origin),
             is_guarded=call.is_guarded or self._is_guarded,
         )
         arrive = None if preconnect is None else preconnect.arrive

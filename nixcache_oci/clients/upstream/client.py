@@ -10,15 +10,12 @@ Slower answers are read in the background, so that their connections can be reus
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 from nixcache_oci.clients.http.client import HttpClient
-from nixcache_oci.clients.http.content_coding import Decoder, is_coded
 from nixcache_oci.clients.http.errors import show
-from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
-from nixcache_oci.clients.http.reply import Reply, Timeouts
 from nixcache_oci.clients.upstream.address import (
     VIA,
     Chain,
@@ -28,26 +25,27 @@ from nixcache_oci.clients.upstream.address import (
     is_loop,
     make_name,
     render_via,
-    rewrite,
 )
 from nixcache_oci.clients.upstream.nar_client import NarClient
-from nixcache_oci.clients.upstream.nar_stream import ABSENT_STATUSES, NarHead, NarStream
-from nixcache_oci.clients.upstream.peer import Attempt, Peer, UpstreamHealth
-from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts, upstream_errors
-from nixcache_oci.errors import FormatError, UpstreamError, UpstreamNotFoundError
+from nixcache_oci.clients.upstream.nar_stream import NarHead, NarStream
+from nixcache_oci.clients.upstream.narinfo_client import NarinfoClient
+from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
+from nixcache_oci.clients.upstream.peer import Peer, UpstreamHealth, UpstreamLoad
+from nixcache_oci.clients.upstream.rules import NAME_SECONDS, ask, uniform_timeouts
+from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.nix.variants import choose_variant, is_accepted
+from nixcache_oci.nix.variants import choose_variant
 
-_LARGEST_NARINFO_BYTES = 1024 * 1024
 ASK_ON_SECONDS = 5.0
 """How long others are waited for after a hit that no trusted key signed. Upstreams that took longer are not
 waited for like this during the next half minute."""
 _SLOW_SECONDS = 30.0
 MOST_LOSERS = 256
 """Look-ups that continue in the background; further ones are cancelled with their connections."""
-_OK = 200
+IDLE_SECONDS = 60.0
+"""How long an unused connection is kept: the next burst needs no handshakes. Servers keep them for longer."""
 
 
 class Upstreams:
@@ -61,6 +59,7 @@ class Upstreams:
         signer: makes and checks the NAR URLs for clients; None for one of this process alone.
         store_dir: of store paths; any other is a miss. None for any.
         client_keys: that clients are known to trust; None if any hit will do.
+        store: keeps narinfos that they gave; closed with the client. None to ask for each anew.
         name: of this process, for loops.
         connect_seconds: limit for one connection, after the name look-up.
         answer_seconds: limit for a whole narinfo, from when the upstream was reached.
@@ -81,6 +80,7 @@ class Upstreams:
         signer: UrlSigner | None = None,
         store_dir: str | None = None,
         client_keys: Sequence[PublicKey] | None = None,
+        store: NarinfoStore | None = None,
         name: str | None = None,
         connect_seconds: float = 3.0,
         answer_seconds: float = 10.0,
@@ -91,18 +91,16 @@ class Upstreams:
         is_public: IsPublic = is_public,
     ) -> None:
         self._peers = {upstream.key: Peer(upstream, clock, self._probe) for upstream in upstreams}
-        self._mode = mode
-        self._signer = signer or UrlSigner(secrets.token_bytes(32))
-        self._store_dir = store_dir
+        signer = signer or UrlSigner(secrets.token_bytes(32))
         self._counting_keys = client_keys
         self._name = name or make_name()
         self._losers: set[asyncio.Task[NarInfo | None]] = set()
         self._answer_seconds = answer_seconds
-        self._narinfo_limits = Timeouts(None, None, answer_seconds, AGAIN_SECONDS)
         self._http = HttpClient(
             uniform_timeouts(answer_seconds),
             connect_seconds=connect_seconds,
             connect_seconds_in_all=NAME_SECONDS + connect_seconds,
+            idle_seconds=IDLE_SECONDS,
             is_public=is_public,
         )
         self._former = {
@@ -110,11 +108,21 @@ class Upstreams:
             for upstream in former
             if upstream.key not in self._peers
         }
+        self._narinfos = NarinfoClient(
+            self._http,
+            store,
+            mode,
+            signer,
+            store_dir=store_dir,
+            client_keys=client_keys,
+            answer_seconds=answer_seconds,
+            clock=clock,
+        )
         self._nars = NarClient(
             self._http,
             self._peers,
             self._former,
-            self._signer,
+            signer,
             nar_seconds=nar_seconds,
             stall_seconds=stall_seconds,
             resume_pause_seconds=resume_pause_seconds,
@@ -128,6 +136,7 @@ class Upstreams:
         for peer in (*self._peers.values(), *self._former.values()):
             await peer.close()
         await self._http.close()
+        await self._narinfos.close()
 
     def health(self) -> list[UpstreamHealth]:
         """Report how each upstream is doing."""
@@ -140,18 +149,34 @@ class Upstreams:
     async def find(self, hash_part: HashPart, via: Chain = ()) -> NarInfo | None:
         """Ask every upstream for a narinfo, and rewrite its URL for our clients.
 
-        None if every upstream said that it has none, or the proxies that the request came ``via`` make a
-        loop. Raises UpstreamError if none has it, and at least one could not say.
+        What an upstream gave before is not asked for again, unless no client key signed it: it may be signed
+        by now. None if every upstream said that it has none, or the proxies that the request came ``via``
+        make a loop. Raises UpstreamError if none has it, and at least one could not say.
         """
-        if self.is_loop(via):
-            return None
+        return None if self.is_loop(via) else await self._find(hash_part, via, is_ahead=False)
+
+    async def find_ahead(self, hash_part: HashPart) -> NarInfo | None:
+        """Find what no client asked for yet, as ``find`` does; the next ``find`` believes a miss for seconds.
+
+        Upstreams that want fewer requests are not asked.
+        """
+        return await self._find(hash_part, (), is_ahead=True)
+
+    async def _find(self, hash_part: HashPart, via: Chain, *, is_ahead: bool) -> NarInfo | None:
+        kept = {peer: self._narinfos.kept(peer, hash_part) for peer in self._peers.values()}
+        found = [one.narinfo for one in kept.values() if one is not None and one.is_final]
+        if self._narinfos.suffices(found):
+            return choose_variant(found, self._counting_keys or ())
         pending = {
             asyncio.create_task(
-                self._look_up(peer, hash_part, via), name=f"{hash_part} at {peer.upstream}"
+                self._narinfos.look_up(peer, hash_part, self._via(via), is_ahead=is_ahead),
+                name=f"{hash_part} at {peer.upstream}",
             ): peer
-            for peer in self._peers.values()
+            for peer, one in kept.items()
+            if (one is None or not one.is_final)
+            and not self._narinfos.has_missed(peer, hash_part)
+            and not (is_ahead and peer.load() is None)
         }
-        found: list[NarInfo] = []
         unknown: list[str] = []
         try:
             await self._collect(pending, found, unknown)
@@ -162,6 +187,8 @@ class Upstreams:
             raise
         for task in pending:
             self._let_finish(task)
+        if unknown:
+            found = found or [one.narinfo for one in kept.values() if one is not None]
         if found:
             return choose_variant(found, self._counting_keys or ())
         if unknown:
@@ -173,8 +200,7 @@ class Upstreams:
     ) -> None:
         """Wait for as many look-ups as needed; the others stay in ``pending``."""
         until: float | None = None
-        keys = self._counting_keys
-        while pending and not (found and (keys is None or any(is_accepted(one, keys) for one in found))):
+        while pending and not self._narinfos.suffices(found):
             now = asyncio.get_running_loop().time()
             if found:
                 until = until or now + ASK_ON_SECONDS
@@ -207,12 +233,36 @@ class Upstreams:
         if not task.cancelled():
             task.exception()  # retrieved; it is already counted
 
-    def open_nar(
-        self, key: str, path: str, query: str = "", *, start: int = 0, end: int | None = None, via: Chain = ()
-    ) -> AbstractAsyncContextManager[NarStream]:
-        """Open a NAR as ``NarClient.open`` does."""
+    @asynccontextmanager
+    async def open_nar(
+        self,
+        key: str,
+        path: str,
+        query: str = "",
+        *,
+        start: int = 0,
+        end: int | None = None,
+        via: Chain = (),
+        is_ahead: bool = False,
+    ) -> AsyncIterator[NarStream]:
+        """Open a NAR as ``NarClient.open`` does; ``is_ahead`` if no client asked for it yet."""
         self._refuse_loop(via)
-        return self._nars.open(key, path, query, start=start, end=end, headers=self._via(via))
+        peer = self._peers.get(key)
+        counted = peer.stream() if peer is not None and not is_ahead else nullcontext()
+        with counted:
+            try:
+                async with self._nars.open(
+                    key, path, query, start=start, end=end, headers=self._via(via)
+                ) as stream:
+                    yield stream
+            except UpstreamNotFoundError:
+                self._narinfos.forget(f"upstream/{key}/{path}{'?' if query else ''}{query}")
+                raise
+
+    def load(self, key: str) -> UpstreamLoad | None:
+        """Tell how busy an upstream is; None if nothing may be fetched ahead of clients' requests now."""
+        peer = self._peers.get(key)
+        return peer.load() if peer is not None else None
 
     async def head_nar(self, key: str, path: str, query: str = "", *, via: Chain = ()) -> NarHead:
         """Return the head that ``open_nar`` would find; arguments and errors are the same."""
@@ -223,33 +273,6 @@ class Upstreams:
         if self.is_loop(via):
             raise UpstreamNotFoundError("the request came through here before, or through too many proxies")
 
-    async def _look_up(self, peer: Peer, hash_part: HashPart, via: Chain) -> NarInfo | None:
-        async def ask_for_it(attempt: Attempt) -> NarInfo | None:
-            reply = await ask(
-                self._http,
-                peer.upstream,
-                "GET",
-                peer.upstream.at(f"{hash_part}.narinfo"),
-                self._narinfo_limits,
-                headers=self._via(via),
-                on_connect=attempt.connected,
-            )
-            # read even for a miss: a connection with an unread body cannot be reused
-            body = await read_narinfo(peer.upstream, reply)
-            if reply.status in ABSENT_STATUSES:
-                return None
-            if reply.status != _OK:
-                raise UpstreamError(f"upstream {peer.upstream}: {hash_part}.narinfo: status {reply.status}")
-            narinfo = self._parse(peer.upstream, hash_part, body)
-            return narinfo if self._store_dir in (None, narinfo.store_path.store_dir) else None
-
-        narinfo = await peer.attempt(self._answer_seconds, ask_for_it)
-        if narinfo is None:
-            peer.misses += 1
-        else:
-            peer.hits += 1
-        return narinfo
-
     def _via(self, via: Chain) -> dict[str, str]:
         return {VIA: render_via((*via, self._name))}
 
@@ -258,35 +281,3 @@ class Upstreams:
         limits = uniform_timeouts(self._answer_seconds)
         reply = await ask(self._http, upstream, "GET", address, limits, headers=self._via(()))
         reply.close()
-
-    def _parse(self, upstream: Upstream, hash_part: HashPart, body: bytes) -> NarInfo:
-        try:
-            narinfo = rewrite(NarInfo.parse(body), upstream, self._mode, self._signer)
-        except FormatError as error:
-            raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: {error}") from error
-        if narinfo.store_path.hash_part != hash_part:
-            raise UpstreamError(f"upstream {upstream}: {hash_part}.narinfo: is about {narinfo.store_path}")
-        return narinfo
-
-
-async def read_narinfo(upstream: Upstream, reply: Reply) -> bytes:
-    """Read and close a small answer, and undo its content coding; UpstreamError if it is unusable."""
-    coding = reply.headers.get("Content-Encoding", "")
-    body = bytearray()
-    received = 0
-    try:
-        with upstream_errors(upstream):
-            decoder = Decoder(coding) if is_coded(coding) else None
-            while chunk := await reply.next():
-                received += len(chunk)
-                for piece in decoder.feed(chunk) if decoder is not None else (chunk,):
-                    body += piece
-                    if max(len(body), received) > _LARGEST_NARINFO_BYTES:
-                        raise UpstreamError(
-                            f"upstream {upstream}: narinfo: over {_LARGEST_NARINFO_BYTES} bytes"
-                        )
-            if decoder is not None:
-                decoder.end()
-    finally:
-        reply.close()
-    return bytes(body)

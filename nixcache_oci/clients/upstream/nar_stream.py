@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
 
 from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.errors import HttpError, SlowBodyError, translate
+from nixcache_oci.clients.http.errors import Failure, HttpError, SlowBodyError, translate
 from nixcache_oci.clients.http.ranges import parse_content_range, read_length, render_range
 from nixcache_oci.clients.http.reply import (
     RESUMED_WINDOWS,
@@ -17,9 +19,10 @@ from nixcache_oci.clients.http.reply import (
     Reply,
     Timeouts,
 )
+from nixcache_oci.clients.http.retry import find_asked_wait
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_errors
-from nixcache_oci.errors import UpstreamError, UpstreamNotFoundError
+from nixcache_oci.errors import UpstreamBusyError, UpstreamError, UpstreamNotFoundError
 
 _RESUMES_WITHOUT_PROGRESS = 3
 ABSENT_STATUSES = frozenset({403, 404, 410})  # to Nix they mean "not there"
@@ -67,7 +70,7 @@ def read_head(
     if status in ABSENT_STATUSES or status == _RANGE_NOT_SATISFIABLE:
         raise UpstreamNotFoundError(f"upstream {upstream}: NAR: status {status}")
     if status not in {_OK, _PARTIAL}:
-        raise UpstreamError(f"upstream {upstream}: NAR: status {status}")
+        raise status_error(f"upstream {upstream}: NAR", status, headers)
     coding = headers.get("Content-Encoding", "")
     if is_coded(coding):
         if status == _PARTIAL:
@@ -98,6 +101,15 @@ def read_head(
         accepts_ranges=status == _PARTIAL or headers.get("Accept-Ranges", "").strip().lower() == "bytes",
         validator=_read_validator(headers),
     )
+
+
+def status_error(what: str, status: int, headers: Mapping[str, str]) -> UpstreamError:
+    """Make the error for a status that says neither that something is there nor that it is not."""
+    text = f"{what}: status {status}"
+    if status != HTTPStatus.TOO_MANY_REQUESTS and status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return UpstreamError(text)
+    failure = Failure(status, {"retry-after": headers.get("Retry-After", "")})
+    return UpstreamBusyError(text, find_asked_wait(failure, datetime.now(UTC)))
 
 
 def _read_validator(headers: Mapping[str, str]) -> str:

@@ -5,19 +5,33 @@ that stays silent. An answer for one path, however odd, says nothing about other
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.rules import upstream_errors
-from nixcache_oci.errors import UpstreamConnectionError, UpstreamError, UpstreamNotFoundError
+from nixcache_oci.errors import (
+    UpstreamBusyError,
+    UpstreamConnectionError,
+    UpstreamError,
+    UpstreamNotFoundError,
+)
 
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 300.0
+
+
+MOST_LOOK_UPS = 48
+"""Narinfos that one upstream is asked for at once; further ones wait, in order."""
+
+AHEAD_PAUSE_SECONDS = 60.0
+MOST_AHEAD_PAUSE_SECONDS = 3600.0
+"""How long nothing is fetched ahead after a 429 or 5xx, unless it names a time; and at most then."""
 
 
 class BreakerState(StrEnum):
@@ -104,9 +118,18 @@ class UpstreamHealth:
     state: BreakerState  # whether it is asked at the moment
     hits: int  # narinfos that it had
     misses: int  # narinfos that it said it lacks
+    kept: int  # narinfos that it had given before, and was not asked for again
     failures: int  # requests without a usable answer
     last_error: str  # the latest failure's text, or empty
     retry_seconds: float | None  # until it is asked again; None if it is not waited for
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLoad:
+    """What clients have one upstream do at the moment."""
+
+    look_ups: int  # narinfos that it is asked for
+    streams: int  # NARs that it is asked for, or sends
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +162,7 @@ class Peer:
         self.upstream = upstream
         self.hits = 0
         self.misses = 0
+        self.kept = 0
         self.slow_until = 0.0  # time of the event loop
         self._clock = clock
         self._breaker = Breaker()
@@ -147,6 +171,35 @@ class Peer:
         self._probing: asyncio.Task[None] | None = None
         self._failures = 0
         self._last_error = ""
+        self._look_up_turns = asyncio.Semaphore(MOST_LOOK_UPS)
+        self._look_ups = 0
+        self._streams = 0
+        self._nothing_ahead_until = -math.inf
+
+    @asynccontextmanager
+    async def look_up_turn(self) -> AsyncIterator[None]:
+        """Wait until another narinfo may be asked for; count it while the block runs."""
+        async with self._look_up_turns:
+            self._look_ups += 1
+            try:
+                yield
+            finally:
+                self._look_ups -= 1
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a client's NAR while the block runs."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def load(self) -> UpstreamLoad | None:
+        """Tell how busy it is; None if nothing may be fetched ahead now."""
+        if self._breaker.state is not BreakerState.CLOSED or self._clock() < self._nothing_ahead_until:
+            return None
+        return UpstreamLoad(self._look_ups, self._streams)
 
     def health(self) -> UpstreamHealth:
         """Report how it is doing."""
@@ -155,6 +208,7 @@ class Peer:
             state=self._breaker.state,
             hits=self.hits,
             misses=self.misses,
+            kept=self.kept,
             failures=self._failures,
             last_error=self._last_error,
             retry_seconds=self._breaker.retry_seconds(self._clock()),
@@ -164,7 +218,7 @@ class Peer:
         """Cancel a probe that is under way."""
         if self._probing is not None:
             self._probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError):
                 await self._probing
 
     async def attempt(self, seconds: float | None, operation: Callable[[Attempt], Awaitable[_T]]) -> _T:
@@ -198,6 +252,9 @@ class Peer:
                 self._fail(ticket, is_connected=attempt.is_connected)
             raise
         except UpstreamError as error:  # it answered, so only this path is affected
+            if isinstance(error, UpstreamBusyError):
+                asked = AHEAD_PAUSE_SECONDS if error.retry_after is None else error.retry_after
+                self._nothing_ahead_until = self._clock() + min(asked, MOST_AHEAD_PAUSE_SECONDS)
             self._failures += 1
             self._last_error = str(error)
             self._breaker.succeed(ticket)

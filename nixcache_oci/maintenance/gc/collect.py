@@ -3,6 +3,7 @@
 First the replacements are pushed, each segment under its own tag; then one write of the index lists them and
 marks what they replace; last, manifests are deleted that an earlier run removed from the index. After a crash
 before the write, the cache is as before, with some duplicate segments; after it, the next run continues.
+Where a repository may take a tag and keep its manifest, the index remembers the manifest before.
 
 The index is the one read right before the write, changed by the plan: a segment that another writer lifted
 since gc's start is not unlisted, and a mark that was set meanwhile stays.
@@ -14,17 +15,20 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
+from nixcache_oci.cache.former import forgetting, read_former, remembering
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
-from nixcache_oci.errors import Error, RegistryError
+from nixcache_oci.errors import Error, ReferencedError, RegistryError
+from nixcache_oci.maintenance.gc.former_reader import read_remembered
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
-from nixcache_oci.maintenance.gc.idle import find_rest
+from nixcache_oci.maintenance.gc.idle import Rest, find_rest
 from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import push_replacement
 from nixcache_oci.maintenance.gc.state import GcState
@@ -33,6 +37,13 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.digest import Digest
 
 _log = logging.getLogger(__name__)
+
+# Each costs a request, until a write of the index forgets it; and such a write is another to remember.
+_MOST_FORGOTTEN: Final = 100
+_UNKNOWN_INDEX: Final = (
+    "none that this cache remembers is left, so it is another's, or a version that was overwritten unnoticed:"
+    " let the registry delete untagged manifests, as its clean-up rules do"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,8 @@ class Collected:
     is_index_confirmed: bool = True  # if not, nothing was deleted, and the next run continues
     deleted: tuple[Digest, ...] = ()  # manifests of segments and former indexes
     refused: tuple[tuple[Digest, str], ...] = ()  # by the repository, and why; the next run tries again
+    # that former versions of the index list, and when the last of those goes
+    waiting: tuple[tuple[Digest, datetime], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,7 @@ async def prepare_gc(
         version for version in await remover.untagged() if moment.is_long_past(version.created, options.grace)
     ]
     state = await read_state(repository, moment.now, untagged, progress)
+    state = await read_remembered(repository, state, options, moment, progress)
     # A large cache takes seconds: long enough for connections to be dropped.
     plan = await asyncio.to_thread(plan_gc, state, options, moment)
     return PreparedGc(state, options, plan, moment.rest)
@@ -100,29 +114,57 @@ async def carry_out_gc(
         _require_version2(repository, union)
         index = change_index(union, prepared, written, clock())
         await _check_added(repository, union.index, index)
+        index = forgetting(index, prepared.state.forgotten)
+        if not repository.can_list_untagged:
+            index = remembering(index, (one.manifest for one in plan.delete), clock())
         return replace(index, source=index.source or options.source)
 
-    if plan.changes_index and not await write_index(repository, segments, change, sleep=sleep):
+    is_written = plan.changes_index or _must_remember(repository, prepared)
+    if is_written and not await write_index(repository, segments, change, clock=clock, sleep=sleep):
         return Collected(segments, is_index_confirmed=False)
-    deleted, refused = await _delete(repository, remover, plan, progress)
-    if not (plan.changes_segments or plan.refusals or len(deleted) < len(plan.sweep)):
-        await _note_idle(repository, prepared, sleep)
-    return Collected(segments, deleted=deleted, refused=refused)
+    collected = replace(await _delete(repository, remover, prepared, progress), written=segments)
+    rest = None if is_written else _find_rest(prepared, collected)
+    if rest is not None:
+        await _note_idle(repository, rest, {*prepared.state.forgotten, *collected.deleted}, clock, sleep)
+    return collected
+
+
+def _must_remember(repository: Repository, prepared: PreparedGc) -> bool:
+    """Tell whether the index has to remember what is deleted, or forget what is gone."""
+    if len(prepared.state.forgotten) > _MOST_FORGOTTEN:
+        return True
+    deleting = {one.manifest for one in prepared.plan.delete}
+    return not repository.can_list_untagged and not deleting <= read_former(prepared.state.index).keys()
+
+
+def _find_rest(prepared: PreparedGc, collected: Collected) -> Rest | None:
+    """Decide what to note; None if the next run finds other segments, or is refused something again."""
+    plan = prepared.plan
+    are_all_waiting = {one.manifest for one in plan.delete} == {manifest for manifest, _ in collected.waiting}
+    if (
+        (plan.changes_segments and not are_all_waiting)
+        or plan.refusals
+        or len(collected.deleted) < len(plan.sweep)
+    ):
+        return None
+    unchanged = [prepared.unchanged, *(until - prepared.state.started for _, until in collected.waiting)]
+    return find_rest(prepared.state, prepared.options, min(unchanged))
 
 
 async def _note_idle(
-    repository: Repository, prepared: PreparedGc, sleep: Callable[[float], Awaitable[None]]
+    repository: Repository,
+    rest: Rest,
+    gone: set[Digest],
+    clock: Callable[[], datetime],
+    sleep: Callable[[float], Awaitable[None]],
 ) -> None:
     """Write that nothing is left to do; another writer's index may stand instead."""
-    rest = find_rest(prepared.state, prepared.options, prepared.unchanged)
-    if rest is None:
-        return
 
     async def change(union: Union) -> CacheIndex:
         _require_version2(repository, union)
-        return rest.noted_in(union.index)
+        return rest.noted_in(forgetting(union.index, gone))
 
-    await write_index(repository, (), change, sleep=sleep)
+    await write_index(repository, (), change, clock=clock, sleep=sleep)
 
 
 def _require_version2(repository: Repository, union: Union) -> None:
@@ -142,20 +184,33 @@ async def _check_added(repository: Repository, read: CacheIndex, index: CacheInd
 
 
 async def _delete(
-    repository: Repository, remover: Remover, plan: GcPlan, progress: Progress
-) -> tuple[tuple[Digest, ...], tuple[tuple[Digest, str], ...]]:
-    """Delete the plan's manifests, except those that readers see by now."""
+    repository: Repository, remover: Remover, prepared: PreparedGc, progress: Progress
+) -> Collected:
+    """Delete the plan's manifests, except those that readers see by now; what lists others goes first."""
+    plan, started, grace = prepared.plan, prepared.state.started, prepared.options.grace
     deleted: list[Digest] = []
     refused: list[tuple[Digest, str]] = []
-    candidates = [*(one.manifest for one in plan.delete), *(former.digest for former in plan.sweep)]
+    waiting: list[tuple[Digest, datetime]] = []
+    former: dict[Digest, datetime] = {}
+    candidates: list[tuple[Digest, tuple[str, ...]]] = [
+        *((one.digest, ()) for one in plan.sweep),
+        *((one.manifest, (str(one.segment.tag),)) for one in plan.delete),
+    ]
     if candidates:
         union = await read_union(repository, [one.segment for one in plan.delete])
         seen = {union.digest, *(segment.manifest for segment in union.index.segments)}
-        candidates = [manifest for manifest in candidates if manifest not in seen]
+        candidates = [(manifest, tags) for manifest, tags in candidates if manifest not in seen]
+        former = read_former(union.index)
     with progress.stage("deleting", "manifest", len(candidates)) as stage:
-        for manifest in candidates:
+        for manifest, tags in candidates:
             try:
-                await remover.remove(manifest)
+                await remover.remove(manifest, tags)
+            except ReferencedError as error:
+                since = former.get(manifest)
+                if since is not None and started - since <= grace:
+                    waiting.append((manifest, min(since, started) + grace))
+                else:
+                    refused.append((manifest, f"{error}; {_UNKNOWN_INDEX}"))
             except RegistryError as error:
                 refused.append((manifest, str(error)))
                 if error.is_temporary:
@@ -164,7 +219,7 @@ async def _delete(
                 deleted.append(manifest)
                 _log.info("manifest deleted", extra={"fields": {"digest": manifest}})
             stage.advance(1)
-    return tuple(deleted), tuple(refused)
+    return Collected(deleted=tuple(deleted), refused=tuple(refused), waiting=tuple(waiting))
 
 
 def change_index(

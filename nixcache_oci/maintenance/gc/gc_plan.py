@@ -51,7 +51,7 @@ class PlanRow:
     """One line of the plan, for people."""
 
     action: str  # one word
-    segments: int  # their number; for `sweep`, that of former versions of the index
+    segments: int  # their number; for `sweep`, that of manifests without a tag
     paths: int  # number of narinfos in them
     size: int  # bytes of all their blobs; for `delete`, only of those that no other segment holds
 
@@ -68,7 +68,7 @@ class GcPlan:
     merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
     unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
     delete: tuple[StoredSegment, ...] = ()  # left the index in an earlier run: leaves the repository
-    sweep: tuple[FormerIndex, ...] = ()  # former versions of the index, which leave the repository
+    sweep: tuple[FormerIndex, ...] = ()  # have no tag, and leave the repository
     refusals: tuple[str, ...] = ()  # why this plan needs force
     roots: int = 0  # number of paths that count as roots and pins
     freed: int = 0  # bytes that `delete` frees
@@ -150,7 +150,11 @@ def plan_gc(state: GcState, options: GcOptions, moment: Moment) -> GcPlan:
         merge=tuple(replace_all(group) for group in merged),
         unlist=tuple(unlisted),
         delete=tuple(deleted),
-        sweep=tuple(one for one in state.former_indexes if moment.is_long_past(one.created, options.grace)),
+        sweep=tuple(
+            one
+            for one in state.former_indexes
+            if one.is_surplus or moment.is_long_past(one.created, options.grace)
+        ),
         refusals=tuple(_refuse(state, counting.paths, unmarked, trimming.leaving)),
         roots=len(counting.paths),
         freed=sum(blob.size for digest, blob in _distinct(deleted).items() if digest not in held),

@@ -193,11 +193,13 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True)
 class FormerIndex:
-    """A version of ``cache-index`` that no tag points at any more."""
+    """A version of ``cache-index`` that no tag points at any more, or a segment of one that has no tag."""
 
     digest: Digest
-    created: datetime  # when the repository took it
+    created: datetime  # when the repository took it, or the cache ceased to name it
     size: int  # in bytes
+    is_segment: bool = False
+    is_surplus: bool = False  # whether there are so many newer ones that it goes before the grace is over
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +208,11 @@ class GcState:
 
     started: datetime  # time before anything was read, from which the age of marks is measured
     segments: tuple[StoredSegment, ...] = ()  # all that the index lists or a tag names
-    former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list
+    former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list, or the index remembers
     tags: frozenset[SegmentTag] = frozenset()  # of segments
     index: CacheIndex = field(default_factory=CacheIndex)  # with what counts by its tag
+    other_tags: tuple[str, ...] = ()  # of neither segments nor the index
+    forgotten: frozenset[Digest] = frozenset()  # that the index remembers, and the repository has no more
 
     @cached_property
     def graph(self) -> PathGraph:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
-from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.cache_index import INDEX_TAG
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.listing import MAX_SEGMENTS, read_union, require_cache
+from nixcache_oci.cache.listing import MAX_SEGMENTS, found_or_none, read_union, require_cache
 from nixcache_oci.cache.parallel import run_all, run_in_thread
 from nixcache_oci.cache.progress import SILENT, Progress, Stage
 from nixcache_oci.cache.segment import Segment, SegmentTag
@@ -26,8 +26,8 @@ from nixcache_oci.cache.table_fetch import fetch_table
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.clients.repository import Repository, UntaggedVersion
 from nixcache_oci.errors import DigestError, Error, FormatError, LimitError, NotFoundError, RegistryError
+from nixcache_oci.maintenance.gc.former_reader import read_untagged
 from nixcache_oci.maintenance.gc.state import (
-    FormerIndex,
     GcState,
     GcTable,
     PathNumbers,
@@ -60,7 +60,8 @@ async def read_state(
         FormatError: the index, or the table of an uncondemned segment, cannot be read.
         LimitError: the cache exceeds a limit.
     """
-    tags = await list_segment_tags(repository)
+    listed_tags = await _list_tags(repository)
+    tags = _parse(listed_tags)
     union = await read_union(repository)
     require_cache(repository, union.listing())
     if union.version1 is not None:
@@ -95,25 +96,27 @@ async def read_state(
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
         read = await run_all(jobs, _PARALLEL_REQUESTS, stage)
     candidates = [version for version in untagged if version.digest != union.digest]
-    with progress.stage("reading former indexes", "version", len(candidates)) as stage:
-        former_indexes = await run_all(
-            (_read_former_index(repository, version) for version in candidates), _PARALLEL_REQUESTS, stage
-        )
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
-        tuple(one for one in former_indexes if one is not None),
+        await read_untagged(repository, candidates, progress),
         frozenset(tags),
         union.index,
+        tuple(tag for tag in listed_tags if tag != INDEX_TAG and SegmentTag.parse(tag) is None),
     )
 
 
 async def list_segment_tags(repository: Repository) -> set[SegmentTag]:
     """List the tags of segments; RegistryError if the repository could not answer."""
-    try:
-        tags = await repository.list_tags()
-    except NotFoundError:
-        return set()  # the repository itself said that it does not exist
+    return _parse(await _list_tags(repository))
+
+
+async def _list_tags(repository: Repository) -> list[str]:
+    """List all tags; none if the repository itself says that it does not exist."""
+    return await found_or_none(repository.list_tags()) or []
+
+
+def _parse(tags: Iterable[str]) -> set[SegmentTag]:
     return {tag for tag in map(SegmentTag.parse, tags) if tag is not None}
 
 
@@ -203,13 +206,3 @@ def _read(file: TableFile, blobs: Mapping[Digest, int], numbers: PathNumbers) ->
 def _check_same_table(listed: Segment, manifest: Segment) -> None:
     if listed.table != manifest.table:
         raise FormatError(f"the index names table {listed.table}, but its manifest {manifest.table}")
-
-
-async def _read_former_index(repository: Repository, version: UntaggedVersion) -> FormerIndex | None:
-    """Read a manifest without a tag; None unless it was the index once: nothing else may be swept."""
-    try:
-        stored = await repository.get_manifest(str(version.digest))
-        CacheIndex.parse(stored.content)
-    except (NotFoundError, FormatError):
-        return None
-    return FormerIndex(version.digest, version.created, len(stored.content))

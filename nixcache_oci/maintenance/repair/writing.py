@@ -17,9 +17,15 @@ from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time, now, other_than
-from nixcache_oci.cache.writer import SegmentOptions, describe_blobs, push_empty_config, write_segments
+from nixcache_oci.cache.writer import (
+    SegmentOptions,
+    describe_blobs,
+    push_empty_config,
+    push_typed,
+    write_segments,
+)
 from nixcache_oci.clients.repository import Remover, Repository, has_manifest
-from nixcache_oci.errors import Error, FormatError, NotFoundError, RegistryError
+from nixcache_oci.errors import Error, FormatError, NotFoundError, ReferencedError, RegistryError
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.repair.repair_plan import RepairPlan, Rewrite
 from nixcache_oci.nix.closure import order_by_references
@@ -76,7 +82,7 @@ async def carry_out_repair(
         index = replace(union.index, segments=tuple(segments)).with_segments(written)
         return replace(index, source=index.source or options.source)
 
-    if plan.rewrites and not await write_index(repository, written, change, sleep=sleep):
+    if plan.rewrites and not await write_index(repository, written, change, clock=clock, sleep=sleep):
         return Repaired(tuple(written), is_index_confirmed=False)
     tags = _Tags(repository, remover, sleep)
     refused = await _delete(repository, remover, replaced.values(), tags)
@@ -88,7 +94,7 @@ async def carry_out_repair(
     is_confirmed = True
     if refused or any(segment.manifest in replaced for segment in union.index.segments):
         known = (*written, *(segment for segment in replaced.values() if segment.manifest in refused))
-        is_confirmed = await write_index(repository, known, change, sleep=sleep) is not None
+        is_confirmed = await write_index(repository, known, change, clock=clock, sleep=sleep) is not None
     return Repaired(
         tuple(written),
         tuple(
@@ -112,9 +118,13 @@ async def _delete(
     for segment in segments:
         try:
             if await has_manifest(repository, segment.manifest):
-                await remover.remove(segment.manifest)
+                await remover.remove(segment.manifest, [str(segment.tag)])
             else:
                 await tags.free(segment.tag)
+        except ReferencedError as error:
+            # Without its tag nothing brings it back, and the index remembers it for gc.
+            if await tags.find(segment.tag):
+                refused[segment.manifest] = str(error)
         except RegistryError as error:
             refused[segment.manifest] = str(error)
     return refused
@@ -148,24 +158,27 @@ class _Tags:
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
-            if await has_manifest(self._repository, tag.manifest) or not await self._is_there(tag):
+            if await has_manifest(self._repository, tag.manifest) or not await self.find(tag):
                 return False
         return True
 
-    async def _is_there(self, tag: SegmentTag) -> bool:
-        return str(tag) in await self._repository.list_tags()
+    async def find(self, tag: SegmentTag) -> list[str]:
+        """List the tag as the repository does, in either case or in both."""
+        return [text for text in await self._repository.list_tags() if SegmentTag.parse(text) == tag]
 
     async def _replace(self, tag: SegmentTag) -> bool:
         annotations = {media_type.ANNOTATION_CREATED: format_time(tag.created)}
         stand_in = Manifest(media_type.SEGMENT, EMPTY_CONFIG, (), annotations).render()
         await push_empty_config(self._repository)
-        manifest = await self._repository.push_manifest(str(tag), stand_in, media_type.IMAGE_MANIFEST)
+        manifest = Digest.of(stand_in)
+        for text in await self.find(tag):
+            manifest = Digest.of(await push_typed(self._repository, stand_in, text))
         for attempt in range(_LOOKS):
             if attempt:
                 await self._sleep(_PAUSE_SECONDS)
             # GitHub's API may need a moment until it lists what was just pushed.
-            await self._remover.remove(manifest)
-            if not await self._is_there(tag):
+            await self._remover.remove(manifest, [str(tag)])
+            if not await self.find(tag):
                 return True
         return False
 

@@ -30,6 +30,8 @@ async def get_nar(request: web.Request) -> web.StreamResponse:
                 answer = await _get_uploaded(request, cache, cache.uploads, place)
                 if answer is not None:
                     return answer
+        if uploads_at_root(caches) is not None and _is_in_nix32(place):
+            raise web.HTTPNotFound  # as only uploaders ask: no fault, and nothing for the log
         url = NarUrl.parse(f"nar/{place}")
         cache = caches[0] if len(caches) == 1 else await _find_holder(request, caches, url)
         if url.offset is not None:
@@ -38,6 +40,11 @@ async def get_nar(request: web.Request) -> web.StreamResponse:
             return await send_head(request, nar_headers(ByteRange.whole(await cache.nars.size(url.blob))))
         async with request.app[NAR_STREAMS].turn(connection_of(request)):
             return await _send_blob(request, cache, url)
+
+
+def _is_in_nix32(place: str) -> bool:
+    parsed = parse_nar_name(place)
+    return parsed is not None and not place.startswith(parsed[0])
 
 
 async def _find_holder(request: web.Request, caches: Sequence[OpenedCache], url: NarUrl) -> OpenedCache:
@@ -61,7 +68,7 @@ async def _find_holder(request: web.Request, caches: Sequence[OpenedCache], url:
 async def _get_uploaded(
     request: web.Request, cache: OpenedCache, uploads: Uploads, place: str
 ) -> web.StreamResponse | None:
-    """Send a NAR out of the spool, or from where it is by now; None if it was not uploaded."""
+    """Send a NAR out of the spool, or from where it is by now; None if it may be in the registry."""
     parsed = parse_nar_name(place)
     if parsed is None:
         return None

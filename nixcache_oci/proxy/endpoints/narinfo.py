@@ -4,10 +4,19 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from nixcache_oci.clients.http.public_address import names_loopback
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.app_keys import COUNTERS, FINDER, SIGNATURES, caches_of
+from nixcache_oci.proxy.app_keys import (
+    COUNTERS,
+    FINDER,
+    NARINFOS_AHEAD,
+    NARS_AHEAD,
+    SIGNATURES,
+    caches_of,
+)
+from nixcache_oci.proxy.front.aiohttp_protocol import client_of
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
 from nixcache_oci.proxy.lookup import look_up, look_up_in
 
@@ -26,9 +35,16 @@ async def get_narinfo(request: web.Request) -> web.Response:
         if "prefix" in request.match_info:
             found = await look_up_in(caches[0], hash_part, app[COUNTERS])
         else:
+            if not via:  # another proxy looks ahead itself
+                app[NARINFOS_AHEAD].asked(hash_part)
             found = await look_up(hash_part, caches, app[FINDER], app[COUNTERS], app[SIGNATURES], via)
         if found.narinfo is None:
             raise web.HTTPNotFound
         if found.cache is not None and request.method == hdrs.METH_GET:
             found.cache.prefetch_for(found.narinfo)
-        return web.Response(body=found.narinfo, headers=_HEADERS)
+    if found.found is not None and not via:
+        client = client_of(request)
+        app[NARINFOS_AHEAD].given(found.found, is_here=names_loopback(client))
+        if request.method == hdrs.METH_GET:
+            app[NARS_AHEAD].handed_out(client, found.found)
+    return web.Response(body=found.narinfo, headers=_HEADERS)

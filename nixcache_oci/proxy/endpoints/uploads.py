@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -37,6 +37,8 @@ MOST_DROPPED_BYTES: Final = 256 * 1024 * 1024
 MOST_QUERY_BYTES: Final = 1024 * 1024
 """Limit of a mass query: 30,000 hash parts."""
 
+_Handler = Callable[[web.Request, "_Body", str], Awaitable[web.Response]]
+
 _COMPRESSIONS: Final = {suffix: compression for compression, suffix in SUFFIXES.items()}
 _NAR_NAME: Final = re.compile(rf"(?:([0-9a-f]{{64}})|({base32.CHARACTER}{{52}}))\.nar(\.[A-Za-z0-9]+)?")
 _DROPPED: Final = (
@@ -48,20 +50,39 @@ _DROPPED: Final = (
 )
 
 
+class _StalledError(UploadRefusedError):
+    """A body stopped coming: there is nothing to wait for."""
+
+
 def upload_routes(start: str) -> list[web.RouteDef]:
     """Return the routes of uploads, below the start of their paths."""
 
-    def route(method: str, path: str, handler: Callable[[web.Request], object]) -> web.RouteDef:
-        # 100 Continue is sent when it is known who writes.
-        return web.route(method, start + path, handler, expect_handler=_wait)  # type: ignore[arg-type]
+    def put(path: str, handler: _Handler) -> web.RouteDef:
+        async def handle(request: web.Request) -> web.Response:
+            writer, body = await _check_writer(request), _Body(request)
+            try:
+                return await handler(request, body, writer)
+            except _StalledError:
+                raise
+            except UploadRefusedError:
+                await body.drop()
+                raise
+
+        return _route(hdrs.METH_PUT, start + path, handle)
 
     return [
-        route(hdrs.METH_PUT, "/{hash_part:[^/]+}.narinfo", put_narinfo),
-        route(hdrs.METH_PUT, "/nar/{name:[^/]+}", put_nar),
-        route(hdrs.METH_PUT, "/nix-cache-info", put_dropped),
-        *([] if start else [route(hdrs.METH_POST, "/_login", post_login)]),
-        *(route(hdrs.METH_ANY, path, put_dropped) for path in _DROPPED),
+        put("/{hash_part:[^/]+}.narinfo", put_narinfo),
+        put("/nar/{name:[^/]+}", put_nar),
+        *([] if start else [_route(hdrs.METH_POST, "/_login", post_login)]),
+        put("/nix-cache-info", put_dropped),
+        *(put(path, put_dropped) for path in _DROPPED),
+        *(web.get(start + path, get_dropped) for path in _DROPPED),
     ]
+
+
+def _route(method: str, path: str, handler: Callable[[web.Request], Awaitable[web.Response]]) -> web.RouteDef:
+    # 100 Continue is sent when it is known who writes.
+    return web.route(method, path, handler, expect_handler=_wait)
 
 
 def parse_nar_name(name: str) -> tuple[str, str] | None:
@@ -75,9 +96,8 @@ def parse_nar_name(name: str) -> tuple[str, str] | None:
         return None
 
 
-async def put_nar(request: web.Request) -> web.Response:
+async def put_nar(request: web.Request, body: "_Body", _writer: str) -> web.Response:
     """Take a compressed NAR; its narinfo comes later."""
-    await _check_writer(request)
     parsed = parse_nar_name(request.match_info["name"])
     compression = _COMPRESSIONS.get(parsed[1]) if parsed is not None else None
     if parsed is None or compression is None:
@@ -102,18 +122,17 @@ async def put_nar(request: web.Request) -> web.Response:
             else f"the registry takes no file over {counted(most or 0, 'byte')}"
         )
         raise UploadRefusedError(text, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    await uploads.spool.take_nar(_body(request), size, parsed[0], compression)
+    await uploads.spool.take_nar(body.chunks(), size, parsed[0], compression)
     return web.Response()
 
 
-async def put_narinfo(request: web.Request) -> web.Response:
+async def put_narinfo(request: web.Request, body: "_Body", writer: str) -> web.Response:
     """Take a narinfo; 200 once it and its NAR are on the disk."""
-    writer = await _check_writer(request)
     try:
         hash_part = HashPart.parse(request.match_info["hash_part"])
     except FormatError as error:
         raise UploadRefusedError(str(error)) from None
-    text = await _read(request, MAX_NARINFO_BYTES)
+    text = await body.read(MAX_NARINFO_BYTES)
     uploads = _uploads_of(request)
     if await uploads.receiver.take(hash_part, text):
         path = uploads.spool.paths.get(hash_part)
@@ -122,15 +141,15 @@ async def put_narinfo(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def put_dropped(request: web.Request) -> web.Response:
+async def get_dropped(_request: web.Request) -> web.Response:
+    """Say that it is not kept."""
+    raise web.HTTPNotFound
+
+
+async def put_dropped(request: web.Request, body: "_Body", _writer: str) -> web.Response:
     """Accept what is not kept: refused, it would end the copy."""
-    if request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
-        raise web.HTTPNotFound
-    if request.method != hdrs.METH_PUT:
-        raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_PUT])
-    await _check_writer(request)
     size = 0
-    async for chunk in _body(request):
+    async for chunk in body.chunks():
         size += len(chunk)
         if size > MOST_DROPPED_BYTES:
             raise UploadRefusedError("the file is too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -153,7 +172,7 @@ async def post_login(request: web.Request) -> web.Response:
 
 async def post_mass_query(request: web.Request) -> web.Response:
     """Answer which of these hash parts, one a line, this cache has; upstreams are not asked."""
-    text = (await _read(request, MOST_QUERY_BYTES)).decode(errors="replace")
+    text = (await _Body(request).read(MOST_QUERY_BYTES)).decode(errors="replace")
     parts = []
     for number, line in enumerate(text.split()):
         if number % 1000 == 999:  # noqa: PLR2004  # other requests have their turn
@@ -208,46 +227,61 @@ async def _wait(_request: web.Request) -> None:
     """Send no 100 Continue yet."""
 
 
-async def _read(request: web.Request, most_bytes: int) -> bytes:
-    """Read a small body, decoded."""
-    coding = request.headers.get(hdrs.CONTENT_ENCODING, "")
-    try:
-        decoder = Decoder(coding) if is_coded(coding) else None
-        body = bytearray()
-        async for chunk in _body(request):
-            for piece in decoder.feed(chunk) if decoder is not None else [chunk]:
-                body += piece
-                if len(body) > most_bytes:
-                    raise UploadRefusedError(
-                        f"the body is over {counted(most_bytes, 'byte')}", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-                    )
-        if decoder is not None:
-            decoder.end()
-    except CodingError as error:
-        raise UploadRefusedError(str(error)) from None
-    return bytes(body)
+class _Body:
+    """The body of a request."""
 
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._is_awaited = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
 
-async def _body(request: web.Request) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives.
-
-    Raises ConnectionError if it breaks off, and UploadRefusedError if nothing comes for ``STALL_SECONDS``.
-    """
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-    connection, connections = connection_of(request), request.app[CONNECTIONS]
-    content = request.content
-    while True:
+    async def read(self, most_bytes: int) -> bytes:
+        """Read a small body, decoded; UploadRefusedError if it is larger, or malformed."""
+        coding = self._request.headers.get(hdrs.CONTENT_ENCODING, "")
         try:
-            async with asyncio.timeout(STALL_SECONDS):
-                chunk = await content.readany()
-        except TimeoutError:
-            raise UploadRefusedError(f"nothing came for {STALL_SECONDS:g} s") from None
-        except (ClientError, HttpProcessingError) as error:
-            raise ConnectionResetError(f"the body broke off: {error}") from None
-        if not chunk:
-            return
-        connections.hold(connection, max(0, connection.held_bytes - len(chunk)))
-        request.app[COUNTERS].uploaded_bytes += len(chunk)
-        yield chunk
+            decoder = Decoder(coding) if is_coded(coding) else None
+            body = bytearray()
+            async for chunk in self.chunks():
+                for piece in decoder.feed(chunk) if decoder is not None else [chunk]:
+                    body += piece
+                    if len(body) > most_bytes:
+                        raise UploadRefusedError(
+                            f"the body is over {counted(most_bytes, 'byte')}",
+                            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                        )
+            if decoder is not None:
+                decoder.end()
+        except CodingError as error:
+            raise UploadRefusedError(str(error)) from None
+        return bytes(body)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield it as it arrives, or what was not yielded before.
+
+        Raises ConnectionError if it breaks off, UploadRefusedError if nothing comes for ``STALL_SECONDS``.
+        """
+        request = self._request
+        if self._is_awaited:
+            self._is_awaited = False
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        connection, connections = connection_of(request), request.app[CONNECTIONS]
+        content = request.content
+        while True:
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    chunk = await content.readany()
+            except TimeoutError:
+                raise _StalledError(f"nothing came for {STALL_SECONDS:g} s") from None
+            except (ClientError, HttpProcessingError) as error:
+                raise ConnectionResetError(f"the body broke off: {error}") from None
+            if not chunk:
+                return
+            connections.hold(connection, max(0, connection.held_bytes - len(chunk)))
+            request.app[COUNTERS].uploaded_bytes += len(chunk)
+            yield chunk
+
+    async def drop(self) -> None:
+        """Read the rest, where it is on its way: if Nix is cut while it sends, it tries again, or hangs."""
+        if not self._is_awaited:
+            async for _ in self.chunks():
+                pass

@@ -5,9 +5,10 @@ from aiohttp import hdrs, web
 from nixcache_oci.clients.upstream.address import VIA, parse_via
 from nixcache_oci.clients.upstream.nar_stream import NarHead
 from nixcache_oci.errors import UpstreamNotFoundError
-from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, UPSTREAMS
+from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, NARS_AHEAD, UPSTREAMS
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
+from nixcache_oci.proxy.front.aiohttp_protocol import client_of, connection_of
+from nixcache_oci.proxy.nar_source import pieces
 from nixcache_oci.proxy.relay import ByteRange, nar_headers, parse_range, relay, send_head, wanted_range
 
 
@@ -22,6 +23,11 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
     async with request.app[NAR_STREAMS].turn(connection_of(request)):
         if request.method == hdrs.METH_HEAD:
             return await send_head(request, _headers(await upstreams.head_nar(key, path, query, via=via)))
+        ahead = await _fetched_ahead(request) if not via else None
+        if ahead is not None:
+            extent = parse_range(wanted, len(ahead)) or ByteRange.whole(len(ahead))
+            chunks = pieces(ahead, extent.start, extent.end)
+            return await relay(request, chunks, nar_headers(extent), lambda sent: _count(counters, sent))
         start, end = 0, None
         if wanted is not None:
             head = await upstreams.head_nar(key, path, query, via=via)
@@ -30,6 +36,14 @@ async def get_upstream_nar(request: web.Request) -> web.StreamResponse:
                 start, end = part.start, part.end
         async with upstreams.open_nar(key, path, query, start=start, end=end, via=via) as nar:
             return await relay(request, nar.chunks, _headers(nar.head), lambda sent: _count(counters, sent))
+
+
+async def _fetched_ahead(request: web.Request) -> bytearray | None:
+    try:
+        return await request.app[NARS_AHEAD].nar(client_of(request), request.raw_path[1:])
+    except ConnectionError:
+        connection_of(request).cut()  # Nix asks again; at a 404 it would build
+        raise
 
 
 def _path_as_sent(request: web.Request, key: str) -> tuple[str, str]:

@@ -115,6 +115,11 @@ def connection_of(request: web.BaseRequest) -> Connection:
     return protocol.connection if isinstance(protocol, AiohttpProtocol) else Connection()
 
 
+def client_of(request: web.BaseRequest) -> str:
+    """Return the address that a request came from; empty for a Unix socket."""
+    return request.remote or ""
+
+
 def protocol_factory(
     server: web.Server, connections: Connections, *, idle_seconds: float = IDLE_SECONDS
 ) -> Callable[[], AiohttpProtocol]:

@@ -7,7 +7,7 @@ is tried again.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -18,7 +18,8 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.uploads.interface import Publish
 from nixcache_oci.proxy.uploads.sent_before import SentBefore
-from nixcache_oci.proxy.uploads.spool import Spool, SpooledPath
+from nixcache_oci.proxy.uploads.spool import Spool
+from nixcache_oci.proxy.uploads.spooled import SpooledCache, SpooledPath
 
 _log = logging.getLogger(__name__)
 
@@ -116,9 +117,9 @@ class Batches:
         failed: dict[HashPart, str] = {}
         try:
             if paths:
-                failed |= await self._publish(self._spool.path, _parts(paths), True)
+                failed |= await self._publish_some(self._spool.paths, _parts(paths), has_nars=True)
             if signed:
-                failed |= await self._publish(self._spool.signatures, _parts(signed), False)
+                failed |= await self._publish_some(self._spool.signed, _parts(signed), has_nars=False)
             await self._index.refresh(thoroughly=True)
             failed |= await self._settle([*paths, *signed], failed)
         except (Error, OSError) as error:
@@ -135,6 +136,12 @@ class Batches:
         self._failures = self._failures + 1 if failed else 0
         self._retry_at = self._clock() + self._retry_seconds() if failed else None
 
+    async def _publish_some(
+        self, found: Mapping[HashPart, SpooledPath], parts: Sequence[HashPart], *, has_nars: bool
+    ) -> Mapping[HashPart, str]:
+        cache = SpooledCache(found, self._spool.open_nar)
+        return await self._publish(cache, parts, has_nars)
+
     async def _settle(
         self, tried: Iterable[SpooledPath], failed: Mapping[HashPart, str]
     ) -> dict[HashPart, str]:
@@ -143,7 +150,7 @@ class Batches:
         unseen: dict[HashPart, str] = {}
         done: list[SpooledPath] = []
         for path in tried:
-            part = path.narinfo.store_path.hash_part
+            part = path.hash_part
             if part in failed:
                 continue
             text = catalog.find(part) if catalog is not None and catalog.is_kept(part) else None
@@ -153,10 +160,13 @@ class Batches:
             if path.nar is not None and path.nar.measured.file_size <= MAX_PACKED_NAR_BYTES:
                 self._sent_before.add(path.nar.hex, part)
             done.append(path)
-        await asyncio.to_thread(self._sent_before.save)
-        for path in done:
-            await self._spool.remove(path)
-            self.published += 1
+        try:
+            await asyncio.to_thread(self._sent_before.save)
+        except OSError as error:
+            # A disk that is full has space again when these paths are gone; the next batch saves all.
+            _log.warning("old URLs of NARs not saved", extra={"fields": {"error": str(error)}})
+        await self._spool.remove(done)
+        self.published += len(done)
         if done:
             _log.info("uploads published", extra={"fields": {"paths": len(done)}})
         return unseen
@@ -180,7 +190,7 @@ class Batches:
 
 
 def _parts(paths: Iterable[SpooledPath]) -> list[HashPart]:
-    return [path.narinfo.store_path.hash_part for path in paths]
+    return [path.hash_part for path in paths]
 
 
 def _has_signatures(listed: bytes, narinfo: NarInfo) -> bool:

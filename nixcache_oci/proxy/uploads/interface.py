@@ -8,6 +8,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.errors import Error
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
@@ -43,10 +44,10 @@ class Writers(Protocol):
         """Do the same, and make a password for who showed a JSON Web Token."""
 
 
-Publish = Callable[[Path, Sequence[HashPart], bool], Awaitable[Mapping[HashPart, str]]]
-"""Publishes narinfos of a binary cache in a folder, and returns why some could not be.
+Publish = Callable[[BinaryCache, Sequence[HashPart], bool], Awaitable[Mapping[HashPart, str]]]
+"""Publishes narinfos of a binary cache, and returns why some could not be.
 
-The flag says whether their NARs are in the folder; if not, the cache has them, and only signatures are added.
+The flag says whether it has their NARs; if not, the cache has them, and only signatures are added.
 Raises Error if nothing could be published.
 """
 

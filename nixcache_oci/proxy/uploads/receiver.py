@@ -21,7 +21,8 @@ from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.nix.variants import is_accepted
 from nixcache_oci.proxy.signature_union import Finder
 from nixcache_oci.proxy.uploads.interface import UploadRefusedError, UploadSettings
-from nixcache_oci.proxy.uploads.spool import Spool, SpooledNar
+from nixcache_oci.proxy.uploads.spool import Spool
+from nixcache_oci.proxy.uploads.spooled import SpooledNar
 
 MOST_SIGNATURES: Final = 64
 """Of one path, as of one that is published."""

@@ -49,7 +49,7 @@ class Uploads:
     async def opened(cls, settings: UploadSettings, index: LiveIndex) -> AsyncIterator["Uploads"]:
         """Open the spool; UsageError if its folder cannot be used."""
         async with Spool.opened(settings.folder, settings.most_bytes) as spool:
-            sent_before = SentBefore(spool.rooted)
+            sent_before = SentBefore(spool.folder)
             await asyncio.to_thread(sent_before.load)
             yield cls(settings, spool, sent_before, index)
 

@@ -1,5 +1,5 @@
 # What the NixOS module sets, and what machines of the virtual test set beside it.
-{ lib, ... }:
+{ lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;
   any = import ./any.nix { inherit lib; };
@@ -21,6 +21,10 @@ in
     systemd.services = any;
     systemd.sockets = any;
     nix.envVars = any;
+    nix.package = mkOption {
+      type = types.package;
+      default = pkgs.nix;
+    };
     environment.variables = any;
     services.dockerRegistry = any;
     boot = any;

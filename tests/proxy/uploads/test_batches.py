@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.uploads.batches import BATCH_BYTES, BATCH_SECONDS, Batches
@@ -38,7 +40,7 @@ class _Cache:
     async def refresh(self, *, thoroughly: bool) -> None:
         assert thoroughly
 
-    async def publish(self, _folder: Path, parts: Sequence[HashPart], _has: bool) -> Mapping[HashPart, str]:
+    async def publish(self, _cache: object, parts: Sequence[HashPart], _has: bool) -> Mapping[HashPart, str]:
         self.batches.append(len(parts))
         if self.error is not None:
             raise self.error
@@ -47,7 +49,7 @@ class _Cache:
 
 
 def _batches(spool: Spool, cache: _Cache, clock: list[float]) -> Batches:
-    return Batches(spool, SentBefore(spool.rooted), cache, cache.publish, 5.0, clock=lambda: clock[0])
+    return Batches(spool, SentBefore(spool.folder), cache, cache.publish, 5.0, clock=lambda: clock[0])
 
 
 async def _add(spool: Spool, batches: Batches, seed: str, size: int = 1) -> HashPart:
@@ -127,7 +129,7 @@ async def test_what_comes_wakes_it(tmp_path: Path) -> None:
     """Nothing is asked of the registry while nothing comes."""
     async with Spool.opened(tmp_path, 10**6) as spool:
         cache = _Cache(spool)
-        batches = Batches(spool, SentBefore(spool.rooted), cache, cache.publish, 0.0)
+        batches = Batches(spool, SentBefore(spool.folder), cache, cache.publish, 0.0)
         running = asyncio.create_task(batches.run())
         await asyncio.sleep(0)
         assert cache.batches == []
@@ -137,3 +139,20 @@ async def test_what_comes_wakes_it(tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
         assert cache.batches == [1]
         running.cancel()
+
+
+async def test_a_full_disk_keeps_nothing_that_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would stay full: what is saved on the way needs space, too."""
+
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SentBefore, "save", fail)
+    async with Spool.opened(tmp_path, 10**6) as spool:
+        cache = _Cache(spool)
+        batches = _batches(spool, cache, [0.0])
+        await _add(spool, batches, "one")
+        await batches._publish_all()
+        assert (batches.error, len(spool.paths), spool.used_bytes) == (None, 0, 0)

@@ -1,6 +1,7 @@
 """The spool: what it keeps over a restart, and what it bounds."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.proxy.uploads import nar_files
 from nixcache_oci.proxy.uploads import spool as module
 from nixcache_oci.proxy.uploads.interface import UploadRefusedError
-from nixcache_oci.proxy.uploads.spool import Spool, SpooledNar
+from nixcache_oci.proxy.uploads.spool import Spool
+from nixcache_oci.proxy.uploads.spooled import SpooledNar
 from tests.support.objects import store_object
 from tests.support.uploads import Sent
 
@@ -40,6 +43,15 @@ async def _add(spool: Spool, sent: Sent) -> NarInfo:
     return narinfo
 
 
+@pytest.fixture(params=["memory", "file"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where NARs wait for their narinfo; those that waited in memory go into the journal."""
+    if request.param == "file":
+        monkeypatch.setattr(module, "SMALL_NAR_BYTES", 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("place")
 async def test_a_restart_keeps_paths_and_nars(tmp_path: Path) -> None:
     """Their figures are read again; what was only begun is removed."""
     one, orphan = Sent.of(store_object("one")), Sent.of(store_object("orphan"))
@@ -58,25 +70,92 @@ async def test_a_restart_keeps_paths_and_nars(tmp_path: Path) -> None:
         again = spool.find_nar(measured.file_hash.digest_hex)
         assert again is not None
         assert again.measured == measured
+        assert path.nar is not None
+        for nar, sent in ((path.nar, one), (again, orphan)):
+            with spool.open_nar(nar) as file:
+                assert file.read() == sent.content
         assert spool.used_bytes == used
     assert list((tmp_path / "incoming").iterdir()) == []
-    assert len(list((tmp_path / "nar").iterdir())) == 1
 
 
-async def test_a_torn_path_is_no_path(tmp_path: Path) -> None:
-    """A power cut may tear what was not acknowledged: neither half is kept."""
+async def test_a_killed_proxy_forgets_nars_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their narinfos were not acknowledged: the client is told to send both again."""
+    monkeypatch.setattr(Spool, "_save_orphans", lambda _: None)
+    orphan = Sent.of(store_object("orphan"))
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        await _take(spool, orphan)
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        assert (spool.orphans, spool.used_bytes) == (0, 0)
+
+
+async def test_a_path_without_its_nar_is_no_path(tmp_path: Path, place: str) -> None:
+    """A power cut may tear what was not acknowledged: neither half is kept, and the next upload works."""
+    one = Sent.of(store_object("one"))
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        await _add(spool, one)
+    [file] = (tmp_path / ("nar" if place == "file" else "journal")).iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        assert dict(spool.paths) == {}
+        await spool.drop_old_orphans()
+        await _add(spool, one)
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        assert len(spool.paths) == 1
+
+
+async def test_what_was_removed_stays_removed(tmp_path: Path) -> None:
+    """Also where others keep its file of the journal."""
     one, other = Sent.of(store_object("one")), Sent.of(store_object("other"))
     async with Spool.opened(tmp_path, _SPACE) as spool:
         await _add(spool, one)
         await _add(spool, other)
-    (tmp_path / f"{one.narinfo.store_path.hash_part}.narinfo").write_bytes(b"")
-    [nar] = [path for path in (tmp_path / "nar").iterdir() if path.stat().st_size == len(other.content)]
-    nar.write_bytes(b"")
+        for sent in (one, other):
+            await spool.add_signatures(sent.narinfo)
+        part = one.narinfo.store_path.hash_part
+        await spool.remove([spool.paths[part], spool.signed[part]])
     async with Spool.opened(tmp_path, _SPACE) as spool:
-        assert (dict(spool.paths), spool.used_bytes) == ({}, 0)
-        await _add(spool, one)
+        assert list(spool.paths) == list(spool.signed) == [other.narinfo.store_path.hash_part]
+        await spool.remove([*spool.paths.values(), *spool.signed.values()])
+        assert spool.used_bytes == 0
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+@pytest.mark.usefixtures("place")
+async def test_a_path_that_is_replaced_keeps_its_nar(tmp_path: Path) -> None:
+    """With more signatures, while the batch with the old ones is published and removed."""
+    one = Sent.of(store_object("one"))
     async with Spool.opened(tmp_path, _SPACE) as spool:
-        assert len(spool.paths) == 1
+        narinfo = await _add(spool, one)
+        [before] = spool.paths.values()
+        assert before.nar is not None
+        await asyncio.gather(spool.add_path(replace(narinfo, sigs=()), before.nar), spool.remove([before]))
+        [path] = spool.paths.values()
+        assert path.nar is before.nar
+        with spool.open_nar(path.nar) as file:
+            assert file.read() == one.content
+        await spool.remove([path])
+        assert spool.used_bytes == 0
+
+
+async def test_a_narinfo_that_cannot_be_written_keeps_its_nar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is 413, and the narinfo alone may be sent again."""
+    one = Sent.of(store_object("one"))
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        nar = await _take(spool, one)
+        with monkeypatch.context() as full:
+            full.setattr("os.fdatasync", _fail)
+            with pytest.raises(UploadRefusedError, match="No space left") as caught:
+                await spool.add_path(one.narinfo, nar)
+        assert (caught.value.status, spool.orphans) == (413, 1)
+        await spool.add_path(one.narinfo, nar)
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        assert (len(spool.paths), spool.orphans) == (1, 0)
+
+
+def _fail(_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_nars_without_a_path_are_dropped_after_a_power_cut(tmp_path: Path) -> None:
@@ -89,6 +168,18 @@ async def test_nars_without_a_path_are_dropped_after_a_power_cut(tmp_path: Path)
         assert (spool.orphans, spool.used_bytes) == (0, 0)
 
 
+async def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds no room there waits in a file."""
+    one, other, third = (Sent.of(store_object(seed)) for seed in ("one", "other", "third"))
+    monkeypatch.setattr(module, "MOST_MEMORY_BYTES", max(len(one.content), len(third.content)))
+    async with Spool.opened(tmp_path, _SPACE) as spool:
+        first, second = await _take(spool, one), await _take(spool, other)
+        assert (first.content, second.content) == (one.content, None)
+        await spool.add_path(one.narinfo, first)
+        assert (await _take(spool, third)).content == third.content
+
+
+@pytest.mark.usefixtures("place")
 async def test_orphans_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever uploads NARs alone pushes out its own oldest, and a day ends them all."""
     monkeypatch.setattr(module, "MOST_ORPHANS", 3)
@@ -98,11 +189,11 @@ async def test_orphans_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for number in range(5)
         ]
         assert [spool.find_nar(nar.hex) is not None for nar in nars] == [False, False, True, True, True]
-        assert len(list((tmp_path / "waiting").iterdir())) == 3
         for nar in nars:
             nar.since -= module.ORPHAN_SECONDS
         await spool.drop_old_orphans()
         assert (spool.orphans, spool.used_bytes) == (0, 0)
+    assert list((tmp_path / "nar").iterdir()) == []
 
 
 async def test_paths_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +204,15 @@ async def test_paths_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await _add(spool, one)
         with pytest.raises(UploadRefusedError, match="try again later"):
             await _add(spool, other)
-        await spool.remove(next(iter(spool.paths.values())))
+        await spool.remove(list(spool.paths.values()))
         await _add(spool, other)
 
 
 async def test_too_many_at_once_wait_and_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes a thread; 4xx, for 503 would make some versions of Nix hang."""
-    monkeypatch.setattr(module, "MOST_AT_ONCE", 1)
-    monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "SMALL_NAR_BYTES", 0)
+    monkeypatch.setattr(nar_files, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(nar_files, "TURN_SECONDS", 0.01)
     one, gate = Sent.of(store_object("one")), asyncio.Event()
 
     async def stalled() -> AsyncIterator[bytes]:
@@ -138,6 +230,7 @@ async def test_too_many_at_once_wait_and_are_refused(tmp_path: Path, monkeypatch
         await first
 
 
+@pytest.mark.usefixtures("place")
 async def test_a_nar_of_two_paths_stays_for_both(tmp_path: Path) -> None:
     """Different paths may have the same contents."""
     one = Sent.of(store_object("one", contents=b"same"))
@@ -146,10 +239,10 @@ async def test_a_nar_of_two_paths_stays_for_both(tmp_path: Path) -> None:
         nar = await _take(spool, one)
         await spool.add_path(one.narinfo, nar)
         await spool.add_path(other.narinfo, nar)
-        await spool.remove(spool.paths[one.narinfo.store_path.hash_part])
+        await spool.remove([spool.paths[one.narinfo.store_path.hash_part]])
         with spool.open_nar(nar) as file:
             assert file.read() == one.content
-        await spool.remove(spool.paths[other.narinfo.store_path.hash_part])
+        await spool.remove([spool.paths[other.narinfo.store_path.hash_part]])
         assert (spool.find_nar(nar.hex), spool.used_bytes) == (None, 0)
 
 
