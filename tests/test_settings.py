@@ -118,9 +118,10 @@ def test_a_list_flag_repeats_or_parts() -> None:
 
 @pytest.mark.parametrize("variable", variables.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_empty_is_unset(variable: Variable[object]) -> None:
-    """An empty variable, as a unit file or workflow leaves it, means the default; no upstream is a value."""
+    """An empty variable, as a unit file or workflow leaves it, means the default, or where that is a value, none."""
     empty = _say(**{variable.name: " "})
-    expected = () if variable is variables.UPSTREAM else _say().get(variable)
+    is_none = variable in (variables.UPSTREAM, variables.ON_DEMAND)
+    expected = () if is_none else _say().get(variable)
     assert empty.get(variable) == expected
 
 
@@ -237,7 +238,7 @@ def test_what_is_no_upstream(url: str) -> None:
         ("REPO", "a/..", f"'a/..': {_REPO_EXPECTED}"),
         ("REPO", "a/./b", f"'a/./b': {_REPO_EXPECTED}"),
         ("REPO", "a//b", f"'a//b': {_REPO_EXPECTED}"),
-        ("REPO", "a/b c", f"'a/b c': {_REPO_EXPECTED}"),
+        ("REPO", "a/b c/d", f"'a/b c/d': {_REPO_EXPECTED}; only the proxy takes several"),
         ("REPO", "https://github.com/a/b/tree/main", f"'https://github.com/a/b/tree/main': {_REPO_EXPECTED}"),
         ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
         (
@@ -315,6 +316,7 @@ def test_every_proxy_setting_is_in_the_table() -> None:
     # What Nix trusts, nix.conf says.
     fields = {field.name for field in dataclasses.fields(ProxyConfig)} - {"trusted_keys"}
     fields = fields - {"tls"} | {"tls_cert", "tls_key", "tls_client_ca", "public_keys"}
+    fields |= {"caches_file", "on_demand"}
     # Where the upstreams stand does not matter to the proxy.
     assert in_table - {"NIXCACHE_UPSTREAM_FILE"} == {
         f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields

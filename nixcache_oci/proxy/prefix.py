@@ -27,8 +27,8 @@ _HOST: Final = re.compile(r"localhost|[^/]*[.:][^/]*", re.IGNORECASE)
 _GITHUB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/(?!\.{1,2}\Z)[A-Za-z0-9._-]+")
 # What the root has below it; a repository of such an owner is named with its host.
 _RESERVED: Final = frozenset({"nar", "upstream", "log", "debuginfo", "realisations", "build-trace-v2"})
-_PATTERN_HOST: Final = re.compile(r"[a-z0-9*.:-]+")
-_PATTERN_REPOSITORY: Final = re.compile(r"[a-z0-9*._/-]+")
+_PATTERN_HOST: Final = re.compile(r"[a-z0-9*.-]+(?::[0-9*]+)?")
+_PATTERN_REPOSITORY: Final = re.compile(r"[a-z0-9*][a-z0-9*._/-]*")
 _LAYOUT_DIGITS: Final = 16
 
 

@@ -75,7 +75,7 @@ def parse_repo(text: str) -> str | None:
     if not text:
         return None
     if " " in text:
-        raise FormatError("only the proxy serves several; name one, such as octocat/my-cache")
+        raise FormatError("expected owner/name, such as octocat/my-cache; only the proxy takes several")
     address = _GITHUB_ADDRESS.match(text)
     match = _REPO.fullmatch(text, address.end() if address else 0)
     if match is None or (address and match["path"].count("/") != _GITHUB_PARTS - 1):
