@@ -118,7 +118,7 @@ def test_a_list_flag_repeats_or_parts() -> None:
 
 @pytest.mark.parametrize("variable", variables.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_empty_is_unset(variable: Variable[object]) -> None:
-    """An empty variable, as a unit file or workflow leaves it, means the default, or where that is a value, none."""
+    """An empty variable, as a unit file or workflow leaves it, means the default; for some, it means none."""
     empty = _say(**{variable.name: " "})
     is_none = variable in (variables.UPSTREAM, variables.ON_DEMAND)
     expected = () if is_none else _say().get(variable)

@@ -126,9 +126,7 @@ def test_a_star_stands_for_anything_in_its_part(pattern: str, name: str, allowed
     assert parsed.allows(RegistryReference.of(host, repository, "")) is allowed
 
 
-@pytest.mark.parametrize(
-    "text", ["ghcr.io", "ghcr.io/", "https://x/*", "/*", "a b/*", "ghcr.io:*:1/*", "ü/*"]
-)
+@pytest.mark.parametrize("text", ["ghcr.io", "ghcr.io/", "https://x/*", "/*", "a b/*", "a:*:1/*", "ü/*"])
 def test_a_pattern_has_a_host_and_a_repository(text: str) -> None:
     """Anything else might allow more than is meant."""
     with pytest.raises(FormatError, match="expected host/repository"):
