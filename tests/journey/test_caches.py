@@ -1,5 +1,6 @@
 """One proxy for several caches: configured ones, merged, and others on demand."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +190,42 @@ def test_nix_uses_a_cache_that_nobody_configured(caches: Caches, tmp_path: Path)
     shown = {record.headers.get("Authorization") for record in caches.ghcr.server.requests}
     assert caches.ghcr.server.issued_tokens
     assert all(text is None or text.startswith("Bearer ") for text in shown)
+
+
+FLAKE = """
+{{
+  nixConfig = {{
+    extra-substituters = [ "{url}" ];
+    extra-trusted-public-keys = [ "{key}" ];
+  }};
+  outputs = _: {{
+    packages.x86_64-linux.default = derivation {{
+      name = "greeting";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "echo hello > $out" ];
+    }};
+  }};
+}}
+"""
+
+
+def test_a_flake_names_its_cache(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
+    """Whoever runs the proxy gets what that has, with signatures required and nothing configured."""
+    flake = tmp_path / "flake"
+    flake.mkdir()
+
+    def build(*options: str, store: Path | None = None, **settings: str) -> str:
+        (flake / "flake.nix").write_text(FLAKE.format(**{"url": "", "key": key.public_key, **settings}))
+        arguments = ("--no-link", "--json", "--no-write-lock-file", *options)
+        run = nix.run("nix", "build", f"path:{flake}#packages.x86_64-linux.default", *arguments, store=store)
+        return str(json.loads(run.check().stdout)[0]["outputs"]["out"])
+
+    path = build()
+    put_into(ghcr, PUBLIC, read_objects(nix, [path]), [key])
+    with ProxyProcess(tmp_path / "proxy", NIXCACHE_ON_DEMAND=f"{ghcr.server.host}/*") as proxy:
+        url = f"{proxy.url}/{ghcr.server.host}/{PUBLIC}/nix-cache"
+        store = nix.new_store()
+        assert build("--accept-flake-config", "--max-jobs", "0", store=store, url=url) == path
+        assert nix.dump(path, store) == nix.dump(path)
+        assert [cache["entries"] for cache in proxy.status()["caches"]] == [0, 1]

@@ -8,6 +8,7 @@ from typing import Final
 
 from nixcache_oci.cache import (
     catalog,
+    former,
     index_folder,
     json_stream,
     listing,
@@ -28,6 +29,7 @@ from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import build, database, evaluator
 from nixcache_oci.clients.registry import tags, transport
 from nixcache_oci.clients.upstream import narinfo_store, peer
+from nixcache_oci.maintenance.gc import collect, former_reader
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
@@ -93,6 +95,7 @@ def _hours(seconds: float) -> str:
 
 
 _HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
+_FORMER: Final = "tests/maintenance/test_gc_former.py"
 _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _AHEAD: Final = "tests/proxy/ahead/test_nars.py"
@@ -142,6 +145,15 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "counted no further", f"{_HOSTILE}::test_segments_that_change_at_each_look"),
         Bound("the saved index", f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
               "fetched anew", "tests/cache/test_index_folder.py::test_saved_files_have_limits"),
+        Bound("former versions and segments that an index remembers", f"{former.MAX_FORMER:,}, the newest",
+              "the others stay in the registry", "tests/cache/test_former.py::test_the_newest_are_kept"),
+        Bound("remembered manifests that are kept for the whole grace", f"{former_reader.MOST_YOUNG:,}",
+              "the oldest are deleted after gc's minimal age",
+              f"{_FORMER}::test_too_many_versions_go_before_the_grace"),
+        Bound("tags of others, in a cache that remembers", f"{former_reader.MOST_OTHER_TAGS}",
+              "nothing remembered is deleted; a warning", f"{_FORMER}::test_many_tags_of_others_keep_all"),
+        Bound("remembered manifests that are gone", f"{collect._MOST_FORGOTTEN}",
+              "the index is written without them", f"{_FORMER}::test_what_is_gone_is_forgotten_in_time"),
         Bound("rest of gc that an index asks for", "the grace",
               "everything is read",
               "tests/maintenance/test_gc_idle.py::test_no_note_holds_longer_than_the_grace"),

@@ -2,18 +2,23 @@
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from nixcache_oci.clients.layout import Layout
 from nixcache_oci.proxy.ahead import nars
 from nixcache_oci.proxy.ahead.nars import BESIDE_STREAMS, MOST_AT_ONCE
 from nixcache_oci.proxy.ahead.wanted import FIRST_UNREAD, MAX_NAR_BYTES
 from tests.proxy.ahead.far_cache import FarCache, Near, far_cache, names, near
 from tests.support.front import let_run
+from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
+from tests.support.publish import publish
 
 MIB = 1024 * 1024
 
@@ -303,3 +308,25 @@ async def test_who_waited_for_long_gets_the_bytes_as_they_come(
         far.gate.set()
         assert await asking == far.nars[far.path_of("a")]
         assert (await client.status())["pack_cache_bytes"] == 0
+
+
+async def test_an_upstream_that_names_a_blob_of_this_cache_does_not_hold_it_up(
+    tmp_path: Path, far: FarCache
+) -> None:
+    """What is fetched from it is its own, whatever digest its narinfo claims."""
+    own = store_object("own", contents=random.Random(1).randbytes(1000))
+    await publish(Layout(tmp_path / "none"), [own], in_packs=False)
+    for name in ("first", "claims"):
+        far.add(name)
+    part = hash_part_of("claims")
+    narinfo, content = own.compressed()
+    far.narinfos[part] = replace(far.narinfos[part], file_hash=narinfo.file_hash, file_size=narinfo.file_size)
+    async with near(tmp_path, far) as client:
+        assert (await client.get("_refresh", "POST"))[0] == 200
+        urls = await client.look(["first", "claims"])
+        far.gate.clear()
+        first = asyncio.create_task(client.nar(urls["first"]))
+        await far.until(lambda: far.under_way == 2)
+        assert await client.nar(narinfo.url) == content
+        far.gate.set()
+        await first
