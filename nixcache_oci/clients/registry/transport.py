@@ -75,12 +75,12 @@ class Storage:
         self._target: Target | None = None
 
     @contextmanager
-    def preconnect(self, registry: URL, *, is_waiting: bool) -> Iterator[Preconnect]:
+    def preconnect(self, registry: Target, *, is_waiting: bool) -> Iterator[Preconnect]:
         """Open connections while a request for a blob is made.
 
         One to the registry, too, if the request is waiting for a token that another one asked for.
         """
-        targets = {(registry, False)} if is_waiting else set()
+        targets = {registry} if is_waiting else set()
         if self._target is not None:
             targets.add(self._target)
         preconnect = Preconnect(targets, self._connect)
@@ -88,7 +88,7 @@ class Storage:
             yield preconnect
         finally:
             preconnect.end()
-        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry else None
+        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry[0] else None
 
 
 def _give_back(connection: Connection | None) -> None:
@@ -134,10 +134,12 @@ class Transport:
         policy: RetryPolicy,
         stall_seconds: float,
         is_public: IsPublic = is_public,
+        is_guarded: bool = False,
     ) -> None:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
         self._allows_http = reference.plain_http
+        self._is_guarded = is_guarded
         self._has_greeted = False
         self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
         self._blob_limits = blob_timeouts(stall_seconds)
@@ -224,7 +226,8 @@ class Transport:
         """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
         ahead: AbstractContextManager[Preconnect | None] = nullcontext()
         if call.is_blob:
-            ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
+            origin = self._origin, self._is_guarded
+            ahead = self._storage.preconnect(origin, is_waiting=self._tokens.is_asking)
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
@@ -271,7 +274,7 @@ class Transport:
             call.body,
             call.follows,
             is_elsewhere=not is_same_origin(call.url, self._origin),
-            is_guarded=call.is_guarded,
+            is_guarded=call.is_guarded or self._is_guarded,
         )
         arrive = None if preconnect is None else preconnect.arrive
         rules = OneOrigin(authorization, self._allows_http, arrive)

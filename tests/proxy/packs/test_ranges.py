@@ -157,7 +157,7 @@ async def test_what_lies_in_a_gap_needs_no_request(bench: Bench) -> None:
 async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None:
     """Its range begins at once, however much is on its way; the others of the pack wait for their turn."""
     first = await fill(bench)
-    bench.cache._prefetcher._at_once = 4
+    bench.cache._memory.budget.most_in_transit = 4
     pack = bench.add("pack")
     serve(bench, pack, 500, 0, 40)
     clients = [ask(bench, first, 0), ask(bench, pack, 40)]
@@ -171,7 +171,7 @@ async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None
 
 async def test_few_ranges_are_fetched_for_clients_at_a_time(bench: Bench) -> None:
     """Each takes connections; the next one has its turn when one ends."""
-    bench.cache._prefetcher._at_once = 0
+    bench.cache._memory.budget.most_in_transit = 0
     bench.cache._most_on_demand = 2
     bench.repository.gate.clear()
     packs = [bench.add(f"pack {number}") for number in range(5)]
