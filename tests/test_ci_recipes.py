@@ -56,7 +56,7 @@ def location_of(environment: dict[str, str]) -> tuple[RegistryReference, int | N
     values = Values(environment, argparse.Namespace())
     location = repository_config(values)
     assert isinstance(location, RegistryReference)
-    return location, segment_options(values, location).max_blob_bytes
+    return location, segment_options(values, location, None).max_blob_bytes
 
 
 def scripts() -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.errors import UsageError
-from nixcache_oci.nix.signature import PublicKey, SecretKey
+from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.variants import NIXOS_KEY
 from nixcache_oci.oci.reference import RegistryReference, fit_repository
 from nixcache_oci.proxy.config import ProxyConfig
@@ -56,7 +56,6 @@ def test_defaults(tmp_path: Path) -> None:
         store_dir="/nix/store",
         upstream_nars="stream",
         hosts=frozenset(),
-        public_keys=(),
         trusted_keys=(NIXOS_KEY,),
     )
     assert repository_config(values) == tmp_path / "data" / "nixcache-oci" / "cache"
@@ -93,7 +92,6 @@ def test_environment() -> None:
         store_dir="/gnu/store",
         upstream_nars="direct",
         hosts=frozenset({"cache.lan", "nas"}),
-        public_keys=(PublicKey.parse(_KEY), PublicKey.parse(_OTHER_KEY)),
         trusted_keys=(NIXOS_KEY,),
     )
 
@@ -120,9 +118,10 @@ def test_a_list_flag_repeats_or_parts() -> None:
 
 @pytest.mark.parametrize("variable", variables.ALL_VARIABLES, ids=lambda variable: str(variable.name))
 def test_empty_is_unset(variable: Variable[object]) -> None:
-    """An empty variable, as a unit file or workflow leaves it, means the default; no upstream is a value."""
+    """An empty variable, as a unit file or workflow leaves it, means the default; for some, it means none."""
     empty = _say(**{variable.name: " "})
-    expected = () if variable is variables.UPSTREAM else _say().get(variable)
+    is_none = variable in (variables.UPSTREAM, variables.ON_DEMAND)
+    expected = () if is_none else _say().get(variable)
     assert empty.get(variable) == expected
 
 
@@ -239,7 +238,7 @@ def test_what_is_no_upstream(url: str) -> None:
         ("REPO", "a/..", f"'a/..': {_REPO_EXPECTED}"),
         ("REPO", "a/./b", f"'a/./b': {_REPO_EXPECTED}"),
         ("REPO", "a//b", f"'a//b': {_REPO_EXPECTED}"),
-        ("REPO", "a/b c", f"'a/b c': {_REPO_EXPECTED}"),
+        ("REPO", "a/b c/d", f"'a/b c/d': {_REPO_EXPECTED}; only the proxy takes several"),
         ("REPO", "https://github.com/a/b/tree/main", f"'https://github.com/a/b/tree/main': {_REPO_EXPECTED}"),
         ("REPO", "https://gitlab.com/a/b", f"'https://gitlab.com/a/b': {_REPO_EXPECTED}"),
         (
@@ -298,7 +297,7 @@ def test_errors_show_no_secret(name: str, text: str, secret: str) -> None:
     """A password in a URL, or a secret key where a public one belongs, is not repeated in the journal."""
     values = _say(**{f"NIXCACHE_{name}": text})
     with pytest.raises(UsageError) as caught:
-        (repository_config if name == "REGISTRY" else proxy_config)(values)
+        _ = repository_config(values), proxy_config(values), values.get(variables.PUBLIC_KEYS)
     assert secret not in str(caught.value)
     assert str(caught.value).startswith(f"NIXCACHE_{name}")
 
@@ -316,7 +315,8 @@ def test_every_proxy_setting_is_in_the_table() -> None:
     spelling = {"upstreams": "UPSTREAM", "index_ttl_seconds": "INDEX_TTL", "pack_memory_bytes": "PACK_MEMORY"}
     # What Nix trusts, nix.conf says.
     fields = {field.name for field in dataclasses.fields(ProxyConfig)} - {"trusted_keys"}
-    fields = fields - {"tls"} | {"tls_cert", "tls_key", "tls_client_ca"}
+    fields = fields - {"tls"} | {"tls_cert", "tls_key", "tls_client_ca", "public_keys"}
+    fields |= {"caches_file", "on_demand"}
     # Where the upstreams stand does not matter to the proxy.
     assert in_table - {"NIXCACHE_UPSTREAM_FILE"} == {
         f"NIXCACHE_{spelling.get(field, field.upper())}" for field in fields
@@ -382,7 +382,7 @@ def test_known_limits_are_kept(registry: str, expected: tuple[int, int | None]) 
         ({"NIXCACHE_MAX_LAYERS": "70", "NIXCACHE_MAX_BLOB_BYTES": "1M"}, (70, 10**6)),
     ):
         values = _say(**where, **settings)
-        options = segment_options(values, repository_config(values))
+        options = segment_options(values, repository_config(values), None)
         assert (options.max_layers, options.max_blob_bytes) == limits
 
 
@@ -394,7 +394,7 @@ def test_every_repository_at_github_has_a_place(name: str, caplog: pytest.LogCap
     assert isinstance(location, RegistryReference)
     assert location.repository == f"{fit_repository(f'owner/{name}')}/nix-cache"
     assert f"kept at {location}; NIXCACHE_REPO or NIXCACHE_IMAGE" in caplog.text
-    assert repository_source(location, values) == f"https://github.com/owner/{name}"
+    assert repository_source(location, f"owner/{name}", values) == f"https://github.com/owner/{name}"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class IndexFolder:
         self.problem = f"the index is not kept on disk: {reason}"
         _log.warning(self.problem)
 
-    def load(self) -> tuple[Listing, dict[Digest, TableFile]] | None:
+    def load(self, budget: TableBudget | None = None) -> tuple[Listing, dict[Digest, TableFile]] | None:
         """Open what the last run saved; None if nothing.
 
         Missing and damaged tables are left out, and what is over the table budget.
@@ -102,7 +102,7 @@ class IndexFolder:
         listing = self._load_listing() if self._is_there else None
         if listing is None:
             return None
-        budget = TableBudget()
+        budget = budget or TableBudget()
         tables = {}
         for table in listing.tables_newest_first():
             try:

@@ -128,6 +128,16 @@ def open_repository(
     )
 
 
+def open_anonymously(reference: RegistryReference, *, must_be_public: bool) -> Repository:
+    """Open a repository that a stranger may have named: no credentials, and maybe only at a public address.
+
+    Raises:
+        UsageError: an HTTP proxy that the environment names cannot be used.
+    """
+    check_proxies([URL(reference.base_url)])
+    return Registry(reference, None, patience=_PULL_PATIENCE_SECONDS, is_guarded=must_be_public)
+
+
 def _find_credentials(reference: RegistryReference, environment: Mapping[str, str]) -> Keyring:
     check_proxies([URL(reference.base_url)])
     return Keyring(reference.host, reference.repository, environment)

@@ -28,6 +28,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, SecretKey, fingerprint
 from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import Descriptor
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, ProxyConfig
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier
@@ -91,13 +92,13 @@ async def _demo(folder: Path, values: Values) -> None:
             store_dir=_STORE_DIR,
             upstream_nars="stream",
             hosts=frozenset(),
-            public_keys=(key.public_key,),
         )
+        cache = ConfiguredCache(repository, public_keys=(key.public_key,))
 
         def announce(addresses: Sequence[str]) -> None:
             say(*_what_to_try(addresses[0], sample, key.public_key, folder / "cache").splitlines(), "")
 
-        await run_proxy(config, repository, activated_sockets=(), notify=Notifier(""), announce=announce)
+        await run_proxy(config, [cache], activated_sockets=(), notify=Notifier(""), announce=announce)
     say("The demo is over; its folder is removed.")
 
 

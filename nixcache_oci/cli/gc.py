@@ -85,7 +85,7 @@ def run(values: Values) -> int:
         scope_ttl=timedelta(days=arguments.scope_ttl) if arguments.scope_ttl else None,
         grace=timedelta(days=arguments.grace_days),
         min_age=timedelta(hours=arguments.min_age_hours),
-        segments=segment_options(values, location),
+        segments=segment_options(values, location, values.get(variables.REPO)),
         public_keys=values.get(variables.PUBLIC_KEYS),
     )
     return run_async(_collect(values, options, location), "" if arguments.dry_run else _IF_INTERRUPTED)

@@ -136,7 +136,9 @@ class _Change:
 async def _write(values: Values, records: Sequence[PinningRecord], relisted: Relisted) -> None:
     location = repository_config(values)
     async with opened(location, values, push=True) as repository:
-        await write_pinning(repository, records, relisted, segment_options(values, location))
+        await write_pinning(
+            repository, records, relisted, segment_options(values, location, values.get(variables.REPO))
+        )
 
 
 def _pin(arguments: argparse.Namespace, view: CacheView, asked: Asked) -> _Change:

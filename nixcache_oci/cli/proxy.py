@@ -5,25 +5,32 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
 
-from nixcache_oci.cli.compose import opened, run_async, start_logging
+from nixcache_oci.cli.compose import open_anonymously, open_repository, run_async, start_logging
 from nixcache_oci.cli.console import say
 from nixcache_oci.cli.verb import DONE
+from nixcache_oci.oci.reference import is_loopback
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
+from nixcache_oci.proxy.on_demand import OnDemandSettings
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
+from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
 from nixcache_oci.settings.proxy_config import proxy_config
-from nixcache_oci.settings.repository_config import RepositoryConfig, repository_config
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
+    ON_DEMAND,
     PROXY_VARIABLES,
+    REPOS,
     REPOSITORY_VARIABLES,
     UPLOAD_VARIABLES,
     UPLOADS,
 )
 
-_VARIABLES = (*PROXY_VARIABLES, *UPLOAD_VARIABLES, *REPOSITORY_VARIABLES, LOG_LEVEL)
+_VARIABLES = (*PROXY_VARIABLES, *UPLOAD_VARIABLES, REPOS, *REPOSITORY_VARIABLES[1:], LOG_LEVEL)
 
 DESCRIPTION = "Serve a cache in an OCI registry to Nix on this machine."
 
@@ -37,31 +44,56 @@ def run(values: Values) -> int:
     """Serve until a signal ends it."""
     start_logging(values, logging.INFO, serves_strangers=True)
     config = proxy_config(values)
-    location = repository_config(values)
+    caches = cache_configs(values)
     sockets = activated_sockets(values.environment, os.getpid())
-    run_async(_serve(values, config, location, sockets))
+    run_async(_serve(values, config, caches, sockets))
     return DONE
 
 
 async def _serve(
-    values: Values, config: ProxyConfig, location: RepositoryConfig, sockets: Sequence[socket.socket]
+    values: Values, config: ProxyConfig, caches: Sequence[CacheConfig], sockets: Sequence[socket.socket]
 ) -> None:
     notifier = Notifier.from_environment(values.environment)
-    async with opened(location, values) as repository:
-        uploads = None
-        if values.get(UPLOADS):
-            # What publishes takes a tenth of the start to import, and most proxies only serve.
-            from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
+    async with AsyncExitStack() as stack:
+        configured = []
+        for cache in caches:
+            repository = open_repository(cache.location, cache.environment)
+            stack.push_async_callback(repository.close)
+            uploads = None
+            if values.get(UPLOADS) and cache.takes_uploads:
+                # What publishes takes a tenth of the start to import, and most proxies only serve.
+                from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
 
-            uploads = upload_settings(values, config, location, repository.name)
+                uploads = upload_settings(values, config, cache, repository.name)
+            configured.append(ConfiguredCache(repository, cache.prefix, cache.public_keys, uploads))
         await run_proxy(
             config,
-            repository,
+            configured,
+            on_demand=_on_demand(values, config, sockets),
             activated_sockets=sockets,
             notify=notifier,
             announce=_announce,
-            uploads=uploads,
         )
+
+
+def _on_demand(
+    values: Values, config: ProxyConfig, sockets: Sequence[socket.socket]
+) -> OnDemandSettings | None:
+    """Return what may be opened on demand; unless that is set, nothing if other machines can connect."""
+    if not values.is_given(ON_DEMAND) and not _is_local(config, sockets):
+        return None
+    patterns = values.get(ON_DEMAND)
+    return OnDemandSettings(patterns, open_anonymously) if patterns else None
+
+
+def _is_local(config: ProxyConfig, sockets: Sequence[socket.socket]) -> bool:
+    if not sockets:
+        return is_loopback(f"[{config.listen}]" if ":" in config.listen else config.listen)
+    # Who can reach a Unix socket is unknown here: what stands before it may serve others.
+    return all(
+        each.family in (socket.AF_INET, socket.AF_INET6) and ip_address(each.getsockname()[0]).is_loopback
+        for each in sockets
+    )
 
 
 def _announce(addresses: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.clients.local_store.store import LocalStore
 from nixcache_oci.errors import Error, FormatError, RegistryError, UsageError
 from nixcache_oci.nix.store_path import StorePath
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.server import serving
 from nixcache_oci.settings import variables
@@ -182,7 +183,8 @@ async def _substituting(
 ) -> AsyncIterator[list[tuple[str, str]]]:
     """Serve the cache to Nix, and give the options for it; only configured keys are trusted."""
     own = [key.public_key for key in settings.options.keys]
-    keys = {key.name: key for key in (*own, *config.public_keys)}
+    configured = settings.values.get(variables.PUBLIC_KEYS)
+    keys = {key.name: key for key in (*own, *configured)}
     if not keys:
         wants = ", and unsigned paths are not published (--allow-unsigned)"
         complain(
@@ -192,10 +194,9 @@ async def _substituting(
         )
         yield []
         return
-    config = replace(config, public_keys=tuple(keys.values()))
     async with (
         opened(settings.location, settings.values) as repository,
-        serving(config, repository) as addresses,
+        serving(config, [ConfiguredCache(repository, public_keys=tuple(keys.values()))]) as addresses,
     ):
         yield [
             ("extra-substituters", addresses[0]),

@@ -215,7 +215,7 @@ def publish_settings(values: Values) -> PublishSettings:
     location = repository_config(values)
     given = flags.upstream_key_name
     names = [UPSTREAM_KEY_NAME] if given is None else given
-    segments = segment_options(values, location)
+    segments = segment_options(values, location, values.get(variables.REPO))
     options = PublishOptions(
         keys=signing_keys(values),
         upstream_key_names=frozenset(name for name in names if name),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Final
 
@@ -11,7 +11,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.progress import SILENT, Stage
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.timestamp import now
-from nixcache_oci.cli.compose import opened
+from nixcache_oci.cli.compose import open_repository
 from nixcache_oci.cli.publishing import own_run
 from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.upstream.client import Upstreams
@@ -27,8 +27,9 @@ from nixcache_oci.publisher.import_candidates import read_candidates
 from nixcache_oci.publisher.importer import Importer
 from nixcache_oci.publisher.options import PublishOptions
 from nixcache_oci.settings import variables
+from nixcache_oci.settings.cache_config import CacheConfig
 from nixcache_oci.settings.file_config import signing_keys
-from nixcache_oci.settings.repository_config import RepositoryConfig, segment_options, upload_dir
+from nixcache_oci.settings.repository_config import segment_options, upload_dir
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.writers import writers
 
@@ -40,10 +41,10 @@ _log = logging.getLogger(__name__)
 
 
 def upload_settings(
-    values: Values, config: ProxyConfig, location: RepositoryConfig, repository_name: str
+    values: Values, config: ProxyConfig, cache: CacheConfig, repository_name: str
 ) -> UploadSettings:
     """Parse how uploads are taken; UsageError for an unusable value."""
-    segments = segment_options(values, location)
+    segments = segment_options(values, cache.location, cache.repo)
     options = PublishOptions(
         keys=signing_keys(values),
         segments=segments,
@@ -59,7 +60,7 @@ def upload_settings(
     ) -> Mapping[HashPart, str]:
         # What the cache has is listed with more signatures, not with ours: its NAR is not checked here.
         chosen = options if has_nars else replace(options, keys=())
-        return await _publish(values, config, location, chosen, source, parts)
+        return await _publish(values, config, cache, chosen, source, parts)
 
     return UploadSettings(
         folder=IndexFolder.name_in(upload_dir(values), repository_name),
@@ -76,14 +77,16 @@ def upload_settings(
 async def _publish(
     values: Values,
     config: ProxyConfig,
-    location: RepositoryConfig,
+    cache: CacheConfig,
     options: PublishOptions,
     source: BinaryCache,
     parts: Sequence[HashPart],
 ) -> Mapping[HashPart, str]:
     upstreams = Upstreams(open_upstreams(config.upstreams, values.environment))
     try:
-        async with opened(location, values, push=True) as repository:
+        async with AsyncExitStack() as stack:
+            repository = open_repository(cache.location, cache.environment, push=True)
+            stack.push_async_callback(repository.close)
             candidates = await read_candidates(source, parts, config.store_dir, (), frozenset())
             index_folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
             importer = Importer(repository, source, index_folder, upstreams, options, _LogProgress())

@@ -103,7 +103,7 @@ def _parse(values: Values) -> _Settings:
     if (arguments.dry_run or arguments.force) and not arguments.repair:
         raise UsageError("verify: --dry-run and --force go with --repair")
     location = repository_config(values)
-    segments = segment_options(values, location)
+    segments = segment_options(values, location, values.get(variables.REPO))
     publish = PublishOptions(
         keys=signing_keys(values) if arguments.repair else (),
         upstream_key_names=frozenset({UPSTREAM_KEY_NAME}),

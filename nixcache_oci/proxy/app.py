@@ -5,23 +5,22 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Final, NoReturn, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from nixcache_oci.clients.repository import Repository
+from nixcache_oci.cache.parallel import cancel_all
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error
-from nixcache_oci.nix.store_path import HashPart
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.ahead.narinfos import NarinfosAhead
 from nixcache_oci.proxy.ahead.nars import NarsAhead
+from nixcache_oci.proxy.cache_set import CacheSet
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
 from nixcache_oci.proxy.endpoints.health import get_health
 from nixcache_oci.proxy.endpoints.nar import get_nar
@@ -36,18 +35,14 @@ from nixcache_oci.proxy.front.connections import Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
 from nixcache_oci.proxy.front.responses import COMMON_HEADERS
 from nixcache_oci.proxy.guard import ALLOW_HEADER, SITE_HEADER, HostGuard, is_from_elsewhere, own_names
-from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import UpstreamFinder
-from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.open_files import current_limits
-from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.refresh_coalescer import RefreshCoalescer
+from nixcache_oci.proxy.packs.memory import PackMemory
+from nixcache_oci.proxy.prefix import PREFIX
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
 from nixcache_oci.proxy.uploads.interface import UploadRefusedError
-from nixcache_oci.proxy.uploads.uploads import Uploads
-from nixcache_oci.proxy.verified import Quarantine
 
 _log = logging.getLogger(__name__)
 
@@ -58,79 +53,75 @@ _SWEEP_SECONDS: Final = 2.0
 _UPLOADS_OFF: Final = (
     "uploads are off here: publish with nixcache-oci push, or start the proxy with NIXCACHE_UPLOADS=1\n"
 )
-# For so many NARs that may stream, one more blob may be on its way before a client asks.
-_SHARE_AHEAD: Final = 4
+_PREFIX_ROUTE: Final = f"/{{prefix:{PREFIX}}}"
 
 
 def build_app(
-    config: ProxyConfig,
-    repository: Repository,
-    index: LiveIndex,
-    upstreams: Upstreams,
-    counters: Counters,
-    uploads: Uploads | None = None,
+    config: ProxyConfig, caches: CacheSet, upstreams: Upstreams, client_keys: tuple[PublicKey, ...] = ()
 ) -> web.Application:
-    """Build the application; it closes what it creates, and nothing that it is given."""
-    quarantine = Quarantine()
+    """Build the application, which closes the caches, and nothing else that it is given."""
     limits = current_limits()
-    at_once = limits.streams // _SHARE_AHEAD
-    packs = PackCache(repository, quarantine, counters, config.pack_memory_bytes, at_once)
-    nars = NarSource(repository, packs, quarantine, lambda: index.catalog)
     connections = Connections(limits.connections)
     streams = NarStreams(limits.streams, connections)
     host_guard = HostGuard(config.hosts | own_names(socket.gethostname()))
     app = web.Application(middlewares=[_errors_to_statuses, _count, _guard(host_guard)])
+    app[app_keys.CACHES] = caches
     app[app_keys.CONFIG] = config
     app[app_keys.CONNECTIONS] = connections
-    app[app_keys.COUNTERS] = counters
+    app[app_keys.COUNTERS] = caches.counters
     app[app_keys.FINDER] = finder = UpstreamFinder(upstreams, limits.streams)
-    is_listed = partial(_is_listed, index)
-    narinfos_ahead = NarinfosAhead(finder, is_listed, config.store_dir, counters, is_on=config.ahead)
-    nars_ahead = NarsAhead(upstreams, packs.memory, counters, is_on=config.ahead)
+    counters, is_on = caches.counters, config.ahead
+    narinfos_ahead = NarinfosAhead(finder, caches.is_listed, config.store_dir, counters, is_on=is_on)
+    memory = PackMemory(caches.budget, time.monotonic)
+    nars_ahead = NarsAhead(upstreams, memory, counters, is_on=is_on)
     app[app_keys.NARINFOS_AHEAD] = narinfos_ahead
     app[app_keys.NARS_AHEAD] = nars_ahead
-    app[app_keys.SIGNATURES] = union = SignatureUnion(finder, config.client_keys)
-    app[app_keys.FAST_PATH] = FastPath(index, packs, nars, counters, union)
+    app[app_keys.SIGNATURES] = union = SignatureUnion(
+        finder, client_keys, has_upstreams=bool(config.upstreams)
+    )
+    app[app_keys.FAST_PATH] = FastPath(caches, union)
     app[app_keys.HOST_GUARD] = host_guard
-    app[app_keys.INDEX] = index
-    app[app_keys.NARS] = nars
     app[app_keys.NAR_STREAMS] = streams
-    app[app_keys.PACKS] = packs
-    app[app_keys.REFRESHES] = RefreshCoalescer(index)
-    app[app_keys.REPOSITORY] = repository
     app[app_keys.STARTED] = time.time()
     app[app_keys.UPSTREAMS] = upstreams
+    of_a_cache = [
+        ("GET", "/nix-cache-info", get_cache_info),
+        ("GET", "/{hash_part:[^/]+}.narinfo", get_narinfo),
+        ("GET", "/nar/{place:.+}", get_nar),
+        ("GET", "/public-key", get_public_key),
+        ("GET", "/_status", get_status),
+        ("POST", "/_refresh", post_refresh),
+        ("POST", "/mass-query", post_mass_query),
+    ]
     app.add_routes(
         [
-            web.get("/nix-cache-info", get_cache_info),
-            web.get("/{hash_part:[^/]+}.narinfo", get_narinfo),
-            web.get("/nar/{place:.+}", get_nar),
             web.get("/upstream/{key:[^/]+}/{path:.+}", get_upstream_nar),
-            web.get("/public-key", get_public_key),
-            web.get("/_status", get_status),
             web.get(_HEALTH, get_health),
             web.get("/metrics", _get_metrics),
-            web.post("/_refresh", post_refresh),
-            web.post("/mass-query", post_mass_query),
         ]
     )
-    if uploads is not None:
-        app[app_keys.UPLOADS] = uploads
-        app.add_routes(upload_routes())
+    # The root comes first: no prefix is taken for what it has.
+    for start in ("", _PREFIX_ROUTE):
+        for method, path, handler in of_a_cache:
+            (app.router.add_get if method == "GET" else app.router.add_post)(start + path, handler)
+        if caches.takes_uploads:
+            app.add_routes(upload_routes(start))
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(
-            _sweep((connections, streams, narinfos_ahead, nars_ahead)), name="sweep"
-        )
-        async with uploads.publishing(config, finder) if uploads is not None else nullcontext():
+        sweeping = _sweep((connections, streams, narinfos_ahead, nars_ahead))
+        running = [asyncio.create_task(sweeping, name="sweep")]
+        if caches.on_demand is not None:
+            running.append(asyncio.create_task(caches.on_demand.run(), name="idle caches"))
+        async with AsyncExitStack() as stack:
+            for cache in caches.configured:
+                if cache.uploads is not None:
+                    publishing = cache.uploads.publishing(config, cache.public_keys, finder)
+                    await stack.enter_async_context(publishing)
             yield
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
-        await app[app_keys.REFRESHES].close()
+        await cancel_all(running)
         await app[app_keys.FINDER].close()
-        await nars.close()
-        await packs.close()
+        await caches.close()
 
     async def stop_ahead(_: web.Application) -> None:
         await narinfos_ahead.close()
@@ -139,11 +130,6 @@ def build_app(
     app.cleanup_ctx.append(run)
     app.on_shutdown.append(stop_ahead)  # before requests are waited for, some of which wait for it
     return app
-
-
-def _is_listed(index: LiveIndex, hash_part: HashPart) -> bool:
-    catalog = index.catalog
-    return catalog is not None and catalog.find(hash_part) is not None
 
 
 class _Swept(Protocol):
@@ -185,7 +171,7 @@ async def _errors_to_statuses(request: web.Request, handler: Handler) -> web.Str
         return _refuse_upload(request, error)
     except web.HTTPMethodNotAllowed as error:
         response = _bare(HTTPStatus.METHOD_NOT_ALLOWED, {hdrs.ALLOW: error.headers[hdrs.ALLOW]})
-        if request.method == hdrs.METH_PUT and app_keys.UPLOADS not in request.app:
+        if request.method == hdrs.METH_PUT and not request.app[app_keys.CACHES].takes_uploads:
             response.text = _UPLOADS_OFF
         return response
     except web.HTTPException as error:

@@ -38,12 +38,6 @@ class ProxyConfig:
     store_dir: str  # for nix-cache-info, without a trailing slash
     upstream_nars: UpstreamNars  # ``stream`` relays upstream NARs, ``direct`` hands out the upstream's URL
     hosts: frozenset[str]  # further valid Host headers, in lower case, without port
-    public_keys: tuple[PublicKey, ...]  # required signers of narinfos; empty for none
     ahead: bool = True  # whether anything is fetched from upstreams before a client asks for it
     trusted_keys: tuple[PublicKey, ...] = ()  # keys that Nix on this machine trusts
     tls: TlsFiles | None = None  # None for HTTP
-
-    @property
-    def client_keys(self) -> tuple[PublicKey, ...]:
-        """Keys that clients are known to trust."""
-        return tuple(dict.fromkeys((*self.public_keys, *self.trusted_keys)))

@@ -1,6 +1,7 @@
 """Counters of the proxy, shown by ``/_status`` and ``/metrics``."""
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(slots=True)
@@ -30,3 +31,16 @@ class Counters:
     refreshes: int = 0  # refreshes of the index
     refresh_failures: int = 0  # those that failed
     index_regressions: int = 0  # how often the registry showed an older state of the cache than before
+
+
+CACHE_COUNTERS: Final = (
+    "hits",
+    "misses",
+    "unknown",
+    "nar_bytes",
+    "packs_fetched",
+    "refreshes",
+    "refresh_failures",
+    "index_regressions",
+)
+"""Those that tell caches apart. What a cache lacks, another one or an upstream may have."""

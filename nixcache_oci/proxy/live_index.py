@@ -8,7 +8,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,7 @@ from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import Listing, found_or_none, read_listing
 from nixcache_oci.cache.merged_keys import MergedKeys
 from nixcache_oci.cache.parallel import cancel_all, run_in_slices
+from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_set import TableSet, read_tables
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, FormatError
@@ -61,11 +63,30 @@ class IndexState:
     other_keys: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ReadingLimits:
+    """Limits of reading the tables of a cache.
+
+    Attributes:
+        new_budget: makes the budget of one refresh.
+        turns: entered while tables are read.
+        seconds: that one refresh may take; None for any, while it makes progress.
+    """
+
+    new_budget: Callable[[], TableBudget] = TableBudget
+    turns: AbstractAsyncContextManager[object] = field(default_factory=contextlib.nullcontext)
+    seconds: float | None = None
+
+
 class LiveIndex:
     """Holds the catalog, and refreshes it every ``ttl_seconds``; for keys and store dir, see ``Catalog``.
 
+    With ``asks_first``, what is on disk, or was here before a pause, is good for hits only, until the
+    repository confirmed it.
+
     Attributes:
         catalog: None while there is no index.
+        failure: why the last refresh failed; None if it did not.
         state: for ``/_status``.
         watch: detects a registry that shows an older state than before.
     """
@@ -80,8 +101,11 @@ class LiveIndex:
         *,
         store_dir: str | None = None,
         client_keys: tuple[PublicKey, ...] | None = None,
+        limits: ReadingLimits | None = None,
+        asks_first: bool = False,
     ) -> None:
         self.catalog: Catalog | None = None
+        self.failure: Exception | None = None
         self.state = IndexState()
         self.watch = RegressionWatch(folder.rooted, counters)
         self._repository = repository
@@ -89,6 +113,8 @@ class LiveIndex:
         self._public_keys = tuple(public_keys)
         self._store_dir = store_dir
         self._counting_keys = client_keys
+        self._limits = limits or ReadingLimits()
+        self._asks_first = asks_first
         self._ttl_seconds = ttl_seconds
         self._counters = counters
         self._set = TableSet()
@@ -115,10 +141,19 @@ class LiveIndex:
         """Number of narinfos; 0 while there is no index."""
         return self.catalog.entries if self.catalog is not None else 0
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether the repository was read, and is no cache."""
+        return self.catalog is not None and self._set.listing.is_absent
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not refreshed."""
+        return self._task is None
+
     async def start(self) -> None:
         """Load the last good index from disk, without network, and start refreshing."""
-        self._deadline = asyncio.get_running_loop().time() + FIRST_INDEX_SECONDS
-        saved = await asyncio.to_thread(self._folder.load)
+        saved = await asyncio.to_thread(self._folder.load, self._limits.new_budget())
         if saved is not None:
             listing, tables = saved
             self._set = TableSet.of(listing, tables)
@@ -127,7 +162,19 @@ class LiveIndex:
                 self._saved = listing
                 await self._swap(self._set)
                 self.state.loaded_from_disk = True
-        self._task = asyncio.create_task(self._run(), name="index refresh")
+        self.resume()
+
+    def resume(self) -> None:
+        """Start refreshing, at once."""
+        if self.is_paused:
+            self._deadline = asyncio.get_running_loop().time() + FIRST_INDEX_SECONDS
+            self._task = asyncio.create_task(self._run(), name="index refresh")
+
+    async def pause(self) -> None:
+        """Stop refreshing, and keep the catalog."""
+        await self.close()
+        self._task = None
+        self._attempted.clear()
 
     async def close(self) -> None:
         """Cancel the background refresh."""
@@ -135,11 +182,15 @@ class LiveIndex:
 
     async def current(self) -> Catalog | None:
         """Return the catalog; if none, wait for the first attempt, until 5 s after the start."""
-        if self.catalog is None and not self._attempted.is_set():
+        if (self.catalog is None or self._asks_first) and not self._attempted.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._deadline):
                     await self._attempted.wait()
         return self.catalog
+
+    async def wait_for_attempt(self) -> None:
+        """Wait until the repository was read, or could not be."""
+        await self._attempted.wait()
 
     async def refresh(self, *, thoroughly: bool) -> None:
         """Read the repository now.
@@ -156,12 +207,13 @@ class LiveIndex:
                 await self._refresh(thoroughly=thoroughly)
             except Exception as error:
                 self._counters.refresh_failures += 1
+                self.failure = error
                 self.state.error = str(error) or type(error).__name__
                 if self.catalog is None and self._set.tables:
                     await self._swap(self._set)
                 raise
             else:
-                self.state.error = None
+                self.failure = self.state.error = None
                 self.state.checked_at = time.time()
             finally:
                 self._attempted.set()
@@ -221,8 +273,13 @@ class LiveIndex:
         self.state.damaged, self.state.left_out = damaged, look.left_out
 
     async def _look(self) -> TableSet:
-        listing = await read_listing(self._repository, self._set.listed)
-        look = await read_tables(self._repository, self._folder, listing, self._set.tables)
+        limits = self._limits
+        async with asyncio.timeout(limits.seconds):
+            listing = await read_listing(self._repository, self._set.listed)
+            async with limits.turns:
+                look = await read_tables(
+                    self._repository, self._folder, listing, self._set.tables, limits.new_budget()
+                )
         # A damaged table may have replaced one that is loaded, as in a merge: keep that.
         return look.beside(self._set) if look.damaged else look
 

@@ -5,13 +5,12 @@ Source: design section 3, promises 1 and 2; facts about Nix clients, "Reading".
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from nixcache_oci.cache.catalog import Catalog
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.upstream.address import Chain
@@ -19,7 +18,7 @@ from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.signature_union import Finder, SignatureUnion
 
 _log = logging.getLogger(__name__)
@@ -39,10 +38,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LookUpResult:
-    """A verdict, with the narinfo if there is one."""
+    """A verdict, with the narinfo if there is one, and the cache that has it."""
 
     verdict: Verdict
     narinfo: bytes | None = None
+    cache: OpenedCache | None = None
     found: NarInfo | None = None  # the same, of an upstream hit
 
 
@@ -123,40 +123,60 @@ class UpstreamFinder:
             return await self._upstreams.find(hash_part, via)
 
 
-def find_hit(hash_part: HashPartBytes, catalog: Catalog | None, union: SignatureUnion) -> bytes | None:
-    """Look up in this cache and in the signatures known of upstreams; None if that does not suffice."""
-    found = catalog.find_hash_part(hash_part) if catalog is not None else None
-    if found is None or found[1]:
-        return found and found[0]
-    return union.known(hash_part, found[0])
+def find_hit(
+    hash_part: HashPartBytes, caches: Iterable[OpenedCache], union: SignatureUnion
+) -> tuple[OpenedCache, bytes] | None:
+    """Look up in these caches, and in the signatures known of others; None if that does not suffice.
+
+    A narinfo that clients are known to trust is preferred, then the first cache.
+    """
+    first: tuple[OpenedCache, bytes] | None = None
+    is_alone = not union.has_upstreams
+    for cache in caches:
+        catalog = cache.index.catalog
+        found = catalog.find_hash_part(hash_part) if catalog is not None else None
+        if found is not None:
+            narinfo = found[0] if cache.url_start is None else cache.hand_out(found[0])
+            if found[1]:
+                return cache, narinfo
+            if first is None:
+                first = cache, narinfo
+            else:
+                is_alone = False
+    if first is None or is_alone:
+        return first
+    known = union.known(hash_part, first[1])
+    return (first[0], known) if known is not None else None
 
 
 async def look_up(
     hash_part: HashPart,
-    index: LiveIndex,
+    caches: Sequence[OpenedCache],
     upstreams: Finder,
     counters: Counters,
     union: SignatureUnion,
     via: Chain = (),
-    find_spooled: Callable[[HashPart], bytes | None] = lambda _: None,
 ) -> LookUpResult:
-    """Look up in this cache, then in what is uploaded, then at the upstreams, and count the verdict.
+    """Look up in these caches, in what is uploaded to them, then at the upstreams, and count the verdict.
 
-    A hit for another proxy is not united with upstream signatures: that proxy asks its own upstreams.
+    A hit ends it, whatever cannot be asked meanwhile; a miss is what all of them deny. A hit for another
+    proxy is not united with other signatures: that proxy asks its own upstreams.
     """
-    catalog = index.catalog or await index.current()
     wanted = HashPartBytes(hash_part.encode())
-    hit = catalog.find_hash_part(wanted) if catalog is not None else None
-    if hit is not None:
-        narinfo, is_trusted = hit
-        if not is_trusted and not via:
-            narinfo = await union.unite(wanted, narinfo)
-        counters.hits += 1
-        return LookUpResult(Verdict.HIT, narinfo)
-    spooled = find_spooled(hash_part)
+    variants, is_trusted = _find_variants(wanted, caches)
+    if not variants:
+        await asyncio.gather(*(cache.index.current() for cache in caches))
+        variants, is_trusted = _find_variants(wanted, caches)
+    if variants:
+        cache, narinfo = variants[0]
+        if not is_trusted and not via and (union.has_upstreams or len(variants) > 1):
+            narinfo = await union.unite(wanted, narinfo, [other for _, other in variants[1:]])
+        cache.counters.hits += 1
+        return LookUpResult(Verdict.HIT, narinfo, cache)
+    spooled = _find_spooled(hash_part, caches)
     if spooled is not None:
-        counters.hits += 1
-        return LookUpResult(Verdict.HIT, spooled)
+        return spooled
+    is_known = _count_denials(caches)
     try:
         found = await upstreams.find(hash_part, via)
     except UpstreamError:
@@ -164,9 +184,64 @@ async def look_up(
         return LookUpResult(Verdict.UNKNOWN)
     if found is not None:
         counters.upstream_hits += 1
-        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode(), found)
-    if catalog is None:
+        return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode(), found=found)
+    if not is_known:
         counters.unknown += 1
         return LookUpResult(Verdict.UNKNOWN)
     counters.misses += 1
     return LookUpResult(Verdict.MISS)
+
+
+async def look_up_in(cache: OpenedCache, hash_part: HashPart, counters: Counters) -> LookUpResult:
+    """Look up in one cache alone, and count the verdict: clients have other caches beside it."""
+    if (narinfo := cache.find(HashPartBytes(hash_part.encode()))) is None:
+        await cache.index.current()
+        narinfo = cache.find(HashPartBytes(hash_part.encode()))
+    if narinfo is not None:
+        cache.counters.hits += 1
+        return LookUpResult(Verdict.HIT, narinfo, cache)
+    spooled = _find_spooled(hash_part, (cache,))
+    if spooled is not None:
+        return spooled
+    if not _count_denials((cache,)):
+        counters.unknown += 1
+        return LookUpResult(Verdict.UNKNOWN)
+    counters.misses += 1
+    return LookUpResult(Verdict.MISS)
+
+
+def _find_variants(
+    wanted: HashPartBytes, caches: Iterable[OpenedCache]
+) -> tuple[list[tuple[OpenedCache, bytes]], bool]:
+    """Find what the caches have; if one that clients are known to trust is among it, that alone, and True."""
+    variants = []
+    for cache in caches:
+        catalog = cache.index.catalog
+        found = catalog.find_hash_part(wanted) if catalog is not None else None
+        if found is not None:
+            hit = cache, cache.hand_out(found[0])
+            if found[1]:
+                return [hit], True
+            variants.append(hit)
+    return variants, False
+
+
+def _find_spooled(hash_part: HashPart, caches: Iterable[OpenedCache]) -> LookUpResult | None:
+    for cache in caches:
+        spooled = cache.uploads.find(hash_part) if cache.uploads is not None else None
+        if spooled is not None:
+            cache.counters.hits += 1
+            return LookUpResult(Verdict.HIT, cache.hand_out(spooled), cache)
+    return None
+
+
+def _count_denials(caches: Iterable[OpenedCache]) -> bool:
+    """Count what each cache answered, and tell whether all of them know."""
+    is_known = True
+    for cache in caches:
+        if cache.index.catalog is None:
+            cache.counters.unknown += 1
+            is_known = False
+        else:
+            cache.counters.misses += 1
+    return is_known

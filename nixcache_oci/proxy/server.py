@@ -17,23 +17,27 @@ from typing import Final
 from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.address import NarMode, UrlSigner
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.clients.upstream.narinfo_store import NarinfoStore
 from nixcache_oci.clients.upstream.netrc import open_upstreams
 from nixcache_oci.errors import Error
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.app_keys import CONNECTIONS, FAST_PATH, HOST_GUARD
+from nixcache_oci.proxy.cache_set import CacheSet, ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
 from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.on_demand import OnDemandCaches, OnDemandSettings
+from nixcache_oci.proxy.open_files import current_limits
+from nixcache_oci.proxy.opened_cache import OpenedCache
+from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.systemd import Notifier
 from nixcache_oci.proxy.tls import HANDSHAKE_SECONDS, open_tls
-from nixcache_oci.proxy.uploads.interface import UploadSettings
 from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.proxy.upstream_state import load_url_secret, remember_upstreams
 
@@ -43,6 +47,8 @@ _log = logging.getLogger(__name__)
 # cancels a handler, and after.
 _GRACE_SECONDS: Final = 1.5
 _BACKLOG: Final = 128
+# For so many NARs that may stream, one more blob may be on its way before a client asks.
+_SHARE_AHEAD: Final = 4
 _EVERY_ADDRESS: Final = "::"
 # A thread that parses or sorts keeps the event loop waiting for so long, each time that it has read or sent
 # something: Python's usual 5 ms would be seen by every request during a refresh.
@@ -61,22 +67,22 @@ _RETURNED_ABOVE_BYTES: Final = 2 * 1024 * 1024
 
 async def run_proxy(
     config: ProxyConfig,
-    repository: Repository,
+    configured: Sequence[ConfiguredCache],
     *,
+    on_demand: OnDemandSettings | None = None,
     activated_sockets: Sequence[socket.socket],
     notify: Notifier,
     announce: Callable[[Sequence[str]], None],
-    uploads: UploadSettings | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: of the proxy.
-        repository: of the cache; the caller closes it.
+        configured: caches that the root serves, at least one, in the order in which they are asked.
+        on_demand: which other caches are opened when a request names them; None for none.
         activated_sockets: of systemd; with any, the address in ``config`` is not used.
         notify: reports readiness to systemd.
         announce: receives the addresses once requests are answered.
-        uploads: how uploads are taken; None if they are not.
 
     Raises:
         UsageError: an unusable setting.
@@ -89,9 +95,12 @@ async def run_proxy(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with serving(config, repository, activated_sockets=activated_sockets, uploads=uploads) as addresses:
+    async with serving(
+        config, configured, on_demand=on_demand, activated_sockets=activated_sockets
+    ) as addresses:
         announce(addresses)
-        _log.info("serving", extra={"fields": {"registry": repository.name, "address": " ".join(addresses)}})
+        names = " ".join(cache.repository.name for cache in configured)
+        _log.info("serving", extra={"fields": {"registry": names, "address": " ".join(addresses)}})
         notify.ready()
         await stop.wait()
         _log.info("stopping")
@@ -119,47 +128,43 @@ def _keep_freed_memory() -> None:
 @asynccontextmanager
 async def serving(
     config: ProxyConfig,
-    repository: Repository,
+    configured: Sequence[ConfiguredCache],
     *,
+    on_demand: OnDemandSettings | None = None,
     activated_sockets: Sequence[socket.socket] = (),
-    uploads: UploadSettings | None = None,
 ) -> AsyncIterator[list[str]]:
     """Serve while the block runs, and yield the addresses; arguments and errors as of ``run_proxy``."""
-    counters = Counters()
-    configured = open_upstreams(config.upstreams)
+    required = (key for cache in configured for key in cache.public_keys)
+    client_keys = tuple(dict.fromkeys((*required, *config.trusted_keys)))
+    named = open_upstreams(config.upstreams)
     upstreams = Upstreams(
-        configured,
-        former=await asyncio.to_thread(remember_upstreams, config.index_dir, configured, time.time()),
+        named,
+        former=await asyncio.to_thread(remember_upstreams, config.index_dir, named, time.time()),
         mode=NarMode(config.upstream_nars),
         signer=UrlSigner(await asyncio.to_thread(load_url_secret, config.index_dir)),
         store_dir=config.store_dir,
-        client_keys=config.client_keys,
-        store=await asyncio.to_thread(NarinfoStore.open, config.index_dir) if configured else None,
-    )
-    folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
-    index = LiveIndex(
-        repository,
-        folder,
-        config.public_keys,
-        config.index_ttl_seconds,
-        counters,
-        store_dir=config.store_dir,
-        # With keys configured, all that is served is signed by one of them; without upstreams, there are no
-        # other signatures.
-        client_keys=config.client_keys if config.upstreams and not config.public_keys else None,
+        client_keys=client_keys,
+        store=await asyncio.to_thread(NarinfoStore.open, config.index_dir) if named else None,
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstreams.close)
-        taken = (
-            await stack.enter_async_context(Uploads.opened(uploads, index)) if uploads is not None else None
-        )
-        app = build_app(config, repository, index, upstreams, counters, taken)
+        budget = PackBudget(config.pack_memory_bytes, current_limits().streams // _SHARE_AHEAD)
+        # Without upstreams and other caches, there are no other signatures.
+        is_alone = len(configured) == 1 and not config.upstreams
+        opened = [
+            await stack.enter_async_context(
+                _opened(cache, config, budget, None if is_alone or cache.public_keys else client_keys)
+            )
+            for cache in configured
+        ]
+        caches = CacheSet(opened, budget, OnDemandCaches(on_demand, config, budget) if on_demand else None)
+        app = build_app(config, caches, upstreams, client_keys)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE_SECONDS)
         stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(index.close)
         await runner.setup()
         # The index first: the first request must find what is on disk.
-        await index.start()
+        for cache in opened:
+            await cache.index.start()
         if runner.server is None:
             raise AssertionError("setup() makes it")
         connections = app[CONNECTIONS]
@@ -173,6 +178,32 @@ async def serving(
             for listener in listeners
             for each in listener.sockets
         ]
+
+
+@asynccontextmanager
+async def _opened(
+    cache: ConfiguredCache,
+    config: ProxyConfig,
+    budget: PackBudget,
+    client_keys: tuple[PublicKey, ...] | None,
+) -> AsyncIterator[OpenedCache]:
+    repository, counters = cache.repository, Counters()
+    folder = await asyncio.to_thread(IndexFolder, config.index_dir, repository.name)
+    index = LiveIndex(
+        repository,
+        folder,
+        cache.public_keys,
+        config.index_ttl_seconds,
+        counters,
+        store_dir=config.store_dir,
+        # With keys configured, all that is served is signed by one of them.
+        client_keys=client_keys,
+    )
+    async with AsyncExitStack() as stack:
+        uploads = None
+        if cache.uploads is not None:
+            uploads = await stack.enter_async_context(Uploads.opened(cache.uploads, index))
+        yield OpenedCache(repository, index, counters, budget, cache.public_keys, uploads, cache.prefix)
 
 
 async def _listen(

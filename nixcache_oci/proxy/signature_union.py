@@ -6,6 +6,7 @@ timeout, and the answer is cached.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from nixcache_oci.cache.table_search import HashPartBytes
@@ -34,9 +35,14 @@ class Finder(Protocol):
 
 
 class SignatureUnion:
-    """Adds upstream signatures to narinfos, and caches the result; ``keys`` are those that clients trust."""
+    """Adds other caches' signatures to narinfos, and caches the result; clients trust ``keys``.
 
-    def __init__(self, finder: Finder, keys: tuple[PublicKey, ...]) -> None:
+    Attributes:
+        has_upstreams: whether there is anybody to ask.
+    """
+
+    def __init__(self, finder: Finder, keys: tuple[PublicKey, ...], *, has_upstreams: bool = True) -> None:
+        self.has_upstreams = has_upstreams
         self._finder = finder
         self._keys = keys
         self._memo: BoundedCache[HashPartBytes, tuple[bytes, bytes, float]] = BoundedCache(MOST_REMEMBERED)
@@ -50,23 +56,29 @@ class SignatureUnion:
             return None
         return entry[1]
 
-    async def unite(self, hash_part: HashPartBytes, narinfo: bytes) -> bytes:
-        """Return what is served for a narinfo of this cache, after asking upstreams if necessary."""
+    async def unite(self, hash_part: HashPartBytes, narinfo: bytes, others: Sequence[bytes] = ()) -> bytes:
+        """Return what is served for a narinfo of this cache, after asking upstreams if necessary.
+
+        ``others`` are narinfos of the same path in caches that are served beside this one.
+        """
         served = self.known(hash_part, narinfo)
         if served is not None:
             return served
         if self._clock() < self._slow_until:
             return narinfo
-        served, seconds = narinfo, _ANSWERED_SECONDS
+        found: NarInfo | None = None
+        seconds = _ANSWERED_SECONDS
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 found = await self._finder.find(HashPart(hash_part.decode()))
-            if found is not None:
-                served = choose_variant([NarInfo.parse(narinfo), found], self._keys).render().encode()
         except TimeoutError:
             self._slow_until = self._clock() + _SLOW_SECONDS
             seconds = _UNKNOWN_SECONDS
         except UpstreamError:
             seconds = _UNKNOWN_SECONDS
+        served = narinfo
+        if others or found is not None:
+            variants = [NarInfo.parse(one) for one in (narinfo, *others)]
+            served = choose_variant([*variants, *([found] if found else [])], self._keys).render().encode()
         self._memo.put(hash_part, (narinfo, served, self._clock() + seconds))
         return served

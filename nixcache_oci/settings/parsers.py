@@ -16,6 +16,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey, SecretKey, strip_key
 from nixcache_oci.oci.reference import RegistryReference, is_repository
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES, UpstreamNars
+from nixcache_oci.proxy.prefix import RepositoryPattern
 from nixcache_oci.proxy.writers.patterns import SUBJECT_SEPARATORS, Pattern
 from nixcache_oci.settings.values import shown
 
@@ -73,11 +74,18 @@ def parse_repo(text: str) -> str | None:
     """Read ``owner/name``, with any number of parts, or a github.com URL; the result is in lower case."""
     if not text:
         return None
+    if " " in text:
+        raise FormatError("expected owner/name, such as octocat/my-cache; only the proxy takes several")
     address = _GITHUB_ADDRESS.match(text)
     match = _REPO.fullmatch(text, address.end() if address else 0)
     if match is None or (address and match["path"].count("/") != _GITHUB_PARTS - 1):
         raise FormatError("expected owner/name, such as octocat/my-cache")
     return _GIT_SUFFIX.sub("", match["path"].lower())
+
+
+def parse_repos(text: str) -> tuple[str, ...]:
+    """Read repositories as ``parse_repo`` does, separated by spaces, each once."""
+    return tuple(dict.fromkeys(repo for word in text.split() if (repo := parse_repo(word)) is not None))
 
 
 def parse_registry(text: str) -> str | Path:
@@ -196,6 +204,11 @@ def parse_hosts(text: str) -> frozenset[str]:
                 f"expected host names without port, separated by spaces; {shown(name)} is not one"
             )
     return frozenset(name.lower() for name in names if name)
+
+
+def parse_patterns(text: str) -> tuple[RepositoryPattern, ...]:
+    """Read patterns of ``host/repository``, where ``*`` stands for anything, separated by spaces."""
+    return tuple(map(RepositoryPattern.parse, text.split()))
 
 
 def parse_public_keys(text: str) -> tuple[PublicKey, ...]:

@@ -29,7 +29,6 @@ def proxy_config(values: Values) -> ProxyConfig:
         upstream_nars=values.get(variables.UPSTREAM_NARS),
         ahead=values.get(variables.AHEAD),
         hosts=values.get(variables.HOSTS),
-        public_keys=values.get(variables.PUBLIC_KEYS),
         trusted_keys=trusted_keys(values.environment),
         tls=_tls_files(values),
     )

@@ -56,16 +56,25 @@ def repository_config(values: Values) -> RepositoryConfig:
     Raises:
         UsageError: a registry without a repository, or names that a registry cannot have.
     """
-    registry, repo, image = values.get(REGISTRY), values.get(REPO), values.get(IMAGE)
-    if isinstance(registry, Path):
-        return registry
-    if repo is None:
+    registry, repo = values.get(REGISTRY), values.get(REPO)
+    if isinstance(registry, str) and repo is None:
         if values.is_given(REGISTRY):
             raise UsageError(
                 f"{REGISTRY.name} names a registry, but not which repository in it: "
                 f"set {REPO.name} or {REPO.flag} to owner/name"
             )
         return _user_data() / "cache"
+    return locate(registry, repo or "", values.get(IMAGE))
+
+
+def locate(registry: str | Path, repo: str, image: str) -> RepositoryConfig:
+    """Find a repository by its parsed settings; in an OCI layout, the other two do not matter.
+
+    Raises:
+        UsageError: names that a registry cannot have.
+    """
+    if isinstance(registry, Path):
+        return registry
     try:
         reference = RegistryReference.of(registry, fit_repository(repo), image)
     except FormatError as error:  # each part is valid, so together they are too long
@@ -83,23 +92,22 @@ def repository_config(values: Values) -> RepositoryConfig:
     return reference
 
 
-def repository_source(location: RepositoryConfig, values: Values) -> str | None:
+def repository_source(location: RepositoryConfig, repo: str | None, values: Values) -> str | None:
     """Return the URL of the GitHub repository that the cache belongs to, to which GHCR links the package."""
-    repo = values.get(REPO)
     # Any other depth names a repository of some registry only.
     if isinstance(location, Path) or repo is None or repo.count("/") != 1:
         return None
     return f"{values.environment.get('GITHUB_SERVER_URL') or 'https://github.com'}/{repo}"
 
 
-def segment_options(values: Values, location: RepositoryConfig) -> SegmentOptions:
-    """Return how segments are written there: settings, else what is known of the registry."""
+def segment_options(values: Values, location: RepositoryConfig, repo: str | None) -> SegmentOptions:
+    """Return how segments of a repository's cache are written: settings, else what its registry takes."""
     host = location.host if isinstance(location, RegistryReference) else ""
     known = next((limits for name, limits in _LIMITS.items() if re.fullmatch(name, host)), SegmentOptions())
     return SegmentOptions(
         values.get(MAX_LAYERS) or known.max_layers,
         values.get(MAX_BLOB_BYTES) or known.max_blob_bytes,
-        repository_source(location, values),
+        repository_source(location, repo, values),
     )
 
 

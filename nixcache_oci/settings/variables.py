@@ -16,6 +16,30 @@ REPO: Final = Variable(
     "GitHub repository that the cache belongs to; other registries take any number of parts",
     default_note="the embedded cache, unless NIXCACHE_REGISTRY is set",
 )
+REPOS: Final = Variable(
+    REPO.name,
+    parsers.parse_repos,
+    REPO.metavar,
+    f"{REPO.help}; several are merged, and asked in this order",
+    default_note=REPO.default_note,
+    separator=" ",
+)
+CACHES_FILE: Final = Variable(
+    "NIXCACHE_CACHES_FILE",
+    parsers.parse_path,
+    "FILE",
+    "TOML file with more caches, each with its own registry, keys and token",
+)
+ON_DEMAND: Final = Variable(
+    "NIXCACHE_ON_DEMAND",
+    parsers.parse_patterns,
+    "PATTERN",
+    "caches that are opened, anonymously, when a request names them: host/repository, * for anything",
+    default="ghcr.io/*",
+    default_note="ghcr.io/* if only this machine can connect, else none",
+    separator=" ",
+    empty_is_value=True,
+)
 REGISTRY: Final = Variable(
     "NIXCACHE_REGISTRY",
     parsers.parse_registry,
@@ -296,6 +320,8 @@ PROXY_VARIABLES: Final[tuple[Variable[object], ...]] = (
     STORE_DIR,
     HOSTS,
     PUBLIC_KEYS,
+    CACHES_FILE,
+    ON_DEMAND,
     TLS_CERT,
     TLS_KEY,
     TLS_CLIENT_CA,

@@ -130,6 +130,23 @@ def test_a_healthy_publisher(doctor: Doctor, ghcr: Ghcr) -> None:
     assert ghcr.server.count("upload-delete") == 1
 
 
+@pytest.mark.needs("nix")
+def test_what_a_registry_takes_is_tried_on_demand(doctor: Doctor, ghcr: Ghcr) -> None:
+    """By --publisher, which says so, and not because a signing key is there: it writes."""
+    put(ghcr, [store_object("a")], [KEY])
+    doctor.settle(ghcr)
+    ghcr.server.deletes = True
+    manifests = ghcr.server.manifests(REPOSITORY)
+    tried = {"tags", "chunks", "artifact type", "deletion"}
+    assert not tried & doctor.diagnose().keys()
+    found = doctor.diagnose("--publisher")
+    assert levels(found) == {"good"}
+    assert tried <= found.keys()
+    assert ghcr.server.manifests(REPOSITORY) == manifests
+    ghcr.server.is_linked_elsewhere = True
+    assert {doctor.diagnose("--publisher")[check][0] for check in tried} == {"skipped"}
+
+
 @pytest.mark.needs("docker-registry", "nix")
 def test_docker_registry_is_left_as_it_was(doctor: Doctor) -> None:
     """An empty repository is no error, and stays one: no blob, no link, no session that holds bytes.
@@ -216,13 +233,13 @@ def test_a_wrong_key(doctor: Doctor, ghcr: Ghcr, tmp_path: Path) -> None:
 def test_every_bad_setting_is_named(doctor: Doctor) -> None:
     """Not only the first; what looks like a setting and is none, too; and the rest is still looked at."""
     doctor.set("NIXCACHE_PORT", "many")
-    doctor.set("NIXCACHE_REPO", "no repo")
+    doctor.set("NIXCACHE_REPO", "no repo!")
     doctor.set("NIXCACHE_LOG_LEVEL", "loud")
     doctor.set("NIXCACHE_PRORITY", "1")
     assert main(["doctor", "--client", "--publisher"]) == FAILED
     out = doctor.read().out
     assert "NIXCACHE_PORT 'many'" in out
-    assert "NIXCACHE_REPO 'no repo'" in out
+    assert "NIXCACHE_REPO 'no repo!'" in out
     assert "NIXCACHE_LOG_LEVEL 'loud'" in out
     assert "did you mean NIXCACHE_PRIORITY?" in out
     assert "- pull: skipped: the settings name no repository" in out

@@ -178,3 +178,12 @@ async def test_a_challenge_is_asked_for_once(ghcr: GhcrDouble) -> None:
             with pytest.raises(NotFoundError):
                 await registry.list_tags()
     assert ghcr.count("ping") == 1
+
+
+async def test_a_rate_limit_is_no_hidden_repository(ghcr: GhcrDouble) -> None:
+    """GitHub says it by 403: asking again at once would prolong it."""
+    ghcr.secondary_limit("tags")
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        with pytest.raises(RegistryError, match="secondary rate limit"):
+            await registry.list_tags()
+    assert len(ghcr.requests) == 1

@@ -396,7 +396,8 @@ def _check_head(data: bytes) -> bool:
         return False
     reader = HeadReader(lambda host: host == "localhost")
     shape, hash_part = reader.shape(data, 0, end), reader.wanted_narinfo(data, 0, end)
-    assert hash_part is None or shape is Shape.PLAIN
+    below = reader.wanted_below_prefix(data, 0, end)
+    assert (hash_part is None and below is None) or shape is Shape.PLAIN
     if shape is Shape.OTHER:
         return False
     lines = data[:end].decode("ascii").split("\r\n")
@@ -411,6 +412,10 @@ def _check_head(data: bytes) -> bool:
         assert [value.strip() for name, _, value in fields if name.lower() == "host"] == ["localhost"]
     if hash_part is not None:
         assert lines[0].split(" ", 1)[1] == f"/{HashPart(hash_part.decode())}.narinfo HTTP/1.1"
+    if below is not None:
+        prefix, wanted = below
+        path = wanted if isinstance(wanted, NarUrl) else f"{HashPart(wanted.decode())}.narinfo"
+        assert lines[0].split(" ", 1)[1] == f"/{prefix.decode()}/{path} HTTP/1.1"
     return True
 
 

@@ -15,6 +15,7 @@ from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import (
     LOG_LEVEL,
     PROXY_VARIABLES,
+    PUBLIC_KEYS,
     REPOSITORY_VARIABLES,
     UPLOAD_VARIABLES,
 )
@@ -34,6 +35,8 @@ WITHOUT_OPTION = {
     "NIXCACHE_TLS_CERT": "as above",
     "NIXCACHE_TLS_KEY": "as above",
     "NIXCACHE_TLS_CLIENT_CA": "as above",
+    "NIXCACHE_CACHES_FILE": "caches, each an option; see test_caches.py",
+    "NIXCACHE_ON_DEMAND": "onDemand; unset by default, as it depends on who can connect",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
 }
@@ -50,6 +53,8 @@ def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, 
         ("repo", "octocat/other", "NIXCACHE_REPO", "octocat/other"),
         ("registry", "registry.example:5000", "NIXCACHE_REGISTRY", "registry.example:5000"),
         ("image", "cache", "NIXCACHE_IMAGE", "cache"),
+        ("onDemand", ["ghcr.io/a/*", "b.example/*"], "NIXCACHE_ON_DEMAND", "ghcr.io/a/* b.example/*"),
+        ("onDemand", [], "NIXCACHE_ON_DEMAND", ""),
         ("port", 8080, "NIXCACHE_PORT", "8080"),
         ("listenAddress", "::", "NIXCACHE_LISTEN", "::"),
         (
@@ -167,7 +172,7 @@ def test_the_program_takes_what_the_module_says(modules: Modules) -> None:
     config = proxy_config(values)
     assert config.upstreams == ("https://a.example", "https://b.example")
     assert config.hosts == frozenset({"cache.lan"})
-    assert [str(key) for key in config.public_keys] == [KEY]
+    assert [str(key) for key in values.get(PUBLIC_KEYS)] == [KEY]
     assert (config.listen, config.index_ttl_seconds) == ("::", 60.0)
     location = repository_config(values)
     assert isinstance(location, RegistryReference)

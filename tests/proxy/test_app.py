@@ -8,15 +8,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.proxy import app_keys
-from nixcache_oci.proxy.app import build_app
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs.prefetch import Prefetch
-from tests.support.front import proxy_config
+from tests.support.front import app_of, proxy_config
 from tests.support.slow_repository import SlowRepository
 
 Client = TestClient[Request, Application]
@@ -39,7 +37,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     repository, counters = SlowRepository(), Counters()
     index = LiveIndex(repository, IndexFolder(tmp_path, repository.name), (), 300, counters)
     await index.refresh(thoroughly=True)
-    app = build_app(config, repository, index, Upstreams([]), counters)
+    app = app_of(config, repository, index, counters)
     async with TestClient(TestServer(app)) as client:
         yield Bench(client, repository, index)
         repository.gate.set()
@@ -48,7 +46,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
     """With the least of it, 16 MiB are fetched that nobody has asked for, where 256 MiB take 64."""
     bench.repository.gate.clear()
-    packs = bench.client.app[app_keys.PACKS]
+    packs = bench.client.app[app_keys.CACHES].configured[0].packs
     for number in range(20):
         packs.prefetch(Prefetch(bench.repository.add(bytes([number])), 2**20))
     assert packs.used_bytes == 16 * 2**20

@@ -65,7 +65,7 @@ async def test_no_part_of_a_wrong_file_is_sent(bench: Bench, tmp_path: Path, wan
     head, body = await ask(bench, wanted)
     assert head.startswith(b"HTTP/1.1 404 ")
     assert body == b"Not Found\n"
-    assert DIGEST in bench.app[app_keys.NARS]._quarantine
+    assert DIGEST in bench.cache.nars._quarantine
     head, body = await ask(bench)
     assert head.startswith(b"HTTP/1.1 404 ")
     assert not open_files_in(tmp_path / "cache")
@@ -110,7 +110,7 @@ async def test_a_client_that_goes_away(bench: Bench, tmp_path: Path, taken: int)
         await until(lambda: open_files_in(tmp_path / "cache"))
     await until(lambda: not open_files_in(tmp_path / "cache"))
     assert bench.app[app_keys.COUNTERS].nars_cut == 0
-    assert DIGEST not in bench.app[app_keys.NARS]._quarantine
+    assert DIGEST not in bench.cache.nars._quarantine
 
 
 @pytest.mark.parametrize("place", [0, len(CONTENT) // 2, len(CONTENT) - 1])

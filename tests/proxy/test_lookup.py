@@ -15,9 +15,9 @@ from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy import lookup
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.lookup import UpstreamFinder, Verdict, look_up
+from nixcache_oci.proxy.lookup import LookUpResult, LoopFinder, UpstreamFinder, Verdict, look_up
 from nixcache_oci.proxy.signature_union import SignatureUnion
-from tests.support.front import let_run
+from tests.support.front import let_run, open_cache
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import HASH_PART, answering, asking, narinfo_text, refusing, serve
@@ -41,6 +41,12 @@ async def no_index(tmp_path: Path) -> LiveIndex:
     return LiveIndex(layout, IndexFolder(tmp_path / "index", layout.name), (), 300, Counters())
 
 
+async def ask(indexes: list[LiveIndex], upstreams: LoopFinder, counters: Counters) -> LookUpResult:
+    """Look for what the upstreams of these tests have."""
+    caches = [open_cache(index) for index in indexes]
+    return await look_up(HASH_PART, caches, upstreams, counters, SignatureUnion(upstreams, ()))
+
+
 def counted(counters: Counters) -> tuple[int, int, int, int]:
     return counters.hits, counters.upstream_hits, counters.misses, counters.unknown
 
@@ -49,12 +55,15 @@ async def test_what_is_here_is_a_hit_and_no_upstream_is_asked(index: LiveIndex) 
     """A hit costs no network."""
     counters = Counters()
     async with asking(refusing()) as upstreams:
-        found = await look_up(hash_part_of("here"), index, upstreams, counters, SignatureUnion(upstreams, ()))
+        cache = open_cache(index)
+        union = SignatureUnion(upstreams, ())
+        found = await look_up(hash_part_of("here"), [cache], upstreams, counters, union)
         assert upstreams.health()[0].failures == 0
     assert found.verdict is Verdict.HIT
     assert found.narinfo is not None
     assert NarInfo.parse(found.narinfo).store_path.hash_part == hash_part_of("here")
-    assert counted(counters) == (1, 0, 0, 0)
+    assert counted(counters) == (0, 0, 0, 0)
+    assert counted(cache.counters) == (1, 0, 0, 0)
 
 
 async def test_what_an_upstream_has_is_an_upstream_hit(index: LiveIndex, no_index: LiveIndex) -> None:
@@ -62,7 +71,9 @@ async def test_what_an_upstream_has_is_an_upstream_hit(index: LiveIndex, no_inde
     counters = Counters()
     async with serve(answering(text=narinfo_text())) as url, asking(url, refusing()) as upstreams:
         for each in (index, no_index):
-            found = await look_up(HASH_PART, each, upstreams, counters, SignatureUnion(upstreams, ()))
+            found = await look_up(
+                HASH_PART, [open_cache(each)], upstreams, counters, SignatureUnion(upstreams, ())
+            )
             assert found.verdict is Verdict.UPSTREAM_HIT
             assert found.narinfo is not None
             assert NarInfo.parse(found.narinfo).url.startswith("upstream/")
@@ -73,13 +84,9 @@ async def test_a_miss_is_what_everybody_denies(index: LiveIndex) -> None:
     """This cache and each upstream said so themselves."""
     counters = Counters()
     async with serve(answering(status=404)) as url, asking(url) as upstreams:
-        assert (
-            await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).verdict is Verdict.MISS
+        assert (await ask([index], upstreams, counters)).verdict is Verdict.MISS
     async with asking() as upstreams:
-        assert (
-            await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).verdict is Verdict.MISS
+        assert (await ask([index], upstreams, counters)).verdict is Verdict.MISS
     assert counted(counters) == (0, 0, 2, 0)
 
 
@@ -88,17 +95,15 @@ async def test_who_could_not_be_asked_makes_it_unknown(index: LiveIndex, no_inde
     counters = Counters()
     async with serve(answering(status=404)) as url:
         async with asking(url, refusing()) as upstreams:
-            assert (
-                await look_up(HASH_PART, index, upstreams, counters, SignatureUnion(upstreams, ()))
-            ).verdict is Verdict.UNKNOWN
+            assert (await ask([index], upstreams, counters)).verdict is Verdict.UNKNOWN
         async with asking(url) as upstreams:
             assert (
-                await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
+                await look_up(
+                    HASH_PART, [open_cache(no_index)], upstreams, counters, SignatureUnion(upstreams, ())
+                )
             ).verdict is Verdict.UNKNOWN
     async with asking() as upstreams:
-        assert (
-            await look_up(HASH_PART, no_index, upstreams, counters, SignatureUnion(upstreams, ()))
-        ).verdict is Verdict.UNKNOWN
+        assert (await ask([no_index], upstreams, counters)).verdict is Verdict.UNKNOWN
     assert counted(counters) == (0, 0, 0, 3)
 
 

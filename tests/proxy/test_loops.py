@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.server import serving
 from tests.support.front import proxy_config
 from tests.support.objects import hash_part_of, store_object
@@ -33,7 +34,7 @@ def start(tmp_path: Path) -> Start:
             await publish(layout, [store_object(holds)])
         urls = tuple(f"http://127.0.0.1:{one}" for one in upstreams)
         config = proxy_config(tmp_path / f"index-{port}", port=port, upstreams=urls)
-        async with serving(config, layout):
+        async with serving(config, [ConfiguredCache(layout)]):
             yield
 
     return start

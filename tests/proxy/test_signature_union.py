@@ -18,6 +18,7 @@ from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.lookup import find_hit, look_up
 from nixcache_oci.proxy.signature_union import SignatureUnion
+from tests.support.front import open_cache
 from tests.support.objects import store_object
 from tests.support.publish import publish
 from tests.support.upstream_server import answering, asking, refusing, serve, silent, talk
@@ -71,8 +72,8 @@ async def ask(kind: str, index: LiveIndex, url: str, times: int = 1, via: tuple[
         union = SignatureUnion(upstreams, KEYS)
         hash_part = HERE[kind].store_path.hash_part
         for _ in range(times - 1):
-            await look_up(hash_part, index, upstreams, Counters(), union, via)
-        found = await look_up(HERE[kind].store_path.hash_part, index, upstreams, Counters(), union, via)
+            await look_up(hash_part, [open_cache(index)], upstreams, Counters(), union, via)
+        found = await look_up(hash_part, [open_cache(index)], upstreams, Counters(), union, via)
     assert found.narinfo is not None
     return NarInfo.parse(found.narinfo)
 
@@ -145,13 +146,14 @@ async def test_the_front_answers_what_is_remembered(index: LiveIndex) -> None:
     """After the first time it costs no network either, and a new narinfo is asked for anew."""
     async with serve(Cache(TRUSTED).answer) as url, asking(url, client_keys=KEYS) as upstreams:
         union = SignatureUnion(upstreams, KEYS)
-        assert find_hit(letters("counts"), index.catalog, union) is not None
-        assert find_hit(letters("other"), index.catalog, union) is None
+        caches = [open_cache(index)]
+        assert find_hit(letters("counts"), caches, union) is not None
+        assert find_hit(letters("other"), caches, union) is None
         assert index.catalog is not None
         own = index.catalog.find(HERE["other"].store_path.hash_part)
         assert own is not None
         served = await union.unite(letters("other"), own)
-        assert find_hit(letters("other"), index.catalog, union) == served
+        assert find_hit(letters("other"), caches, union) == (caches[0], served)
         assert union.known(letters("other"), HERE["unsigned"].render().encode()) is None
 
 

@@ -36,6 +36,7 @@ from nixcache_oci.proxy import (
     lookup,
     nar_source,
     nar_streams,
+    on_demand,
     open_files,
     refresh_coalescer,
     regression,
@@ -99,6 +100,7 @@ _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _AHEAD: Final = "tests/proxy/ahead/test_nars.py"
 _NARINFOS_AHEAD: Final = "tests/proxy/ahead/test_narinfos.py"
+_ON_DEMAND: Final = "tests/proxy/test_on_demand.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
 _UPLOADS: Final = "tests/hostile/test_uploads.py"
 _SPOOL: Final = "tests/proxy/uploads/test_spool.py"
@@ -224,6 +226,31 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "cut", f"{_ANSWERS}::test_an_answer_that_makes_no_sense_is_the_clients_own_error"),
     ),
     "What clients of the proxy do": (
+        Bound("caches that are opened because a request names them",
+              f"{on_demand.MOST_OPEN}; paused after {_seconds(on_demand.PAUSE_SECONDS)} without use, closed "
+              f"after {_seconds(on_demand.CLOSE_SECONDS)}",
+              "the least recently used is closed; if all are in use, 404",
+              f"{_ON_DEMAND}::test_few_are_open_and_the_least_recently_used_goes"),
+        Bound("what is read of one of these",
+              f"{on_demand.MOST_ENTRIES:,} narinfos, {show_bytes(on_demand.MOST_TABLE_BYTES)} of tables",
+              "the newest segments that fit are read, and what is left out is said",
+              f"{_ON_DEMAND}::test_a_large_cache_is_read_in_part"),
+        Bound("narinfos of all of these", f"{on_demand.MOST_ALL_ENTRIES:,}",
+              "the least recently used caches are closed",
+              f"{_ON_DEMAND}::test_all_narinfos_together_are_bounded"),
+        Bound("these caches whose tables are read at a time", f"{on_demand.MOST_READ_AT_ONCE}",
+              "they wait", f"{_ON_DEMAND}::test_few_caches_are_read_at_a_time"),
+        Bound("time to read one of them", _seconds(on_demand.READ_SECONDS),
+              "it has failed, and is not asked again for a while",
+              f"{_ON_DEMAND}::test_a_slow_registry_gives_its_turn_back"),
+        Bound("their indexes on disk", show_bytes(on_demand.MOST_DISK_BYTES),
+              "the oldest go, before more is read", f"{_ON_DEMAND}::test_the_disk_is_bounded"),
+        Bound("folders of these indexes", f"{on_demand.MOST_FOLDERS:,}",
+              "the oldest go", f"{_ON_DEMAND}::test_folders_are_bounded_in_number"),
+        Bound("prefixes that lead to no cache, remembered",
+              f"{on_demand.MOST_ABSENT:,}, for {_seconds(on_demand.ABSENT_SECONDS)}",
+              "404 without asking; older ones are asked for again",
+              f"{_ON_DEMAND}::test_what_is_no_cache_is_not_asked_again_for_a_minute"),
         Bound("connections", f"{open_files.MOST_CONNECTIONS:,}, fewer where few files may be open",
               "the oldest idle ones are closed",
               "tests/proxy/front/test_connections.py::test_the_oldest_idle_connection_makes_room"),

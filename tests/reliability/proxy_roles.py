@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.server import serving
 from tests.reliability.caches import BLOBS, FIRST_STEP, PACKED, SECOND_STEP, Step
 from tests.reliability.observed import NAR_AFTER, Outcome, Surroundings
@@ -66,7 +67,7 @@ async def running_proxy(around: Surroundings) -> AsyncIterator[Proxy]:
     config = proxy_config(around.folder, index_ttl_seconds=_POLL_SECONDS if polls else _NEVER_SECONDS)
     client = around.client()
     try:
-        async with serving(config, client) as [url]:
+        async with serving(config, [ConfiguredCache(client)]) as [url]:
             proxy = Proxy(around, url)
             assert await proxy.lists(BLOBS), "it waits for its first index"
             yield proxy

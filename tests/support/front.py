@@ -12,9 +12,11 @@ from aiohttp import web
 
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.app import build_app
+from nixcache_oci.proxy.cache_set import CacheSet
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
@@ -22,7 +24,9 @@ from nixcache_oci.proxy.front.connection import Front, FrontServer
 from nixcache_oci.proxy.front.connections import IDLE_SECONDS
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.packs.memory import PackBudget
 
 # Iterations of the event loop in which nothing comes any more: both ends run in it, and nothing here waits.
 _QUIET: Final = 60
@@ -96,6 +100,7 @@ class Bench:
         reader = HeadReader(app[app_keys.HOST_GUARD].allows)
         self.front = FrontServer(self.library, reader, app[app_keys.FAST_PATH], connections)
         self.gate = gate
+        [self.cache] = app[app_keys.CACHES].configured
         self.connections: list[Front] = []
 
     @asynccontextmanager
@@ -108,7 +113,7 @@ class Bench:
             if isinstance(protocol, Front):
                 self.connections.append(protocol)
             try:
-                yield Client(ours, self.app[app_keys.PACKS])
+                yield Client(ours, self.cache.packs)
             finally:
                 if not transport.is_closing():
                     transport.abort()
@@ -128,9 +133,22 @@ def proxy_config(folder: Path, **changes: Any) -> ProxyConfig:  # noqa: ANN401  
         store_dir="/nix/store",
         upstream_nars="stream",
         hosts=frozenset(),
-        public_keys=(),
     )
     return replace(config, **changes)
+
+
+def app_of(
+    config: ProxyConfig, repository: Repository, index: LiveIndex, counters: Counters | None = None
+) -> web.Application:
+    """Make the application of one cache, without upstreams."""
+    budget = PackBudget(config.pack_memory_bytes, most_in_transit=32)
+    cache = OpenedCache(repository, index, counters or Counters(), budget)
+    return build_app(config, CacheSet([cache], budget), Upstreams([]))
+
+
+def open_cache(index: LiveIndex) -> OpenedCache:
+    """Make a cache of an index."""
+    return OpenedCache(index._repository, index, Counters(), PackBudget(2**28, most_in_transit=32))
 
 
 async def read_index(folder: Path) -> LiveIndex:
@@ -147,7 +165,7 @@ async def make_bench(
 ) -> AsyncIterator[Bench]:
     """Make a proxy that has just started, for the cache in ``folder``."""
     index = index or await read_index(folder)
-    app = build_app(proxy_config(folder), Layout(folder / "cache"), index, Upstreams([]), Counters())
+    app = app_of(proxy_config(folder), Layout(folder / "cache"), index)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     gate = asyncio.Event()

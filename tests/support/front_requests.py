@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -172,9 +172,9 @@ def _outcome(bench: Bench, client: Client, log: list[object], packs: Sequence[Di
     return Outcome(
         _comparable(client.received),
         client.is_closed,
-        replace(bench.app[app_keys.COUNTERS]),
+        bench.app[app_keys.CACHES].totals(),
         list(log),
-        [bench.app[app_keys.PACKS].cached(pack, 0, 1) is not None for pack in packs],
+        [bench.cache.packs.cached(pack, 0, 1) is not None for pack in packs],
     )
 
 

@@ -18,6 +18,7 @@ class Manners:
         token: a GitHub token that may read, write and delete; any user name goes with it.
         read_token: one that may only read.
         private: whether anonymous clients are refused; GitHub packages start so.
+        public: names of repositories that they may read all the same.
         anonymous_status: what a request without Authorization gets, where it is refused; only 401 carries a
             challenge, and ``/v2/`` always answers 401.
         is_basic: whether the password itself goes with each request, without a token service.
@@ -71,6 +72,7 @@ class Manners:
     token: str = "ghp_double"
     read_token: str = "ghp_double_read"
     private: bool = True
+    public: frozenset[str] = frozenset()
     anonymous_status: Literal[401, 403, 404] = 401
     is_basic: bool = False
     wrong_password_status: Literal[401, 403] = 401

@@ -57,7 +57,10 @@ class TokenService:
 
     def is_public(self, name: str | None) -> bool:
         """Whether anybody may read this repository."""
-        return name is not None and not self._manners.private and self._store.exists(name)
+        manners = self._manners
+        return (
+            (not manners.private or name in manners.public) and name is not None and self._store.exists(name)
+        )
 
     def answer(self, authorization: str | None, scopes: list[str]) -> Answer:
         """Answer a request for a token: unknown credentials are refused even where none are needed."""

@@ -10,6 +10,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.nar_source import NarSource
 from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.verified import Quarantine
 
 AT_ONCE = 4
@@ -120,7 +121,7 @@ class NarBench:
         self.repository = SlowRepository()
         self.quarantine = Quarantine()
         self.counters = Counters()
-        self.packs = PackCache(self.repository, self.quarantine, self.counters, 2**28, AT_ONCE)
+        self.packs = PackCache(self.repository, self.quarantine, self.counters, PackBudget(2**28, AT_ONCE))
         self.generation = object()
         self.nars = NarSource(self.repository, self.packs, self.quarantine, lambda: self.generation)
 

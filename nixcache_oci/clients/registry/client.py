@@ -53,6 +53,7 @@ class Registry:
         attempts: most tries of an operation; only patience bounds them during a rate limit.
         first_backoff_seconds: the longest wait after the first failure; doubles with each try.
         is_public: tells whether an IP address is public. What a public registry names must be public, too.
+        is_guarded: whether the registry itself must be at a public address, because a stranger named it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Registry:
         attempts: int = 5,
         first_backoff_seconds: float = 0.5,
         is_public: IsPublic = is_public,
+        is_guarded: bool = False,
     ) -> None:
         self._reference = reference
         self._can_list_untagged = can_list_untagged
@@ -80,6 +82,7 @@ class Registry:
             policy=RetryPolicy(attempts, patience, first_backoff_seconds),
             stall_seconds=stall_seconds,
             is_public=is_public,
+            is_guarded=is_guarded,
         )
         # Just after a push a registry may not know it yet: a 404 for these is retried.
         self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
@@ -155,6 +158,11 @@ class Registry:
     async def delete_manifest(self, digest: Digest, tags: Iterable[str] = ()) -> None:
         """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
         await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
+
+    @property
+    def has_own_page_size(self) -> bool:
+        """Whether the registry refused pages of 1,000 tags, and chose their size itself."""
+        return self._tags.has_own_size
 
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; see ``Tags.list`` for its limits."""

@@ -24,7 +24,7 @@ from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, docum
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.request_body import Body
-from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries, is_rate_limit
 from nixcache_oci.clients.http.url import is_same_origin
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.token import Authorizer
@@ -75,12 +75,12 @@ class Storage:
         self._target: Target | None = None
 
     @contextmanager
-    def preconnect(self, registry: URL, *, is_waiting: bool) -> Iterator[Preconnect]:
+    def preconnect(self, registry: Target, *, is_waiting: bool) -> Iterator[Preconnect]:
         """Open connections while a request for a blob is made.
 
         One to the registry, too, if the request is waiting for a token that another one asked for.
         """
-        targets = {(registry, False)} if is_waiting else set()
+        targets = {registry} if is_waiting else set()
         if self._target is not None:
             targets.add(self._target)
         preconnect = Preconnect(targets, self._connect)
@@ -88,7 +88,7 @@ class Storage:
             yield preconnect
         finally:
             preconnect.end()
-        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry else None
+        self._target = preconnect.last if preconnect.last and preconnect.last[0] != registry[0] else None
 
 
 def _give_back(connection: Connection | None) -> None:
@@ -121,6 +121,11 @@ class Call:
     is_blob: bool = False
 
 
+def _failure(call: Call, answer: BufferedReply) -> HttpError:
+    is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
+    return answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
+
+
 class Transport:
     """Sends calls to one repository of a registry; arguments are as for ``Registry``."""
 
@@ -134,10 +139,12 @@ class Transport:
         policy: RetryPolicy,
         stall_seconds: float,
         is_public: IsPublic = is_public,
+        is_guarded: bool = False,
     ) -> None:
         self._policy = policy
         self._origin = URL(reference.base_url).origin()
         self._allows_http = reference.plain_http
+        self._is_guarded = is_guarded
         self._has_greeted = False
         self._http = HttpClient(document_timeouts(stall_seconds), is_public=is_public)
         self._blob_limits = blob_timeouts(stall_seconds)
@@ -216,21 +223,25 @@ class Transport:
         reply = await self._send_authorized(call)
         if reply.status in call.accepts:
             return reply
-        answer = await reply.take(ERROR_LIMIT)
-        is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
-        raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
+        raise _failure(call, await reply.take(ERROR_LIMIT))
 
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
         ahead: AbstractContextManager[Preconnect | None] = nullcontext()
         if call.is_blob:
-            ahead = self._storage.preconnect(self._origin, is_waiting=self._tokens.is_asking)
+            origin = self._origin, self._is_guarded
+            ahead = self._storage.preconnect(origin, is_waiting=self._tokens.is_asking)
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
-            if authorization is None and reply.status in _HIDDEN and await self._log_in(reply):
-                reply.close()
-                return await self._send_once(call, await self._tokens.get(), preconnect)
+            if authorization is None and reply.status in _HIDDEN and self._may_log_in(reply):
+                answer = await reply.take(ERROR_LIMIT)
+                failure = _failure(call, answer)
+                if not is_rate_limit(failure.failure) and await self._log_in():
+                    return await self._send_once(call, await self._tokens.get(), preconnect)
+                if reply.status in call.accepts:
+                    return reply
+                raise failure
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
                 # Some registries answer 403 to an expired token, without a challenge.
                 if not await self._tokens.reconsider(authorization):
@@ -245,13 +256,14 @@ class Transport:
                 raise answer.error()
             return await self._send_once(call, await self._tokens.get(), preconnect)
 
-    async def _log_in(self, refusal: Reply) -> bool:
+    def _may_log_in(self, refusal: Reply) -> bool:
+        return not (refusal.is_elsewhere or self._tokens.source is None or self._has_greeted)
+
+    async def _log_in(self) -> bool:
         """Ask for a challenge, and tell whether credentials may now find what strangers must not see.
 
         Some registries answer 403 or 404 to strangers, and challenge them only at ``/v2/``, or nowhere.
         """
-        if refusal.is_elsewhere or self._tokens.source is None or self._has_greeted:
-            return False
         greeting = Call("greet", "GET", self._origin.with_path("/v2/"))
         try:
             answer = await (await self._send_once(greeting, None, None)).take(ERROR_LIMIT)
@@ -271,7 +283,7 @@ class Transport:
             call.body,
             call.follows,
             is_elsewhere=not is_same_origin(call.url, self._origin),
-            is_guarded=call.is_guarded,
+            is_guarded=call.is_guarded or self._is_guarded,
         )
         arrive = None if preconnect is None else preconnect.arrive
         rules = OneOrigin(authorization, self._allows_http, arrive)

@@ -148,6 +148,16 @@ class Uploads:
             else:
                 return
 
+    async def push_in_one_chunk(self, digest: Digest, body: Body) -> None:
+        """Push a small blob as a chunk; RegistryError where chunks are refused."""
+        opening = replace(self._opening, operation="push a blob in a chunk")
+        session = await self._transport.fetch_parsed(opening, ERROR_LIMIT, self._enter)
+        chunk = replace(self._chunk(opening, session, body), accepts=_OPENED)
+        session = await self._transport.fetch_parsed(
+            chunk, ERROR_LIMIT, lambda answer: session.after(answer, body.size)
+        )
+        await self._transport.fetch(_commit(opening, session, digest, body.part(body.size, body.size)))
+
     def _enter(self, opened: BufferedReply) -> Session:
         """Read the answer that opened a session, and what size of chunks it wants."""
         least, most = (_LENGTH.fullmatch(opened.headers.get(name, "")) for name in _CHUNK_HEADERS)

@@ -10,8 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from nixcache_oci.proxy.app_keys import COUNTERS, INDEX, PACKS, UPSTREAMS
-from nixcache_oci.proxy.counters import Counters
+from nixcache_oci.proxy.app_keys import CACHES, UPSTREAMS
+from nixcache_oci.proxy.cache_set import CacheSet
+from nixcache_oci.proxy.counters import CACHE_COUNTERS, Counters
+from nixcache_oci.proxy.opened_cache import OpenedCache
 
 
 class _ProxyCollector(Collector):
@@ -21,29 +23,57 @@ class _ProxyCollector(Collector):
         self._app = app
 
     def collect(self) -> Iterator[Metric]:
-        counters, index = self._app[COUNTERS], self._app[INDEX]
+        caches = self._app[CACHES]
+        counters, configured = caches.totals(), caches.configured
         for counter in fields(Counters):
             text = counter.name.replace("_", " ")
             yield CounterMetricFamily(f"nixcache_{counter.name}", text, value=getattr(counters, counter.name))
-        yield GaugeMetricFamily("nixcache_entries", "narinfos listed", value=index.entries)
-        yield GaugeMetricFamily("nixcache_segments", "segments of the cache", value=index.segments)
-        yield GaugeMetricFamily(
-            "nixcache_damaged_tables", "tables that cannot be read", value=len(index.state.damaged)
-        )
-        if index.state.checked_at is not None:
-            age = max(0.0, time.time() - index.state.checked_at)
+        entries = sum(cache.index.entries for cache in configured)
+        yield GaugeMetricFamily("nixcache_entries", "narinfos listed", value=entries)
+        segments = sum(cache.index.segments for cache in configured)
+        yield GaugeMetricFamily("nixcache_segments", "segments of the cache", value=segments)
+        damaged = sum(len(cache.index.state.damaged) for cache in configured)
+        yield GaugeMetricFamily("nixcache_damaged_tables", "tables that cannot be read", value=damaged)
+        ages = [age for cache in configured if (age := _age(cache)) is not None]
+        if len(ages) == len(configured):
             yield GaugeMetricFamily(
-                "nixcache_index_age_seconds", "since the index was last confirmed", value=age
+                "nixcache_index_age_seconds", "since the index was last confirmed", value=max(ages)
             )
         yield GaugeMetricFamily(
-            "nixcache_pack_cache_bytes", "packs in memory", value=self._app[PACKS].used_bytes
+            "nixcache_pack_cache_bytes", "packs in memory", value=caches.budget.used_bytes
         )
+        yield from _of_each(caches)
         failures = CounterMetricFamily(
             "nixcache_upstream_failures", "requests without a usable answer", labels=["upstream"]
         )
         for health in self._app[UPSTREAMS].health():
             failures.add_metric([health.url], health.failures)
         yield failures
+
+
+def _of_each(caches: CacheSet) -> Iterator[Metric]:
+    """Yield what tells the caches apart; those opened on demand are one, as anybody may name any number."""
+    labels = {cache.prefix or cache.repository.name: cache for cache in caches.configured}
+    counted = {label: cache.counters for label, cache in labels.items()}
+    for name in CACHE_COUNTERS:
+        family = CounterMetricFamily(f"nixcache_cache_{name}", name.replace("_", " "), labels=["cache"])
+        for label, counters in counted.items():
+            family.add_metric([label], getattr(counters, name))
+        yield family
+    listed = GaugeMetricFamily("nixcache_cache_entries", "narinfos listed", labels=["cache"])
+    ages = GaugeMetricFamily(
+        "nixcache_cache_index_age_seconds", "since the index was last confirmed", labels=["cache"]
+    )
+    for label, cache in labels.items():
+        listed.add_metric([label], cache.index.entries)
+        if (age := _age(cache)) is not None:
+            ages.add_metric([label], age)
+    yield from (listed, ages)
+
+
+def _age(cache: OpenedCache) -> float | None:
+    checked_at = cache.index.state.checked_at
+    return None if checked_at is None else max(0.0, time.time() - checked_at)
 
 
 async def get_metrics(request: web.Request) -> web.Response:

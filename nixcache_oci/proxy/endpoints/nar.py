@@ -1,6 +1,7 @@
 """``/nar/…``: a NAR from a blob or a pack."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import IO, Final
 
@@ -8,11 +9,14 @@ from aiohttp import hdrs, web
 
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_in_thread
-from nixcache_oci.proxy.app_keys import COUNTERS, NAR_STREAMS, NARS, UPLOADS
+from nixcache_oci.errors import Error
+from nixcache_oci.proxy.app_keys import NAR_STREAMS, caches_of
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.endpoints.uploads import parse_nar_name
+from nixcache_oci.proxy.endpoints.uploads import parse_nar_name, uploads_at_root
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
+from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.relay import ByteRange, nar_headers, parse_range, relay, send_head, wanted_range
+from nixcache_oci.proxy.uploads.uploads import Uploads
 
 _CHUNK_BYTES: Final = 256 * 1024
 
@@ -20,25 +24,54 @@ _CHUNK_BYTES: Final = 256 * 1024
 async def get_nar(request: web.Request) -> web.StreamResponse:
     """Send one NAR; uses one chunk of memory, whatever its size."""
     place = request.match_info["place"]
-    if UPLOADS in request.app:
-        answer = await _get_uploaded(request, place)
-        if answer is not None:
-            return answer
-    url = NarUrl.parse(f"nar/{place}")
-    if url.offset is not None:
-        return await _send_slice(request, url)
-    if request.method == hdrs.METH_HEAD:
-        return await send_head(request, nar_headers(ByteRange.whole(await request.app[NARS].size(url.blob))))
-    async with request.app[NAR_STREAMS].turn(connection_of(request)):
-        return await _send_blob(request, url)
+    async with caches_of(request) as caches:
+        for cache in caches:
+            if cache.uploads is not None:
+                answer = await _get_uploaded(request, cache, cache.uploads, place)
+                if answer is not None:
+                    return answer
+        if uploads_at_root(caches) is not None and _is_in_nix32(place):
+            raise web.HTTPNotFound  # as only uploaders ask: no fault, and nothing for the log
+        url = NarUrl.parse(f"nar/{place}")
+        cache = caches[0] if len(caches) == 1 else await _find_holder(request, caches, url)
+        if url.offset is not None:
+            return await _send_slice(request, cache, url)
+        if request.method == hdrs.METH_HEAD:
+            return await send_head(request, nar_headers(ByteRange.whole(await cache.nars.size(url.blob))))
+        async with request.app[NAR_STREAMS].turn(connection_of(request)):
+            return await _send_blob(request, cache, url)
 
 
-async def _get_uploaded(request: web.Request, place: str) -> web.StreamResponse | None:
+def _is_in_nix32(place: str) -> bool:
+    parsed = parse_nar_name(place)
+    return parsed is not None and not place.startswith(parsed[0])
+
+
+async def _find_holder(request: web.Request, caches: Sequence[OpenedCache], url: NarUrl) -> OpenedCache:
+    """Find which cache of the root has a NAR whose URL does not say; the last one if none has.
+
+    Clients remember URLs from when there was one cache. Nix asks by HEAD before it uploads, which only the
+    cache that would take the upload can answer.
+    """
+    if request.method == hdrs.METH_HEAD and (taking := uploads_at_root(caches)) is not None:
+        return taking
+    for cache in caches:
+        if cache.nars.cached(url) is not None:
+            return cache
+    for cache in caches[:-1]:
+        with suppress(Error):
+            await cache.nars.size(url.blob)
+            return cache
+    return caches[-1]
+
+
+async def _get_uploaded(
+    request: web.Request, cache: OpenedCache, uploads: Uploads, place: str
+) -> web.StreamResponse | None:
     """Send a NAR out of the spool, or from where it is by now; None if it may be in the registry."""
     parsed = parse_nar_name(place)
     if parsed is None:
         return None
-    uploads = request.app[UPLOADS]
     nar = uploads.spool.find_nar(parsed[0])
     if nar is not None and nar.suffix == parsed[1]:
         size = nar.measured.file_size
@@ -48,15 +81,14 @@ async def _get_uploaded(request: web.Request, place: str) -> web.StreamResponse 
         async with request.app[NAR_STREAMS].turn(connection_of(request)):
             with await run_in_thread(uploads.spool.open_nar, nar) as file:
                 chunks = _read_part(file, part)
-                count = partial(_count, request.app[COUNTERS])
+                count = partial(_count, cache.counters)
                 return await relay(request, chunks, nar_headers(part), count)
     narinfo = uploads.find_published(parsed[0])
     if narinfo is not None and request.method == hdrs.METH_GET:
         # Not for HEAD: a client asks that before it uploads, and another path may have the same NAR.
         url = NarUrl.parse(narinfo.url)
-        return await (_send_blob(request, url) if url.offset is None else _send_slice(request, url))
-    if not place.startswith(parsed[0]):
-        raise web.HTTPNotFound  # in nix32, as only uploaders ask: no fault, and nothing for the log
+        send = _send_blob if url.offset is None else _send_slice
+        return await send(request, cache, url)
     return None
 
 
@@ -68,10 +100,10 @@ async def _read_part(file: IO[bytes], part: ByteRange) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _send_slice(request: web.Request, url: NarUrl) -> web.StreamResponse:
-    nar = await request.app[NARS].slice_of_pack(url)
+async def _send_slice(request: web.Request, cache: OpenedCache, url: NarUrl) -> web.StreamResponse:
+    nar = await cache.nars.slice_of_pack(url)
     part = parse_range(wanted_range(request), len(nar)) or ByteRange.whole(len(nar))
-    counters = request.app[COUNTERS]
+    counters = cache.counters
     if request.method == hdrs.METH_GET:
         counters.nars += 1
         _count(counters, part.end - part.start)
@@ -83,8 +115,8 @@ async def _send_slice(request: web.Request, url: NarUrl) -> web.StreamResponse:
     )
 
 
-async def _send_blob(request: web.Request, url: NarUrl) -> web.StreamResponse:
-    nars, counters = request.app[NARS], request.app[COUNTERS]
+async def _send_blob(request: web.Request, cache: OpenedCache, url: NarUrl) -> web.StreamResponse:
+    nars, counters = cache.nars, cache.counters
     wanted = wanted_range(request)
     part = parse_range(wanted, await nars.size(url.blob)) if wanted is not None else None
     if part is not None and not part.is_whole:

@@ -1,6 +1,5 @@
 """``/<hash part>.narinfo``: the narinfo of a store path."""
 
-from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -11,17 +10,15 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.app_keys import (
     COUNTERS,
-    FAST_PATH,
     FINDER,
-    INDEX,
     NARINFOS_AHEAD,
     NARS_AHEAD,
     SIGNATURES,
-    UPLOADS,
+    caches_of,
 )
 from nixcache_oci.proxy.front.aiohttp_protocol import client_of
 from nixcache_oci.proxy.front.responses import NARINFO_TYPE
-from nixcache_oci.proxy.lookup import Verdict, look_up
+from nixcache_oci.proxy.lookup import look_up, look_up_in
 
 _HEADERS: Final = {hdrs.CONTENT_TYPE: NARINFO_TYPE}
 
@@ -34,15 +31,17 @@ async def get_narinfo(request: web.Request) -> web.Response:
         raise web.HTTPNotFound from None
     app = request.app
     via = parse_via(request.headers.getall(VIA, []))
-    if not via:  # another proxy looks ahead itself
-        app[NARINFOS_AHEAD].asked(hash_part)
-    uploads = app.get(UPLOADS)
-    look = partial(look_up, hash_part, app[INDEX], app[FINDER], app[COUNTERS], app[SIGNATURES], via)
-    found = await (look() if uploads is None else look(uploads.find))
-    if found.narinfo is None:
-        raise web.HTTPNotFound
-    if found.verdict is Verdict.HIT and request.method == hdrs.METH_GET:
-        app[FAST_PATH].prefetch_for(found.narinfo)
+    async with caches_of(request) as caches:
+        if "prefix" in request.match_info:
+            found = await look_up_in(caches[0], hash_part, app[COUNTERS])
+        else:
+            if not via:  # another proxy looks ahead itself
+                app[NARINFOS_AHEAD].asked(hash_part)
+            found = await look_up(hash_part, caches, app[FINDER], app[COUNTERS], app[SIGNATURES], via)
+        if found.narinfo is None:
+            raise web.HTTPNotFound
+        if found.cache is not None and request.method == hdrs.METH_GET:
+            found.cache.prefetch_for(found.narinfo)
     if found.found is not None and not via:
         client = client_of(request)
         app[NARINFOS_AHEAD].given(found.found, is_here=names_loopback(client))

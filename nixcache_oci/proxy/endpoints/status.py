@@ -9,16 +9,9 @@ from typing import Final
 from aiohttp import web
 
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.proxy.app_keys import (
-    CONFIG,
-    COUNTERS,
-    INDEX,
-    PACKS,
-    REPOSITORY,
-    STARTED,
-    UPLOADS,
-    UPSTREAMS,
-)
+from nixcache_oci.proxy.app_keys import CACHES, CONFIG, STARTED, UPSTREAMS, caches_of
+from nixcache_oci.proxy.counters import CACHE_COUNTERS
+from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.regression import Seen
 
 # The registry decides how many problems there are: lists show the first, and the count.
@@ -27,20 +20,40 @@ _MAX_CHARACTERS: Final = 500
 
 
 async def get_status(request: web.Request) -> web.Response:
-    """Return the state of the proxy."""
+    """Return the state of the proxy, or below a prefix of that cache."""
+    ttl_seconds = request.app[CONFIG].index_ttl_seconds
+    if "prefix" in request.match_info:
+        async with caches_of(request) as caches:
+            return web.json_response(_describe(caches[0], ttl_seconds))
     return web.json_response(_take_snapshot(request.app))
 
 
 def _take_snapshot(app: web.Application) -> dict[str, object]:
-    """Collect the state, without secrets. Ages are in seconds, sizes in bytes."""
-    config, index = app[CONFIG], app[INDEX]
+    """Collect the state, without secrets: of the first cache, the totals, and of each cache."""
+    caches = app[CACHES]
+    described = [_describe(cache, app[CONFIG].index_ttl_seconds) for cache in caches.opened]
+    return {
+        **described[0],
+        "entries": sum(cache.index.entries for cache in caches.configured),
+        "segments": sum(cache.index.segments for cache in caches.configured),
+        "uptime_seconds": round(time.time() - app[STARTED], 1),
+        "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
+        "pack_cache_bytes": caches.budget.used_bytes,
+        "counters": asdict(caches.totals()),
+        "caches": described,
+    }
+
+
+def _describe(cache: OpenedCache, ttl_seconds: float) -> dict[str, object]:
+    """Collect the state of one cache. Ages are in seconds, sizes in bytes."""
+    index = cache.index
     state = index.state
     now = time.time()
     return {
-        "registry": app[REPOSITORY].name,
+        "registry": cache.repository.name,
+        "prefix": cache.prefix,
         "entries": index.entries,
         "segments": index.segments,
-        "uptime_seconds": round(now - app[STARTED], 1),
         "index": {
             "ready": index.catalog is not None,
             "loaded_from_disk": state.loaded_from_disk,
@@ -55,18 +68,17 @@ def _take_snapshot(app: web.Application) -> dict[str, object]:
             "complete": index.is_complete,
             "newest_segment": _show(index.watch.seen.newest_now),
             "regression": _show_regression(index.watch.seen),
-            "ttl_seconds": config.index_ttl_seconds,
+            "ttl_seconds": ttl_seconds,
         },
         "public_keys": {
-            "configured": [str(key) for key in config.public_keys],
+            "configured": [str(key) for key in cache.public_keys],
             "recorded": state.public_key,
             "recorded_others": list(state.other_keys[:_MAX_SHOWN]),
             "changed": bool(state.other_keys),
         },
-        "upstreams": [asdict(health) for health in app[UPSTREAMS].health()],
-        "pack_cache_bytes": app[PACKS].used_bytes,
-        **({"uploads": app[UPLOADS].status()} if UPLOADS in app else {}),
-        "counters": asdict(app[COUNTERS]),
+        "pack_cache_bytes": cache.packs.used_bytes,
+        **({"uploads": cache.uploads.status()} if cache.uploads is not None else {}),
+        "counters": {name: getattr(cache.counters, name) for name in CACHE_COUNTERS},
     }
 
 

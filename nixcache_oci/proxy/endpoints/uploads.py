@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -11,16 +11,19 @@ from aiohttp import ClientError, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from nixcache_oci.cache.nar_url import SUFFIXES
+from nixcache_oci.cache.table_search import HashPartBytes
 from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.http.content_coding import CodingError, Decoder, is_coded
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix import base32
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.proxy.app_keys import CONNECTIONS, COUNTERS, INDEX, UPLOADS
+from nixcache_oci.proxy.app_keys import CACHES, CONNECTIONS, COUNTERS, caches_of
 from nixcache_oci.proxy.front.aiohttp_protocol import connection_of
 from nixcache_oci.proxy.guard import SITE_HEADER
+from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.uploads.interface import UploadRefusedError
+from nixcache_oci.proxy.uploads.uploads import Uploads
 from nixcache_oci.wording import counted
 
 _log = logging.getLogger(__name__)
@@ -51,8 +54,8 @@ class _StalledError(UploadRefusedError):
     """A body stopped coming: there is nothing to wait for."""
 
 
-def upload_routes() -> list[web.RouteDef]:
-    """Return the routes of uploads."""
+def upload_routes(start: str) -> list[web.RouteDef]:
+    """Return the routes of uploads, below the start of their paths."""
 
     def put(path: str, handler: _Handler) -> web.RouteDef:
         async def handle(request: web.Request) -> web.Response:
@@ -65,15 +68,15 @@ def upload_routes() -> list[web.RouteDef]:
                 await body.drop()
                 raise
 
-        return _route(hdrs.METH_PUT, path, handle)
+        return _route(hdrs.METH_PUT, start + path, handle)
 
     return [
         put("/{hash_part:[^/]+}.narinfo", put_narinfo),
         put("/nar/{name:[^/]+}", put_nar),
-        _route(hdrs.METH_POST, "/_login", post_login),
+        *([] if start else [_route(hdrs.METH_POST, "/_login", post_login)]),
         put("/nix-cache-info", put_dropped),
         *(put(path, put_dropped) for path in _DROPPED),
-        *(web.get(path, get_dropped) for path in _DROPPED),
+        *(web.get(start + path, get_dropped) for path in _DROPPED),
     ]
 
 
@@ -110,7 +113,7 @@ async def put_nar(request: web.Request, body: "_Body", _writer: str) -> web.Resp
         raise UploadRefusedError("the request has no Content-Length", HTTPStatus.LENGTH_REQUIRED)
     if is_coded(request.headers.get(hdrs.CONTENT_ENCODING, "")):
         raise UploadRefusedError("a NAR is uploaded without Content-Encoding")
-    uploads = request.app[UPLOADS]
+    uploads = _uploads_of(request)
     most = uploads.settings.most_nar_bytes
     if size == 0 or (most is not None and size > most):
         text = (
@@ -130,7 +133,7 @@ async def put_narinfo(request: web.Request, body: "_Body", writer: str) -> web.R
     except FormatError as error:
         raise UploadRefusedError(str(error)) from None
     text = await body.read(MAX_NARINFO_BYTES)
-    uploads = request.app[UPLOADS]
+    uploads = _uploads_of(request)
     if await uploads.receiver.take(hash_part, text):
         path = uploads.spool.paths.get(hash_part)
         uploads.batches.note(path.nar.measured.file_size if path is not None and path.nar is not None else 0)
@@ -150,8 +153,9 @@ async def put_dropped(request: web.Request, body: "_Body", _writer: str) -> web.
         size += len(chunk)
         if size > MOST_DROPPED_BYTES:
             raise UploadRefusedError("the file is too large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    dropped = request.app[UPLOADS].dropped
-    kind = request.path.strip("/").partition("/")[0] if not request.path.endswith(".ls") else ".ls"
+    dropped = _uploads_of(request).dropped
+    below = request.path.removeprefix(f"/{request.match_info.get('prefix', '')}").strip("/")
+    kind = below.partition("/")[0] if not below.endswith(".ls") else ".ls"
     if kind not in dropped:
         dropped.add(kind)
         _log.warning("uploads of this kind are accepted, and not kept", extra={"fields": {"kind": kind}})
@@ -161,16 +165,15 @@ async def put_dropped(request: web.Request, body: "_Body", _writer: str) -> web.
 async def post_login(request: web.Request) -> web.Response:
     """Tell who may upload with this request's credentials; a JSON Web Token becomes a password."""
     _refuse_web_pages(request)
-    login = await request.app[UPLOADS].writers.log_in(request)
+    login = await _uploads_of(request).writers.log_in(request)
     body = {"writer": login.writer, "expires_at": login.expires_at, "password": login.password}
     return web.json_response(body, headers={hdrs.CACHE_CONTROL: "no-store"})
 
 
 async def post_mass_query(request: web.Request) -> web.Response:
     """Answer which of these hash parts, one a line, this cache has; upstreams are not asked."""
-    uploads, catalog = request.app.get(UPLOADS), request.app[INDEX].catalog
     text = (await _Body(request).read(MOST_QUERY_BYTES)).decode(errors="replace")
-    present = []
+    parts = []
     for number, line in enumerate(text.split()):
         if number % 1000 == 999:  # noqa: PLR2004  # other requests have their turn
             await asyncio.sleep(0)
@@ -178,15 +181,41 @@ async def post_mass_query(request: web.Request) -> web.Response:
             part = HashPart.parse(line)
         except FormatError as error:
             raise UploadRefusedError(str(error)) from None
-        is_spooled = uploads is not None and uploads.find(part) is not None
-        if is_spooled or (catalog is not None and catalog.find(part) is not None):
-            present.append(f"{part}\n")
+        parts.append(part)
+    present = []
+    async with caches_of(request) as caches:
+        for number, part in enumerate(parts):
+            if number % 1000 == 999:  # noqa: PLR2004  # other requests have their turn
+                await asyncio.sleep(0)
+            if any(_has_path(cache, part) for cache in caches):
+                present.append(f"{part}\n")
     return web.Response(text="".join(present))
+
+
+def _has_path(cache: OpenedCache, hash_part: HashPart) -> bool:
+    """Tell whether a cache has a path, or it is uploaded to it."""
+    is_spooled = cache.uploads is not None and cache.uploads.find(hash_part) is not None
+    return is_spooled or cache.find(HashPartBytes(hash_part.encode())) is not None
 
 
 async def _check_writer(request: web.Request) -> str:
     _refuse_web_pages(request)
-    return await request.app[UPLOADS].writers.check(request)
+    return await _uploads_of(request).writers.check(request)
+
+
+def uploads_at_root(caches: Iterable[OpenedCache]) -> OpenedCache | None:
+    """Return the cache that takes what is uploaded to the root: the first that takes any."""
+    return next((cache for cache in caches if cache.uploads is not None), None)
+
+
+def _uploads_of(request: web.Request) -> Uploads:
+    """Return what takes the uploads below a request's prefix; UploadRefusedError if nothing does."""
+    caches, prefix = request.app[CACHES], request.match_info.get("prefix")
+    # A cache that is not configured is not opened for this.
+    cache = uploads_at_root(caches.configured) if prefix is None else caches.at(prefix.encode())
+    if cache is None or cache.uploads is None:
+        raise UploadRefusedError("this cache takes no uploads here", HTTPStatus.METHOD_NOT_ALLOWED)
+    return cache.uploads
 
 
 def _refuse_web_pages(request: web.Request) -> None:

@@ -3,66 +3,60 @@
 Source: design section 3, promises 1 and 9.
 """
 
-import math
-import time
-from typing import Final
-
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.table_search import HashPartBytes
-from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.live_index import LiveIndex
+from nixcache_oci.proxy.cache_set import CacheSet
 from nixcache_oci.proxy.lookup import find_hit
-from nixcache_oci.proxy.nar_source import NarSource
-from nixcache_oci.proxy.packs.cache import PackCache
-from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from nixcache_oci.proxy.signature_union import SignatureUnion
-
-# The first narinfo after a pause is the root of a closure; the others follow at once.
-_PAUSE_SECONDS: Final = 0.1
 
 
 class FastPath:
-    """Looks up, counts hits, and prefetches."""
+    """Looks up, counts hits, and prefetches; a prefix is None at the root."""
 
-    def __init__(
-        self, index: LiveIndex, packs: PackCache, nars: NarSource, counters: Counters, union: SignatureUnion
-    ) -> None:
+    def __init__(self, caches: CacheSet, union: SignatureUnion) -> None:
+        self._caches = caches
         self._union = union
-        self._index = index
-        self._packs = packs
-        self._nars = nars
-        self._counters = counters
-        self._asked_at = -math.inf
 
     def get_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
-        """Return a narinfo; None if there is none, no index yet, or upstreams have to be asked first.
+        """Return a narinfo of the root; None if there is none, no index yet, or somebody must be asked first.
 
         On HEAD, nothing is prefetched.
         """
-        narinfo = find_hit(hash_part, self._index.catalog, self._union)
-        if narinfo is None:
+        hit = find_hit(hash_part, self._caches.configured, self._union)
+        if hit is None:
             return None
-        self._counters.hits += 1
+        cache, narinfo = hit
+        cache.counters.hits += 1
         if is_get:
-            self.prefetch_for(narinfo)
+            cache.prefetch_for(narinfo)
         return narinfo
 
-    def prefetch_for(self, narinfo: bytes) -> None:
-        """Prefetch a narinfo's NAR or its pack; at the root of a closure, first that of the first NAR."""
-        catalog = self._index.catalog
-        now = time.monotonic()
-        if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:
-            self._packs.prefetch_for(first_of_closure(narinfo, catalog))
-        self._asked_at = now
-        self._packs.prefetch_for(narinfo)
+    def get_narinfo_below(self, prefix: bytes, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
+        """Return a narinfo of the cache with a prefix, likewise."""
+        cache = self._caches.at(prefix)
+        narinfo = cache.find(hash_part) if cache is not None else None
+        if cache is None or narinfo is None:
+            return None
+        cache.counters.hits += 1
+        if is_get:
+            cache.prefetch_for(narinfo)
+        return narinfo
 
-    def get_nar(self, url: NarUrl, *, is_get: bool) -> memoryview | None:
+    def get_nar(self, url: NarUrl, prefix: bytes | None = None, *, is_get: bool) -> memoryview | None:
         """Return a NAR of at most 256 KiB from memory, or None; on HEAD, it is not counted.
 
         The view keeps a whole pack in memory: use it at once, do not queue it.
         """
-        nar = self._nars.cached(url)
-        if nar is not None and is_get:
-            self._counters.nars += 1
-            self._counters.nar_bytes += len(nar)
-        return nar
+        if prefix is None:
+            caches = self._caches.configured
+        else:
+            opened = self._caches.at(prefix)
+            caches = (opened,) if opened is not None else ()
+        for cache in caches:
+            nar = cache.nars.cached(url)
+            if nar is not None:
+                if is_get:
+                    cache.counters.nars += 1
+                    cache.counters.nar_bytes += len(nar)
+                return nar
+        return None

@@ -17,7 +17,7 @@ from nixcache_oci.clients.resume import read_blob, read_range
 from nixcache_oci.errors import DigestError, Error, FormatError
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackEntry, PackMemory
+from nixcache_oci.proxy.packs.memory import UNUSED_SECONDS, Arrival, PackBudget, PackEntry, PackMemory
 from nixcache_oci.proxy.packs.prefetch import Prefetch
 from nixcache_oci.proxy.packs.prefetcher import Prefetcher
 from nixcache_oci.proxy.packs.slices import SliceHashes
@@ -36,10 +36,9 @@ _MAX_SUMS: Final = 512
 
 
 class PackCache:
-    """Caches at most ``capacity_bytes`` of packs and prefetched NARs; corrupt ones go to ``quarantine``.
+    """Caches packs and prefetched NARs of one cache within ``budget``; corrupt ones go to ``quarantine``.
 
-    At most ``at_once`` are prefetched at a time, and half as many ranges of packs are fetched for clients
-    that wait for them: each takes connections.
+    Half as many ranges of packs as may be prefetched are fetched for clients that wait for them.
     """
 
     def __init__(
@@ -47,8 +46,7 @@ class PackCache:
         repository: Repository,
         quarantine: Quarantine,
         counters: Counters,
-        capacity_bytes: int,
-        at_once: int,
+        budget: PackBudget,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._repository = repository
@@ -56,25 +54,19 @@ class PackCache:
         self._counters = counters
         self._clock = clock
         self._failed = Quarantine(clock, seconds=_FAILED_SECONDS)
-        self._memory = PackMemory(capacity_bytes, clock)
-        self._prefetcher = Prefetcher(self._memory, self._start, self._is_of_use, counters, at_once, clock)
-        self._most_on_demand = max(1, at_once // 2)
+        self._memory = PackMemory(budget, clock)
+        self._prefetcher = Prefetcher(self._memory, self._start, self._is_of_use, counters, clock)
+        self._most_on_demand = max(1, budget.most_in_transit // 2)
         self._on_demand = 0
         # Of packs that came, and when that was.
         self._sums: BoundedCache[Digest, tuple[PackSums, float]] = BoundedCache(_MAX_SUMS)
         self._hashes = SliceHashes()
-        self._space_freed = asyncio.Condition()
         self._sweeping: asyncio.TimerHandle | None = None
 
     @property
     def used_bytes(self) -> int:
         """Bytes that count against the capacity, including packs in transit."""
         return self._memory.used_bytes
-
-    @property
-    def memory(self) -> PackMemory:
-        """The memory, which others may use for what they fetch ahead."""
-        return self._memory
 
     async def cut_out(self, pack: Digest, start: int, end: int) -> bytes:
         """Return a part of a pack: from memory, or fetched with others that are wanted, or as a whole.
@@ -93,7 +85,7 @@ class PackCache:
                 entry = await self._fetch_with_others(wanted, start, end)
         if entry is not None:
             self._mark_read(entry)
-            if self._hashes.are_known(pack, start, end):
+            if entry.is_pack and self._hashes.are_known(pack, start, end):
                 await entry.reach(end)
             if (part := self._part_of(entry, start, end)) is not None:
                 return bytes(part)
@@ -171,7 +163,8 @@ class PackCache:
         self._prefetcher.clear()  # else the end of one would begin the next
         if self._sweeping is not None:
             self._sweeping.cancel()
-        await cancel_all(entry.download for entry in self._memory.entries)
+        await cancel_all([entry.download for entry in self._memory.entries])
+        self._memory.close()
 
     async def _fetch_with_others(self, wanted: Wanted, start: int, end: int) -> PackEntry:
         """Fetch a part of a pack for a client, and what is wanted near it."""
@@ -182,8 +175,9 @@ class PackCache:
         def has_space() -> bool:
             return self._on_demand < self._most_on_demand and memory.evict_for_demand(size)
 
-        async with self._space_freed:
-            await self._space_freed.wait_for(lambda: memory.find(pack, start, end) is not None or has_space())
+        space_freed = memory.budget.space_freed
+        async with space_freed:
+            await space_freed.wait_for(lambda: memory.find(pack, start, end) is not None or has_space())
             if (entry := memory.find(pack, start, end)) is not None:
                 return entry
             self._on_demand += 1
@@ -194,8 +188,8 @@ class PackCache:
         memory = self._memory
         if (entry := memory.find(pack)) is not None:
             return entry
-        async with self._space_freed:
-            await self._space_freed.wait_for(
+        async with self._memory.budget.space_freed:
+            await self._memory.budget.space_freed.wait_for(
                 lambda: memory.find(pack) is not None or memory.evict_for_demand(MAX_PACK_BYTES)
             )
             if (entry := memory.find(pack)) is not None:
@@ -304,8 +298,8 @@ class PackCache:
         return content
 
     async def _notify_space(self) -> None:
-        async with self._space_freed:
-            self._space_freed.notify_all()
+        async with self._memory.budget.space_freed:
+            self._memory.budget.space_freed.notify_all()
 
 
 def _check_extent(pack: Digest, start: int, end: int, size: int) -> None:

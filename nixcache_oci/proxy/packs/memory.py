@@ -1,6 +1,7 @@
 """The memory of packs and small NARs: bounded, including those in transit, and released when unused."""
 
 import asyncio
+import heapq
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -117,21 +118,73 @@ class PackEntry:
         return self.arrival.view(start - self.start, end - self.start)
 
 
-class PackMemory:
-    """Counts the memory of packs, and evicts them; ``clock`` is monotonic.
+class PackBudget:
+    """What the packs of all caches share: memory, and how much is prefetched at a time.
+
+    The content is not shared: who may not read a private cache could ask for its packs elsewhere.
+
+    Args:
+        capacity_bytes: of packs and prefetched NARs, including those in transit.
+        most_in_transit: limit of concurrent prefetches: each takes connections.
 
     Attributes:
-        entries: all, the least recently used first.
         used_bytes: that count against the capacity.
+        unread_bytes: those of them that no client has read yet.
+        in_transit: prefetches that run.
+        space_freed: notified when more may fit.
+        memories: that take part.
     """
 
-    def __init__(self, capacity_bytes: int, clock: Callable[[], float]) -> None:
-        self._capacity_bytes = capacity_bytes
+    def __init__(self, capacity_bytes: int, most_in_transit: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.most_in_transit = most_in_transit
+        self.used_bytes = 0
+        self.unread_bytes = 0
+        self.in_transit = 0
+        self.space_freed = asyncio.Condition()
+        self.memories: dict[PackMemory, None] = {}
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether one more prefetch may run."""
+        return self.in_transit < self.most_in_transit
+
+    def evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
+        """Evict until so much fits, the least recently used first; else nothing, and return False."""
+        missing = self.used_bytes + wanted_bytes - self.capacity_bytes
+        if missing <= 0:
+            return True
+        dropped: list[tuple[PackMemory, PackEntry]] = []
+        everything = (((memory, entry) for entry in memory.entries) for memory in self.memories)
+        for memory, entry in heapq.merge(*everything, key=lambda each: each[1].used_at):
+            if entry.download.done() and not is_spared(entry):
+                dropped.append((memory, entry))
+                missing -= entry.size_bytes
+                if missing <= 0:
+                    break
+        if missing > 0:
+            return False
+        for memory, entry in dropped:
+            memory.drop(entry)
+        return True
+
+
+class PackMemory:
+    """Counts the memory of one cache's packs, and evicts packs of any; ``clock`` is monotonic.
+
+    Attributes:
+        budget: that all caches share.
+        entries: all, the least recently used first.
+        used_bytes: of these entries.
+    """
+
+    def __init__(self, budget: PackBudget, clock: Callable[[], float]) -> None:
+        self.budget = budget
         self._clock = clock
+        budget.memories[self] = None
         self.entries: OrderedDict[PackEntry, None] = OrderedDict()
         self._of_blob: dict[Digest, list[PackEntry]] = {}
         self.used_bytes = 0
-        self._unread_bytes = 0
 
     def find(self, blob: Digest, start: int = 0, end: int | None = None) -> PackEntry | None:
         """Return an entry with the bytes from ``start`` to before ``end``, by default with the whole blob."""
@@ -152,11 +205,11 @@ class PackMemory:
     @property
     def has_space(self) -> bool:
         """Whether one more pack fits without evictions."""
-        return self.used_bytes + MAX_PACK_BYTES <= self._capacity_bytes
+        return self.budget.used_bytes + MAX_PACK_BYTES <= self.budget.capacity_bytes
 
     def has_prefetch_space(self, size_bytes: int) -> bool:
         """Check whether so much more may be prefetched."""
-        return self._unread_bytes + size_bytes <= self._capacity_bytes // _PREFETCH_SHARE
+        return self.budget.unread_bytes + size_bytes <= self.budget.capacity_bytes // _PREFETCH_SHARE
 
     def add(self, entry: PackEntry, size_bytes: int) -> None:
         """Add what is being downloaded; it counts for so much until its size is known."""
@@ -176,19 +229,18 @@ class PackMemory:
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
         if is_first:
-            self._unread_bytes -= entry.size_bytes
+            self.budget.unread_bytes -= entry.size_bytes
         return is_first
 
     def evict_for_demand(self, size_bytes: int) -> bool:
         """Evict packs until so much fits, read ones first; False if all are in transit."""
-        return self._evict(size_bytes, lambda entry: entry.is_unread) or self._evict(
-            size_bytes, lambda _: False
-        )
+        evict = self.budget.evict
+        return evict(size_bytes, lambda entry: entry.is_unread) or evict(size_bytes, lambda _: False)
 
     def evict_for_prefetch(self, size_bytes: int) -> bool:
         """Evict what is unused until so much fits, and a pack on demand; else nothing, and return False."""
         busy_since = self._clock() - _BUSY_SECONDS
-        return self._evict(
+        return self.budget.evict(
             size_bytes + MAX_PACK_BYTES, lambda entry: entry.is_unread or entry.used_at > busy_since
         )
 
@@ -215,24 +267,16 @@ class PackMemory:
             if entry.download.done() and entry.used_at < oldest:
                 self.drop(entry)
 
+    def close(self) -> None:
+        """Drop everything, and take no more part in the budget."""
+        for entry in list(self.entries):
+            self.drop(entry)
+        self.budget.memories.pop(self, None)
+
     def _count(self, entry: PackEntry, size_bytes: int) -> None:
         change = size_bytes - entry.size_bytes
         entry.size_bytes = size_bytes
         self.used_bytes += change
+        self.budget.used_bytes += change
         if entry.is_unread:
-            self._unread_bytes += change
-
-    def _evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
-        missing = self.used_bytes + wanted_bytes - self._capacity_bytes
-        dropped: list[PackEntry] = []
-        for entry in self.entries:
-            if missing <= 0:
-                break
-            if entry.download.done() and not is_spared(entry):
-                dropped.append(entry)
-                missing -= entry.size_bytes
-        if missing > 0:
-            return False
-        for entry in dropped:
-            self.drop(entry)
-        return True
+            self.budget.unread_bytes += change

@@ -25,14 +25,13 @@ _MOST_WANTED_BEFORE_NARS: Final = 256
 
 
 class Prefetcher:
-    """Prefetches at most ``at_once`` ranges and blobs at a time.
+    """Prefetches ranges and blobs of one cache, as many at a time as the budget of ``memory`` allows.
 
     Args:
         memory: has what was downloaded.
         start: starts the download of what is wanted of a blob, or of a range of it, that has so many bytes.
         is_of_use: whether a blob may be downloaded.
         counters: for what is begun.
-        at_once: each takes connections.
         clock: in seconds.
     """
 
@@ -42,14 +41,12 @@ class Prefetcher:
         start: Callable[[Wanted, int, Extent | None], PackEntry],
         is_of_use: Callable[[Digest], bool],
         counters: Counters,
-        at_once: int,
         clock: Callable[[], float],
     ) -> None:
         self._memory = memory
         self._start = start
         self._is_of_use = is_of_use
         self._counters = counters
-        self._at_once = at_once
         self._clock = clock
         self._wanted = WantedList()
         self._in_transit = 0
@@ -109,7 +106,7 @@ class Prefetcher:
 
     def begin(self, at_least: int = 0) -> None:
         """Prefetch in the order of narinfos, at least some even if much is unread."""
-        if self._in_transit >= self._at_once:
+        if not self._memory.budget.has_turn:
             return
         for wanted in self._wanted:
             if not self._is_of_use(wanted.blob):
@@ -135,7 +132,7 @@ class Prefetcher:
                 return False
             self._wanted.drop(wanted.blob)
             return True
-        if self._in_transit >= self._at_once or self._is_paused(wanted):
+        if not self._memory.budget.has_turn or self._is_paused(wanted):
             return False  # before the ranges are made
         for start, end in ranges_of(wanted.parts):
             if not self._begin_one(wanted, end - start, (start, end), at_least):
@@ -145,12 +142,13 @@ class Prefetcher:
         return True
 
     def _begin_one(self, wanted: Wanted, size: int, extent: Extent | None, at_least: int) -> bool:
-        if self._in_transit >= self._at_once or self._is_paused(wanted):
+        if not self._memory.budget.has_turn or self._is_paused(wanted):
             return False
         has_space = at_least > 0 or self._memory.has_prefetch_space(size)
         if not has_space or not self._memory.evict_for_prefetch(size):
             return False
         self._in_transit += 1
+        self._memory.budget.in_transit += 1
         download = self._start(wanted, size, extent).download
         if wanted.is_pack:
             self._ranges_in_transit += 1
@@ -167,4 +165,5 @@ class Prefetcher:
 
     def _end(self, _: asyncio.Task[bytearray]) -> None:
         self._in_transit -= 1
+        self._memory.budget.in_transit -= 1
         self.begin()

@@ -10,6 +10,7 @@ from typing import Final
 from nixcache_oci.cache.parallel import cancel_all
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.live_index import LiveIndex
@@ -53,13 +54,15 @@ class Uploads:
             yield cls(settings, spool, sent_before, index)
 
     @asynccontextmanager
-    async def publishing(self, config: ProxyConfig, upstreams: Finder) -> AsyncIterator[None]:
+    async def publishing(
+        self, config: ProxyConfig, public_keys: tuple[PublicKey, ...], upstreams: Finder
+    ) -> AsyncIterator[None]:
         """Take narinfos, and publish in the background, while the block runs."""
         self.receiver = Receiver(
             self.spool,
             self.settings,
             config.store_dir,
-            config.public_keys,
+            public_keys,
             lambda: self._index.catalog,
             upstreams,
         )

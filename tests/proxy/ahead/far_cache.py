@@ -16,6 +16,7 @@ from aiohttp import web
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.server import serving
 from tests.support.front import proxy_config
 from tests.support.objects import hash_part_of, store_object
@@ -160,7 +161,7 @@ async def near(folder: Path, *caches: FarCache, **changes: Any) -> AsyncIterator
     """Serve a proxy that has these for upstreams; gives a client of it."""
     config = proxy_config(folder, upstreams=tuple(cache.url for cache in caches), **changes)
     async with (
-        serving(config, Layout(folder / "none")) as [url],
+        serving(config, [ConfiguredCache(Layout(folder / "none"))]) as [url],
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         yield Near(url, session)

@@ -16,6 +16,7 @@ from nixcache_oci.proxy import server
 from nixcache_oci.proxy.ahead import nars
 from nixcache_oci.proxy.ahead.nars import BESIDE_STREAMS, MOST_AT_ONCE
 from nixcache_oci.proxy.ahead.wanted import FIRST_UNREAD, MAX_NAR_BYTES
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from tests.proxy.ahead.far_cache import FarCache, Near, far_cache, names, near
 from tests.support.front import let_run, proxy_config
 from tests.support.objects import hash_part_of, store_object
@@ -285,7 +286,8 @@ async def test_the_end_does_not_wait_for_what_is_on_its_way(
     async with aiohttp.ClientSession() as session:
         async with asyncio.timeout(60), AsyncExitStack() as stack:
             config = proxy_config(tmp_path, upstreams=(far.url,))
-            [url] = await stack.enter_async_context(server.serving(config, Layout(tmp_path / "none")))
+            caches = [ConfiguredCache(Layout(tmp_path / "none"))]
+            [url] = await stack.enter_async_context(server.serving(config, caches))
             client = Near(url, session)
             urls = await client.look(names(20))
             far.gate.clear()

@@ -113,7 +113,7 @@ async def test_one_client_cannot_hold_up_the_others(bench: Bench) -> None:
 
 async def test_a_get_fetches_ahead_and_a_head_does_not(bench: Bench) -> None:
     """As the library's way does: the client asks for the pack next."""
-    counters = bench.app[app_keys.COUNTERS]
+    counters = bench.cache.counters
     async with bench.connect() as client:
         await client.send(PLAIN.replace(b"GET", b"HEAD"))
         await client.expect(1)

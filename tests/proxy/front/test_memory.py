@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from nixcache_oci.cache.nar_url import MAX_PACKED_NAR_BYTES
-from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.connection import AHEAD_BYTES, TURN_BYTES, Front
 from tests.support.front import make_bench
 from tests.support.front_requests import LAST
@@ -54,7 +53,7 @@ def test_a_transport_holds_one_turn(
     async def run() -> bytes:
         async with make_bench(cache.folder) as bench, bench.connect() as client:
             for pack in cache.packs:
-                await bench.app[app_keys.PACKS].cut_out(pack, 0, 1)
+                await bench.cache.packs.cut_out(pack, 0, 1)
             [connection] = bench.connections
             sending = asyncio.create_task(client.send(_requests(cache, COUNT) + LAST))
             async with asyncio.timeout(60):
@@ -90,7 +89,7 @@ def test_what_waits_for_a_client_holds_no_pack(
 
     async def run() -> None:
         async with make_bench(cache.folder) as bench, bench.connect() as client:
-            packs = bench.app[app_keys.PACKS]
+            packs = bench.cache.packs
             await packs.cut_out(cache.packs[0], 0, 1)
             await client.send(_requests(cache, 20))
             [connection] = bench.connections

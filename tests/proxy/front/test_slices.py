@@ -14,7 +14,6 @@ from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.packs import memory
@@ -83,16 +82,16 @@ def _odd_targets(cache: PackedCache) -> list[str]:
 
 def _serve_narinfo(bench: Bench, target: str) -> None:
     """Have the NAR of a narinfo fetched ahead."""
-    catalog = bench.app[app_keys.INDEX].catalog
+    catalog = bench.cache.index.catalog
     assert catalog is not None
     found = catalog.find(HashPart(target[1:].removesuffix(".narinfo")))
     assert found is not None
-    bench.app[app_keys.PACKS].prefetch_for(found)
+    bench.cache.packs.prefetch_for(found)
 
 
 def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Awaitable[None]]:
     async def prepare(bench: Bench) -> None:
-        packs = bench.app[app_keys.PACKS]
+        packs = bench.cache.packs
         for pack, target, state in zip(cache.packs, cache.narinfos, states, strict=False):
             if state != "absent":
                 _serve_narinfo(bench, target)
@@ -168,7 +167,7 @@ async def test_what_nix_sends_never_comes_to_the_library(
     cache: PackedCache, bench: Bench, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """Of a hit, or a slice in memory; or all that is proven here of both ways would be proven of one."""
-    await bench.app[app_keys.PACKS].cut_out(cache.packs[0], 0, 1)
+    await bench.cache.packs.cut_out(cache.packs[0], 0, 1)
     async with bench.connect() as client:
         monkeypatch.setattr(AiohttpProtocol, "data_received", pytest.fail)
         for method in ("GET", "HEAD"):
@@ -192,7 +191,7 @@ async def test_a_nar_of_its_own_is_answered_alike(tmp_path: Path, size: int) -> 
     cache = PackedCache(tmp_path, [], [])
 
     async def prepare(bench: Bench) -> None:
-        packs = bench.app[app_keys.PACKS]
+        packs = bench.cache.packs
         packs.prefetch_for(narinfo.render().encode())
         await fetched(packs)
 
@@ -220,7 +219,7 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
             cache.spoil(pack)
         await client.send(request)
         received = await client.expect(3)
-        assert bench.app[app_keys.PACKS].used_bytes > 0
+        assert bench.cache.packs.used_bytes > 0
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"404", b"404"]
 
 
@@ -232,7 +231,7 @@ async def test_the_first_slice_has_the_next_pack_fetched(
     """Four NARs were wanted and one found room: reading that lets two more come, and only once."""
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", 2**28 // 4100)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
-        packs, counters = bench.app[app_keys.PACKS], bench.app[app_keys.COUNTERS]
+        packs, counters = bench.cache.packs, bench.cache.counters
         for target in cache.narinfos[:4]:
             _serve_narinfo(bench, target)
         await fetched(packs)
@@ -242,5 +241,5 @@ async def test_the_first_slice_has_the_next_pack_fetched(
             await client.expect(count)
             await fetched(packs)
             assert counters.ranges_fetched_ahead == 3
-        here = [bench.app[app_keys.NARS].cached(nar) is not None for nar in cache.nars[:4]]
+        here = [bench.cache.nars.cached(nar) is not None for nar in cache.nars[:4]]
         assert here == [True, True, True, False]

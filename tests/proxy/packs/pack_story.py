@@ -6,6 +6,7 @@ from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.cache import PackCache
+from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.packs.prefetch import Prefetch
 from nixcache_oci.proxy.verified import Quarantine
 from tests.support.process import until
@@ -28,8 +29,7 @@ class Bench:
             self.repository,
             self.quarantine,
             self.counters,
-            IN_FLIGHT * PACK_BYTES,
-            AT_ONCE,
+            PackBudget(IN_FLIGHT * PACK_BYTES, AT_ONCE),
             lambda: self.now,
         )
 

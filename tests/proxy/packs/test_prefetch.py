@@ -13,7 +13,6 @@ from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.packs import prefetch
 from nixcache_oci.proxy.packs.prefetch import first_of_closure
 from tests.support.front import make_bench, read_index
@@ -96,7 +95,7 @@ async def test_the_root_has_the_first_pack_fetched_before_its_own(
             target = f"/{hash_part_of(seed)}.narinfo"
             await client.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await client.settle()
-        catalog = bench.app[app_keys.INDEX].catalog
+        catalog = bench.cache.index.catalog
         assert catalog is not None
         narinfos = [catalog.find(hash_part_of(seed)) or b"" for seed in "arb"]
     assert fetched == [NarUrl.parse(NarInfo.parse(narinfo).url).blob.hex for narinfo in narinfos]

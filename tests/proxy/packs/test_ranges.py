@@ -11,6 +11,7 @@ from nixcache_oci.errors import DigestError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.packs import prefetcher, wanted
+from nixcache_oci.proxy.packs.memory import Arrival, PackEntry
 from tests.proxy.packs.pack_story import Bench, content_of, prefetch_of, settle
 from tests.support.objects import store_object
 
@@ -156,7 +157,7 @@ async def test_what_lies_in_a_gap_needs_no_request(bench: Bench) -> None:
 async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None:
     """Its range begins at once, however much is on its way; the others of the pack wait for their turn."""
     first = await fill(bench)
-    bench.cache._prefetcher._at_once = 4
+    bench.cache._memory.budget.most_in_transit = 4
     pack = bench.add("pack")
     serve(bench, pack, 500, 0, 40)
     clients = [ask(bench, first, 0), ask(bench, pack, 40)]
@@ -170,7 +171,7 @@ async def test_a_client_comes_before_what_is_fetched_ahead(bench: Bench) -> None
 
 async def test_few_ranges_are_fetched_for_clients_at_a_time(bench: Bench) -> None:
     """Each takes connections; the next one has its turn when one ends."""
-    bench.cache._prefetcher._at_once = 0
+    bench.cache._memory.budget.most_in_transit = 0
     bench.cache._most_on_demand = 2
     bench.repository.gate.clear()
     packs = [bench.add(f"pack {number}") for number in range(5)]
@@ -236,3 +237,32 @@ async def test_a_part_that_had_to_go_is_fetched_again_alone(bench: Bench) -> Non
     assert bench.cache.used_bytes == 0
     assert await ask(bench, pack, 0) == content_of("pack")[:SIZE]
     assert extents(bench, pack) == [(0, SIZE)] * 2
+
+
+async def test_a_pack_that_an_upstream_has_as_a_nar(bench: Bench) -> None:
+    """What was fetched of an upstream arrives as a whole, and is as good: its digest is the same."""
+    pack = bench.add("pack")
+    serve(bench, pack, 500)
+    await settle()
+    bench.repository.extents.clear()
+
+    async def download() -> bytearray:
+        return bytearray(content_of("pack"))
+
+    async def ignore(_size: int) -> None:
+        """There is room."""
+
+    entry = PackEntry(
+        pack,
+        0,
+        None,
+        is_pack=False,
+        batch=0,
+        download=asyncio.create_task(download()),
+        arrival=Arrival(ignore),
+        used_at=0.0,
+    )
+    bench.cache._memory.add(entry, len(content_of("pack")))
+    serve(bench, pack, 0)
+    assert await asyncio.wait_for(ask(bench, pack, 0), 10) == content_of("pack")[:SIZE]
+    assert extents(bench, pack) == []

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.endpoints import uploads as module
 from nixcache_oci.proxy.server import serving
 from nixcache_oci.proxy.uploads.interface import UploadSettings
@@ -35,7 +36,8 @@ async def test_a_body_that_stalls_is_refused(
         publish=_publish,  # type: ignore[arg-type]
     )
     config = proxy_config(tmp_path / "index")
-    async with serving(config, Layout(tmp_path / "layout"), uploads=settings) as [url], asyncio.timeout(30):
+    cache = ConfiguredCache(Layout(tmp_path / "layout"), uploads=settings)
+    async with serving(config, [cache]) as [url], asyncio.timeout(30):
         parts = urlsplit(url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         head = (

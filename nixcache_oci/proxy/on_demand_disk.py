@@ -1,0 +1,62 @@
+"""The indexes of caches opened on demand, on disk: few, small in total, and the oldest go first."""
+
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from nixcache_oci.cache.index_folder import IndexFolder
+
+_log = logging.getLogger(__name__)
+
+
+class OnDemandDisk:
+    """The folder that has one for each of them; every method blocks."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def open(self, name: str) -> IndexFolder:
+        """Open the folder of a cache."""
+        return IndexFolder(self._root, name)
+
+    def shrink(self, kept: Collection[str], most_bytes: int, most_folders: int) -> dict[str, int]:
+        """Delete the oldest folders, but none of ``kept``, and return the sizes of those that are left."""
+        sizes = {}
+        ages = {}
+        try:
+            with os.scandir(self._root) as folders:
+                for folder in folders:
+                    if folder.is_dir(follow_symlinks=False):
+                        sizes[folder.name], ages[folder.name] = _measure(Path(folder.path))
+        except OSError:  # nothing is kept there, or it cannot be read: then nothing is written there either
+            return sizes
+        for name in sorted(sizes.keys() - set(kept), key=lambda name: ages[name]):
+            if sum(sizes.values()) <= most_bytes and len(sizes) <= most_folders:
+                break
+            self.remove(name)
+            del sizes[name]
+        return sizes
+
+    def remove(self, name: str) -> None:
+        """Delete a folder, if it is there."""
+        try:
+            shutil.rmtree(self._root / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            fields = {"path": str(self._root / name), "error": error.strerror}
+            _log.warning("an index is not removed", extra={"fields": fields})
+
+
+def _measure(folder: Path) -> tuple[int, float]:
+    """Return the bytes of all files below a folder, and when one was last written."""
+    size, newest = 0, 0.0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            status = path.lstat()
+            size += status.st_size
+            newest = max(newest, status.st_mtime)
+    return size, newest
