@@ -45,6 +45,8 @@ from nixcache_oci.proxy import (
 from nixcache_oci.proxy.ahead import narinfos, nars, wanted
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
+from nixcache_oci.proxy.packs import prefetcher
+from nixcache_oci.proxy.packs import wanted as pack_wanted
 from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
 from nixcache_oci.queue import folder, pace, runner
@@ -284,6 +286,13 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "tests/clients/test_upstream_find.py::test_one_upstream_is_asked_for_few_narinfos_at_once"),
         Bound("look-ups at upstreams", f"128 at once, {lookup.MOST_LOOK_UPS:,} with those that wait",
               "404, counted as unknown", f"{_CROWDS}::test_look_ups_at_upstreams_are_joined"),
+        Bound("NARs of packs that wait to be fetched ahead",
+              f"{prefetcher._MOST_WANTED:,}; {prefetcher._MOST_WANTED_AT_REST:,} while nothing is on its way",
+              "fetched when they are asked for",
+              "tests/proxy/packs/test_nars.py::test_no_more_wait_than_are_of_use"),
+        Bound("parts of a pack that are wanted one after the other", f"{pack_wanted._MAX_BATCHES} times",
+              "it comes whole",
+              "tests/proxy/packs/test_ranges.py::test_a_pack_that_is_wanted_bit_by_bit_comes_whole"),
         Bound("refreshes that are asked for",
               f"{refresh_coalescer.MOST_IN_A_ROW} in {_seconds(refresh_coalescer.WINDOW_SECONDS)}",
               "who asks shares the next one", f"{_CROWDS}::test_refreshes_are_joined"),
