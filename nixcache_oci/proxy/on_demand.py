@@ -152,6 +152,11 @@ class OnDemandCaches:
         """Those that are open."""
         return tuple(entry.cache for entry in self._entries.values())
 
+    @property
+    def absent(self) -> int:
+        """Number of prefixes that are remembered to lead to no cache."""
+        return len(self._absent)
+
     def at(self, spelling: bytes) -> OpenedCache | None:
         """Return an open cache that is being refreshed, by a prefix in lower case."""
         return self._at.get(spelling)
