@@ -14,6 +14,7 @@ from tests.support.caches import put_into, write_caches, write_token
 from tests.support.docker_registry import DockerRegistry
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
+from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import StoreObject
 from tests.support.registries import Ghcr, RunningRegistry, docker_registry, ghcr_double
@@ -280,3 +281,17 @@ def test_each_cache_has_its_metrics(caches: Caches, tmp_path: Path) -> None:
         assert {label for _, label in samples} == {None, caches.prefix(DOCKER), "on-demand"}
         on_demand = proxy.status()["on_demand"]
         assert (on_demand["open"], on_demand["absent"]) == (1, 3)
+
+
+def test_an_unknown_cache_costs_few_round_trips(ghcr: Ghcr, tmp_path: Path) -> None:
+    """Its first narinfo: tags, token, tags, index, table, and where that is kept; the second costs none."""
+    objects = [store_object("first"), store_object("second")]
+    put_into(ghcr, PUBLIC, objects)
+    ghcr.server.reset_requests()
+    prefix = f"{ghcr.server.host}/{PUBLIC}/nix-cache"
+    with ProxyProcess(tmp_path / "proxy", NIXCACHE_ON_DEMAND=f"{ghcr.server.host}/*") as proxy:
+        asked = []
+        for name in ("first", "second"):
+            assert proxy.ask(f"/{prefix}/{hash_part_of(name)}.narinfo", method="HEAD").status == 200
+            asked.append(len(ghcr.server.requests))
+    assert asked == [6, 6]
