@@ -1,6 +1,7 @@
 """One proxy for several caches: configured ones, merged, and others on demand."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.support.uploads import UploadProxy, upload_settings
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
 
+TOP = Path(__file__).parents[2]
 PUBLIC = "octocat/public"
 PRIVATE = "octocat/private"
 DOCKER = "team/tools"
@@ -279,6 +281,8 @@ def test_each_cache_has_its_metrics(caches: Caches, tmp_path: Path) -> None:
         assert samples["nixcache_hits_total", None] == 2
         assert samples["nixcache_on_demand_open", None] == 1
         assert {label for _, label in samples} == {None, caches.prefix(DOCKER), "on-demand"}
+        dashboard = (TOP / "docs/grafana-dashboard.json").read_text()
+        assert set(re.findall(r"nixcache_[a-z_]+", dashboard)) <= {name for name, _ in samples}
         on_demand = proxy.status()["on_demand"]
         assert (on_demand["open"], on_demand["absent"]) == (1, 3)
 
