@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.inventory import Entry, Listed, Root
+from nixcache_oci.cache.inventory import Entry, Listed
+from nixcache_oci.cache.keepers import Keepers, Root
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.cli.cache_view import Keepers, add_view_flags, read_cache, read_keepers
+from nixcache_oci.cli.cache_view import add_view_flags, read_cache, read_keepers
 from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.list import JsonObject, failed_json, listed_json, pin_json, root_json, time_json
