@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
@@ -25,6 +25,8 @@ from nixcache_oci.cache.table_search import (
     HashPartBytes,
     Scan,
     find_hash_part,
+    find_mentioning,
+    find_named,
     hash_part_at,
     is_key_at,
     row_key,
@@ -121,6 +123,14 @@ class TableFile:
     def text(self, row: int) -> bytes:
         """Return the narinfo of a row, not validated."""
         return stanza_around(self._text, self._positions[row])
+
+    def named(self, words: Sequence[bytes], rows: range) -> Iterator[tuple[bytes, int]]:
+        """Find rows by name, as ``find_named`` does."""
+        return find_named(self._text, self._positions, words, rows)
+
+    def mentioning(self, wanted: bytes) -> Iterator[int | None]:
+        """Find rows by any text, as ``find_mentioning`` does."""
+        return find_mentioning(self._text, self._positions, wanted)
 
     def save(self, path: RootedPath) -> None:
         """Write it to where ``open`` finds it.

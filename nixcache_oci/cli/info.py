@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.closure import Closure, measure_closure
 from nixcache_oci.cache.inventory import Entry, Listed
 from nixcache_oci.cache.keepers import Keepers, Root
+from nixcache_oci.cache.parallel import run_at_once
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.cache_view import add_view_flags, read_cache, read_keepers
@@ -58,16 +60,6 @@ def run(values: Values) -> int:
         texts = [info.to_lines() for info in infos]
         say(*texts[0], *(line for text in texts[1:] for line in ("", *text)))
     return DONE if view.is_whole and keepers.is_whole and not left_out else FAILED
-
-
-@dataclass(frozen=True, slots=True)
-class Closure:
-    """What clients get of a path's closure, itself included, and how many references lead to an upstream."""
-
-    paths: int
-    nar_size: int
-    file_size: int
-    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +181,7 @@ class Look:
             {sig.key_name: self._verdict(shown.narinfo, sig.key_name) for sig in shown.narinfo.sigs},
             tuple(root for root in self.keepers.roots if path in root.paths),
             tuple(pin for pin in self.keepers.pins if pin.path == path),
-            self._closure(shown.narinfo),
+            run_at_once(measure_closure(self.catalog, shown.narinfo)),
         )
 
     def _served(self, hash_part: HashPart) -> NarInfo | None:
@@ -203,20 +195,3 @@ class Look:
         covered = fingerprint(narinfo)
         is_good = any(has_signature(key, covered, narinfo.sigs) for key in known)
         return "good" if is_good else "wrong"
-
-    def _closure(self, narinfo: NarInfo) -> Closure:
-        seen = {narinfo.store_path.base_name}
-        queue, found, elsewhere = [narinfo], [narinfo], 0
-        while queue:
-            for reference in queue.pop().references:
-                if reference in seen:
-                    continue
-                seen.add(reference)
-                served = self._served(HashPart(reference.partition("-")[0]))
-                if served is not None:
-                    queue.append(served)
-                    found.append(served)
-                else:
-                    elsewhere += 1
-        sizes = (sum(one.nar_size for one in found), sum(one.file_size or 0 for one in found))
-        return Closure(len(found), *sizes, elsewhere)
