@@ -125,6 +125,7 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     story.run("publish", "--file", str(expression), "-A", "good", "--dry-run")
 
     story.run("list")
+    assert [path["path"] for path in story.run("search", "large")["paths"]] == [large]
     story.run("pin create", "release", one, "--stdin", input_text="./missing\n", status=1)
     story.run("push", other)
     story.run("pin create", "release", other)
